@@ -1,0 +1,125 @@
+"""The stand-ins for torchvision's operators: nms against the definition, and the models that need them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from fxprune.torchvision_support import ensure_torchvision, nms
+
+
+def naive_nms(boxes: torch.Tensor, scores: torch.Tensor, threshold: float) -> list[int]:
+    """The definition, box by box: keep what no kept box of a higher score overlaps."""
+    order = sorted(range(len(scores)), key=lambda i: -scores[i].item())
+    kept: list[int] = []
+    for candidate in order:
+        if all(iou(boxes[candidate], boxes[other]) <= threshold for other in kept):
+            kept.append(candidate)
+    return kept
+
+
+def iou(a: torch.Tensor, b: torch.Tensor) -> float:
+    ax1, ay1, ax2, ay2 = a.tolist()
+    bx1, by1, bx2, by2 = b.tolist()
+    shared = max(0.0, min(ax2, bx2) - max(ax1, bx1)) * max(0.0, min(ay2, by2) - max(ay1, by1))
+    union = (ax2 - ax1) * (ay2 - ay1) + (bx2 - bx1) * (by2 - by1) - shared
+    return shared / union if union else 0.0
+
+
+def random_boxes(count: int, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    corner = torch.rand(count, 2, generator=generator, dtype=torch.float64) * 10
+    return torch.cat([corner, corner + torch.rand(count, 2, generator=generator, dtype=torch.float64) * 6], 1)
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.3, 0.5, 0.99])
+@pytest.mark.parametrize("count", [1, 2, 57])
+def test_nms_is_the_definition(count: int, threshold: float) -> None:
+    boxes = random_boxes(count, seed=count)
+    scores = torch.rand(count, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    assert nms(boxes, scores, threshold).tolist() == naive_nms(boxes, scores, threshold)
+
+
+def test_the_oracle_tells_a_wrong_threshold_apart() -> None:
+    boxes, scores = random_boxes(57, seed=57), torch.rand(57)
+    assert nms(boxes, scores, 0.3).tolist() != naive_nms(boxes, scores, 0.6)
+
+
+def test_equal_scores_keep_the_first() -> None:
+    boxes = torch.tensor([[0.0, 0, 2, 2], [0.0, 0, 2, 2], [5.0, 5, 6, 6], [0.1, 0, 2, 2]])
+    scores = torch.full((4,), 0.5)
+    assert nms(boxes, scores, 0.5).tolist() == naive_nms(boxes, scores, 0.5) == [0, 2]
+
+
+def test_overlap_equal_to_the_threshold_stays() -> None:
+    boxes = torch.tensor([[0.0, 0, 2, 1], [0.0, 0, 1, 1]])  # intersection over union is exactly 1/2
+    assert nms(boxes, torch.tensor([0.9, 0.8]), 0.5).tolist() == [0, 1]
+    assert nms(boxes, torch.tensor([0.9, 0.8]), 0.49).tolist() == [0]
+
+
+def test_no_boxes_and_boxes_without_area() -> None:
+    empty = nms(torch.zeros(0, 4), torch.zeros(0), 0.5)
+    assert empty.dtype == torch.int64 and empty.shape == (0,)
+    assert nms(torch.zeros(2, 4), torch.tensor([0.1, 0.2]), 0.5).tolist() == [1, 0]
+
+
+def test_integer_and_half_boxes_are_compared_in_float() -> None:
+    boxes = torch.tensor([[0, 0, 200, 200], [0, 0, 199, 200], [210, 210, 255, 255]])
+    scores = torch.tensor([9, 8, 7])
+    assert nms(boxes.to(torch.uint8), scores.to(torch.uint8), 0.5).tolist() == [0, 2]
+    assert nms(boxes.half(), scores.half(), 0.5).tolist() == [0, 2]
+
+
+@pytest.mark.parametrize(("boxes", "scores"), [((3, 5), (3,)), ((4,), (4,)), ((3, 4), (2,)), ((3, 4), (3, 1))])
+def test_wrong_shapes_are_named(boxes: tuple[int, ...], scores: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="nms: .*got"):
+        nms(torch.zeros(boxes), torch.zeros(scores), 0.5)
+
+
+def test_the_operator_that_torchvision_calls_agrees() -> None:
+    import torchvision
+
+    boxes, scores = random_boxes(40, seed=3).float(), torch.rand(40)
+    assert torchvision.ops.nms(boxes, scores, 0.4).tolist() == naive_nms(boxes, scores, 0.4)
+    assert torchvision.ops.batched_nms(boxes, scores, torch.arange(40) % 2, 0.4).numel() > 0
+
+
+def test_again_changes_nothing() -> None:
+    import torchvision
+
+    ensure_torchvision()
+    ensure_torchvision()
+    assert sys.modules["torchvision"] is torchvision
+
+
+def test_it_helps_after_a_plain_import_has_failed() -> None:
+    script = """
+try:
+    import torchvision
+except RuntimeError as error:
+    assert "torchvision::nms" in str(error), error
+from fxprune.torchvision_support import ensure_torchvision
+ensure_torchvision()
+import torch, torchvision
+assert torchvision.ops.nms(torch.tensor([[0.0, 0, 1, 1]]), torch.ones(1), 0.5).tolist() == [0]
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_faster_rcnn_detects_and_trains() -> None:
+    from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
+
+    model = fasterrcnn_mobilenet_v3_large_320_fpn(weights=None, weights_backbone=None, min_size=64, max_size=96)
+    image = torch.rand(3, 64, 80)
+    with torch.no_grad():
+        (found,) = model.eval()([image])
+    assert set(found) == {"boxes", "labels", "scores"} and found["boxes"].shape == (len(found["scores"]), 4)
+    target = {"boxes": torch.tensor([[4.0, 6, 40, 50]]), "labels": torch.tensor([3])}
+    losses = model.train()([image], [target])
+    sum(losses.values()).backward()
+    assert all(torch.isfinite(loss) for loss in losses.values())
+    assert model.backbone.body["0"][0].weight.grad is not None

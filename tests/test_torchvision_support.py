@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from fxprune.torchvision_support import ensure_torchvision, nms
 
@@ -123,3 +124,27 @@ def test_faster_rcnn_detects_and_trains() -> None:
     sum(losses.values()).backward()
     assert all(torch.isfinite(loss) for loss in losses.values())
     assert model.backbone.body["0"][0].weight.grad is not None
+
+
+class EmptyOnMeta(TorchFunctionMode):
+    """Parameters take no memory; the few tensors that a constructor computes with stay real (RegNet's widths)."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        return func(*args, **((kwargs or {}) | ({"device": "meta"} if func is torch.empty else {})))
+
+
+@pytest.mark.filterwarnings("ignore:The default weight initialization:FutureWarning")
+@pytest.mark.parametrize(("family", "count"), [("", 80), ("segmentation", 6), ("video", 9), ("detection", 12)])
+def test_every_model_builds(family: str, count: int) -> None:
+    from torchvision import models
+
+    module = getattr(models, family) if family else models
+    names = models.list_models(module=module)
+    assert len(names) >= count
+    without_weights = {"weights": None} | (
+        {"weights_backbone": None} if family in ("segmentation", "detection") else {}
+    )
+    for name in names:
+        # Detection models compute with the values of a layer while they are built; then all of it has to be on meta.
+        with torch.device("meta") if family == "detection" else EmptyOnMeta():
+            assert sum(p.numel() for p in models.get_model(name, **without_weights).parameters()) > 0, name

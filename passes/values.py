@@ -1,0 +1,128 @@
+"""What a node of a graph under construction holds, computed on the meta device when somebody asks."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.utils import _pytree as pytree
+
+
+class Unknown(Exception):
+    """A value that cannot be told from shapes and types; its text says why."""
+
+
+class Values:
+    """Concrete sizes, types and flags of the nodes of a graph that is still growing.
+
+    `inputs` maps placeholder names to example values (tensors: only their shape and type are used);
+    None if there are none. `attribute(name)` is what a get_attr node reads, `module(name)` what a call_module runs.
+    Nodes are run in the order of the graph, so that an in-place change is seen by what follows it, each
+    once and not before a value at or behind it is wanted: a graph of which nobody asks anything costs nothing.
+    """
+
+    def __init__(
+        self,
+        graph: fx.Graph,
+        inputs: dict[str, Any] | None,
+        attribute: Callable[[str], Any],
+        module: Callable[[str], nn.Module],
+    ) -> None:
+        self._graph = graph
+        self._inputs = None if inputs is None else pytree.tree_map(_on_meta, inputs)
+        self._attribute = attribute
+        self._module = module
+        self._known: dict[fx.Node, Any] = {}
+        self._unknown: dict[fx.Node, Exception] = {}
+        self._last: fx.Node | None = None
+        self._copies: dict[str, nn.Module] = {}
+
+    def of(self, node: fx.Node) -> Any:
+        """The value of `node`, its tensors on the meta device; raises Unknown."""
+        self._run_up_to(node)
+        if node in self._known:
+            return self._known[node]
+        raise _as_unknown(self._unknown[node])
+
+    def constant(self, node: fx.Node) -> Any:
+        """The true value of a node that depends on parameters and buffers alone; raises Unknown."""
+        if node.op == "get_attr":
+            value = self._attribute(str(node.target))
+            return value.detach().clone() if isinstance(value, torch.Tensor) else value
+        if node.op not in ("call_function", "call_method"):
+            raise Unknown(f"{node.name} depends on the input")
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), self.constant)
+        with torch.no_grad():
+            return _call(node, args, kwargs)
+
+    def _run_up_to(self, node: fx.Node) -> None:
+        following = self._last.next if self._last is not None else next(iter(self._graph.nodes))
+        while node not in self._known and node not in self._unknown and following.op != "root":
+            self._run(following)
+            self._last = following
+            following = following.next
+        if node not in self._known and node not in self._unknown:
+            self._run(node)  # inserted behind the point that was reached
+
+    def _run(self, node: fx.Node) -> None:
+        try:
+            with torch.no_grad(), torch.device("meta"):
+                self._known[node] = self._compute(node)
+        except Exception as error:  # whatever user code raises on a meta tensor: told to whoever asks
+            self._unknown[node] = error
+
+    def _compute(self, node: fx.Node) -> Any:
+        if node.op == "placeholder":
+            return self._input(node)
+        if node.op == "get_attr":
+            return _on_meta(self._attribute(str(node.target)))
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), self._operand)
+        if node.op == "call_module":
+            return self._meta_module(str(node.target))(*args, **kwargs)
+        return _call(node, args, kwargs)
+
+    def _input(self, node: fx.Node) -> Any:
+        if self._inputs is None:
+            raise Unknown("there are no example inputs")
+        name = str(node.target).lstrip("*")
+        if name in self._inputs:
+            return self._inputs[name]
+        if node.args:
+            return node.args[0]
+        raise Unknown(f"the example inputs hold nothing for {name}")
+
+    def _operand(self, node: fx.Node) -> Any:
+        if node in self._unknown:
+            raise _as_unknown(self._unknown[node])
+        if node not in self._known:
+            self._run(node)
+            return self._operand(node)
+        return self._known[node]
+
+    def _meta_module(self, name: str) -> nn.Module:
+        """A copy without weights, in eval mode: shapes are the same, and batch norm does not object to few values."""
+        if name not in self._copies:
+            module = self._module(name)
+            tensors = [*module.parameters(), *module.buffers()]
+            memo: dict[int, Any] = {id(tensor): _on_meta(tensor) for tensor in tensors}
+            for part in module.modules():
+                memo.update({id(v): _on_meta(v) for v in part.__dict__.values() if isinstance(v, torch.Tensor)})
+            self._copies[name] = copy.deepcopy(module, memo).eval()
+        return self._copies[name]
+
+
+def _call(node: fx.Node, args: Any, kwargs: Any) -> Any:
+    if node.op == "call_function":
+        return node.target(*args, **kwargs)  # type: ignore[operator]
+    return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+
+
+def _on_meta(value: Any) -> Any:
+    if isinstance(value, nn.Parameter):
+        return nn.Parameter(torch.empty_like(value, device="meta"), requires_grad=value.requires_grad)
+    return torch.empty_like(value, device="meta") if isinstance(value, torch.Tensor) else value
+
+
+def _as_unknown(error: Exception) -> Unknown:
+    return error if isinstance(error, Unknown) else Unknown(f"{type(error).__name__}: {error}")

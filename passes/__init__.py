@@ -1,0 +1,14 @@
+"""Structured pruning as torch.fx passes: capture, couple, cost, plan, prune, verify. Each can be used alone."""
+
+from passes.capture import capture
+from passes.cost import Cost, cost
+from passes.coupling import Coupling, Coverage, Frozen, Group, Slice, couple
+from passes.errors import CaptureError, EquivalenceError, PassError, PlanError
+from passes.ops import equation_rule, rule
+from passes.plan import Plan
+from passes.prune import PruneChannels, plan_of
+
+__all__ = [
+    "CaptureError", "Cost", "Coupling", "Coverage", "EquivalenceError", "Frozen", "Group", "PassError", "Plan",
+    "PlanError", "PruneChannels", "Slice", "capture", "cost", "couple", "equation_rule", "plan_of", "rule",
+]  # fmt: skip

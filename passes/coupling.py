@@ -1,0 +1,499 @@
+"""Channel coupling: which units of which parameters can only be removed together, and what must stay and why."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import weakref
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import networkx as nx
+import numpy as np
+import torch
+from torch import fx
+from torch.utils import _pytree as pytree
+
+from passes.axes import Axis, Reason, Variable, constants, leaves, positions, rename
+from passes.errors import PlanError
+from passes.infer import Inferred, infer, source_of
+from passes.ops import Record, Value
+from passes.plan import Plan
+from passes.skeleton import owned_tensors
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Where a group occurs in one dimension of one tensor.
+
+    tensor: qualified name in the module's state_dict. index: integer array (size, k), row u holds the positions that
+    unit u takes in dimension `dim`. role: "output" (a weight produces it), "input" (a weight sums over it), "scale"
+    (the weight of a normalisation) or "other" (biases, running statistics, elementwise parameters).
+    """
+
+    tensor: str
+    dim: int
+    index: np.ndarray
+    role: str = "other"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Units that are removed together everywhere: `size` units, unit u being row u of every slice.
+
+    mixed: removing units changes surviving values (statistics over the axis, such as layer normalisation), so the
+    pruned network equals the dense one with those operators applied to the surviving units.
+    """
+
+    name: str
+    size: int
+    slices: tuple[Slice, ...]
+    mixed: bool = False
+
+    def __repr__(self) -> str:
+        return f"Group({self.name!r}, size={self.size}, slices={len(self.slices)}{', mixed' if self.mixed else ''})"
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """Positions ``start:stop`` of a parameter's dimension that stay, and why."""
+
+    tensor: str
+    dim: int
+    start: int
+    stop: int
+    why: Reason
+
+    @property
+    def reason(self) -> str:
+        """What forbids it, in words."""
+        return self.why.text
+
+    @property
+    def node(self) -> str:
+        """The graph node that forbids it."""
+        return self.why.node
+
+    @property
+    def source(self) -> str:
+        """The user's source line of that node, ``file.py:line``, where the graph knows it."""
+        return self.why.source
+
+    def __str__(self) -> str:
+        return f"{self.tensor} dim {self.dim} [{self.start}:{self.stop}]: {self.why}"
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Shares (0 to 1) of MACs and of parameters that shrink with at least one group, and what holds back the rest.
+
+    missing: for each reason the number of parameter elements that it alone keeps.
+    """
+
+    macs: float
+    params: float
+    missing: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What inference found, resolved: axes of tensors, of node results, and the tape of operator calls."""
+
+    tensors: Mapping[str, tuple[Axis, ...]]
+    values: Mapping[str, Any]
+    records: tuple[Record, ...]
+    vals: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, inferred: Inferred) -> Structure:
+        """Resolve every axis of an inference."""
+        resolve = inferred.space.resolve
+
+        def value(v: Value) -> Value:
+            return replace(v, axes=tuple(map(resolve, v.axes)))
+
+        records = tuple(
+            replace(
+                r,
+                inputs=[value(v) for v in r.inputs],
+                outputs=[value(v) for v in r.outputs],
+                contracted=[resolve(a) for a in r.contracted],
+                mixed=[resolve(a) for a in r.mixed],
+                macs=[tuple(map(resolve, m)) for m in r.macs],
+                literals={k: resolve(a) for k, a in r.literals.items()},
+            )
+            for r in inferred.records
+        )
+        return cls(
+            {name: tuple(map(resolve, axes)) for name, axes in inferred.tensors.items()},
+            {name: pytree.tree_map_only(Value, value, v) for name, v in inferred.values.items()},
+            records,
+            inferred.vals,
+        )
+
+    def renamed(self, new: Mapping[Variable, Axis], keep: Mapping[Variable, np.ndarray]) -> Structure:
+        """The structure after pruning: every variable replaced by a smaller one."""
+        known: dict[Axis, Axis] = {}
+
+        def axis(a: Axis) -> Axis:
+            if a not in known:
+                known[a] = rename(a, new, keep)
+            return known[a]
+
+        def value(v: Value) -> Value:
+            return replace(v, axes=tuple(map(axis, v.axes)))
+
+        def shrink(val: Any, v: Any) -> Any:
+            if not isinstance(v, Value):
+                return val
+            return torch.empty([a.size for a in v.axes], dtype=val.dtype, device="meta")
+
+        values = {name: pytree.tree_map_only(Value, value, v) for name, v in self.values.items()}
+        records = tuple(
+            replace(
+                r,
+                inputs=[value(v) for v in r.inputs],
+                outputs=[value(v) for v in r.outputs],
+                contracted=[axis(a) for a in r.contracted],
+                mixed=[axis(a) for a in r.mixed],
+                macs=[tuple(map(axis, m)) for m in r.macs],
+                literals={k: axis(a) for k, a in r.literals.items()},
+            )
+            for r in self.records
+        )
+        vals = {
+            name: pytree.tree_map(shrink, val, values[name], is_leaf=lambda x: isinstance(x, torch.Tensor))
+            for name, val in self.vals.items()
+        }
+        return Structure({n: tuple(map(axis, a)) for n, a in self.tensors.items()}, values, records, vals)
+
+
+class Coupling:
+    """The groups of a graph, what is frozen, and the evidence. Made by `couple`; never changed."""
+
+    def __init__(
+        self, structure: Structure, variables: Mapping[str, Variable], fingerprint: str, inputs: Any,
+        sources: Mapping[str, str], aliases: Mapping[str, str], trainable: frozenset[str],
+    ) -> None:  # fmt: skip
+        self.structure, self.variables, self.fingerprint = structure, dict(variables), fingerprint
+        self.inputs, self.sources, self.aliases, self.trainable = inputs, sources, aliases, trainable
+
+    @cached_property
+    def groups(self) -> tuple[Group, ...]:
+        """The groups, in the order in which the network meets them."""
+        roles = _roles(self.structure.records)
+        mixed = {v for r in self.structure.records for a in r.mixed for v in leaves(a)}
+        slices: dict[Variable, list[Slice]] = {v: [] for v in self.variables.values()}
+        for tensor, axes in self._own_tensors():
+            for dim, axis in enumerate(axes):
+                for variable, index in positions(axis).items():
+                    if variable in slices:
+                        role = roles.get((tensor, variable, dim), roles.get((tensor, variable, None), "other"))
+                        slices[variable].append(Slice(tensor, dim, index, role))
+        return tuple(
+            Group(name, v.size, tuple(slices[v]), v in mixed) for name, v in self.variables.items()
+        )  # fmt: skip
+
+    def _own_tensors(self) -> Iterator[tuple[str, tuple[Axis, ...]]]:
+        for tensor, axes in self.structure.tensors.items():
+            if self.aliases[tensor] == tensor:
+                yield tensor, axes
+
+    def group(self, name: str) -> Group:
+        """The group called `name`. Raises PlanError that names the nearest one."""
+        for group in self.groups:
+            if group.name == name:
+                return group
+        raise PlanError(_unknown_group(name, self.variables))
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """The size of each group."""
+        return {name: v.size for name, v in self.variables.items()}
+
+    @cached_property
+    def frozen(self) -> tuple[Frozen, ...]:
+        """Every run of a trainable parameter's dimension, longer than one position, that stays."""
+        found = []
+        for tensor, axes in self._own_tensors():
+            if tensor not in self.trainable:
+                continue
+            for dim, axis in enumerate(axes):
+                for constant, start in constants(axis):
+                    if constant.reason is not None and constant.size > 1:
+                        found.append(Frozen(tensor, dim, start, start + constant.size, constant.reason))
+        return tuple(found)
+
+    def coverage(self) -> Coverage:
+        """Which share of MACs and parameters is in prunable groups."""
+        grouped = set(self.variables.values())
+
+        def prunable(axes: Iterable[Axis]) -> bool:
+            return any(v in grouped for axis in axes for v in leaves(axis))
+
+        def product(axes: Sequence[Axis]) -> int:
+            return int(np.prod([a.size for a in axes], dtype=object))
+
+        macs = [(product(m), prunable(m)) for r in self.structure.records for m in r.macs]
+        params = [(product(a), prunable(a), t) for t, a in self._own_tensors() if t in self.trainable]
+        missing: dict[str, int] = {}
+        for size, free, tensor in params:
+            if not free:
+                reasons = {c.reason.text for a in self.structure.tensors[tensor] for c, _ in constants(a) if c.reason}
+                text = "; ".join(sorted(reasons)) or "a single unit"
+                missing[text] = missing.get(text, 0) + size
+
+        def share(pairs: Iterable[tuple]) -> float:
+            pairs = list(pairs)
+            total = sum(p[0] for p in pairs)
+            return sum(p[0] for p in pairs if p[1]) / total if total else 0.0
+
+        return Coverage(share(macs), share(params), missing)
+
+    @cached_property
+    def graph(self) -> nx.Graph:
+        """The evidence: nodes are ``tensor:dim`` of parameters and values, edges the operators that tie them.
+
+        A shortest path answers "why is conv3 tied to conv7?"; see `explain`.
+        """
+        graph = nx.Graph()
+        grouped = {v: name for name, v in self.variables.items()}
+
+        def add(value: Value) -> dict[str, set[Variable]]:
+            found = {}
+            for dim, axis in enumerate(value.axes):
+                here = {v for v in leaves(axis) if v in grouped}
+                if here:
+                    key = f"{value.label}:{dim}"
+                    graph.add_node(key, axis=str(axis), groups=sorted(grouped[v] for v in here))
+                    found[key] = here
+            return found
+
+        for record in self.structure.records:
+            ends: dict[str, set[Variable]] = {}
+            for value in (*record.inputs, *record.outputs):
+                ends.update(add(value))
+            keys = list(ends)
+            for number, key in enumerate(keys):
+                for other in keys[number + 1 :]:
+                    if ends[key] & ends[other]:
+                        graph.add_edge(key, other, node=record.node, op=str(record.func))
+        return graph
+
+    def explain(self, first: str, second: str) -> list[str]:
+        """Why two axes (``"conv1.weight:0"``) shrink together: the operators on the shortest path between them.
+
+        Raises PlanError where an axis is unknown or they are independent.
+        """
+        for end in (first, second):
+            if end not in self.graph:
+                raise PlanError(f"{end!r} is no prunable axis of this network; axes look like 'conv1.weight:0'")
+        if not nx.has_path(self.graph, first, second):
+            raise PlanError(f"{first} and {second} are not coupled")
+        path = nx.shortest_path(self.graph, first, second)
+        return [
+            f"{a} ~ {b} by {self.graph.edges[a, b]['op']} at {self.graph.edges[a, b]['node']}"
+            for a, b in zip(path, path[1:], strict=False)
+        ]
+
+    def plan(self, keep: Mapping[str, Sequence[int]]) -> Plan:
+        """A plan that keeps the given units, sorted, of the named groups, and everything of the others.
+
+        Raises PlanError for an unknown group, and for empty, duplicate, unsorted or out-of-range indices.
+        """
+        checked = {}
+        for name, units in keep.items():
+            if name not in self.variables:
+                raise PlanError(_unknown_group(name, self.variables))
+            checked[name] = _checked_units(name, units, self.variables[name].size)
+        full = {n: checked.get(n, tuple(range(v.size))) for n, v in self.variables.items()}
+        return Plan(full, self.fingerprint, self.widths, self.inputs)
+
+    def masks(self, plan: Plan) -> dict[Variable, np.ndarray]:
+        """A boolean array (size,) of kept units for each variable that the plan narrows."""
+        masks = {}
+        for name, units in plan.keep.items():
+            variable = self.variables[name]
+            if len(units) < variable.size:
+                mask = np.zeros(variable.size, dtype=bool)
+                mask[list(units)] = True
+                masks[variable] = mask
+        return masks
+
+    def after(self, plan: Plan) -> Coupling:
+        """The coupling of the network that `plan` gives: the same groups, smaller. Nothing is analysed again."""
+        plan.check(self)
+        keep = self.masks(plan)
+        new = {v: Variable(v.number, int(mask.sum())) for v, mask in keep.items()}
+        return Coupling(
+            self.structure.renamed(new, keep),
+            {name: new.get(v, v) for name, v in self.variables.items()},
+            plan.result_fingerprint,
+            self.inputs, self.sources, self.aliases, self.trainable,
+        )  # fmt: skip
+
+
+def _unknown_group(name: str, known: Iterable[str]) -> str:
+    import difflib
+
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"no group is called {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+
+
+def _checked_units(name: str, units: Sequence[int], size: int) -> tuple[int, ...]:
+    listed = list(units.tolist() if hasattr(units, "tolist") else units)
+    if not listed:
+        raise PlanError(f"group {name!r}: no unit is kept; keep at least one of {size}")
+    if any(isinstance(u, bool) or not isinstance(u, int) for u in listed):
+        raise PlanError(f"group {name!r}: kept units are integers, not {listed[:5]}")
+    if min(listed) < 0 or max(listed) >= size:
+        raise PlanError(f"group {name!r}: kept units lie in 0..{size - 1}, got {min(listed)}..{max(listed)}")
+    if len(set(listed)) != len(listed):
+        raise PlanError(f"group {name!r}: a unit is kept twice")
+    if sorted(listed) != listed:
+        raise PlanError(f"group {name!r}: kept units must be in ascending order")
+    return tuple(listed)
+
+
+def _roles(records: Iterable[Record]) -> dict[tuple, str]:
+    """For (tensor, variable, dimension or None) what an operator uses it as; the first use that says counts."""
+    roles: dict[tuple, str] = {}
+    for record in records:
+        name = str(record.func)
+        lookup = "embedding" in name
+        contracted = {v for a in record.contracted for v in leaves(a)}
+        for place, value in enumerate(record.inputs):
+            if not value.parameters:
+                continue
+            if "norm" in name and place == 1 and len(value.axes) == 1:
+                found = {v: "scale" for a in value.axes for v in leaves(a)}
+            elif (record.macs and len(value.axes) > 1) or (lookup and place == 0):
+                found = {v: "input" if v in contracted else "output" for a in value.axes for v in leaves(a)}
+            else:
+                continue
+            for tensor in value.parameters:
+                for variable, role in found.items():
+                    roles.setdefault((tensor, variable, None), role)
+    return roles
+
+
+def _names(structure: Structure, own: Sequence[str], trainable: frozenset[str]) -> dict[str, Variable]:
+    """A readable, stable name for each variable of a parameter: the module that produces it, else the first tensor."""
+    roles = _roles(structure.records)
+    producer: dict[Variable, str] = {}
+    first: dict[Variable, str] = {}
+    for tensor in own:
+        if tensor not in trainable:
+            continue
+        for axis in structure.tensors[tensor]:
+            for variable in leaves(axis):
+                first.setdefault(variable, tensor)
+                if roles.get((tensor, variable, None)) == "output":
+                    producer.setdefault(variable, tensor)
+    names: dict[str, Variable] = {}
+    for variable, tensor in first.items():
+        base = re.sub(r"(\.parametrizations)?\.(weight|bias)(\.original\d?|_v|_g)?$", "", producer.get(variable, tensor))
+        name, number = base, 1
+        while name in names:
+            number += 1
+            name = f"{base}#{number}"
+        names[name] = variable
+    return names
+
+
+def fingerprint(gm: fx.GraphModule) -> str:
+    """A digest of a graph's structure and of its tensors' shapes: equal for equal networks, whatever the weights."""
+    digest = hashlib.sha256()
+    for node in gm.graph.nodes:
+        target = node.target if isinstance(node.target, str) else _qualified(node.target)
+        digest.update(f"{node.op}|{node.name}|{target}|{node.args}|{node.kwargs}\n".encode())
+    for name, tensor in owned_tensors(gm):
+        digest.update(f"{name}|{tuple(tensor.shape)}\n".encode())
+    return digest.hexdigest()[:32]
+
+
+def _qualified(target: Any) -> str:
+    return f"{getattr(target, '__module__', '')}.{getattr(target, '__qualname__', getattr(target, '__name__', target))}"
+
+
+_couplings: weakref.WeakKeyDictionary[fx.GraphModule, tuple[Coupling, str]] = weakref.WeakKeyDictionary()
+
+
+def remember(gm: fx.GraphModule, coupling: Coupling) -> None:
+    """Keep the coupling of `gm` for the passes that follow, and write the axes beside each node."""
+    _couplings[gm] = coupling, fingerprint(gm)
+    for node in gm.graph.nodes:
+        values = coupling.structure.values.get(node.name)
+        node.meta["val"] = coupling.structure.vals.get(node.name)
+        node.meta["axes"] = pytree.tree_map_only(Value, lambda v: v.axes, values)
+
+
+def recall(gm: fx.GraphModule) -> Coupling | None:
+    """The coupling that `gm` was last given, unless its graph has changed since."""
+    coupling, digest = _couplings.get(gm, (None, ""))
+    return coupling if digest == fingerprint(gm) else None
+
+
+def couple(gm: fx.GraphModule, example_inputs: Any) -> Coupling:
+    """Find the groups of `gm` for inputs of these shapes and dtypes (their values are not read).
+
+    example_inputs: a tensor, a tuple in the order of the placeholders, or a dict by placeholder name.
+    Every node gets ``meta["val"]`` (meta tensors) and ``meta["axes"]``. Weights are neither read nor copied.
+    Ends with a trial rewriting on the meta device: what the coupling offers, PruneChannels can do.
+
+    Raises PassError where the inputs do not fit the graph.
+    """
+    from passes.prune import trial
+
+    inferred = infer(gm, example_inputs)
+    trainable = frozenset(n for n, _ in gm.named_parameters(remove_duplicate=False))
+    own = [name for name, _ in owned_tensors(gm) if inferred.canonical[name] == name]
+    sources = {n.name: source_of(n) for n in gm.graph.nodes}
+    digest = fingerprint(gm)
+    inputs = describe_inputs(gm, inferred.vals)
+    while True:
+        structure = Structure.of(inferred)
+        coupling = Coupling(
+            structure, _names(structure, own, trainable), digest, inputs, sources, inferred.canonical, trainable
+        )
+        refused = trial(gm, coupling)
+        if not refused:
+            break
+        for axis, reason in refused:
+            inferred.space.freeze(axis, reason)
+    remember(gm, coupling)
+    return coupling
+
+
+def describe_inputs(gm: fx.GraphModule, vals: Mapping[str, Any]) -> list[Any]:
+    """Shapes and dtypes of the example inputs as plain data, from which `example_inputs_of` makes meta tensors."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return {"tensor": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
+        if isinstance(value, Mapping):
+            return {"dict": {str(k): plain(v) for k, v in value.items()}}
+        if isinstance(value, (list, tuple)):
+            return {type(value).__name__ if type(value) in (list, tuple) else "tuple": [plain(v) for v in value]}
+        return {"value": value if isinstance(value, (int, float, str, bool, type(None))) else None}
+
+    return [plain(vals[n.name]) for n in gm.graph.nodes if n.op == "placeholder"]
+
+
+def example_inputs_of(described: Sequence[Any]) -> tuple[Any, ...]:
+    """Meta tensors of the shapes and dtypes that `describe_inputs` wrote down."""
+
+    def made(item: Any) -> Any:
+        if "tensor" in item:
+            return torch.empty(item["tensor"], dtype=getattr(torch, item["dtype"]), device="meta")
+        if "dict" in item:
+            return {k: made(v) for k, v in item["dict"].items()}
+        if "list" in item:
+            return [made(v) for v in item["list"]]
+        if "tuple" in item:
+            return tuple(made(v) for v in item["tuple"])
+        return item["value"]
+
+    return tuple(made(item) for item in described)

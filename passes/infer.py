@@ -1,0 +1,286 @@
+"""Run a graph once on the meta device and write down, operator by operator, what its axes are.
+
+The graph is interpreted node by node under a dispatch mode, so rules see normalised ATen calls: composites are
+decomposed and every spelling of an operator is one. Nothing is computed and no weight is read or copied.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import fx
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from passes import ops
+from passes.axes import Axis, Constant, Reason, Space
+from passes.errors import PassError
+from passes.ops import Call, Record, Value
+from passes.skeleton import copy_with, like, owned_tensors
+
+_ATTRIBUTE = "_fxprune_value"
+_SILENT = {torch.ops.aten.sym_size.int, torch.ops.aten.sym_numel.default, torch.ops.aten._version.default}
+
+
+@contextmanager
+def composite_attention() -> Iterator[None]:
+    """Switch the fused encoder path off: it hides its operators from dispatch modes and from FLOP counters."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+def as_arguments(example_inputs: Any, gm: fx.GraphModule) -> tuple[Any, ...]:
+    """Example inputs (a tensor, a tuple or list, or a dict by placeholder name) in the order of the placeholders.
+
+    Raises PassError naming the placeholder that has no value, or a name that is no placeholder.
+    """
+    placeholders = [n for n in gm.graph.nodes if n.op == "placeholder"]
+    if isinstance(example_inputs, Mapping):
+        named = dict(example_inputs)
+        values = []
+        for node in placeholders:
+            key = str(node.target)
+            if key in named:
+                values.append(named.pop(key))
+            elif node.args:
+                values.append(node.args[0])
+            else:
+                raise PassError(f"example inputs lack {key!r}; the graph takes {[str(p.target) for p in placeholders]}")
+        if named:
+            raise PassError(
+                f"example inputs name {sorted(named)}, which the graph does not take; "
+                f"it takes {[str(p.target) for p in placeholders]}"
+            )
+        return tuple(values)
+    values = list(example_inputs) if isinstance(example_inputs, (tuple, list)) else [example_inputs]
+    needed = [n for n in placeholders if not n.args]
+    if not len(needed) <= len(values) <= len(placeholders):
+        raise PassError(
+            f"{len(values)} example inputs given, but the graph takes {len(needed)}"
+            + (f" to {len(placeholders)}" if len(needed) != len(placeholders) else "")
+            + f": {[str(p.target) for p in placeholders]}; pass a tensor, a tuple in that order, or a dict by name"
+        )
+    return tuple(values) + tuple(node.args[0] for node in placeholders[len(values) :])
+
+
+def to_meta(tree: Any) -> Any:
+    """`tree` with every tensor as an empty one of the same shape, dtype and strides on the meta device."""
+    return pytree.tree_map_only(torch.Tensor, lambda t: t.detach().to("meta"), tree)
+
+
+def source_of(node: fx.Node) -> str:
+    """``file.py:line`` of the user's code that made `node`; empty where the graph does not say."""
+    trace = node.stack_trace or ""
+    found = re.findall(r'File "([^"]+)", line (\d+)', trace)
+    if not found:
+        return ""
+    path, line = found[-1]
+    return f"{path.rsplit('/', 1)[-1]}:{line}"
+
+
+class Inference(TorchDispatchMode):
+    """The dispatch mode: attaches axes to tensors as they pass, and keeps the tape of calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.space = Space()
+        self.records: list[Record] = []
+        self.node: fx.Node | None = None
+        self._source = ""
+
+    def enter_node(self, node: fx.Node) -> None:
+        """Calls from here on belong to `node`."""
+        self.node, self._source = node, source_of(node)
+
+    def value(self, tensor: torch.Tensor) -> Value:
+        """What is known of `tensor`; one that inference has never seen has constant axes."""
+        known = getattr(tensor, _ATTRIBUTE, None)
+        if known is None:
+            reason = self.reason("", "a tensor that the analysis cannot follow")
+            known = Value(self._label(), tuple(Constant(int(s), reason) for s in tensor.shape))
+            self.attach(tensor, known)
+        return known
+
+    def attach(self, tensor: torch.Tensor, value: Value) -> None:
+        """State the axes of `tensor`."""
+        setattr(tensor, _ATTRIBUTE, value)
+
+    def reason(self, op: str, text: str) -> Reason:
+        """`text` at the current node and operator."""
+        return Reason(text, self._label(), op, self._source)
+
+    def _label(self) -> str:
+        return self.node.name if self.node is not None else ""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func in _SILENT or func.namespace == "prim":
+            return func(*args, **kwargs)
+        operands = [t for t in pytree.arg_tree_leaves(*args, **kwargs) if isinstance(t, torch.Tensor)]
+        before = [self.value(t) for t in operands]
+        result = func(*args, **kwargs)
+        outputs = [t for t in pytree.tree_leaves(result) if isinstance(t, torch.Tensor)]
+        if outputs:
+            self._record(func, args, kwargs, operands, before, outputs)
+        elif operands:
+            self._freeze_all(func, before, "its values leave the graph")
+        return result
+
+    def _record(self, func, args, kwargs, operands, before, outputs) -> None:
+        name = str(func)
+        record = Record(self._label(), func, before)
+        call = Call(func, args, kwargs, outputs, self.space, self.value, record, lambda text: self.reason(name, text))
+        for value in before:
+            if value.watched:
+                call.freeze(list(value.watched), "positions of this axis are used as values")
+        axes = self._apply_rule(func, call, before, outputs)
+        parameters = frozenset().union(*(v.parameters for v in before)) if not record.macs else frozenset()
+        for number, (tensor, made) in enumerate(zip(outputs, axes, strict=True)):
+            if any(tensor is operand for operand in operands):
+                for old, new in zip(self.value(tensor).axes, made, strict=True):
+                    call.tie(old, new)
+                record.outputs.append(self.value(tensor))
+                continue
+            value = Value(f"{self._label()}/{len(self.records)}", tuple(made), parameters, record.watched.get(number, ()))
+            self.attach(tensor, value)
+            record.outputs.append(value)
+        self.records.append(record)
+
+    def _apply_rule(self, func, call: Call, before: list[Value], outputs: list[torch.Tensor]) -> list[list[Axis]]:
+        """The axes of the outputs; where no rule fits the call they are constants and those of the inputs freeze."""
+        fixed = [call.fixed(n) for n in range(len(outputs))]
+        rule = ops.find(func)
+        if rule is None:
+            self._freeze_all(func, before, "no rule says what this operator does with its axes")
+            return fixed
+        try:
+            axes = [list(a) for a in rule(call)]
+            axes += fixed[len(axes) :]
+            for made, wanted in zip(axes, fixed, strict=True):
+                if [axis.size for axis in made] != [axis.size for axis in wanted]:
+                    raise ValueError(f"it gives axes {made} for a result of shape {[axis.size for axis in wanted]}")
+            return axes
+        except Exception as error:  # a rule is somebody's code: its failure freezes, with the reason, and never crashes
+            call.record.contracted.clear()
+            self._freeze_all(func, before, f"its rule does not fit this call: {type(error).__name__}: {error}")
+            return fixed
+
+    def _freeze_all(self, func, values: list[Value], text: str) -> None:
+        for value in values:
+            for axis in value.axes:
+                self.space.freeze(axis, self.reason(str(func), text))
+
+
+class GraphInference(fx.Interpreter):
+    """Interprets a graph over modules on meta, one node at a time, and collects each node's result."""
+
+    def __init__(self, root: torch.nn.Module, graph: fx.Graph, mode: Inference) -> None:
+        super().__init__(root, graph=graph)
+        self.mode = mode
+        self.extra_traceback = False
+        self.vals: dict[str, Any] = {}
+        self.values: dict[str, Any] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        self.mode.enter_node(n)
+        try:
+            result = super().run_node(n)
+        except Exception as error:
+            result = self._opaque(n, error)
+        self._finish(n, result)
+        return result
+
+    def _finish(self, n: fx.Node, result: Any) -> None:
+        for tensor in pytree.tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                value = self.mode.value(tensor)
+                if "/" in value.label:
+                    value.label = n.name
+                if n.op == "output":
+                    reason = self.mode.reason("", "an output of the model keeps its shape")
+                    for axis in (*value.axes, *value.watched):
+                        self.mode.space.freeze(axis, reason)
+        self.vals[n.name] = result
+        self.values[n.name] = pytree.tree_map_only(torch.Tensor, self.mode.value, result)
+
+    def _opaque(self, n: fx.Node, error: Exception) -> Any:
+        """A node that cannot run on meta: run it on zeros to learn its shapes, and freeze what it touches."""
+        real = lambda t: torch.zeros(t.shape, dtype=t.dtype)  # noqa: E731
+        args, kwargs = self.fetch_args_kwargs_from_env(n)
+        touched = [t for t in pytree.arg_tree_leaves(*args, **kwargs) if isinstance(t, torch.Tensor)]
+        args, kwargs = pytree.tree_map_only(torch.Tensor, real, (args, kwargs))
+        module = None
+        if n.op == "call_module":
+            original = self.fetch_attr(str(n.target))
+            touched += [t for _, t in owned_tensors(original)]
+            module = copy_with(original, lambda _, t: like(t, real(t)))
+            module.__class__ = type(original)
+        try:
+            with torch.utils._python_dispatch._disable_current_modes():
+                if module is not None:
+                    result = module(*args, **kwargs)
+                elif n.op == "call_method":
+                    result = getattr(args[0], str(n.target))(*args[1:], **kwargs)
+                else:
+                    result = n.target(*args, **kwargs)  # type: ignore[operator]
+        except Exception as second:
+            place = ", ".join(p for p in (n.format_node(), source_of(n)) if p)
+            raise PassError(
+                f"node {n.name} ({place}) cannot be run on the example inputs: {second} "
+                f"(on the meta device: {error}); check the example inputs' shapes and dtypes"
+            ) from second
+        reason = self.mode.reason(str(n.target), f"the operator cannot be analysed without data ({error})".split("\n")[0])
+        for tensor in touched:
+            for axis in self.mode.value(tensor).axes:
+                self.mode.space.freeze(axis, reason)
+        return to_meta(result)
+
+
+class Inferred:
+    """All that one inference found, unresolved axes included."""
+
+    def __init__(self, mode: Inference, run: GraphInference, tensors: dict[str, tuple[Axis, ...]], names: dict[str, str]):
+        self.space, self.records = mode.space, mode.records
+        self.vals, self.values = run.vals, run.values
+        self.tensors, self.canonical = tensors, names
+
+
+def infer(gm: fx.GraphModule, example_inputs: Any) -> Inferred:
+    """Infer the axes of every tensor of `gm` for inputs of these shapes and dtypes; `gm` is not changed.
+
+    Raises PassError where the inputs do not fit the graph.
+    """
+    mode = Inference()
+    axes: dict[str, tuple[Axis, ...]] = {}
+    first_name: dict[int, str] = {}
+    canonical: dict[str, str] = {}
+
+    def hollow(name: str, tensor: torch.Tensor) -> torch.Tensor:
+        meta = like(tensor, torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta"))
+        axes[name] = tuple(mode.space.variable(int(s)) for s in tensor.shape)
+        mode.attach(meta, Value(name, axes[name], frozenset([name])))
+        return meta
+
+    for name, tensor in owned_tensors(gm):
+        canonical[name] = first_name.setdefault(id(tensor), name)
+    root = copy_with(gm, hollow)
+    root.eval()
+    arguments = to_meta(as_arguments(example_inputs, gm))
+    placeholders = [n for n in gm.graph.nodes if n.op == "placeholder"]
+    for node, argument in zip(placeholders, arguments, strict=True):
+        for tensor in pytree.tree_leaves(argument):
+            if isinstance(tensor, torch.Tensor):
+                reason = Reason("an input of the model keeps its shape", node.name)
+                mode.attach(tensor, Value(node.name, tuple(Constant(int(s), reason) for s in tensor.shape)))
+    run = GraphInference(root, gm.graph, mode)
+    with torch.no_grad(), composite_attention(), mode:
+        run.run(*arguments, enable_io_processing=False)
+    return Inferred(mode, run, axes, canonical)

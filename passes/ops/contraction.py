@@ -1,0 +1,69 @@
+"""Operators that multiply and sum: convolutions, matrix products, attention. These count MACs."""
+
+from __future__ import annotations
+
+from passes.axes import Axis, Constant
+from passes.ops.equation import equation_rule, solve
+from passes.ops.pointwise import broadcast
+from passes.ops.registry import Call, aten, rule
+
+equation_rule([aten.mm], "m k, k n -> m n", ["self", "mat2"], macs="m k n")
+equation_rule([aten.bmm], "b m k, b k n -> b m n", ["self", "mat2"], macs="b m k n")
+equation_rule([aten.mv], "m k, k -> m", ["self", "vec"], macs="m k")
+equation_rule([aten.dot, aten.vdot], "k, k -> ", ["self", "tensor|other"], macs="k")
+equation_rule([aten.linear], "... k, n k, n? -> ... n", ["input", "weight", "bias"], macs="... k n")
+
+
+@rule(aten.addmm, aten.baddbmm, aten.addmv)
+def add_product(call: Call) -> list[list[Axis]]:
+    """A matrix product added to a tensor that is broadcast to it."""
+    equation, names, macs = {
+        "addmm": ("m k, k n -> m n", ("mat1", "mat2"), "m k n"),
+        "baddbmm": ("b m k, b k n -> b m n", ("batch1", "batch2"), "b m k n"),
+        "addmv": ("m k, k -> m", ("mat", "vec"), "m k"),
+    }[call.func.overloadpacket.__name__.rstrip("_")]
+    (result,), solved = solve(call, equation, [call[name] for name in names])
+    call.count(*solved.lookup(macs))
+    for axis, other in zip(result, broadcast(call, [call["self"]]), strict=True):
+        if axis.size == other.size and not _is_fresh(call, other):
+            call.tie(axis, other)
+    return [[call.space.resolve(axis) for axis in result]]
+
+
+def _is_fresh(call: Call, axis: Axis) -> bool:
+    """Whether the broadcast operand had nothing to say of this dimension."""
+    return isinstance(axis, Constant) and axis.reason is not None and axis.reason.text.startswith("its positions")
+
+
+@rule(aten.convolution, aten._convolution, aten.convolution_overrideable)
+def convolution(call: Call) -> list[list[Axis]]:
+    """Convolution of any rank, grouped and transposed: MACs are the weight's elements at every place it is applied."""
+    weight = "(g i) o *k" if call["transposed"] else "(g o) i *k"
+    outputs, solved = solve(
+        call, f"n (g i) *s, {weight}, (g o)? -> n (g o) *t",
+        [call["input"], call["weight"], call["bias"]], {"g": call["groups"]},
+    )  # fmt: skip
+    call.literal("groups", solved["g"])
+    call.count(*solved.lookup("n g o i *k"), *solved["*s" if call["transposed"] else "*t"])
+    return outputs
+
+
+@rule(
+    aten._scaled_dot_product_flash_attention, aten._scaled_dot_product_flash_attention_for_cpu,
+    aten._scaled_dot_product_efficient_attention, aten._scaled_dot_product_cudnn_attention,
+    aten._scaled_dot_product_fused_attention_overrideable,
+)  # fmt: skip
+def fused_attention(call: Call) -> list[list[Axis]]:
+    """softmax(q k) v for each head: head dims of q and k are contracted, those of v carried; keys stay."""
+    (result,), solved = solve(
+        call, "n h q d, n h k d, n h k e -> n h q e", [call["query"], call["key"], call["value"]]
+    )  # fmt: skip
+    call.freeze(solved["k"], "the softmax of attention runs over this axis")
+    mask = call.get("attn_bias", "attn_mask")
+    if mask is not None:
+        for axis, wanted in zip(reversed(call.axes(mask)), [solved["k"], solved["q"], solved["h"], solved["n"]], strict=False):
+            if axis.size == wanted.size:
+                call.tie(axis, wanted)
+    call.count(*solved.lookup("n h q k d"))
+    call.count(*solved.lookup("n h q k e"))
+    return [result]

@@ -1,0 +1,43 @@
+"""Normalisations: statistics over an axis mix its units, everything else is carried."""
+
+from __future__ import annotations
+
+from passes.axes import Axis
+from passes.ops.equation import equation_rule, solve
+from passes.ops.registry import Call, aten, rule
+
+equation_rule(
+    [
+        aten.native_batch_norm, aten._native_batch_norm_legit, aten._native_batch_norm_legit_no_training,
+        aten.cudnn_batch_norm, aten.miopen_batch_norm, aten._batch_norm_with_update, aten.batch_norm,
+        aten._native_batch_norm_legit_functional, aten._batch_norm_no_update,
+    ],
+    "n c ..., c?, c?, c?, c? -> n c ...",
+    ["input", "weight", "bias", "running_mean", "running_var"],
+)  # fmt: skip
+
+
+@rule(aten.native_layer_norm, aten.layer_norm, aten._fused_rms_norm, aten.rms_norm)
+def layer_norm(call: Call) -> list[list[Axis]]:
+    """Statistics over the last dimensions, then an affine map of them."""
+    axes = call.axes("input")
+    last = axes[len(axes) - len(call["normalized_shape"]) :]
+    for parameter in (call.get("weight"), call.get("bias")):
+        if parameter is not None:
+            for axis, other in zip(last, call.axes(parameter), strict=True):
+                call.tie(axis, other)
+    call.mix(last)
+    return [[call.space.resolve(axis) for axis in axes]]
+
+
+@rule(aten.native_group_norm, aten.group_norm)
+def group_norm(call: Call) -> list[list[Axis]]:
+    """Statistics over each group of channels: whole groups can go, or the same number of channels from each."""
+    groups = call.get("group", "num_groups")
+    outputs, solved = solve(
+        call, "n (g c) ..., (g c)?, (g c)? -> n (g c) ...",
+        [call["input"], call["weight"], call["bias"]], {"g": groups},
+    )  # fmt: skip
+    call.mix(solved["c"])
+    call.literal("num_groups", solved["g"])
+    return outputs[:1]

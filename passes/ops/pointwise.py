@@ -1,0 +1,46 @@
+"""Operators that compute each output position from the same position of every operand."""
+
+from __future__ import annotations
+
+from passes.axes import Axis
+from passes.ops.registry import Call, aten, rule
+
+
+def broadcast(call: Call, tensors, output: int = 0) -> list[Axis]:
+    """The axes of an output onto which `tensors` are broadcast, aligned at the last dimension."""
+    fixed = call.fixed(output)
+    result: list[Axis | None] = [None] * len(fixed)
+    for tensor in tensors:
+        axes = call.axes(tensor)
+        for back, axis in enumerate(reversed(axes), 1):
+            if back > len(fixed) or axis.size != fixed[-back].size or axis.size == 1:
+                continue
+            known = result[-back]
+            result[-back] = axis if known is None else call.tie(known, axis)
+    return [f if a is None else call.space.resolve(a) for a, f in zip(result, fixed, strict=True)]
+
+
+@rule("pointwise")
+def pointwise(call: Call) -> list[list[Axis]]:
+    """Every operator that torch tags as pointwise, and its in-place variant."""
+    return [broadcast(call, call.tensors, number) for number in range(len(call.outputs))]
+
+
+rule(
+    aten.clone, aten._to_copy, aten.detach, aten.alias, aten.lift_fresh, aten.lift_fresh_copy, aten.lift, aten.copy,
+    aten.native_dropout, aten.bernoulli, aten.zeros_like, aten.ones_like, aten.full_like, aten.empty_like, aten.fill,
+    aten.rand_like, aten.randn_like, aten.zero, aten.prelu, aten._prelu_kernel, aten.contiguous, aten.dropout,
+    aten.alpha_dropout, aten.masked_fill, aten.rrelu_with_noise, aten.rrelu_with_noise_functional, aten.where,
+    aten.uniform, aten.normal_functional, aten.exponential, aten._conj, aten.resolve_conj, aten.resolve_neg,
+    aten.fake_quantize_per_tensor_affine,
+)(pointwise)  # fmt: skip
+
+
+@rule(aten.glu)
+def glu(call: Call) -> list[list[Axis]]:
+    """The first half of one axis gates with the second."""
+    axes = call.axes("self")
+    dim = call["dim"] % len(axes)
+    first, second = call.cut(axes[dim], axes[dim].size // 2)
+    axes[dim] = call.tie(first, second)
+    return [axes]

@@ -1,0 +1,83 @@
+"""Operators that reduce or scan an axis."""
+
+from __future__ import annotations
+
+from passes.axes import ONE, Axis
+from passes.ops.registry import Call, aten, rule
+
+
+def dims_of(call: Call, rank: int) -> list[int]:
+    """The dimensions that the call reduces; all of them where it names none."""
+    dim = call.get("dim")
+    if dim is None or (isinstance(dim, (list, tuple)) and not dim):
+        return list(range(rank))
+    return [d % rank for d in (dim if isinstance(dim, (list, tuple)) else [dim])] if rank else []
+
+
+def reduced(call: Call) -> tuple[list[Axis], list[Axis]]:
+    """The axes that are reduced, and the axes of the result."""
+    axes = call.axes(call.tensors[0])
+    dims = dims_of(call, len(axes))
+    keep = bool(call.get("keepdim"))
+    result = [ONE if d in dims else axis for d, axis in enumerate(axes) if keep or d not in dims]
+    return [axes[d] for d in dims], result
+
+
+@rule(aten.sum, aten.nansum, aten.linalg_vector_norm, aten.norm, aten.count_nonzero)
+def contract(call: Call) -> list[list[Axis]]:
+    """A zeroed unit adds nothing."""
+    gone, result = reduced(call)
+    call.contract(*gone)
+    return [result] * len(call.outputs)
+
+
+@rule(
+    aten.mean, aten.amax, aten.amin, aten.prod, aten.var, aten.std, aten.var_mean, aten.std_mean, aten.logsumexp,
+    aten.any, aten.all, aten.aminmax, aten.max.default, aten.min.default,
+)  # fmt: skip
+def mix(call: Call) -> list[list[Axis]]:
+    """A statistic over the units that are there."""
+    gone, result = reduced(call)
+    call.mix(gone)
+    return [result] * len(call.outputs)
+
+
+@rule(aten.max.dim, aten.min.dim, aten.median.dim, aten.mode)
+def mix_and_index(call: Call) -> list[list[Axis]]:
+    """A statistic, and where it was found: the second output speaks of positions, so its use freezes them."""
+    gone, result = reduced(call)
+    call.mix(gone)
+    call.watch(1, gone)
+    return [result, result]
+
+
+@rule(aten.argmax, aten.argmin)
+def index(call: Call) -> list[list[Axis]]:
+    """Positions as values."""
+    gone, result = reduced(call)
+    call.freeze(gone, "positions of this axis are computed as values")
+    return [result]
+
+
+@rule(
+    aten._softmax, aten._log_softmax, aten.softmax, aten.log_softmax, aten.cumsum, aten.cumprod, aten.logcumsumexp,
+    aten.cummax, aten.cummin, aten.sort, aten._safe_softmax,
+)  # fmt: skip
+def scan(call: Call) -> list[list[Axis]]:
+    """Every position depends on the others of its axis, whose number and order therefore stay."""
+    axes = call.axes("self")
+    for dim in dims_of(call, len(axes)):
+        call.freeze(axes[dim], "every position depends on the others along this axis")
+    return [[call.space.resolve(axis) for axis in axes]] * len(call.outputs)
+
+
+@rule(aten.topk, aten.kthvalue)
+def choose(call: Call) -> list[list[Axis]]:
+    """Some positions chosen by their values."""
+    axes = call.axes("self")
+    dims = dims_of(call, len(axes))
+    call.freeze([axes[d] for d in dims], "positions are chosen by value along this axis")
+    fixed = call.fixed()
+    if len(fixed) != len(axes):
+        return [[axis for d, axis in enumerate(axes) if d not in dims]] * 2
+    return [[fixed[d] if d in dims else axis for d, axis in enumerate(axes)]] * 2

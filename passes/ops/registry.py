@@ -1,0 +1,206 @@
+"""The table of operator rules, and what a rule sees: one ATen call with its axes.
+
+A rule is a function of a `Call` that states equalities between axes (`Call.tie`, `Call.factor`, `Call.cut`), says
+which axes it sums over (`Call.contract`) or mixes (`Call.mix`), counts its multiply-accumulates (`Call.count`) and
+returns the axes of its outputs, one list of axes a tensor. An operator without a rule freezes its own axes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from passes.axes import Axis, Constant, Inexpressible, Reason, Space, nest
+
+Rule = Callable[["Call"], Sequence[Sequence[Axis]]]
+aten = torch.ops.aten
+
+_rules: dict[Any, Rule] = {}
+
+
+class DuplicateRule(ValueError):
+    """Two rules for one operator."""
+
+
+def rule(*operators: Any) -> Callable[[Rule], Rule]:
+    """Register a rule for operators: overload packets (all overloads) or single overloads.
+
+    >>> import torch
+    >>> @rule(torch.ops.aten.my_identity)                      # doctest: +SKIP
+    ... def my_identity(call): return [call.axes("self")]
+    """
+
+    def register(function: Rule) -> Rule:
+        for operator in operators:
+            if operator in _rules:
+                raise DuplicateRule(f"{operator} has a rule already ({_rules[operator].__name__}); remove one")
+            _rules[operator] = function
+        return function
+
+    return register
+
+
+def unregister(*operators: Any) -> None:
+    """Take the rules of `operators` out of the table again; an operator without one is passed over."""
+    for operator in operators:
+        _rules.pop(operator, None)
+
+
+def find(func: torch._ops.OpOverload) -> Rule | None:
+    """The rule of an operator: its overload's, its packet's, or for an in-place variant the functional one's."""
+    packet = func.overloadpacket
+    found = _rules.get(func) or _rules.get(packet)
+    if found is None and torch.Tag.pointwise in func.tags:
+        return _rules["pointwise"]
+    if found is None:
+        functional = _functional(packet)
+        if functional is not None:
+            found = _rules.get(functional)
+            if found is None and any(
+                torch.Tag.pointwise in getattr(functional, name).tags for name in functional.overloads()
+            ):
+                return _rules["pointwise"]
+    return found
+
+
+def _functional(packet: Any) -> Any:
+    namespace, _, name = packet._qualified_op_name.partition("::")
+    if not name.endswith("_") or name.endswith("__"):
+        return None
+    return getattr(getattr(torch.ops, namespace), name[:-1], None)
+
+
+@dataclass
+class Value:
+    """What inference knows of a tensor: its label (parameter or node name), its axes, the parameters it is made of."""
+
+    label: str
+    axes: tuple[Axis, ...]
+    parameters: frozenset[str] = frozenset()
+    watched: tuple[Axis, ...] = ()  # axes whose positions are this tensor's values: its use freezes them
+
+
+@dataclass
+class Record:
+    """One ATen call of the tape: operands and results with their axes, and what the rule said of them."""
+
+    node: str
+    func: Any
+    inputs: list[Value]
+    outputs: list[Value] = field(default_factory=list)
+    contracted: list[Axis] = field(default_factory=list)
+    mixed: list[Axis] = field(default_factory=list)
+    macs: list[tuple[Axis, ...]] = field(default_factory=list)
+    literals: dict[str, Axis] = field(default_factory=dict)
+    watched: dict[int, tuple[Axis, ...]] = field(default_factory=dict)
+
+
+class Call:
+    """One ATen call under analysis. Axes that cannot be tied are frozen with a reason, never guessed."""
+
+    def __init__(
+        self, func: Any, args: tuple, kwargs: dict, outputs: list[torch.Tensor], space: Space,
+        value_of: Callable[[torch.Tensor], Value], record: Record, reason: Callable[[str], Reason],
+    ) -> None:  # fmt: skip
+        self.func, self.outputs, self.space, self.record = func, outputs, space, record
+        self._value_of, self._reason = value_of, reason
+        schema = func._schema.arguments
+        self.arguments = {a.name: a.default_value for a in schema if a.has_default_value()}
+        self.arguments.update({a.name: value for a, value in zip(schema, args, strict=False)}, **kwargs)
+        self._args, self._kwargs = args, kwargs
+
+    def __getitem__(self, name: str) -> Any:
+        """The argument called `name` in the operator's schema."""
+        return self.arguments[name]
+
+    def get(self, *names: str) -> Any:
+        """The first of several argument names that the operator's schema has; None where it has none."""
+        return next((self.arguments[n] for n in names if n in self.arguments), None)
+
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        """All tensor arguments, in order."""
+        return [t for t in pytree.tree_leaves((self._args, self._kwargs)) if isinstance(t, torch.Tensor)]
+
+    def axes(self, tensor: str | torch.Tensor) -> list[Axis]:
+        """The axes of a tensor argument, as they stand now."""
+        if isinstance(tensor, str):
+            tensor = self.arguments[tensor]
+        assert isinstance(tensor, torch.Tensor)
+        return [self.space.resolve(a) for a in self._value_of(tensor).axes]
+
+    def fixed(self, output: int = 0) -> list[Axis]:
+        """Axes of output number `output` as constants of this call: positions that no unit of the inputs maps to."""
+        reason = self._reason("its positions are computed here")
+        return [Constant(int(size), reason) for size in self.outputs[output].shape]
+
+    def fresh(self, size: int) -> Axis:
+        """A new variable: `size` alike units that this operator makes."""
+        return self.space.variable(size)
+
+    def freeze(self, axes: Axis | Iterable[Axis], text: str) -> None:
+        """Keep all units of `axes`; `text` says why."""
+        for axis in [axes] if not isinstance(axes, (list, tuple)) else axes:
+            self.space.freeze(axis, self._reason(text))
+
+    def tie(self, left: Axis, right: Axis) -> Axis:
+        """State that two axes are the same; both freeze where that cannot be expressed. Returns one of them."""
+        try:
+            self.space.unify(left, right, self._reason("tied to an axis that stays"))
+        except Inexpressible as error:
+            self.freeze([left, right], str(error))
+        return left
+
+    def factor(self, axis: Axis, inner_size: int) -> tuple[Axis, Axis]:
+        """`axis` as outer * inner (see Space.factor); frozen where that cannot be expressed."""
+        try:
+            return self.space.factor(axis, inner_size)
+        except Inexpressible as error:
+            self.freeze(axis, str(error))
+            return self.space.factor(self.space.resolve(axis), inner_size)
+
+    def cut(self, axis: Axis, position: int) -> tuple[Axis, Axis]:
+        """`axis` cut in two (see Space.cut); frozen where that cannot be expressed."""
+        try:
+            return self.space.cut(axis, position)
+        except Inexpressible as error:
+            self.freeze(axis, str(error))
+            return self.space.cut(self.space.resolve(axis), position)
+
+    def slice(self, axis: Axis, start: int, stop: int) -> Axis:
+        """Positions ``start:stop`` of `axis`."""
+        return self.cut(self.cut(axis, stop)[0], start)[1]
+
+    def refactor(self, axes: Sequence[Axis], sizes: Sequence[int]) -> list[Axis]:
+        """The product of `axes` seen as dimensions of the given sizes, outer to inner."""
+        outer = self.space.resolve(nest(axes))
+        result: list[Axis] = []
+        for size in reversed(sizes[1:]):
+            outer, inner = self.factor(outer, size)
+            result.append(inner)
+        result.append(outer)
+        return result[::-1]
+
+    def contract(self, *axes: Axis) -> None:
+        """The operator sums over `axes`: removing a unit there equals zeroing it."""
+        self.record.contracted.extend(axes)
+
+    def mix(self, axes: Axis | Iterable[Axis]) -> None:
+        """Removing units of `axes` changes the surviving values (statistics over that axis)."""
+        self.record.mixed.extend([axes] if not isinstance(axes, (list, tuple)) else axes)
+
+    def count(self, *axes: Axis) -> None:
+        """The operator does as many multiply-accumulates as the product of the lengths of `axes`."""
+        self.record.macs.append(axes)
+
+    def literal(self, name: str, axis: Axis) -> None:
+        """The call's argument `name` is the length of `axis`, so a rewriting must restate it."""
+        self.record.literals[name] = axis
+
+    def watch(self, output: int, axes: Iterable[Axis]) -> None:
+        """The values of output number `output` are positions along `axes`: whoever uses it freezes them."""
+        self.record.watched[output] = tuple(axes)

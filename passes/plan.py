@@ -1,0 +1,96 @@
+"""A plan: which units of each group are kept. Plain data that can be stored, compared and applied again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from passes.errors import PlanError
+
+if TYPE_CHECKING:
+    from passes.coupling import Coupling
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Kept units of every group of one graph, relative to that graph.
+
+    keep: group name to ascending unit indices. fingerprint: of the graph. sizes: of the groups before.
+    inputs: shapes and dtypes of the example inputs, so that the plan can be applied with no data.
+    """
+
+    keep: Mapping[str, tuple[int, ...]]
+    fingerprint: str
+    sizes: Mapping[str, int]
+    inputs: list[Any] = field(default_factory=list)
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """How many units each group keeps."""
+        return {name: len(units) for name, units in self.keep.items()}
+
+    @property
+    def narrows(self) -> bool:
+        """Whether any unit is removed."""
+        return any(len(units) < self.sizes[name] for name, units in self.keep.items())
+
+    @property
+    def result_fingerprint(self) -> str:
+        """Names the network that this plan makes of its graph."""
+        if not self.narrows:
+            return self.fingerprint
+        kept = json.dumps(self.widths, sort_keys=True)
+        return hashlib.sha256(f"{self.fingerprint}|{kept}".encode()).hexdigest()[:32]
+
+    def check(self, coupling: Coupling) -> None:
+        """Raise PlanError unless this plan was made for `coupling`."""
+        if self.fingerprint != coupling.fingerprint or dict(self.sizes) != coupling.widths:
+            differing = sorted(
+                name
+                for name in {*self.sizes, *coupling.widths}
+                if self.sizes.get(name) != coupling.widths.get(name)
+            )
+            detail = (
+                f"groups differ: {', '.join(differing[:5])}" if differing else "the graphs differ, the groups do not"
+            )
+            raise PlanError(
+                f"the plan is for graph {self.fingerprint[:12]}, got {coupling.fingerprint[:12]} ({detail}); "
+                "make the plan from couple() of this graph, or load it into the model that it was made for"
+            )
+
+    def then(self, later: Plan) -> Plan:
+        """This plan followed by one for its result: the kept units relative to this plan's graph."""
+        if later.fingerprint != self.result_fingerprint:
+            raise PlanError("the later plan is not for the network that this plan makes")
+        keep = {name: tuple(units[u] for u in later.keep[name]) for name, units in self.keep.items()}
+        return Plan(keep, self.fingerprint, self.sizes, self.inputs)
+
+    def to_json(self) -> str:
+        """This plan as JSON: sorted keys, one group a line, so that two plans can be compared with a diff."""
+        groups = ",\n".join(
+            f"  {json.dumps(name)}: {{\"size\": {self.sizes[name]}, \"keep\": {json.dumps(list(self.keep[name]))}}}"
+            for name in sorted(self.keep)
+        )
+        head = json.dumps({"format": FORMAT, "fingerprint": self.fingerprint, "inputs": self.inputs}, sort_keys=True)
+        return head[:-1] + ', "groups": {\n' + groups + "\n}}\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """Read what `to_json` wrote. Raises PlanError that says what is missing or wrong."""
+        try:
+            data = json.loads(text)
+            if data["format"] != FORMAT:
+                raise PlanError(f"the plan has format {data['format']}, this version reads format {FORMAT}")
+            groups = data["groups"]
+            keep = {name: tuple(int(u) for u in g["keep"]) for name, g in groups.items()}
+            sizes = {name: int(g["size"]) for name, g in groups.items()}
+            return cls(keep, str(data["fingerprint"]), sizes, data["inputs"])
+        except PlanError:
+            raise
+        except (KeyError, TypeError, ValueError) as error:
+            raise PlanError(f"this is no plan of fxprune: {type(error).__name__}: {error}") from error

@@ -1,0 +1,305 @@
+"""The rewriting pass: a new GraphModule without the units that a plan removes."""
+
+from __future__ import annotations
+
+import weakref
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx, nn
+from torch.fx.passes.infra.pass_base import PassResult
+from torch.utils import _pytree as pytree
+
+from passes import restate
+from passes.axes import Axis, Constant, Reason, Variable, leaves, survivors
+from passes.coupling import Coupling, couple, example_inputs_of, recall, remember
+from passes.errors import PassError
+from passes.infer import as_arguments, composite_attention, source_of
+from passes.ops import Record, Value
+from passes.plan import Plan
+from passes.skeleton import copy_with, like, shell
+
+Masks = Mapping[Variable, np.ndarray]
+_plans: weakref.WeakKeyDictionary[fx.GraphModule, Plan] = weakref.WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class PruneChannels:
+    """The pass: removes what `plan` removes, and leaves the graph that it is given untouched.
+
+    Every parameter and buffer of the result is a fresh, sliced copy (dtype, device, requires_grad, ties and memory
+    format kept), module attributes and static sizes in the graph follow. Fits torch's PassManager.
+
+    >>> import torch; from torch import nn
+    >>> from passes import PruneChannels, capture, couple
+    >>> gm = capture(nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)))
+    >>> plan = couple(gm, torch.randn(1, 3)).plan({"0": (0, 2, 5)})
+    >>> PruneChannels(plan)(gm).graph_module.get_submodule("0")
+    Linear(in_features=3, out_features=3, bias=True)
+    """
+
+    plan: Plan
+
+    def __call__(self, gm: fx.GraphModule) -> PassResult:
+        """Returns PassResult(new graph module, True), or (gm, False) where the plan removes nothing.
+
+        Raises PlanError where the plan was made for another graph.
+        """
+        coupling = coupling_for(gm, self.plan)
+        self.plan.check(coupling)
+        if not self.plan.narrows:
+            return PassResult(gm, False)
+        masks = coupling.masks(self.plan)
+        rewriting = Rewriting(gm, coupling, masks)
+        if rewriting.refused:
+            axis, reason = rewriting.refused[0]
+            raise PassError(f"{reason}; the analysis promised that {axis} can shrink, which is a defect of fxprune")
+        pruned = rewriting.build()
+        remember(pruned, coupling.after(self.plan))
+        _plans[pruned] = self.plan
+        return PassResult(pruned, True)
+
+
+def coupling_for(gm: fx.GraphModule, plan: Plan) -> Coupling:
+    """The coupling of `gm`: the known one, or one made for the input shapes that the plan carries."""
+    known = recall(gm)
+    if known is not None and known.fingerprint == plan.fingerprint:
+        return known
+    return couple(gm, example_inputs_of(plan.inputs))
+
+
+def plan_of(gm: fx.GraphModule) -> Plan | None:
+    """The plan that made `gm`, relative to the graph that it was applied to; None for any other graph."""
+    return _plans.get(gm)
+
+
+class Rewriting:
+    """One rewriting: the new graph is run on meta as it is made, so that every size is known and checked."""
+
+    def __init__(self, gm: fx.GraphModule, coupling: Coupling, masks: Masks) -> None:
+        self.gm, self.coupling, self.masks = gm, coupling, masks
+        self._known: dict[Axis, np.ndarray] = {}
+        self.records: dict[str, list[Record]] = defaultdict(list)
+        for record in coupling.structure.records:
+            self.records[record.node].append(record)
+        self.graph = fx.Graph(tracer_cls=getattr(gm, "_tracer_cls", None))
+        copied: dict[fx.Node, fx.Node] = {}
+        for node in gm.graph.nodes:
+            new = self.graph.node_copy(node, lambda n: copied[n])
+            copied[node] = new
+        self.graph._codegen = gm.graph._codegen
+        self._counts = self._module_counts()
+        self.refused: list[tuple[Axis, Reason]] = []
+        self._run()
+
+    def remain(self, axis: Axis) -> np.ndarray:
+        """Which positions of `axis` remain."""
+        found = self._known.get(axis)
+        if found is None:
+            found = self._known[axis] = survivors(axis, self.masks)
+        return found
+
+    def size(self, axis: Axis) -> int:
+        """The new length of `axis`."""
+        return axis.size if isinstance(axis, Constant) else int(self.remain(axis).sum())
+
+    def narrowed(self, axes: Iterable[Axis]) -> list[Axis]:
+        """Those of `axes` that lose positions."""
+        return [a for a in axes if self.size(a) != a.size]
+
+    def _module_counts(self) -> dict[str, dict[str, int]]:
+        """For each parameter the counts (groups, num_groups) of the operator that it enters."""
+        counts: dict[str, dict[str, int]] = defaultdict(dict)
+        for record in self.coupling.structure.records:
+            if record.literals:
+                sizes = {name: self.size(axis) for name, axis in record.literals.items()}
+                counts["@" + record.node].update(sizes)
+                for value in record.inputs[1:]:
+                    for parameter in value.parameters:
+                        counts[parameter].update(sizes)
+        return counts
+
+    def _sliced(self, name: str, tensor: torch.Tensor, meta: bool) -> torch.Tensor:
+        axes = self.coupling.structure.tensors[name]
+        if meta:
+            return like(tensor, torch.empty([self.size(a) for a in axes], dtype=tensor.dtype, device="meta"))
+        data = tensor.detach()
+        for dim, axis in enumerate(axes):
+            if self.size(axis) != axis.size:
+                index = torch.from_numpy(np.flatnonzero(self.remain(axis))).to(data.device)
+                data = data.index_select(dim, index)
+        for memory_format, rank in ((torch.channels_last, 4), (torch.channels_last_3d, 5)):
+            if tensor.dim() == rank and tensor.is_contiguous(memory_format=memory_format) and not tensor.is_contiguous():
+                return like(tensor, data.clone(memory_format=memory_format))
+        return like(tensor, data.clone() if data.data_ptr() == tensor.data_ptr() else data)
+
+    def _root(self, meta: bool) -> nn.Module:
+        root = copy_with(self.gm, lambda name, tensor: self._sliced(name, tensor, meta))
+        called = {str(n.target): n for n in self.gm.graph.nodes if n.op == "call_module"}
+        for path, module in root.named_modules():
+            if type(module) is nn.Module or not path:
+                continue
+            self._resize(path, module, called.get(path))
+        return root
+
+    def _resize(self, path: str, module: nn.Module, node: fx.Node | None) -> None:
+        counts: dict[str, int] = dict(self._counts.get("@" + node.name, {})) if node is not None else {}
+        for name, _ in module.named_parameters():
+            counts.update(self._counts.get(f"{path}.{name}", {}))
+        before = self._shape(node.args[0]) if node is not None and node.args else None
+        channels = None
+        if before is not None and len(before) > 1:
+            channels = before[-1] if isinstance(module, (nn.LayerNorm, nn.RMSNorm)) else before[1]
+        restate.resize_module(module, counts.get("groups"), counts.get("num_groups"), channels)
+        after = self._shape(node) if node is not None else None
+        if before is not None and after is not None:
+            restate.resize_view_module(module, before, after)
+
+    def _shape(self, node: Any) -> list[int] | None:
+        value = self.coupling.structure.values.get(node.name) if isinstance(node, fx.Node) else None
+        return [self.size(a) for a in value.axes] if isinstance(value, Value) else None
+
+    def _run(self) -> None:
+        run = _Run(self, self._root(meta=True))
+        arguments = self.coupling.inputs
+        with torch.no_grad(), composite_attention():
+            run.run(*as_arguments(example_inputs_of(arguments), self.gm), enable_io_processing=False)
+
+    def build(self) -> fx.GraphModule:
+        """The new graph with real, sliced tensors."""
+        root = self._root(meta=False)
+        pruned = fx.GraphModule(root, self.graph, class_name=self.gm.__class__.__name__)
+        pruned.meta.update(self.gm.meta)
+        for prefix, module in shell(self.gm).named_modules():
+            for name in module._non_persistent_buffers_set:
+                owner = pruned.get_submodule(prefix) if _has(pruned, prefix) else None
+                if owner is not None and name in owner._buffers:
+                    owner._non_persistent_buffers_set.add(name)
+        return pruned
+
+    def refuse(self, node: fx.Node, text: str) -> None:
+        """Note that `node` cannot follow; the axes that meet there must stay."""
+        touching = [self.coupling.structure.values.get(node.name)]
+        seen, stack = set(), list(node.all_input_nodes)
+        while stack:
+            source = stack.pop()
+            if source in seen:
+                continue
+            seen.add(source)
+            value = self.coupling.structure.values.get(source.name)
+            touching.append(value)
+            if not any(isinstance(v, Value) for v in pytree.tree_leaves(value)):
+                stack.extend(source.all_input_nodes)
+        if node.op == "call_module":
+            prefix = f"{node.target}."
+            touching += [Value(n, a) for n, a in self.coupling.structure.tensors.items() if n.startswith(prefix)]
+        reason = Reason(text, node.name, str(node.target), source_of(node))
+        values = [v for v in pytree.tree_leaves(touching) if isinstance(v, Value)]
+        for axis in self.narrowed(a for v in values for a in v.axes):
+            self.refused.append((axis, reason))
+
+
+def _has(module: nn.Module, path: str) -> bool:
+    try:
+        module.get_submodule(path)
+    except AttributeError:
+        return False
+    return True
+
+
+class _Run(fx.Interpreter):
+    """Runs the new graph on meta; restates each node's literals just before it is run, and checks what comes out."""
+
+    def __init__(self, rewriting: Rewriting, root: nn.Module) -> None:
+        super().__init__(root, graph=rewriting.graph)
+        self.extra_traceback = False
+        self.rewriting = rewriting
+        root.eval()
+
+    def run_node(self, n: fx.Node) -> Any:
+        rewriting = self.rewriting
+        value = rewriting.coupling.structure.values.get(n.name)
+        failure = ""
+        try:
+            self._restate(n, value)
+            result = super().run_node(n)
+        except Exception as error:  # whatever a node raises on smaller sizes is the reason that its axes stay
+            failure = f"the operator cannot follow a smaller size: {str(error).splitlines()[0] if str(error) else error!r}"
+            result = None
+        if not failure:
+            failure = self._difference(value, result)
+        if failure:
+            rewriting.refuse(n, failure)
+            return self._promised(n, value)
+        return result
+
+    def _restate(self, n: fx.Node, value: Any) -> None:
+        values = self.rewriting.coupling.structure.values
+        restate_node = restate.TABLE.get(restate.name_of(n))
+
+        def axes_of(argument: Any) -> tuple[Axis, ...] | None:
+            known = values.get(argument.name) if isinstance(argument, fx.Node) else None
+            return known.axes if isinstance(known, Value) else None
+
+        leaves_ = [v for v in pytree.tree_leaves(value) if isinstance(v, Value)]
+        if restate_node is not None and (leaves_ or n.target is restate.operator.setitem):
+            near = [a for v in leaves_ for a in v.axes] + [a for i in n.all_input_nodes for a in axes_of(i) or ()]
+            if self.rewriting.narrowed(near):
+                restate_node(
+                    restate.Site(
+                        n, value, axes_of, self.rewriting.remain, lambda a: self.env[a],
+                        self.rewriting.records.get(n.name, ()),
+                    )
+                )  # fmt: skip
+        if leaves_:
+            restate.pin_scalars(n, self._pinned)
+
+    def _pinned(self, argument: fx.Node) -> Any:
+        dense = self.rewriting.coupling.structure.vals.get(argument.name)
+        now = self.env.get(argument)
+        number = isinstance(dense, (int, float)) and not isinstance(dense, bool)
+        return dense if number and now != dense else None
+
+    def _difference(self, value: Any, result: Any) -> str:
+        expected = [[self.rewriting.size(a) for a in v.axes] for v in pytree.tree_leaves(value) if isinstance(v, Value)]
+        got = [list(t.shape) for t in pytree.tree_leaves(result) if isinstance(t, torch.Tensor)]
+        if expected == got:
+            return ""
+        return f"its size does not follow: expected {expected}, got {got}"
+
+    def _promised(self, n: fx.Node, value: Any) -> Any:
+        dense = self.rewriting.coupling.structure.vals.get(n.name)
+
+        def made(val: Any, known: Any) -> Any:
+            if not isinstance(known, Value):
+                return val
+            return torch.empty([self.rewriting.size(a) for a in known.axes], dtype=val.dtype, device="meta")
+
+        return pytree.tree_map(made, dense, value, is_leaf=lambda x: isinstance(x, torch.Tensor))
+
+
+def trial(gm: fx.GraphModule, coupling: Coupling) -> list[tuple[Axis, Reason]]:
+    """Rewrite `gm` on the meta device with every group reduced at once; what cannot follow, with reasons.
+
+    Groups lose different numbers of units, so that a size hidden in a program does not fit by accident.
+    """
+    masks = {}
+    for number, variable in enumerate(coupling.variables.values()):
+        gone = min(1 + number % 3, variable.size - 1)
+        masks[variable] = np.arange(variable.size) < variable.size - gone
+    if not masks:
+        return []
+    return list(_unique(Rewriting(gm, coupling, masks).refused))
+
+
+def _unique(refused: Iterable[tuple[Axis, Reason]]) -> Iterator[tuple[Axis, Reason]]:
+    seen: set[Variable] = set()
+    for axis, reason in refused:
+        new = set(leaves(axis)) - seen
+        if new:
+            seen |= new
+            yield axis, reason

@@ -1,0 +1,398 @@
+"""Static sizes in a graph: which literal argument of which operator belongs to which axis, and its new value.
+
+Each entry of the table rewrites the arguments of one node, given a `Site` that knows every axis before and after.
+An operator that holds a size and is not in the table is found by the trial at the end of `couple`, and frozen.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx
+
+from passes.axes import Axis
+from passes.ops import Record, Value
+
+
+@dataclass(frozen=True)
+class Site:
+    """One node of the new graph, and what is known of it.
+
+    value: axes of its dense result (a tree of Value). axes_of: dense axes of a tensor argument, None for other nodes.
+    survivors: which positions of an axis remain. number: the value of a scalar argument in the new graph.
+    records: the operator calls that the node made.
+    """
+
+    node: fx.Node
+    value: Any
+    axes_of: Callable[[Any], tuple[Axis, ...] | None]
+    survivors: Callable[[Axis], np.ndarray]
+    number: Callable[[fx.Node], Any]
+    records: Sequence[Record]
+
+    def new_size(self, axis: Axis) -> int:
+        """The length of `axis` after pruning."""
+        return int(self.survivors(axis).sum())
+
+    def before(self, axis: Axis, position: int) -> int:
+        """How many of the first `position` positions of `axis` remain."""
+        return int(self.survivors(axis)[:position].sum())
+
+    @property
+    def input(self) -> tuple[Axis, ...] | None:
+        """The axes of the first argument."""
+        first = self.node.args[0] if self.node.args else next(iter(self.node.kwargs.values()), None)
+        return self.axes_of(first)
+
+    def argument(self, position: int, *names: str, default: Any = None) -> Any:
+        """An argument by position or name."""
+        if len(self.node.args) > position:
+            return self.node.args[position]
+        return next((self.node.kwargs[n] for n in names if n in self.node.kwargs), default)
+
+    def set(self, position: int, name: str, value: Any) -> None:
+        """Set an argument where it stands, by position or name."""
+        if len(self.node.args) > position:
+            self.node.update_arg(position, value)
+        else:
+            present = next((n for n in (name, "size", "shape") if n in self.node.kwargs), name)
+            self.node.update_kwarg(present, value)
+
+    def literal(self, name: str) -> int | None:
+        """The new value of a literal that an operator's rule tied to an axis."""
+        for record in self.records:
+            if name in record.literals:
+                return self.new_size(record.literals[name])
+        return None
+
+
+def name_of(node: fx.Node) -> str:
+    """The operator of a node under one name for its method, function and ATen spellings; "" for other nodes."""
+    if node.op == "call_method":
+        return str(node.target)
+    if node.op != "call_function":
+        return ""
+    if isinstance(node.target, torch._ops.OpOverload):
+        return node.target.overloadpacket.__name__
+    return getattr(node.target, "__name__", "")
+
+
+def _restated(site: Site, sizes: Sequence[Any], axes: Sequence[Axis]) -> list[Any]:
+    """`sizes` with every number that is not the new length of its axis replaced; -1 and matching nodes stay."""
+    result = []
+    for size, axis in zip(sizes, axes, strict=True):
+        new = site.new_size(axis)
+        if isinstance(size, fx.Node):
+            result.append(size if site.number(size) in (new, -1) else new)
+        else:
+            result.append(size if size == -1 or axis.size == new else new)
+    return result
+
+
+def _sizes(first: int) -> Callable[[Site], None]:
+    """Sizes of the result, one sequence or the arguments from position `first` on."""
+
+    def apply(site: Site) -> None:
+        node, axes = site.node, site.value.axes
+        given = site.argument(first, "size", "shape")
+        if isinstance(given, (list, tuple)):
+            site.set(first, "size", type(given)(_restated(site, given, axes)) if type(given) in (list, tuple) else
+                     _restated(site, given, axes))  # fmt: skip
+        elif len(node.args) - first == len(axes):
+            node.args = (*node.args[:first], *_restated(site, node.args[first:], axes))
+
+    return apply
+
+
+def _unflatten(site: Site) -> None:
+    assert site.input is not None
+    dim, sizes = site.argument(1, "dim"), site.argument(2, "sizes")
+    dim %= len(site.input)
+    site.set(2, "sizes", tuple(_restated(site, sizes, site.value.axes[dim : dim + len(sizes)])))
+
+
+def _repeat(site: Site) -> None:
+    given = site.argument(1, "repeats", "dims")
+    varargs = not isinstance(given, (list, tuple))
+    times = list(site.node.args[1:] if varargs else given)
+    inputs = list(site.input or ())
+    ones = len(times) - len(inputs)
+    for number, axis in enumerate(site.value.axes):
+        old = inputs[number - ones] if number >= ones else None
+        if isinstance(times[number], int) and axis.size != site.new_size(axis):
+            times[number] = site.new_size(axis) // (site.new_size(old) if old is not None else 1)
+    if varargs:
+        site.node.args = (site.node.args[0], *times)
+    else:
+        site.set(1, "repeats", times)
+
+
+def _repeat_interleave(site: Site) -> None:
+    dim, times = site.argument(2, "dim"), site.argument(1, "repeats")
+    if dim is not None and isinstance(times, int) and site.input is not None:
+        old, new = site.new_size(site.input[dim]), site.new_size(site.value.axes[dim])
+        site.set(1, "repeats", new // old)
+
+
+def _split(site: Site) -> None:
+    """split, chunk and tensor_split become a split with stated sizes where the parts change."""
+    dim = site.argument(2, "dim", default=0)
+    parts = list(site.value)
+    if not parts or not all(isinstance(p, Value) for p in parts):
+        return
+    old = [p.axes[dim].size for p in parts]
+    new = [site.new_size(p.axes[dim]) for p in parts]
+    if new == old:
+        return
+    node = site.node
+    node.args, node.kwargs = (node.args[0], new, dim), {}
+    if node.op == "call_method":
+        node.target = "split"
+    elif isinstance(node.target, torch._ops.OpOverload):
+        node.target = torch.ops.aten.split_with_sizes.default
+    else:
+        node.target = torch.split
+
+
+def _index(site: Site) -> None:
+    """x[...] and x[...] = y: slice bounds and positions move by what was removed before them."""
+    axes = site.input
+    if axes is None:
+        return
+    index = site.node.args[1]
+    items = list(index) if isinstance(index, tuple) else [index]
+    taken = sum(1 for i in items if i is not None and i is not Ellipsis)
+    dim, result = 0, []
+    for item in items:
+        if item is Ellipsis:
+            dim += len(axes) - taken
+        elif item is not None:
+            if isinstance(item, slice):
+                item = _moved_slice(site, axes[dim], item)
+            elif isinstance(item, int) and not isinstance(item, bool):
+                item = site.before(axes[dim], item % axes[dim].size)
+            dim += 1
+        result.append(item)
+    site.node.update_arg(1, tuple(result) if isinstance(index, tuple) else result[0])
+
+
+def _moved_slice(site: Site, axis: Axis, item: slice) -> slice:
+    if axis.size == site.new_size(axis):
+        return item
+
+    def moved(bound: Any) -> Any:
+        if not isinstance(bound, int):
+            return bound
+        return site.before(axis, bound if bound >= 0 else max(0, axis.size + bound))
+
+    start, stop = item.start, item.stop
+    if isinstance(start, fx.Node) or isinstance(stop, fx.Node):
+        return item
+    return slice(moved(start), moved(stop), item.step)
+
+
+def _narrow(site: Site) -> None:
+    assert site.input is not None
+    dim, start, count = site.argument(1, "dim"), site.argument(2, "start"), site.argument(3, "length")
+    axis = site.input[dim]
+    if axis.size != site.new_size(axis) and isinstance(start, int) and isinstance(count, int):
+        site.set(2, "start", site.before(axis, start % axis.size))
+        site.set(3, "length", site.before(axis, start % axis.size + count) - site.before(axis, start % axis.size))
+
+
+def _slice(site: Site) -> None:
+    assert site.input is not None
+    axis = site.input[site.argument(1, "dim", default=0)]
+    moved = _moved_slice(site, axis, slice(site.argument(2, "start"), site.argument(3, "end")))
+    for position, name, value in ((2, "start", moved.start), (3, "end", moved.stop)):
+        if isinstance(site.argument(position, name), int):
+            site.set(position, name, value)
+
+
+def _select(site: Site) -> None:
+    assert site.input is not None
+    axis, index = site.input[site.argument(1, "dim")], site.argument(2, "index")
+    if isinstance(index, int):
+        site.set(2, "index", site.before(axis, index % axis.size))
+
+
+def _pad(site: Site) -> None:
+    given = list(site.argument(1, "pad"))
+    axes = site.value.axes
+    for number in range(len(given) // 2):
+        axis = axes[len(axes) - 1 - number]
+        assert site.input is not None
+        old = site.input[len(axes) - 1 - number]
+        if axis.size == site.new_size(axis) and old.size == site.new_size(old):
+            continue
+        before, after = given[2 * number : 2 * number + 2]
+        if isinstance(before, int):
+            kept = site.before(axis, before) if before > 0 else -site.before(old, -before)
+            given[2 * number] = kept
+        if isinstance(after, int):
+            first = axis.size - after if after > 0 else old.size + after
+            base = axis if after > 0 else old
+            kept = site.new_size(base) - site.before(base, first)
+            given[2 * number + 1] = kept if after > 0 else -kept
+    site.set(1, "pad", given)
+
+
+def _normalized_shape(site: Site) -> None:
+    given = site.argument(1, "normalized_shape")
+    value = site.value[0] if isinstance(site.value, (tuple, list)) else site.value
+    site.set(1, "normalized_shape", _restated(site, given, value.axes[len(value.axes) - len(given) :]))
+
+
+def _counted(literal: str, position: int, *names: str) -> Callable[[Site], None]:
+    """An argument whose new value an operator's rule has tied to an axis."""
+
+    def apply(site: Site) -> None:
+        new = site.literal(literal)
+        old = site.argument(position, *names)
+        if new is not None and isinstance(old, int) and old != new:
+            site.set(position, names[0], new)
+
+    return apply
+
+
+def _native_group_norm(site: Site) -> None:
+    assert site.input is not None
+    site.set(4, "C", site.new_size(site.input[1]))
+    _counted("num_groups", 6, "group")(site)
+
+
+def _roll(site: Site) -> None:
+    shifts, dims = site.argument(1, "shifts"), site.argument(2, "dims")
+    if dims is None or site.input is None:
+        return
+    many = isinstance(shifts, (list, tuple))
+    listed, places = (list(shifts), list(dims)) if many else ([shifts], [dims[0] if isinstance(dims, (list, tuple)) else dims])
+    for number, dim in enumerate(places):
+        axis, shift = site.input[dim], listed[number]
+        if isinstance(shift, int) and axis.size != site.new_size(axis):
+            first = axis.size - shift % axis.size
+            listed[number] = site.new_size(axis) - site.before(axis, first)
+    site.set(1, "shifts", listed if many else listed[0])
+
+
+def _attention(site: Site) -> None:
+    """The default scale is 1/sqrt(head dim): it is pinned to the dense network's."""
+    query = site.axes_of(site.argument(0, "query"))
+    if query is None or query[-1].size == site.new_size(query[-1]):
+        return
+    if site.argument(6, "scale") is None:
+        if len(site.node.args) > 6:
+            site.node.update_arg(6, query[-1].size**-0.5)
+        else:
+            site.node.update_kwarg("scale", query[-1].size**-0.5)
+
+
+_view, _made = _sizes(1), _sizes(0)
+
+TABLE: dict[str, Callable[[Site], None]] = {
+    **dict.fromkeys(["view", "reshape", "_unsafe_view", "expand", "broadcast_to", "new_zeros", "new_ones", "new_full",
+                     "new_empty", "_reshape_alias", "view_copy"], _view),
+    **dict.fromkeys(["zeros", "ones", "full", "empty"], _made),
+    **dict.fromkeys(["split", "chunk", "split_with_sizes", "tensor_split"], _split),
+    **dict.fromkeys(["getitem", "setitem"], _index),
+    **dict.fromkeys(["pad", "_pad", "constant_pad_nd"], _pad),
+    **dict.fromkeys(["layer_norm", "rms_norm", "native_layer_norm"], _normalized_shape),
+    **dict.fromkeys(["repeat", "tile"], _repeat),
+    **dict.fromkeys(["conv1d", "conv2d", "conv3d"], _counted("groups", 6, "groups")),
+    **dict.fromkeys(["conv_transpose1d", "conv_transpose2d", "conv_transpose3d"], _counted("groups", 6, "groups")),
+    "convolution": _counted("groups", 8, "groups"),
+    "group_norm": _counted("num_groups", 1, "num_groups"),
+    "native_group_norm": _native_group_norm,
+    **dict.fromkeys(["channel_shuffle", "native_channel_shuffle"], _counted("groups", 1, "groups")),
+    "unflatten": _unflatten,
+    "repeat_interleave": _repeat_interleave,
+    "narrow": _narrow,
+    "slice": _slice,
+    "select": _select,
+    "roll": _roll,
+    "scaled_dot_product_attention": _attention,
+}  # fmt: skip
+
+_ARITHMETIC = frozenset(
+    "add sub mul div truediv true_divide pow rsub floordiv mod multiply divide subtract add_ sub_ mul_ div_ pow_ iadd "
+    "isub imul itruediv clamp masked_fill scaled_dot_product_attention".split()
+)
+
+
+def pin_scalars(node: fx.Node, changed: Callable[[fx.Node], Any]) -> None:
+    """Scalars that enter a tensor's values keep the dense network's number: `changed` gives it, or None if it holds.
+
+    Such a scalar (``q / math.sqrt(q.size(-1))``) follows a size, but the masked network divides by the old one.
+    """
+    if name_of(node) not in _ARITHMETIC:
+        return
+
+    def pinned(argument: fx.Node) -> Any:
+        number = changed(argument)
+        return argument if number is None else number
+
+    node.args = fx.map_arg(node.args, pinned)
+    node.kwargs = fx.map_arg(node.kwargs, pinned)
+
+
+def resize_module(module: torch.nn.Module, groups: int | None, num_groups: int | None, channels: int | None) -> None:
+    """Make the size attributes of a torch.nn module agree with its (already sliced) tensors.
+
+    groups, num_groups: new counts where an operator's rule gave them. channels: those of the module's input.
+    """
+    nn = torch.nn
+    weight = getattr(module, "weight", None)
+    if isinstance(module, nn.modules.conv._ConvNd):
+        module.groups = groups if groups is not None else module.groups
+        first, second = module.weight.shape[:2]
+        module.in_channels, module.out_channels = (
+            (first, second * module.groups) if module.transposed else (second * module.groups, first)
+        )
+    elif isinstance(module, nn.Linear):
+        module.out_features, module.in_features = module.weight.shape
+    elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
+        if weight is not None:
+            module.normalized_shape = tuple(weight.shape)
+        elif channels is not None and len(module.normalized_shape) == 1:
+            module.normalized_shape = (channels,)
+    elif isinstance(module, nn.GroupNorm):
+        module.num_groups = num_groups if num_groups is not None else module.num_groups
+        module.num_channels = weight.shape[0] if weight is not None else channels or module.num_channels
+    elif isinstance(module, nn.modules.batchnorm._NormBase):
+        mean = weight if weight is not None else module.running_mean
+        module.num_features = mean.shape[0] if mean is not None else channels or module.num_features
+    elif isinstance(module, nn.PReLU):
+        module.num_parameters = module.weight.numel()
+    elif isinstance(module, nn.Embedding):
+        module.num_embeddings, module.embedding_dim = module.weight.shape
+    elif isinstance(module, nn.Bilinear):
+        module.out_features, module.in1_features, module.in2_features = module.weight.shape
+    elif isinstance(module, nn.ChannelShuffle):
+        module.groups = groups if groups is not None else module.groups
+    elif isinstance(module, nn.RNNBase):
+        gates = {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
+        module.hidden_size = module.weight_ih_l0.shape[0] // gates
+        module.input_size = module.weight_ih_l0.shape[1]
+        if module.proj_size:
+            module.proj_size = module.weight_hh_l0.shape[1]
+
+
+def resize_view_module(module: torch.nn.Module, before: Sequence[int], after: Sequence[int]) -> None:
+    """nn.Unflatten: its sizes are literals of the module; `before` and `after` are input and output shapes."""
+    if isinstance(module, torch.nn.Unflatten) and isinstance(module.dim, int):
+        dim = module.dim % len(before)
+        count = len(module.unflattened_size)
+        sizes = list(after[dim : dim + count])
+        if prod(sizes) == before[dim]:
+            module.unflattened_size = torch.Size(sizes)
+
+
+def is_tensor_index(node: fx.Node) -> bool:
+    """Whether a getitem node takes from a tensor (and not from a tuple)."""
+    return node.target is operator.getitem and isinstance(node.args[0], fx.Node)

@@ -28,13 +28,15 @@ _library: torch.library.Library | None = None
 def ensure_torchvision() -> None:
     """Import torchvision, with stand-ins for its operators where the native ones do not load; again is free.
 
-    Raises ImportError where torchvision is not installed.
+    Raises ModuleNotFoundError where torchvision is not installed.
     """
     if "torchvision" in sys.modules:
         return
     spec = importlib.util.find_spec("torchvision")
     if spec is None or not spec.submodule_search_locations:
-        raise ImportError("torchvision is not installed; install it with: pip install torchvision -c constraints.txt")
+        raise ModuleNotFoundError(
+            "torchvision is not installed; install it with: pip install torchvision -c constraints.txt"
+        )
     if _native_operators_load(list(spec.submodule_search_locations)):
         import torchvision  # noqa: F401
 

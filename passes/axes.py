@@ -393,15 +393,10 @@ class Space:
         raise Inexpressible(f"a view into {inner_size} of a reordered axis")
 
     def _factor_sum(self, axis: Sum, inner_size: int) -> tuple[Axis, Axis]:
-        if any(term.size % inner_size for term in axis.terms):
-            joined = " and ".join(str(term.size) for term in axis.terms)
-            raise Inexpressible(
-                f"the axis joins {joined} positions, and a view into {inner_size} needs multiples of {inner_size}"
-            )
         outers: list[Axis] = []
         shared: Axis | None = None
-        for term in axis.terms:
-            outer, inner = self.factor(term, inner_size)
+        for block in self._blocks(axis, inner_size):
+            outer, inner = self.factor(block, inner_size)
             outers.append(outer)
             if shared is None:
                 shared = inner
@@ -409,6 +404,23 @@ class Space:
                 self.unify(shared, inner, Reason(f"a view into {inner_size} of a joined axis"))
         assert shared is not None, "a sum has at least two terms"
         return self.resolve(concat(outers)), self.resolve(shared)
+
+    def _blocks(self, axis: Sum, inner_size: int) -> list[Axis]:
+        """The terms of a sum, neighbours joined where only together they fill one inner block."""
+        blocks: list[Axis] = []
+        open_terms: list[Axis] = []
+        for term in axis.terms:
+            open_terms.append(term)
+            filled = sum(t.size for t in open_terms)
+            if filled == inner_size or (len(open_terms) == 1 and filled % inner_size == 0):
+                blocks.append(concat(open_terms))
+                open_terms = []
+        if open_terms:
+            joined = " and ".join(str(term.size) for term in axis.terms)
+            raise Inexpressible(
+                f"the axis joins {joined} positions, and a view into {inner_size} needs multiples of {inner_size}"
+            )
+        return blocks
 
 
 def leaves(axis: Axis) -> Iterator[Variable]:

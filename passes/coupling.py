@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -163,11 +163,14 @@ class Structure:
             )
             for r in self.records
         )
-        vals = {
-            name: pytree.tree_map(shrink, val, values[name], is_leaf=lambda x: isinstance(x, torch.Tensor))
-            for name, val in self.vals.items()
-        }
+        vals = {name: map_together(shrink, val, values[name]) for name, val in self.vals.items()}
         return Structure({n: tuple(map(axis, a)) for n, a in self.tensors.items()}, values, records, vals)
+
+
+def map_together(function: Callable[[Any, Any], Any], first: Any, second: Any) -> Any:
+    """``function(a, b)`` for the leaves of two trees of one shape, arranged as the first."""
+    leaves_, spec = pytree.tree_flatten(first)
+    return pytree.tree_unflatten(map(function, leaves_, pytree.tree_leaves(second)), spec)
 
 
 class Coupling:

@@ -41,11 +41,12 @@ class Plan:
 
     @property
     def result_fingerprint(self) -> str:
-        """Names the network that this plan makes of its graph."""
+        """Names the network that this plan makes of its graph: the first graph and the widths, by whatever steps."""
         if not self.narrows:
             return self.fingerprint
+        first_graph = self.fingerprint.partition("+")[0]
         kept = json.dumps(self.widths, sort_keys=True)
-        return hashlib.sha256(f"{self.fingerprint}|{kept}".encode()).hexdigest()[:32]
+        return f"{first_graph}+{hashlib.sha256(kept.encode()).hexdigest()[:32]}"
 
     def check(self, coupling: Coupling) -> None:
         """Raise PlanError unless this plan was made for `coupling`."""

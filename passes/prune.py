@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from passes import restate
 from passes.axes import Axis, Constant, Reason, Variable, leaves, survivors
-from passes.coupling import Coupling, couple, example_inputs_of, recall, remember
+from passes.coupling import Coupling, couple, example_inputs_of, map_together, recall, remember
 from passes.errors import PassError
 from passes.infer import as_arguments, composite_attention, source_of
 from passes.ops import Record, Value
@@ -279,7 +279,7 @@ class _Run(fx.Interpreter):
                 return val
             return torch.empty([self.rewriting.size(a) for a in known.axes], dtype=val.dtype, device="meta")
 
-        return pytree.tree_map(made, dense, value, is_leaf=lambda x: isinstance(x, torch.Tensor))
+        return map_together(made, dense, value)
 
 
 def trial(gm: fx.GraphModule, coupling: Coupling) -> list[tuple[Axis, Reason]]:

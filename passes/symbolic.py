@@ -11,6 +11,7 @@ from typing import Any
 from torch import fx, nn
 from torch.fx import _symbolic_trace
 
+from passes.attention import lowered
 from passes.borrowing import borrowed, separate
 from passes.errors import CaptureError
 from passes.tracing import Note, Tracer, Unresolved, describe_line, is_user_file
@@ -28,7 +29,7 @@ def trace(model: nn.Module, inputs: dict[str, Any] | None) -> fx.GraphModule:
     opaque: frozenset[FunctionType] = frozenset()
     while True:
         tracer = Tracer(inputs, leaves, functions)
-        with borrowed(model), _wrapped_functions_open(opaque, inputs is not None) as opened:
+        with borrowed(model), lowered(), _wrapped_functions_open(opaque, inputs is not None) as opened:
             try:
                 graph = tracer.trace(model)
             except Exception as error:  # user code may raise anything when it meets a proxy

@@ -331,7 +331,8 @@ def _in_assert() -> bool:
 def _defined_in_torch(kind: type) -> bool:
     """Whether the forward of this class is one of torch.nn's: a subclass that keeps it is the same operator."""
     owner = next(base for base in kind.__mro__ if "forward" in vars(base))
-    return owner.__module__.startswith(("torch.nn", "torch.ao.nn")) and owner is not nn.Module
+    module = getattr(vars(owner)["forward"], "__module__", None) or owner.__module__
+    return owner is not nn.Module and module.startswith(("torch.nn", "torch.ao.nn"))
 
 
 def _only_reads_mode(module: nn.Module) -> bool:

@@ -32,7 +32,7 @@ rule(
     aten.rand_like, aten.randn_like, aten.zero, aten.prelu, aten._prelu_kernel, aten.contiguous, aten.dropout,
     aten.alpha_dropout, aten.masked_fill, aten.rrelu_with_noise, aten.rrelu_with_noise_functional, aten.where,
     aten.uniform, aten.normal_functional, aten.exponential, aten._conj, aten.resolve_conj, aten.resolve_neg,
-    aten.fake_quantize_per_tensor_affine,
+    aten.fake_quantize_per_tensor_affine, aten.hardswish, aten.log_sigmoid, aten.log_sigmoid_forward, aten.bucketize,
 )(pointwise)  # fmt: skip
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 from typing import Any
 
 from torch import fx, nn
 
-from passes.borrowing import twin
 from passes.errors import CaptureError
+from passes.replay import taken_as_it_is
 from passes.symbolic import trace
 
 
@@ -19,7 +18,7 @@ def capture(model: nn.Module, example_inputs: Any = None, frontend: str = "auto"
     `example_inputs` (a tensor, a tuple of arguments or a dict of keyword arguments; only shapes, types and
     structure are used) let control flow over shapes be followed and functions registered by
     `torch.fx.wrap` be traced through; without them such a function stays one opaque call.
-    A GraphModule is taken as it is.
+    A GraphModule is taken as it is, only its attention leaves opened (see passes/attention.py).
 
     The result SHARES parameters and buffers with the model, as `torch.fx.symbolic_trace` does, but no module:
     what is set on it (a mode, an attribute, another parameter) does not reach the model, and names in its state_dict
@@ -31,19 +30,8 @@ def capture(model: nn.Module, example_inputs: Any = None, frontend: str = "auto"
         raise CaptureError(f"capture takes an nn.Module or a GraphModule, not {type(model).__name__}")
     model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
     if isinstance(model, fx.GraphModule):
-        return _taken_as_it_is(model)
+        return taken_as_it_is(model, _by_name(model, example_inputs))
     return trace(model, _by_name(model, example_inputs))
-
-
-def _taken_as_it_is(model: fx.GraphModule) -> fx.GraphModule:
-    """The same graph, names and notes, over modules of its own that share their weights with those of `model`."""
-    gm = fx.GraphModule(model, copy.deepcopy(model.graph), type(model).__name__)
-    own = twin(model)
-    for registry in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
-        gm.__dict__[registry] = own.__dict__[registry]
-    gm.meta.update(model.meta)
-    gm.meta["frontend"] = {"which": "given", "why": "the model is a GraphModule already", "specialised": ()}
-    return gm
 
 
 def _by_name(model: nn.Module, example_inputs: Any) -> dict[str, Any] | None:

@@ -145,7 +145,7 @@ class Tracer(fx.Tracer):
     ) -> tuple[Any, list[Any]]:
         function, args = super().create_args_for_root(root_fn, is_module, concrete_args)
         self._values = (Values(self.graph, self.inputs, self._attribute, self.root.get_submodule),)
-        return function, [self._none_or_proxy(arg) for arg in args]
+        return function, [self._present(arg) for arg in args]
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return ValueProxy(node, self)
@@ -222,18 +222,20 @@ class Tracer(fx.Tracer):
             return obj.value
         self.resolved = True
         value = self.value(obj)
+        if isinstance(value, torch.Tensor):
+            value = self._look_up(self._values[0].constant, obj)
         if any(node in self._mode_nodes.values() for node in _ancestors(obj.node)):
             self._note("mode")
         return value
 
     def value(self, obj: fx.Proxy) -> Any:
-        """As `resolve`, tensors on the meta device (which have no truth value), and nothing noted."""
+        """What the proxy holds, tensors on the meta device; raises Unresolved."""
+        return self._look_up(self._values[0].of, obj)
+
+    def _look_up(self, how: Callable[[fx.Node], Any], obj: fx.Proxy) -> Any:
         self._looking_up = True
         try:
-            found = self._values[0].of(obj.node)
-            if isinstance(found, torch.Tensor):
-                found = self._values[0].constant(obj.node)
-            return found
+            return how(obj.node)
         except Unknown as error:
             raise Unresolved(str(error)) from error
         finally:
@@ -248,21 +250,21 @@ class Tracer(fx.Tracer):
 
     # -- details --------------------------------------------------------------------------------------------------
 
-    def _none_or_proxy(self, arg: Any) -> Any:
-        """None for an input that the example leaves out; the graph then refuses to be given one."""
-        if not isinstance(arg, fx.Proxy) or not self._is_none(arg.node):
+    def _present(self, arg: Any) -> Any:
+        """The proxy; None, () or {} for an input that the example leaves out, which the graph then refuses."""
+        if not isinstance(arg, fx.Proxy):
             return arg
-        absent = self.create_proxy("call_function", operator.is_, (arg, None), {})
-        name = arg.node.target
-        text = f"{name} was None when this graph was captured; capture it with an example of {name}"
-        self.create_proxy("call_function", torch._assert, (absent, text), {})
-        return None
-
-    def _is_none(self, placeholder: fx.Node) -> bool:
-        name = str(placeholder.target)
-        if self.inputs is not None and name in self.inputs:
-            return self.inputs[name] is None
-        return not name.startswith("*") and placeholder.args == (None,)
+        name = str(arg.node.target).lstrip("*")
+        stars = len(str(arg.node.target)) - len(name)
+        default = arg.node.args[0] if arg.node.args else ...
+        example = (self.inputs or {}).get(name, ... if stars else default)
+        if example is not None and not (stars and example is ...):
+            return arg
+        absent = (operator.not_, (arg,)) if stars else (operator.is_, (arg, None))
+        text = f"{name} was not given when this graph was captured; capture it with an example of {name}"
+        test = self.create_proxy("call_function", *absent, {})
+        self.create_proxy("call_function", torch._assert, (test, text), {})
+        return (None, (), {})[stars]
 
     def _attribute(self, name: str) -> Any:
         path, _, last = name.rpartition(".")

@@ -1,0 +1,86 @@
+"""Out of fxprune: a network as `.pt2`, `.onnx`, weights with a plan, or Python source, checked as it is written."""
+
+from __future__ import annotations
+
+import os
+import sys
+import types
+from typing import Any
+
+from torch import fx, nn
+
+from fxprune.export.check import check_runs
+from fxprune.export.files import checked_target
+from fxprune.export.inputs import evaluating, inputs_of
+from fxprune.export.onnx import write_onnx
+from fxprune.export.report import ExportError, ExportReport, default_tolerance
+from fxprune.export.safetensors_plan import load, write_safetensors
+from fxprune.export.source import write_source
+from fxprune.export.torch_export import write_pt2
+from passes import Plan, capture, plan_of
+
+__all__ = ["ExportError", "ExportReport", "export", "load"]
+
+SUFFIXES = {
+    ".pt2": "torch.export",
+    ".onnx": "ONNX, run in onnxruntime",
+    ".safetensors": "weights and plan, for fxprune.load",
+    ".py": "Python source and weights, independent of fxprune",
+}
+
+
+def export(
+    gm: nn.Module,
+    example_inputs: Any,
+    path: str | os.PathLike[str],
+    *,
+    plan: Plan | None = None,
+    batch_dim: int = 0,
+    dynamic_batch: bool = True,
+    tolerance: float | None = None,
+) -> ExportReport:
+    """Write a network, pruned or not, in the form that the suffix of `path` names, and prove the written form.
+
+    `.pt2` (torch.export), `.onnx`, `.py` (readable source, with its weights in a `.safetensors` beside it), or
+    `.safetensors` (weights, with the plan in a `.json` beside it, for `load`; `plan` is that of a search, and may be
+    left out where `gm` is what PruneChannels returned).
+
+    `example_inputs`: a tensor, a tuple of arguments or a dict of keyword arguments. The batch is dimension `batch_dim`
+    of those tensors that are as long there as the first; where the network allows it, the written form takes any batch
+    size, else the report says why not. What was written is loaded and run beside the network at two batch sizes: a
+    difference above `tolerance` (absolute, or relative to the largest element; 1e-5 unless the dtype is coarser) is
+    an ExportError. Files appear whole, after the check, or not at all.
+
+    The written form is that of eval mode; `gm` is left in the mode in which it was.
+
+    >>> net = fx.symbolic_trace(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()))
+    >>> report = export(net, torch.randn(1, 3, 8, 8), "net.py")  # doctest: +SKIP
+    """
+    target = checked_target(path)
+    if target.suffix not in SUFFIXES:
+        known = ", ".join(f"{suffix} ({what})" for suffix, what in SUFFIXES.items())
+        raise ExportError(f"{target}: unknown suffix {target.suffix!r}; the known ones are {known}")
+    if not isinstance(gm, nn.Module):
+        raise ExportError(f"export: got a {type(gm).__name__}; expected a GraphModule or another nn.Module")
+    inputs = inputs_of(example_inputs, gm, batch_dim)
+    limit = default_tolerance(gm, (inputs.args, inputs.kwargs)) if tolerance is None else tolerance
+    with evaluating(gm):
+        check_runs(gm, inputs)
+        if target.suffix == ".pt2":
+            return write_pt2(gm, inputs, target, limit, dynamic_batch)
+        if target.suffix == ".onnx":
+            return write_onnx(gm, inputs, target, limit, dynamic_batch)
+        graph = gm if isinstance(gm, fx.GraphModule) else capture(gm, example_inputs)
+        if target.suffix == ".safetensors":
+            return write_safetensors(graph, inputs, target, plan or plan_of(graph))
+        return write_source(graph, inputs, target, limit, dynamic_batch)
+
+
+class _Callable(types.ModuleType):
+    """`fxprune.export(...)` is the function also after `import fxprune.export`, which puts this module in its place."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> ExportReport:
+        return export(*args, **kwargs)
+
+
+sys.modules[__name__].__class__ = _Callable

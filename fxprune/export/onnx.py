@@ -1,0 +1,127 @@
+"""`.onnx`: translated by torch's own exporter, checked by onnx, run in onnxruntime beside the network."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from fxprune.export.check import agreement, first_line
+from fxprune.export.files import staged
+from fxprune.export.inputs import Inputs
+from fxprune.export.report import ExportError, ExportReport
+from fxprune.export.torch_export import exported_program
+
+_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+
+
+def write_onnx(module: nn.Module, inputs: Inputs, path: Path, tolerance: float, dynamic_batch: bool) -> ExportReport:
+    """Export, translate, save, check and run; the module is in eval mode. Weights above 2 GB go to a file beside."""
+    require_packages()
+    exported = exported_program(module, inputs, dynamic_batch)
+    with staged(path) as folder:
+        with _quiet():
+            try:
+                program = torch.onnx.export(exported.program, (), dynamo=True, verbose=False)
+                assert program is not None, "torch.onnx.export returns no program only without dynamo"
+                program.save(folder / path.name)
+            except torch.onnx.OnnxExporterError as error:
+                raise ExportError(f"torch.onnx cannot translate the network: {_cause(error)}") from error
+        opset = _checked(folder / path.name)
+        found = agreement(module, _session(folder / path.name), inputs, exported.sizes, tolerance)
+        files = tuple(sorted((path.parent / file.name for file in folder.iterdir()), key=lambda file: file != path))
+    return ExportReport(
+        "onnx",
+        path,
+        files,
+        static_reason=exported.static_reason,
+        batch_sizes=exported.sizes,
+        max_abs_error=found.absolute,
+        max_rel_error=found.relative,
+        tolerance=tolerance,
+        opset=opset,
+    )
+
+
+def require_packages() -> None:
+    """ExportError naming the extra that brings what is missing."""
+    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ExportError(
+            f"an .onnx export needs {', '.join(missing)}, not installed here; install the extra: "
+            'pip install "fxprune[onnx]"'
+        )
+
+
+def _checked(path: Path) -> int:
+    """Let onnx check the file, shapes included; return the version of the default operator set."""
+    import onnx
+
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(f"onnx.checker refuses the file: {first_line(error)}") from error
+    model = onnx.load(str(path), load_external_data=False)
+    return next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+
+
+def _session(path: Path) -> Callable[[Inputs], list[torch.Tensor]]:
+    """A function that runs the file in onnxruntime on the CPU."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime derives its errors from Exception, one class a status code
+        raise ExportError(f"onnxruntime cannot load the network: {first_line(error)}") from error
+    names = [entry.name for entry in session.get_inputs()]
+
+    def run(inputs: Inputs) -> list[torch.Tensor]:
+        given = [leaf for leaf in pytree.tree_leaves((inputs.args, inputs.kwargs)) if isinstance(leaf, torch.Tensor)]
+        if len(given) != len(names):
+            raise ExportError(f"the ONNX graph takes {len(names)} inputs ({', '.join(names)}), not {len(given)}")
+        feed = {name: _array(tensor) for name, tensor in zip(names, given, strict=True)}
+        try:
+            outputs = session.run(None, feed)
+        except Exception as error:  # see above
+            raise ExportError(f"onnxruntime cannot run the network: {first_line(error)}") from error
+        return [torch.from_numpy(np.array(output)) for output in outputs]
+
+    return run
+
+
+def _array(tensor: torch.Tensor) -> Any:
+    if tensor.dtype == torch.bfloat16:
+        raise ExportError("onnxruntime takes no bfloat16 input from numpy; export the network in float32 or float16")
+    return tensor.detach().cpu().numpy()
+
+
+def _cause(error: BaseException) -> str:
+    """The innermost cause of torch's wrapped errors: the outer ones say only that the export failed."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {first_line(error)}"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep torch.onnx's progress and version talk out of the user's log; its errors are raised."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,115 @@
+"""`.safetensors` and `.json`: the weights of a pruned network, and the plan that makes its shape from the original.
+
+The JSON file is `Plan.to_json()` and nothing else, so that it can be read, compared and applied without fxprune.export.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from fxprune.export.files import staged
+from fxprune.export.inputs import Inputs
+from fxprune.export.report import ExportError, ExportReport
+from fxprune.export.state import State, named_tensors, read_state, restore_state, state_of, write_state
+from passes import CaptureError, Plan, PlanError, PruneChannels, capture
+from passes.coupling import example_inputs_of
+
+
+def write_safetensors(gm: nn.Module, inputs: Inputs, path: Path, plan: Plan | None) -> ExportReport:
+    """Write the weights and the plan, read both back and compare them bit by bit."""
+    if plan is None:
+        raise ExportError(
+            f"{path}: weights alone do not say how to build the network; pass plan=result.plan (for a network that is "
+            "not pruned: couple(gm, example_inputs).plan({}))"
+        )
+    state = state_of(gm)
+    plan_path = path.with_suffix(".json")
+    with staged(path) as folder:
+        write_state(state, folder / path.name)
+        (folder / plan_path.name).write_text(plan.to_json(), encoding="utf-8")
+        _check_written(folder / path.name, folder / plan_path.name, state, plan)
+    notes = ("read back bit by bit; fxprune.load(model, path) builds the network",)
+    return ExportReport("safetensors", path, (path, plan_path), notes=notes)
+
+
+def load(model: nn.Module, path: str | os.PathLike[str], example_inputs: Any = None) -> fx.GraphModule:
+    """Build the pruned network from the original model (with any weights, or none: device meta) and the written files.
+
+    `path`: the `.safetensors` file or the `.json` beside it. `model` is left as it is; the result is in its mode and on
+    its device. `example_inputs`: as for `capture`, where the model cannot be captured without.
+
+    Raises ExportError that lists what differs when the files were written for another network.
+    """
+    weights, plan_path = _pair(Path(path))
+    try:
+        plan = Plan.from_json(plan_path.read_text(encoding="utf-8"))
+    except PlanError as error:
+        raise ExportError(f"{plan_path}: {error}") from error
+    state = read_state(weights)
+    pruned = _pruned(model, example_inputs, plan, state, plan_path)
+    restore_state(pruned, state, weights)
+    return pruned
+
+
+def _pruned(model: nn.Module, example_inputs: Any, plan: Plan, state: State, plan_path: Path) -> fx.GraphModule:
+    """The plan applied to the model, captured with the inputs that the plan knows or, as its author may have, with none."""
+    attempts = [example_inputs_of(plan.inputs), None] if example_inputs is None else [example_inputs]
+    faults: list[str] = []
+    for attempt in attempts:
+        try:
+            dense = capture(model, attempt)
+        except CaptureError as error:
+            faults.append(f"the model cannot be captured: {error}")
+            continue
+        try:
+            return PruneChannels(plan)(dense).graph_module
+        except PlanError as error:
+            faults.append(f"{plan_path} was made for another network: {error}{_differences(dense, state)}")
+    raise ExportError(faults[0])
+
+
+def _pair(path: Path) -> tuple[Path, Path]:
+    if path.suffix not in (".safetensors", ".json"):
+        raise ExportError(
+            f"{path}: load takes the .safetensors file of an export (or the .json beside it); a .pt2 is read by "
+            "torch.export.load, an .onnx by onnxruntime, a .py by importing it"
+        )
+    pair = path.with_suffix(".safetensors"), path.with_suffix(".json")
+    for file in pair:
+        if not file.is_file():
+            raise ExportError(f"{file} does not exist; an export of weights and plan is two files, which stay together")
+    return pair
+
+
+def _differences(dense: nn.Module, state: State) -> str:
+    """What the stored tensors say about how the networks differ: names, dimensions, and what is larger than it was."""
+    owned = dict(named_tensors(dense))
+    given = {name: state.tensors[state.ties.get(name, name)] for name in [*state.tensors, *state.ties]}
+    found = [f"{name}: in the network, not in the file" for name in owned if name not in given]
+    found += [f"{name}: in the file, not in the network" for name in given if name not in owned]
+    for name in owned.keys() & given.keys():
+        mine, theirs = tuple(owned[name].shape), tuple(given[name].shape)
+        if len(mine) != len(theirs) or any(a < b for a, b in zip(mine, theirs, strict=True)):
+            found.append(f"{name}: {theirs} in the pruned network, no more than {mine} here")
+    return "".join(f"\n  {line}" for line in sorted(found)[:20])
+
+
+def _check_written(weights: Path, plan_path: Path, state: State, plan: Plan) -> None:
+    again = read_state(weights)
+    meant = {name: tensor.detach().cpu() for name, tensor in state.tensors.items()}
+    same = again.tensors.keys() == meant.keys() and all(
+        tensor.dtype == meant[name].dtype and torch.equal(_bits(tensor), _bits(meant[name]))
+        for name, tensor in again.tensors.items()
+    )
+    if not same or Plan.from_json(plan_path.read_text(encoding="utf-8")) != plan:
+        raise ExportError(f"{weights}: what was written does not read back as it was; is the disk full or damaged?")
+
+
+def _bits(tensor: torch.Tensor) -> torch.Tensor:
+    """The bytes: NaN compares equal to itself there."""
+    return tensor.contiguous().reshape(-1).view(torch.uint8)

@@ -1,0 +1,182 @@
+"""The tensors of a module in a safetensors file and back: ties, memory layouts and non-persistent buffers included.
+
+safetensors stores contiguous tensors that share no memory, and nothing else. What it cannot say stands in its header,
+as one JSON text under the key "fxprune" (one key: the order of several is not fixed, and files would differ). Small
+non-persistent buffers stand there too, so that the tensors are those of the state_dict and anyone can load them.
+
+Both forms that have weights beside them write this file, byte for byte the same for the same network.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from fxprune.export.report import ExportError
+
+_HEADER = "fxprune"
+_MOST_WRITTEN_OUT = 64
+
+
+@dataclass(frozen=True)
+class State:
+    """The tensors of a module.
+
+    tensors: stored name -> tensor. ties: further name -> the stored name of the same tensor. order: stored name -> its
+    dimensions from outermost to innermost in memory, where that is not 0, 1, 2, ... transient: names of non-persistent
+    buffers and plain attributes, which a state_dict leaves out.
+    """
+
+    tensors: dict[str, Tensor]
+    ties: dict[str, str] = field(default_factory=dict)
+    order: dict[str, list[int]] = field(default_factory=dict)
+    transient: tuple[str, ...] = ()
+
+    @property
+    def small(self) -> dict[str, Tensor]:
+        """The transient tensors of few elements, which are written as text."""
+        found = {name: self.tensors[name] for name in self.transient if name in self.tensors}
+        return {name: t for name, t in found.items() if t.numel() <= _MOST_WRITTEN_OUT and not t.is_complex()}
+
+
+def named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Every parameter, buffer and plain tensor attribute under each of its names, in the order of the modules."""
+    for path, child in module.named_modules(remove_duplicate=False):
+        for name, tensor in [*child._parameters.items(), *child._buffers.items(), *_plain(child).items()]:
+            if tensor is not None:
+                yield f"{path}.{name}" if path else name, tensor
+
+
+def transient_names(module: nn.Module) -> tuple[str, ...]:
+    """The names of the tensors that a state_dict leaves out (non-persistent buffers, plain attributes), sorted."""
+    return tuple(
+        sorted(
+            f"{path}.{name}" if path else name
+            for path, child in module.named_modules(remove_duplicate=False)
+            for name in [*child._non_persistent_buffers_set, *_plain(child)]
+            if getattr(child, name) is not None
+        )
+    )
+
+
+def _plain(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value for name, value in vars(module).items() if isinstance(value, Tensor)}
+
+
+def state_of(module: nn.Module) -> State:
+    """The tensors of `module`, each once; the first name, in the order of the modules, is the stored one."""
+    tensors: dict[str, Tensor] = {}
+    ties: dict[str, str] = {}
+    stored: dict[int, str] = {}
+    for name, tensor in named_tensors(module):
+        if tensor.is_meta:
+            raise ExportError(f"{name} has no values (device meta); load the weights before exporting")
+        if tensor.layout is not torch.strided or tensor.is_quantized:
+            kind = "quantized" if tensor.is_quantized else tensor.layout
+            raise ExportError(f"{name}: a {kind} tensor has no dense values to store")
+        if id(tensor) in stored:
+            ties[name] = stored[id(tensor)]
+        else:
+            tensors[name], stored[id(tensor)] = tensor, name
+    order = {name: permutation for name, tensor in tensors.items() if (permutation := _memory_order(tensor))}
+    return State(tensors, ties, order, transient_names(module))
+
+
+def write_state(state: State, path: Path) -> None:
+    """Write the tensors; equal states give equal files."""
+    from safetensors.torch import save_file
+
+    small = {name: [str(t.dtype), t.detach().cpu().tolist()] for name, t in state.small.items()}
+    described = {
+        "ties": state.ties, "memory_order": state.order, "non_persistent": list(state.transient), "small": small,
+    }  # fmt: skip
+    # Parts of one storage (a view kept as a buffer) are copied apart: only whole tensors are tied.
+    apart = {name: t.detach().cpu().contiguous().clone() for name, t in state.tensors.items() if name not in small}
+    save_file(apart, path, metadata={_HEADER: json.dumps(described, sort_keys=True)})
+
+
+def read_state(path: Path) -> State:
+    """Read what `write_state` wrote: the tensors, contiguous and on the CPU."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no mapping
+    except SafetensorError as error:
+        raise ExportError(f"{path}: not a safetensors file, or a damaged one: {error}") from error
+    if _HEADER not in metadata:
+        raise ExportError(f"{path}: written by another program; fxprune.load reads what fxprune.export wrote")
+    header = json.loads(metadata[_HEADER])
+    for name, (dtype, values) in header["small"].items():
+        tensors[name] = torch.tensor(values, dtype=getattr(torch, dtype.removeprefix("torch.")))
+    return State(tensors, header["ties"], header["memory_order"], tuple(header["non_persistent"]))
+
+
+def restore_state(module: nn.Module, state: State, source: Path) -> None:
+    """Put the tensors into `module` under their names, with their dtypes and layouts, on the module's own devices.
+
+    Names and shapes must agree exactly; a parameter keeps its requires_grad; names that are tied share one tensor
+    afterwards, also where the module did not tie them. Raises ExportError that lists all that differs.
+    """
+    owned = dict(named_tensors(module))
+    given = {name: state.tensors[state.ties.get(name, name)] for name in [*state.tensors, *state.ties]}
+    faults = [*_name_faults(set(owned), set(given)), *_tensor_faults(owned, given), *_tie_faults(owned, state)]
+    if faults:
+        raise ExportError(f"{source} does not fit the network:\n  " + "\n  ".join(faults))
+    placed: dict[str, Tensor] = {}
+    for name, old in owned.items():
+        key = state.ties.get(name, name)
+        if key not in placed:
+            placed[key] = _like(old, state.tensors[key], state.order.get(key))
+        path, _, attribute = name.rpartition(".")
+        # setattr, for RNNs follow it to keep their flat list of weights.
+        setattr(module.get_submodule(path), attribute, placed[key])
+
+
+def _like(old: Tensor, stored: Tensor, order: list[int] | None) -> Tensor:
+    device = torch.device("cpu") if old.is_meta else old.device
+    values = stored.to(device)
+    if order is not None:
+        inverse = sorted(range(len(order)), key=order.__getitem__)
+        values = values.permute(order).contiguous().permute(inverse)
+    return nn.Parameter(values, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else values
+
+
+def _memory_order(tensor: Tensor) -> list[int] | None:
+    """The dimensions from outermost to innermost, None for the usual order and for tensors with gaps or overlaps."""
+    if tensor.is_contiguous():
+        return None
+    strides = tensor.stride()
+    order = sorted(range(tensor.dim()), key=lambda dim: (-strides[dim], dim))
+    return order if tensor.permute(order).is_contiguous() else None
+
+
+def _name_faults(owned: set[str], given: set[str]) -> list[str]:
+    missing, foreign = sorted(owned - given), sorted(given - owned)
+    return [
+        *(f"{name}: in the network, not in the file" for name in missing),
+        *(f"{name}: in the file, not in the network" for name in foreign),
+    ]
+
+
+def _tensor_faults(owned: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
+    common = [name for name in owned if name in given and owned[name].shape != given[name].shape]
+    return [
+        f"{name}: {tuple(given[name].shape)} in the file, {tuple(owned[name].shape)} in the network" for name in common
+    ]
+
+
+def _tie_faults(owned: Mapping[str, Tensor], state: State) -> list[str]:
+    faults: list[str] = []
+    first: dict[int, str] = {}
+    for name, tensor in owned.items():
+        other = first.setdefault(id(tensor), name)
+        if state.ties.get(name, name) != state.ties.get(other, other):
+            faults.append(f"{name}: the same tensor as {other} in the network, another one in the file")
+    return faults

@@ -1,0 +1,76 @@
+"""`.pt2`: an ExportedProgram, with a dynamic batch where torch.export can show that one is possible."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fxprune.export.check import agreement, first_line, fixed_batch_reason, other_size
+from fxprune.export.files import staged
+from fxprune.export.inputs import Inputs, call
+from fxprune.export.report import ExportError, ExportReport
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An ExportedProgram, why its batch size is fixed (None: it is free), and the batch sizes to check it at."""
+
+    program: torch.export.ExportedProgram
+    static_reason: str | None
+    sizes: tuple[int, ...]
+
+
+def exported_program(module: nn.Module, inputs: Inputs, dynamic_batch: bool = True) -> Exported:
+    """torch.export of a module in eval mode: with a dynamic batch, or with the batch of its inputs and the reason.
+
+    Raises ExportError where torch.export refuses both.
+    """
+    size = inputs.batch_size
+    reason = fixed_batch_reason(module, inputs) if dynamic_batch else "asked for with dynamic_batch=False"
+    if reason is None and size is not None:
+        # torch.export takes a size of 0 or 1 for a constant.
+        example = inputs if size > 1 else inputs.resized(2)
+        shapes = example.dynamic_shapes(module, torch.export.Dim("batch"))
+        try:
+            program = _export(module, example, shapes)
+        except Exception as error:  # torch.export has no common base for what it raises
+            reason = f"torch.export: {first_line(error)}"
+        else:
+            return Exported(program, None, (size, other_size(size)))
+    try:
+        program = _export(module, inputs, None)
+    except Exception as error:  # see above
+        raise ExportError(f"torch.export refuses the network: {first_line(error)}") from error
+    return Exported(program, reason, () if size is None else (size,))
+
+
+def _export(module: nn.Module, inputs: Inputs, shapes: dict[str, Any] | None) -> torch.export.ExportedProgram:
+    with warnings.catch_warnings():
+        # The list of an RNN's weights that torch keeps beside its parameters; they are the same tensors.
+        warnings.filterwarnings("ignore", message=r"The tensor attributes? .*_flat_weights")
+        return torch.export.export(module, inputs.args, inputs.kwargs, dynamic_shapes=shapes)
+
+
+def write_pt2(module: nn.Module, inputs: Inputs, path: Path, tolerance: float, dynamic_batch: bool) -> ExportReport:
+    """Export, save, load what was saved and run it beside the network; the module is in eval mode."""
+    exported = exported_program(module, inputs, dynamic_batch)
+    with staged(path) as folder, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        torch.export.save(exported.program, folder / path.name)
+        loaded = torch.export.load(folder / path.name).module()
+        found = agreement(module, lambda given: call(loaded, given), inputs, exported.sizes, tolerance)
+    return ExportReport(
+        "pt2",
+        path,
+        (path,),
+        static_reason=exported.static_reason,
+        batch_sizes=exported.sizes,
+        max_abs_error=found.absolute,
+        max_rel_error=found.relative,
+        tolerance=tolerance,
+    )

@@ -7,8 +7,10 @@ from passes.errors import CaptureError, EquivalenceError, PassError, PlanError
 from passes.ops import equation_rule, rule
 from passes.plan import Plan
 from passes.prune import PruneChannels, plan_of
+from passes.verify import Certificate, verify
 
 __all__ = [
-    "CaptureError", "Cost", "Coupling", "Coverage", "EquivalenceError", "Frozen", "Group", "PassError", "Plan",
+    "CaptureError", "Certificate", "Cost", "Coupling", "Coverage", "EquivalenceError", "Frozen", "Group", "PassError", "Plan",
     "PlanError", "PruneChannels", "Slice", "capture", "cost", "couple", "equation_rule", "plan_of", "rule",
+    "verify",
 ]  # fmt: skip

@@ -22,6 +22,7 @@ from passes.infer import Inferred, infer, source_of
 from passes.ops import Record, Value
 from passes.plan import Plan
 from passes.skeleton import owned_tensors
+from passes.zeros import unmasked_sums
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,9 @@ class Slice:
 class Group:
     """Units that are removed together everywhere: `size` units, unit u being row u of every slice.
 
-    mixed: removing units changes surviving values (statistics over the axis, such as layer normalisation), so the
-    pruned network equals the dense one with those operators applied to the surviving units.
+    mixed: some operator takes statistics over the units (layer normalisation, a mean over channels), or sums them
+    where a zeroed unit is no longer zero (after a sigmoid). The pruned network then equals the dense one with that
+    operator applied to the surviving units; of every other group it equals the dense one with zeroed slices.
     """
 
     name: str
@@ -188,6 +190,7 @@ class Coupling:
         """The groups, in the order in which the network meets them."""
         roles = _roles(self.structure.records)
         mixed = {v for r in self.structure.records for a in r.mixed for v in leaves(a)}
+        mixed.update(*self.unmasked.values())
         slices: dict[Variable, list[Slice]] = {v: [] for v in self.variables.values()}
         for tensor, axes in self._own_tensors():
             for dim, axis in enumerate(axes):
@@ -198,6 +201,11 @@ class Coupling:
         return tuple(
             Group(name, v.size, tuple(slices[v]), v in mixed) for name, v in self.variables.items()
         )  # fmt: skip
+
+    @cached_property
+    def unmasked(self) -> dict[int, set[Variable]]:
+        """For each operator call (by its number on the tape) the variables that it sums although they are not zero."""
+        return unmasked_sums(self.structure.records)
 
     def _own_tensors(self) -> Iterator[tuple[str, tuple[Axis, ...]]]:
         for tensor, axes in self.structure.tensors.items():

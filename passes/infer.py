@@ -6,6 +6,7 @@ decomposed and every spelling of an operator is one. Nothing is computed and no 
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from passes import ops
 from passes.axes import Axis, Constant, Reason, Space
 from passes.errors import PassError
-from passes.ops import Call, Record, Value
+from passes.ops import Call, Record, Slot, Value
 from passes.skeleton import copy_with, like, owned_tensors
 
 _ATTRIBUTE = "_fxprune_value"
@@ -136,13 +137,16 @@ class Inference(TorchDispatchMode):
 
     def _record(self, func, args, kwargs, operands, before, outputs) -> None:
         name = str(func)
-        record = Record(self._label(), func, before)
+        slots = itertools.count()
+        template = pytree.tree_map_only(torch.Tensor, lambda t: Slot(next(slots), t.dtype), (args, kwargs))
+        record = Record(self._label(), func, before, template=template)
         call = Call(func, args, kwargs, outputs, self.space, self.value, record, lambda text: self.reason(name, text))
         for value in before:
             if value.watched:
                 call.freeze(list(value.watched), "positions of this axis are used as values")
         axes = self._apply_rule(func, call, before, outputs)
-        parameters = frozenset().union(*(v.parameters for v in before)) if not record.macs else frozenset()
+        static = not record.macs and all(v.parameters for v in before)
+        parameters = frozenset().union(*(v.parameters for v in before)) if static else frozenset()
         for number, (tensor, made) in enumerate(zip(outputs, axes, strict=True)):
             if any(tensor is operand for operand in operands):
                 for old, new in zip(self.value(tensor).axes, made, strict=True):

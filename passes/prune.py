@@ -60,7 +60,8 @@ class PruneChannels:
             raise PassError(f"{reason}; the analysis promised that {axis} can shrink, which is a defect of fxprune")
         pruned = rewriting.build()
         remember(pruned, coupling.after(self.plan))
-        _plans[pruned] = self.plan
+        earlier = plan_of(gm)
+        _plans[pruned] = earlier.then(self.plan) if earlier is not None else self.plan
         return PassResult(pruned, True)
 
 
@@ -73,7 +74,7 @@ def coupling_for(gm: fx.GraphModule, plan: Plan) -> Coupling:
 
 
 def plan_of(gm: fx.GraphModule) -> Plan | None:
-    """The plan that made `gm`, relative to the graph that it was applied to; None for any other graph."""
+    """The plan that made `gm`, relative to the first graph of a chain of prunings; None for any other graph."""
     return _plans.get(gm)
 
 

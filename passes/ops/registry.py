@@ -7,6 +7,7 @@ returns the axes of its outputs, one list of axes a tensor. An operator without 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -76,12 +77,24 @@ def _functional(packet: Any) -> Any:
 
 @dataclass
 class Value:
-    """What inference knows of a tensor: its label (parameter or node name), its axes, the parameters it is made of."""
+    """What inference knows of a tensor: its label (parameter or node name) and its axes.
+
+    parameters: the parameters and buffers that it is made of, empty where data of the inputs enters.
+    """
 
     label: str
     axes: tuple[Axis, ...]
     parameters: frozenset[str] = frozenset()
     watched: tuple[Axis, ...] = ()  # axes whose positions are this tensor's values: its use freezes them
+    key: int = field(default_factory=itertools.count().__next__)  # one number a tensor, kept when axes are resolved
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where a tensor stood in the arguments of a recorded call: its number among the operands and its dtype."""
+
+    number: int
+    dtype: torch.dtype
 
 
 @dataclass
@@ -97,6 +110,7 @@ class Record:
     macs: list[tuple[Axis, ...]] = field(default_factory=list)
     literals: dict[str, Axis] = field(default_factory=dict)
     watched: dict[int, tuple[Axis, ...]] = field(default_factory=dict)
+    template: tuple[Any, ...] = ()  # (args, kwargs) with a `Slot` for each tensor
 
 
 class Call:

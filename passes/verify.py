@@ -1,0 +1,377 @@
+"""The proof that a pruned network computes what the masked dense one computes, in float64, on random inputs.
+
+Two networks run side by side. The dense one keeps its shape: every slice that a removed unit occupies is zeroed, and
+operators that take statistics over a pruned axis take them over the surviving positions only (see `_REFERENCES`,
+written apart from the rewriting). The pruned one runs as it is. Outputs must agree at two batch sizes.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from passes.axes import Axis, Variable, leaves, survivors
+from passes.coupling import Coupling
+from passes.errors import EquivalenceError
+from passes.infer import as_arguments, composite_attention, source_of
+from passes.ops import Record, Value
+from passes.plan import Plan
+from passes.prune import coupling_for
+from passes.skeleton import copy_with, like, owned_tensors
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What was compared and how well it agreed.
+
+    max_error: largest difference of an output over the largest magnitude of that output, over all runs. outputs:
+    how many output tensors were compared a run. batch_sizes: those that both networks ran at; one alone where the
+    dense graph itself accepts no other, as `note` then says. mixed: groups proven on surviving units.
+    """
+
+    max_error: float
+    tol: float
+    batch_sizes: tuple[int, ...]
+    runs: int
+    outputs: int
+    seed: int
+    removed_units: int
+    mixed: tuple[str, ...]
+    trained: bool
+    note: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        return asdict(self)
+
+
+def verify(
+    gm: fx.GraphModule, pruned: fx.GraphModule, plan: Plan, example_inputs: Any, tol: float = 1e-9,
+    *, trained: bool = False, seed: int = 0, runs: int = 2,
+) -> Certificate:  # fmt: skip
+    """Prove that `pruned` computes what `gm` computes with the units removed that `plan` removes.
+
+    example_inputs: as for `couple`; floating point ones are replaced by normal random numbers (`runs` different
+    ones at the given batch size and one at a second), others are used as they are. Both networks run in evaluation
+    mode, in float64, on the device of their parameters; neither is changed.
+    trained: prove it for pruned's own weights (after fine-tuning): they are embedded in the dense network, zeros elsewhere.
+
+    Raises EquivalenceError that names the first differing node, PlanError where the plan is for another graph.
+    """
+    coupling = coupling_for(gm, plan)
+    plan.check(coupling)
+    masks = coupling.masks(plan)
+    dense64 = _dense(gm, pruned, coupling, plan, masks, trained)
+    pruned64 = copy_with(pruned, lambda _, t: like(t, _double(t)))
+    device = next((t.device for _, t in owned_tensors(pruned)), torch.device("cpu"))
+    worst, compared, sizes, note = 0.0, 0, [], ""
+    cases = list(_inputs(as_arguments(example_inputs, gm), device, seed, runs))
+    for case, (batch, inputs) in enumerate(cases):
+        try:
+            expected = _run(dense64, gm.graph, inputs, _MaskedOperators(coupling, masks))
+        except Exception as error:
+            if case == 0:
+                raise
+            note = f"the dense graph runs at batch size {cases[0][0]} alone: {str(error).splitlines()[0]}"
+            continue
+        try:
+            got = _run(pruned64, pruned.graph, inputs)
+        except Exception as error:
+            raise EquivalenceError(f"the pruned network fails at batch size {batch} where the dense one runs: {error}") from error
+        error, compared = _compare(expected, got)
+        if not error <= tol:
+            where = _first_difference(gm, pruned, dense64, pruned64, coupling, masks, inputs, tol)
+            raise EquivalenceError(
+                f"{where}: outputs differ by {error:.3g} relative (tolerance {tol:g}, batch size {batch}); "
+                "the pruned network does not compute what the masked one does and must not be used"
+            )
+        worst = max(worst, error)
+        sizes.append(batch)
+    mixed = tuple(g.name for g in coupling.groups if g.mixed and len(plan.keep[g.name]) < g.size)
+    removed = sum(size - len(plan.keep[name]) for name, size in plan.sizes.items())
+    return Certificate(
+        worst, tol, tuple(dict.fromkeys(sizes)), len(sizes), compared, seed, removed, mixed, trained, note
+    )  # fmt: skip
+
+
+def _double(tensor: torch.Tensor) -> torch.Tensor:
+    data = tensor.detach()
+    return data.double() if data.is_floating_point() else data.clone()
+
+
+def _dense(gm, pruned, coupling: Coupling, plan: Plan, masks, trained: bool) -> torch.nn.Module:
+    """The dense modules in float64 with the removed slices zeroed, or with the pruned weights embedded."""
+    removed: dict[str, list[tuple[int, np.ndarray]]] = defaultdict(list)
+    for group in coupling.groups:
+        gone = np.setdiff1d(np.arange(group.size), plan.keep[group.name])
+        if len(gone):
+            for where in group.slices:
+                removed[where.tensor].append((where.dim, where.index[gone].ravel()))
+    small = dict(owned_tensors(pruned))
+
+    def masked(name: str, tensor: torch.Tensor) -> torch.Tensor:
+        data = _double(tensor)
+        if trained and name in small:
+            axes = coupling.structure.tensors[name]
+            data = _embedded(data, small[name], [survivors(a, masks) for a in axes])
+        for dim, positions in removed[coupling.aliases[name]]:
+            data.index_fill_(dim, torch.from_numpy(positions).to(data.device), 0)
+        return like(tensor, data)
+
+    return copy_with(gm, masked)
+
+
+def _embedded(data: torch.Tensor, small: torch.Tensor, remain: list[np.ndarray]) -> torch.Tensor:
+    if not remain:
+        return _double(small).to(data.device)
+    result = torch.zeros_like(data)
+    index = np.ix_(*[np.flatnonzero(mask) for mask in remain])
+    result[tuple(torch.from_numpy(i).to(data.device) for i in index)] = _double(small).to(data.device)
+    return result
+
+
+def _inputs(arguments: tuple[Any, ...], device: torch.device, seed: int, runs: int) -> Iterator[tuple[int, tuple]]:
+    """Random inputs: `runs` at the example batch size, one at another."""
+    first = next((t for t in pytree.tree_leaves(arguments) if isinstance(t, torch.Tensor) and t.dim()), None)
+    batch = int(first.shape[0]) if first is not None else 1
+    for run in range(runs + (first is not None)):
+        generator = torch.Generator().manual_seed(seed + run)
+        size = batch if run < runs else batch + 1 + (batch == 1)
+
+        def made(tensor: torch.Tensor, size: int = size, generator: torch.Generator = generator) -> torch.Tensor:
+            shape = list(tensor.shape)
+            if shape and shape[0] == batch:
+                shape[0] = size
+            if tensor.is_floating_point():
+                return torch.randn(shape, generator=generator, dtype=torch.float64).to(device)
+            if tensor.device.type == "meta":
+                return torch.ones(shape, dtype=tensor.dtype, device=device)
+            if list(tensor.shape) == shape:
+                return tensor.detach().clone().to(device)
+            return torch.cat([tensor, tensor, tensor])[:size].detach().to(device)
+
+        yield size, pytree.tree_map_only(torch.Tensor, made, arguments)
+
+
+@contextmanager
+def _evaluating(root: torch.nn.Module) -> Iterator[None]:
+    with torch.no_grad(), composite_attention():
+        root.eval()
+        yield
+
+
+def _run(root: torch.nn.Module, graph: fx.Graph, inputs: tuple, mode: _MaskedOperators | None = None, keep: Any = None):
+    run = _Nodes(root, graph, mode, keep)
+    torch.manual_seed(0)
+    inputs = pytree.tree_map_only(torch.Tensor, torch.clone, inputs)
+    with _evaluating(root):
+        if mode is None:
+            return run.run(*inputs, enable_io_processing=False)
+        with mode:
+            return run.run(*inputs, enable_io_processing=False)
+
+
+class _Nodes(fx.Interpreter):
+    """Runs a graph over given modules, tells the mode which node runs, and keeps results if asked to."""
+
+    def __init__(self, root, graph: fx.Graph, mode: _MaskedOperators | None, keep: dict[str, Any] | None) -> None:
+        super().__init__(root, graph=graph)
+        self.extra_traceback = False
+        self.mode, self.keep = mode, keep
+
+    def run_node(self, n: fx.Node) -> Any:
+        if self.mode is not None:
+            self.mode.enter(n.name)
+        result = super().run_node(n)
+        if self.keep is not None:
+            self.keep[n.name] = pytree.tree_map_only(torch.Tensor, torch.clone, result)
+        return result
+
+
+def _compare(expected: Any, got: Any) -> tuple[float, int]:
+    """The largest relative difference, and how many tensors were compared."""
+    first = [t for t in pytree.tree_leaves(expected) if isinstance(t, torch.Tensor)]
+    second = [t for t in pytree.tree_leaves(got) if isinstance(t, torch.Tensor)]
+    if [t.shape for t in first] != [t.shape for t in second]:
+        return float("inf"), len(first)
+    return max((_difference(a, b) for a, b in zip(first, second, strict=True)), default=0.0), len(first)
+
+
+def _difference(a: torch.Tensor, b: torch.Tensor) -> float:
+    if a.numel() == 0:
+        return 0.0
+    if not a.is_floating_point():
+        return float((a != b).any())
+    finite = torch.isfinite(a)
+    if not torch.equal(torch.nan_to_num(a, posinf=2, neginf=-2)[~finite], torch.nan_to_num(b, posinf=2, neginf=-2)[~finite]):
+        return float("inf")
+    gap = (a - b)[finite].abs().max().item() if finite.any() else 0.0
+    size = a[finite].abs().max().item() if finite.any() else 0.0
+    return gap / size if size else gap
+
+
+def _first_difference(gm, pruned, dense64, pruned64, coupling: Coupling, masks, inputs, tol: float) -> str:
+    """The first node whose surviving positions differ, in the words of an error message."""
+    dense_values: dict[str, Any] = {}
+    pruned_values: dict[str, Any] = {}
+    _run(dense64, gm.graph, inputs, _MaskedOperators(coupling, masks), dense_values)
+    _run(pruned64, pruned.graph, inputs, None, pruned_values)
+    for node in gm.graph.nodes:
+        value = coupling.structure.values.get(node.name)
+        known = [v for v in pytree.tree_leaves(value) if isinstance(v, Value)]
+        dense = [t for t in pytree.tree_leaves(dense_values.get(node.name)) if isinstance(t, torch.Tensor)]
+        if len(known) == len(dense):
+            dense = [_surviving(t, v.axes, masks) for t, v in zip(dense, known, strict=True)]
+        error, _ = _compare(dense, pruned_values.get(node.name))
+        if not error <= tol:
+            place = ", ".join(p for p in (str(node.target), source_of(node)) if p)
+            return f"node {node.name} ({place}) is the first that differs"
+    return "no single node differs by itself"
+
+
+def _narrowed(axis: Axis, masks: dict[Variable, np.ndarray]) -> bool:
+    return any(v in masks for v in leaves(axis))
+
+
+def _surviving(tensor: torch.Tensor, axes: tuple[Axis, ...], masks) -> torch.Tensor:
+    for dim, axis in enumerate(axes):
+        if _narrowed(axis, masks):
+            index = np.flatnonzero(survivors(axis, masks))
+            tensor = tensor.index_select(dim, torch.from_numpy(index).to(tensor.device))
+    return tensor
+
+
+class _MaskedOperators(TorchDispatchMode):
+    """Applies operators that mix, or sum what is not zero, to the surviving positions."""
+
+    def __init__(self, coupling: Coupling, masks: dict[Variable, np.ndarray]) -> None:
+        super().__init__()
+        self.masks = masks
+        self.special: dict[tuple[str, Any], list[Record | None]] = defaultdict(list)
+        for number, record in enumerate(coupling.structure.records):
+            mixes = any(_narrowed(a, masks) for a in record.mixed)
+            sums = any(v in masks for v in coupling.unmasked.get(number, ()))
+            self.special[record.node, record.func].append(record if mixes or sums else None)
+        self._waiting: dict[tuple[str, Any], Iterator[Record | None]] = {}
+        self._node = ""
+
+    def enter(self, node: str) -> None:
+        """Calls from here on belong to this node."""
+        self._node, self._waiting = node, {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        key = (self._node, func)
+        if key not in self.special or all(r is None for r in self.special[key]):
+            return func(*args, **kwargs)
+        waiting = self._waiting.setdefault(key, iter(self.special[key]))
+        record = next(waiting, None)
+        if record is None:
+            return func(*args, **kwargs)
+        return self._masked(record, func, args, kwargs)
+
+    def _masked(self, record: Record, func, args, kwargs):
+        if record.mixed and any(_narrowed(a, self.masks) for a in record.mixed):
+            reference = _REFERENCES.get(func.overloadpacket)
+            if reference is None:
+                raise EquivalenceError(f"{func} mixes a pruned axis at {self._node}, and no reference says what it should give")
+            return reference(func, args, kwargs, record, self.masks)
+        operands = iter(record.inputs)
+        cleared = {a for a in record.contracted}
+
+        def clear(tensor: torch.Tensor) -> torch.Tensor:
+            value = next(operands)
+            for dim, axis in enumerate(value.axes):
+                if _narrowed(axis, self.masks) and any(set(leaves(axis)) & set(leaves(c)) for c in cleared):
+                    tensor = tensor * _column(survivors(axis, self.masks), tensor, dim)
+            return tensor
+
+        args, kwargs = pytree.tree_map_only(torch.Tensor, clear, (args, kwargs))
+        return func(*args, **kwargs)
+
+
+def _column(mask: np.ndarray, tensor: torch.Tensor, dim: int) -> torch.Tensor:
+    shape = [1] * tensor.dim()
+    shape[dim] = len(mask)
+    return torch.from_numpy(mask).to(tensor.device, tensor.dtype).reshape(shape)
+
+
+def _reduce(func, args, kwargs, record: Record, masks):
+    """A reduction of the surviving positions."""
+    gone = {v for axis in record.mixed for v in leaves(axis)}
+    tensor = args[0]
+    for dim, axis in enumerate(record.inputs[0].axes):
+        if _narrowed(axis, masks) and set(leaves(axis)) & gone:
+            index = torch.from_numpy(np.flatnonzero(survivors(axis, masks))).to(tensor.device)
+            tensor = tensor.index_select(dim, index)
+    return func(tensor, *args[1:], **kwargs)
+
+
+def _weights(record: Record, tensor: torch.Tensor, masks, dims: range) -> torch.Tensor:
+    """One where a position survives along all of `dims`, broadcast to `tensor`."""
+    result = torch.ones((1,) * tensor.dim(), dtype=tensor.dtype, device=tensor.device)
+    for dim in dims:
+        axis = record.inputs[0].axes[dim]
+        if _narrowed(axis, masks):
+            result = result * _column(survivors(axis, masks), tensor, dim)
+    return result.expand(tensor.shape)
+
+
+def _layer_norm(func, args, kwargs, record: Record, masks):
+    x, shape, weight, bias, epsilon = args
+    dims = range(x.dim() - len(shape), x.dim())
+    here = _weights(record, x, masks, dims)
+    count = here.sum(tuple(dims), keepdim=True)
+    mean = (x * here).sum(tuple(dims), keepdim=True) / count
+    variance = ((x - mean).square() * here).sum(tuple(dims), keepdim=True) / count
+    scale = (variance + epsilon).rsqrt()
+    result = (x - mean) * scale
+    result = result * weight if weight is not None else result
+    return (result + bias if bias is not None else result), mean, scale
+
+
+def _rms_norm(func, args, kwargs, record: Record, masks):
+    x, shape, weight, *rest = args
+    epsilon = rest[0] if rest and rest[0] is not None else torch.finfo(x.dtype).eps
+    dims = range(x.dim() - len(shape), x.dim())
+    here = _weights(record, x, masks, dims)
+    mean = (x.square() * here).sum(tuple(dims), keepdim=True) / here.sum(tuple(dims), keepdim=True)
+    scale = (mean + epsilon).rsqrt()
+    return (x * scale * weight if weight is not None else x * scale), scale
+
+
+def _group_norm(func, args, kwargs, record: Record, masks):
+    x, weight, bias, _, _, _, groups, epsilon = args
+    here = _weights(record, x, masks, range(1, 2))
+    grouped, present = (t.reshape(x.shape[0], groups, -1) for t in (x, here))
+    count = present.sum(-1, keepdim=True).clamp_min(1)
+    mean = (grouped * present).sum(-1, keepdim=True) / count
+    variance = ((grouped - mean).square() * present).sum(-1, keepdim=True) / count
+    scale = (variance + epsilon).rsqrt()
+    result = ((grouped - mean) * scale).reshape(x.shape)
+    shape = (1, -1) + (1,) * (x.dim() - 2)
+    result = result * weight.reshape(shape) if weight is not None else result
+    return (result + bias.reshape(shape) if bias is not None else result), mean[..., 0], scale[..., 0]
+
+
+_REFERENCES: dict[Any, Any] = {
+    **dict.fromkeys(
+        [aten.mean, aten.amax, aten.amin, aten.prod, aten.var, aten.std, aten.var_mean, aten.std_mean, aten.logsumexp,
+         aten.any, aten.all, aten.aminmax, aten.max, aten.min, aten.median, aten.mode],
+        _reduce,
+    ),
+    aten.native_layer_norm: _layer_norm,
+    aten._fused_rms_norm: _rms_norm,
+    aten.native_group_norm: _group_norm,
+}  # fmt: skip

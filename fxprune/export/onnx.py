@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +26,7 @@ _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 def write_onnx(module: nn.Module, inputs: Inputs, path: Path, tolerance: float, dynamic_batch: bool) -> ExportReport:
     """Export, translate, save, check and run; the module is in eval mode. Weights above 2 GB go to a file beside."""
     require_packages()
+    _refuse_bfloat16(module, inputs)
     exported = exported_program(module, inputs, dynamic_batch)
     with staged(path) as folder:
         with _quiet():
@@ -62,6 +62,15 @@ def require_packages() -> None:
         )
 
 
+def _refuse_bfloat16(module: nn.Module, inputs: Inputs) -> None:
+    tensors = [*module.parameters(), *pytree.tree_leaves((inputs.args, inputs.kwargs))]
+    if any(isinstance(tensor, torch.Tensor) and tensor.dtype == torch.bfloat16 for tensor in tensors):
+        raise ExportError(
+            "onnxruntime has next to no bfloat16 operators on the CPU, so the file could not be run beside the "
+            "network; export it in float32 or float16"
+        )
+
+
 def _checked(path: Path) -> int:
     """Let onnx check the file, shapes included; return the version of the default operator set."""
     import onnx
@@ -90,7 +99,7 @@ def _session(path: Path) -> Callable[[Inputs], list[torch.Tensor]]:
         given = [leaf for leaf in pytree.tree_leaves((inputs.args, inputs.kwargs)) if isinstance(leaf, torch.Tensor)]
         if len(given) != len(names):
             raise ExportError(f"the ONNX graph takes {len(names)} inputs ({', '.join(names)}), not {len(given)}")
-        feed = {name: _array(tensor) for name, tensor in zip(names, given, strict=True)}
+        feed = {name: tensor.detach().cpu().numpy() for name, tensor in zip(names, given, strict=True)}
         try:
             outputs = session.run(None, feed)
         except Exception as error:  # see above
@@ -98,12 +107,6 @@ def _session(path: Path) -> Callable[[Inputs], list[torch.Tensor]]:
         return [torch.from_numpy(np.array(output)) for output in outputs]
 
     return run
-
-
-def _array(tensor: torch.Tensor) -> Any:
-    if tensor.dtype == torch.bfloat16:
-        raise ExportError("onnxruntime takes no bfloat16 input from numpy; export the network in float32 or float16")
-    return tensor.detach().cpu().numpy()
 
 
 def _cause(error: BaseException) -> str:

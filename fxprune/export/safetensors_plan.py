@@ -15,9 +15,11 @@ from torch import fx, nn
 from fxprune.export.files import staged
 from fxprune.export.inputs import Inputs
 from fxprune.export.report import ExportError, ExportReport
-from fxprune.export.state import State, named_tensors, read_state, restore_state, state_of, write_state
-from passes import CaptureError, Plan, PlanError, PruneChannels, capture
+from fxprune.export.state import State, named_tensors, read_state, restore_state, state_of, take_dtypes, write_state
+from passes import CaptureError, PassError, Plan, PlanError, PruneChannels, capture
 from passes.coupling import example_inputs_of
+
+_MOST_LISTED = 20
 
 
 def write_safetensors(gm: nn.Module, inputs: Inputs, path: Path, plan: Plan | None) -> ExportReport:
@@ -53,11 +55,14 @@ def load(model: nn.Module, path: str | os.PathLike[str], example_inputs: Any = N
     state = read_state(weights)
     pruned = _pruned(model, example_inputs, plan, state, plan_path)
     restore_state(pruned, state, weights)
+    modes = {name: module.training for name, module in model.named_modules()}
+    for name, module in pruned.named_modules():
+        module.training = modes.get(name, model.training)
     return pruned
 
 
 def _pruned(model: nn.Module, example_inputs: Any, plan: Plan, state: State, plan_path: Path) -> fx.GraphModule:
-    """The plan applied to the model, captured with the inputs that the plan knows or, as its author may have, with none."""
+    """The plan applied to the model, captured with the inputs that the plan knows, or with none where that fits."""
     attempts = [example_inputs_of(plan.inputs), None] if example_inputs is None else [example_inputs]
     faults: list[str] = []
     for attempt in attempts:
@@ -66,9 +71,10 @@ def _pruned(model: nn.Module, example_inputs: Any, plan: Plan, state: State, pla
         except CaptureError as error:
             faults.append(f"the model cannot be captured: {error}")
             continue
+        take_dtypes(dense, state)
         try:
             return PruneChannels(plan)(dense).graph_module
-        except PlanError as error:
+        except PassError as error:  # another fingerprint, or a network that the plan's inputs do not even fit
             faults.append(f"{plan_path} was made for another network: {error}{_differences(dense, state)}")
     raise ExportError(faults[0])
 
@@ -96,7 +102,8 @@ def _differences(dense: nn.Module, state: State) -> str:
         mine, theirs = tuple(owned[name].shape), tuple(given[name].shape)
         if len(mine) != len(theirs) or any(a < b for a, b in zip(mine, theirs, strict=True)):
             found.append(f"{name}: {theirs} in the pruned network, no more than {mine} here")
-    return "".join(f"\n  {line}" for line in sorted(found)[:20])
+    more = [f"and {len(found) - _MOST_LISTED} more"] if len(found) > _MOST_LISTED else []
+    return "".join(f"\n  {line}" for line in [*sorted(found)[:_MOST_LISTED], *more])
 
 
 def _check_written(weights: Path, plan_path: Path, state: State, plan: Plan) -> None:

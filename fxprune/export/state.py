@@ -139,8 +139,19 @@ def restore_state(module: nn.Module, state: State, source: Path) -> None:
         setattr(module.get_submodule(path), attribute, placed[key])
 
 
+def take_dtypes(module: nn.Module, state: State) -> None:
+    """Give the tensors of `module` the dtypes that the stored ones have; tensors are replaced, not changed."""
+    placed: dict[int, Tensor] = {}
+    for name, old in list(named_tensors(module)):
+        stored = state.tensors.get(state.ties.get(name, name))
+        if stored is not None and stored.dtype != old.dtype:
+            path, _, attribute = name.rpartition(".")
+            new = placed.setdefault(id(old), _like(old, old.detach().to(stored.dtype), None))
+            setattr(module.get_submodule(path), attribute, new)
+
+
 def _like(old: Tensor, stored: Tensor, order: list[int] | None) -> Tensor:
-    device = torch.device("cpu") if old.is_meta else old.device
+    device = torch.device("cpu") if old.is_meta and not stored.is_meta else old.device
     values = stored.to(device)
     if order is not None:
         inverse = sorted(range(len(order)), key=order.__getitem__)

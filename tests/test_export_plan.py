@@ -1,0 +1,205 @@
+"""Weights with a plan: fxprune.load builds the pruned network from its class, and says what differs from another."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from export_nets import Cnn, Lstm, Odd, Vit, inputs_of
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from fxprune.export import ExportError, export, load
+from fxprune.export.state import named_tensors, read_state, restore_state, state_of, write_state
+from passes import Plan, PruneChannels, capture, couple
+
+
+def pruned(model: nn.Module, example: Any) -> tuple[Any, Plan]:
+    gm = capture(model, example)
+    coupling = couple(gm, example)
+    plan = coupling.plan({group.name: tuple(range(0, group.size, 2)) for group in coupling.groups})
+    return PruneChannels(plan)(gm).graph_module, plan
+
+
+@pytest.mark.parametrize("make", [Cnn, Vit, Lstm])
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_round_trip(make: type[nn.Module], device: str, tmp_path: Path) -> None:
+    example = inputs_of(make())
+    gm, plan = pruned(make(), example)
+    with torch.no_grad():
+        for parameter in gm.parameters():
+            parameter += torch.randn_like(parameter)  # fine-tuned
+    report = export(gm, example, tmp_path / "net.safetensors", plan=plan)
+    assert [file.name for file in report.files] == ["net.safetensors", "net.json"]
+    assert Plan.from_json((tmp_path / "net.json").read_text()) == plan
+    with torch.device(device):
+        original = make()
+    original.eval()
+    before = {name: tensor for name, tensor in named_tensors(original)}
+    again = load(original, report.path)
+    gm.eval()
+    for given in (example, torch.cat([example, example, example])):
+        torch.testing.assert_close(again(given), gm(given), atol=0, rtol=0)
+    assert not any(module.training for module in again.modules())
+    assert all(tensor is before[name] for name, tensor in named_tensors(original))
+    assert list(again.state_dict()) == list(gm.state_dict())
+
+
+def test_the_plan_is_found_where_the_pass_made_the_network(tmp_path: Path) -> None:
+    example = inputs_of(Cnn())
+    gm, plan = pruned(Cnn(), example)
+    export(gm, example, tmp_path / "net.safetensors")
+    assert Plan.from_json((tmp_path / "net.json").read_text()) == plan
+    with pytest.raises(ExportError, match=r"pass plan=result\.plan"):
+        export(capture(Cnn()), example, tmp_path / "other.safetensors")
+
+
+def test_the_identity_plan(tmp_path: Path) -> None:
+    model = Cnn().eval()
+    example = inputs_of(model)
+    gm = capture(model, example)
+    export(gm, example, tmp_path / "net.safetensors", plan=couple(gm, example).plan({}))
+    fresh = Cnn().eval()
+    untouched = copy.deepcopy(fresh.state_dict())
+    again = load(fresh, tmp_path / "net.json")
+    torch.testing.assert_close(again(example), model(example), atol=0, rtol=0)
+    assert all(torch.equal(tensor, untouched[name]) for name, tensor in fresh.state_dict().items())
+
+
+def test_odd_tensors_come_back(tmp_path: Path) -> None:
+    example = {"tokens": torch.randint(0, 11, (2, 4))}
+    model = Odd().eval()
+    gm, plan = pruned(model, example)
+    report = export(gm, example, tmp_path / "net.safetensors", plan=plan)
+    fresh = Odd().eval()
+    fresh.table.zero_()
+    fresh.step.zero_()
+    again = load(fresh, report.path)
+    expected = gm.eval()(**example)
+    got = again(**example)
+    assert torch.equal(got["logits"], expected["logits"]) and torch.equal(got["count"], expected["count"])
+    tensors = dict(named_tensors(again))
+    assert tensors["decoder.weight"] is tensors["embedding.weight"]
+    assert not tensors["scale"].requires_grad and tensors["inner.weight"].requires_grad
+    assert torch.equal(tensors["table"], dict(named_tensors(gm))["table"])
+    stored = load_file(report.path)
+    assert ("embedding.weight" in stored) != ("decoder.weight" in stored)
+    assert "step" not in stored and "table" in stored
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_dtypes_are_those_of_the_file(dtype: torch.dtype, tmp_path: Path) -> None:
+    example = inputs_of(Cnn()).to(dtype)
+    gm, plan = pruned(Cnn().to(dtype), example)
+    report = export(gm, example, tmp_path / "net.safetensors", plan=plan)
+    again = load(Cnn(), report.path)
+    got = again.state_dict()
+    assert {name: t.dtype for name, t in got.items()} == {name: t.dtype for name, t in gm.state_dict().items()}
+    assert got["stem.1.num_batches_tracked"].dtype == torch.int64
+
+
+def test_memory_layouts_come_back(tmp_path: Path) -> None:
+    module = nn.Module()
+    module.last = nn.Parameter(torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last))
+    module.turned = nn.Parameter(torch.randn(5, 3).t())
+    base = torch.arange(12.0)
+    module.register_buffer("part", base[2:8])
+    module.register_buffer("rest", base[6:])
+    module.register_buffer("spread", torch.ones(1).expand(3))
+    write_state(state_of(module), tmp_path / "net.safetensors")
+    other = copy.deepcopy(module)
+    for tensor in (*other.parameters(), other.part, other.rest):
+        nn.init.zeros_(tensor)
+    restore_state(other, read_state(tmp_path / "net.safetensors"), tmp_path / "net.safetensors")
+    for name, tensor in named_tensors(module):
+        found: Tensor = dict(named_tensors(other))[name]
+        assert torch.equal(found, tensor)
+        assert name == "spread" or found.stride() == tensor.stride()
+
+
+def test_equal_networks_give_equal_files(tmp_path: Path) -> None:
+    example = inputs_of(Cnn())
+    gm, plan = pruned(Cnn(), example)
+    for name in ("a", "b"):
+        export(gm, example, tmp_path / f"{name}.safetensors", plan=plan)
+    export(gm, example, tmp_path / "c.py")
+    files = [(tmp_path / f"{name}.safetensors").read_bytes() for name in "abc"]
+    assert files[0] == files[1] == files[2]
+
+
+class Wider(Cnn):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(12, 3)
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [(Vit, "attentions.0.out.bias: in the network.*and [0-9]+ more"), (Wider, r"head.weight: \(5, 6\)")],
+)
+def test_another_network_is_refused_with_what_differs(make: type[nn.Module], expected: str, tmp_path: Path) -> None:
+    example = inputs_of(Cnn())
+    gm, plan = pruned(Cnn(), example)
+    report = export(gm, example, tmp_path / "net.safetensors", plan=plan)
+    with pytest.raises(ExportError, match=f"(?s)made for another network.*{expected}"):
+        load(make(), report.path)
+
+
+def test_weights_that_do_not_fit_the_plan_are_refused(tmp_path: Path) -> None:
+    example = inputs_of(Cnn())
+    gm, plan = pruned(Cnn(), example)
+    report = export(gm, example, tmp_path / "net.safetensors", plan=plan)
+    state = state_of(gm)
+    tensors = {name: tensor.detach() for name, tensor in state.tensors.items() if name != "head.bias"}
+    tensors["head.weight"], tensors["extra"] = torch.zeros(5, 7), torch.zeros(1)
+    write_state(type(state)(tensors), report.path)
+    with pytest.raises(ExportError) as error:
+        load(Cnn(), report.path)
+    for line in ("head.bias: in the network", "extra: in the file", "head.weight: (5, 7) in the file"):
+        assert line in str(error.value)
+
+
+def test_untied_weights_do_not_load_into_a_tied_network(tmp_path: Path) -> None:
+    state = state_of(Odd())
+    tensors = {**state.tensors, "decoder.weight": torch.zeros(11, 6)}
+    with pytest.raises(ExportError, match="the same tensor as embedding.weight in the network"):
+        restore_state(Odd(), type(state)(tensors, {}, {}, state.transient), tmp_path)
+
+
+def test_ties_of_the_file_are_restored(tmp_path: Path) -> None:
+    module = Odd()
+    module.decoder.weight = nn.Parameter(torch.zeros(11, 6))
+    restore_state(module, state_of(Odd()), tmp_path)
+    assert module.decoder.weight is module.embedding.weight
+
+
+def test_damaged_and_foreign_files(tmp_path: Path) -> None:
+    example = inputs_of(Cnn())
+    gm, plan = pruned(Cnn(), example)
+    weights = export(gm, example, tmp_path / "net.safetensors", plan=plan).path
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ExportError, match="not a safetensors file, or a damaged one"):
+        load(Cnn(), weights)
+    save_file({"x": torch.zeros(1)}, weights)
+    with pytest.raises(ExportError, match="written by another program"):
+        load(Cnn(), weights)
+    (tmp_path / "net.json").write_text(json.dumps({"format": 999}))
+    with pytest.raises(ExportError, match="format 999"):
+        load(Cnn(), weights)
+    (tmp_path / "net.json").unlink()
+    with pytest.raises(ExportError, match=r"net\.json does not exist"):
+        load(Cnn(), weights)
+    with pytest.raises(ExportError, match=r"torch\.export\.load"):
+        load(Cnn(), tmp_path / "net.pt2")
+
+
+def test_weights_on_meta_are_refused(tmp_path: Path) -> None:
+    with torch.device("meta"):
+        model = Cnn()
+    with pytest.raises(ExportError, match="device meta"):
+        state_of(model)

@@ -1,0 +1,290 @@
+"""`netadapt`: a trained network in, a smaller one that meets its budget and is proven equal out."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from torch.fx import GraphModule
+
+from fxprune.budget import UNITS, Budget, parse_budget
+from fxprune.config import NetAdaptConfig
+from fxprune.errors import BudgetError, InputError
+from fxprune.inputs import captured, coupled, frozen_reasons
+from fxprune.layers import make_grids
+from fxprune.memory import Journal, Memory
+from fxprune.planner import evaluate, least_widths
+from fxprune.progress import Progress, make_progress
+from fxprune.resources import Resource, counted
+from fxprune.result import NetAdaptResult, Timings, rebuild
+from fxprune.schedule import check_feasible
+from fxprune.search import Found, Problem, search
+from fxprune.tensors import clone, modes_of
+from fxprune.training import Evaluate, Train, seeded, train_candidate
+from fxprune.workers import Serial, Workers
+from passes import Coupling, Plan, cost, verify
+
+log = logging.getLogger(__name__)
+
+
+def netadapt(
+    gm: nn.Module | GraphModule,
+    budget: float | int | Budget | Sequence[Budget] | None = None,
+    *,
+    example_inputs: Any = None,
+    train: Train | None = None,
+    evaluate: Evaluate | None = None,
+    config: NetAdaptConfig | dict | str | Path | None = None,
+    workdir: str | Path | None = None,
+    resume: bool | None = None,
+    resources: Sequence[Resource] = (),
+    progress: bool = True,
+    seed: int = 0,
+) -> NetAdaptResult:
+    """Prune a network until it meets a budget (NetAdapt, ECCV 2018), and certify what comes out.
+
+    `gm`: any module, or a graph that the caller traced; it is left as it is. `budget`: a float in (0, 1] is a share
+    of the FLOPs, an int an absolute number, a `Budget` any other resource, a list several that must all be met; None
+    takes that of the configuration. `example_inputs`: a tensor, a tuple of positional arguments or a dict of
+    keywords; may be left out where the graph's placeholders carry shapes.
+
+    `train(model, steps)` fine-tunes a candidate in place (it is in train mode; what it returns is ignored),
+    `evaluate(model)` returns one number, higher is better (it is in eval mode). Without evaluate the search is
+    data-free: candidates are compared by the importance that they lose, which takes seconds.
+
+    `workdir` keeps a journal: the same call continues there after a kill, and ends in the same network. `resume=True`
+    says that it should, `resume=False` that it must not. `resources` replaces or adds resources by name (a measured
+    latency table). `seed`, where it is not 0, goes before the configuration's.
+
+    >>> model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 4, 3))
+    >>> result = netadapt(model, 0.5, example_inputs=torch.randn(1, 3, 9, 9), progress=False)
+    >>> result.model(torch.randn(2, 3, 9, 9)).shape
+    torch.Size([2, 4, 5, 5])
+    """
+    begun = time.perf_counter()
+    settings = read_config(config)
+    budgets = read_budgets(budget, settings)
+    check_functions(train, evaluate)
+    modes = modes_of(gm) if isinstance(gm, nn.Module) else {}
+    dense, example_inputs = captured(gm, example_inputs)
+    coupling = coupled(dense, example_inputs)
+    problem = make_problem(dense, coupling, budgets, settings, seed, example_inputs, train, evaluate, resources)
+    analysed = time.perf_counter()
+
+    within = all(problem.start[name] <= limit for name, limit in problem.limits.items())
+    if not within:
+        check_problem(problem)
+    journal = open_journal(workdir, resume, problem) if not within else Memory()
+    shown = make_progress(progress)
+    workers = make_workers(problem, train, evaluate)
+    try:
+        if within:
+            baseline = 0.0 if evaluate is None else score_dense(problem, evaluate, Memory())
+            found = Found((), 0, "the network is within its budget already", True)
+        else:
+            workers.start()
+            baseline = 0.0 if evaluate is None else score_dense(problem, evaluate, journal)
+            found = run(problem, baseline, workers, journal, shown)
+    finally:
+        workers.close()
+        journal.close()
+    return finish(problem, found, baseline, journal, modes, begun, analysed - begun)
+
+
+def read_config(config: Any) -> NetAdaptConfig:
+    if config is None:
+        return NetAdaptConfig()
+    if isinstance(config, NetAdaptConfig):
+        return config
+    if isinstance(config, dict):
+        return NetAdaptConfig.from_dict(config, "config")
+    if isinstance(config, str | Path):
+        return NetAdaptConfig.from_yaml(config)
+    raise InputError(
+        f"netadapt: config is a {type(config).__name__}; expected a NetAdaptConfig, a dict, or the path of a YAML file."
+    )
+
+
+def read_budgets(budget: Any, config: NetAdaptConfig) -> tuple[Budget, ...]:
+    """The budgets of the call, else of the configuration; two that differ are an error."""
+    configured = config.target()
+    if budget is None:
+        if configured is None:
+            raise BudgetError(
+                "netadapt: no budget; pass one (0.5 is half of the FLOPs), or set budget_ratio in the config."
+            )
+        return configured
+    budgets = parse_budget(budget)
+    if configured is not None and configured != budgets:
+        asked, said = (", ".join(map(str, some)) for some in (budgets, configured))
+        raise BudgetError(
+            f"netadapt: the call's budget ({asked}) and the configuration's ({said}) differ; keep one of them."
+        )
+    return budgets
+
+
+def check_functions(train: Any, evaluate: Any) -> None:
+    for name, function, call in (("train", train, "train(model, steps)"), ("evaluate", evaluate, "evaluate(model)")):
+        if function is not None and not callable(function):
+            raise InputError(f"netadapt: {name} is a {type(function).__name__}; expected a function called as {call}.")
+    if train is not None and evaluate is None:
+        raise InputError(
+            "netadapt: got train but no evaluate, so the trained candidates could not be compared; pass "
+            "evaluate(model) -> float (higher is better), or leave both out for a data-free search."
+        )
+
+
+def make_problem(
+    dense: GraphModule,
+    coupling: Coupling,
+    budgets: tuple[Budget, ...],
+    config: NetAdaptConfig,
+    seed: int,
+    example_inputs: Any,
+    train: Train | None,
+    evaluate_: Evaluate | None,
+    given: Sequence[Resource],
+) -> Problem:
+    costs, offered = cost(coupling), {resource.name: resource for resource in given}
+    chosen: list[Resource] = []
+    for budget in budgets:
+        name = budget.resource
+        if name in offered:
+            chosen.append(offered[name])
+        elif name == "latency":
+            chosen.append(latency_resource(dense, coupling, example_inputs, config))
+        else:
+            chosen.append(counted(costs, name))
+    start = evaluate(chosen, coupling.widths)
+    for budget in budgets:
+        if budget.value is not None:
+            log.info(
+                "%s: the network uses %s %s", budget.resource, f"{start[budget.resource]:,}", UNITS[budget.resource]
+            )
+    suggested: dict[str, int] = {}
+    for resource in chosen if config.step == "auto" else ():
+        suggested.update(getattr(resource, "steps", dict)())
+    grids = make_grids(dense, coupling, config, suggested) if coupling.groups else {}
+    return Problem(
+        dense, coupling, tuple(chosen), budgets, start, grids, config, seed or config.seed, example_inputs,
+        train is not None and evaluate_ is not None, evaluate_ is not None,
+    )  # fmt: skip
+
+
+def latency_resource(dense: GraphModule, coupling: Coupling, example_inputs: Any, config: NetAdaptConfig) -> Resource:
+    """The measured latency of the network on this device."""
+    from fxprune.latency import latency_resource as measured
+
+    return measured(dense, coupling, example_inputs, **config.latency)
+
+
+def check_problem(problem: Problem) -> None:
+    """Refuse, before any training, what no search could do."""
+    if not problem.coupling.groups:
+        raise InputError(f"netadapt: the network has no prunable group: {frozen_reasons(problem.coupling)}.")
+    if not problem.grids:
+        widest = max(group.size for group in problem.coupling.groups)
+        raise InputError(
+            f"netadapt: the network has {len(problem.coupling.groups)} groups of up to {widest} units, and the "
+            "configuration lets none of them shrink; lower netadapt_min_feature_size, step or round_to, or hold fewer "
+            "layers back (exclude, sparsity, max_prune)."
+        )
+    widths = problem.coupling.widths
+    least = evaluate(problem.resources, least_widths(widths, problem.grids))
+    check_feasible(problem.budgets, problem.start, least, problem.config.schedule)
+    most = problem.config.netadapt_max_rounds
+    for budget in problem.budgets:
+        share = budget.limit(problem.start[budget.resource]) / problem.start[budget.resource]
+        needed = problem.config.schedule.rounds(share)
+        if needed is not None and 0 < most < needed:
+            log.warning(
+                "%s: rounds that hit their targets exactly take %d to the budget, and netadapt_max_rounds is %d",
+                budget.resource, needed, most,
+            )  # fmt: skip
+
+
+def open_journal(workdir: str | Path | None, resume: bool | None, problem: Problem) -> Journal:
+    if workdir is None:
+        if resume:
+            raise InputError("netadapt: resume=True needs the workdir of the run that it should continue.")
+        return Memory()
+    from fxprune.journal import Folder
+
+    return Folder.open(workdir, problem, resume)
+
+
+def make_workers(problem: Problem, train: Train | None, evaluate: Evaluate | None) -> Workers:
+    return Serial(train, evaluate)
+
+
+def score_dense(problem: Problem, evaluate: Evaluate, journal: Journal) -> float:
+    """The score of the unpruned network; an evaluate that fails on it fails on all, so it is an error."""
+    known = journal.baseline()
+    if known is not None:
+        return known
+    trained = train_candidate(clone(problem.dense), 0, problem.seed, None, evaluate)
+    if trained.score is None:
+        raise InputError(f"netadapt: the unpruned network cannot be evaluated: {trained.error}.")
+    journal.save_baseline(trained.score)
+    return trained.score
+
+
+def run(problem: Problem, baseline: float, workers: Workers, journal: Journal, progress: Progress) -> Found:
+    progress.started(problem)
+    try:
+        return search(problem, baseline, workers, journal, progress)
+    finally:
+        progress.finished()
+
+
+def finish(
+    problem: Problem,
+    found: Found,
+    baseline: float,
+    journal: Journal,
+    modes: dict[str, bool],
+    begun: float,
+    seconds_analysis: float,
+) -> NetAdaptResult:
+    """Build the accepted network anew, certify it, and put it into the mode of the one that was handed in."""
+    accepted = found.rounds[found.accepted - 1] if found.accepted else None
+    plan = Plan.from_json(accepted.plan) if accepted else problem.coupling.plan({})
+    model = rebuild(problem.dense, found.rounds, found.accepted, journal, modes)
+    verifying = time.perf_counter()
+    with seeded(problem.seed):  # verification draws inputs, and the caller's random state is not its own
+        trained = problem.trains and accepted is not None
+        certificate = verify(problem.dense, model, plan, problem.example_inputs, trained=trained)
+    ended = time.perf_counter()
+    tried = [candidate for record in found.rounds for candidate in record.candidates]
+    return NetAdaptResult(
+        model=model,
+        plan=plan,
+        certificate=certificate,
+        rounds=found.rounds,
+        accepted=found.accepted,
+        budgets=problem.budgets,
+        start=problem.start,
+        achieved=accepted.achieved if accepted else dict(problem.start),
+        widths=accepted.widths if accepted else dict(problem.coupling.widths),
+        original_widths=dict(problem.coupling.widths),
+        baseline=baseline,
+        score=accepted.score if accepted else baseline,
+        data_free=not problem.evaluates,
+        met=found.met,
+        stopped=found.stopped,
+        timings=Timings(
+            total=ended - begun,
+            analysis=seconds_analysis,
+            train=sum(candidate.seconds_train for candidate in tried),
+            evaluate=sum(candidate.seconds_evaluate for candidate in tried),
+            verify=ended - verifying,
+        ),
+        dense=problem.dense,
+        coupling=problem.coupling,
+        modes=modes,
+        journal=journal,
+    )

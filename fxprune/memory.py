@@ -1,0 +1,78 @@
+"""What a search needs of a place to remember, and the plainest such place: this process's memory."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from fxprune.records import Candidate, Round
+
+
+class Journal(Protocol):
+    """Remembers finished candidates and rounds. What it returns is intact; what is damaged or missing it returns as
+    None."""
+
+    def baseline(self) -> float | None:
+        """The score of the unpruned network, if it is known."""
+
+    def save_baseline(self, score: float) -> None: ...
+
+    def candidate(self, round: int, proposed: Candidate) -> Candidate | None:
+        """The finished candidate that was this proposal, if there is one."""
+
+    def save_candidate(self, round: int, candidate: Candidate, weights: bytes | None) -> None:
+        """Remember a finished candidate; its weights too, if they are given."""
+
+    def candidate_weights(self, round: int, index: int) -> bytes | None: ...
+
+    def drop_candidate_weights(self, round: int, index: int) -> None:
+        """Forget the weights of a candidate that lost."""
+
+    def round(self, round: int) -> Round | None:
+        """A finished round that continues the one before it."""
+
+    def save_round(self, record: Round, weights: bytes) -> None:
+        """Remember a finished round with the weights of the chosen network; its candidates' weights may go."""
+
+    def weights(self, round: int) -> bytes: ...
+
+    def close(self) -> None: ...
+
+
+class Memory:
+    """Keeps the chosen weights of each round in memory, and nothing for later processes."""
+
+    def __init__(self) -> None:
+        self._candidates: dict[tuple[int, int], bytes] = {}
+        self._rounds: dict[int, bytes] = {}
+
+    def baseline(self) -> float | None:
+        return None
+
+    def save_baseline(self, score: float) -> None:
+        pass
+
+    def candidate(self, round: int, proposed: Candidate) -> Candidate | None:
+        return None
+
+    def save_candidate(self, round: int, candidate: Candidate, weights: bytes | None) -> None:
+        if weights is not None:
+            self._candidates[round, candidate.index] = weights
+
+    def candidate_weights(self, round: int, index: int) -> bytes | None:
+        return self._candidates.get((round, index))
+
+    def drop_candidate_weights(self, round: int, index: int) -> None:
+        self._candidates.pop((round, index), None)
+
+    def round(self, round: int) -> Round | None:
+        return None
+
+    def save_round(self, record: Round, weights: bytes) -> None:
+        self._rounds[record.round] = weights
+        self._candidates.clear()
+
+    def weights(self, round: int) -> bytes:
+        return self._rounds[round]
+
+    def close(self) -> None:
+        pass

@@ -1,0 +1,166 @@
+"""Training one candidate: fixed seeds, the user's `train` and `evaluate`, and ready-made ones for those who have
+none."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from numbers import Real
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fxprune.errors import InputError
+
+Train = Callable[[nn.Module, int], Any]
+Evaluate = Callable[[nn.Module], float]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What came of training and evaluating one network; `error` says why there is no score."""
+
+    score: float | None = None
+    error: str | None = None
+    seconds_train: float = 0.0
+    seconds_evaluate: float = 0.0
+
+
+def train_candidate(
+    network: nn.Module, steps: int, seed: int, train: Train | None, evaluate: Evaluate | None
+) -> Trained:
+    """Fine-tune a network in place and score it. An exception or a score that is no number is reported, not raised."""
+    seconds_train = seconds_evaluate = 0.0
+    doing, begun = "train", time.perf_counter()
+    try:
+        with seeded(seed):
+            if train is not None:
+                network.train()
+                train(network, steps)
+            doing, seconds_train = "evaluate", time.perf_counter() - begun
+            score = None
+            if evaluate is not None:
+                network.eval()
+                score = score_of(evaluate(network))
+            seconds_evaluate = time.perf_counter() - begun - seconds_train
+    except Exception as error:  # a user's function may raise anything, and one candidate is not the search
+        seconds = time.perf_counter() - begun
+        if doing == "train":
+            return Trained(error=_said(doing, error), seconds_train=seconds)
+        return Trained(error=_said(doing, error), seconds_train=seconds_train, seconds_evaluate=seconds - seconds_train)
+    return Trained(score, None, seconds_train, seconds_evaluate)
+
+
+def score_of(value: Any) -> float:
+    """What `evaluate` returned, as a finite float; anything else is an error that says what it should return."""
+    expected = "it must return one number, higher is better"
+    if isinstance(value, Tensor | np.ndarray | np.generic):
+        if math.prod(value.shape) != 1:
+            raise InputError(f"evaluate returned a tensor of shape {tuple(value.shape)}; {expected}.")
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise InputError(f"evaluate returned {value!r}, a {type(value).__name__}; {expected}.")
+    if not math.isfinite(value):
+        raise InputError(
+            f"evaluate returned {float(value)}; {expected}, and networks cannot be compared by {float(value)}."
+        )
+    return float(value)
+
+
+def seed_of(run_seed: int, round: int, name: str) -> int:
+    """The seed of one candidate: the same in whatever order, process or attempt it is trained."""
+    digest = hashlib.sha256(f"{run_seed}/{round}/{name}".encode()).digest()
+    return int.from_bytes(digest[:4], "little")
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Python, NumPy and torch (every device) drawn from `seed` inside, and left as they were outside."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []):
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)
+
+
+@dataclass
+class FineTune:
+    """A `train` for `netadapt`: exactly `steps` steps of SGD over `batches`, begun anew as often as needed.
+
+    `batches` is a DataLoader or any other iterable of (inputs, targets); a new optimizer each call, so that no
+    candidate sees the state of another. Data, model and loss meet on the model's device.
+
+    >>> train = FineTune([(torch.randn(4, 3), torch.tensor([0, 1, 0, 1]))], lr=0.1)
+    >>> train(nn.Linear(3, 2), steps=5)
+    """
+
+    batches: Iterable[Any]
+    lr: float = 0.01
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    loss: Callable[[Any, Any], Tensor] = field(default_factory=nn.CrossEntropyLoss)
+
+    def __call__(self, model: nn.Module, steps: int) -> None:
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        if not parameters or steps <= 0:
+            return
+        optimizer = torch.optim.SGD(parameters, self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
+        device = parameters[0].device
+        model.train()
+        for inputs, targets in endless(self.batches, steps):
+            optimizer.zero_grad(set_to_none=True)
+            self.loss(model(inputs.to(device)), targets.to(device)).backward()
+            optimizer.step()
+
+
+@dataclass
+class Accuracy:
+    """An `evaluate` for `netadapt`: the top-1 accuracy over `batches` of (inputs, labels), in percent."""
+
+    batches: Iterable[Any]
+
+    def __call__(self, model: nn.Module) -> float:
+        device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        model.eval()
+        right = total = 0
+        with torch.no_grad():
+            for inputs, labels in self.batches:
+                right += int((model(inputs.to(device)).argmax(1) == labels.to(device)).sum())
+                total += len(labels)
+        if not total:
+            raise InputError("Accuracy: the data holds no batch; expected batches of (inputs, labels).")
+        return 100.0 * right / total
+
+
+def endless(batches: Iterable[Any], steps: int) -> Iterator[Any]:
+    """Exactly `steps` batches, starting over where the data ends."""
+    given = 0
+    while given < steps:
+        before = given
+        for batch in batches:
+            yield batch
+            given += 1
+            if given == steps:
+                return
+        if given == before:
+            raise InputError("FineTune: the data holds no batch; expected batches of (inputs, targets).")
+
+
+def _said(doing: str, error: Exception) -> str:
+    """One line for the record: what was raised, and the last line of code on the way."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({frames[-1].filename.rsplit('/', 1)[-1]}:{frames[-1].lineno})" if frames else ""
+    return f"{doing}: {type(error).__name__}: {error}{where}"

@@ -1,0 +1,67 @@
+"""Workers: who trains the candidates of a round. Here the protocol, and the one that does it in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch.fx import GraphModule
+
+from fxprune.tensors import tensors_of, to_bytes
+from fxprune.training import Evaluate, Train, Trained, train_candidate
+from passes import Plan, PruneChannels
+
+
+@dataclass(frozen=True)
+class Task:
+    """One candidate to train: its plan relative to the network of the round, steps and seed."""
+
+    index: int
+    plan: Plan
+    steps: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a task; `weights` are the tensors afterwards (safetensors), None if it failed or nothing was
+    trained."""
+
+    index: int
+    trained: Trained
+    weights: bytes | None
+
+
+class Workers(Protocol):
+    """Trains candidates, in any order and place; the same task gives the same outcome everywhere."""
+
+    def start(self) -> None:
+        """Get ready, before the search begins; a WorkerError says what cannot be sent, and how to fix it."""
+
+    def run(self, network: GraphModule, tasks: Sequence[Task]) -> Iterator[Outcome]:
+        """Yield an outcome for each task, as they finish. `network` is left as it is."""
+
+    def close(self) -> None:
+        """Give everything back; called at the end, also after an interruption."""
+
+
+@dataclass
+class Serial:
+    """One candidate after the other, in this process."""
+
+    train: Train | None
+    evaluate: Evaluate | None
+
+    def start(self) -> None:
+        pass
+
+    def run(self, network: GraphModule, tasks: Sequence[Task]) -> Iterator[Outcome]:
+        for task in tasks:
+            candidate = PruneChannels(task.plan)(network).graph_module
+            trained = train_candidate(candidate, task.steps, task.seed, self.train, self.evaluate)
+            keep = self.train is not None and trained.error is None
+            yield Outcome(task.index, trained, to_bytes(tensors_of(candidate)) if keep else None)
+
+    def close(self) -> None:
+        pass

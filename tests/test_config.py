@@ -1,0 +1,131 @@
+"""The configuration: defaults, round trips, and errors that name key, value, range and line."""
+
+from __future__ import annotations
+
+from dataclasses import FrozenInstanceError
+from pathlib import Path
+
+import pytest
+
+from fxprune.budget import Budget
+from fxprune.config import NetAdaptConfig
+from fxprune.errors import ConfigError
+
+KEYS_OF_TINYNN = """
+budget_ratio: 0.55
+budget_type: weights
+budget_reduce_rate_init: 0.05
+budget_reduce_rate_decay: 0.98
+netadapt_lr: 1e-3
+netadapt_max_iter: 10
+netadapt_max_rounds: -1
+netadapt_min_feature_size: 8
+metrics: l2_norm
+netadapt_dir: netadapt_train/
+exclude_ops: []
+skip_last_fc: true
+bn_compensation: false
+multiple: 8
+sparsity:
+  default: 0.5
+  features.0.0: 0.0
+"""
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "config.yml"
+    path.write_text(text)
+    return path
+
+
+def test_every_key_of_the_reference_is_read(tmp_path: Path) -> None:
+    config = NetAdaptConfig.from_yaml(written(tmp_path, KEYS_OF_TINYNN))
+    assert config.target() == (Budget("params", ratio=0.55),)
+    assert config.netadapt_lr == 0.001
+    assert config.sparsity == {"default": 0.5, "features.0.0": 0.0}
+    assert (config.netadapt_max_iter, config.netadapt_max_rounds, config.multiple) == (10, -1, 8)
+
+
+def test_round_trips(tmp_path: Path) -> None:
+    config = NetAdaptConfig(
+        budgets=({"resource": "latency", "ratio": 0.6}, {"resource": "params", "value": 2_000_000}),
+        exclude=("layer1.*",), workers="ray", step="auto", min_accuracy=-3.5, sparsity={"a": 0.25}, ray={"num_cpus": 2},
+    )  # fmt: skip
+    config.to_yaml(tmp_path / "out.yml")
+    assert NetAdaptConfig.from_yaml(tmp_path / "out.yml") == config
+    assert NetAdaptConfig.from_dict(config.to_dict()) == config
+    assert [b.resource for b in config.target() or ()] == ["latency", "params"]
+    assert NetAdaptConfig.from_yaml(written(tmp_path, NetAdaptConfig().to_yaml())) == NetAdaptConfig()
+    assert NetAdaptConfig.from_yaml(written(tmp_path, "# nothing\n")) == NetAdaptConfig()
+
+
+def test_is_frozen() -> None:
+    with pytest.raises(FrozenInstanceError):
+        NetAdaptConfig().seed = 3  # type: ignore[misc]
+
+
+def test_unknown_key_names_the_nearest_and_the_line(tmp_path: Path) -> None:
+    path = written(tmp_path, "budget_ratio: 0.5\n\nnetadapt_max_itr: 10\n")
+    with pytest.raises(
+        ConfigError, match=r"config\.yml, line 3: unknown key 'netadapt_max_itr'; did you mean 'netadapt_max_iter'"
+    ):
+        NetAdaptConfig.from_yaml(path)
+    with pytest.raises(ConfigError, match="known keys: budget"):
+        NetAdaptConfig.from_dict({"zzzzzz": 1})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("budget_ratio", "1.5", "more than 0 and at most 1"),
+        ("budget_ratio", "0", "more than 0"),
+        ("budget", "true", "a number"),
+        ("budget_type", "watts", "flops, macs"),
+        ("budget_reduce_rate_init", "1.0", "less than 1"),
+        ("budget_reduce_rate_decay", "1.01", "at most 1"),
+        ("netadapt_lr", "-1", "more than 0"),
+        ("netadapt_max_iter", "2.5", "an integer of at least 0"),
+        ("netadapt_max_rounds", "0", "at least 1, or -1"),
+        ("netadapt_min_feature_size", "0", "at least 1"),
+        ("metrics", "l3_norm", "'l1_norm' or 'l2_norm'"),
+        ("exclude", "conv1", "a list of names"),
+        ("sparsity", "{a: 1.0}", "a: 1.0 is not a number at least 0 and less than 1"),
+        ("select", "best", "'accuracy' or 'ratio'"),
+        ("workers", "dask", "an integer of at least 1, or 'ray'"),
+        ("step", "automatic", "'auto'"),
+        ("patience", "-1", "at least 0"),
+        ("max_prune", "0", "more than 0"),
+        ("budgets", "[{resource: params}]", "ratio and value"),
+        ("skip_last_fc", "1", "true or false"),
+        ("strategy", "greedy", "'netadapt' or 'uniform' or 'knapsack'"),
+        ("seed", "x", "an integer"),
+    ],
+)
+def test_wrong_value_names_key_value_range_and_line(tmp_path: Path, key: str, value: str, expected: str) -> None:
+    path = written(tmp_path, f"# a comment\n{key}: {value}\n")
+    with pytest.raises(ConfigError) as caught:
+        NetAdaptConfig.from_yaml(path)
+    message = str(caught.value)
+    assert "config.yml, line 2" in message and key in message and expected in message
+
+
+def test_budget_excludes_budget_ratio(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="line 2: got both budget and budget_ratio"):
+        NetAdaptConfig.from_yaml(written(tmp_path, "budget: 10\nbudget_ratio: 0.5\n"))
+
+
+def test_files_that_are_no_configuration(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        NetAdaptConfig.from_yaml(tmp_path / "missing.yml")
+    with pytest.raises(ConfigError, match="line 2: not valid YAML"):
+        NetAdaptConfig.from_yaml(written(tmp_path, "a: [1\n"))
+    with pytest.raises(ConfigError, match="expected keys with values"):
+        NetAdaptConfig.from_yaml(written(tmp_path, "- 1\n"))
+    with pytest.raises(ConfigError, match="line 2: seed stands here again"):
+        NetAdaptConfig.from_yaml(written(tmp_path, "seed: 1\nseed: 2\n"))
+    with pytest.raises(ConfigError, match="line"):
+        NetAdaptConfig.from_yaml(written(tmp_path, "seed: !!python/object/apply:os.getcwd []\n"))
+
+
+def test_a_whole_number_may_be_written_as_a_float() -> None:
+    assert NetAdaptConfig.from_dict({"netadapt_max_iter": "1e4"}).netadapt_max_iter == 10000

@@ -1,0 +1,133 @@
+"""Importance: each metric against its definition, ties, faults, dtypes; on groups made by hand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.fx import symbolic_trace
+
+from fxprune.errors import ConfigError, WeightError
+from fxprune.importance import METRICS, importance, importance_lost, keep_units
+
+
+@dataclass
+class Cut:
+    tensor: str
+    dim: int
+    index: np.ndarray
+    role: str
+
+
+@dataclass
+class Tied:
+    name: str
+    size: int
+    slices: tuple[Cut, ...]
+
+
+def _net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(2, 6, 3), nn.BatchNorm2d(6), nn.Conv2d(6, 4, 1), nn.Conv2d(2, 6, 5))
+
+
+def _group() -> Tied:
+    each = np.arange(6)[:, None]
+    return Tied(
+        "0", 6, (
+            Cut("0.weight", 0, each, "output"), Cut("0.bias", 0, each, "other"), Cut("1.weight", 0, each, "scale"),
+            Cut("1.bias", 0, each, "other"), Cut("2.weight", 1, each, "input"), Cut("3.weight", 0, each, "output"),
+        ),
+    )  # fmt: skip
+
+
+def _expected(net: nn.Module, metric: str) -> np.ndarray:
+    total = np.zeros(6)
+    for index in (0, 3):
+        rows = net[index].weight.detach().double().flatten(1)  # type: ignore[index, union-attr, operator]
+        if metric == "l1_norm":
+            total += rows.abs().sum(1).numpy()
+        elif metric == "l2_norm":
+            total += rows.square().sum(1).sqrt().numpy()
+        else:
+            total += np.array([[float((a - b).norm()) for b in rows] for a in rows]).sum(1)
+    return total
+
+
+@pytest.mark.parametrize("metric", ["l1_norm", "l2_norm", "fpgm"])
+def test_sums_over_all_producers(metric: str) -> None:
+    net = _net()
+    found = importance(symbolic_trace(net), _group(), metric)  # type: ignore[arg-type]
+    np.testing.assert_allclose(found, _expected(net, metric), rtol=1e-12)
+    assert found.dtype == np.float64
+
+
+def test_bn_scale_and_its_fallback() -> None:
+    net = _net()
+    with torch.no_grad():
+        net[1].weight.copy_(torch.tensor([3.0, -1, 2, 0, -5, 4]))  # type: ignore[index, operator, union-attr]
+    gm, group = symbolic_trace(net), _group()
+    np.testing.assert_allclose(importance(gm, group, "bn_scale"), [3, 1, 2, 0, 5, 4])  # type: ignore[arg-type]
+    bare = Tied("0", 6, tuple(item for item in group.slices if item.role != "scale"))
+    np.testing.assert_allclose(importance(gm, bare, "bn_scale"), importance(gm, bare, "l2_norm"))  # type: ignore[arg-type]
+
+
+def test_random_depends_on_seed_and_group_alone() -> None:
+    gm = symbolic_trace(_net())
+    first = importance(gm, _group(), "random", seed=1)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(first, importance(gm, _group(), "random", seed=1))  # type: ignore[arg-type]
+    assert not np.array_equal(first, importance(gm, _group(), "random", seed=2))  # type: ignore[arg-type]
+
+
+def test_units_with_several_positions() -> None:
+    net = symbolic_trace(nn.Sequential(nn.Linear(3, 6)))
+    group = Tied("0", 2, (Cut("0.weight", 0, np.array([[0, 2, 4], [1, 3, 5]]), "output"),))
+    weight = net.get_parameter("0.weight").detach().double()
+    expected = [weight[0::2].norm().item(), weight[1::2].norm().item()]
+    np.testing.assert_allclose(importance(net, group), expected)  # type: ignore[arg-type]
+
+
+def test_a_group_that_nothing_produces_is_ranked_by_its_other_tensors() -> None:
+    group = Tied(
+        "x", 6, (Cut("1.bias", 0, np.arange(6)[:, None], "other"), Cut("2.weight", 1, np.arange(6)[:, None], "input"))
+    )
+    net = _net()
+    nn.init.normal_(net[1].bias)  # type: ignore[index, arg-type]
+    np.testing.assert_allclose(importance(symbolic_trace(net), group), net[1].bias.detach().abs().numpy(), rtol=1e-6)  # type: ignore[arg-type, index, union-attr, operator]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("metric", METRICS)
+def test_every_dtype(dtype: torch.dtype, metric: str) -> None:
+    net = _net().to(dtype)
+    assert np.isfinite(importance(symbolic_trace(net), _group(), metric)).all()  # type: ignore[arg-type]
+
+
+def test_nan_names_the_tensor() -> None:
+    net = _net()
+    net[3].weight.data[4, 0, 1, 1] = float("nan")  # type: ignore[index, union-attr, operator]
+    with pytest.raises(WeightError, match=r"3\.weight: unit 4 of group 0 holds NaN"):
+        importance(symbolic_trace(net), _group())  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="expected one of l1_norm"):
+        importance(symbolic_trace(net), _group(), "l7")  # type: ignore[arg-type]
+
+
+def test_kept_units_are_sorted_and_ties_keep_the_lowest() -> None:
+    assert keep_units(np.array([1.0, 5, 3, 5, 1, 1]), 3) == (1, 2, 3)
+    assert keep_units(np.zeros(6), 4) == (0, 1, 2, 3)
+    assert keep_units(np.array([1.0, 5, 3, 5, 1, 1]), 4) == (0, 1, 2, 3)
+    assert all(type(unit) is int for unit in keep_units(np.ones(3), 2))
+
+
+def test_loss_is_additive_and_relative() -> None:
+    scores = np.array([1.0, 4, 2, 3])
+    lost = importance_lost(scores)
+    assert lost[4] == 0 and lost[0] == np.inf and (np.diff(lost) < 0).all()
+    assert lost[2] == pytest.approx(-np.log(0.7))
+    again = importance_lost(np.array([4.0, 3.0]))
+    assert lost[2] + again[1] == pytest.approx(lost[1])
+    np.testing.assert_allclose(importance_lost(scores * 1e-9)[1:], lost[1:])
+    assert list(importance_lost(np.zeros(3))) == [np.inf, 0, 0, 0]

@@ -1,0 +1,217 @@
+"""`netadapt` from outside: what may be handed in, what is refused before any training, and real networks."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.fx import GraphModule, symbolic_trace
+from torch.fx.passes.shape_prop import ShapeProp
+
+import fxprune
+from fxprune import Budget, InfeasibleBudget, NetAdaptConfig, netadapt
+from fxprune.errors import BudgetError, BudgetTypeError, ConfigError, FxpruneError, InputError
+from passes import PassError
+
+EXAMPLE = torch.randn(1, 3, 10, 10)
+
+
+def small() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 24, 3), nn.BatchNorm2d(24), nn.ReLU(), nn.Conv2d(24, 40, 3), nn.ReLU(), nn.Conv2d(40, 4, 3)
+    )
+
+
+def call(model: Any = None, budget: Any = 0.5, **changes: Any) -> fxprune.NetAdaptResult:
+    given = {"example_inputs": EXAMPLE, "progress": False}
+    return netadapt(model if model is not None else small(), budget, **{**given, **changes})  # type: ignore[arg-type]
+
+
+def boom(*_: Any) -> float:
+    raise AssertionError("nothing may be trained or evaluated before the budget is checked")
+
+
+def test_ways_to_write_a_budget() -> None:
+    half = call().start["flops"] // 2
+    assert call(budget=half).achieved == call(budget=0.5).achieved == call(budget=Budget("flops", ratio=0.5)).achieved
+    for resource in ("macs", "params", "weights", "memory"):
+        result = call(budget=Budget(resource, ratio=0.8))
+        assert (
+            result.met and result.achieved[result.budgets[0].resource] <= 0.8 * result.start[result.budgets[0].resource]
+        )
+    assert call(budget=None, config={"budget_ratio": 0.5}).achieved == call().achieved
+
+
+@pytest.mark.parametrize("wrong", [True, "0.5", {"a"}])
+def test_wrong_budget_type(wrong: Any) -> None:
+    with pytest.raises(BudgetTypeError, match="budget"):
+        call(budget=wrong)
+
+
+@pytest.mark.parametrize("wrong", [0.0, 1.5, -0.5, 0, [], float("nan")])
+def test_wrong_budget_value(wrong: Any) -> None:
+    with pytest.raises(BudgetError):
+        call(budget=wrong)
+
+
+def test_no_budget_and_two_budgets() -> None:
+    with pytest.raises(BudgetError, match="no budget"):
+        call(budget=None)
+    with pytest.raises(BudgetError, match="differ"):
+        call(budget=0.5, config=NetAdaptConfig(budget_ratio=0.6))
+    assert call(budget=0.5, config=NetAdaptConfig(budget_ratio=0.5)).met
+
+
+def test_infeasible_is_said_before_training_with_the_nearest_feasible() -> None:
+    slow = {"budget_reduce_rate_init": 0.025, "budget_reduce_rate_decay": 0.96}
+    with pytest.raises(InfeasibleBudget, match=r"nearest feasible budget: flops .*ratio=0\.53") as caught:
+        call(budget=0.4, train=boom, evaluate=boom, config=slow)
+    assert call(budget=int(caught.value.nearest["flops"]), config=slow).met
+    with pytest.raises(InfeasibleBudget, match="least width") as caught:
+        call(budget=10, train=boom, evaluate=boom, config={"budget_reduce_rate_decay": 1.0})
+    nearest = int(caught.value.nearest["flops"])
+    assert call(budget=nearest, config={"budget_reduce_rate_decay": 1.0}).achieved["flops"] == nearest
+
+
+def test_within_the_budget_already() -> None:
+    model = small().eval()
+    for budget in (1.0, 10**12, Budget("latency", value=1e9) if False else Budget("memory", ratio=1)):
+        result = call(model, budget)
+        assert result.rounds == () and result.met and result.accepted == 0
+        assert torch.equal(result.model(EXAMPLE), model(EXAMPLE))
+        assert result.model.get_parameter("0.weight") is not model[0].weight
+        assert result.plan.widths == {"0": 24, "3": 40} and "within its budget already" in result.summary()
+    assert call(model, 1.0, evaluate=lambda m: 3.0).score == 3.0
+
+
+def test_graph_modules_and_example_inputs() -> None:
+    traced = symbolic_trace(small())
+    assert call(traced).met
+    assert call(traced, example_inputs=(EXAMPLE,)).achieved == call(traced, example_inputs={"input": EXAMPLE}).achieved
+    with pytest.raises(InputError, match=r'placeholder .* carries no shape; .*meta\["val"\] or meta\["tensor_meta"\]'):
+        call(traced, example_inputs=None)
+    with pytest.raises(InputError, match="example_inputs is missing, and a Sequential does not say"):
+        call(small(), example_inputs=None)
+    ShapeProp(traced).propagate(EXAMPLE)
+    assert call(traced, example_inputs=None).achieved == call(traced).achieved
+    exported = torch.export.export(small(), (EXAMPLE,)).module()
+    assert isinstance(exported, GraphModule)
+
+
+@pytest.mark.parametrize(
+    "wrong", [
+        torch.randn(1, 4, 10, 10), torch.randn(1, 3, 2, 2), (EXAMPLE, EXAMPLE), {"image": EXAMPLE}, EXAMPLE.long(), "x",
+    ],
+)  # fmt: skip
+def test_wrong_example_inputs(wrong: Any) -> None:
+    with pytest.raises((FxpruneError, PassError)) as caught:
+        call(example_inputs=wrong)
+    assert "input" in str(caught.value)
+
+
+def test_empty_graph_and_nothing_to_prune() -> None:
+    graph = torch.fx.Graph()
+    graph.output(graph.placeholder("x"))
+    with pytest.raises(InputError, match="the graph is empty"):
+        call(GraphModule(nn.Module(), graph))
+    with pytest.raises(InputError, match="the graph is empty"):
+        call(nn.Sequential())
+    with pytest.raises(InputError, match="no prunable group"):
+        call(nn.Sequential(nn.Conv2d(3, 4, 3)))
+    with pytest.raises(InputError, match="up to 4 units.*lower netadapt_min_feature_size"):
+        call(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)), config={"netadapt_min_feature_size": 8})
+    assert call(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3))).met  # the default step suits tiny networks
+
+
+def test_wrong_arguments() -> None:
+    with pytest.raises(InputError, match=r"expected a torch.nn.Module or a torch.fx.GraphModule"):
+        netadapt(lambda x: x, 0.5, example_inputs=EXAMPLE)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="evaluate is a float; expected a function called as"):
+        call(evaluate=0.5)
+    with pytest.raises(InputError, match="got train but no evaluate"):
+        call(train=boom)
+    with pytest.raises(InputError, match="config is a list"):
+        call(config=[])
+    with pytest.raises(ConfigError, match="did you mean 'netadapt_lr'"):
+        call(config={"netadapt_lrr": 1})
+    with pytest.raises(InputError, match="resume=True needs the workdir"):
+        call(resume=True)
+
+
+def test_configuration_as_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "config.yml"
+    path.write_text("budget_ratio: 0.5\nmetrics: fpgm\n")
+    assert call(budget=None, config=path).met and call(budget=None, config=str(path)).met
+
+
+@pytest.mark.parametrize("metric", ["l1_norm", "fpgm", "random", "bn_scale"])
+def test_every_metric(metric: str) -> None:
+    assert call(config={"metrics": metric}).certificate.max_error <= 1e-9
+
+
+def test_default_widths_are_multiples_of_eight_where_the_network_is_wide() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 20, 3), nn.ReLU(), nn.Conv2d(20, 64, 3), nn.ReLU(), nn.Conv2d(64, 4, 3))
+    result = call(model, 0.4)
+    assert all(width % 8 == 0 or width == result.original_widths[name] for name, width in result.widths.items())
+
+
+def test_tied_weights_and_buffers_survive() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.again, self.out = nn.Linear(16, 16), nn.Linear(16, 16), nn.Linear(16, 3)
+            self.again.weight = self.first.weight
+            self.register_buffer("scale", torch.rand(16), persistent=False)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.out(torch.relu(self.again(torch.relu(self.first(x) * self.scale))))
+
+    model = nn.Sequential(nn.Linear(5, 16), Tied())
+    data = [(torch.randn(4, 5), torch.tensor([0, 1, 2, 0]))]
+    result = netadapt(
+        model, 0.5, example_inputs=torch.randn(2, 5), progress=False, train=fxprune.FineTune(data),
+        evaluate=lambda m: 1.0, config={"netadapt_max_iter": 2},
+    )  # fmt: skip
+    tensors = dict(result.model.named_parameters(remove_duplicate=False))
+    assert tensors["1.first.weight"] is tensors["1.again.weight"]
+    assert tensors["1.first.weight"].shape == (result.widths["0"],) * 2
+
+
+def test_cifar_resnet20_data_free_takes_seconds(data_dir: Path) -> None:
+    from safetensors.torch import load_file
+
+    model = _resnet20(data_dir)
+    model.load_state_dict(load_file(data_dir / "resnet20_cifar10_jpeg.safetensors"))
+    begun = time.perf_counter()
+    result = netadapt(model.eval(), Budget("macs", ratio=0.5), example_inputs=torch.randn(1, 3, 32, 32), progress=False)
+    assert time.perf_counter() - begun < 60
+    assert result.met and result.data_free and not result.model.training
+    assert result.model(torch.randn(3, 3, 32, 32)).shape == (3, 10)
+
+
+def _resnet20(data_dir: Path) -> nn.Module:
+    spec = importlib.util.spec_from_file_location("resnet_cifar", data_dir / "resnet_cifar.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.resnet(20)
+
+
+def test_importing_loads_none_of_the_extras() -> None:
+    code = (
+        "import sys, passes, fxprune; fxprune.netadapt; "
+        "print([m for m in ('torchvision', 'matplotlib', 'onnx', 'onnxruntime', 'ray', 'sklearn') if m in sys.modules])"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1]
+    )
+    assert out.stdout.strip() == "[]"

@@ -1,0 +1,254 @@
+"""A quick ONNX graph of a GraphModule, for the clock alone: right in operators and shapes, random in its weights.
+
+`torch.onnx.export` takes seconds; a latency table wants dozens of networks. Here the graph runs once on the meta device
+under a dispatch mode, and each ATen operator becomes the ONNX operators that the real exporter writes for it. The names
+of values lead back to the fx nodes that compute them, so that a runtime's profile can be read by node.
+Batch norm behind a convolution is left out: exporters and runtimes fold it into the weights.
+
+The rules stand in `onnx_ops.py`. An operator without one raises UnsupportedOperator: the caller then exports properly.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from passes.infer import as_arguments, composite_attention, to_meta
+from passes.skeleton import copy_with, like
+
+__all__ = ["Graph", "Node", "UnsupportedOperator", "record", "to_onnx"]
+
+OPSET = 20  # the first with Gelu; torch.onnx.export of torch 2.13 writes this one too
+_POOL_SIZE = 1 << 20
+
+
+class UnsupportedOperator(Exception):
+    """An ATen operator that has no rule here."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """One ONNX node: operator, names of its inputs and outputs, attributes."""
+
+    op: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attributes: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Graph:
+    """An ONNX graph under construction.
+
+    weights: name -> shape (their values are random); constants: name -> array (shapes, axes, scalars).
+    Values are called "@7@", a mark that survives in the names that a runtime derives; owners[7] is the fx node.
+    """
+
+    nodes: list[Node] = field(default_factory=list)
+    inputs: dict[str, tuple[tuple[int, ...], np.dtype]] = field(default_factory=dict)
+    outputs: list[str] = field(default_factory=list)
+    weights: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    constants: dict[str, np.ndarray] = field(default_factory=dict)
+    owners: list[str] = field(default_factory=list)
+    scope: str = ""
+
+    def owner(self, name: str) -> str | None:
+        """The fx node that a name in a runtime's profile goes back to; None for what the runtime added by itself."""
+        mark = re.search(r"@(\d+)@", name)
+        return self.owners[int(mark[1])] if mark else None
+
+    def name(self) -> str:
+        """A fresh value name, owned by the fx node in hand."""
+        self.owners.append(self.scope)
+        return f"@{len(self.owners) - 1}@"
+
+    def emit(self, op: str, *inputs: str, outputs: int = 1, **attributes: Any) -> str:
+        """Append a node; return the name of its first output."""
+        names = tuple(self.name() for _ in range(outputs))
+        self.nodes.append(Node(op, inputs, names, {k: v for k, v in attributes.items() if v is not None}))
+        return names[0]
+
+    def emit_many(self, op: str, *inputs: str, outputs: int, **attributes: Any) -> tuple[str, ...]:
+        """`emit` for a node with several outputs."""
+        self.emit(op, *inputs, outputs=outputs, **attributes)
+        return self.nodes[-1].outputs
+
+    def ints(self, values: Sequence[int]) -> str:
+        """An int64 constant."""
+        return self._constant(np.asarray(values, dtype=np.int64))
+
+    def scalar(self, value: float, dtype: torch.dtype = torch.float32) -> str:
+        """A scalar constant of the dtype of the tensor that it meets."""
+        return self._constant(np.asarray(value, dtype=_numpy_dtype(dtype)))
+
+    def _constant(self, array: np.ndarray) -> str:
+        name = f"constant_{array.dtype}_{'x'.join(map(str, array.ravel().tolist()))}_{array.ndim}"
+        self.constants[name] = array
+        return name
+
+    def weight(self, shape: Sequence[int]) -> str:
+        """A random float32 weight of its own."""
+        name = f"weight_{len(self.weights)}"
+        self.weights[name] = tuple(shape)
+        return name
+
+
+def record(gm: fx.GraphModule, example_inputs: Any) -> Graph:
+    """The ONNX graph of `gm` in evaluation mode at the shapes of `example_inputs` (only shapes are read).
+
+    Runs on the meta device: weights are neither read nor copied. Raises UnsupportedOperator, naming operator and node.
+    """
+    root = copy_with(gm, lambda _, tensor: like(tensor, torch.empty_like(tensor, device="meta")))
+    root.eval()
+    graph = Graph()
+    recorder = _Recorder(graph)
+    inputs = to_meta(as_arguments(example_inputs, gm))
+    for index, tensor in enumerate(t for t in pytree.tree_leaves(inputs) if isinstance(t, Tensor)):
+        graph.inputs[f"input_{index}"] = (tuple(tensor.shape), _numpy_dtype(tensor.dtype))
+        recorder.bind(tensor, f"input_{index}")
+    with torch.no_grad(), composite_attention(), recorder:
+        result = _ScopedInterpreter(root, gm.graph, graph).run(*inputs, enable_io_processing=False)
+    leaves = [t for t in pytree.tree_leaves(result) if isinstance(t, Tensor)]
+    graph.outputs = list(dict.fromkeys(recorder.value(t) for t in leaves))
+    return graph
+
+
+class _ScopedInterpreter(fx.Interpreter):
+    """Runs the graph and tells the recorder which fx node is at work."""
+
+    def __init__(self, root: torch.nn.Module, graph: fx.Graph, onnx: Graph) -> None:
+        super().__init__(root, graph=graph)
+        self.extra_traceback = False
+        self._onnx = onnx
+
+    def run_node(self, node: fx.Node) -> Any:
+        self._onnx.scope = node.name
+        return super().run_node(node)
+
+
+class _Recorder(TorchDispatchMode):
+    """Sees each ATen call and writes its ONNX nodes."""
+
+    def __init__(self, graph: Graph) -> None:
+        super().__init__()
+        from fxprune.latency.onnx_ops import RULES
+
+        self.graph = graph
+        self._rules: dict[Any, Callable[..., Any]] = RULES
+        self._names: dict[int, str] = {}
+        self._alive: list[Tensor] = []  # an id is only good while its tensor lives
+
+    def bind(self, tensor: Tensor, name: str) -> None:
+        self._names[id(tensor)] = name
+        self._alive.append(tensor)
+
+    def value(self, tensor: Tensor) -> str:
+        """The ONNX name of a tensor; one never seen before is a parameter or buffer."""
+        name = self._names.get(id(tensor))
+        if name is None:
+            name = self.graph.weight(tuple(tensor.shape))
+            self.bind(tensor, name)
+        return name
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        if not any(isinstance(t, Tensor) for t in pytree.tree_leaves(out)):
+            return out
+        rule = self._rules.get(func.overloadpacket)
+        if rule is None:
+            raise UnsupportedOperator(f"{func} (node {self.graph.scope}) has no rule in fxprune/latency/onnx_ops.py")
+        names = rule(Call(self, func, args, kwargs, out))
+        outs = (out,) if isinstance(out, Tensor) else tuple(out)
+        for tensor, name in zip(outs, (names,) if isinstance(names, str) else names, strict=False):
+            if isinstance(tensor, Tensor) and name:
+                self.bind(tensor, name)
+        return out
+
+
+@dataclass(frozen=True)
+class Call:
+    """One ATen call as a rule sees it: the arguments by name, ONNX names for tensors, the graph to write to."""
+
+    recorder: _Recorder
+    func: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    out: Any
+
+    @property
+    def graph(self) -> Graph:
+        return self.recorder.graph
+
+    def arg(self, name: str) -> Any:
+        """The argument called `name` in the operator's schema, or its default."""
+        for index, formal in enumerate(self.func._schema.arguments):
+            if formal.name == name:
+                if index < len(self.args):
+                    return self.args[index]
+                return self.kwargs.get(name, formal.default_value)
+        raise KeyError(f"{self.func} has no argument {name!r}")
+
+    def onnx(self, name: str) -> str:
+        """The ONNX value of a tensor or number argument; "" (ONNX: not given) for None."""
+        value = self.arg(name)
+        if value is None:
+            return ""
+        if isinstance(value, Tensor):
+            return self.recorder.value(value)
+        return self.graph.scalar(value, self.dtype)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        out = self.out if isinstance(self.out, Tensor) else self.out[0]
+        return out.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the (first) output."""
+        out = self.out if isinstance(self.out, Tensor) else self.out[0]
+        return tuple(out.shape)
+
+
+def to_onnx(graph: Graph, seed: int = 0) -> bytes:
+    """Serialise with random weights of a scale that keeps activations near one (no overflow, no denormals)."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    pool = np.random.default_rng(seed).standard_normal(_POOL_SIZE, dtype=np.float32)
+    initializers = [numpy_helper.from_array(array, name) for name, array in graph.constants.items()]
+    for name, shape in graph.weights.items():
+        size = int(np.prod(shape, dtype=np.int64))
+        fan_in = int(np.prod(shape[1:], dtype=np.int64)) if len(shape) > 1 else 16
+        values = np.resize(pool, size) * np.float32((2.0 / max(fan_in, 1)) ** 0.5)
+        initializers.append(TensorProto(name=name, dims=shape, data_type=TensorProto.FLOAT, raw_data=values.tobytes()))
+    model = helper.make_model(
+        helper.make_graph(
+            [
+                helper.make_node(n.op, n.inputs, n.outputs, name=f"node_{n.outputs[0]}", **n.attributes)
+                for n in graph.nodes
+            ],
+            "timed",
+            [
+                helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(dtype), shape)
+                for name, (shape, dtype) in graph.inputs.items()
+            ],
+            [helper.make_empty_tensor_value_info(name) for name in dict.fromkeys(graph.outputs)],
+            initializers,
+        ),
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        ir_version=min(10, onnx.IR_VERSION),
+    )
+    return model.SerializeToString()
+
+
+def _numpy_dtype(dtype: torch.dtype) -> np.dtype:
+    return np.dtype(str(dtype).removeprefix("torch."))  # a fake tensor has no .numpy() to ask

@@ -1,0 +1,166 @@
+"""The latency of a whole network from a table: a sum over its units, calibrated by what was measured whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from torch import fx
+
+from fxprune.latency.backends import Backend, Timed
+from fxprune.latency.errors import UncoveredTable
+from fxprune.latency.sampling import Network, surface_of
+from fxprune.latency.surface import Surface
+from fxprune.latency.table import LatencyTable
+from fxprune.latency.timing import Reference, Timing, pace, warm_up
+
+Widths = Mapping[str, Any]
+_PAID = 0.7  # a stair: so much of the rise of a whole step comes with its first grid point
+_STEPS = (64, 32, 16, 8, 4, 2)
+
+
+@dataclass(frozen=True)
+class LatencyModel:
+    """Predicts milliseconds for any widths; a Resource of the search.
+
+    ratio: measured over summed, from the last network that was measured whole.
+    """
+
+    network: Network
+    surfaces: Mapping[str, Surface]
+    ratio: float = 1.0
+    name: str = "latency"
+    unit: str = "ms"
+    _known: dict[str, dict[tuple[int, ...], float]] = field(default_factory=dict, repr=False)
+
+    def predict_ms(self, widths: Widths | None = None) -> Any:
+        """Milliseconds at these widths (groups left out: full size); an array where a width is an array."""
+        values, scalar = self.network.coordinates.at(widths)
+        total = np.zeros(max((len(v) for v in values), default=1))
+        for unit, points in zip(self.network.units, values, strict=True):
+            total = total + self._unit_ms(unit.key, points)
+        total = total * self.ratio
+        return float(total[0]) if scalar else total.reshape(self.network.coordinates.shape(widths))
+
+    value = predict_ms
+
+    def _unit_ms(self, key: str, points: np.ndarray) -> np.ndarray:
+        """A unit's milliseconds at (m, d) points; each point is worked out once."""
+        known = self._known.setdefault(key, {})
+        rows = list(map(tuple, points.tolist()))
+        missing = [row for row in dict.fromkeys(rows) if row not in known]
+        if missing:
+            found = self.surfaces[key].ms(np.array(missing, dtype=np.int64).reshape(len(missing), -1))
+            known.update(zip(missing, found.tolist(), strict=True))
+        return np.array([known[row] for row in rows])
+
+    def by_unit(self, widths: Mapping[str, int] | None = None) -> list[tuple[str, str, float]]:
+        """Name, key and predicted milliseconds of each unit."""
+        values, _ = self.network.coordinates.at(widths)
+        return [
+            (unit.name, unit.key, float(self._unit_ms(unit.key, points)[0]) * self.ratio)
+            for unit, points in zip(self.network.units, values, strict=True)
+        ]
+
+    def calibrate(self, measured_ms: float, widths: Widths | None = None) -> LatencyModel:
+        """The model whose prediction at `widths` is what was measured there."""
+        return self.calibrated(self.predict_ms(widths), measured_ms)
+
+    def calibrated(self, predicted: float, measured: float) -> Any:
+        """The model whose prediction for the network in question would have been `measured`."""
+        if not (np.isfinite(measured) and measured > 0 and predicted > 0):
+            raise ValueError(
+                f"latency: predicted {predicted!r} ms and measured {measured!r} ms; expected numbers above 0"
+            )
+        return replace(self, ratio=self.ratio * measured / predicted)
+
+    def steps(self) -> dict[str, int]:
+        """For each group the width of the stairs that its cost climbs, where it climbs in stairs.
+
+        The largest step of 64, 32, ... whose rise comes (in the median, `_PAID` of it) with its first grid point:
+        between two multiples there is nothing to save.
+        """
+        found = {}
+        for name, widths in self.network.grid.items():
+            step = stair(np.asarray(widths), np.asarray(self.predict_ms({name: np.asarray(widths)})))
+            if step is not None:
+                found[name] = step
+        return found
+
+
+def stair(widths: np.ndarray, ms: np.ndarray) -> int | None:
+    """The largest step whose stairs are seen in a cost over ascending widths, or None.
+
+    >>> widths = np.arange(8, 129, 8)
+    >>> stair(widths, 1 + np.ceil(widths / 32)), stair(widths, 1 + widths / 32)
+    (32, None)
+    """
+    least_rise = 0.002 * float(np.max(ms)) if len(ms) else 0.0
+    at = dict(zip(widths.tolist(), ms.tolist(), strict=True))
+    for step in _STEPS:
+        paid = []
+        for low in range(step, int(widths.max()) - step + 1, step):
+            inside = [w for w in at if low < w < low + step]
+            if low in at and low + step in at and inside:
+                rise = at[low + step] - at[low]
+                if rise > least_rise:
+                    paid.append((at[min(inside)] - at[low]) / rise)
+        if len(paid) >= 2 and np.median(paid) >= _PAID:
+            return step
+    return None
+
+
+@dataclass(frozen=True)
+class MeasuredLatency(LatencyModel):
+    """A model with the device at hand: a MeasuredResource of the search."""
+
+    backend: Backend | None = None
+    reference: Reference | None = None
+
+    def measure(self, network: fx.GraphModule, example_inputs: Any) -> float:
+        """Milliseconds of a whole network."""
+        return self.timing(network, example_inputs).ms
+
+    def timing(self, network: fx.GraphModule, example_inputs: Any, repeats: int = 25) -> Timing:
+        """Milliseconds of a whole network, with their interval; timed in turns with the dense one, whose drift is taken out."""
+        assert self.backend is not None, "a MeasuredLatency is made with a backend"
+        return self.backend.time(network, example_inputs, self.reference, repeats)
+
+
+def model_of(network: Network, table: LatencyTable) -> LatencyModel:
+    """The model of a network from a table. Raises UncoveredTable naming units that the table lacks."""
+    missing = [unit for unit in network.units if unit.key not in table.entries or not table.entries[unit.key].samples]
+    if missing:
+        listed = "; ".join(f"{unit.name}: {unit.key}" for unit in missing[:3])
+        raise UncoveredTable(
+            f"the latency table ({table.setting}) lacks {len(missing)} of the network's {len(network.units)} units: {listed}"
+            f"{' ...' if len(missing) > 3 else ''}; build it for this network on that device."
+        )
+    return LatencyModel(network, {key: surface_of(table, key) for key in network.keys})
+
+
+def measured_model(network: Network, table: LatencyTable, backend: Backend) -> MeasuredLatency:
+    """The model of a network on the device at hand, calibrated by a measurement of the network as it is."""
+    plain = model_of(network, table)
+    reference = None
+    if isinstance(backend, Timed):
+        reference = Reference(backend.prepare(network.gm, network.example_inputs))
+        warm_up(reference, one_thread=backend.setting.threads == 1)
+    model = MeasuredLatency(network, plain.surfaces, backend=backend, reference=reference, _known=plain._known)
+    now = reference.quiet_ms if reference is not None else backend.time(network.gm, network.example_inputs).ms
+    return model.calibrate(now)
+
+
+def measure_together(
+    backend: Timed, networks: Sequence[fx.GraphModule], example_inputs: Any, repeats: int = 25
+) -> list[Timing]:
+    """Time several networks in turns with the first, so that their ratios hold whatever the machine does meanwhile."""
+    reference = Reference(backend.prepare(networks[0], example_inputs))
+    one_thread = backend.setting.threads == 1
+    warm_up(reference, one_thread=one_thread)
+    return [
+        pace(backend.prepare(gm, example_inputs), reference, repeats=repeats, one_thread=one_thread).timing()
+        for gm in networks
+    ]

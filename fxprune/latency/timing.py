@@ -1,0 +1,171 @@
+"""How a run is timed on a machine that others use too: warm-up, interleaved repeats, quiet runs only, median, interval.
+
+Two kinds of noise were met on shared x86 machines. The thread is put off the core for milliseconds: work on one thread is
+therefore timed by that thread's own clock. And the whole core is 20 to 40 % slower for a second or so (a neighbour on the
+same caches). That shows in a *reference*, a fixed workload that runs before and after each timed run: a run counts only where its two
+references are near the reference's floor, and what is left of the drift is divided out.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+QUIET = 1.07
+"""A reference up to this multiple of its floor is undisturbed."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Median of the quiet runs in milliseconds, with the 95 % confidence interval of that median."""
+
+    ms: float
+    low: float
+    high: float
+    repeats: int
+
+    def __str__(self) -> str:
+        return f"{self.ms:.3f} ms ({self.low:.3f} to {self.high:.3f}, {self.repeats} runs)"
+
+    @property
+    def noise(self) -> float:
+        """Half the interval as a share of the median."""
+        return (self.high - self.low) / (2 * self.ms) if self.ms > 0 else 0.0
+
+    def scaled(self, factor: float) -> Timing:
+        return Timing(self.ms * factor, self.low * factor, self.high * factor, self.repeats)
+
+
+def timing(times_ms: Sequence[float] | np.ndarray) -> Timing:
+    """Median and its interval from order statistics (no distribution assumed).
+
+    The interval's ranks are those of a binomial with p = 1/2, by its normal approximation.
+
+    >>> timing([5, 1, 2, 3, 4, 100, 3, 3])
+    Timing(ms=3.0, low=2.0, high=5.0, repeats=8)
+    """
+    ordered = np.sort(np.asarray(times_ms, dtype=float))
+    count = len(ordered)
+    if not count:
+        raise ValueError("timing: no runs to take the median of")
+    reach = 1.96 * np.sqrt(count) / 2
+    low = max(0, int(np.floor(count / 2 - reach)))
+    high = min(count - 1, int(np.ceil(count / 2 + reach)) - 1)
+    return Timing(float(np.median(ordered)), float(ordered[low]), float(ordered[max(high, low)]), count)
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Where time comes from, in seconds; tests put their own here. `busy` counts only while the calling thread runs."""
+
+    wall: Callable[[], float] = time.perf_counter
+    busy: Callable[[], float] = time.thread_time
+
+    def time_ms(self, run: Callable[[], object], one_thread: bool) -> float:
+        """How long `run` takes: of this thread's time where it works on this thread alone, else of the world's."""
+        now = self.busy if one_thread else self.wall
+        start = now()
+        run()
+        return (now() - start) * 1e3
+
+
+@dataclass
+class Reference:
+    """A fixed workload that tells how fast the machine is at the moment."""
+
+    run: Callable[[], object]
+    times_ms: list[float] = field(default_factory=list)
+
+    @property
+    def floor_ms(self) -> float:
+        """The 5th percentile of all runs so far: a time that it reaches whenever the machine is left alone."""
+        return float(np.percentile(self.times_ms, 5))
+
+    @property
+    def quiet_ms(self) -> float:
+        """The median of the undisturbed runs."""
+        times = np.asarray(self.times_ms)
+        return float(np.median(times[times <= QUIET * self.floor_ms]))
+
+
+@dataclass(frozen=True)
+class Pace:
+    """The raw runs: wall time of each, which of them count, what the reference took around each, and takes when all is quiet.
+
+    Without a reference `around_ms` is 1 throughout, and so is `quiet_ms`.
+    """
+
+    times_ms: np.ndarray
+    counts: np.ndarray
+    around_ms: np.ndarray
+    quiet_ms: float
+
+    def timing(self) -> Timing:
+        return self.corrected(self.times_ms)
+
+    def corrected(self, times_ms: np.ndarray) -> Timing:
+        """The timing of times taken in these runs: those that count, at the speed that the machine has when it is quiet."""
+        return self.relative(times_ms).scaled(self.quiet_ms)
+
+    def relative(self, times_ms: np.ndarray) -> Timing:
+        """As `corrected`, in units of the reference."""
+        return timing((times_ms / self.around_ms)[self.counts])
+
+
+def pace(
+    run: Callable[[], object],
+    reference: Reference | None = None,
+    *,
+    repeats: int = 15,
+    warmup: int = 3,
+    patience: int = 3,
+    one_thread: bool = True,
+    clock: Clock = Clock(),
+) -> Pace:
+    """Run until `repeats` runs were undisturbed, at most `patience` times as many in all.
+
+    Where fewer than half of `repeats` were, that many with the quickest surroundings count; the interval tells the rest.
+    """
+
+    def reference_ms() -> float:
+        if reference is None:
+            return 1.0
+        reference.times_ms.append(clock.time_ms(reference.run, one_thread))
+        return reference.times_ms[-1]
+
+    for _ in range(warmup):
+        run()
+    times: list[float] = []
+    around: list[float] = []
+    before = reference_ms()
+    while len(times) < repeats * patience:
+        times.append(clock.time_ms(run, one_thread))
+        after = reference_ms()
+        around.append((before + after) / 2)
+        before = after
+        if len(times) >= repeats and _undisturbed(reference, around).sum() >= repeats:
+            break
+    counts = _undisturbed(reference, around)
+    enough = max(1, repeats // 2)
+    if counts.sum() < enough:
+        counts = np.zeros(len(times), dtype=bool)
+        counts[np.argsort(around, kind="stable")[:enough]] = True
+    return Pace(np.array(times), counts, np.array(around), 1.0 if reference is None else reference.quiet_ms)
+
+
+def warm_up(reference: Reference, *, seconds: float = 1.0, least: int = 20, one_thread: bool = True) -> None:
+    """Run a reference until its floor is known."""
+    clock = Clock()
+    end = time.perf_counter() + seconds
+    for _ in range(3):
+        reference.run()
+    while len(reference.times_ms) < least or time.perf_counter() < end:
+        reference.times_ms.append(clock.time_ms(reference.run, one_thread))
+
+
+def _undisturbed(reference: Reference | None, around: Sequence[float]) -> np.ndarray:
+    limit = np.inf if reference is None else QUIET * reference.floor_ms
+    return np.asarray(around) <= limit

@@ -179,8 +179,8 @@ class _Weights(ValueProxy):
             scores = (q * self._scale).matmul(k.transpose(-2, -1))
             weights = F.softmax(scores if mask is None else scores + mask, -1)
             weights = F.dropout(weights, p, training=training) if p else weights
-            output = weights.matmul(v)
-            shown = weights.mean(-3) if self._average else weights
+            output: Any = weights.matmul(v)
+            shown: Any = weights.mean(-3) if self._average else weights
         fused.replace_all_uses_with(output.node)
         fused.graph.erase_node(fused)
         return shown.node

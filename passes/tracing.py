@@ -224,7 +224,7 @@ class Tracer(fx.Tracer):
         value = self.value(obj)
         if isinstance(value, torch.Tensor):
             value = self._look_up(self._values[0].constant, obj)
-        if any(node in self._mode_nodes.values() for node in _ancestors(obj.node)):
+        if self._hangs_on_mode(obj.node):
             self._note("mode")
         return value
 
@@ -260,15 +260,23 @@ class Tracer(fx.Tracer):
         example = (self.inputs or {}).get(name, ... if stars else default)
         if example is not None and not (stars and example is ...):
             return arg
-        absent = (operator.not_, (arg,)) if stars else (operator.is_, (arg, None))
+        check, operands = (operator.not_, (arg,)) if stars else (operator.is_, (arg, None))
         text = f"{name} was not given when this graph was captured; capture it with an example of {name}"
-        test = self.create_proxy("call_function", *absent, {})
+        test = self.create_proxy("call_function", check, operands, {})
         self.create_proxy("call_function", torch._assert, (test, text), {})
         return (None, (), {})[stars]
 
     def _attribute(self, name: str) -> Any:
         path, _, last = name.rpartition(".")
         return self._modes[path] if last == "training" else getattr(self.root.get_submodule(path), last)
+
+    def _hangs_on_mode(self, node: fx.Node) -> bool:
+        """Whether a number was computed from a mode; one that was read off a tensor was not."""
+        if node in self._mode_nodes.values():
+            return True
+        if isinstance(self._look_up(self._values[0].of, self.proxy(node)), torch.Tensor):
+            return False
+        return any(self._hangs_on_mode(used) for used in node.all_input_nodes)
 
     def _note(self, kind: str) -> None:
         frame = _user_frame()
@@ -341,14 +349,3 @@ def _only_reads_mode(module: nn.Module) -> bool:
     if module._modules or module._parameters or module._buffers:
         return False
     return "training" in getattr(type(module).forward, "__code__", _only_reads_mode.__code__).co_names
-
-
-def _ancestors(node: fx.Node) -> Iterator[fx.Node]:
-    seen = {node}
-    waiting = [node]
-    while waiting:
-        current = waiting.pop()
-        yield current
-        fresh = [other for other in current.all_input_nodes if other not in seen]
-        seen.update(fresh)
-        waiting.extend(fresh)

@@ -1,0 +1,119 @@
+"""What `fxprune analyze` finds and prints: the groups, what is frozen and why, how much of the network is prunable."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+import passes
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+FEW = 4  # of the nodes and of the dimensions shown for a reason; the rest is counted
+
+
+@dataclass(frozen=True)
+class GroupRow:
+    """One line of the table. `macs_share`: of all MACs, those that the group's width has a part in; 0 to 1."""
+
+    name: str
+    size: int
+    slices: int
+    mixed: bool
+    macs_share: float
+
+
+@dataclass(frozen=True)
+class FrozenReason:
+    """One reason, the nodes (and source lines) that give it, and the parameter dimensions that it keeps as they are."""
+
+    reason: str
+    nodes: tuple[str, ...]
+    kept: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """`macs` are for the example inputs as they were given; shares are 0 to 1."""
+
+    model: str
+    groups: tuple[GroupRow, ...]
+    frozen: tuple[FrozenReason, ...]
+    macs: int
+    params: int
+    prunable_macs: float
+    prunable_params: float
+
+
+def analyze_model(model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...]) -> Analysis:
+    """Capture, couple and cost `model`; it is not changed. Raises PassError where it cannot be captured or run."""
+    gm = passes.capture(model.eval(), example_inputs)
+    coupling = passes.couple(gm, example_inputs)
+    costs, coverage = passes.cost(coupling), coupling.coverage()
+    total = costs.macs()
+    rows = tuple(
+        # Without the group's units all that remains are the terms that the group has no part in.
+        GroupRow(g.name, g.size, len(g.slices), g.mixed, 1 - costs.macs({g.name: 0}) / total if total else 0.0)
+        for g in coupling.groups
+    )
+    return Analysis(
+        type(model).__name__,
+        rows,
+        _by_reason(coupling, {name: tensor.shape for name, tensor in gm.state_dict().items()}),
+        total,
+        costs.params(),
+        coverage.macs,
+        coverage.params,
+    )
+
+
+def _by_reason(coupling: passes.Coupling, shapes: Mapping[str, Sequence[int]]) -> tuple[FrozenReason, ...]:
+    nodes: dict[str, dict[str, None]] = defaultdict(dict)  # dicts: sets that keep their order
+    kept: dict[str, dict[str, None]] = defaultdict(dict)
+    for frozen in coupling.frozen:
+        nodes[frozen.reason][f"{frozen.node} ({frozen.source})" if frozen.source else frozen.node] = None
+        part = (
+            f" [{frozen.start}:{frozen.stop}]" if frozen.stop - frozen.start < shapes[frozen.tensor][frozen.dim] else ""
+        )
+        kept[frozen.reason][f"{frozen.tensor} dim {frozen.dim}{part}"] = None
+    return tuple(FrozenReason(reason, tuple(nodes[reason]), tuple(kept[reason])) for reason in nodes)
+
+
+def _few(things: Sequence[str]) -> str:
+    more = len(things) - FEW
+    return ", ".join(things[:FEW]) + (f" and {more} more" if more > 0 else "")
+
+
+def print_analysis(analysis: Analysis, console: Console) -> None:
+    """The three parts as rich tables: groups, frozen axes by reason, shares."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    groups = Table(title=f"{analysis.model}: {len(analysis.groups)} groups of units that can be removed")
+    for column, justify in (("group", "left"), ("size", "right"), ("slices", "right"), ("mixed", "left")):
+        groups.add_column(column, justify=justify)  # type: ignore[arg-type]
+    groups.add_column("MACs", justify="right")
+    for row in analysis.groups:
+        share = f"{row.macs_share:.1%}"
+        groups.add_row(escape(row.name), f"{row.size:,}", str(row.slices), "yes" if row.mixed else "", share)
+    console.print(groups)
+    console.print(
+        "slices: dimensions of parameters and buffers that shrink together. mixed: a normalisation or mean runs over "
+        "the units, so removing one changes the others. MACs: the share that the group's width has a part in."
+    )
+
+    frozen = Table(title="What stays as it is, and why" if analysis.frozen else "Nothing stays as it is")
+    for column in ("reason", "given by", "keeps"):
+        frozen.add_column(column)
+    for entry in analysis.frozen:
+        frozen.add_row(escape(entry.reason), escape(_few(entry.nodes)), escape(_few(entry.kept)))
+    console.print(frozen)
+    console.print(
+        f"prunable: {analysis.prunable_macs:.1%} of {analysis.macs:,} MACs, "
+        f"{analysis.prunable_params:.1%} of {analysis.params:,} parameters"
+    )

@@ -1,0 +1,81 @@
+"""The `fxprune` command: one small function a command, which imports what it needs when it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    name="fxprune",
+    help="Make a trained PyTorch network smaller until it meets a budget, and prove that it still computes the same.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+)
+
+Model = Annotated[str, typer.Argument(help="torchvision:NAME, or package.module:function that returns the model")]
+Inputs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input",
+        help="shape of one input, as 1,3,224,224 or 2,16:int64, once for each input; left out: one image or clip",
+        show_default=False,
+    ),
+]
+
+
+@app.callback()
+def main() -> None:
+    """Structured pruning for PyTorch."""
+
+
+@contextmanager
+def reported_errors() -> Iterator[None]:
+    """Errors that say what to do become one message; all others keep their traceback.
+
+    Exit code 2: the command line names what is not there (as typer does for a wrong option); 1: all else.
+    """
+    from fxprune.errors import FxpruneError
+    from fxprune.sources import SourceError
+    from passes.errors import PassError
+
+    try:
+        yield
+    except (FxpruneError, PassError, ModuleNotFoundError) as error:
+        typer.secho(f"fxprune: {error}", fg=typer.colors.RED, err=True)
+        raise typer.Exit(2 if isinstance(error, SourceError) else 1) from error
+
+
+@app.command()
+def analyze(model: Model, input: Inputs = None) -> None:
+    """Print what can be pruned, what cannot and why, and the share of MACs and parameters that this makes."""
+    with reported_errors():
+        from rich.console import Console
+
+        from fxprune.analyze import analyze_model, print_analysis
+        from fxprune.sources import default_shape, example_inputs, load_model
+
+        inputs = example_inputs(input or [default_shape(model)])
+        print_analysis(analyze_model(load_model(model), inputs), Console())
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="folder for the pruned network, its plan and the figures")] = Path(
+        "fxprune-demo"
+    ),
+    seed: Annotated[int, typer.Option(help="same seed, same networks")] = 0,
+) -> None:
+    """Train a small residual network on real digit images and prune it to 40 % of its MACs."""
+    with reported_errors():
+        from rich.console import Console
+
+        from fxprune.demo import print_demo, run_demo
+
+        console = Console()
+        print_demo(run_demo(out, seed=seed), console)
+        console.print(f"saved in {out}/: pruned.safetensors, plan.json, summary.json")

@@ -191,10 +191,13 @@ def _moved_slice(site: Site, axis: Axis, item: slice) -> slice:
             return bound
         return site.before(axis, bound if bound >= 0 else max(0, axis.size + bound))
 
-    start, stop = item.start, item.stop
+    start, stop, step = item.start, item.stop, item.step
     if isinstance(start, fx.Node) or isinstance(stop, fx.Node):
         return item
-    return slice(moved(start), moved(stop), item.step)
+    if isinstance(start, int) and isinstance(step, int) and step > 1:  # the same place in the first block that is left
+        start %= axis.size
+        return slice(moved(start - start % step) + start % step, moved(stop), step)
+    return slice(moved(start), moved(stop), step)
 
 
 def _narrow(site: Site) -> None:
@@ -209,7 +212,8 @@ def _narrow(site: Site) -> None:
 def _slice(site: Site) -> None:
     assert site.input is not None
     axis = site.input[site.argument(1, "dim", default=0)]
-    moved = _moved_slice(site, axis, slice(site.argument(2, "start"), site.argument(3, "end")))
+    given = slice(site.argument(2, "start"), site.argument(3, "end"), site.argument(4, "step", default=1))
+    moved = _moved_slice(site, axis, given)
     for position, name, value in ((2, "start", moved.start), (3, "end", moved.stop)):
         if isinstance(site.argument(position, name), int):
             site.set(position, name, value)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from passes.axes import Axis
+from math import prod
+
+from passes.axes import Axis, Constant, nest
 from passes.ops.registry import Call, Rule, aten, rule
 
 
@@ -30,6 +32,23 @@ _NAMES = {
 }
 for _dimensions, _names in _NAMES.items():
     rule(*(getattr(aten, name) for name in _names.split() if hasattr(aten, name)))(spatial(_dimensions))
+
+
+@rule(aten.im2col)
+def im2col(call: Call) -> list[list[Axis]]:
+    """Windows laid out beside their channels: c h w -> (c k) places."""
+    *lead, channels, height, width = call.axes("self")
+    call.freeze([height, width], "windows slide over this axis")
+    return [[*lead, nest([channels, Constant(prod(call["kernel_size"]))]), *call.fixed()[-1:]]]
+
+
+@rule(aten.col2im)
+def col2im(call: Call) -> list[list[Axis]]:
+    """Windows put back and added up: (c k) places -> c h w."""
+    *lead, channels, places = call.axes("self")
+    channels, inner = call.factor(channels, prod(call["kernel_size"]))
+    call.freeze([inner, places], "windows are added up over this axis")
+    return [[*lead, channels, *call.fixed()[-2:]]]
 
 
 @rule(aten.grid_sampler_2d, aten.grid_sampler_3d)

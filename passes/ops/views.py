@@ -47,6 +47,18 @@ def view(call: Call) -> list[list[Axis]]:
     return [[call.space.resolve(axis) for axis in result]]
 
 
+@rule(aten.as_strided)
+def restride(call: Call) -> list[list[Axis]]:
+    """A view by strides: the same tensor where shape and strides stay (those of single positions may not), else unknown."""
+    axes, sizes, strides = call.axes("self"), list(call["size"]), call["stride"]
+    before = call.tensors[0]
+    same = sizes == [axis.size for axis in axes] and not call.get("storage_offset")
+    if same and all(size == 1 or old == new for size, old, new in zip(sizes, before.stride(), strides, strict=True)):
+        return [axes]
+    call.freeze(axes, "a view by strides can show any position anywhere")
+    return [call.fixed()]
+
+
 @rule(aten.permute)
 def permute_dims(call: Call) -> list[list[Axis]]:
     """Dimensions in another order."""
@@ -108,24 +120,28 @@ def slice_axis(call: Call) -> list[list[Axis]]:
     """A run of an axis, or every step-th position of it."""
     axes = call.axes("self")
     dim = call["dim"] % len(axes)
-    start, stop, step = slice(call["start"], call["end"], call["step"]).indices(axes[dim].size)
-    part = call.slice(axes[dim], start, max(start, stop))
-    axes[dim] = part if step == 1 else every(call, part, step)
+    taken = range(axes[dim].size)[slice(call["start"], call["end"], call["step"])]
+    if taken.step == 1:
+        axes[dim] = call.slice(axes[dim], taken.start, max(taken.start, taken.stop))
+    else:
+        axes[dim] = every(call, axes[dim], taken)
     return [[call.space.resolve(axis) for axis in axes]]
 
 
-def every(call: Call, axis: Axis, step: int) -> Axis:
-    """Positions 0, step, 2*step, ... of `axis`."""
-    whole, rest = call.cut(axis, axis.size - axis.size % step)
-    taken = []
-    if whole.size:
-        outer, inner = call.factor(whole, step)
-        call.cut(inner, 1)
-        taken.append(outer)
-    if rest.size:
-        call.cut(rest, 1)
-        taken.append(ONE)
-    return concat(taken)
+def every(call: Call, axis: Axis, taken: range) -> Axis:
+    """The positions `taken` of `axis`: one of each whole block of ``taken.step`` positions, and one by itself at the end.
+
+    Blocks begin at a multiple of the step, so that ``x[:, ::2]`` and ``x[:, 1::2]`` see the same ones.
+    """
+    start = taken.start - taken.start % taken.step
+    blocks = min(len(taken), (axis.size - start) // taken.step)
+    outer: Axis = Constant(0)
+    if blocks:
+        outer, inner = call.factor(call.slice(axis, start, start + blocks * taken.step), taken.step)
+        call.freeze(inner, f"one of every {taken.step} positions is taken")
+    if blocks == len(taken):
+        return outer
+    return concat([outer, call.slice(axis, taken[-1], taken[-1] + 1)])
 
 
 @rule(aten.split.Tensor, aten.split_with_sizes, aten.split_with_sizes_copy)
@@ -155,6 +171,19 @@ def flip(call: Call) -> list[list[Axis]]:
     axes = call.axes("self")
     for dim in call["dims"]:
         axes[dim] = permute(axes[dim], range(axes[dim].size - 1, -1, -1))
+    return [axes]
+
+
+@rule(aten.rot90)
+def rot90(call: Call) -> list[list[Axis]]:
+    """A plane turned by quarters: its two dimensions reversed, exchanged, or both."""
+    axes = call.axes("self")
+    first, second = call["dims"]
+    turned = {0: (), 1: (second,), 2: (first, second), 3: (first,)}[call["k"] % 4]
+    for dim in turned:
+        axes[dim] = permute(axes[dim], range(axes[dim].size - 1, -1, -1))
+    if call["k"] % 2:
+        axes[first], axes[second] = axes[second], axes[first]
     return [axes]
 
 
@@ -196,6 +225,7 @@ def channel_shuffle(call: Call) -> list[list[Axis]]:
     """(g c) -> (c g)."""
     batch, channels, *space = call.axes("self")
     outer, inner = call.factor(channels, channels.size // call["groups"])
+    call.literal("groups", outer)
     return [[batch, nest([inner, outer]), *space]]
 
 

@@ -25,7 +25,7 @@ from fxprune.schedule import check_feasible
 from fxprune.search import Found, Problem, search
 from fxprune.tensors import clone, modes_of
 from fxprune.training import Evaluate, Train, seeded, train_candidate
-from fxprune.workers import Serial, Workers
+from fxprune.workers import Serial, Timed, Workers
 from passes import Coupling, Plan, cost, verify
 
 log = logging.getLogger(__name__)
@@ -79,20 +79,24 @@ def netadapt(
     if not within:
         check_problem(problem)
     journal = open_journal(workdir, resume, problem) if not within else Memory()
-    shown = make_progress(progress)
-    workers = make_workers(problem, train, evaluate)
+    problem = journal.resumed(problem)
+    workers = Timed(make_workers(problem, train, evaluate))
     try:
+        if not within:
+            workers.start()
+        baseline = 0.0 if evaluate is None else score_dense(problem, evaluate, journal, workers)
         if within:
-            baseline = 0.0 if evaluate is None else score_dense(problem, evaluate, Memory())
             found = Found((), 0, "the network is within its budget already", True)
         else:
-            workers.start()
-            baseline = 0.0 if evaluate is None else score_dense(problem, evaluate, journal)
-            found = run(problem, baseline, workers, journal, shown)
+            found = run(problem, baseline, workers, journal, make_progress(progress))
+        return finish(problem, found, baseline, journal, workers, modes, begun, analysed - begun)
+    except KeyboardInterrupt:
+        if workdir is not None:
+            log.warning("interrupted; the same call with workdir=%r goes on where it stopped", str(workdir))
+        raise
     finally:
         workers.close()
         journal.close()
-    return finish(problem, found, baseline, journal, modes, begun, analysed - begun)
 
 
 def read_config(config: Any) -> NetAdaptConfig:
@@ -212,16 +216,16 @@ def open_journal(workdir: str | Path | None, resume: bool | None, problem: Probl
         if resume:
             raise InputError("netadapt: resume=True needs the workdir of the run that it should continue.")
         return Memory()
-    from fxprune.journal import Folder
+    from fxprune.journal import open_folder
 
-    return Folder.open(workdir, problem, resume)
+    return open_folder(workdir, problem, resume)
 
 
 def make_workers(problem: Problem, train: Train | None, evaluate: Evaluate | None) -> Workers:
     return Serial(train, evaluate)
 
 
-def score_dense(problem: Problem, evaluate: Evaluate, journal: Journal) -> float:
+def score_dense(problem: Problem, evaluate: Evaluate, journal: Journal, clock: Timed) -> float:
     """The score of the unpruned network; an evaluate that fails on it fails on all, so it is an error."""
     known = journal.baseline()
     if known is not None:
@@ -229,6 +233,7 @@ def score_dense(problem: Problem, evaluate: Evaluate, journal: Journal) -> float
     trained = train_candidate(clone(problem.dense), 0, problem.seed, None, evaluate)
     if trained.score is None:
         raise InputError(f"netadapt: the unpruned network cannot be evaluated: {trained.error}.")
+    clock.evaluate += trained.seconds_evaluate
     journal.save_baseline(trained.score)
     return trained.score
 
@@ -246,6 +251,7 @@ def finish(
     found: Found,
     baseline: float,
     journal: Journal,
+    clock: Timed,
     modes: dict[str, bool],
     begun: float,
     seconds_analysis: float,
@@ -259,8 +265,7 @@ def finish(
         trained = problem.trains and accepted is not None
         certificate = verify(problem.dense, model, plan, problem.example_inputs, trained=trained)
     ended = time.perf_counter()
-    tried = [candidate for record in found.rounds for candidate in record.candidates]
-    return NetAdaptResult(
+    result = NetAdaptResult(
         model=model,
         plan=plan,
         certificate=certificate,
@@ -279,12 +284,15 @@ def finish(
         timings=Timings(
             total=ended - begun,
             analysis=seconds_analysis,
-            train=sum(candidate.seconds_train for candidate in tried),
-            evaluate=sum(candidate.seconds_evaluate for candidate in tried),
+            train=clock.train,
+            evaluate=clock.evaluate,
             verify=ended - verifying,
+            workers=problem.config.workers if isinstance(problem.config.workers, int) else 1,
         ),
         dense=problem.dense,
         coupling=problem.coupling,
         modes=modes,
         journal=journal,
     )
+    journal.save_result(result.to_dict())
+    return result

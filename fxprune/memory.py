@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol
 
 from fxprune.records import Candidate, Round
+
+if TYPE_CHECKING:
+    from fxprune.search import Problem
 
 
 class Journal(Protocol):
     """Remembers finished candidates and rounds. What it returns is intact; what is damaged or missing it returns as
     None."""
+
+    def resumed(self, problem: Problem) -> Problem:
+        """The problem as it was when the run began."""
 
     def baseline(self) -> float | None:
         """The score of the unpruned network, if it is known."""
@@ -35,6 +42,9 @@ class Journal(Protocol):
 
     def weights(self, round: int) -> bytes: ...
 
+    def save_result(self, result: Mapping[str, Any]) -> None:
+        """Remember how the search ended."""
+
     def close(self) -> None: ...
 
 
@@ -44,6 +54,9 @@ class Memory:
     def __init__(self) -> None:
         self._candidates: dict[tuple[int, int], bytes] = {}
         self._rounds: dict[int, bytes] = {}
+
+    def resumed(self, problem: Problem) -> Problem:
+        return problem
 
     def baseline(self) -> float | None:
         return None
@@ -73,6 +86,9 @@ class Memory:
 
     def weights(self, round: int) -> bytes:
         return self._rounds[round]
+
+    def save_result(self, result: Mapping[str, Any]) -> None:
+        pass
 
     def close(self) -> None:
         pass

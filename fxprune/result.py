@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from torch.fx import GraphModule
 
@@ -73,6 +73,21 @@ class NetAdaptResult:
         if isinstance(round, bool) or not isinstance(round, int) or not 0 <= round <= len(self.rounds):
             raise InputError(f"restore: there is no round {round!r}; expected 0 (unpruned) to {len(self.rounds)}.")
         return rebuild(self.dense, self.rounds, round, self.journal, self.modes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """How the search ended, as plain data."""
+        return {
+            "accepted": self.accepted,
+            "achieved": self.achieved,
+            "widths": self.widths,
+            "baseline": self.baseline,
+            "score": self.score,
+            "data_free": self.data_free,
+            "met": self.met,
+            "stopped": self.stopped,
+            "timings": {**asdict(self.timings), "overhead": self.timings.overhead},
+            "certificate": self.certificate.to_dict(),
+        }
 
     def summary(self) -> str:
         """A table of the rounds and the widths, as text."""

@@ -47,6 +47,27 @@ class Workers(Protocol):
 
 
 @dataclass
+class Timed:
+    """Workers, with the seconds that they spent in train and evaluate."""
+
+    workers: Workers
+    train: float = 0.0
+    evaluate: float = 0.0
+
+    def start(self) -> None:
+        self.workers.start()
+
+    def run(self, network: GraphModule, tasks: Sequence[Task]) -> Iterator[Outcome]:
+        for outcome in self.workers.run(network, tasks):
+            self.train += outcome.trained.seconds_train
+            self.evaluate += outcome.trained.seconds_evaluate
+            yield outcome
+
+    def close(self) -> None:
+        self.workers.close()
+
+
+@dataclass
 class Serial:
     """One candidate after the other, in this process."""
 

@@ -1,0 +1,364 @@
+"""The journal: a folder from which a search goes on after a kill at any moment, and ends in the same network.
+
+    lock                          held while a search runs here
+    run.json                      what is searched: configuration, environment, fingerprints of graph and weights
+    baseline.json                 the score of the unpruned network
+    round-0001/candidate-003.json what came of a candidate; .safetensors beside it while it is the best of its round
+    round-0001/round.json         the finished round; weights.safetensors and plan.json of what it chose
+    result.json                   how the search ended, with the certificate
+
+Every record carries a checksum, the identity of its run, and for rounds the checksum of the weights that it started
+from. What does not fit is named and done again; the seeds make it come out the same. Nothing that is read back is
+unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import os
+import platform
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+import fxprune
+from fxprune.errors import JournalError
+from fxprune.inputs import described
+from fxprune.records import Candidate, Round, candidate_from_dict, candidate_to_dict, round_from_dict, round_to_dict
+from fxprune.resources import MeasuredResource
+from fxprune.storage import TEMPORARY, Damaged, Lock, read_bytes, read_json, remove, write_bytes, write_json
+from fxprune.tensors import fingerprint
+
+if TYPE_CHECKING:
+    from fxprune.search import Problem
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+# What may differ between a run and its continuation: who trains and where things lie, not what comes out.
+FREE = ("workers", "worker_retries", "ray", "netadapt_dir")
+
+
+class Folder:
+    """A search's memory in a folder; see the module. Made by `open_folder`."""
+
+    def __init__(self, folder: Path, identity: Mapping[str, Any], lock: Lock | None):
+        self.folder, self.identity, self._lock = folder, dict(identity), lock
+        self._run = _digest_of(identity)
+        self._parent = identity["weights"]  # checksum of what the next round starts from
+
+    def resumed(self, problem: Problem) -> Problem:
+        """With the start that was recorded: a measured resource would come out a little different today."""
+        stored = _details(self.folder).get("start", problem.start)
+        resources = tuple(
+            r.calibrated(problem.start[r.name], stored[r.name])
+            if isinstance(r, MeasuredResource) and stored[r.name] != problem.start[r.name]
+            else r
+            for r in problem.resources
+        )
+        return replace(problem, resources=resources, start=stored)
+
+    def baseline(self) -> float | None:
+        found = self._read(self.folder / "baseline.json")
+        return None if found is None else float(found["score"])
+
+    def save_baseline(self, score: float) -> None:
+        self._write(self.folder / "baseline.json", {"score": score})
+
+    def candidate(self, round: int, proposed: Candidate) -> Candidate | None:
+        path = self._candidate(round, proposed.index)
+        found = self._read(path)
+        if found is None:
+            return None
+        known = candidate_from_dict(found["candidate"])
+        if not same_proposal(known, proposed) or found["parent"] != self._parent:
+            log.warning("%s: the record is of another proposal; the candidate is trained again", path)
+            return None
+        return known
+
+    def save_candidate(self, round: int, candidate: Candidate, weights: bytes | None) -> None:
+        path = self._candidate(round, candidate.index)
+        if weights is not None:
+            write_bytes(path.with_suffix(".safetensors"), weights)
+        self._write(
+            path, {"candidate": candidate_to_dict(candidate), "parent": self._parent, "weights": _sha256(weights)}
+        )
+
+    def candidate_weights(self, round: int, index: int) -> bytes | None:
+        path = self._candidate(round, index)
+        found = self._read(path)
+        if found is None or found["weights"] is None:
+            return None
+        try:
+            return read_bytes(path.with_suffix(".safetensors"), found["weights"])
+        except Damaged as damage:
+            log.warning("%s", damage)
+            return None
+
+    def drop_candidate_weights(self, round: int, index: int) -> None:
+        remove(self._candidate(round, index).with_suffix(".safetensors"))
+
+    def round(self, round: int) -> Round | None:
+        folder = self._round(round)
+        found = self._read(folder / "round.json")
+        if found is None:
+            return None
+        if found["parent"] != self._parent:
+            log.warning("%s: the round does not continue the one before it; it is done again", folder / "round.json")
+            return None
+        record = round_from_dict(found["round"])
+        try:
+            read_bytes(folder / "weights.safetensors", found["weights"])
+        except Damaged as damage:
+            log.warning("%s; round %d is done again from its candidates", damage, round)
+            return None
+        try:
+            read_bytes(folder / "plan.json", hashlib.sha256(record.plan.encode()).hexdigest())
+        except Damaged as damage:
+            log.warning("%s; it is written again from the round's record", damage)
+            write_bytes(folder / "plan.json", record.plan.encode())
+        self._parent = found["weights"]
+        self._drop_losers(folder)
+        return record
+
+    def save_round(self, record: Round, weights: bytes) -> None:
+        folder, checksum = self._round(record.round), hashlib.sha256(weights).hexdigest()
+        write_bytes(folder / "plan.json", record.plan.encode())
+        write_bytes(folder / "weights.safetensors", weights)
+        self._write(
+            folder / "round.json", {"round": round_to_dict(record), "parent": self._parent, "weights": checksum}
+        )
+        self._parent = checksum
+        self._drop_losers(folder)
+
+    def weights(self, round: int) -> bytes:
+        folder = self._round(round)
+        found = self._read(folder / "round.json")
+        if found is None:
+            raise JournalError(
+                f"{folder}: the record of round {round} is missing or damaged; resume the search to mend it."
+            )
+        try:
+            return read_bytes(folder / "weights.safetensors", found["weights"])
+        except Damaged as damage:
+            raise JournalError(f"{damage}; resume the search to mend it.") from None
+
+    def save_result(self, result: Mapping[str, Any]) -> None:
+        self._write(self.folder / "result.json", dict(result))
+
+    def close(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def _round(self, round: int) -> Path:
+        return self.folder / f"round-{round:04d}"
+
+    def _candidate(self, round: int, index: int) -> Path:
+        return self._round(round) / f"candidate-{index:03d}.json"
+
+    def _drop_losers(self, folder: Path) -> None:
+        for path in folder.glob("candidate-*.safetensors"):
+            remove(path)
+
+    def _write(self, path: Path, payload: dict[str, Any]) -> None:
+        write_json(path, {"run": self._run, **payload})
+
+    def _read(self, path: Path) -> dict[str, Any] | None:
+        """A record of this run; one that is damaged or of another is named in the log, and not used."""
+        try:
+            found = read_json(path)
+        except Damaged as damage:
+            log.warning("%s; what it recorded is done again", damage)
+            return None
+        if found is not None and found.get("run") != self._run:
+            log.warning("%s: the record is of another run; what it recorded is done again", path)
+            return None
+        return found
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a folder holds of a search, to look at: for tables, reports and restoring."""
+
+    folder: Path
+    identity: dict[str, Any]
+    details: dict[str, Any]
+    baseline: float | None
+    rounds: tuple[Round, ...]
+    result: dict[str, Any] | None
+    journal: Folder
+
+
+def open_folder(workdir: str | Path, problem: Problem, resume: bool | None) -> Folder:
+    """Begin a journal in `workdir`, or go on with the one that is there.
+
+    resume: True goes on (or begins, where the run was killed before it wrote anything), False refuses a folder that
+    holds a run, None does what is called for. A journal of another model, configuration or version is refused, with
+    the difference named.
+    """
+    folder = Path(workdir)
+    lock = Lock(folder)
+    try:
+        identity = identity_of(problem)
+        path = folder / "run.json"
+        try:
+            found = read_json(path)
+        except Damaged as damage:
+            log.warning("%s; it is written again, and only records of the same run are used", damage)
+            found = None
+        if found is not None:
+            if resume is False:
+                raise JournalError(
+                    f"{folder}: a run is kept here already, and resume=False; choose another workdir, or resume it."
+                )
+            check_same(folder, found["identity"], identity)
+            log.info("%s: going on with the run of %s", folder, found["details"]["environment"]["begun"])
+        else:
+            if resume:
+                log.info("%s: there is no run to resume; a new one begins", folder)
+            write_json(path, {"identity": identity, "details": details_of(problem)})
+        for leftover in folder.rglob(f"*{TEMPORARY}"):
+            remove(leftover)
+        return Folder(folder, identity, lock)
+    except BaseException:
+        lock.release()
+        raise
+
+
+def read_run(workdir: str | Path) -> Run:
+    """Read a folder without searching in it; what is damaged ends the list of rounds, and is named in the log."""
+    folder = Path(workdir)
+    try:
+        found = read_json(folder / "run.json")
+    except Damaged as damage:
+        raise JournalError(f"{damage}; resume the search to mend it.") from None
+    if found is None:
+        raise JournalError(
+            f"{folder}: there is no run here; expected the workdir of a search (a folder with run.json)."
+        )
+    journal = Folder(folder, found["identity"], None)
+    rounds: list[Round] = []
+    while (record := journal._read(folder / f"round-{len(rounds) + 1:04d}" / "round.json")) is not None:
+        rounds.append(round_from_dict(record["round"]))
+    result = journal._read(folder / "result.json")
+    return Run(folder, found["identity"], found["details"], journal.baseline(), tuple(rounds), result, journal)
+
+
+def identity_of(problem: Problem) -> dict[str, Any]:
+    """All that decides what a search finds; two runs that agree in it end in the same network."""
+    config = {key: value for key, value in problem.config.to_dict().items() if key not in FREE}
+    return json.loads(
+        json.dumps(
+            {
+                "format": FORMAT,
+                "fxprune": fxprune.__version__,
+                "torch": torch.__version__,
+                "graph": problem.coupling.fingerprint,
+                "weights": fingerprint(problem.dense),
+                "example_inputs": described(problem.example_inputs),
+                "budgets": [budget.to_dict() for budget in problem.budgets],
+                "seed": problem.seed,
+                "train": problem.trains,
+                "evaluate": problem.evaluates,
+                "config": config,
+            },
+            default=_named,
+        )
+    )
+
+
+def details_of(problem: Problem) -> dict[str, Any]:
+    """What is worth knowing of a run later, and may differ when it is continued."""
+    device = next((str(p.device) for p in problem.dense.parameters()), "cpu")
+    return json.loads(
+        json.dumps(
+            {
+                "environment": {
+                    "begun": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+                    "python": platform.python_version(),
+                    "platform": platform.platform(),
+                    "device": torch.cuda.get_device_name()
+                    if device.startswith("cuda")
+                    else platform.processor() or device,
+                    "threads": torch.get_num_threads(),
+                    "cores": os.cpu_count(),
+                },
+                "config": problem.config.to_dict(),
+                "start": problem.start,
+                "limits": problem.limits,
+                "widths": dict(problem.coupling.widths),
+                "frozen": [str(item) for item in problem.coupling.frozen],
+            },
+            default=_named,
+        )
+    )
+
+
+def check_same(folder: Path, stored: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse to go on with a run that is not this one; every difference is named."""
+    said = {
+        "format": "the journal's format", "fxprune": "fxprune's version", "torch": "torch's version",
+        "graph": "the model's graph", "weights": "the model's weights", "train": "whether there is a train function",
+        "evaluate": "whether there is an evaluate function",
+    }  # fmt: skip
+    differences = []
+    for key in sorted({*stored, *now}):
+        if stored.get(key) == now.get(key):
+            continue
+        if key == "config":
+            before, after = stored.get(key) or {}, now.get(key) or {}
+            differences += [
+                f"config {name}: {before.get(name)!r} there, {after.get(name)!r} here"
+                for name in sorted({*before, *after})
+                if before.get(name) != after.get(name)
+            ]
+        else:
+            differences.append(f"{said.get(key, key)}: {_short(stored.get(key))} there, {_short(now.get(key))} here")
+    if differences:
+        raise JournalError(
+            f"{folder}: the run that is kept here is another one: {'; '.join(differences)}. "
+            "Start it as it was, or choose another workdir."
+        )
+
+
+def same_proposal(known: Candidate, proposed: Candidate) -> bool:
+    """Whether two records are of one proposal; predictions of a calibrated table may differ in their last digits."""
+    fields = ("index", "group", "widths", "feasible", "trained", "seed", "steps")
+    return all(getattr(known, name) == getattr(proposed, name) for name in fields) and all(
+        math.isclose(known.resources.get(name, math.nan), value, rel_tol=1e-9)
+        for name, value in proposed.resources.items()
+    )
+
+
+def _details(folder: Path) -> dict[str, Any]:
+    try:
+        found = read_json(folder / "run.json")
+    except Damaged:
+        found = None
+    return found["details"] if found else {}
+
+
+def _digest_of(identity: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def _sha256(data: bytes | None) -> str | None:
+    return None if data is None else hashlib.sha256(data).hexdigest()
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return f"{text[:12]}..." if isinstance(value, str) and len(text) in (32, 64) else text
+
+
+def _named(value: Any) -> str:
+    """A function in a configuration (a phone's `measure`) by its name: its address changes from run to run."""
+    return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__qualname__)}"

@@ -1,0 +1,151 @@
+"""Files that survive a kill at any moment: written aside, synced, renamed; JSON with a checksum; a folder's lock."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from fxprune.errors import JournalError
+
+TEMPORARY = ".tmp"
+
+
+class Damaged(Exception):
+    """A file is not what was written; the text names it and says how."""
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Put `data` at `path`: a reader sees the old file or the whole new one, also after a power cut."""
+    temporary = path.with_name(path.name + TEMPORARY)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        with suppress(OSError):  # the folder itself may refuse; the first error says why
+            temporary.unlink(missing_ok=True)
+        raise refused(path, error) from error
+
+
+def write_json(path: Path, payload: dict[str, Any]) -> None:
+    """Write a JSON object with the SHA-256 of its content."""
+    document = {"payload": payload, "sha256": _digest(payload)}
+    write_bytes(path, (json.dumps(document, indent=1) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """What `write_json` wrote; None if there is no such file. Raises Damaged where it was truncated or altered."""
+    try:
+        text = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise refused(path, error) from error
+    try:
+        document = json.loads(text)
+        payload, expected = document["payload"], document["sha256"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise Damaged(f"{path}: the file is truncated or altered: it is no journal record ({error})") from None
+    if _digest(payload) != expected:
+        raise Damaged(f"{path}: the file was altered: its checksum does not fit its content")
+    return payload
+
+
+def read_bytes(path: Path, sha256: str) -> bytes:
+    """The bytes of a file whose checksum is known. Raises Damaged where it is missing or does not fit."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise Damaged(f"{path}: the file is missing") from None
+    except OSError as error:
+        raise refused(path, error) from error
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise Damaged(f"{path}: the file was truncated or altered: its checksum does not fit its {len(data):,} bytes")
+    return data
+
+
+def remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise refused(path, error) from error
+
+
+class Lock:
+    """One process at a time in a folder: an advisory lock that the system drops when its holder dies."""
+
+    def __init__(self, folder: Path):
+        self.path = folder / "lock"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = open(self.path, "a+")  # noqa: SIM115 - held as long as the lock
+        except OSError as error:
+            raise refused(self.path, error) from error
+        try:
+            _lock(self._file)
+        except OSError as error:
+            self._file.seek(0)
+            holder = self._file.read().strip() or "unknown"
+            self._file.close()
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                raise refused(self.path, error) from error
+            raise JournalError(
+                f"{folder}: another process (id {holder}) is searching in this folder; "
+                "wait for it, or choose another workdir."
+            ) from None
+        self._file.truncate(0)
+        self._file.write(str(os.getpid()))
+        self._file.flush()
+
+    def release(self) -> None:
+        self._file.close()
+
+
+def refused(path: Path, error: OSError) -> JournalError:
+    """The words for what the file system refused."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return JournalError(
+            f"{path}: the disk is full. Nothing that was finished is lost; free some space and start the same "
+            "command again."
+        )
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return JournalError(
+            f"{path}: the folder cannot be written to ({error.strerror}); make it writable, or choose another workdir."
+        )
+    if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
+        return JournalError(f"{path}: a folder is needed here, and something else is in the way ({error.strerror}).")
+    return JournalError(f"{path}: the journal cannot be read or written: {error}.")
+
+
+def _lock(file: Any) -> None:
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        import msvcrt
+
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+    else:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _digest(payload: Any) -> str:
+    return hashlib.sha256(json.dumps(payload, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,318 @@
+"""The journal: killed, damaged, foreign, full, locked; whatever is resumed ends in the same network."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_search import EXAMPLE, FAST, batches, history, make, negative_loss
+
+from fxprune import FineTune, NetAdaptConfig, NetAdaptResult, netadapt, storage
+from fxprune.errors import InputError, JournalError
+from fxprune.journal import read_run
+
+CONFIG = FAST.replace(netadapt_max_rounds=3, min_accuracy=-50.0)
+
+
+def run(workdir: Path | None, **changes: Any) -> NetAdaptResult:
+    given: dict[str, Any] = {
+        "example_inputs": EXAMPLE, "train": FineTune(batches(), lr=0.05), "evaluate": negative_loss, "config": CONFIG,
+        "progress": False,
+    }  # fmt: skip
+    return netadapt(
+        changes.pop("model", None) or make(), changes.pop("budget", 0.5), workdir=workdir, **{**given, **changes}
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[NetAdaptResult, Path]:
+    """An uninterrupted run, and its folder."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    return run(folder), folder
+
+
+def assert_same(a: NetAdaptResult, b: NetAdaptResult) -> None:
+    assert history(a) == history(b)
+    tensors = dict(b.model.state_dict())
+    assert all(torch.equal(value, tensors[name]) for name, value in a.model.state_dict().items())
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing may catch it and tidy up."""
+
+
+class KillAt:
+    """Raises at the n-th write of the journal, before or after the file is in its place."""
+
+    def __init__(self, at: int, after: bool):
+        self.left, self.after, self.write = at, after, storage.os.replace
+
+    def __call__(self, source: Any, target: Any) -> None:
+        self.left -= 1
+        if self.left == 0 and not self.after:
+            raise Killed
+        self.write(source, target)
+        if self.left == 0:
+            raise Killed
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_the_journal_changes_nothing_and_keeps_what_it_should(whole: tuple[NetAdaptResult, Path]) -> None:
+    result, folder = whole
+    assert_same(run(None), result)
+    found = files(folder)
+    assert {"run.json", "baseline.json", "result.json", "lock"} <= set(found)
+    for number in (1, 2, 3):
+        assert {f"round-000{number}/{name}" for name in ("round.json", "plan.json", "weights.safetensors")} <= set(
+            found
+        )
+    assert not [name for name in found if "candidate" in name and name.endswith(".safetensors")]  # losers and winners
+    assert not [name for name in found if name.endswith(storage.TEMPORARY)]
+
+
+def test_read_run(whole: tuple[NetAdaptResult, Path], tmp_path: Path) -> None:
+    result, folder = whole
+    found = read_run(folder)
+    assert found.rounds == result.rounds and found.baseline == result.baseline
+    assert NetAdaptConfig.from_dict(found.details["config"]) == CONFIG
+    assert found.result is not None and found.result["certificate"]["max_error"] == result.certificate.max_error
+    assert found.details["frozen"] is not None and found.details["environment"]["python"]
+    with pytest.raises(JournalError, match="there is no run here"):
+        read_run(tmp_path)
+
+
+def test_a_finished_run_resumes_without_training(whole: tuple[NetAdaptResult, Path]) -> None:
+    result, folder = whole
+
+    def forbidden(*_: Any) -> float:
+        raise AssertionError("nothing is left to do")
+
+    again = run(folder, train=forbidden, evaluate=forbidden, resume=True)
+    assert_same(again, result)
+    assert torch.equal(again.restore(2).state_dict()["head.weight"], result.restore(2).state_dict()["head.weight"])
+    with pytest.raises(JournalError, match="resume=False"):
+        run(folder, resume=False)
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_killed_at_every_write(
+    whole: tuple[NetAdaptResult, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: bool
+) -> None:
+    """Before or after the 1st, 2nd, ... 5th write of each attempt, until one comes through."""
+    result, folder = whole[0], tmp_path / "run"
+    for kills in range(200):
+        with monkeypatch.context() as patch:
+            patch.setattr(storage.os, "replace", KillAt(1 + kills % 5, after))
+            try:
+                final = run(folder)
+            except Killed:
+                continue
+        assert kills > 8
+        assert_same(final, result)
+        return
+    raise AssertionError("the run never ended")
+
+
+def _damage_truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _damage_alter(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    place = len(data) * 2 // 3
+    data[place] = ord("7") if data[place] != ord("7") else ord("8")
+    path.write_bytes(bytes(data))
+
+
+def _damage_empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+NAMES = [
+    "run.json", "baseline.json", "result.json",
+    "round-0001/round.json", "round-0001/plan.json", "round-0001/weights.safetensors",
+    "round-0002/weights.safetensors", "round-0003/round.json", "round-0003/weights.safetensors",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [(name, damage) for name in NAMES for damage in (_damage_truncate, _damage_alter)]
+    + [(name, damage) for name in ("run.json", NAMES[-1]) for damage in (_damage_empty, Path.unlink)],
+)
+def test_damage_is_named_and_mended(
+    whole: tuple[NetAdaptResult, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, damage: Callable
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(whole[1], folder)
+    damage(folder / name)
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        again = run(folder)
+    assert_same(again, whole[0])
+    if damage is not Path.unlink and name != "result.json":  # which is written, not read
+        assert str(folder / name) in caplog.text
+    assert set(files(whole[1])) == set(files(folder))
+    caplog.clear()
+    run(folder)
+    assert not [r for r in caplog.records if r.name == "fxprune.journal"]  # all is mended
+
+
+def test_damaged_candidates_of_an_unfinished_round_are_trained_again(
+    whole: tuple[NetAdaptResult, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(whole[1], folder)
+    for name in ("round.json", "weights.safetensors"):
+        (folder / "round-0002" / name).unlink()
+    records = sorted((folder / "round-0002").glob("candidate-*.json"))
+    _damage_alter(records[0])
+    again = run(folder)
+    assert_same(again, whole[0])
+    assert str(records[0]) in caplog.text and "the weights of the winner are missing" in caplog.text
+
+
+def test_damaged_weights_cannot_be_restored_silently(whole: tuple[NetAdaptResult, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(whole[1], folder)
+    found = read_run(folder)
+    _damage_alter(folder / "round-0002" / "weights.safetensors")
+    with pytest.raises(JournalError, match="weights.safetensors: the file was truncated or altered"):
+        found.journal.weights(2)
+
+
+def test_another_run_is_refused_with_the_difference(
+    whole: tuple[NetAdaptResult, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = whole[1]
+    other = make()
+    other.head.bias.data += 1  # type: ignore[union-attr, operator]
+    with pytest.raises(JournalError, match="the model's weights"):
+        run(folder, model=other)
+    with pytest.raises(JournalError, match="the model's graph"):
+        run(folder, model=torch.nn.Sequential(torch.nn.Conv2d(3, 16, 3), torch.nn.Conv2d(16, 4, 3)))
+    with pytest.raises(
+        JournalError, match="config netadapt_max_iter: 2 there, 3 here; config netadapt_max_rounds: 3 there"
+    ):
+        run(folder, config=CONFIG.replace(netadapt_max_iter=3, netadapt_max_rounds=9))
+    with pytest.raises(JournalError, match="budgets: .*0.5.* there, .*0.6.* here"):
+        run(folder, budget=0.6)
+    with pytest.raises(JournalError, match="seed: 0 there, 4 here"):
+        run(folder, seed=4)
+    with pytest.raises(JournalError, match="whether there is a train function: true there, false here"):
+        run(folder, train=None)
+    monkeypatch.setattr("fxprune.__version__", "9.9")
+    with pytest.raises(JournalError, match="fxprune's version: .* there, 9.9 here"):
+        run(folder)
+
+
+def test_who_trains_may_differ(whole: tuple[NetAdaptResult, Path]) -> None:
+    assert_same(run(whole[1], config=CONFIG.replace(netadapt_dir="elsewhere", worker_retries=3)), whole[0])
+
+
+def test_a_second_search_in_the_folder_is_refused(tmp_path: Path) -> None:
+    seen = []
+
+    def evaluate(model: torch.nn.Module) -> float:
+        if not seen:
+            seen.append(1)
+            with pytest.raises(
+                JournalError, match=f"another process \\(id {os.getpid()}\\) is searching in this folder"
+            ):
+                run(tmp_path / "run")
+        return negative_loss(model)
+
+    run(tmp_path / "run", evaluate=evaluate)
+    assert seen and run(tmp_path / "run").met in (True, False)  # the lock is given back
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [(errno.ENOSPC, "the disk is full. Nothing that was finished is lost"), (errno.EROFS, "cannot be written to")],
+)
+def test_full_disk_and_read_only_folder(
+    whole: tuple[NetAdaptResult, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, said: str
+) -> None:
+    folder, real, left = tmp_path / "run", os.fsync, [9]
+
+    def fsync(descriptor: int) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(number, os.strerror(number))
+        real(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage.os, "fsync", fsync)
+        with pytest.raises(JournalError, match=said):
+            run(folder)
+    assert not list(folder.rglob(f"*{storage.TEMPORARY}"))
+    assert_same(run(folder), whole[0])
+
+
+def test_a_file_where_the_folder_should_be(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("x")
+    with pytest.raises(JournalError, match="something else is in the way"):
+        run(tmp_path / "run")
+
+
+def test_resume_where_nothing_was_written_yet_begins(tmp_path: Path) -> None:
+    assert run(tmp_path / "run", resume=True).rounds
+    with pytest.raises(InputError, match="resume=True needs the workdir"):
+        run(None, resume=True)
+
+
+def test_nothing_is_pickled(whole: tuple[NetAdaptResult, Path]) -> None:
+    for name in files(whole[1]):
+        data = (whole[1] / name).read_bytes()
+        if name.endswith(".json"):
+            json.loads(data)
+        elif name.endswith(".safetensors"):
+            assert json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        else:
+            assert name == "lock"
+
+
+SCRIPT = """
+import os, sys
+os.environ["OMP_NUM_THREADS"] = "1"
+import torch
+torch.set_num_threads(1)
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+from test_journal import run
+result = run(Path(sys.argv[1]))
+print(result.score, result.rounds[-1].widths)
+"""
+
+
+@pytest.mark.parametrize("kills", [5, pytest.param(50, marks=pytest.mark.slow)])
+def test_kill_9_at_random_moments(whole: tuple[NetAdaptResult, Path], tmp_path: Path, kills: int) -> None:
+    folder = tmp_path / "run"
+    command = [sys.executable, "-c", SCRIPT.format(tests=str(Path(__file__).parent)), str(folder)]
+    generator = torch.Generator().manual_seed(11)
+    for _ in range(kills):
+        process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=Path(__file__).parents[1]
+        )
+        deadline = time.monotonic() + 60
+        while not (folder / "run.json").exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(float(torch.rand((), generator=generator)) * 0.6)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert_same(run(folder), whole[0])

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FunctionType
 from typing import Any
 
+import torch
 from torch import fx, nn
 from torch.fx import _symbolic_trace
 
 from passes.attention import lowered
 from passes.borrowing import borrowed, separate
 from passes.errors import CaptureError
-from passes.tracing import Note, Tracer, Unresolved, describe_line, is_user_file
+from passes.frames import describe_line, is_user_file
+from passes.modes import merge
+from passes.tracing import Note, Tracer, Unresolved
 
 
 def trace(model: nn.Module, inputs: dict[str, Any] | None) -> fx.GraphModule:
     """Trace `model`; `inputs` are example values by the names of forward's parameters, None for none.
 
     Traced again, with more leaves, where a small module or a plain function turned out to branch on the mode: inside
-    a leaf the branch stays live. With example inputs, functions registered by `torch.fx.wrap` are traced
-    through, except those that cannot be.
+    a leaf the branch stays live. Other branches on the mode stay live where they choose a constant. With example
+    inputs, functions registered by `torch.fx.wrap` are traced through, except those that cannot be.
     """
     leaves: frozenset[str] = frozenset()
     functions: tuple[Callable[..., Any], ...] = ()
@@ -40,13 +43,49 @@ def trace(model: nn.Module, inputs: dict[str, Any] | None) -> fx.GraphModule:
                 continue
             more_leaves = _live_leaves(tracer.notes, model) - leaves
             more_functions = tuple(f for f in _live_functions(tracer.notes) if f not in functions)
-            if not more_leaves and not more_functions:
-                gm = fx.GraphModule(model, graph, type(model).__name__)
-                separate(gm, model)
-                break
-            leaves, functions = leaves | more_leaves, functions + more_functions
-    gm.meta["frontend"] = {"which": "fx", "why": _why(tracer, inputs), "specialised": tuple(tracer.notes)}
-    return gm
+            if more_leaves or more_functions:
+                leaves, functions = leaves | more_leaves, functions + more_functions
+                continue
+            notes = _made_switchable(graph, tracer, model, opaque)
+            _keep_side_effects(graph)
+            gm = fx.GraphModule(model, graph, type(model).__name__)
+            separate(gm, model)
+            gm.meta["frontend"] = {"which": "fx", "why": _why(notes), "specialised": _told(notes)}
+            return gm
+
+
+def _made_switchable(
+    graph: fx.Graph, tracer: Tracer, model: nn.Module, opaque: frozenset[FunctionType]
+) -> tuple[Note, ...]:
+    """Where the model branches on its mode: make `graph` good in both, if it can be. Returns what stays decided."""
+    notes = tuple(tracer.notes)
+    if not any(note.kind == "mode" for note in notes):
+        return notes
+    other = Tracer(tracer.inputs, tracer.leaves, tracer.functions, flipped=True)
+    with borrowed(model), _wrapped_functions_open(opaque, tracer.inputs is not None):
+        try:
+            in_other_mode = other.trace(model)
+        except Exception:  # the mode that the model is not in may not be traceable: then the graph stays in its own
+            return notes
+    constants, others = ({name: value for value, name in one.tensor_attrs.items()} for one in (tracer, other))
+    if not merge(graph, in_other_mode, model.training, constants, others):
+        return notes
+    return tuple(note for note in notes if note.kind != "mode")
+
+
+def _keep_side_effects(graph: fx.Graph) -> None:
+    """Let dead-code elimination, which takes methods for pure, see an in-place one whose result nobody uses."""
+    for node in graph.find_nodes(op="call_method"):
+        name = str(node.target)
+        if node.users or not name.endswith("_") or name.endswith("__"):
+            continue
+        overloads = getattr(torch.ops.aten, name, None)
+        second = "Tensor" if len(node.args) > 1 and isinstance(node.args[1], fx.Node) else "Scalar"
+        found = next((getattr(overloads, kind) for kind in ("default", second) if hasattr(overloads, kind)), None)
+        if found is not None:
+            with graph.inserting_before(node):
+                graph.call_function(found, node.args, node.kwargs).meta.update(node.meta)
+            graph.erase_node(node)
 
 
 @contextmanager
@@ -78,7 +117,7 @@ def _innermost(error: BaseException, opened: list[FunctionType]) -> FunctionType
     return next((by_code[code] for code in reversed(frames) if code in by_code), None)
 
 
-def _live_leaves(notes: list[Note], model: nn.Module) -> frozenset[str]:
+def _live_leaves(notes: Iterable[Note], model: nn.Module) -> frozenset[str]:
     """Modules that branched on the mode and can be leaves: nothing that could be pruned apart is inside."""
     paths = {note.module for note in notes if note.kind == "mode" and note.function is None and note.module}
     return frozenset(
@@ -90,14 +129,22 @@ def _weighted(module: nn.Module) -> bool:
     return next(module.parameters(), None) is not None
 
 
-def _live_functions(notes: list[Note]) -> list[Callable[..., Any]]:
+def _live_functions(notes: Iterable[Note]) -> list[Callable[..., Any]]:
     return list(dict.fromkeys(note.function for note in notes if note.kind == "mode" and note.function is not None))
 
 
-def _why(tracer: Tracer, inputs: dict[str, Any] | None) -> str:
-    if tracer.resolved:
-        return "torch.fx traced it, with control flow over shapes followed for the example inputs"
-    return "torch.fx traced it"
+def _why(notes: tuple[Note, ...]) -> str:
+    texts = {
+        "shape": "control flow over shapes was followed for the example inputs",
+        "batch": "it decided by the leading dimension of the inputs, which is therefore fixed",
+        "mode": "it branches on its mode, and only that which it was in was captured",
+    }
+    kinds = {note.kind for note in notes}
+    return "; ".join(["torch.fx traced it", *(text for kind, text in texts.items() if kind in kinds)])
+
+
+def _told(notes: tuple[Note, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(f"{note.kind}: {note.source}" for note in notes))
 
 
 def _capture_error(error: Exception, tracer: Tracer, model: nn.Module) -> CaptureError:

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import dis
-import linecache
 import math
 import operator
-import os
 import sys
-import types
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.fx.proxy import Attribute, TraceError
 
-from passes.values import Unknown, Values
+from passes.frames import describe, stack_trace, unpacked_into, user_frame, wanted_by_assert
+from passes.values import Unknown, Values, one_more
 
 # Constructors whose sizes may be proxies: their parser refuses those before any dispatch, so that fx does not see them.
 FACTORIES = (
@@ -25,15 +23,15 @@ FACTORIES = (
     *(torch.rand, torch.randn, torch.randint, torch.randperm, torch.tensor, torch.as_tensor),
     *(torch.tril_indices, torch.triu_indices, torch.Size),
 )
-_OURS = (torch.__path__[0] + os.sep, os.path.dirname(__file__) + os.sep)
 
 
 @dataclass(frozen=True)
 class Note:
     """A decision that the traced code took from something that may differ at run time.
 
-    `kind` is "mode" (train or eval) or "batch" (the number of examples); `module` the path of the module whose
-    forward took it, `function` the plain function that did (None: the forward itself).
+    `kind` is "mode" (train or eval), "shape" (sizes and types of the example inputs) or "batch" (their leading
+    dimension); `module` the path of the module whose forward took it, `function` the plain function
+    that did (None: the forward itself).
     """
 
     kind: str
@@ -53,6 +51,12 @@ class ValueProxy(fx.Proxy):
 
     def __getattr__(self, name: str) -> Any:
         return _ValueAttribute(self, name)
+
+    def __iter__(self) -> Iterator[Any]:
+        caller = sys._getframe(1)
+        count = unpacked_into(caller.f_code, caller.f_lasti)
+        item: Any = self
+        return self.tracer.iter(self) if count is None else iter([item[position] for position in range(count)])
 
     def __len__(self) -> int:
         return len(self.tracer.resolve(self))
@@ -99,7 +103,8 @@ class Tracer(fx.Tracer):
     Modules that read `training` and hold neither children nor tensors (DropPath, StochasticDepth) are leaves, as are
     those in `leaves` (paths) and the functions in `functions`; everywhere else `training` becomes a
     node that reads the flag of the module it belongs to. `inputs` (by placeholder name) gives the sizes that
-    control flow asks for; what was decided from the mode or from the batch size is in `notes`.
+    control flow asks for; `notes` tells what was decided from sizes or from the mode. `flipped` traces as if
+    the model were in the other mode.
     """
 
     record_stack_traces = False  # ours are shorter and cheaper, see create_node
@@ -110,41 +115,50 @@ class Tracer(fx.Tracer):
         inputs: dict[str, Any] | None = None,
         leaves: frozenset[str] = frozenset(),
         functions: tuple[Callable[..., Any], ...] = (),
+        flipped: bool = False,
     ) -> None:
         super().__init__(autowrap_modules=(math,), autowrap_functions=(*FACTORIES, *functions))
         self._autowrap_search.append(torch)
         self.inputs = inputs
         self.leaves = leaves
-        self.notes: list[Note] = []
-        self.resolved = False
+        self.functions = functions
+        self.flipped = flipped
+        self.notes: dict[Note, None] = {}
+        self._decisions: list[tuple[fx.Node, Any, Note]] = []
         self._modes: dict[str, bool] = {}
         self._mode_nodes: dict[str, fx.Node] = {}
         self._tensor_names: dict[int, str] = {}
         self._proxies: dict[str, fx.Proxy] = {}
-        self._values: tuple[Values, ...] = ()
         self._looking_up = False
+        self._grad_enabled = torch.is_grad_enabled()
+        self._grad_before: fx.Node | None = None
 
     # -- what fx calls ------------------------------------------------------------------------------------------
 
     def trace(self, root: nn.Module | Callable[..., Any], concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         assert isinstance(root, nn.Module), "capture takes modules only"
         modules = dict(root.named_modules())
-        self._modes = {path: bool(module.training) for path, module in modules.items()}
+        training = {path: bool(module.training) for path, module in modules.items()}
+        self._modes = {path: not root.training for path in modules} if self.flipped else training
         named = [*root.named_parameters(), *root.named_buffers()]
         self._tensor_names = {id(tensor): name for name, tensor in reversed(named)}
         try:
             for path, module in modules.items():
                 module.__dict__["training"] = Mode(self, path, self._modes[path])
-            return super().trace(root, concrete_args)
+            with _recorded_functions():
+                graph = super().trace(root, concrete_args)
         finally:
             for path, module in modules.items():
-                module.__dict__["training"] = self._modes[path]
+                module.__dict__["training"] = training[path]
+        if self._decisions:
+            self._note_batch()
+        return graph
 
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
     ) -> tuple[Any, list[Any]]:
         function, args = super().create_args_for_root(root_fn, is_module, concrete_args)
-        self._values = (Values(self.graph, self.inputs, self._attribute, self.root.get_submodule),)
+        self._values = Values(self.graph, self.inputs, self._attribute, self.root.get_submodule)
         return function, [self._present(arg) for arg in args]
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
@@ -172,9 +186,10 @@ class Tracer(fx.Tracer):
     ) -> Any:
         if isinstance(type_expr, str):
             type_expr = None  # a postponed annotation: generated code cannot name it, and pickling would fail
+        self._follow_grad_mode()
         node = super().create_node(kind, target, args, kwargs, name, type_expr)
         if not node.stack_trace:
-            node.stack_trace = _stack_trace()
+            node.stack_trace = stack_trace()
         return node
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -193,7 +208,7 @@ class Tracer(fx.Tracer):
         try:
             return bool(self.resolve(obj))
         except Unresolved:
-            if _in_assert():
+            if wanted_by_assert():
                 return True
             raise
 
@@ -220,17 +235,15 @@ class Tracer(fx.Tracer):
         if isinstance(obj, Mode):
             self._note("mode")
             return obj.value
-        self.resolved = True
         value = self.value(obj)
         if isinstance(value, torch.Tensor):
-            value = self._look_up(self._values[0].constant, obj)
-        if self._hangs_on_mode(obj.node):
-            self._note("mode")
+            value = self._look_up(self._values.constant, obj)
+        self._decisions.append((obj.node, value, self._note("mode" if self._hangs_on_mode(obj.node) else "shape")))
         return value
 
     def value(self, obj: fx.Proxy) -> Any:
         """What the proxy holds, tensors on the meta device; raises Unresolved."""
-        return self._look_up(self._values[0].of, obj)
+        return self._look_up(self._values.of, obj)
 
     def _look_up(self, how: Callable[[fx.Node], Any], obj: fx.Proxy) -> Any:
         self._looking_up = True
@@ -249,6 +262,18 @@ class Tracer(fx.Tracer):
         return self._mode_nodes[path]
 
     # -- details --------------------------------------------------------------------------------------------------
+
+    def _follow_grad_mode(self) -> None:
+        """`with torch.no_grad():` inside a forward holds in the graph as well, and ends where it ended."""
+        if torch.is_grad_enabled() == self._grad_enabled:
+            return
+        self._grad_enabled = torch.is_grad_enabled()
+        if self._grad_before is None:
+            self._grad_before = super().create_node("call_function", torch.is_grad_enabled, (), {})
+            super().create_node("call_function", torch._C._set_grad_enabled, (self._grad_enabled,), {})
+        else:
+            super().create_node("call_function", torch._C._set_grad_enabled, (self._grad_before,), {})
+            self._grad_before = None
 
     def _present(self, arg: Any) -> Any:
         """The proxy; None, () or {} for an input that the example leaves out, which the graph then refuses."""
@@ -274,68 +299,50 @@ class Tracer(fx.Tracer):
         """Whether a number was computed from a mode; one that was read off a tensor was not."""
         if node in self._mode_nodes.values():
             return True
-        if isinstance(self._look_up(self._values[0].of, self.proxy(node)), torch.Tensor):
+        if isinstance(self._look_up(self._values.of, self.proxy(node)), torch.Tensor):
             return False
         return any(self._hangs_on_mode(used) for used in node.all_input_nodes)
 
-    def _note(self, kind: str) -> None:
-        frame = _user_frame()
+    def _note(self, kind: str) -> Note:
+        frame = user_frame()
         module = next(reversed(self.module_stack.values()))[0] if self.module_stack else ""
         if frame is None:
-            self.notes.append(Note(kind, module, "unknown source"))
-            return
-        function = frame.f_globals.get(frame.f_code.co_name)
-        own = getattr(function, "__code__", None) is frame.f_code
-        self.notes.append(Note(kind, module, describe(frame), function if own else None))
+            note = Note(kind, module, "unknown source")
+        else:
+            function = frame.f_globals.get(frame.f_code.co_name)
+            own = getattr(function, "__code__", None) is frame.f_code
+            note = Note(kind, module, describe(frame), function if own else None)
+        self.notes[note] = None
+        return note
+
+    def _note_batch(self) -> None:
+        """Note the decisions that fall otherwise when the inputs have one example more."""
+        other = Values(self.graph, one_more(self.inputs), self._attribute, self.root.get_submodule)
+        for node, value, note in self._decisions:
+            try:
+                found = self._look_up(other.of, self.proxy(node))
+            except Unresolved:
+                continue
+            if not isinstance(found, torch.Tensor) and found != value:
+                self.notes[replace(note, kind="batch")] = None
 
 
-def describe(frame: types.FrameType, line: int | None = None) -> str:
-    """`file.py:41 in forward: if x.shape[1] > 3:`"""
-    return describe_line(frame.f_code.co_filename, line or frame.f_lineno, frame.f_code.co_name)
+@contextmanager
+def _recorded_functions() -> Iterator[None]:
+    """Inside, a call of an autograd.Function on proxies is one node: traced through, it would lose its gradient."""
+    original = torch.autograd.Function.__dict__["apply"]
 
+    def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        proxy = next((arg for arg in args if isinstance(arg, fx.Proxy)), None)
+        if proxy is None:
+            return original.__get__(None, cls)(*args, **kwargs)
+        return proxy.tracer.create_proxy("call_function", original.__get__(None, cls), args, kwargs)
 
-def describe_line(filename: str, line: int, function: str) -> str:
-    source = linecache.getline(filename, line).strip()
-    name = filename.replace("\\", "/").rsplit("/", 1)[-1]
-    return f"{name}:{line} in {function}" + (f": {source}" if source else "")
-
-
-def is_user_file(filename: str) -> bool:
-    """Neither torch's, nor ours, nor the interpreter's."""
-    return not filename.startswith((*_OURS, "<"))
-
-
-def _user_frame() -> types.FrameType | None:
-    frame = sys._getframe(1)
-    while frame is not None and not is_user_file(frame.f_code.co_filename):
-        frame = frame.f_back  # type: ignore[assignment]
-    return frame
-
-
-def _stack_trace() -> str:
-    """The user's frames from the outermost forward inwards, written as a traceback writes them."""
-    frames: list[str] = []
-    frame: types.FrameType | None = sys._getframe(2)
-    inside = 0
-    while frame is not None:
-        code = frame.f_code
-        if is_user_file(code.co_filename):
-            source = linecache.getline(code.co_filename, frame.f_lineno).strip()
-            frames.append(f'  File "{code.co_filename}", line {frame.f_lineno}, in {code.co_name}\n    {source}')
-            if code.co_name == "forward":
-                inside = len(frames)
-        frame = frame.f_back
-    return "\n".join(reversed(frames[:inside]))
-
-
-def _in_assert() -> bool:
-    """Whether the truth value is wanted by an `assert` statement: then it may be taken to hold."""
-    frame = _user_frame()
-    if frame is None:
-        return False
-    following = [step for step in dis.get_instructions(frame.f_code) if step.offset > frame.f_lasti]
-    names = [step.opname for step in following if step.opname not in ("CACHE", "TO_BOOL")][:2]
-    return len(names) == 2 and "IF_TRUE" in names[0] and names[1] in ("LOAD_ASSERTION_ERROR", "LOAD_COMMON_CONSTANT")
+    torch.autograd.Function.apply = classmethod(apply)  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        torch.autograd.Function.apply = original  # type: ignore[method-assign]
 
 
 def _defined_in_torch(kind: type) -> bool:

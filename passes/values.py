@@ -126,3 +126,15 @@ def _on_meta(value: Any) -> Any:
 
 def _as_unknown(error: Exception) -> Unknown:
     return error if isinstance(error, Unknown) else Unknown(f"{type(error).__name__}: {error}")
+
+
+def one_more(inputs: Any) -> Any:
+    """The example inputs with their leading dimension longer by one, where it is that of the first tensor."""
+    tensors = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, torch.Tensor) and leaf.dim()]
+
+    def longer(leaf: Any) -> Any:
+        if not isinstance(leaf, torch.Tensor) or not leaf.dim() or leaf.shape[0] != tensors[0].shape[0]:
+            return leaf
+        return leaf.new_empty((leaf.shape[0] + 1, *leaf.shape[1:]), device="meta")
+
+    return pytree.tree_map(longer, inputs)

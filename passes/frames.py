@@ -1,0 +1,75 @@
+"""Where in the user's code the tracer was called from, and what that line wants."""
+
+from __future__ import annotations
+
+import dis
+import functools
+import linecache
+import os
+import sys
+import types
+
+import torch
+
+_OURS = (torch.__path__[0] + os.sep, os.path.dirname(__file__) + os.sep)
+
+
+@functools.cache
+def unpacked_into(code: types.CodeType, at: int) -> int | None:
+    """Into how many names the instruction unpacks; None if it does not."""
+    step = next(step for step in dis.get_instructions(code) if step.offset >= at)
+    return step.argval if step.opname == "UNPACK_SEQUENCE" else None
+
+
+def describe(frame: types.FrameType, line: int | None = None) -> str:
+    """`file.py:41 in forward: if x.shape[1] > 3:`"""
+    return describe_line(frame.f_code.co_filename, line or frame.f_lineno, frame.f_code.co_name)
+
+
+def describe_line(filename: str, line: int, function: str) -> str:
+    source = linecache.getline(filename, line).strip()
+    name = filename.replace("\\", "/").rsplit("/", 1)[-1]
+    return f"{name}:{line} in {function}" + (f": {source}" if source else "")
+
+
+def is_user_file(filename: str) -> bool:
+    """Neither torch's, nor ours, nor the interpreter's."""
+    return not filename.startswith((*_OURS, "<"))
+
+
+def user_frame() -> types.FrameType | None:
+    frame = sys._getframe(1)
+    while frame is not None and not is_user_file(frame.f_code.co_filename):
+        frame = frame.f_back  # type: ignore[assignment]
+    return frame
+
+
+def stack_trace() -> str:
+    """The user's frames from the outermost forward inwards, written as a traceback writes them."""
+    frames: list[str] = []
+    frame: types.FrameType | None = sys._getframe(2)
+    inside = 0
+    while frame is not None:
+        code = frame.f_code
+        if is_user_file(code.co_filename):
+            frames.append(_frame_text(code, frame.f_lineno))
+            if code.co_name == "forward":
+                inside = len(frames)
+        frame = frame.f_back
+    return "\n".join(reversed(frames[:inside]))
+
+
+@functools.lru_cache(maxsize=4096)
+def _frame_text(code: types.CodeType, line: int) -> str:
+    source = linecache.getline(code.co_filename, line).strip()
+    return f'  File "{code.co_filename}", line {line}, in {code.co_name}\n    {source}'
+
+
+def wanted_by_assert() -> bool:
+    """Whether the truth value is wanted by an `assert` statement: then it may be taken to hold."""
+    frame = user_frame()
+    if frame is None:
+        return False
+    following = [step for step in dis.get_instructions(frame.f_code) if step.offset > frame.f_lasti]
+    names = [step.opname for step in following if step.opname not in ("CACHE", "TO_BOOL")][:2]
+    return len(names) == 2 and "IF_TRUE" in names[0] and names[1] in ("LOAD_ASSERTION_ERROR", "LOAD_COMMON_CONSTANT")

@@ -1,0 +1,217 @@
+"""`python -m benchmarks.zoo`: every network of torchvision, pruned by half at random and proven; a table and JSON out.
+
+One process a network, with a limit on its time and its memory, so that one failure costs one row. The processes are
+forked from one that has torch loaded and warm: seconds are processor seconds of the work itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import json
+import multiprocessing
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+from benchmarks import machine
+from benchmarks.checks import TOLERANCE, Row, check
+from benchmarks.networks import FAMILIES, Network, networks
+from benchmarks.report import table, write
+
+LEAST_PRUNABLE = 0.99
+STEPS = ("capture", "couple", "cost", "plan", "prune", "verify", "train")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the networks that were asked for; 1 where one of them is not exact."""
+    options = read_options(arguments)
+    machine.one_thread()
+    chosen = choose(networks(), options.only, options.family)
+    warm_up()
+    begun, rows = time.monotonic(), []
+    about = machine.describe()
+    print(machine.sentence(about), file=sys.stderr)
+    for row in run(chosen, options.jobs, options.seconds, options.memory):
+        rows.append(row)
+        print(f"{len(rows):3d}/{len(chosen)} {said(row)}", file=sys.stderr, flush=True)
+    order = {network.name: number for number, network in enumerate(chosen)}
+    rows.sort(key=lambda row: order[row.name])
+    data = {"machine": about, "wall_seconds": round(time.monotonic() - begun, 1), "rows": [r.to_dict() for r in rows]}
+    text = report(rows, about, data["wall_seconds"])
+    write(options.out, "zoo", text, data)
+    print(text)
+    return 0 if all(row.exact for row in rows) else 1
+
+
+def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.zoo", description=__doc__)
+    parser.add_argument("--only", nargs="+", metavar="NAME", default=["*"], help="networks, * and ? as in file names")
+    parser.add_argument("--family", nargs="+", choices=FAMILIES, default=FAMILIES)
+    parser.add_argument("--jobs", type=int, default=1, help="networks at a time; more than 1 spoils the seconds")
+    parser.add_argument("--seconds", type=float, default=300, help="limit for one network")
+    parser.add_argument("--memory", type=float, default=12, help="limit for one network, GiB of address space")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder for zoo.md and zoo.json")
+    return parser.parse_args(arguments)
+
+
+def choose(known: Sequence[Network], only: Sequence[str], families: Sequence[str]) -> list[Network]:
+    """The networks whose names match, small ones of a failing family being found as quickly as large ones."""
+    found = [n for n in known if n.family in families and any(fnmatch.fnmatchcase(n.name, p) for p in only)]
+    if not found:
+        raise SystemExit(f"no network matches {' '.join(only)}; names are those of torchvision.models.list_models()")
+    return found
+
+
+def warm_up() -> None:
+    """What torch loads on first use, so that the forked processes have it already."""
+    import torch
+
+    from benchmarks.checks import analyse
+
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Flatten(), torch.nn.Linear(4, 2))
+    analyse(net.eval(), torch.randn(1, 3, 3, 3), machine.Seconds())
+
+
+def run(chosen: Sequence[Network], jobs: int, seconds: float, memory_gib: float):
+    """Rows as they come, from `jobs` processes at a time."""
+    context = multiprocessing.get_context("fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn")
+    waiting, running = list(chosen), {}
+    while waiting or running:
+        while waiting and len(running) < jobs:
+            network = waiting.pop(0)
+            receiver, sender = context.Pipe(duplex=False)
+            process = context.Process(target=_child, args=(network, sender, memory_gib))
+            process.start()
+            sender.close()
+            running[receiver] = (network, process, time.monotonic() + seconds)
+        nearest = min(deadline for _, _, deadline in running.values())
+        ready = wait(list(running), timeout=max(0.0, nearest - time.monotonic()))
+        for receiver in list(running):
+            network, process, deadline = running[receiver]
+            if receiver in ready:
+                yield _received(receiver, network, process)
+            elif time.monotonic() >= deadline:
+                process.kill()
+                yield _lost(network, f"stopped after {seconds:.0f} seconds")
+            else:
+                continue
+            process.join()
+            receiver.close()
+            del running[receiver]
+
+
+def _child(network: Network, sender: Connection, memory_gib: float) -> None:
+    limit = int(memory_gib * 2**30)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    machine.one_thread()
+    sender.send(check(network))
+    sender.close()
+
+
+def _received(receiver: Connection, network: Network, process: Any) -> Row:
+    try:
+        return receiver.recv()
+    except EOFError:
+        process.join()
+        return _lost(network, f"the process ended with exit code {process.exitcode}")
+
+
+def _lost(network: Network, why: str) -> Row:
+    return Row(network.name, network.family, network.input, failures={"process": why})
+
+
+def said(row: Row) -> str:
+    """One line for the eye while it runs."""
+    spent = " ".join(f"{step} {row.seconds[step]:.2f}" for step in STEPS if step in row.seconds)
+    found = "exact" if row.exact else "; ".join(f"{step}: {why}" for step, why in row.failures.items())
+    return f"{row.name}: weights {row.weights_prunable:.2%}, {spent}, {row.peak_mib:.0f} MiB, {found}"
+
+
+def report(rows: Sequence[Row], about: dict[str, Any], wall_seconds: float) -> str:
+    """The Markdown page: the summary, one table a family, and the reason of every exception."""
+    lines = [
+        "# Every network of torchvision, pruned by half at random and proven", "",
+        f"{machine.sentence(about)}. {wall_seconds / 60:.1f} minutes in all.", "",
+        "weights: share of the parameters of convolutions and linear layers that some group can remove. MACs: the share "
+        "that shrinks with some group. kept: MACs of the network without a random half of the units of every group. "
+        "verified: largest relative error of its outputs in float64 against the masked network (limit "
+        f"{TOLERANCE:g}), at two batch sizes. zeroed: the same against the network with zeroed slices, computed without "
+        "fxprune, for the groups that are not mixed. cost: FLOPs and parameters as counted on the pruned network. "
+        "train: a forward and backward pass in training mode. Seconds are of one processor.", "",
+        *summary(rows), "",
+    ]  # fmt: skip
+    for family in FAMILIES:
+        mine = [row for row in rows if row.family == family]
+        if mine:
+            lines += [f"## {family.capitalize()}", "", *table(HEADER, [cells(row) for row in mine]), ""]
+    lines += exceptions(rows)
+    return "\n".join(lines)
+
+
+HEADER = (
+    "network", "input", "groups", "mixed", "weights", "MACs", "kept", "verified", "zeroed", "cost", "train",
+    *(f"{step} s" for step in STEPS), "peak MiB",
+)  # fmt: skip
+
+
+def cells(row: Row) -> list[str]:
+    name = row.name if row.proven == "whole" else f"{row.name} (a)"
+    return [
+        name, row.input, f"{row.groups}", f"{row.mixed_groups}", f"{row.weights_prunable:.2%}", f"{row.macs_prunable:.2%}",
+        f"{row.macs_kept:.1%}", _error(row.verified), _error(row.masked), _yes(row.cost_equal), _yes(row.trains),
+        *(f"{row.seconds[step]:.2f}" if step in row.seconds else "" for step in STEPS), f"{row.peak_mib:.0f}",
+    ]  # fmt: skip
+
+
+def summary(rows: Sequence[Row]) -> list[str]:
+    """How many are exact, how many reach the coverage that is asked for, seconds of the whole."""
+    exact = sum(row.exact for row in rows)
+    images = [row for row in rows if row.family == "classification"]
+    covered = sum(row.weights_prunable >= LEAST_PRUNABLE for row in images)
+    analysis = sorted(sum(row.seconds.get(s, 0.0) for s in ("capture", "couple", "cost")) for row in rows)
+    lines = [f"**{exact} of {len(rows)} exact.**"]
+    if images:
+        lines[0] += f" {covered} of {len(images)} classification networks with {LEAST_PRUNABLE:.0%} or more of their weights prunable."
+    if analysis:
+        lines[0] += (
+            f" Analysis (capture, couple, cost): median {analysis[len(analysis) // 2]:.2f} s, longest {analysis[-1]:.2f} s."
+        )
+    return lines
+
+
+def exceptions(rows: Sequence[Row]) -> list[str]:
+    """What failed, what was proven on a smaller sibling, and why weights stay where many do."""
+    lines = []
+    cut = [row for row in rows if row.proven != "whole"]
+    if cut:
+        lines += ["(a) Too large to prove whole: analysed and counted whole on the meta device, and proven at full width", ""]
+        lines += [f"- {row.name}: {row.proven}" for row in cut] + [""]
+    failed = [row for row in rows if not row.exact]
+    if failed:
+        lines += ["## Not exact", ""]
+        lines += [f"- {row.name}: {step}: {why}" for row in failed for step, why in row.failures.items()] + [""]
+    low = [row for row in rows if row.groups and row.weights_prunable < LEAST_PRUNABLE]
+    if low:
+        lines += [f"## Less than {LEAST_PRUNABLE:.0%} of the weights prunable", ""]
+        for row in low:
+            reasons = "; ".join(f"{count:,} elements: {why or 'no reason given'}" for why, count in list(row.left.items())[:4])
+            lines.append(f"- {row.name} ({row.weights_prunable:.2%}): {reasons}")
+        lines.append("")
+    return lines
+
+
+def _error(value: float | None) -> str:
+    return "" if value is None else f"{value:.0e}"
+
+
+def _yes(value: bool | None) -> str:
+    return "" if value is None else "yes" if value else "NO"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -10,6 +10,7 @@ import itertools
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -87,6 +88,25 @@ def source_of(node: fx.Node) -> str:
     return f"{path.rsplit('/', 1)[-1]}:{line}"
 
 
+def on_meta(func: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """`kwargs` of an ATen call with any device replaced: sizes are all that is computed, whatever device a program names."""
+    return {**kwargs, "device": torch.device("meta")} if kwargs.get("device") is not None or _is_factory(func) else kwargs
+
+
+@cache
+def _is_factory(func: Any) -> bool:
+    arguments = func._schema.arguments
+    takes_tensors = any("Tensor" in str(a.type) for a in arguments)
+    return not takes_tensors and any(a.name == "device" for a in arguments)
+
+
+class OnMeta(TorchDispatchMode):
+    """Keeps whatever a graph makes (``torch.zeros(4)``, ``x.to("cuda")``) on the meta device."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        return func(*args, **on_meta(func, kwargs or {}))
+
+
 class Inference(TorchDispatchMode):
     """The dispatch mode: attaches axes to tensors as they pass, and keeps the tape of calls."""
 
@@ -122,7 +142,7 @@ class Inference(TorchDispatchMode):
         return self.node.name if self.node is not None else ""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
+        kwargs = on_meta(func, kwargs or {})
         if func in _SILENT or func.namespace == "prim":
             return func(*args, **kwargs)
         operands = [t for t in pytree.arg_tree_leaves(*args, **kwargs) if isinstance(t, torch.Tensor)]

@@ -6,6 +6,7 @@ import weakref
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from passes import restate
 from passes.axes import Axis, Constant, Reason, Variable, leaves, survivors
 from passes.coupling import Coupling, couple, example_inputs_of, map_together, recall, remember
 from passes.errors import PassError
-from passes.infer import as_arguments, composite_attention, source_of
+from passes.infer import OnMeta, as_arguments, composite_attention, source_of
 from passes.ops import Record, Value
 from passes.plan import Plan
 from passes.skeleton import copy_with, like, shell
@@ -167,7 +168,7 @@ class Rewriting:
     def _run(self) -> None:
         run = _Run(self, self._root(meta=True))
         arguments = self.coupling.inputs
-        with torch.no_grad(), composite_attention():
+        with torch.no_grad(), composite_attention(), OnMeta():
             run.run(*as_arguments(example_inputs_of(arguments), self.gm), enable_io_processing=False)
 
     def build(self) -> fx.GraphModule:
@@ -253,6 +254,7 @@ class _Run(fx.Interpreter):
                 restate_node(
                     restate.Site(
                         n, value, axes_of, self.rewriting.remain, lambda a: self.env[a],
+                        lambda a: self.rewriting.coupling.structure.vals.get(a.name),
                         self.rewriting.records.get(n.name, ()),
                     )
                 )  # fmt: skip
@@ -286,15 +288,28 @@ class _Run(fx.Interpreter):
 def trial(gm: fx.GraphModule, coupling: Coupling) -> list[tuple[Axis, Reason]]:
     """Rewrite `gm` on the meta device with every group reduced at once; what cannot follow, with reasons.
 
-    Groups lose different numbers of units, so that a size hidden in a program does not fit by accident.
+    Groups keep prime numbers of units, different ones where they can, so that a size hidden in a program does not
+    fit by accident.
     """
     masks = {}
     for number, variable in enumerate(coupling.variables.values()):
-        gone = min(1 + number % 3, variable.size - 1)
-        masks[variable] = np.arange(variable.size) < variable.size - gone
+        primes = _primes_below(variable.size)
+        masks[variable] = np.arange(variable.size) < primes[number % len(primes)]
     if not masks:
         return []
     return list(_unique(Rewriting(gm, coupling, masks).refused))
+
+
+@cache
+def _primes_below(size: int) -> list[int]:
+    """The three largest primes below `size`, or 1 where there is none."""
+    found: list[int] = []
+    for candidate in range(size - 1, 1, -1):
+        if all(candidate % d for d in range(2, int(candidate**0.5) + 1)):
+            found.append(candidate)
+            if len(found) == 3:
+                break
+    return found or [1]
 
 
 def _unique(refused: Iterable[tuple[Axis, Reason]]) -> Iterator[tuple[Axis, Reason]]:

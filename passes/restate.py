@@ -25,7 +25,8 @@ class Site:
     """One node of the new graph, and what is known of it.
 
     value: axes of its dense result (a tree of Value). axes_of: dense axes of a tensor argument, None for other nodes.
-    survivors: which positions of an axis remain. number: the value of a scalar argument in the new graph.
+    survivors: which positions of an axis remain. number, dense: the value of a scalar argument in the new and in the
+    dense graph.
     records: the operator calls that the node made.
     """
 
@@ -34,6 +35,7 @@ class Site:
     axes_of: Callable[[Any], tuple[Axis, ...] | None]
     survivors: Callable[[Axis], np.ndarray]
     number: Callable[[fx.Node], Any]
+    dense: Callable[[fx.Node], Any]
     records: Sequence[Record]
 
     def new_size(self, axis: Axis) -> int:
@@ -43,6 +45,13 @@ class Site:
     def before(self, axis: Axis, position: int) -> int:
         """How many of the first `position` positions of `axis` remain."""
         return int(self.survivors(axis)[:position].sum())
+
+    def moved(self, position: Any, new: Callable[[int], int]) -> Any:
+        """A position given as a literal or as a node: ``new(its dense value)``, or the node where it says so itself."""
+        if isinstance(position, fx.Node):
+            old = self.dense(position)
+            return position if not isinstance(old, int) or self.number(position) == new(old) else new(old)
+        return new(position) if isinstance(position, int) and not isinstance(position, bool) else position
 
     @property
     def input(self) -> tuple[Axis, ...] | None:
@@ -175,8 +184,9 @@ def _index(site: Site) -> None:
         elif item is not None:
             if isinstance(item, slice):
                 item = _moved_slice(site, axes[dim], item)
-            elif isinstance(item, int) and not isinstance(item, bool):
-                item = site.before(axes[dim], item % axes[dim].size)
+            else:
+                axis = axes[dim]
+                item = site.moved(item, lambda i, axis=axis: site.before(axis, i % axis.size))
             dim += 1
         result.append(item)
     site.node.update_arg(1, tuple(result) if isinstance(index, tuple) else result[0])
@@ -186,27 +196,26 @@ def _moved_slice(site: Site, axis: Axis, item: slice) -> slice:
     if axis.size == site.new_size(axis):
         return item
 
-    def moved(bound: Any) -> Any:
-        if not isinstance(bound, int):
-            return bound
-        return site.before(axis, bound if bound >= 0 else max(0, axis.size + bound))
+    def positive(bound: int) -> int:
+        return bound if bound >= 0 else max(0, axis.size + bound)
 
-    start, stop, step = item.start, item.stop, item.step
-    if isinstance(start, fx.Node) or isinstance(stop, fx.Node):
-        return item
-    if isinstance(start, int) and isinstance(step, int) and step > 1:  # the same place in the first block that is left
-        start %= axis.size
-        return slice(moved(start - start % step) + start % step, moved(stop), step)
-    return slice(moved(start), moved(stop), step)
+    def first(start: int) -> int:
+        """The place of the first position of the slice that is left: blocks before it may be gone."""
+        taken = range(positive(start), axis.size, item.step if isinstance(item.step, int) else 1)
+        remain = site.survivors(axis)
+        return site.before(axis, next((p for p in taken if remain[p]), positive(start)))
+
+    return slice(site.moved(item.start, first), site.moved(item.stop, lambda i: site.before(axis, positive(i))), item.step)
 
 
 def _narrow(site: Site) -> None:
     assert site.input is not None
     dim, start, count = site.argument(1, "dim"), site.argument(2, "start"), site.argument(3, "length")
     axis = site.input[dim]
-    if axis.size != site.new_size(axis) and isinstance(start, int) and isinstance(count, int):
-        site.set(2, "start", site.before(axis, start % axis.size))
-        site.set(3, "length", site.before(axis, start % axis.size + count) - site.before(axis, start % axis.size))
+    if axis.size != site.new_size(axis):
+        begin = (site.dense(start) if isinstance(start, fx.Node) else start) % axis.size
+        site.set(2, "start", site.moved(start, lambda i: site.before(axis, i % axis.size)))
+        site.set(3, "length", site.moved(count, lambda i: site.before(axis, begin + i) - site.before(axis, begin)))
 
 
 def _slice(site: Site) -> None:
@@ -215,15 +224,14 @@ def _slice(site: Site) -> None:
     given = slice(site.argument(2, "start"), site.argument(3, "end"), site.argument(4, "step", default=1))
     moved = _moved_slice(site, axis, given)
     for position, name, value in ((2, "start", moved.start), (3, "end", moved.stop)):
-        if isinstance(site.argument(position, name), int):
+        if site.argument(position, name) is not None:
             site.set(position, name, value)
 
 
 def _select(site: Site) -> None:
     assert site.input is not None
     axis, index = site.input[site.argument(1, "dim")], site.argument(2, "index")
-    if isinstance(index, int):
-        site.set(2, "index", site.before(axis, index % axis.size))
+    site.set(2, "index", site.moved(index, lambda i: site.before(axis, i % axis.size)))
 
 
 def _pad(site: Site) -> None:

@@ -8,7 +8,7 @@ written apart from the rewriting). The pruned one runs as it is. Outputs must ag
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -37,7 +37,9 @@ class Certificate:
 
     max_error: largest difference of an output over the largest magnitude of that output, over all runs. outputs:
     how many output tensors were compared a run. batch_sizes: those that both networks ran at; one alone where the
-    dense graph itself accepts no other, as `note` then says. mixed: groups proven on surviving units.
+    dense graph itself accepts no other, as `note` then says. mixed: groups proven on surviving units. perturbed: how
+    many parameters had elements all alike (a zero-initialised head, norm weights of one), which would hide a wrong
+    index; one more run was made with noise added to them in both networks.
     """
 
     max_error: float
@@ -49,6 +51,7 @@ class Certificate:
     removed_units: int
     mixed: tuple[str, ...]
     trained: bool
+    perturbed: int
     note: str = ""
 
     def to_dict(self) -> dict[str, Any]:
@@ -72,12 +75,16 @@ def verify(
     coupling = coupling_for(gm, plan)
     plan.check(coupling)
     masks = coupling.masks(plan)
-    dense64 = _dense(gm, pruned, coupling, plan, masks, trained)
-    pruned64 = copy_with(pruned, lambda _, t: like(t, _double(t)))
+    pairs = [_pair(gm, pruned, coupling, plan, trained, {})]
+    alike = _noise(gm, pruned, seed)
+    if alike:
+        pairs.append(_pair(gm, pruned, coupling, plan, trained, alike))
     device = next((t.device for _, t in owned_tensors(pruned)), torch.device("cpu"))
     worst, compared, sizes, note = 0.0, 0, [], ""
-    cases = list(_inputs(as_arguments(example_inputs, gm), device, seed, runs))
-    for case, (batch, inputs) in enumerate(cases):
+    inputs_of = list(_inputs(as_arguments(example_inputs, gm), device, seed, runs))
+    cases = [(batch, inputs, pairs[0]) for batch, inputs in inputs_of]
+    cases += [(*inputs_of[0], pair) for pair in pairs[1:]]
+    for case, (batch, inputs, (dense64, pruned64)) in enumerate(cases):
         try:
             expected = _run(dense64, gm.graph, inputs, _MaskedOperators(coupling, masks))
         except Exception as error:
@@ -101,17 +108,31 @@ def verify(
     mixed = tuple(g.name for g in coupling.groups if g.mixed and len(plan.keep[g.name]) < g.size)
     removed = sum(size - len(plan.keep[name]) for name, size in plan.sizes.items())
     return Certificate(
-        worst, tol, tuple(dict.fromkeys(sizes)), len(sizes), compared, seed, removed, mixed, trained, note
+        worst, tol, tuple(dict.fromkeys(sizes)), len(sizes), compared, seed, removed, mixed, trained, len(alike), note
     )  # fmt: skip
 
 
 def _double(tensor: torch.Tensor) -> torch.Tensor:
     data = tensor.detach()
-    return data.double() if data.is_floating_point() else data.clone()
+    return data.to(torch.float64, copy=True) if data.is_floating_point() else data.clone()
 
 
-def _dense(gm, pruned, coupling: Coupling, plan: Plan, masks, trained: bool) -> torch.nn.Module:
-    """The dense modules in float64 with the removed slices zeroed, or with the pruned weights embedded."""
+def _noise(gm: fx.GraphModule, pruned: fx.GraphModule, seed: int) -> dict[str, torch.Tensor]:
+    """Noise of the dense shape for every parameter of `pruned` whose elements are all alike."""
+    generator = torch.Generator().manual_seed(seed)
+    dense, noise = dict(gm.named_parameters()), {}
+    for name, small in pruned.named_parameters():
+        if name in dense and small.numel() > 1 and small.is_floating_point() and bool((small == small.flatten()[0]).all()):
+            shape = dense[name].shape
+            noise[name] = 0.1 * torch.randn(shape, generator=generator, dtype=torch.float64).to(small.device)
+    return noise
+
+
+def _pair(
+    gm: fx.GraphModule, pruned: fx.GraphModule, coupling: Coupling, plan: Plan, trained: bool, noise: Mapping[str, torch.Tensor]
+) -> tuple[torch.nn.Module, torch.nn.Module]:  # fmt: skip
+    """Both networks' modules in float64: the dense one with the removed slices zeroed or with pruned's weights embedded."""
+    masks = coupling.masks(plan)
     removed: dict[str, list[tuple[int, np.ndarray]]] = defaultdict(list)
     for group in coupling.groups:
         gone = np.setdiff1d(np.arange(group.size), plan.keep[group.name])
@@ -120,23 +141,33 @@ def _dense(gm, pruned, coupling: Coupling, plan: Plan, masks, trained: bool) -> 
                 removed[where.tensor].append((where.dim, where.index[gone].ravel()))
     small = dict(owned_tensors(pruned))
 
+    def remaining(name: str) -> list[np.ndarray]:
+        return [np.flatnonzero(survivors(a, masks)) for a in coupling.structure.tensors[name]]
+
     def masked(name: str, tensor: torch.Tensor) -> torch.Tensor:
         data = _double(tensor)
         if trained and name in small:
-            axes = coupling.structure.tensors[name]
-            data = _embedded(data, small[name], [survivors(a, masks) for a in axes])
+            data = _embedded(data, small[name], remaining(name))
+        data = data + noise[name] if name in noise else data
         for dim, positions in removed[coupling.aliases[name]]:
             data.index_fill_(dim, torch.from_numpy(positions).to(data.device), 0)
         return like(tensor, data)
 
-    return copy_with(gm, masked)
+    def shrunk(name: str, tensor: torch.Tensor) -> torch.Tensor:
+        data = _double(tensor)
+        if name in noise:
+            index = np.ix_(*remaining(name))
+            data = data + noise[name][tuple(torch.from_numpy(i).to(data.device) for i in index)]
+        return like(tensor, data)
+
+    return copy_with(gm, masked), copy_with(pruned, shrunk)
 
 
 def _embedded(data: torch.Tensor, small: torch.Tensor, remain: list[np.ndarray]) -> torch.Tensor:
     if not remain:
         return _double(small).to(data.device)
     result = torch.zeros_like(data)
-    index = np.ix_(*[np.flatnonzero(mask) for mask in remain])
+    index = np.ix_(*remain)
     result[tuple(torch.from_numpy(i).to(data.device) for i in index)] = _double(small).to(data.device)
     return result
 

@@ -390,6 +390,10 @@ def _roles(records: Iterable[Record]) -> dict[tuple, str]:
     return roles
 
 
+# What a parameter's name says beyond its module: conv.weight, conv.parametrizations.weight.original1, rnn.weight_ih_l0.
+_PARAMETER = re.compile(r"(\.parametrizations)?\.(\w*_)?(weight|bias)(\.original\d?|_v|_g|_[ih]h_l\d+\w*)?$")
+
+
 def _names(structure: Structure, own: Sequence[str], trainable: frozenset[str]) -> dict[str, Variable]:
     """A readable, stable name for each variable of a parameter: the module that produces it, else the first tensor."""
     roles = _roles(structure.records)
@@ -405,7 +409,7 @@ def _names(structure: Structure, own: Sequence[str], trainable: frozenset[str]) 
                     producer.setdefault(variable, tensor)
     names: dict[str, Variable] = {}
     for variable, tensor in first.items():
-        base = re.sub(r"(\.parametrizations)?\.(weight|bias)(\.original\d?|_v|_g)?$", "", producer.get(variable, tensor))
+        base = _PARAMETER.sub("", producer.get(variable, tensor))
         name, number = base, 1
         while name in names:
             number += 1

@@ -168,7 +168,8 @@ class Inference(TorchDispatchMode):
         static = not record.macs and all(v.parameters for v in before)
         parameters = frozenset().union(*(v.parameters for v in before)) if static else frozenset()
         for number, (tensor, made) in enumerate(zip(outputs, axes, strict=True)):
-            if any(tensor is operand for operand in operands):
+            in_place = any(tensor is operand for operand in operands)
+            if in_place and torch.Tag.inplace_view not in func.tags:
                 for old, new in zip(self.value(tensor).axes, made, strict=True):
                     call.tie(old, new)
                 record.outputs.append(self.value(tensor))

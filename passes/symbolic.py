@@ -137,6 +137,7 @@ def _why(notes: tuple[Note, ...]) -> str:
     texts = {
         "shape": "control flow over shapes was followed for the example inputs",
         "batch": "it decided by the leading dimension of the inputs, which is therefore fixed",
+        "value": "it decided by what its buffers hold",
         "mode": "it branches on its mode, and only that which it was in was captured",
     }
     kinds = {note.kind for note in notes}

@@ -12,8 +12,10 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.fx._symbolic_trace import _maybe_revert_all_patches
 from torch.fx.proxy import Attribute, TraceError
 
+from passes.errors import CaptureError
 from passes.frames import describe, stack_trace, unpacked_into, user_frame, wanted_by_assert
 from passes.values import Unknown, Values, one_more
 
@@ -29,9 +31,9 @@ FACTORIES = (
 class Note:
     """A decision that the traced code took from something that may differ at run time.
 
-    `kind` is "mode" (train or eval), "shape" (sizes and types of the example inputs) or "batch" (their leading
-    dimension); `module` the path of the module whose forward took it, `function` the plain function
-    that did (None: the forward itself).
+    `kind` is "mode" (train or eval), "shape" (sizes and types of the example inputs), "batch" (their leading
+    dimension) or "value" (of a parameter or buffer); `module` the path of the module whose forward took it,
+    `function` the plain function that did (None: the forward itself).
     """
 
     kind: str
@@ -59,7 +61,7 @@ class ValueProxy(fx.Proxy):
         return self.tracer.iter(self) if count is None else iter([item[position] for position in range(count)])
 
     def __len__(self) -> int:
-        return len(self.tracer.resolve(self))
+        return len(self.tracer.resolve(self, sized=True))
 
     def __int__(self) -> int:
         return int(self.tracer.resolve(self))
@@ -129,7 +131,6 @@ class Tracer(fx.Tracer):
         self._mode_nodes: dict[str, fx.Node] = {}
         self._tensor_names: dict[int, str] = {}
         self._proxies: dict[str, fx.Proxy] = {}
-        self._looking_up = False
         self._grad_enabled = torch.is_grad_enabled()
         self._grad_before: fx.Node | None = None
 
@@ -145,7 +146,7 @@ class Tracer(fx.Tracer):
         try:
             for path, module in modules.items():
                 module.__dict__["training"] = Mode(self, path, self._modes[path])
-            with _recorded_functions():
+            with _recorded_functions(), _own_forward(root):
                 graph = super().trace(root, concrete_args)
         finally:
             for path, module in modules.items():
@@ -165,7 +166,7 @@ class Tracer(fx.Tracer):
         return ValueProxy(node, self)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
-        if not isinstance(attr_val, torch.Tensor) or self._looking_up:
+        if not isinstance(attr_val, torch.Tensor):
             return attr_val
         name = self._tensor_names.get(id(attr_val))
         if name is None:
@@ -195,14 +196,9 @@ class Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if module_qualified_name in self.leaves or isinstance(m, torch.jit.ScriptModule):
             return True
-        if isinstance(m, nn.Sequential):
+        if isinstance(m, nn.Sequential) or "forward" in m.__dict__:
             return False
         return _defined_in_torch(type(m)) or _only_reads_mode(m)
-
-    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        if self._looking_up:
-            return forward(*args, **kwargs)
-        return super().call_module(m, forward, args, kwargs)
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         try:
@@ -213,7 +209,7 @@ class Tracer(fx.Tracer):
             raise
 
     def iter(self, obj: Any) -> Iterator[Any]:
-        value = self.resolve(obj)
+        value = self.resolve(obj, sized=True)
         if isinstance(value, dict):
             return iter(value)
         if isinstance(value, (type({}.items()), type({}.values()))) and obj.node.op == "call_method":
@@ -230,29 +226,42 @@ class Tracer(fx.Tracer):
 
     # -- what the proxies and the lowerings call ------------------------------------------------------------------
 
-    def resolve(self, obj: fx.Proxy) -> Any:
-        """The concrete value of a proxy: Python number, size or tuple; raises Unresolved."""
+    def resolve(self, obj: fx.Proxy, sized: bool = False) -> Any:
+        """The concrete value of a proxy, noted as a decision; raises Unresolved.
+
+        A tensor is answered for only if its value does not depend on the input, or if it is to be `sized` only.
+        """
         if isinstance(obj, Mode):
             self._note("mode")
             return obj.value
-        value = self.value(obj)
-        if isinstance(value, torch.Tensor):
-            value = self._look_up(self._values.constant, obj)
-        self._decisions.append((obj.node, value, self._note("mode" if self._hangs_on_mode(obj.node) else "shape")))
+        value, kind = self._value_and_source(obj, sized)
+        self._decisions.append((obj.node, _as_decided(value), self._note(kind)))
         return value
 
     def value(self, obj: fx.Proxy) -> Any:
         """What the proxy holds, tensors on the meta device; raises Unresolved."""
         return self._look_up(self._values.of, obj)
 
-    def _look_up(self, how: Callable[[fx.Node], Any], obj: fx.Proxy) -> Any:
-        self._looking_up = True
+    def _value_and_source(self, obj: fx.Proxy, sized: bool) -> tuple[Any, str]:
         try:
-            return how(obj.node)
-        except Unknown as error:
-            raise Unresolved(str(error)) from error
-        finally:
-            self._looking_up = False
+            value = self.value(obj)
+            if sized or not isinstance(value, torch.Tensor):
+                return value, "mode" if self._hangs_on_mode(obj.node) else "shape"
+        except Unresolved:
+            if not self._is_constant(obj.node):
+                raise
+        return self._look_up(self._values.constant, obj), "value"
+
+    def _is_constant(self, node: fx.Node) -> bool:
+        return node.op != "placeholder" and all(self._is_constant(used) for used in node.all_input_nodes)
+
+    def _look_up(self, how: Callable[[fx.Node], Any], obj: fx.Proxy) -> Any:
+        # Without fx's patches: what torch imports or caches meanwhile must not keep a wrapper for torch.zeros.
+        with _maybe_revert_all_patches():
+            try:
+                return how(obj.node)
+            except Unknown as error:
+                raise Unresolved(str(error)) from error
 
     def mode_node(self, path: str) -> fx.Node:
         """The node that reads the `training` flag of the module at `path`."""
@@ -323,8 +332,41 @@ class Tracer(fx.Tracer):
                 found = self._look_up(other.of, self.proxy(node))
             except Unresolved:
                 continue
-            if not isinstance(found, torch.Tensor) and found != value:
+            if note.kind != "value" and _as_decided(found) != value:
                 self.notes[replace(note, kind="batch")] = None
+
+
+def _as_decided(value: Any) -> Any:
+    """What of a value can have decided anything: of a collection, how many parts it has."""
+    return len(value) if hasattr(value, "__len__") and not isinstance(value, str) else value
+
+
+@contextmanager
+def _own_forward(root: nn.Module) -> Iterator[None]:
+    """Inside, a method that was set as `root.forward` is the forward of its class, which is where fx looks."""
+    kind, forward = type(root), root.__dict__.get("forward")
+    if forward is None:
+        yield
+        return
+    if getattr(forward, "__self__", None) is not root:
+        raise CaptureError(f"{kind.__name__}.forward was replaced by {forward!r}; set a method bound to the module")
+    root.__class__ = type(kind.__name__, (kind,), {"forward": forward.__func__})  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        root.__class__ = kind  # type: ignore[assignment]
+
+
+class _Applied:
+    """`function.apply` under the name of the autograd.Function, so that generated code can call it."""
+
+    def __init__(self, function: Any) -> None:
+        self.function = function
+        self.__name__ = self.__qualname__ = function.__name__
+        self.__module__ = function.__module__
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function.apply(*args, **kwargs)
 
 
 @contextmanager
@@ -336,7 +378,7 @@ def _recorded_functions() -> Iterator[None]:
         proxy = next((arg for arg in args if isinstance(arg, fx.Proxy)), None)
         if proxy is None:
             return original.__get__(None, cls)(*args, **kwargs)
-        return proxy.tracer.create_proxy("call_function", original.__get__(None, cls), args, kwargs)
+        return proxy.tracer.create_proxy("call_function", _Applied(cls), args, kwargs)
 
     torch.autograd.Function.apply = classmethod(apply)  # type: ignore[method-assign, assignment]
     try:

@@ -396,6 +396,14 @@ def _group_norm(func, args, kwargs, record: Record, masks):
     return (result + bias.reshape(shape) if bias is not None else result), mean[..., 0], scale[..., 0]
 
 
+def _weight_norm(func, args, kwargs, record: Record, masks):
+    v, g, *rest = args
+    dim = rest[0] % v.dim() if rest else 0
+    others = [d for d in range(v.dim()) if d != dim]
+    norm = v.square().sum(others, keepdim=True).sqrt()
+    return torch.where(norm > 0, v * (g / norm), 0), norm
+
+
 _REFERENCES: dict[Any, Any] = {
     **dict.fromkeys(
         [aten.mean, aten.amax, aten.amin, aten.prod, aten.var, aten.std, aten.var_mean, aten.std_mean, aten.logsumexp,
@@ -405,4 +413,5 @@ _REFERENCES: dict[Any, Any] = {
     aten.native_layer_norm: _layer_norm,
     aten._fused_rms_norm: _rms_norm,
     aten.native_group_norm: _group_norm,
+    aten._weight_norm_interface: _weight_norm,
 }  # fmt: skip

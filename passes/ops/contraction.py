@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from passes.axes import Axis, Constant
+from passes.axes import ONE, Axis, Constant
 from passes.ops.equation import equation_rule, solve
 from passes.ops.pointwise import broadcast
 from passes.ops.registry import Call, aten, rule
@@ -46,6 +46,20 @@ def convolution(call: Call) -> list[list[Axis]]:
     call.literal("groups", solved["g"])
     call.count(*solved.lookup("n g o i *k"), *solved["*s" if call["transposed"] else "*t"])
     return outputs
+
+
+@rule(aten._trilinear)
+def trilinear(call: Call) -> list[list[Axis]]:
+    """The product of three broadcast tensors summed over some dimensions (nn.Bilinear); torch counts no FLOPs for it."""
+    rank = len(call.outputs[0].shape) + len(call["sumdim"])
+    axes: list[Axis] = [ONE] * rank
+    for number in "123":
+        own, absent = iter(call.axes("i" + number)), call["expand" + number]
+        for dim in (d for d in range(rank) if d not in absent):
+            axis = next(own)
+            axes[dim] = axis if axes[dim].size == 1 else call.tie(axes[dim], axis)
+    call.contract(*(axes[d] for d in call["sumdim"]))
+    return [[call.space.resolve(axis) for d, axis in enumerate(axes) if d not in call["sumdim"]]]
 
 
 @rule(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from passes.axes import Axis
+from passes.axes import ONE, Axis
 from passes.ops.equation import equation_rule, solve
 from passes.ops.registry import Call, aten, rule
 
@@ -28,6 +28,19 @@ def layer_norm(call: Call) -> list[list[Axis]]:
                 call.tie(axis, other)
     call.mix(last)
     return [[call.space.resolve(axis) for axis in axes]]
+
+
+@rule(aten._weight_norm_interface, aten._weight_norm)
+def weight_norm(call: Call) -> list[list[Axis]]:
+    """g v / |v|, the norm over all dimensions but one: along that one a zeroed unit is no number, so it counts as mixed."""
+    axes, scale = call.axes("v"), call.axes("g")
+    dim = call["dim"] % len(axes)
+    for axis, other in zip(axes, scale, strict=True):
+        if axis.size == other.size:
+            call.tie(axis, other)
+    call.contract(*(axis for d, axis in enumerate(axes) if d != dim))
+    call.mix(axes[dim])
+    return [axes, [axis if d == dim else ONE for d, axis in enumerate(axes)]]
 
 
 @rule(aten.native_group_norm, aten.group_norm)

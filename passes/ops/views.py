@@ -144,7 +144,9 @@ def every(call: Call, axis: Axis, taken: range) -> Axis:
     return concat([outer, call.slice(axis, taken[-1], taken[-1] + 1)])
 
 
-@rule(aten.split.Tensor, aten.split_with_sizes, aten.split_with_sizes_copy)
+@rule(
+    aten.split.Tensor, aten.split_with_sizes, aten.split_with_sizes_copy, aten.unsafe_split, aten.unsafe_split_with_sizes
+)  # fmt: skip
 def split(call: Call) -> list[list[Axis]]:
     """Runs of an axis, one after another."""
     axes = call.axes("self")

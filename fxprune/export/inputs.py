@@ -94,21 +94,37 @@ def inputs_of(example_inputs: Any, module: nn.Module, batch_dim: int = 0) -> Inp
             "dict of keyword arguments"
         )
     try:
-        inspect.signature(module.forward).bind(*args, **kwargs)
+        bound = inspect.signature(module.forward).bind(*args, **kwargs)
     except TypeError as error:
         raise ExportError(f"example inputs do not fit {type(module).__name__}.forward: {error}") from error
     device = next((tensor.device for tensor in [*module.parameters(), *module.buffers()]), None)
+    by_name = _keyword_names(module)
+    if by_name is not None:
+        args = tuple(value for name, value in bound.arguments.items() if name not in by_name)
+        kwargs = {name: value for name, value in bound.arguments.items() if name in by_name}
     found = Inputs(args, kwargs, batch_dim)
     if device is None or device.type == "meta":
         return found
     return found.map(lambda leaf: leaf.to(device) if isinstance(leaf, torch.Tensor) else leaf)
 
 
+def _keyword_names(module: nn.Module) -> frozenset[str] | None:
+    """The inputs that a graph of torch.export takes by name, and no other way; None for any other module."""
+    info = getattr(getattr(getattr(module, "graph", None), "_codegen", None), "pytree_info", None)
+    spec = getattr(info, "in_spec", None)
+    if spec is None or spec.num_children != 2 or spec.child(1).type is not dict:
+        return None
+    return frozenset(spec.child(1).context)
+
+
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
     """Run the block with every submodule in eval mode and without gradients, then give each its own mode back."""
     modes = [(child, child.training) for child in module.modules()]
-    module.eval()
+    try:
+        module.eval()
+    except NotImplementedError:  # a graph of torch.export, which has one mode alone
+        modes = []
     try:
         with torch.no_grad():
             yield

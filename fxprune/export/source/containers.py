@@ -66,9 +66,18 @@ def is_plain(name: str) -> bool:
     return name.isidentifier() and not keyword.iskeyword(name) and not name.startswith("__")
 
 
+def base_class(root: Container) -> str:
+    """What the network derives from: one that is numbered itself (a Sequential once) is a list."""
+    return "nn.ModuleList" if root.is_list else "nn.Module"
+
+
 def assignments(root: Container, indent: str) -> list[str]:
-    """`self.conv1 = nn.Conv2d(...)`, one statement a child of the root."""
-    lines = []
+    """The call of the base class, and `self.conv1 = nn.Conv2d(...)`, one statement a child of the root."""
+    if root.is_list:
+        _, _, items = _parts(root)
+        inner = [line for prefix, item in items for line in _render(item, f"{indent}    ", prefix, ",")]
+        return [f"{indent}super().__init__([", *inner, f"{indent}])"]
+    lines = [f"{indent}super().__init__()"]
     for name, child in root.children.items():
         head = f"self.{name} = " if is_plain(name) else f"setattr(self, {quoted(name)}, "
         tail = "" if is_plain(name) else ")"

@@ -42,6 +42,9 @@ _PREFIX: dict[Any, str] = {operator.neg: "-", operator.pos: "+", operator.invert
 # The ATen operators of an exported graph that have a sign of their own; with `alpha` they keep their name.
 _ATEN_INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/", "matmul": "@"}
 
+# What a slice without an end becomes in ATen.
+_END = 2**63 - 1
+
 
 @dataclass(frozen=True)
 class Expression:
@@ -160,9 +163,23 @@ class Writer:
         step = "" if part.step is None else f":{self.argument(part.step, node)}"
         return f"{start}:{stop}{step}"
 
+    def _slice(self, node: fx.Node) -> Expression:
+        x, dim, start, stop, step = [*node.args, *(0, None, None, 1)[len(node.args) - 1 :]]
+        if not isinstance(dim, int) or dim < 0:
+            return self._call(self._named(node.target, node), node.args, node.kwargs, node)
+        whole = slice(None)
+        stop = None if isinstance(stop, int) and stop == _END else stop
+        part = slice(None if start == 0 else start, stop, None if step == 1 else step)
+        index = ", ".join(self._index_part(item, node) for item in [*[whole] * dim, part])
+        return Expression(f"{self._operand(x, node)}[{index}]")
+
     def _aten(self, target: Any, node: fx.Node) -> Expression:
         """An ATen operator under the name that torch gives it, where that takes the same arguments."""
         namespace, name = target.namespace, target._opname
+        if name == "sym_size":
+            return Expression(f"{self._operand(node.args[0], node)}.shape[{self.argument(node.args[1], node)}]")
+        if target is torch.ops.aten.slice.Tensor:
+            return self._slice(node)
         if namespace == "aten" and "out" not in target._overloadname:
             if name in _ATEN_INFIX and len(node.args) == 2 and not node.kwargs:
                 return self._infix(_ATEN_INFIX[name], node)

@@ -7,6 +7,7 @@ import operator
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import torch
 from torch import fx
 
 from fxprune.export.report import ExportError
@@ -108,6 +109,8 @@ class _Forward:
         elif node.target is operator.getitem and isinstance(node.args[1], int):
             holder = str(self.written[node.args[0]]).rpartition(".")[2]  # type: ignore[index]
             base = f"{holder}_{node.args[1]}"
+        elif node.target is torch.ops.aten.sym_size.int:
+            base = "size"
         elif node.op == "call_method":
             base = str(node.target)
         elif node.op == "call_module":
@@ -173,6 +176,8 @@ def is_size(node: Any) -> bool:
         return node.args[1] in _SIZE_ATTRIBUTES
     if node.target is operator.getitem:
         return is_size(node.args[0])
+    if node.target is torch.ops.aten.sym_size.int:
+        return True
     return node.target in _ARITHMETIC and all(is_size(value) for value in node.args)
 
 

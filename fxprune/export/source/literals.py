@@ -112,7 +112,7 @@ def literal(value: Any, imports: Imports, what: str) -> str:
     if isinstance(value, torch.dtype | torch.memory_format | torch.layout):
         return str(value)
     if isinstance(value, torch.device):
-        return f"torch.device({str(value)!r})"
+        return f"torch.device({quoted(str(value))})"
     if isinstance(value, slice):
         parts = (literal(part, imports, what) for part in (value.start, value.stop, value.step))
         return f"slice({', '.join(parts)})"

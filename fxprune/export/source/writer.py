@@ -16,7 +16,14 @@ from fxprune.export.files import staged
 from fxprune.export.inputs import Inputs, call
 from fxprune.export.report import ExportError, ExportReport
 from fxprune.export.source.constructors import Constructors
-from fxprune.export.source.containers import Container, assignments, is_plain, reference, uses_container_class
+from fxprune.export.source.containers import (
+    Container,
+    assignments,
+    base_class,
+    is_plain,
+    reference,
+    uses_container_class,
+)
 from fxprune.export.source.forward import forward_lines, used_targets
 from fxprune.export.source.literals import Imports, literal, quoted
 from fxprune.export.source.tensors import tensor_lines
@@ -156,9 +163,8 @@ def _docstring(name: str, stem: str) -> str:
 
 
 def _class_lines(name: str, root: Container, after: list[str]) -> Iterator[str]:
-    yield f"class {name}(nn.Module):"
+    yield f"class {name}({base_class(root)}):"
     yield "    def __init__(self):"
-    yield "        super().__init__()"
     yield from assignments(root, " " * 8)
     yield from (f"        {line}" for line in after)
 

@@ -10,7 +10,7 @@ from passes.prune import PruneChannels, plan_of
 from passes.verify import Certificate, verify
 
 __all__ = [
-    "CaptureError", "Certificate", "Cost", "Coupling", "Coverage", "EquivalenceError", "Frozen", "Group", "PassError", "Plan",
-    "PlanError", "PruneChannels", "Slice", "capture", "cost", "couple", "equation_rule", "plan_of", "rule",
+    "CaptureError", "Certificate", "Cost", "Coupling", "Coverage", "EquivalenceError", "Frozen", "Group", "PassError",
+    "Plan", "PlanError", "PruneChannels", "Slice", "capture", "cost", "couple", "equation_rule", "plan_of", "rule",
     "verify",
 ]  # fmt: skip

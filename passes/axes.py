@@ -1,11 +1,12 @@
 """Dimension inference: what every dimension of every tensor is, as expressions over variables that are unified.
 
-An *axis* is one dimension of one tensor. It is a tree over four kinds of node:
+An *axis* is one dimension of one tensor. It is a tree of:
 
     Variable    a set of ``size`` interchangeable units that could be removed
     Constant    a number of positions that stay; carries the `Reason` that froze it
     Sum         concatenation, first term first
     Product     outer to inner: position = outer index * len(inner) + inner index
+    Permuted    a variable whose units stand in another order
 
 Operators state equalities between axes; `Space.unify` solves them by splitting variables into sums and
 products until both sides are the same tree. What a tree cannot express raises `Inexpressible`, and the caller
@@ -20,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Union
+from typing import TypeAlias
 
 import numpy as np
 
@@ -128,7 +129,7 @@ class Permuted:
         return f"permuted({self.variable!r})"
 
 
-Axis = Union[Variable, Constant, Sum, Product, Permuted]
+Axis: TypeAlias = "Variable | Constant | Sum | Product | Permuted"
 ONE = Constant(1)
 
 
@@ -482,7 +483,9 @@ def positions(axis: Axis) -> dict[Variable, np.ndarray]:
             spread = outer[None, :, None, None] + index[:, None, :, None] * stride + inner[None, None, None, :]
             add(variable, spread.reshape(variable.size, -1))
         before *= factor.size
-    return {v: np.stack([np.unique(row) for row in index]) if _repeats(axis, v) else index for v, index in found.items()}
+    return {
+        v: np.stack([np.unique(row) for row in index]) if _repeats(axis, v) else index for v, index in found.items()
+    }
 
 
 def _repeats(axis: Axis, variable: Variable) -> bool:

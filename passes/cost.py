@@ -146,7 +146,9 @@ class Cost:
     def _params(self) -> Compiled:
         structure, aliases = self.coupling.structure, self.coupling.aliases
         return self.compile(
-            axes for name, axes in structure.tensors.items() if aliases[name] == name and name in self.coupling.trainable
+            axes
+            for name, axes in structure.tensors.items()
+            if aliases[name] == name and name in self.coupling.trainable
         )
 
     @cached_property
@@ -174,7 +176,8 @@ class Cost:
     def resource(self, name: str) -> Callable[[Widths | None], Any]:
         """The function of a resource by name: flops, macs, params (or weights), memory."""
         known = {
-            "flops": self.flops, "macs": self.macs, "params": self.params, "weights": self.params, "memory": self.memory,
+            "flops": self.flops, "macs": self.macs, "params": self.params, "weights": self.params,
+            "memory": self.memory,
         }  # fmt: skip
         if name not in known:
             raise PlanError(f"no resource is called {name!r}; there are {', '.join(known)}")

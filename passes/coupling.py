@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import networkx as nx
 import numpy as np
-import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
-from passes.axes import Axis, Reason, Variable, constants, leaves, positions, rename
+from passes.axes import Axis, Reason, Variable, constants, leaves, positions
 from passes.errors import PlanError
-from passes.infer import Inferred, infer, source_of
+from passes.identity import describe_inputs, fingerprint
+from passes.infer import infer, source_of
 from passes.ops import Record, Value
 from passes.plan import Plan
 from passes.skeleton import owned_tensors
+from passes.structure import Structure
 from passes.zeros import unmasked_sums
 
 
@@ -97,82 +97,6 @@ class Coverage:
     macs: float
     params: float
     missing: Mapping[str, int]
-
-
-@dataclass(frozen=True)
-class Structure:
-    """What inference found, resolved: axes of tensors, of node results, and the tape of operator calls."""
-
-    tensors: Mapping[str, tuple[Axis, ...]]
-    values: Mapping[str, Any]
-    records: tuple[Record, ...]
-    vals: Mapping[str, Any]
-
-    @classmethod
-    def of(cls, inferred: Inferred) -> Structure:
-        """Resolve every axis of an inference."""
-        resolve = inferred.space.resolve
-
-        def value(v: Value) -> Value:
-            return replace(v, axes=tuple(map(resolve, v.axes)))
-
-        records = tuple(
-            replace(
-                r,
-                inputs=[value(v) for v in r.inputs],
-                outputs=[value(v) for v in r.outputs],
-                contracted=[resolve(a) for a in r.contracted],
-                mixed=[resolve(a) for a in r.mixed],
-                macs=[tuple(map(resolve, m)) for m in r.macs],
-                literals={k: resolve(a) for k, a in r.literals.items()},
-            )
-            for r in inferred.records
-        )
-        return cls(
-            {name: tuple(map(resolve, axes)) for name, axes in inferred.tensors.items()},
-            {name: pytree.tree_map_only(Value, value, v) for name, v in inferred.values.items()},
-            records,
-            inferred.vals,
-        )
-
-    def renamed(self, new: Mapping[Variable, Axis], keep: Mapping[Variable, np.ndarray]) -> Structure:
-        """The structure after pruning: every variable replaced by a smaller one."""
-        known: dict[Axis, Axis] = {}
-
-        def axis(a: Axis) -> Axis:
-            if a not in known:
-                known[a] = rename(a, new, keep)
-            return known[a]
-
-        def value(v: Value) -> Value:
-            return replace(v, axes=tuple(map(axis, v.axes)))
-
-        def shrink(val: Any, v: Any) -> Any:
-            if not isinstance(v, Value):
-                return val
-            return torch.empty([a.size for a in v.axes], dtype=val.dtype, device="meta")
-
-        values = {name: pytree.tree_map_only(Value, value, v) for name, v in self.values.items()}
-        records = tuple(
-            replace(
-                r,
-                inputs=[value(v) for v in r.inputs],
-                outputs=[value(v) for v in r.outputs],
-                contracted=[axis(a) for a in r.contracted],
-                mixed=[axis(a) for a in r.mixed],
-                macs=[tuple(map(axis, m)) for m in r.macs],
-                literals={k: axis(a) for k, a in r.literals.items()},
-            )
-            for r in self.records
-        )
-        vals = {name: map_together(shrink, val, values[name]) for name, val in self.vals.items()}
-        return Structure({n: tuple(map(axis, a)) for n, a in self.tensors.items()}, values, records, vals)
-
-
-def map_together(function: Callable[[Any, Any], Any], first: Any, second: Any) -> Any:
-    """``function(a, b)`` for the leaves of two trees of one shape, arranged as the first."""
-    leaves_, spec = pytree.tree_flatten(first)
-    return pytree.tree_unflatten(map(function, leaves_, pytree.tree_leaves(second)), spec)
 
 
 class Coupling:
@@ -418,21 +342,6 @@ def _names(structure: Structure, own: Sequence[str], trainable: frozenset[str]) 
     return names
 
 
-def fingerprint(gm: fx.GraphModule) -> str:
-    """A digest of a graph's structure and of its tensors' shapes: equal for equal networks, whatever the weights."""
-    digest = hashlib.sha256()
-    for node in gm.graph.nodes:
-        target = node.target if isinstance(node.target, str) else _qualified(node.target)
-        digest.update(f"{node.op}|{node.name}|{target}|{node.args}|{node.kwargs}\n".encode())
-    for name, tensor in owned_tensors(gm):
-        digest.update(f"{name}|{tuple(tensor.shape)}\n".encode())
-    return digest.hexdigest()[:32]
-
-
-def _qualified(target: Any) -> str:
-    return f"{getattr(target, '__module__', '')}.{getattr(target, '__qualname__', getattr(target, '__name__', target))}"
-
-
 _couplings: weakref.WeakKeyDictionary[fx.GraphModule, tuple[Coupling, str]] = weakref.WeakKeyDictionary()
 
 
@@ -480,35 +389,3 @@ def couple(gm: fx.GraphModule, example_inputs: Any) -> Coupling:
             inferred.space.freeze(axis, reason)
     remember(gm, coupling)
     return coupling
-
-
-def describe_inputs(gm: fx.GraphModule, vals: Mapping[str, Any]) -> list[Any]:
-    """Shapes and dtypes of the example inputs as plain data, from which `example_inputs_of` makes meta tensors."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, torch.Tensor):
-            return {"tensor": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
-        if isinstance(value, Mapping):
-            return {"dict": {str(k): plain(v) for k, v in value.items()}}
-        if isinstance(value, (list, tuple)):
-            return {type(value).__name__ if type(value) in (list, tuple) else "tuple": [plain(v) for v in value]}
-        return {"value": value if isinstance(value, (int, float, str, bool, type(None))) else None}
-
-    return [plain(vals[n.name]) for n in gm.graph.nodes if n.op == "placeholder"]
-
-
-def example_inputs_of(described: Sequence[Any]) -> tuple[Any, ...]:
-    """Meta tensors of the shapes and dtypes that `describe_inputs` wrote down."""
-
-    def made(item: Any) -> Any:
-        if "tensor" in item:
-            return torch.empty(item["tensor"], dtype=getattr(torch, item["dtype"]), device="meta")
-        if "dict" in item:
-            return {k: made(v) for k, v in item["dict"].items()}
-        if "list" in item:
-            return [made(v) for v in item["list"]]
-        if "tuple" in item:
-            return tuple(made(v) for v in item["tuple"])
-        return item["value"]
-
-    return tuple(made(item) for item in described)

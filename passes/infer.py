@@ -89,8 +89,10 @@ def source_of(node: fx.Node) -> str:
 
 
 def on_meta(func: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """`kwargs` of an ATen call with any device replaced: sizes are all that is computed, whatever device a program names."""
-    return {**kwargs, "device": torch.device("meta")} if kwargs.get("device") is not None or _is_factory(func) else kwargs
+    """`kwargs` of an ATen call with any device replaced: only sizes are computed, whatever a program names."""
+    return (
+        {**kwargs, "device": torch.device("meta")} if kwargs.get("device") is not None or _is_factory(func) else kwargs
+    )
 
 
 @cache
@@ -174,7 +176,9 @@ class Inference(TorchDispatchMode):
                     call.tie(old, new)
                 record.outputs.append(self.value(tensor))
                 continue
-            value = Value(f"{self._label()}/{len(self.records)}", tuple(made), parameters, record.watched.get(number, ()))
+            value = Value(
+                f"{self._label()}/{len(self.records)}", tuple(made), parameters, record.watched.get(number, ())
+            )
             self.attach(tensor, value)
             record.outputs.append(value)
         self.records.append(record)
@@ -262,7 +266,9 @@ class GraphInference(fx.Interpreter):
                 f"node {n.name} ({place}) cannot be run on the example inputs: {second} "
                 f"(on the meta device: {error}); check the example inputs' shapes and dtypes"
             ) from second
-        reason = self.mode.reason(str(n.target), f"the operator cannot be analysed without data ({error})".split("\n")[0])
+        reason = self.mode.reason(
+            str(n.target), f"the operator cannot be analysed without data ({error})".split("\n")[0]
+        )
         for tensor in touched:
             for axis in self.mode.value(tensor).axes:
                 self.mode.space.freeze(axis, reason)
@@ -272,7 +278,9 @@ class GraphInference(fx.Interpreter):
 class Inferred:
     """All that one inference found, unresolved axes included."""
 
-    def __init__(self, mode: Inference, run: GraphInference, tensors: dict[str, tuple[Axis, ...]], names: dict[str, str]):
+    def __init__(
+        self, mode: Inference, run: GraphInference, tensors: dict[str, tuple[Axis, ...]], names: dict[str, str]
+    ):
         self.space, self.records = mode.space, mode.records
         self.vals, self.values = run.vals, run.values
         self.tensors, self.canonical = tensors, names

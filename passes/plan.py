@@ -52,9 +52,7 @@ class Plan:
         """Raise PlanError unless this plan was made for `coupling`."""
         if self.fingerprint != coupling.fingerprint or dict(self.sizes) != coupling.widths:
             differing = sorted(
-                name
-                for name in {*self.sizes, *coupling.widths}
-                if self.sizes.get(name) != coupling.widths.get(name)
+                name for name in {*self.sizes, *coupling.widths} if self.sizes.get(name) != coupling.widths.get(name)
             )
             detail = (
                 f"groups differ: {', '.join(differing[:5])}" if differing else "the graphs differ, the groups do not"
@@ -74,7 +72,7 @@ class Plan:
     def to_json(self) -> str:
         """This plan as JSON: sorted keys, one group a line, so that two plans can be compared with a diff."""
         groups = ",\n".join(
-            f"  {json.dumps(name)}: {{\"size\": {self.sizes[name]}, \"keep\": {json.dumps(list(self.keep[name]))}}}"
+            f'  {json.dumps(name)}: {{"size": {self.sizes[name]}, "keep": {json.dumps(list(self.keep[name]))}}}'
             for name in sorted(self.keep)
         )
         head = json.dumps({"format": FORMAT, "fingerprint": self.fingerprint, "inputs": self.inputs}, sort_keys=True)

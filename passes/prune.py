@@ -17,12 +17,14 @@ from torch.utils import _pytree as pytree
 
 from passes import restate
 from passes.axes import Axis, Constant, Reason, Variable, leaves, survivors
-from passes.coupling import Coupling, couple, example_inputs_of, map_together, recall, remember
+from passes.coupling import Coupling, couple, recall, remember
 from passes.errors import PassError
+from passes.identity import example_inputs_of
 from passes.infer import OnMeta, as_arguments, composite_attention, source_of
 from passes.ops import Record, Value
 from passes.plan import Plan
 from passes.skeleton import copy_with, like, shell
+from passes.structure import map_together
 
 Masks = Mapping[Variable, np.ndarray]
 _plans: weakref.WeakKeyDictionary[fx.GraphModule, Plan] = weakref.WeakKeyDictionary()
@@ -135,7 +137,11 @@ class Rewriting:
                 index = torch.from_numpy(np.flatnonzero(self.remain(axis))).to(data.device)
                 data = data.index_select(dim, index)
         for memory_format, rank in ((torch.channels_last, 4), (torch.channels_last_3d, 5)):
-            if tensor.dim() == rank and tensor.is_contiguous(memory_format=memory_format) and not tensor.is_contiguous():
+            if (
+                tensor.dim() == rank
+                and tensor.is_contiguous(memory_format=memory_format)
+                and not tensor.is_contiguous()
+            ):
                 return like(tensor, data.clone(memory_format=memory_format))
         return like(tensor, data.clone() if data.data_ptr() == tensor.data_ptr() else data)
 
@@ -230,7 +236,9 @@ class _Run(fx.Interpreter):
             self._restate(n, value)
             result = super().run_node(n)
         except Exception as error:  # whatever a node raises on smaller sizes is the reason that its axes stay
-            failure = f"the operator cannot follow a smaller size: {str(error).splitlines()[0] if str(error) else error!r}"
+            failure = (
+                f"the operator cannot follow a smaller size: {str(error).splitlines()[0] if str(error) else error!r}"
+            )
             result = None
         if not failure:
             failure = self._difference(value, result)

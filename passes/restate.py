@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import fx
 
-from passes.axes import Axis
+from passes.axes import Axis, Constant, Product, Sum
 from passes.ops import Record, Value
 
 
@@ -92,29 +92,45 @@ def name_of(node: fx.Node) -> str:
     return getattr(node.target, "__name__", "")
 
 
-def _restated(site: Site, sizes: Sequence[Any], axes: Sequence[Axis]) -> list[Any]:
-    """`sizes` with every number that is not the new length of its axis replaced; -1 and matching nodes stay."""
-    result = []
+def _restated(site: Site, sizes: Sequence[Any], axes: Sequence[Axis], view: bool = False) -> list[Any]:
+    """`sizes` with every number that is not the new length of its axis replaced; -1 and matching nodes stay.
+
+    A node that holds the batch size and a pruned width in one number (``n * heads``) cannot become a literal: a `view`
+    finds its length by itself (-1).
+    """
+    result: list[Any] = []
     for size, axis in zip(sizes, axes, strict=True):
         new = site.new_size(axis)
-        if isinstance(size, fx.Node):
-            result.append(size if site.number(size) in (new, -1) else new)
-        else:
+        if not isinstance(size, fx.Node):
             result.append(size if size == -1 or axis.size == new else new)
+        elif site.number(size) in (new, -1):
+            result.append(size)
+        elif not _has_constant(axis):
+            result.append(new)
+        elif view and -1 not in sizes and -1 not in result:
+            result.append(-1)
+        else:
+            raise ValueError(f"{size} holds a size that shrinks and one that may vary in one number")
     return result
 
 
-def _sizes(first: int) -> Callable[[Site], None]:
+def _has_constant(axis: Axis) -> bool:
+    if isinstance(axis, (Sum, Product)):
+        return any(map(_has_constant, axis.terms if isinstance(axis, Sum) else axis.factors))
+    return isinstance(axis, Constant)
+
+
+def _sizes(first: int, view: bool = False) -> Callable[[Site], None]:
     """Sizes of the result, one sequence or the arguments from position `first` on."""
 
     def apply(site: Site) -> None:
         node, axes = site.node, site.value.axes
         given = site.argument(first, "size", "shape")
         if isinstance(given, (list, tuple)):
-            site.set(first, "size", type(given)(_restated(site, given, axes)) if type(given) in (list, tuple) else
-                     _restated(site, given, axes))  # fmt: skip
+            new = _restated(site, given, axes, view)
+            site.set(first, "size", tuple(new) if type(given) is tuple else new)
         elif len(node.args) - first == len(axes):
-            node.args = (*node.args[:first], *_restated(site, node.args[first:], axes))
+            node.args = (*node.args[:first], *_restated(site, node.args[first:], axes, view))
 
     return apply
 
@@ -205,7 +221,9 @@ def _moved_slice(site: Site, axis: Axis, item: slice) -> slice:
         remain = site.survivors(axis)
         return site.before(axis, next((p for p in taken if remain[p]), positive(start)))
 
-    return slice(site.moved(item.start, first), site.moved(item.stop, lambda i: site.before(axis, positive(i))), item.step)
+    return slice(
+        site.moved(item.start, first), site.moved(item.stop, lambda i: site.before(axis, positive(i))), item.step
+    )
 
 
 def _narrow(site: Site) -> None:
@@ -284,7 +302,9 @@ def _roll(site: Site) -> None:
     if dims is None or site.input is None:
         return
     many = isinstance(shifts, (list, tuple))
-    listed, places = (list(shifts), list(dims)) if many else ([shifts], [dims[0] if isinstance(dims, (list, tuple)) else dims])
+    listed, places = (
+        (list(shifts), list(dims)) if many else ([shifts], [dims[0] if isinstance(dims, (list, tuple)) else dims])
+    )
     for number, dim in enumerate(places):
         axis, shift = site.input[dim], listed[number]
         if isinstance(shift, int) and axis.size != site.new_size(axis):
@@ -300,16 +320,16 @@ def _attention(site: Site) -> None:
         return
     if site.argument(6, "scale") is None:
         if len(site.node.args) > 6:
-            site.node.update_arg(6, query[-1].size**-0.5)
+            site.node.update_arg(6, query[-1].size ** -0.5)
         else:
-            site.node.update_kwarg("scale", query[-1].size**-0.5)
+            site.node.update_kwarg("scale", query[-1].size ** -0.5)
 
 
-_view, _made = _sizes(1), _sizes(0)
+_view, _like, _made = _sizes(1, view=True), _sizes(1), _sizes(0)
 
 TABLE: dict[str, Callable[[Site], None]] = {
-    **dict.fromkeys(["view", "reshape", "_unsafe_view", "expand", "broadcast_to", "new_zeros", "new_ones", "new_full",
-                     "new_empty", "_reshape_alias", "view_copy"], _view),
+    **dict.fromkeys(["view", "reshape", "_unsafe_view", "_reshape_alias", "view_copy"], _view),
+    **dict.fromkeys(["expand", "broadcast_to", "new_zeros", "new_ones", "new_full", "new_empty"], _like),
     **dict.fromkeys(["zeros", "ones", "full", "empty"], _made),
     **dict.fromkeys(["split", "chunk", "split_with_sizes", "tensor_split"], _split),
     **dict.fromkeys(["getitem", "setitem"], _index),
@@ -332,8 +352,33 @@ TABLE: dict[str, Callable[[Site], None]] = {
 }  # fmt: skip
 
 _ARITHMETIC = frozenset(
-    "add sub mul div truediv true_divide pow rsub floordiv mod multiply divide subtract add_ sub_ mul_ div_ pow_ iadd "
-    "isub imul itruediv clamp masked_fill scaled_dot_product_attention".split()
+    [
+        "add",
+        "sub",
+        "mul",
+        "div",
+        "truediv",
+        "true_divide",
+        "pow",
+        "rsub",
+        "floordiv",
+        "mod",
+        "multiply",
+        "divide",
+        "subtract",
+        "add_",
+        "sub_",
+        "mul_",
+        "div_",
+        "pow_",
+        "iadd",
+        "isub",
+        "imul",
+        "itruediv",
+        "clamp",
+        "masked_fill",
+        "scaled_dot_product_attention",
+    ]
 )
 
 

@@ -92,18 +92,17 @@ def _keep_side_effects(graph: fx.Graph) -> None:
 def _wrapped_functions_open(opaque: frozenset[FunctionType], do: bool) -> Iterator[list[FunctionType]]:
     """Inside, functions that were registered by torch.fx.wrap are traced through, but for those in `opaque`."""
     table = _symbolic_trace._wrapped_fns_to_patch
-    registered = dict(table)
     opened: list[FunctionType] = []
-    for key, namespace in registered.items() if do else ():
+    removed: dict[tuple[int, str], dict[str, Any]] = {}
+    for key, namespace in dict(table).items() if do else ():
         function = namespace.get(key[1])
         if isinstance(function, FunctionType) and function not in opaque and _is_users(function):
             opened.append(function)
-            del table[key]
+            removed[key] = table.pop(key)
     try:
         yield opened
     finally:
-        table.clear()
-        table.update(registered)
+        table.update(removed)
 
 
 def _is_users(function: FunctionType) -> bool:

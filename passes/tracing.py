@@ -151,6 +151,9 @@ class Tracer(fx.Tracer):
         finally:
             for path, module in modules.items():
                 module.__dict__["training"] = training[path]
+        for node in graph.nodes:
+            if node.target in FACTORIES:  # else the generated code has fx wrap "torch.zeros", a name no module has
+                node.meta.pop("is_wrapped", None)
         if self._decisions:
             self._note_batch()
         return graph

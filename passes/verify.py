@@ -68,7 +68,7 @@ def verify(
     example_inputs: as for `couple`; floating point ones are replaced by normal random numbers (`runs` different
     ones at the given batch size and one at a second), others are used as they are. Both networks run in evaluation
     mode, in float64, on the device of their parameters; neither is changed.
-    trained: prove it for pruned's own weights (after fine-tuning): they are embedded in the dense network, zeros elsewhere.
+    trained: prove it for pruned's own weights (after fine-tuning): embedded in the dense network, zeros elsewhere.
 
     Raises EquivalenceError that names the first differing node, PlanError where the plan is for another graph.
     """
@@ -95,7 +95,9 @@ def verify(
         try:
             got = _run(pruned64, pruned.graph, inputs)
         except Exception as error:
-            raise EquivalenceError(f"the pruned network fails at batch size {batch} where the dense one runs: {error}") from error
+            raise EquivalenceError(
+                f"the pruned network fails at batch size {batch} where the dense one runs: {error}"
+            ) from error
         error, compared = _compare(expected, got)
         if not error <= tol:
             where = _first_difference(gm, pruned, dense64, pruned64, coupling, masks, inputs, tol)
@@ -122,16 +124,22 @@ def _noise(gm: fx.GraphModule, pruned: fx.GraphModule, seed: int) -> dict[str, t
     generator = torch.Generator().manual_seed(seed)
     dense, noise = dict(gm.named_parameters()), {}
     for name, small in pruned.named_parameters():
-        if name in dense and small.numel() > 1 and small.is_floating_point() and bool((small == small.flatten()[0]).all()):
+        if (
+            name in dense
+            and small.numel() > 1
+            and small.is_floating_point()
+            and bool((small == small.flatten()[0]).all())
+        ):
             shape = dense[name].shape
             noise[name] = 0.1 * torch.randn(shape, generator=generator, dtype=torch.float64).to(small.device)
     return noise
 
 
 def _pair(
-    gm: fx.GraphModule, pruned: fx.GraphModule, coupling: Coupling, plan: Plan, trained: bool, noise: Mapping[str, torch.Tensor]
+    gm: fx.GraphModule, pruned: fx.GraphModule, coupling: Coupling, plan: Plan, trained: bool,
+    noise: Mapping[str, torch.Tensor],
 ) -> tuple[torch.nn.Module, torch.nn.Module]:  # fmt: skip
-    """Both networks' modules in float64: the dense one with the removed slices zeroed or with pruned's weights embedded."""
+    """Both networks' modules in float64: the dense one with removed slices zeroed, or pruned's weights embedded."""
     masks = coupling.masks(plan)
     removed: dict[str, list[tuple[int, np.ndarray]]] = defaultdict(list)
     for group in coupling.groups:
@@ -245,7 +253,9 @@ def _difference(a: torch.Tensor, b: torch.Tensor) -> float:
     if not a.is_floating_point():
         return float((a != b).any())
     finite = torch.isfinite(a)
-    if not torch.equal(torch.nan_to_num(a, posinf=2, neginf=-2)[~finite], torch.nan_to_num(b, posinf=2, neginf=-2)[~finite]):
+    if not torch.equal(
+        torch.nan_to_num(a, posinf=2, neginf=-2)[~finite], torch.nan_to_num(b, posinf=2, neginf=-2)[~finite]
+    ):
         return float("inf")
     gap = (a - b)[finite].abs().max().item() if finite.any() else 0.0
     size = a[finite].abs().max().item() if finite.any() else 0.0
@@ -316,7 +326,9 @@ class _MaskedOperators(TorchDispatchMode):
         if record.mixed and any(_narrowed(a, self.masks) for a in record.mixed):
             reference = _REFERENCES.get(func.overloadpacket)
             if reference is None:
-                raise EquivalenceError(f"{func} mixes a pruned axis at {self._node}, and no reference says what it should give")
+                raise EquivalenceError(
+                    f"{func} mixes a pruned axis at {self._node}, and no reference says what it should give"
+                )
             return reference(func, args, kwargs, record, self.masks)
         operands = iter(record.inputs)
         cleared = {a for a in record.contracted}

@@ -17,7 +17,7 @@ from fxprune.export.inputs import Inputs
 from fxprune.export.report import ExportError, ExportReport
 from fxprune.export.state import State, named_tensors, read_state, restore_state, state_of, take_dtypes, write_state
 from passes import CaptureError, PassError, Plan, PlanError, PruneChannels, capture
-from passes.coupling import example_inputs_of
+from passes.identity import example_inputs_of
 
 _MOST_LISTED = 20
 

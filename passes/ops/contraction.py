@@ -9,8 +9,9 @@ from passes.ops.registry import Call, aten, rule
 
 equation_rule([aten.mm], "m k, k n -> m n", ["self", "mat2"], macs="m k n")
 equation_rule([aten.bmm], "b m k, b k n -> b m n", ["self", "mat2"], macs="b m k n")
-equation_rule([aten.mv], "m k, k -> m", ["self", "vec"], macs="m k")
-equation_rule([aten.dot, aten.vdot], "k, k -> ", ["self", "tensor|other"], macs="k")
+equation_rule([aten.mv], "m k, k -> m", ["self", "vec"])  # torch counts no FLOPs for products with one vector
+equation_rule([aten.dot, aten.vdot], "k, k -> ", ["self", "tensor|other"])
+equation_rule([aten._cdist_forward], "... m k, ... n k -> ... m n", ["x1", "x2"])
 equation_rule([aten.linear], "... k, n k, n? -> ... n", ["input", "weight", "bias"], macs="... k n")
 
 
@@ -20,10 +21,11 @@ def add_product(call: Call) -> list[list[Axis]]:
     equation, names, macs = {
         "addmm": ("m k, k n -> m n", ("mat1", "mat2"), "m k n"),
         "baddbmm": ("b m k, b k n -> b m n", ("batch1", "batch2"), "b m k n"),
-        "addmv": ("m k, k -> m", ("mat", "vec"), "m k"),
+        "addmv": ("m k, k -> m", ("mat", "vec"), ""),
     }[call.func.overloadpacket.__name__.rstrip("_")]
     (result,), solved = solve(call, equation, [call[name] for name in names])
-    call.count(*solved.lookup(macs))
+    if macs:
+        call.count(*solved.lookup(macs))
     for axis, other in zip(result, broadcast(call, [call["self"]]), strict=True):
         if axis.size == other.size and not _is_fresh(call, other):
             call.tie(axis, other)
@@ -50,7 +52,7 @@ def convolution(call: Call) -> list[list[Axis]]:
 
 @rule(aten._trilinear)
 def trilinear(call: Call) -> list[list[Axis]]:
-    """The product of three broadcast tensors summed over some dimensions (nn.Bilinear); torch counts no FLOPs for it."""
+    """The product of three broadcast tensors summed over some dimensions (nn.Bilinear); no MACs by torch."""
     rank = len(call.outputs[0].shape) + len(call["sumdim"])
     axes: list[Axis] = [ONE] * rank
     for number in "123":
@@ -75,7 +77,9 @@ def fused_attention(call: Call) -> list[list[Axis]]:
     call.freeze(solved["k"], "the softmax of attention runs over this axis")
     mask = call.get("attn_bias", "attn_mask")
     if mask is not None:
-        for axis, wanted in zip(reversed(call.axes(mask)), [solved["k"], solved["q"], solved["h"], solved["n"]], strict=False):
+        for axis, wanted in zip(
+            reversed(call.axes(mask)), [solved["k"], solved["q"], solved["h"], solved["n"]], strict=False
+        ):
             if axis.size == wanted.size:
                 call.tie(axis, wanted)
     call.count(*solved.lookup("n h q k d"))

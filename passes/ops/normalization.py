@@ -32,7 +32,7 @@ def layer_norm(call: Call) -> list[list[Axis]]:
 
 @rule(aten._weight_norm_interface, aten._weight_norm)
 def weight_norm(call: Call) -> list[list[Axis]]:
-    """g v / |v|, the norm over all dimensions but one: along that one a zeroed unit is no number, so it counts as mixed."""
+    """g v / |v|, normed over all dimensions but one; along that one a zeroed unit is 0/0, so it is mixed."""
     axes, scale = call.axes("v"), call.axes("g")
     dim = call["dim"] % len(axes)
     for axis, other in zip(axes, scale, strict=True):

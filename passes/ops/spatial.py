@@ -51,6 +51,14 @@ def col2im(call: Call) -> list[list[Axis]]:
     return [[*lead, channels, *call.fixed()[-2:]]]
 
 
+@rule(aten.affine_grid_generator)
+def affine_grid(call: Call) -> list[list[Axis]]:
+    """Places to read from, computed from a matrix for each image."""
+    batch, *matrix = call.axes("theta")
+    call.freeze(matrix, "places to read from are computed from these numbers")
+    return [[batch, *call.fixed()[1:]]]
+
+
 @rule(aten.grid_sampler_2d, aten.grid_sampler_3d)
 def grid_sampler(call: Call) -> list[list[Axis]]:
     """Channels are carried; where they are read is computed from the grid."""

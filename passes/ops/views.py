@@ -49,7 +49,7 @@ def view(call: Call) -> list[list[Axis]]:
 
 @rule(aten.as_strided)
 def restride(call: Call) -> list[list[Axis]]:
-    """A view by strides: the same tensor where shape and strides stay (those of single positions may not), else unknown."""
+    """A view by strides: the same tensor where shape and strides stay (single positions aside), else unknown."""
     axes, sizes, strides = call.axes("self"), list(call["size"]), call["stride"]
     before = call.tensors[0]
     same = sizes == [axis.size for axis in axes] and not call.get("storage_offset")
@@ -129,7 +129,7 @@ def slice_axis(call: Call) -> list[list[Axis]]:
 
 
 def every(call: Call, axis: Axis, taken: range) -> Axis:
-    """The positions `taken` of `axis`: one of each whole block of ``taken.step`` positions, and one by itself at the end.
+    """The positions `taken` of `axis`: one of each block of ``taken.step`` positions, and one at the end.
 
     Blocks begin at a multiple of the step, so that ``x[:, ::2]`` and ``x[:, 1::2]`` see the same ones.
     """
@@ -145,7 +145,8 @@ def every(call: Call, axis: Axis, taken: range) -> Axis:
 
 
 @rule(
-    aten.split.Tensor, aten.split_with_sizes, aten.split_with_sizes_copy, aten.unsafe_split, aten.unsafe_split_with_sizes
+    aten.split.Tensor, aten.split_with_sizes, aten.split_with_sizes_copy,
+    aten.unsafe_split, aten.unsafe_split_with_sizes,
 )  # fmt: skip
 def split(call: Call) -> list[list[Axis]]:
     """Runs of an axis, one after another."""

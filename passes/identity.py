@@ -1,0 +1,59 @@
+"""What names a graph across processes: a digest of its structure, and its inputs as plain data."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from passes.skeleton import owned_tensors
+
+
+def fingerprint(gm: fx.GraphModule) -> str:
+    """A digest of a graph's structure and of its tensors' shapes: equal for equal networks, whatever the weights."""
+    digest = hashlib.sha256()
+    for node in gm.graph.nodes:
+        target = node.target if isinstance(node.target, str) else _qualified(node.target)
+        digest.update(f"{node.op}|{node.name}|{target}|{node.args}|{node.kwargs}\n".encode())
+    for name, tensor in owned_tensors(gm):
+        digest.update(f"{name}|{tuple(tensor.shape)}\n".encode())
+    return digest.hexdigest()[:32]
+
+
+def _qualified(target: Any) -> str:
+    return f"{getattr(target, '__module__', '')}.{getattr(target, '__qualname__', getattr(target, '__name__', target))}"
+
+
+def describe_inputs(gm: fx.GraphModule, vals: Mapping[str, Any]) -> list[Any]:
+    """Shapes and dtypes of the example inputs as plain data, from which `example_inputs_of` makes meta tensors."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return {"tensor": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
+        if isinstance(value, Mapping):
+            return {"dict": {str(k): plain(v) for k, v in value.items()}}
+        if isinstance(value, (list, tuple)):
+            return {type(value).__name__ if type(value) in (list, tuple) else "tuple": [plain(v) for v in value]}
+        return {"value": value if isinstance(value, (int, float, str, bool, type(None))) else None}
+
+    return [plain(vals[n.name]) for n in gm.graph.nodes if n.op == "placeholder"]
+
+
+def example_inputs_of(described: Sequence[Any]) -> tuple[Any, ...]:
+    """Meta tensors of the shapes and dtypes that `describe_inputs` wrote down."""
+
+    def made(item: Any) -> Any:
+        if "tensor" in item:
+            return torch.empty(item["tensor"], dtype=getattr(torch, item["dtype"]), device="meta")
+        if "dict" in item:
+            return {k: made(v) for k, v in item["dict"].items()}
+        if "list" in item:
+            return [made(v) for v in item["list"]]
+        if "tuple" in item:
+            return tuple(made(v) for v in item["tuple"])
+        return item["value"]
+
+    return tuple(made(item) for item in described)

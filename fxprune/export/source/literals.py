@@ -159,8 +159,10 @@ def function_name(target: Callable[..., Any], imports: Imports, what: str) -> st
     if isinstance(target, type) and getattr(nn, name, None) is target:
         return f"nn.{name}"
     for home, namespace in _TORCH_HOMES:
-        if namespace is not None and getattr(namespace, name, None) is target:
-            return f"{imports.torch_home(home)}.{name}"
+        # What stands at torch.linalg.norm calls itself linalg_norm.
+        for short in (name, name.removeprefix(f"{home.rpartition('.')[2]}_")):
+            if namespace is not None and getattr(namespace, short, None) is target:
+                return f"{imports.torch_home(home)}.{short}"
     return imports.foreign(target, what)
 
 

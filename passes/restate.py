@@ -353,31 +353,9 @@ TABLE: dict[str, Callable[[Site], None]] = {
 
 _ARITHMETIC = frozenset(
     [
-        "add",
-        "sub",
-        "mul",
-        "div",
-        "truediv",
-        "true_divide",
-        "pow",
-        "rsub",
-        "floordiv",
-        "mod",
-        "multiply",
-        "divide",
-        "subtract",
-        "add_",
-        "sub_",
-        "mul_",
-        "div_",
-        "pow_",
-        "iadd",
-        "isub",
-        "imul",
-        "itruediv",
-        "clamp",
-        "masked_fill",
-        "scaled_dot_product_attention",
+        *("add", "sub", "mul", "div", "pow", "truediv", "true_divide", "rsub", "floordiv", "mod", "multiply", "divide"),
+        *("subtract", "add_", "sub_", "mul_", "div_", "pow_", "iadd", "isub", "imul", "itruediv", "clamp"),
+        *("masked_fill", "scaled_dot_product_attention"),
     ]
 )
 

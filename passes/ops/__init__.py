@@ -3,6 +3,7 @@
 from passes.ops import (  # noqa: F401  (importing a family registers its rules)
     contraction,
     factories,
+    fourier,
     indexing,
     joining,
     normalization,

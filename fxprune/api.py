@@ -222,7 +222,17 @@ def open_journal(workdir: str | Path | None, resume: bool | None, problem: Probl
 
 
 def make_workers(problem: Problem, train: Train | None, evaluate: Evaluate | None) -> Workers:
-    return Serial(train, evaluate)
+    """Serial, local processes or Ray, as the configuration says; a data-free search trains nothing and needs none."""
+    config = problem.config
+    if not problem.evaluates or config.workers == 1:
+        return Serial(train, evaluate)
+    if config.workers == "ray":
+        from fxprune.on_ray import OnRay
+
+        return OnRay(train, evaluate, config.worker_retries, config.ray)
+    from fxprune.processes import Processes
+
+    return Processes(int(config.workers), train, evaluate, config.worker_retries)
 
 
 def score_dense(problem: Problem, evaluate: Evaluate, journal: Journal, clock: Timed) -> float:

@@ -18,32 +18,21 @@ import hashlib
 import json
 import logging
 import math
-import os
-import platform
-import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-import fxprune
 from fxprune.errors import JournalError
-from fxprune.inputs import described
+from fxprune.identity import check_same, details_of, identity_of
 from fxprune.records import Candidate, Round, candidate_from_dict, candidate_to_dict, round_from_dict, round_to_dict
 from fxprune.resources import MeasuredResource
 from fxprune.storage import TEMPORARY, Damaged, Lock, read_bytes, read_json, remove, write_bytes, write_json
-from fxprune.tensors import fingerprint
 
 if TYPE_CHECKING:
     from fxprune.search import Problem
 
 log = logging.getLogger(__name__)
-
-FORMAT = 1
-# What may differ between a run and its continuation: who trains and where things lie, not what comes out.
-FREE = ("workers", "worker_retries", "ray", "netadapt_dir")
 
 
 class Folder:
@@ -51,6 +40,7 @@ class Folder:
 
     def __init__(self, folder: Path, identity: Mapping[str, Any], lock: Lock | None):
         self.folder, self.identity, self._lock = folder, dict(identity), lock
+        self.damage: list[str] = []
         self._run = _digest_of(identity)
         self._parent = identity["weights"]  # checksum of what the next round starts from
 
@@ -79,7 +69,7 @@ class Folder:
             return None
         known = candidate_from_dict(found["candidate"])
         if not same_proposal(known, proposed) or found["parent"] != self._parent:
-            log.warning("%s: the record is of another proposal; the candidate is trained again", path)
+            self._found(f"{path}: the record is of another proposal; the candidate is trained again")
             return None
         return known
 
@@ -99,7 +89,7 @@ class Folder:
         try:
             return read_bytes(path.with_suffix(".safetensors"), found["weights"])
         except Damaged as damage:
-            log.warning("%s", damage)
+            self._found(str(damage))
             return None
 
     def drop_candidate_weights(self, round: int, index: int) -> None:
@@ -111,18 +101,18 @@ class Folder:
         if found is None:
             return None
         if found["parent"] != self._parent:
-            log.warning("%s: the round does not continue the one before it; it is done again", folder / "round.json")
+            self._found(f"{folder / 'round.json'}: the round does not continue the one before it; it is done again")
             return None
         record = round_from_dict(found["round"])
         try:
             read_bytes(folder / "weights.safetensors", found["weights"])
         except Damaged as damage:
-            log.warning("%s; round %d is done again from its candidates", damage, round)
+            self._found(f"{damage}; round {round} is done again from its candidates")
             return None
         try:
             read_bytes(folder / "plan.json", hashlib.sha256(record.plan.encode()).hexdigest())
         except Damaged as damage:
-            log.warning("%s; it is written again from the round's record", damage)
+            self._found(f"{damage}; it is written again from the round's record")
             write_bytes(folder / "plan.json", record.plan.encode())
         self._parent = found["weights"]
         self._drop_losers(folder)
@@ -158,6 +148,23 @@ class Folder:
             self._lock.release()
             self._lock = None
 
+    def recorded_round(self, round: int) -> Round | None:
+        """A round's record alone; its weights are not looked at."""
+        found = self._read(self._round(round) / "round.json")
+        return None if found is None else round_from_dict(found["round"])
+
+    def recorded_candidates(self, round: int) -> tuple[Candidate, ...]:
+        """The intact records of a round's finished candidates."""
+        found = [self._read(path) for path in sorted(self._round(round).glob("candidate-*.json"))]
+        return tuple(candidate_from_dict(record["candidate"]) for record in found if record is not None)
+
+    def recorded_result(self) -> dict[str, Any] | None:
+        return self._read(self.folder / "result.json")
+
+    def _found(self, damage: str) -> None:
+        log.warning("%s", damage)
+        self.damage.append(damage)
+
     def _round(self, round: int) -> Path:
         return self.folder / f"round-{round:04d}"
 
@@ -176,25 +183,12 @@ class Folder:
         try:
             found = read_json(path)
         except Damaged as damage:
-            log.warning("%s; what it recorded is done again", damage)
+            self._found(f"{damage}; what it recorded is done again")
             return None
         if found is not None and found.get("run") != self._run:
-            log.warning("%s: the record is of another run; what it recorded is done again", path)
+            self._found(f"{path}: the record is of another run; what it recorded is done again")
             return None
         return found
-
-
-@dataclass(frozen=True)
-class Run:
-    """What a folder holds of a search, to look at: for tables, reports and restoring."""
-
-    folder: Path
-    identity: dict[str, Any]
-    details: dict[str, Any]
-    baseline: float | None
-    rounds: tuple[Round, ...]
-    result: dict[str, Any] | None
-    journal: Folder
 
 
 def open_folder(workdir: str | Path, problem: Problem, resume: bool | None) -> Folder:
@@ -233,102 +227,6 @@ def open_folder(workdir: str | Path, problem: Problem, resume: bool | None) -> F
         raise
 
 
-def read_run(workdir: str | Path) -> Run:
-    """Read a folder without searching in it; what is damaged ends the list of rounds, and is named in the log."""
-    folder = Path(workdir)
-    try:
-        found = read_json(folder / "run.json")
-    except Damaged as damage:
-        raise JournalError(f"{damage}; resume the search to mend it.") from None
-    if found is None:
-        raise JournalError(
-            f"{folder}: there is no run here; expected the workdir of a search (a folder with run.json)."
-        )
-    journal = Folder(folder, found["identity"], None)
-    rounds: list[Round] = []
-    while (record := journal._read(folder / f"round-{len(rounds) + 1:04d}" / "round.json")) is not None:
-        rounds.append(round_from_dict(record["round"]))
-    result = journal._read(folder / "result.json")
-    return Run(folder, found["identity"], found["details"], journal.baseline(), tuple(rounds), result, journal)
-
-
-def identity_of(problem: Problem) -> dict[str, Any]:
-    """All that decides what a search finds; two runs that agree in it end in the same network."""
-    config = {key: value for key, value in problem.config.to_dict().items() if key not in FREE}
-    return json.loads(
-        json.dumps(
-            {
-                "format": FORMAT,
-                "fxprune": fxprune.__version__,
-                "torch": torch.__version__,
-                "graph": problem.coupling.fingerprint,
-                "weights": fingerprint(problem.dense),
-                "example_inputs": described(problem.example_inputs),
-                "budgets": [budget.to_dict() for budget in problem.budgets],
-                "seed": problem.seed,
-                "train": problem.trains,
-                "evaluate": problem.evaluates,
-                "config": config,
-            },
-            default=_named,
-        )
-    )
-
-
-def details_of(problem: Problem) -> dict[str, Any]:
-    """What is worth knowing of a run later, and may differ when it is continued."""
-    device = next((str(p.device) for p in problem.dense.parameters()), "cpu")
-    return json.loads(
-        json.dumps(
-            {
-                "environment": {
-                    "begun": time.strftime("%Y-%m-%d %H:%M:%S %z"),
-                    "python": platform.python_version(),
-                    "platform": platform.platform(),
-                    "device": torch.cuda.get_device_name()
-                    if device.startswith("cuda")
-                    else platform.processor() or device,
-                    "threads": torch.get_num_threads(),
-                    "cores": os.cpu_count(),
-                },
-                "config": problem.config.to_dict(),
-                "start": problem.start,
-                "limits": problem.limits,
-                "widths": dict(problem.coupling.widths),
-                "frozen": [str(item) for item in problem.coupling.frozen],
-            },
-            default=_named,
-        )
-    )
-
-
-def check_same(folder: Path, stored: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Refuse to go on with a run that is not this one; every difference is named."""
-    said = {
-        "format": "the journal's format", "fxprune": "fxprune's version", "torch": "torch's version",
-        "graph": "the model's graph", "weights": "the model's weights", "train": "whether there is a train function",
-        "evaluate": "whether there is an evaluate function",
-    }  # fmt: skip
-    differences = []
-    for key in sorted({*stored, *now}):
-        if stored.get(key) == now.get(key):
-            continue
-        if key == "config":
-            before, after = stored.get(key) or {}, now.get(key) or {}
-            differences += [
-                f"config {name}: {before.get(name)!r} there, {after.get(name)!r} here"
-                for name in sorted({*before, *after})
-                if before.get(name) != after.get(name)
-            ]
-        else:
-            differences.append(f"{said.get(key, key)}: {_short(stored.get(key))} there, {_short(now.get(key))} here")
-    if differences:
-        raise JournalError(
-            f"{folder}: the run that is kept here is another one: {'; '.join(differences)}. "
-            "Start it as it was, or choose another workdir."
-        )
-
-
 def same_proposal(known: Candidate, proposed: Candidate) -> bool:
     """Whether two records are of one proposal; predictions of a calibrated table may differ in their last digits."""
     fields = ("index", "group", "widths", "feasible", "trained", "seed", "steps")
@@ -352,13 +250,3 @@ def _digest_of(identity: Mapping[str, Any]) -> str:
 
 def _sha256(data: bytes | None) -> str | None:
     return None if data is None else hashlib.sha256(data).hexdigest()
-
-
-def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
-    return f"{text[:12]}..." if isinstance(value, str) and len(text) in (32, 64) else text
-
-
-def _named(value: Any) -> str:
-    """A function in a configuration (a phone's `measure`) by its name: its address changes from run to run."""
-    return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__qualname__)}"

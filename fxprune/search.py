@@ -250,7 +250,7 @@ def train_all(
             waiting.append(candidate)
     best = choose(problem, position, [c for c in done.values() if c.score is not None])
     tasks = [Task(c.index, plan_of(position, c, scores), c.steps, c.seed) for c in waiting]
-    for outcome in workers.run(position.network, tasks):
+    for outcome in workers.run(position.network, position.coupling, tasks):
         trained = outcome.trained
         finished = replace(
             done[outcome.index],
@@ -323,7 +323,7 @@ def train_again(
         "round %d, %s: the weights of the winner are missing or damaged; it is trained again", number, chosen.group
     )
     task = Task(chosen.index, plan_of(position, chosen, scores), chosen.steps, chosen.seed)
-    (outcome,) = workers.run(position.network, [task])
+    (outcome,) = workers.run(position.network, position.coupling, [task])
     if outcome.weights is None:
         raise SearchError(
             f"Round {number}, {chosen.group}: trained again, the candidate failed: {outcome.trained.error}."

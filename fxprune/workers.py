@@ -10,7 +10,7 @@ from torch.fx import GraphModule
 
 from fxprune.tensors import tensors_of, to_bytes
 from fxprune.training import Evaluate, Train, Trained, train_candidate
-from passes import Plan, PruneChannels
+from passes import Coupling, Plan, PruneChannels
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class Workers(Protocol):
     def start(self) -> None:
         """Get ready, before the search begins; a WorkerError says what cannot be sent, and how to fix it."""
 
-    def run(self, network: GraphModule, tasks: Sequence[Task]) -> Iterator[Outcome]:
-        """Yield an outcome for each task, as they finish. `network` is left as it is."""
+    def run(self, network: GraphModule, coupling: Coupling, tasks: Sequence[Task]) -> Iterator[Outcome]:
+        """Yield an outcome for each task, as they finish. `network`, coupled as `coupling`, is left as it is."""
 
     def close(self) -> None:
         """Give everything back; called at the end, also after an interruption."""
@@ -57,8 +57,8 @@ class Timed:
     def start(self) -> None:
         self.workers.start()
 
-    def run(self, network: GraphModule, tasks: Sequence[Task]) -> Iterator[Outcome]:
-        for outcome in self.workers.run(network, tasks):
+    def run(self, network: GraphModule, coupling: Coupling, tasks: Sequence[Task]) -> Iterator[Outcome]:
+        for outcome in self.workers.run(network, coupling, tasks):
             self.train += outcome.trained.seconds_train
             self.evaluate += outcome.trained.seconds_evaluate
             yield outcome
@@ -77,7 +77,7 @@ class Serial:
     def start(self) -> None:
         pass
 
-    def run(self, network: GraphModule, tasks: Sequence[Task]) -> Iterator[Outcome]:
+    def run(self, network: GraphModule, coupling: Coupling, tasks: Sequence[Task]) -> Iterator[Outcome]:
         for task in tasks:
             candidate = PruneChannels(task.plan)(network).graph_module
             trained = train_candidate(candidate, task.steps, task.seed, self.train, self.evaluate)

@@ -19,9 +19,10 @@ import pytest
 import torch
 from test_search import EXAMPLE, FAST, batches, history, make, negative_loss
 
-from fxprune import FineTune, NetAdaptConfig, NetAdaptResult, netadapt, storage
+from fxprune import FineTune, NetAdaptResult, netadapt, storage
 from fxprune.errors import InputError, JournalError
-from fxprune.journal import read_run
+from fxprune.runs import read_run
+from fxprune.tensors import from_bytes
 
 CONFIG = FAST.replace(netadapt_max_rounds=3, min_accuracy=-50.0)
 
@@ -68,6 +69,10 @@ class KillAt:
             raise Killed
 
 
+def put_bytes(data: bytes, network: torch.nn.Module) -> bool:
+    return all(torch.equal(from_bytes(data)[name], tensor) for name, tensor in network.state_dict().items())
+
+
 def files(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
@@ -89,9 +94,13 @@ def test_read_run(whole: tuple[NetAdaptResult, Path], tmp_path: Path) -> None:
     result, folder = whole
     found = read_run(folder)
     assert found.rounds == result.rounds and found.baseline == result.baseline
-    assert NetAdaptConfig.from_dict(found.details["config"]) == CONFIG
+    assert found.config == CONFIG and found.budgets == result.budgets and not found.data_free
+    assert (found.start, found.original_widths) == (result.start, result.original_widths)
+    assert found.grids["stem"] == (2, 2) and "branch.2" in found.layers["stem"] and found.model["class"] == "Net"
+    assert found.totals["flops"] == result.start["flops"] and not found.unfinished and not found.damage
     assert found.result is not None and found.result["certificate"]["max_error"] == result.certificate.max_error
-    assert found.details["frozen"] is not None and found.details["environment"]["python"]
+    assert {f["tensor"] for f in found.frozen} >= {"head.weight"} and found.environment["python"]
+    assert put_bytes(found.weights(2), result.restore(2))
     with pytest.raises(JournalError, match="there is no run here"):
         read_run(tmp_path)
 
@@ -191,6 +200,11 @@ def test_damaged_weights_cannot_be_restored_silently(whole: tuple[NetAdaptResult
     folder = tmp_path / "run"
     shutil.copytree(whole[1], folder)
     found = read_run(folder)
+    (folder / "round-0003" / "round.json").unlink()
+    partial = read_run(folder)
+    assert len(partial.rounds) == 2 and [c.score for c in partial.unfinished] == [
+        c.score for c in found.rounds[2].candidates if c.trained
+    ]
     _damage_alter(folder / "round-0002" / "weights.safetensors")
     with pytest.raises(JournalError, match="weights.safetensors: the file was truncated or altered"):
         found.journal.weights(2)

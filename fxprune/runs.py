@@ -1,0 +1,89 @@
+"""A finished or interrupted run as its folder tells it: for tables, reports and restoring; no model, no lock."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fxprune.budget import Budget, parse_budget
+from fxprune.config import NetAdaptConfig
+from fxprune.errors import JournalError
+from fxprune.journal import Folder
+from fxprune.records import Candidate, Round
+from fxprune.storage import Damaged, read_json
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a folder holds of a search.
+
+    `rounds` are the intact ones in a row, `unfinished` the candidates of the round in progress, `result` how the
+    search ended (None while it has not), `damage` what was found truncated, altered or foreign. `model`: class name
+    and fingerprints of graph and weights. `frozen`: of the analysis, each with tensor, dim, reason, node and source.
+    `grids`: group to (step, least width).
+    """
+
+    folder: Path
+    config: NetAdaptConfig
+    environment: dict[str, Any]
+    model: dict[str, Any]
+    budgets: tuple[Budget, ...]
+    start: dict[str, float]
+    limits: dict[str, float]
+    totals: dict[str, int]
+    original_widths: dict[str, int]
+    grids: dict[str, tuple[int, int]]
+    layers: dict[str, tuple[str, ...]]
+    frozen: tuple[dict[str, Any], ...]
+    data_free: bool
+    baseline: float
+    rounds: tuple[Round, ...]
+    unfinished: tuple[Candidate, ...]
+    result: dict[str, Any] | None
+    damage: tuple[str, ...]
+    journal: Folder
+
+    def weights(self, round: int) -> bytes:
+        """The weights of the network that a round chose, as safetensors."""
+        return self.journal.weights(round)
+
+
+def read_run(workdir: str | Path) -> Run:
+    """Read the folder of a search without searching in it."""
+    folder = Path(workdir)
+    try:
+        found = read_json(folder / "run.json")
+    except Damaged as damage:
+        raise JournalError(f"{damage}; start the search again as it was to mend it.") from None
+    if found is None:
+        raise JournalError(f"{folder}: there is no run here; expected the workdir of a search, a folder with run.json.")
+    identity, details = found["identity"], found["details"]
+    journal = Folder(folder, identity, None)
+    rounds: list[Round] = []
+    while (record := journal.recorded_round(len(rounds) + 1)) is not None:
+        rounds.append(record)
+    return Run(
+        folder=folder,
+        config=NetAdaptConfig.from_dict(details["config"], str(folder / "run.json")),
+        environment=details["environment"],
+        model={"class": details["class"], "graph": identity["graph"], "weights": identity["weights"]},
+        budgets=parse_budget(identity["budgets"]),
+        start=details["start"],
+        limits=details["limits"],
+        totals=details["totals"],
+        original_widths=details["widths"],
+        grids={name: (step, least) for name, (step, least) in details["grids"].items()},
+        layers={name: tuple(layers) for name, layers in details["layers"].items()},
+        frozen=tuple(details["frozen"]),
+        data_free=not identity["evaluate"],
+        baseline=journal.baseline() or 0.0,
+        rounds=tuple(rounds),
+        unfinished=journal.recorded_candidates(len(rounds) + 1),
+        result=journal.recorded_result(),
+        damage=tuple(journal.damage),
+        journal=journal,
+    )

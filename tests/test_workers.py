@@ -1,0 +1,191 @@
+"""Workers: processes and Ray find what the serial search finds; what dies or cannot be sent is said."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_search import EXAMPLE, FAST, batches, history, make, negative_loss
+from torch import nn
+
+from fxprune import FineTune, NetAdaptResult, netadapt, transport
+from fxprune.errors import WorkerError
+from fxprune.tensors import named_tensors, tensors_of
+from passes import PruneChannels, capture, couple
+
+CONFIG = FAST.replace(netadapt_max_rounds=2)
+TRAIN = FineTune(batches(), lr=0.05)
+
+
+def run(workers: int | str, **changes: Any) -> NetAdaptResult:
+    settings = {"include_dashboard": False, "num_cpus": 1} if workers == "ray" else {}
+    config = changes.pop("config", CONFIG).replace(workers=workers, ray=settings)
+    given = {"example_inputs": EXAMPLE, "train": TRAIN, "evaluate": negative_loss, "progress": False}
+    return netadapt(make(), 0.5, config=config, **{**given, **changes})
+
+
+def die_once(model: nn.Module, steps: int) -> None:
+    """Kills its process where the file that the environment names is not there yet, or always for `tail`."""
+    marker = Path(os.environ["FXPRUNE_TEST_MARKER"])
+    if not marker.exists():
+        marker.write_text("died")
+        os._exit(17)
+    TRAIN(model, steps)
+
+
+def die_for_tail(model: nn.Module, steps: int) -> None:
+    """Kills its process for one group, and raises for another."""
+    if model.get_parameter("branch.0.weight").shape[0] < 14:
+        raise ValueError("not this one")
+    if model.get_parameter("tail.weight").shape[0] < 18:
+        os._exit(17)
+    TRAIN(model, steps)
+
+
+class Unloadable:
+    """Pickles, and does not unpickle."""
+
+    def __call__(self, model: nn.Module, steps: int) -> None: ...
+
+    def __reduce__(self) -> Any:
+        return (os.chdir, ("/nowhere/at/all",))
+
+
+@pytest.fixture(scope="module")
+def serial() -> NetAdaptResult:
+    return run(1)
+
+
+def assert_same(a: NetAdaptResult, b: NetAdaptResult) -> None:
+    assert history(a) == history(b)
+    assert all(torch.equal(x, y) for x, y in zip(a.model.parameters(), b.model.parameters(), strict=True))
+
+
+def test_two_processes_find_the_same(serial: NetAdaptResult) -> None:
+    assert_same(run(2), serial)
+
+
+def test_a_dead_worker_is_replaced_and_its_candidate_tried_again(
+    serial: NetAdaptResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("FXPRUNE_TEST_MARKER", str(tmp_path / "marker"))
+    assert_same(run(2, train=die_once), serial)
+    assert "its worker died (exit code 17); it is tried again" in caplog.text
+
+
+def test_a_candidate_that_kills_its_workers_is_reported() -> None:
+    config = CONFIG.replace(netadapt_max_rounds=1, budget_reduce_rate_init=0.05)
+    (record,) = run(2, train=die_for_tail, config=config).rounds
+    errors = {c.group: c.error for c in record.candidates if c.error}
+    assert errors["tail"] == "the worker died 2 times (exit code 17)"
+    assert "train: ValueError: not this one (test_workers.py:" in str(errors["branch.0"])
+    assert set(errors) == {"tail", "branch.0"} and record.chosen_group == "stem"
+
+
+def test_what_cannot_be_pickled_is_said_before_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    called = []
+
+    def evaluate(model: nn.Module) -> float:
+        called.append(1)
+        return 0.0
+
+    monkeypatch.setitem(sys.modules, "cloudpickle", None)
+    with pytest.raises(WorkerError, match=r"evaluate \(.*evaluate\): .*top of a module.*workers=1"):
+        run(2, evaluate=evaluate)
+    assert not called
+
+
+def test_closures_are_packed_where_cloudpickle_is_installed() -> None:
+    pytest.importorskip("cloudpickle")
+    train, evaluate = pickle.loads(transport.pack_functions(TRAIN, lambda model: 2.5))
+    assert evaluate(None) == 2.5 and train.lr == TRAIN.lr
+
+
+def test_functions_that_do_not_load_in_the_worker() -> None:
+    with pytest.raises(WorkerError, match="could not start: the functions do not load there: FileNotFoundError"):
+        run(2, train=Unloadable())
+
+
+def test_a_script_without_a_main_guard_is_told(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\nimport test_workers\ntest_workers.run(2)\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120)
+    assert done.returncode != 0 and "if __name__ == '__main__':" in done.stderr.splitlines()[-1]
+
+
+def test_a_data_free_search_starts_no_worker() -> None:
+    assert run(2, train=None, evaluate=None).data_free
+
+
+def test_a_candidate_travels_without_the_weights_of_the_round() -> None:
+    gm = capture(make(), EXAMPLE)
+    coupling = couple(gm, EXAMPLE)
+    plan = coupling.plan({"stem": (0, 2, 3, 7), "tail": tuple(range(5, 17))})
+    packed = transport.pack(gm, coupling, plan)
+    pruned = PruneChannels(plan)(gm).graph_module
+    rebuilt = transport.unpack(packed, tensors_of(gm))
+    for (name, a), (other, b) in zip(named_tensors(pruned), named_tensors(rebuilt), strict=True):
+        assert name == other and torch.equal(a, b) and type(a) is type(b) and a.requires_grad == b.requires_grad
+    assert torch.equal(pruned.eval()(EXAMPLE), rebuilt.eval()(EXAMPLE))
+    cuts = transport.cuts_of(pruned, gm, transport.kept_positions(coupling, plan))
+    assert len(cuts) == len(named_tensors(pruned))  # none travels whole
+
+
+def test_tensors_that_no_cut_makes_travel_whole_and_ties_stay() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.out = nn.Linear(4, 12), nn.Linear(4, 12), nn.Linear(12, 3)
+            self.b.weight = self.a.weight
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.out(torch.relu(self.a(x) + self.b(x)))
+
+    example = torch.randn(2, 4)
+    gm = capture(Tied(), example)
+    coupling = couple(gm, example)
+    plan = coupling.plan({coupling.groups[0].name: tuple(range(0, 12, 2))})
+    packed = transport.pack(gm, coupling, plan)
+    weights = {name: tensor + 1 for name, tensor in tensors_of(gm).items()}
+    rebuilt = transport.unpack(packed, weights)
+    assert rebuilt.get_parameter("a.weight") is rebuilt.get_parameter("b.weight")
+    np.testing.assert_array_equal(rebuilt.get_parameter("a.weight").detach(), weights["a.weight"][::2])
+
+
+@pytest.fixture
+def ray_cluster() -> Any:
+    ray = pytest.importorskip("ray")
+    tests = str(Path(__file__).parent)
+    ray.init(
+        num_cpus=2, include_dashboard=False, log_to_driver=False,
+        runtime_env={"env_vars": {"PYTHONPATH": tests, "OMP_NUM_THREADS": "1"}},
+    )  # fmt: skip
+    yield ray
+    ray.shutdown()
+
+
+def test_ray_finds_the_same_and_survives_what_dies(
+    serial: NetAdaptResult, ray_cluster: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert_same(run("ray"), serial)
+    assert_same(run("ray", evaluate=lambda model: negative_loss(model)), serial)
+    config = CONFIG.replace(netadapt_max_rounds=1, budget_reduce_rate_init=0.05)
+    (record,) = run("ray", train=die_for_tail, config=config).rounds
+    errors = {c.group: c.error for c in record.candidates if c.error}
+    assert set(errors) == {"tail", "branch.0"} and "the worker was lost 2 times" in str(errors["tail"])
+    assert "it is tried again" in caplog.text
+
+
+def test_ray_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(WorkerError, match=r'pip install "fxprune\[ray\]"'):
+        run("ray")

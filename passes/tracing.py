@@ -6,7 +6,6 @@ import math
 import operator
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,8 +14,8 @@ from torch import fx, nn
 from torch.fx._symbolic_trace import _maybe_revert_all_patches
 from torch.fx.proxy import Attribute, TraceError
 
-from passes.errors import CaptureError
 from passes.frames import describe, stack_trace, unpacked_into, user_frame, wanted_by_assert
+from passes.patches import buffers_recorded, functions_recorded, own_forward
 from passes.values import Unknown, Values, one_more
 
 # Constructors whose sizes may be proxies: their parser refuses those before any dispatch, so that fx does not see them.
@@ -50,6 +49,12 @@ class ValueProxy(fx.Proxy):
     """A proxy that answers bool, int, float, len and iteration where its tracer knows the value."""
 
     tracer: Tracer
+    _is_param = _is_buffer = False  # the isinstance of nn.Parameter and nn.Buffer asks
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:  # type: ignore[override]
+        """What isinstance in the model's code is to see: the class of the value, where that is known."""
+        return self.tracer.class_of(self)
 
     def __getattr__(self, name: str) -> Any:
         return _ValueAttribute(self, name)
@@ -131,6 +136,7 @@ class Tracer(fx.Tracer):
         self._mode_nodes: dict[str, fx.Node] = {}
         self._tensor_names: dict[int, str] = {}
         self._proxies: dict[str, fx.Proxy] = {}
+        self._assigned: dict[str, fx.Node] = {}
         self._grad_enabled = torch.is_grad_enabled()
         self._grad_before: fx.Node | None = None
 
@@ -146,7 +152,7 @@ class Tracer(fx.Tracer):
         try:
             for path, module in modules.items():
                 module.__dict__["training"] = Mode(self, path, self._modes[path])
-            with _recorded_functions(), _own_forward(root):
+            with functions_recorded(), buffers_recorded(self._assign), own_forward(root):
                 graph = super().trace(root, concrete_args)
         finally:
             for path, module in modules.items():
@@ -191,6 +197,11 @@ class Tracer(fx.Tracer):
         if isinstance(type_expr, str):
             type_expr = None  # a postponed annotation: generated code cannot name it, and pickling would fail
         self._follow_grad_mode()
+        if kind == "output":
+            for buffer, value in self._assigned.items():
+                super().create_node(
+                    "call_method", "copy_", (super().create_node("get_attr", buffer, (), {}), value), {}
+                )
         node = super().create_node(kind, target, args, kwargs, name, type_expr)
         if not node.stack_trace:
             node.stack_trace = stack_trace()
@@ -234,7 +245,7 @@ class Tracer(fx.Tracer):
 
         A tensor is answered for only if its value does not depend on the input, or if it is to be `sized` only.
         """
-        if isinstance(obj, Mode):
+        if type(obj) is Mode:
             self._note("mode")
             return obj.value
         value, kind = self._value_and_source(obj, sized)
@@ -266,6 +277,14 @@ class Tracer(fx.Tracer):
             except Unknown as error:
                 raise Unresolved(str(error)) from error
 
+    def class_of(self, obj: fx.Proxy) -> type:
+        if self.inputs is None or type(obj) is Mode:
+            return type(obj)
+        try:
+            return type(self.value(obj))
+        except Unresolved:
+            return type(obj)
+
     def mode_node(self, path: str) -> fx.Node:
         """The node that reads the `training` flag of the module at `path`."""
         if path not in self._mode_nodes:
@@ -274,6 +293,12 @@ class Tracer(fx.Tracer):
         return self._mode_nodes[path]
 
     # -- details --------------------------------------------------------------------------------------------------
+
+    def _assign(self, module: nn.Module, name: str, value: fx.Proxy) -> None:
+        """`module.name = value` for a buffer: seen by what reads it from here on, written at the end of the graph."""
+        full = self._tensor_names[id(module._buffers[name])]
+        self._proxies[full] = value
+        self._assigned[full] = value.node
 
     def _follow_grad_mode(self) -> None:
         """`with torch.no_grad():` inside a forward holds in the graph as well, and ends where it ended."""
@@ -342,52 +367,6 @@ class Tracer(fx.Tracer):
 def _as_decided(value: Any) -> Any:
     """What of a value can have decided anything: of a collection, how many parts it has."""
     return len(value) if hasattr(value, "__len__") and not isinstance(value, str) else value
-
-
-@contextmanager
-def _own_forward(root: nn.Module) -> Iterator[None]:
-    """Inside, a method that was set as `root.forward` is the forward of its class, which is where fx looks."""
-    kind, forward = type(root), root.__dict__.get("forward")
-    if forward is None:
-        yield
-        return
-    if getattr(forward, "__self__", None) is not root:
-        raise CaptureError(f"{kind.__name__}.forward was replaced by {forward!r}; set a method bound to the module")
-    root.__class__ = type(kind.__name__, (kind,), {"forward": forward.__func__})  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        root.__class__ = kind  # type: ignore[assignment]
-
-
-class _Applied:
-    """`function.apply` under the name of the autograd.Function, so that generated code can call it."""
-
-    def __init__(self, function: Any) -> None:
-        self.function = function
-        self.__name__ = self.__qualname__ = function.__name__
-        self.__module__ = function.__module__
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.function.apply(*args, **kwargs)
-
-
-@contextmanager
-def _recorded_functions() -> Iterator[None]:
-    """Inside, a call of an autograd.Function on proxies is one node: traced through, it would lose its gradient."""
-    original = torch.autograd.Function.__dict__["apply"]
-
-    def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
-        proxy = next((arg for arg in args if isinstance(arg, fx.Proxy)), None)
-        if proxy is None:
-            return original.__get__(None, cls)(*args, **kwargs)
-        return proxy.tracer.create_proxy("call_function", _Applied(cls), args, kwargs)
-
-    torch.autograd.Function.apply = classmethod(apply)  # type: ignore[method-assign, assignment]
-    try:
-        yield
-    finally:
-        torch.autograd.Function.apply = original  # type: ignore[method-assign]
 
 
 def _defined_in_torch(kind: type) -> bool:

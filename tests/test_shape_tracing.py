@@ -134,6 +134,34 @@ def test_in_place_writes_survive_dead_code_elimination() -> None:
     assert model.seen.sum() == 0
 
 
+class Running(nn.Module):
+    """Keeps an average by assignment, and reads it before and after."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        before = self.mean
+        self.mean = 0.5 * self.mean + 0.5 * x.detach().mean(0)
+        self.last = x
+        return x - self.mean + before * before
+
+
+@pytest.mark.parametrize("example", [None, torch.rand(2, 6)])
+def test_a_buffer_that_is_assigned_keeps_its_new_value(example: Tensor | None) -> None:
+    model = double(Running())
+    gm = capture(model, example)
+    gm.graph.eliminate_dead_code()
+    gm.recompile()
+    for _ in range(2):
+        x = torch.rand(3, 6, dtype=torch.float64)
+        expected = copy.deepcopy(model)
+        torch.testing.assert_close(gm(x), expected(x))
+        torch.testing.assert_close(gm.mean, expected.mean)
+        model.mean = expected.mean.clone()
+
+
 class OnBatch(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x.squeeze(0) if x.shape[0] == 1 else x

@@ -15,7 +15,7 @@ from fxprune.latency.backends import Backend, find
 from fxprune.latency.device import Setting
 from fxprune.latency.errors import ForeignTable, LatencyError
 from fxprune.latency.predict import LatencyModel, MeasuredLatency, measured_model, model_of
-from fxprune.latency.sampling import Limits, Network, Report, build
+from fxprune.latency.sampling import DEFAULT, Limits, Network, Report, build
 from fxprune.latency.table import LatencyTable
 from fxprune.latency.timing import Timing
 from fxprune.layers import default_step
@@ -57,7 +57,7 @@ def build_table(
     path: str | Path | None = None,
     step: int | str | None = None,
     least: int | None = None,
-    limits: Limits = Limits(),
+    limits: Limits = DEFAULT,
     progress: bool = False,
 ) -> LatencyTable:
     """Measure on this device (or through `measure`) what is needed to predict the network at any widths on the grid.
@@ -84,7 +84,7 @@ def latency_model(
     device: str = "cpu",
     step: int | str | None = None,
     least: int | None = None,
-    limits: Limits = Limits(),
+    limits: Limits = DEFAULT,
     progress: bool = False,
 ) -> LatencyModel:
     """A latency resource for `netadapt(..., resources=[...])`: predicts any widths, measures whole networks.
@@ -112,10 +112,10 @@ def latency_resource(
     device: str = "cpu",
     step: int | str | None = None,
     least: int | None = None,
-    limits: Limits | Mapping[str, Any] = Limits(),
+    limits: Limits | Mapping[str, Any] = DEFAULT,
     progress: bool = True,
 ) -> LatencyModel:
-    """As `latency_model`, for a network that is coupled already; the keys of a configuration's `latency:` are these names."""
+    """As `latency_model`, for a coupled network; a configuration's table `latency:` has these names as its keys."""
     limits = limits if isinstance(limits, Limits) else Limits(**limits)
     network = Network(gm, coupling, example_inputs, width_grid(coupling, _grid_step(step), least))
     if foreign:
@@ -214,5 +214,6 @@ def _bar(shown: bool, text: str) -> Iterator[Report | None]:
 
 
 __all__ = [
-    "MeasuredLatency", "build_table", "default_path", "latency_model", "latency_resource", "measure_latency_ms", "width_grid",
+    "MeasuredLatency", "build_table", "default_path", "latency_model", "latency_resource", "measure_latency_ms",
+    "width_grid",
 ]  # fmt: skip

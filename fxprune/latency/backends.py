@@ -1,8 +1,8 @@
 """Backends: what runs a network on a device so that it can be timed, whole or node by node.
 
 A backend prepares a graph once and returns what runs it. Those that can tell how long each fx node took inside the
-running network (`in_situ`) do so: caches, allocators and layouts are then as they are in use. The others time units as small
-networks of their own.
+running network (`in_situ`) do so: caches, allocators and layouts are then as they are in use. The others time units as
+small networks of their own.
 """
 
 from __future__ import annotations

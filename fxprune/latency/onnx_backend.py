@@ -30,8 +30,8 @@ _TICK_MS = 1e-3  # the profile's clock counts whole microseconds, and rounds dow
 class OnnxRuntime(Timed):
     """onnxruntime with its CPU provider and all graph optimisations.
 
-    Networks are translated by `onnx_graph` (milliseconds; random weights), those with an operator that it does not know by
-    torch.onnx.export (seconds); `exact` asks for the latter always.
+    Networks are translated by `onnx_graph` (milliseconds; random weights), those with an operator that it does not
+    know by torch.onnx.export (seconds); `exact` asks for the latter always.
     """
 
     in_situ = True

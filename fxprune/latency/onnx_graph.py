@@ -230,20 +230,14 @@ def to_onnx(graph: Graph, seed: int = 0) -> bytes:
         fan_in = int(np.prod(shape[1:], dtype=np.int64)) if len(shape) > 1 else 16
         values = np.resize(pool, size) * np.float32((2.0 / max(fan_in, 1)) ** 0.5)
         initializers.append(TensorProto(name=name, dims=shape, data_type=TensorProto.FLOAT, raw_data=values.tobytes()))
+    nodes = [helper.make_node(n.op, n.inputs, n.outputs, f"node_{n.outputs[0]}", **n.attributes) for n in graph.nodes]
+    inputs = [
+        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(dtype), shape)
+        for name, (shape, dtype) in graph.inputs.items()
+    ]
+    outputs = [helper.make_empty_tensor_value_info(name) for name in graph.outputs]
     model = helper.make_model(
-        helper.make_graph(
-            [
-                helper.make_node(n.op, n.inputs, n.outputs, name=f"node_{n.outputs[0]}", **n.attributes)
-                for n in graph.nodes
-            ],
-            "timed",
-            [
-                helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(dtype), shape)
-                for name, (shape, dtype) in graph.inputs.items()
-            ],
-            [helper.make_empty_tensor_value_info(name) for name in dict.fromkeys(graph.outputs)],
-            initializers,
-        ),
+        helper.make_graph(nodes, "timed", inputs, outputs, initializers),
         opset_imports=[helper.make_opsetid("", OPSET)],
         ir_version=min(10, onnx.IR_VERSION),
     )

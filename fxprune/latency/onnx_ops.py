@@ -51,7 +51,11 @@ for _packets, _op in {
     (aten.reciprocal,): "Reciprocal",
     (aten.bitwise_not, aten.logical_not): "Not",
 }.items():
-    rule(*_packets)(lambda call, op=_op: call.graph.emit(op, call.onnx("self")))
+
+    def _unary(call: Call, op: str = _op) -> str:
+        return call.graph.emit(op, call.onnx("self"))
+
+    rule(*_packets)(_unary)
 
 for _packets, _op in {
     (aten.mul, aten.mul_): "Mul",
@@ -59,7 +63,11 @@ for _packets, _op in {
     (aten.maximum,): "Max",
     (aten.minimum,): "Min",
 }.items():
-    rule(*_packets)(lambda call, op=_op: call.graph.emit(op, call.onnx("self"), call.onnx("other")))
+
+    def _binary(call: Call, op: str = _op) -> str:
+        return call.graph.emit(op, call.onnx("self"), call.onnx("other"))
+
+    rule(*_packets)(_binary)
 
 
 @rule(aten.add, aten.add_, aten.sub, aten.sub_, aten.rsub)

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from torch import fx
 
 from fxprune.latency.backends import Backend, Timed
-from fxprune.latency.errors import UncoveredTable
-from fxprune.latency.sampling import Network, surface_of
+from fxprune.latency.errors import LatencyError, UncoveredTable
+from fxprune.latency.sampling import CALL, Network, surface_of
 from fxprune.latency.surface import Surface
 from fxprune.latency.table import LatencyTable
-from fxprune.latency.timing import Reference, Timing, pace, warm_up
+from fxprune.latency.timing import Reference, Timing, warm_up
 
 Widths = Mapping[str, Any]
+Model = TypeVar("Model", bound="LatencyModel")
 _PAID = 0.7  # a stair: so much of the rise of a whole step comes with its first grid point
 _STEPS = (64, 32, 16, 8, 4, 2)
 
@@ -25,11 +26,12 @@ _STEPS = (64, 32, 16, 8, 4, 2)
 class LatencyModel:
     """Predicts milliseconds for any widths; a Resource of the search.
 
-    ratio: measured over summed, from the last network that was measured whole.
+    call_ms: what a run costs beside its units. ratio: measured over predicted, from the last network measured whole.
     """
 
     network: Network
     surfaces: Mapping[str, Surface]
+    call_ms: float = 0.0
     ratio: float = 1.0
     name: str = "latency"
     unit: str = "ms"
@@ -38,7 +40,7 @@ class LatencyModel:
     def predict_ms(self, widths: Widths | None = None) -> Any:
         """Milliseconds at these widths (groups left out: full size); an array where a width is an array."""
         values, scalar = self.network.coordinates.at(widths)
-        total = np.zeros(max((len(v) for v in values), default=1))
+        total = np.full(max((len(v) for v in values), default=1), self.call_ms)
         for unit, points in zip(self.network.units, values, strict=True):
             total = total + self._unit_ms(unit.key, points)
         total = total * self.ratio
@@ -64,14 +66,14 @@ class LatencyModel:
             for unit, points in zip(self.network.units, values, strict=True)
         ]
 
-    def calibrate(self, measured_ms: float, widths: Widths | None = None) -> LatencyModel:
+    def calibrate(self: Model, measured_ms: float, widths: Widths | None = None) -> Model:
         """The model whose prediction at `widths` is what was measured there."""
         return self.calibrated(self.predict_ms(widths), measured_ms)
 
-    def calibrated(self, predicted: float, measured: float) -> Any:
+    def calibrated(self: Model, predicted: float, measured: float) -> Model:
         """The model whose prediction for the network in question would have been `measured`."""
         if not (np.isfinite(measured) and measured > 0 and predicted > 0):
-            raise ValueError(
+            raise LatencyError(
                 f"latency: predicted {predicted!r} ms and measured {measured!r} ms; expected numbers above 0"
             )
         return replace(self, ratio=self.ratio * measured / predicted)
@@ -124,7 +126,7 @@ class MeasuredLatency(LatencyModel):
         return self.timing(network, example_inputs).ms
 
     def timing(self, network: fx.GraphModule, example_inputs: Any, repeats: int = 25) -> Timing:
-        """Milliseconds of a whole network, with their interval; timed in turns with the dense one, whose drift is taken out."""
+        """Milliseconds of a whole network, timed in turns with the dense one, whose drift is taken out."""
         assert self.backend is not None, "a MeasuredLatency is made with a backend"
         return self.backend.time(network, example_inputs, self.reference, repeats)
 
@@ -135,10 +137,11 @@ def model_of(network: Network, table: LatencyTable) -> LatencyModel:
     if missing:
         listed = "; ".join(f"{unit.name}: {unit.key}" for unit in missing[:3])
         raise UncoveredTable(
-            f"the latency table ({table.setting}) lacks {len(missing)} of the network's {len(network.units)} units: {listed}"
-            f"{' ...' if len(missing) > 3 else ''}; build it for this network on that device."
+            f"the latency table ({table.setting}) lacks {len(missing)} of the network's {len(network.units)} units: "
+            f"{listed}{' ...' if len(missing) > 3 else ''}; build it for this network on that device."
         )
-    return LatencyModel(network, {key: surface_of(table, key) for key in network.keys})
+    call_ms = float(np.median([s.timing.ms for s in table.entries[CALL].samples])) if CALL in table.entries else 0.0
+    return LatencyModel(network, {key: surface_of(table, key) for key in network.keys}, call_ms)
 
 
 def measured_model(network: Network, table: LatencyTable, backend: Backend) -> MeasuredLatency:
@@ -148,19 +151,8 @@ def measured_model(network: Network, table: LatencyTable, backend: Backend) -> M
     if isinstance(backend, Timed):
         reference = Reference(backend.prepare(network.gm, network.example_inputs))
         warm_up(reference, one_thread=backend.setting.threads == 1)
-    model = MeasuredLatency(network, plain.surfaces, backend=backend, reference=reference, _known=plain._known)
+    model = MeasuredLatency(
+        network, plain.surfaces, plain.call_ms, backend=backend, reference=reference, _known=plain._known
+    )
     now = reference.quiet_ms if reference is not None else backend.time(network.gm, network.example_inputs).ms
     return model.calibrate(now)
-
-
-def measure_together(
-    backend: Timed, networks: Sequence[fx.GraphModule], example_inputs: Any, repeats: int = 25
-) -> list[Timing]:
-    """Time several networks in turns with the first, so that their ratios hold whatever the machine does meanwhile."""
-    reference = Reference(backend.prepare(networks[0], example_inputs))
-    one_thread = backend.setting.threads == 1
-    warm_up(reference, one_thread=one_thread)
-    return [
-        pace(backend.prepare(gm, example_inputs), reference, repeats=repeats, one_thread=one_thread).timing()
-        for gm in networks
-    ]

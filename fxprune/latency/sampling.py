@@ -1,15 +1,16 @@
 """Building a table: which networks, or which units, to measure next, until predictions are good enough.
 
-Only widths on the search's grid are measured. The first networks spread over it evenly (a Latin hypercube: McKay, Beckman and Conover,
-1979), each next one is that of a random pool whose prediction is least certain; for a backend that cannot tell nodes apart the
-same holds of single units. It ends when nine tenths of the pool are predicted to `tolerance` or no more may be measured.
+Only widths on the search's grid are measured. The first networks spread over it evenly (a Latin hypercube: McKay,
+Beckman and Conover, 1979), each next one is that of a random pool whose prediction is least certain; for a backend that
+cannot tell nodes apart the same holds of single units. It ends when nine tenths of the pool are predicted to
+`tolerance`, or when no more may be measured.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import gcd
 from pathlib import Path
@@ -30,6 +31,8 @@ log = logging.getLogger(__name__)
 
 FIRST = 12  # networks before any is chosen by what is uncertain
 LEAST_MS = 1e-4
+CALL = "a call that computes next to nothing"
+"""The key of what a run costs beside its units."""
 _REFIT = 4  # networks between two fits
 _POOL = 160
 
@@ -40,12 +43,15 @@ Report = Callable[[int, int, float], None]
 
 @dataclass(frozen=True)
 class Limits:
-    """When to stop: predictions good to `tolerance` (a share), or so many networks (or so many points a unit) measured."""
+    """When to stop: predictions good to `tolerance` (a share), or so many networks (points a unit) measured."""
 
     tolerance: float = 0.02
     networks: int = 40
     points: int = 8
     repeats: int = 12
+
+
+DEFAULT = Limits()
 
 
 @dataclass(frozen=True)
@@ -111,7 +117,7 @@ def build(
     table: LatencyTable | None = None,
     *,
     path: str | Path | None = None,
-    limits: Limits = Limits(),
+    limits: Limits = DEFAULT,
     seed: int = 0,
     report: Report | None = None,
 ) -> LatencyTable:
@@ -134,9 +140,15 @@ class _Building:
     """One build under way."""
 
     def __init__(
-        self, network: Network, backend: Backend, table: LatencyTable, path: str | Path | None, limits: Limits, seed: int,
+        self,
+        network: Network,
+        backend: Backend,
+        table: LatencyTable,
+        path: str | Path | None,
+        limits: Limits,
+        seed: int,
         report: Report | None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.network, self.backend, self.path, self.limits = network, backend, path, limits
         self.table, self.report = table, report
         self.known = table.copy()
@@ -154,10 +166,11 @@ class _Building:
         """Profile whole networks, each giving a sample to every unit."""
         network, limits = self.network, self.limits
         self._start_reference(self.backend.prepare(network.gm, network.example_inputs))
+        self._call_ms()
         ends = [{n: w[-1] for n, w in network.grid.items()}, {n: w[0] for n, w in network.grid.items()}]
         first = [*ends, *spread(network.grid, FIRST - len(ends), self.seed)]
         often = {key: sum(unit.key == key for unit in network.units) for key in self.pending}
-        done = min(len(self.table.entry(key).samples) // often[key] for key in self.pending)
+        done = min(self.table.entry(key).unfinished // often[key] for key in self.pending)
         uncertainty = np.inf
         while done < limits.networks:
             if done < len(first):
@@ -173,6 +186,11 @@ class _Building:
             done += 1
             if self.report is not None:
                 self.report(done, limits.networks, uncertainty)
+        if done == len(first):  # so few were allowed, or they were enough
+            self._fit()
+            _, uncertainty = self._doubt()
+        if self.report is not None:
+            self.report(done, done, uncertainty)
         self._finish(uncertainty)
 
     def _profile(self, widths: Mapping[str, int]) -> None:
@@ -203,10 +221,10 @@ class _Building:
         ends = [{n: w[-1] for n, w in network.grid.items()}, {n: w[0] for n, w in network.grid.items()}]
         vectors = [*ends, *self.pool]
         points = network.points(vectors)
-        empty_ms = self._empty_ms()
+        call_ms = self._call_ms()
         for key in self.pending:
             for number in range(3):
-                self._time_alone(key, points[key][0][number], vectors[number], empty_ms)
+                self._time_alone(key, points[key][0][number], vectors[number], call_ms)
         while True:
             self._fit()
             _, uncertainty = self._doubt()
@@ -217,11 +235,11 @@ class _Building:
             pool = {key: arrays for key, arrays in network.points(self.pool).items() if key in open_}
             key = max(open_, key=lambda k: float(self._doubt_of(k, pool[k]).mean()))
             number = int(np.argmax(self.surfaces[key].spread(points[key][0])))
-            if not self._time_alone(key, points[key][0][number], vectors[number], empty_ms):
+            if not self._time_alone(key, points[key][0][number], vectors[number], call_ms):
                 break
         self._finish(uncertainty)
 
-    def _time_alone(self, key: str, point: np.ndarray, widths: Mapping[str, int], empty_ms: float) -> bool:
+    def _time_alone(self, key: str, point: np.ndarray, widths: Mapping[str, int], call_ms: float) -> bool:
         """Time a unit at these widths of its network; False where that point is known."""
         if any(sample.widths == tuple(point) for sample in self.table.entry(key).samples):
             return False
@@ -229,20 +247,13 @@ class _Building:
         unit = next(unit for unit in network.units if unit.key == key)
         gm, inputs = extract(network.at(widths), unit.nodes, network.example_inputs)
         found = self.backend.time(gm, inputs, self.reference, self.limits.repeats)
-        kept = Timing(*(max(v - empty_ms, LEAST_MS) for v in (found.ms, found.low, found.high)), found.repeats)
-        quiet_ms = self.reference.quiet_ms if self.reference is not None else 1.0
-        self.fresh.append((key, tuple(int(v) for v in point), kept.scaled(1 / quiet_ms)))
+        ms, low, high = (max(v - call_ms, LEAST_MS) for v in (found.ms, found.low, found.high))
+        kept = Timing(ms, low, high, found.repeats)
+        self._keep(key, tuple(int(v) for v in point), kept)
         self._save()
         if self.report is not None:
             self.report(len(self.fresh), self.limits.points * len(self.pending), np.inf)
         return True
-
-    def _empty_ms(self) -> float:
-        """What a call costs in which next to nothing is computed; each unit alone pays it, the whole network once."""
-        graph = fx.Graph()
-        graph.output(graph.call_function(torch.relu, (graph.placeholder("x"),)))
-        gm = fx.GraphModule(torch.nn.Module(), graph)
-        return self.backend.time(gm, (torch.zeros(1, 8),), self.reference, self.limits.repeats).low
 
     # -- both -----------------------------------------------------------------------------------------------------
 
@@ -250,11 +261,25 @@ class _Building:
         self.reference = Reference(run)
         warm_up(self.reference, one_thread=self.backend.setting.threads == 1)
 
+    def _call_ms(self) -> float:
+        """What a call costs in which next to nothing is computed: a unit alone pays it, and a whole network once."""
+        if not self.table.entry(CALL).samples:
+            graph = fx.Graph()
+            graph.output(graph.call_function(torch.relu, (graph.placeholder("x"),)))
+            gm = fx.GraphModule(torch.nn.Module(), graph)
+            self._keep(CALL, (), self.backend.time(gm, (torch.zeros(1, 8),), self.reference, self.limits.repeats))
+            self._save()
+        return self.table.entry(CALL).samples[0].timing.low
+
+    def _keep(self, key: str, widths: tuple[int, ...], timing: Timing) -> None:
+        quiet_ms = self.reference.quiet_ms if self.reference is not None else 1.0
+        self.fresh.append((key, widths, timing.scaled(1 / quiet_ms)))
+
     def _save(self) -> None:
         quiet_ms = self.reference.quiet_ms if self.reference is not None else 1.0
         table = self.known.copy()
         for key, widths, timing in self.fresh:
-            table.entry(key).samples.append(Sample(widths, timing.scaled(quiet_ms)))
+            table.entry(key).samples.append(Sample.of(widths, timing.scaled(quiet_ms)))
         self.table = table
         if self.path is not None:
             table.save(self.path)
@@ -268,7 +293,7 @@ class _Building:
         return sum(surface.ms(points) * surface.spread(points) for points in arrays)  # type: ignore[return-value]
 
     def _doubt(self) -> tuple[np.ndarray, float]:
-        """For each vector of the pool the share by which its prediction may be off; and what nine tenths of them stay under."""
+        """For each vector of the pool the share by which it may be off; and what nine tenths of them stay under."""
         points = self.network.points(self.pool)
         total = sum(self.surfaces[key].ms(array) for key, arrays in points.items() for array in arrays)
         off = np.sqrt(sum(self._doubt_of(key, points[key]) ** 2 for key in self.pending)) / total
@@ -281,7 +306,8 @@ class _Building:
                 100 * uncertainty, 100 * self.limits.tolerance,
             )  # fmt: skip
         for key, span in self.pending.items():
-            self.table.entry(key).spans.append(span)
+            entry = self.table.entry(key)
+            entry.spans.append(replace(span, samples=len(entry.samples)))
         if self.path is not None:
             self.table.save(self.path)
 

@@ -1,10 +1,10 @@
 """The cost of a unit between the widths that were measured: a staircase of products, and kriging of what is left.
 
 The trend is `c0 + sum ci xi + sum cij xi xj` with no negative coefficient, each width xi rounded up to its step (vector
-registers and tiles make costs climb in stairs). The logarithm of measured over trend is interpolated by kriging
-(a Gaussian process: Krige 1951; Rasmussen and Williams, 2006, chapter 2), which passes near every sample and knows how far it may be off:
-the sampler measures next where that is most. Steps and length scale are those that predict each sample best from
-the others (leave-one-out, in closed form: Rasmussen and Williams, section 5.4.2).
+registers and tiles make costs climb in stairs). The logarithm of measured over trend is interpolated by kriging (a
+Gaussian process: Krige, 1951; Rasmussen and Williams, 2006, chapter 2), which passes near every sample and knows how
+far it may be off: the sampler measures next where that is most. Length scale and likeness by alignment are those that
+predict each sample best from the others (leave-one-out, in closed form: Rasmussen and Williams, section 5.4.2).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ STEPS = (1, 2, 4, 8, 16, 32, 64)
 _LENGTHS = (0.35, 0.7, 1.4, 2.8)  # in doublings of a width
 _PHASES = (np.inf, 1.0)  # how far a width's alignment (trailing zero bits) sets it apart; inf: not at all
 _LEAST_NOISE = 0.01  # no clock is better
+_PRIOR, _PRIOR_SAMPLES = 0.1, 2  # how far off a trend is (a share) before there are samples to tell, and their weight
 _BETTER = 0.9  # a finer explanation must cut the error by this factor
 
 
@@ -82,13 +83,13 @@ def fit(points: np.ndarray, ms: np.ndarray, noise: np.ndarray) -> Surface:
         raise ValueError(f"surface: {len(points)} points and {len(ms)} measurements; expected as many, at least one")
     steps = _stairs(points, ms)
     coefficients, residual = _trend(points, ms, steps)
-    best: tuple[float, float, float, float] | None = None
-    for length, phase in product(_LENGTHS, _PHASES):
-        variance, score = _leave_one_out(points, residual, noise, length, phase)
-        if best is None or score < best[0] * (_BETTER if np.isfinite(phase) else 1.0):
-            best = (score, length, phase, variance)
-    assert best is not None, "the loops above run at least once"
-    score, length, phase, variance = best
+    variance = _variance(residual, noise, int(np.count_nonzero(coefficients)))
+    best = (np.inf, _LENGTHS[-1], np.inf)
+    for phase, length in product(_PHASES, _LENGTHS):
+        score = _leave_one_out(points, residual, noise, variance, length, phase)
+        if score < best[0] * (_BETTER if phase != best[2] else 1.0):
+            best = (score, length, phase)
+    score, length, phase = best
     return Surface(points, steps, coefficients, length, phase, variance, noise, residual, score)
 
 
@@ -109,15 +110,18 @@ def _trend(points: np.ndarray, ms: np.ndarray, steps: tuple[int, ...]) -> tuple[
 
 
 def _non_negative(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """argmin |a x - b| over x >= 0 (Lawson and Hanson, 1974, chapter 23)."""
+    """argmin |a x - b| over x >= 0 (Lawson and Hanson, 1974, chapter 23), for columns and a `b` without negatives."""
+    norms = np.sqrt((a**2).sum(axis=0))
+    a = a / norms
     columns = a.shape[1]
     x = np.zeros(columns)
     active = np.zeros(columns, dtype=bool)
     # A little ridge: samples on one line leave coefficients undetermined.
     normal, right = a.T @ a + 1e-9 * np.eye(columns), a.T @ b
+    enough = 1e-9 * np.abs(right).max()
     for _ in range(3 * columns):
         gain = np.where(active, -np.inf, right - normal @ x)
-        if gain.max() <= 1e-12:
+        if gain.max() <= enough:
             break
         active[int(np.argmax(gain))] = True
         while True:
@@ -129,11 +133,9 @@ def _non_negative(a: np.ndarray, b: np.ndarray) -> np.ndarray:
             falling = active & (z <= 0)
             share = np.min(x[falling] / np.maximum(x[falling] - z[falling], 1e-300))
             x = x + share * (z - x)
-            active &= x > 1e-15
+            active &= x > 1e-12 * np.abs(x).max()
             x[~active] = 0.0
-            if not active.any():
-                break
-    return x if x.any() else np.eye(columns)[0] * (b @ a[:, 0]) / max(a[:, 0] @ a[:, 0], 1e-300)
+    return x / norms
 
 
 def _stairs(points: np.ndarray, ms: np.ndarray) -> tuple[int, ...]:
@@ -183,14 +185,18 @@ def _alignment(points: np.ndarray) -> np.ndarray:
     return np.log2(np.gcd(np.maximum(points, 1), 16))
 
 
+def _variance(residual: np.ndarray, noise: np.ndarray, coefficients: int) -> float:
+    """How far (squared) the truth strays from the trend: what the samples say, and a prior while they are few."""
+    freedom = max(len(residual) - coefficients, 0)
+    strayed = max(float(np.sum(residual**2) - np.sum(noise**2)), 0.0) + _PRIOR_SAMPLES * _PRIOR**2
+    return strayed / (freedom + _PRIOR_SAMPLES)
+
+
 def _leave_one_out(
-    points: np.ndarray, residual: np.ndarray, noise: np.ndarray, length: float, phase: float
-) -> tuple[float, float]:
-    """The signal variance, and the error of each residual predicted from the others (relative)."""
+    points: np.ndarray, residual: np.ndarray, noise: np.ndarray, variance: float, length: float, phase: float
+) -> float:
+    """The error of each residual predicted from the others, root mean square (relative)."""
     kernel = _kernel(points, points, length, phase)
-    variance = max(float(np.mean(residual**2) - np.mean(noise**2)), 1e-4)
-    if len(residual) < 3:
-        return max(variance, 0.09), float(np.sqrt(variance))
     inverse = np.linalg.inv(variance * kernel + np.diag(noise**2))
     missed = (inverse @ residual) / np.diag(inverse)
-    return variance, float(np.sqrt(np.mean(missed**2)))
+    return float(np.sqrt(np.mean(missed**2)))

@@ -31,7 +31,13 @@ class Sample:
 
     def to_list(self) -> list[Any]:
         t = self.timing
-        return [list(self.widths), round(t.ms, 6), round(t.low, 6), round(t.high, 6), t.repeats]
+        return [list(self.widths), t.ms, t.low, t.high, t.repeats]
+
+    @staticmethod
+    def of(widths: Sequence[int], timing: Timing) -> Sample:
+        """A sample as it is stored: to the picosecond."""
+        t = timing
+        return Sample(tuple(widths), Timing(round(t.ms, 9), round(t.low, 9), round(t.high, 9), t.repeats))
 
     @staticmethod
     def from_list(data: Sequence[Any]) -> Sample:
@@ -43,11 +49,13 @@ class Sample:
 class Span:
     """A box of widths that was sampled until predictions in it were good to `tolerance`.
 
-    axes: (least, most, grid) for each coordinate, grid being the distance of neighbouring widths.
+    axes: (least, most, grid) for each coordinate, grid being the distance of neighbouring widths. samples: how many the
+    unit had when that was done.
     """
 
     axes: tuple[tuple[int, int, int], ...]
     tolerance: float
+    samples: int = 0
 
     def covers(self, other: Span) -> bool:
         """Whether everything that `other` asks for has been done here."""
@@ -57,12 +65,12 @@ class Span:
         )
 
     def to_list(self) -> list[Any]:
-        return [[list(axis) for axis in self.axes], self.tolerance]
+        return [[list(axis) for axis in self.axes], self.tolerance, self.samples]
 
     @staticmethod
     def from_list(data: Sequence[Any]) -> Span:
-        axes, tolerance = data
-        return Span(tuple((int(a), int(b), int(c)) for a, b, c in axes), float(tolerance))
+        axes, tolerance, samples = data
+        return Span(tuple((int(a), int(b), int(c)) for a, b, c in axes), float(tolerance), int(samples))
 
 
 @dataclass
@@ -74,6 +82,11 @@ class Entry:
 
     def covers(self, span: Span) -> bool:
         return any(known.covers(span) for known in self.spans)
+
+    @property
+    def unfinished(self) -> int:
+        """How many samples an interrupted build has left."""
+        return len(self.samples) - max((span.samples for span in self.spans), default=0)
 
 
 @dataclass
@@ -149,7 +162,8 @@ class LatencyTable:
             raise CorruptedTable(f"{path}: this is no latency table of fxprune (no format {FORMAT!r}); build one.")
         if data.get("version") != VERSION:
             raise TableVersionError(
-                f"{path}: the table has format version {data.get('version')!r}, this fxprune reads {VERSION}; build it anew."
+                f"{path}: the table has format version {data.get('version')!r}, this fxprune reads {VERSION}; "
+                "build it anew."
             )
         content = {"setting": data.get("setting"), "entries": data.get("entries")}
         if data.get("checksum") != _checksum(content):
@@ -183,7 +197,8 @@ def require_setting(found: Setting, wanted: Setting, where: str) -> None:
         if theirs != ours:
             raise ForeignTable(
                 f"{where}: measured with {what} {theirs!r}, and {ours!r} is asked for; its numbers do not hold here. "
-                "Build a table for this one, or pass the file as one that was measured elsewhere (latency: {table: FILE, foreign: true})."
+                "Build a table for this one, or say that it was measured elsewhere and is to be taken as it is "
+                "(latency: {table: FILE, foreign: true})."
             )
     if found.version != wanted.version:
         raise TableVersionError(

@@ -1,9 +1,9 @@
 """How a run is timed on a machine that others use too: warm-up, interleaved repeats, quiet runs only, median, interval.
 
-Two kinds of noise were met on shared x86 machines. The thread is put off the core for milliseconds: work on one thread is
-therefore timed by that thread's own clock. And the whole core is 20 to 40 % slower for a second or so (a neighbour on the
-same caches). That shows in a *reference*, a fixed workload that runs before and after each timed run: a run counts only where its two
-references are near the reference's floor, and what is left of the drift is divided out.
+Two kinds of noise were met on shared x86 machines. The thread is put off the core for milliseconds: work on one thread
+is therefore timed by that thread's own clock. And the whole core is 20 to 40 % slower for a second or so (a neighbour
+on the same caches). That shows in a *reference*, a fixed workload that runs before and after each timed run: a run
+counts only where its two references are near the reference's floor, and what is left of the drift is divided out.
 """
 
 from __future__ import annotations
@@ -44,17 +44,17 @@ def timing(times_ms: Sequence[float] | np.ndarray) -> Timing:
 
     The interval's ranks are those of a binomial with p = 1/2, by its normal approximation.
 
-    >>> timing([5, 1, 2, 3, 4, 100, 3, 3])
-    Timing(ms=3.0, low=2.0, high=5.0, repeats=8)
+    >>> timing([5, 1, 2, 3, 4, 100, 3, 3, 3, 3, 3])
+    Timing(ms=3.0, low=2.0, high=5.0, repeats=11)
     """
     ordered = np.sort(np.asarray(times_ms, dtype=float))
     count = len(ordered)
     if not count:
         raise ValueError("timing: no runs to take the median of")
     reach = 1.96 * np.sqrt(count) / 2
-    low = max(0, int(np.floor(count / 2 - reach)))
-    high = min(count - 1, int(np.ceil(count / 2 + reach)) - 1)
-    return Timing(float(np.median(ordered)), float(ordered[low]), float(ordered[max(high, low)]), count)
+    low = max(0, round(count / 2 - reach) - 1)
+    high = min(count - 1, round(count / 2 + reach))
+    return Timing(float(np.median(ordered)), float(ordered[low]), float(ordered[high]), count)
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,9 @@ class Clock:
         start = now()
         run()
         return (now() - start) * 1e3
+
+
+CLOCK = Clock()
 
 
 @dataclass
@@ -93,7 +96,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class Pace:
-    """The raw runs: wall time of each, which of them count, what the reference took around each, and takes when all is quiet.
+    """The raw runs: time of each, which of them count, what the reference took around each, and takes in quiet.
 
     Without a reference `around_ms` is 1 throughout, and so is `quiet_ms`.
     """
@@ -107,7 +110,7 @@ class Pace:
         return self.corrected(self.times_ms)
 
     def corrected(self, times_ms: np.ndarray) -> Timing:
-        """The timing of times taken in these runs: those that count, at the speed that the machine has when it is quiet."""
+        """The timing of times taken in these runs: of those that count, at the speed of the quiet machine."""
         return self.relative(times_ms).scaled(self.quiet_ms)
 
     def relative(self, times_ms: np.ndarray) -> Timing:
@@ -123,11 +126,11 @@ def pace(
     warmup: int = 3,
     patience: int = 3,
     one_thread: bool = True,
-    clock: Clock = Clock(),
+    clock: Clock = CLOCK,
 ) -> Pace:
     """Run until `repeats` runs were undisturbed, at most `patience` times as many in all.
 
-    Where fewer than half of `repeats` were, that many with the quickest surroundings count; the interval tells the rest.
+    Where fewer than half of `repeats` were, that many with the quickest surroundings count; the interval tells more.
     """
 
     def reference_ms() -> float:
@@ -158,12 +161,11 @@ def pace(
 
 def warm_up(reference: Reference, *, seconds: float = 1.0, least: int = 20, one_thread: bool = True) -> None:
     """Run a reference until its floor is known."""
-    clock = Clock()
     end = time.perf_counter() + seconds
     for _ in range(3):
         reference.run()
     while len(reference.times_ms) < least or time.perf_counter() < end:
-        reference.times_ms.append(clock.time_ms(reference.run, one_thread))
+        reference.times_ms.append(CLOCK.time_ms(reference.run, one_thread))
 
 
 def _undisturbed(reference: Reference | None, around: Sequence[float]) -> np.ndarray:

@@ -2,8 +2,8 @@
 
 A unit is one operator that moves or multiplies data (convolution, matrix product, pooling, concatenation, ...) with the
 elementwise operators, normalisations and views behind it. Its key says the operators, their static arguments and all
-shapes, with a letter for each size that depends on group widths: `convolution(1,a,56,56; b,a,3,3 -> 1,b,28,28)`. The values of
-the letters are the unit's *coordinates*; each is a polynomial in the group widths.
+shapes, with a letter for each size that depends on group widths: `convolution(1,a,56,56; b,a,3,3 -> 1,b,28,28)`. The
+values of the letters are the unit's *coordinates*; each is a polynomial in the group widths.
 """
 
 from __future__ import annotations
@@ -26,18 +26,25 @@ from passes.ops import Record, Value
 Widths = Mapping[str, Any]
 
 _VIEWS = frozenset(
-    "view _unsafe_view reshape _reshape_alias _reshape_copy permute transpose t expand unsqueeze squeeze detach alias clone "
-    "unflatten flatten slice select unbind split split_with_sizes chunk narrow lift_fresh as_strided as_strided_ contiguous "
-    "native_dropout dropout _to_copy".split()
+    [
+        *("view", "_unsafe_view", "reshape", "_reshape_alias", "_reshape_copy", "flatten", "unflatten", "as_strided"),
+        *("permute", "transpose", "t", "expand", "unsqueeze", "squeeze", "slice", "select", "narrow", "unbind"),
+        *("split", "split_with_sizes", "chunk", "detach", "alias", "clone", "contiguous", "lift_fresh", "_to_copy"),
+        *("dropout", "native_dropout"),
+    ]
 )
 _NORMS = re.compile(r"(^|_)(batch|layer|group|instance|rms)_norm")
 _WIDTH_ATTRIBUTES = frozenset(
-    "in_channels out_channels in_features out_features num_features num_channels num_groups normalized_shape "
-    "num_embeddings embedding_dim hidden_size embed_dim groups".split()
+    [
+        *("in_channels", "out_channels", "in_features", "out_features", "num_features", "num_channels", "num_groups"),
+        *("normalized_shape", "num_embeddings", "embedding_dim", "hidden_size", "embed_dim", "groups"),
+    ]
 )
 _IDLE_ATTRIBUTES = frozenset(
-    "training inplace eps momentum affine track_running_stats elementwise_affine padding_mode transposed "
-    "call_super_init dump_patches return_indices output_padding p".split()
+    [
+        *("training", "inplace", "eps", "momentum", "affine", "track_running_stats", "elementwise_affine", "p"),
+        *("padding_mode", "transposed", "call_super_init", "dump_patches", "return_indices", "output_padding"),
+    ]
 )
 
 
@@ -202,7 +209,8 @@ def extract(gm: fx.GraphModule, nodes: Sequence[str], example_inputs: Sequence[A
     """
     inside = set(nodes)
     shapes = _shapes(gm, example_inputs)
-    graph, copied, inputs = fx.Graph(), {}, []
+    graph, inputs = fx.Graph(), []
+    copied: dict[fx.Node, fx.Node] = {}
     chosen = [node for node in gm.graph.nodes if node.name in inside]
     for node in _needed(chosen, inside):
         value = shapes[node.name]

@@ -1,0 +1,199 @@
+"""Building and predicting, on a device whose true costs are known."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+from latency_nets import INPUT, FormulaDevice, Net
+
+from fxprune import Budget, netadapt
+from fxprune.latency import LatencyTable, Limits, UncoveredTable, latency_model, width_grid
+from fxprune.latency.backends import find
+from fxprune.latency.errors import BackendError, LatencyError
+from fxprune.latency.predict import measured_model, model_of
+from fxprune.latency.sampling import FIRST, Network, build, spread
+from passes import capture, couple
+
+
+@pytest.fixture(autouse=True)
+def _no_warming_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A formula needs none."""
+    for module in ("sampling", "predict"):
+        monkeypatch.setattr(f"fxprune.latency.{module}.warm_up", lambda reference, **_: reference.times_ms.append(1.0))
+
+
+def network(step: int = 8) -> Network:
+    gm = capture(Net().eval(), INPUT)
+    coupling = couple(gm, INPUT)
+    return Network(gm, coupling, INPUT, width_grid(coupling, step))
+
+
+def errors(net: Network, device: FormulaDevice, table: LatencyTable, count: int = 30) -> np.ndarray:
+    """Relative errors at random widths, after calibration by the dense network."""
+    model = model_of(net, table).calibrate(device.true_ms(net.gm))
+    vectors = spread(net.grid, count, seed=99)
+    return np.array([model.predict_ms(widths) / device.true_ms(net.at(widths)) - 1 for widths in vectors])
+
+
+def test_profiles_of_few_networks_predict_all() -> None:
+    net, device = network(), FormulaDevice()
+    table = build(net, device)
+    assert device.measured <= FIRST + 6
+    off = np.abs(errors(net, device, table))
+    assert np.median(off) < 0.01 and off.max() < 0.05
+
+
+def test_a_second_build_measures_nothing() -> None:
+    net, device = network(), FormulaDevice()
+    table = build(net, device)
+    before = device.measured, table.samples
+    assert build(net, device, table).samples == before[1] and device.measured == before[0]
+    coarser = Network(net.gm, net.coupling, INPUT, width_grid(net.coupling, 16))
+    build(coarser, device, table)
+    assert device.measured == before[0]
+    finer = Network(net.gm, net.coupling, INPUT, width_grid(net.coupling, 4))
+    build(finer, device, table)
+    assert device.measured > before[0]
+
+
+def test_an_interrupted_build_goes_on_where_it_was(tmp_path: Path) -> None:
+    net, device, path = network(), FormulaDevice(), tmp_path / "t.json"
+    device.fail_after = 7
+    with pytest.raises(KeyboardInterrupt):
+        build(net, device, path=path)
+    found = LatencyTable.load(path, device.setting)
+    assert found.samples == 1 + 6 * len(net.units)  # the first measurement was that of an empty call
+    device.fail_after = None
+    whole = build(net, device, found, path=path)
+    assert device.measured <= FIRST + 6
+    assert LatencyTable.load(path, device.setting) == whole
+    again = device.measured
+    build(net, device, LatencyTable.load(path, device.setting), path=path)
+    assert device.measured == again
+
+
+def test_stairs_are_found_and_offered_as_steps() -> None:
+    net, device = network(step=4), FormulaDevice(step=16)
+    model = model_of(net, build(net, device, limits=Limits(networks=60)))
+    assert model.steps() == dict.fromkeys(net.coupling.widths, 16)
+    smooth = FormulaDevice(step=1)
+    assert model_of(net, build(net, smooth)).steps() == {}
+
+
+def test_a_backend_that_sees_only_whole_networks() -> None:
+    net, device = network(), FormulaDevice(in_situ=False)
+    table = build(net, device)
+    assert device.measured <= 1 + 8 * len(net.keys)
+    off = np.abs(errors(net, device, table))
+    assert np.median(off) < 0.03 and off.max() < 0.12
+
+
+def test_a_measuring_function_stands_for_a_device() -> None:
+    net, device = network(), FormulaDevice(noise=0.0)
+    backend = find(measure=lambda gm, inputs: device.true_ms(gm), device="a board")
+    assert backend.setting.device_name == "a board"
+    model = measured_model(net, build(net, backend), backend)
+    assert model.predict_ms() == pytest.approx(device.true_ms(net.gm))
+    pruned = net.at({name: 32 for name in net.coupling.widths})
+    assert model.measure(pruned, INPUT) == pytest.approx(device.true_ms(pruned))
+    for answer in (0, -1.0, float("nan"), "fast", None):
+        with pytest.raises(BackendError, match="expected milliseconds"):
+            find(measure=lambda gm, inputs, answer=answer: answer).time(net.gm, INPUT)
+
+
+def test_calibration_is_the_ratio() -> None:
+    net, device = network(), FormulaDevice()
+    model = model_of(net, build(net, device))
+    half = {name: size // 2 for name, size in net.coupling.widths.items()}
+    calibrated = model.calibrate(7.0, half)
+    assert calibrated.predict_ms(half) == pytest.approx(7.0)
+    ratio = calibrated.predict_ms() / model.predict_ms()
+    assert ratio == pytest.approx(7.0 / model.predict_ms(half))
+    assert calibrated.calibrated(7.0, 14.0).predict_ms(half) == pytest.approx(14.0)
+    with pytest.raises(LatencyError, match="above 0"):
+        model.calibrate(float("nan"))
+
+
+def test_predictions_are_vectorised() -> None:
+    net, device = network(), FormulaDevice()
+    model = model_of(net, build(net, device))
+    names = list(net.coupling.widths)
+    rng = np.random.default_rng(0)
+    arrays = {name: rng.integers(1, 9, 40) * 8 for name in names}
+    together = model.predict_ms(arrays)
+    alone = [model.predict_ms({name: int(arrays[name][i]) for name in names}) for i in range(40)]
+    assert together.shape == (40,) and together.tolist() == pytest.approx(alone)
+    assert model.predict_ms({names[0]: arrays[names[0]][:6].reshape(2, 3)}).shape == (2, 3)
+    assert isinstance(model.predict_ms(), float)
+    parts = sum(ms for _, _, ms in model.by_unit())
+    assert parts + model.call_ms == pytest.approx(model.predict_ms())
+
+
+def test_a_table_of_another_network_serves_where_keys_agree() -> None:
+    net, device = network(), FormulaDevice()
+    table = build(net, device)
+    assert model_of(network(), table).predict_ms() == model_of(net, table).predict_ms()
+    lacking = LatencyTable(table.setting, {k: e for k, e in table.entries.items() if "addmm" not in k})
+    with pytest.raises(UncoveredTable, match=r"lacks 1 of the network's 7 units: head: .*addmm"):
+        model_of(net, lacking)
+
+
+def test_progress_is_reported() -> None:
+    told: list[tuple[int, int, float]] = []
+    build(network(), FormulaDevice(), report=lambda *args: told.append(args))
+    assert [done for done, _, _ in told] == [*range(1, len(told)), len(told) - 1]
+    assert told[-1][0] == told[-1][1] and told[-1][2] <= 0.02
+
+
+def test_a_search_keeps_its_promise_and_stops_by_the_measured_value(caplog: pytest.LogCaptureFixture) -> None:
+    """The table is 20 % too cheap below full size; measuring whole networks finds out and says so."""
+    net, device = network(), FormulaDevice(noise=0.0)
+
+    def measure(gm, inputs) -> float:
+        true = device.true_ms(gm)
+        return true if true > 0.999 * device.true_ms(net.gm) else 1.2 * true
+
+    model = measured_model(net, build(net, device), find(measure=measure, device="board"))
+    with caplog.at_level(logging.WARNING):
+        result = netadapt(
+            net.gm, Budget("latency", ratio=0.5), example_inputs=INPUT, resources=[model], progress=False,
+            config={"netadapt_min_feature_size": 8, "budget_reduce_rate_init": 0.2, "budget_reduce_rate_decay": 1.0},
+        )  # fmt: skip
+    start = device.true_ms(net.gm)
+    assert result.met and measure(result.model, INPUT) <= 0.5 * start
+    assert "off by" in caplog.text
+    first, *later = [record for record in result.rounds]
+    off = [abs(r.measured["latency"] / r.predicted["latency"] - 1) for r in (first, *later)]
+    assert off[0] > 0.1 and max(off[1:], default=0) < 0.05
+
+
+def test_a_foreign_table_is_taken_as_it_is_only_when_asked(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    net, device, path = network(), FormulaDevice(), tmp_path / "phone.json"
+    build(net, device, path=path)
+    with pytest.raises(LatencyError, match="phone.json"):
+        latency_model(net.gm, INPUT, table=path, backend="eager")
+    with caplog.at_level(logging.WARNING):
+        model = latency_model(net.gm, INPUT, table=path, foreign=True)
+    assert "formula" in caplog.text and not hasattr(model, "measure")
+    assert model.predict_ms() == pytest.approx(device.true_ms(net.gm), rel=0.2)
+    with pytest.raises(LatencyError, match="needs the table"):
+        latency_model(net.gm, INPUT, foreign=True)
+
+
+def test_grids() -> None:
+    coupling = network().coupling
+    assert width_grid(coupling, 24)["stem"] == [24, 48, 64]
+    assert width_grid(coupling, 8, 20)["stem"] == [24, 32, 40, 48, 56, 64]
+    assert all(widths[-1] == coupling.widths[name] for name, widths in width_grid(coupling).items())
+
+
+def test_unknown_backends_are_named() -> None:
+    with pytest.raises(BackendError, match="'tensorrt'.*eager, compile and onnxruntime"):
+        find("tensorrt")
+    with pytest.raises(BackendError, match="threads=0"):
+        find("eager", threads=0)
+    with pytest.raises(BackendError, match="measure is a str"):
+        find(measure="phone")  # type: ignore[arg-type]

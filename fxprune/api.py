@@ -15,7 +15,7 @@ from fxprune.budget import UNITS, Budget, parse_budget
 from fxprune.config import NetAdaptConfig
 from fxprune.errors import BudgetError, InputError
 from fxprune.inputs import captured, coupled, frozen_reasons
-from fxprune.layers import make_grids
+from fxprune.layers import grid_of, make_grids
 from fxprune.memory import Journal, Memory
 from fxprune.planner import evaluate, least_widths
 from fxprune.progress import Progress, make_progress
@@ -72,7 +72,9 @@ def netadapt(
     modes = modes_of(gm) if isinstance(gm, nn.Module) else {}
     dense, example_inputs = captured(gm, example_inputs)
     coupling = coupled(dense, example_inputs)
-    problem = make_problem(dense, coupling, budgets, settings, seed, example_inputs, train, evaluate, resources)
+    problem = make_problem(
+        dense, coupling, budgets, settings, seed, example_inputs, train, evaluate, resources, progress
+    )
     analysed = time.perf_counter()
 
     within = all(problem.start[name] <= limit for name, limit in problem.limits.items())
@@ -152,6 +154,7 @@ def make_problem(
     train: Train | None,
     evaluate_: Evaluate | None,
     given: Sequence[Resource],
+    progress: bool,
 ) -> Problem:
     costs, offered = cost(coupling), {resource.name: resource for resource in given}
     chosen: list[Resource] = []
@@ -160,7 +163,7 @@ def make_problem(
         if name in offered:
             chosen.append(offered[name])
         elif name == "latency":
-            chosen.append(latency_resource(dense, coupling, example_inputs, config))
+            chosen.append(latency_resource(dense, coupling, example_inputs, config, progress))
         else:
             chosen.append(counted(costs, name))
     start = evaluate(chosen, coupling.widths)
@@ -179,11 +182,16 @@ def make_problem(
     )  # fmt: skip
 
 
-def latency_resource(dense: GraphModule, coupling: Coupling, example_inputs: Any, config: NetAdaptConfig) -> Resource:
-    """The measured latency of the network on this device."""
+def latency_resource(
+    dense: GraphModule, coupling: Coupling, example_inputs: Any, config: NetAdaptConfig, progress: bool
+) -> Resource:
+    """The measured latency of the network on this device, for the widths that the search can reach."""
     from fxprune.latency import latency_resource as measured
 
-    return measured(dense, coupling, example_inputs, **config.latency)
+    step, least = grid_of(coupling, config)
+    return measured(
+        dense, coupling, example_inputs, **{"step": step, "least": least, "progress": progress, **config.latency}
+    )
 
 
 def check_problem(problem: Problem) -> None:
@@ -301,6 +309,7 @@ def finish(
         ),
         dense=problem.dense,
         coupling=problem.coupling,
+        example_inputs=problem.example_inputs,
         modes=modes,
         journal=journal,
     )

@@ -27,18 +27,18 @@ def make_grids(
     layers = {group.name: layers_of(group) for group in groups}
     held = held_back(gm, groups, layers, config)
     rates = rates_of(groups, layers, config)
-    least = config.netadapt_min_feature_size or default_min_size(groups)
+    step, least = grid_of(coupling, config)
     grids = {}
     for group in groups:
         if group.name in held:
             continue
-        grid = make_grid(
-            group.name,
-            group.size,
-            step=step_of(group, config, least, steps or {}),
-            min_size=min(least, default_step(group.size)) if config.step == "auto" else least,
-            max_prune=min(config.max_prune, rates[group.name]),
-        )
+        own = default_step(group.size)
+        if step == "auto":
+            chosen = math.lcm((steps or {}).get(group.name) or own, config.round_to or config.multiple or 1)
+        else:
+            chosen = int(step)
+        most = min(config.max_prune, rates[group.name])
+        grid = make_grid(group.name, group.size, step=chosen, min_size=least or own, max_prune=most)
         if grid is not None:
             grids[group.name] = grid
     return grids
@@ -57,15 +57,14 @@ def default_step(size: int) -> int:
     return 2 ** int(math.log2(max(1, min(8, size // 8))))
 
 
-def step_of(group: Group, config: NetAdaptConfig, least: int, steps: Mapping[str, int]) -> int:
-    round_to = config.round_to or config.multiple
+def grid_of(coupling: Coupling, config: NetAdaptConfig) -> tuple[int | str, int | None]:
+    """The step and the least width that hold for every group; the step may be "auto", and the least width then None."""
     if config.step == "auto":
-        step: int | None = steps.get(group.name) or default_step(group.size)
-    else:
-        step = config.step  # type: ignore[assignment]
-    if step is None:
-        return round_to or least
-    return math.lcm(step, round_to or 1)
+        return "auto", config.netadapt_min_feature_size
+    least = config.netadapt_min_feature_size or default_min_size(list(coupling.groups))
+    round_to = config.round_to or config.multiple
+    step = math.lcm(int(config.step), round_to or 1) if config.step is not None else round_to or least
+    return step, least
 
 
 def layers_of(group: Group) -> tuple[str, ...]:

@@ -48,14 +48,14 @@ class OnRay:
             ) from error
         if not ray.is_initialized():
             given = {key: value for key, value in self.settings.items() if key not in OPTIONS}
-            ray.init(**{"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR, **given})
+            ray.init(**{"include_dashboard": False, "logging_level": logging.ERROR, **given})
             self._started = True
         try:
             self._functions = ray.put(ray.cloudpickle.dumps((self.train, self.evaluate)))
         except Exception as error:  # pickling runs the code of whatever is in there
             raise WorkerError(
-                f"workers: train and evaluate cannot be sent to Ray: {type(error).__name__}: {error}. Keep open files, locks, "
-                "loaders with workers and the like out of them, and make them inside the function."
+                f"workers: train and evaluate cannot be sent to Ray: {type(error).__name__}: {error}. Keep open "
+                "files, locks, loaders with workers and the like out of them, and make them inside the function."
             ) from error
 
     def run(self, network: GraphModule, coupling: Coupling, tasks: Sequence[Task]) -> Iterator[Outcome]:

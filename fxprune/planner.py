@@ -76,32 +76,12 @@ def propose(
     names = [name for name in grids if len(grids[name].below(widths[name]))]
     if not names:
         return ()
-    least = np.array([grids[name].least for name in names])
-    step = np.array([grids[name].step for name in names])
-    count = np.array([len(grids[name].below(widths[name])) for name in names])
-    alone = {resource.name: one_at_a_time(resource, widths, names) for resource in resources}
-
-    def values(option: np.ndarray) -> dict[str, np.ndarray]:
-        return {name: function(least + step * option) for name, function in alone.items()}
-
-    def meets(found: Mapping[str, np.ndarray]) -> np.ndarray:
-        return np.logical_and.reduce([found[name] <= target for name, target in targets.items()])
-
-    best = values(low := np.zeros_like(count))
-    feasible = meets(best)
-    high = np.where(
-        feasible, count, low + 1
-    )  # low meets the targets, high does not: it is the width of now, or unknown
-    while (open_ := high - low > 1).any():
-        middle = np.where(open_, (low + high) // 2, low)
-        found = values(middle)
-        good = meets(found)
-        best = {name: np.where(open_ & good, found[name], best[name]) for name in best}
-        low, high = np.where(open_ & good, middle, low), np.where(open_ & ~good, middle, high)
+    find = _bisect if all(getattr(resource, "monotone", False) for resource in resources) else _scan
+    sizes, found, feasible = find(resources, widths, targets, [grids[name] for name in names])
     return tuple(
         Proposal(
-            {name: int(least[i] + step[i] * low[i])},
-            {resource: _number(column[i]) for resource, column in best.items()},
+            {name: int(sizes[i])},
+            {resource: _number(column[i]) for resource, column in found.items()},
             bool(feasible[i]),
         )
         for i, name in enumerate(names)
@@ -179,6 +159,57 @@ def propose_uniform(
 def evaluate(resources: Sequence[Resource], widths: Mapping[str, int]) -> dict[str, float]:
     """Each resource at these widths, as plain numbers."""
     return {r.name: _number(r.value(widths)) for r in resources}
+
+
+Search = tuple[np.ndarray, dict[str, np.ndarray], np.ndarray]
+
+
+def _bisect(
+    resources: Sequence[Resource], widths: Mapping[str, int], targets: Mapping[str, float], grids: Sequence[Grid]
+) -> Search:
+    """The chosen size of each group, what the network then uses, and whether it meets the targets; all groups at
+    once."""
+    least, step = np.array([grid.least for grid in grids]), np.array([grid.step for grid in grids])
+    count = np.array([len(grid.below(widths[grid.group])) for grid in grids])
+    alone = {r.name: one_at_a_time(r, widths, [grid.group for grid in grids]) for r in resources}
+
+    def values(option: np.ndarray) -> dict[str, np.ndarray]:
+        return {name: function(least + step * option) for name, function in alone.items()}
+
+    best = values(low := np.zeros_like(count))
+    feasible = _each_meets(best, targets)
+    high = np.where(
+        feasible, count, low + 1
+    )  # low meets the targets, high does not: it is the width of now, or unknown
+    while (open_ := high - low > 1).any():
+        middle = np.where(open_, (low + high) // 2, low)
+        found = values(middle)
+        good = _each_meets(found, targets)
+        best = {name: np.where(open_ & good, found[name], best[name]) for name in best}
+        low, high = np.where(open_ & good, middle, low), np.where(open_ & ~good, middle, high)
+    return least + step * low, best, feasible
+
+
+def _scan(
+    resources: Sequence[Resource], widths: Mapping[str, int], targets: Mapping[str, float], grids: Sequence[Grid]
+) -> Search:
+    """As `_bisect`, by a look at every width of every group."""
+    options = [np.array(grid.below(widths[grid.group])) for grid in grids]
+    names = [grid.group for grid, sizes in zip(grids, options, strict=True) for _ in sizes]
+    sizes = np.concatenate(options)
+    found = {r.name: one_at_a_time(r, widths, names)(sizes) for r in resources}
+    good = _each_meets(found, targets)
+    ends = np.cumsum([len(own) for own in options])
+    chosen = []
+    for own, end in zip(options, ends, strict=True):
+        start = end - len(own)
+        meeting = np.flatnonzero(good[start:end])
+        chosen.append(start + (meeting[-1] if len(meeting) else 0))
+    return sizes[chosen], {name: column[chosen] for name, column in found.items()}, good[chosen]
+
+
+def _each_meets(found: Mapping[str, np.ndarray], targets: Mapping[str, float]) -> np.ndarray:
+    return np.logical_and.reduce([found[name] <= target for name, target in targets.items()])
 
 
 def _saved(

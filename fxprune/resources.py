@@ -21,7 +21,11 @@ Widths = Mapping[str, Any]
 
 @runtime_checkable
 class Resource(Protocol):
-    """What the search needs of a resource: its name, its unit, and its value for any widths of the original network."""
+    """What the search needs of a resource: its name, its unit, and its value for any widths of the original network.
+
+    One that never grows as a width shrinks may say so by an attribute `monotone = True`; its proposals are found by
+    bisection, those of others (24 channels may take longer than 32) by a look at every width.
+    """
 
     @property
     def name(self) -> str: ...
@@ -58,6 +62,7 @@ class Counted:
     name: str
     unit: str
     count: Callable[..., Any]
+    monotone: bool = True
     along: Callable[[Widths], Mapping[str, np.ndarray]] | None = None
 
     def value(self, widths: Widths | None = None) -> Any:
@@ -67,13 +72,16 @@ class Counted:
 def counted(costs: Cost, name: str) -> Counted:
     """The resource of this name of a network's costs."""
     along = None if name == "memory" else partial(costs.along, name)  # a peak is no polynomial
-    return Counted(name, UNITS[name], costs.resource(name), along)
+    return Counted(name, UNITS[name], costs.resource(name), along=along)
 
 
 def one_at_a_time(
     resource: Resource, widths: Mapping[str, int], names: Sequence[str]
 ) -> Callable[[np.ndarray], np.ndarray]:
-    """A function of sizes: its entry i is the resource with only group names[i] at sizes[i], the others at `widths`."""
+    """A function of sizes: its entry i is the resource with only group names[i] at sizes[i], the others at `widths`.
+
+    A name may stand several times, for several sizes of one group.
+    """
     along = getattr(resource, "along", None)
     if along is not None:
         found = along(widths)
@@ -87,13 +95,14 @@ def one_at_a_time(
 
         return horner
 
-    current = np.array([widths[name] for name in names])
-    diagonal = np.arange(len(names))
+    rows = {name: row for row, name in enumerate(dict.fromkeys(names))}
+    current = np.array([widths[name] for name in rows])
+    row, column = np.array([rows[name] for name in names]), np.arange(len(names))
 
     def table(sizes: np.ndarray) -> np.ndarray:
         trial = np.repeat(current[:, None], len(names), axis=1)
-        trial[diagonal, diagonal] = sizes
-        values = resource.value({**widths, **dict(zip(names, trial, strict=True))})
+        trial[row, column] = sizes
+        values = resource.value({**widths, **dict(zip(rows, trial, strict=True))})
         return np.broadcast_to(np.asarray(values), (len(names),))
 
     return table

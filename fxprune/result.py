@@ -65,6 +65,7 @@ class NetAdaptResult:
     timings: Timings
     dense: GraphModule = field(repr=False)
     coupling: Coupling = field(repr=False)
+    example_inputs: Any = field(repr=False)
     modes: dict[str, bool] = field(repr=False)
     journal: Journal = field(repr=False)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -130,3 +131,31 @@ def test_uniform_leaves_each_group_the_same_share() -> None:
     assert max(shares) - min(shares) < 0.1
     assert all(_macs({**proposal.widths, name: w + 1}) > 0 for name, w in proposal.widths.items())
     assert propose_uniform((MACS,), {n: g.least for n, g in grids.items()}, targets, grids, START) is None
+
+
+@dataclass(frozen=True)
+class Stairs:
+    """Time that climbs in stairs of 16 and is worse between them: not monotone."""
+
+    name: str = "latency"
+    unit: str = "ms"
+
+    def value(self, widths: Any = None) -> Any:
+        w = {name: np.asarray(size) for name, size in {**START, **(widths or {})}.items()}
+        return sum((np.ceil(w[n] / 16) * 16 + np.where(w[n] % 16 == 8, 9.5, 0)) * k for n, k in (("a", 3), ("b", 2)))
+
+
+@pytest.mark.parametrize("share", [0.99, 0.95, 0.9, 0.8, 0.7])
+def test_a_resource_that_is_not_monotone_is_looked_at_everywhere(share: float) -> None:
+    stairs, grids = Stairs(), {"a": Grid("a", 1, 1), "b": Grid("b", 4, 4)}
+    targets = {"latency": share * float(stairs.value()), "macs": 0.999 * _macs()}
+    proposals = propose((stairs, MACS), START, targets, grids)
+    for proposal in proposals:
+        met = [
+            w
+            for w in grids[proposal.name].below(START[proposal.name])
+            if stairs.value({proposal.name: w}) <= targets["latency"] and _macs({proposal.name: w}) <= targets["macs"]
+        ]
+        assert proposal.meets == bool(met)
+        assert proposal.widths[proposal.name] == (max(met) if met else grids[proposal.name].least)
+        assert proposal.resources["latency"] == stairs.value(proposal.widths)

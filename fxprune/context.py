@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -29,9 +29,9 @@ class DLContext:
 
     def __init__(
         self,
-        train_loader: Iterable[Any] | None = None,
+        train_loader: Any = None,
         train_sampler: Any = None,
-        val_loader: Iterable[Any] | None = None,
+        val_loader: Any = None,
         criterion: Callable[..., Any] | None = None,
         optimizer: torch.optim.Optimizer | None = None,
         scheduler: Any = None,

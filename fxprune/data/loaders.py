@@ -28,7 +28,7 @@ class Loaders(NamedTuple):
 class View(Dataset):
     """Some of the images of a data set, with a transform of their own; the images themselves are not copied."""
 
-    def __init__(self, data: Any, indices: Sequence[int], transform: Transform):
+    def __init__(self, data: Any, indices: Sequence[int] | np.ndarray, transform: Transform):
         self.data, self.indices, self.transform = data, indices, transform
 
     def __len__(self) -> int:
@@ -104,7 +104,7 @@ def make_loaders(
         "pin_memory": torch.cuda.is_available(),
     }
     rank, world = _place() if distributed else (0, 1)
-    sampler = DistributedSampler(learned, world, rank, shuffle=True, seed=seed) if distributed else None
+    sampler: Any = DistributedSampler(learned, world, rank, shuffle=True, seed=seed) if distributed else None
     return Loaders(
         DataLoader(
             learned, shuffle=sampler is None, sampler=sampler, drop_last=len(learned) >= batch_size * world, **common

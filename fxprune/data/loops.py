@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -72,8 +72,8 @@ def train_one_epoch(model: nn.Module, context: DLContext) -> Measures:
         if context.iter_scheduler is not None and context.iteration >= context.warmup_iteration:
             context.iter_scheduler.step()
         if context.print_freq and sums.batches % context.print_freq == 0:
-            rate = optimizer.param_groups[0]["lr"]
-            log.info("epoch %s, batch %d: lr %.4g, %s", context.epoch, sums.batches, rate, sums.measures(local=True))
+            rate, here = optimizer.param_groups[0]["lr"], sums.measures(local=True)
+            _tell(context, "epoch %s, batch %d: lr %.4g, %s", context.epoch, sums.batches, rate, here)
         if _finished(context):
             break
     if not sums.batches:
@@ -81,7 +81,7 @@ def train_one_epoch(model: nn.Module, context: DLContext) -> Measures:
     if context.scheduler is not None and context.iteration >= context.warmup_iteration:
         context.scheduler.step()
     measures = sums.measures()
-    log.info("epoch %s: %s", context.epoch, measures)
+    _tell(context, "epoch %s: %s", context.epoch, measures)
     return measures
 
 
@@ -109,7 +109,7 @@ def validation(model: nn.Module, context: DLContext) -> Measures:
     measures = sums.measures()
     if not measures.images:
         raise DataError("validate: context.val_loader holds no batch; expected batches of (images, labels).")
-    log.info("validation: %s", measures)
+    _tell(context, "validation: %s", measures)
     return measures
 
 
@@ -167,7 +167,7 @@ def autocast(context: DLContext, device: torch.device) -> AbstractContextManager
     return torch.autocast(device.type, torch.bfloat16) if context.amp else nullcontext()
 
 
-def shown(batches: Iterable[Any], description: str, context: DLContext) -> Iterator[Any]:
+def shown(batches: Any, description: str, context: DLContext) -> Iterator[Any]:
     """The batches, with a bar on the terminal of the first process while they pass."""
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     if not context.progress or not sys.stderr.isatty() or (distributed and torch.distributed.get_rank() != 0):
@@ -183,8 +183,15 @@ def shown(batches: Iterable[Any], description: str, context: DLContext) -> Itera
 def placed(model: nn.Module, context: DLContext) -> torch.device:
     """Move the model to where the context works, in the memory layout that it asks for."""
     device = device_of(model, context)
-    model.to(device, memory_format=torch.channels_last) if context.channels_last else model.to(device)
+    model.to(device)
+    if context.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return device
+
+
+def _tell(context: DLContext, message: str, *values: Any) -> None:
+    """To the log; inside a search, which shows its own progress, only where all is asked for."""
+    log.log(logging.INFO if context.progress else logging.DEBUG, message, *values)
 
 
 def _moved(images: Tensor, context: DLContext, device: torch.device) -> Tensor:

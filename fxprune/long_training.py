@@ -1,0 +1,307 @@
+"""After the search: long training of the chosen network, by the user's own epochs (`train`) or ready-made
+(`finetune`)."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+from torch.nn import functional as F
+from torch.utils import _pytree as pytree
+
+from fxprune.context import DLContext, TrainFunction, ValidateFunction, device_of
+from fxprune.data.loops import autocast, main_output, placed, shown
+from fxprune.errors import InputError
+from fxprune.inputs import captured
+from fxprune.result import NetAdaptResult, rebuild
+from fxprune.runs import read_run
+from fxprune.storage import write_bytes
+from fxprune.tensors import modes_of, put_modes, put_tensors, tensors_of, to_bytes
+from fxprune.training import Evaluate, score_of, seeded
+from passes import Certificate, Plan, verify
+from passes.identity import example_inputs_of
+
+log = logging.getLogger(__name__)
+
+
+def train(
+    model: nn.Module,
+    context: DLContext,
+    train_func: TrainFunction | None = None,
+    validate_func: ValidateFunction | None = None,
+    distributed: bool = False,
+    main_process: bool = True,
+    qat: bool = False,
+    work_dir: str | Path | None = None,
+) -> float:
+    """Train for `context.max_epoch` epochs, and leave the model with the weights that validated best.
+
+    Calls `train_func(model, context)`, then `validate_func(model, context)`, each epoch; they are the context's
+    where they are left out. The best weights lie in `work_dir` ("out") as `best_model.safetensors`. `distributed`:
+    the model is a DistributedDataParallel, and `main_process` says whether this process validates and saves.
+    Returns the best score, which `context.best_acc` and `context.best_epoch` hold too.
+    """
+    train_func, validate_func = train_func or context.train_func, validate_func or context.validate_func
+    if train_func is None or validate_func is None:
+        raise InputError("train: there is no train_func or no validate_func; pass both, or set them in the context.")
+    if context.max_epoch is None:
+        raise InputError("train: context.max_epoch is not set; it is the number of epochs to train.")
+    if qat:
+        raise InputError("train: qat=True is quantization-aware training, which fxprune leaves to torch.ao.")
+    if isinstance(context.criterion, nn.Module):
+        context.criterion.to(device_of(model, context))
+    plain = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+    best: dict[str, Tensor] | None = None
+    context.best_acc, context.best_epoch = -math.inf, -1
+    for epoch in range(context.max_epoch):
+        context.epoch = epoch
+        sampler = context.train_sampler or getattr(context.train_loader, "sampler", None)
+        if sampler is not None and hasattr(sampler, "set_epoch"):
+            sampler.set_epoch(epoch)
+        train_func(model, context)
+        if not main_process:
+            continue
+        score = score_of(validate_func(plain, context))
+        if score > context.best_acc:
+            context.best_acc, context.best_epoch = score, epoch
+            best = tensors_of(plain)
+            write_bytes(Path(work_dir or "out") / "best_model.safetensors", to_bytes(best))
+        log.info("epoch %d: score %.6g, best %.6g of epoch %d", epoch, score, context.best_acc, context.best_epoch)
+    if best is not None:
+        put_tensors(plain, best)
+    if distributed and torch.distributed.is_initialized():
+        for tensor in [*plain.parameters(), *plain.buffers()]:
+            torch.distributed.broadcast(tensor.data, 0)
+    return context.best_acc
+
+
+@dataclass(frozen=True, eq=False)
+class FineTuned:
+    """What `finetune` returns: the network with its best weights, the epoch (from 1) and the score that they had.
+
+    `scores` and `losses` are those of each epoch; `certificate` proves the trained network against the dense one,
+    where that is known.
+    """
+
+    model: nn.Module
+    epoch: int
+    score: float | None
+    scores: tuple[float, ...]
+    losses: tuple[float, ...]
+    certificate: Certificate | None
+
+
+def finetune(
+    source: nn.Module | NetAdaptResult | str | Path,
+    batches: Any,
+    *,
+    round: int | None = None,
+    model: nn.Module | None = None,
+    example_inputs: Any = None,
+    evaluate: Evaluate | None = None,
+    epochs: int = 30,
+    lr: float = 0.05,
+    momentum: float = 0.9,
+    weight_decay: float = 1e-4,
+    warmup: float = 1.0,
+    optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer] | None = None,
+    loss: Callable[[Any, Any], Tensor] | None = None,
+    distill: float = 0.0,
+    temperature: float = 4.0,
+    teacher: nn.Module | None = None,
+    device: torch.device | str | None = None,
+    amp: bool | torch.dtype | None = None,
+    channels_last: bool = False,
+    seed: int = 0,
+    progress: bool = True,
+) -> FineTuned:
+    """Train a pruned network for long: SGD with Nesterov momentum, a linear warm-up and a cosine to zero.
+
+    `source`: a NetAdaptResult or the workdir of a search, of which `round` is taken (None: the accepted one, 0: the
+    unpruned network); for a workdir `model` is the original module and `example_inputs` what it takes. Or a module,
+    which is trained in place. `batches` of (inputs, targets) are passed `epochs` times; `warmup` is in epochs.
+    `optimizer(parameters)` replaces the SGD; its learning rates are the peaks. `evaluate(model)`, higher is better,
+    chooses the epoch whose weights are returned; without it they are the last.
+
+    `distill` mixes in the soft targets of `teacher` (the dense network, where it is known):
+    (1 - distill) * loss + distill * temperature**2 * KL(teacher || student), both softened by the temperature, over
+    dimension 1 (Hinton et al., Distilling the Knowledge in a Neural Network, 2015).
+
+    >>> tuned = finetune(nn.Linear(3, 2), [(torch.randn(4, 3), torch.tensor([0, 1, 0, 1]))], epochs=2, progress=False)
+    >>> len(tuned.losses)
+    2
+    """
+    _checked(epochs, distill, temperature)
+    start = _start(source, round, model, example_inputs)
+    network = start.network
+    if distill and teacher is None:
+        teacher = start.dense
+        if teacher is None:
+            raise InputError("finetune: distill needs a teacher; a module alone does not say what it was pruned from.")
+    if teacher is not None:
+        teacher = copy.deepcopy(teacher).eval().requires_grad_(False)
+    home = next((p.device for p in network.parameters()), torch.device("cpu"))
+    context = DLContext(device=device or home, amp=amp, channels_last=channels_last, progress=progress)
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    if not parameters:
+        raise InputError("finetune: no parameter of the network requires a gradient.")
+    with seeded(seed):
+        placed(network, context)
+        if teacher is not None:
+            placed(teacher, context)
+        made = optimizer(parameters) if optimizer else _sgd(parameters, lr, momentum, weight_decay)
+        objective = _objective(loss or nn.CrossEntropyLoss(), teacher, distill, temperature)
+        epoch, scores, losses = _epochs(network, batches, context, made, objective, evaluate, epochs, warmup)
+    network.to(home)
+    certificate = None
+    if start.dense is not None and start.plan is not None:
+        certificate = verify(start.dense, network, start.plan, start.example_inputs, trained=True)
+        put_modes(network, start.modes)
+    score = scores[epoch - 1] if scores else None
+    return FineTuned(network, epoch, score, tuple(scores), tuple(losses), certificate)
+
+
+@dataclass(frozen=True)
+class _Start:
+    """What is trained, and what it was pruned from."""
+
+    network: Any
+    dense: GraphModule | None = None
+    plan: Plan | None = None
+    example_inputs: Any = None
+    modes: Any = None
+
+
+def _start(source: Any, round: int | None, model: nn.Module | None, example_inputs: Any) -> _Start:
+    if isinstance(source, NetAdaptResult):
+        number = source.accepted if round is None else round
+        network = source.restore(number)
+        plan = Plan.from_json(source.rounds[number - 1].plan) if number else source.coupling.plan({})
+        return _Start(network, source.dense, plan, _zeros(plan), source.modes)
+    if isinstance(source, str | Path):
+        if model is None:
+            raise InputError("finetune: the workdir of a search holds no module; pass model=, the original one.")
+        run = read_run(source)
+        accepted = run.result["accepted"] if run.result else len(run.rounds)
+        number = accepted if round is None else round
+        if not 0 <= number <= len(run.rounds):
+            raise InputError(f"finetune: {run.folder} has no round {number}; expected 0 to {len(run.rounds)}.")
+        modes = modes_of(model)
+        chosen = Plan.from_json(run.rounds[number - 1].plan) if number else None
+        if example_inputs is None and chosen is not None:
+            example_inputs = _zeros(chosen)
+        dense, example_inputs = captured(model, example_inputs)
+        return _Start(rebuild(dense, run.rounds, number, run.journal, modes), dense, chosen, example_inputs, modes)
+    if not isinstance(source, nn.Module):
+        raise InputError(
+            f"finetune: got a {type(source).__name__}; expected a module, a NetAdaptResult, or the workdir of a search."
+        )
+    if round is not None:
+        raise InputError("finetune: a module has no rounds; pass the NetAdaptResult or the workdir instead.")
+    return _Start(source)
+
+
+def _zeros(plan: Plan) -> Any:
+    """Inputs of the shapes and types that a plan was made for."""
+    return pytree.tree_map_only(Tensor, lambda x: torch.zeros_like(x, device="cpu"), example_inputs_of(plan.inputs))
+
+
+def _epochs(
+    network: nn.Module,
+    batches: Any,
+    context: DLContext,
+    optimizer: torch.optim.Optimizer,
+    objective: Callable[[Any, Any, Any], Tensor],
+    evaluate: Evaluate | None,
+    epochs: int,
+    warmup: float,
+) -> tuple[int, list[float], list[float]]:
+    """Train; the network ends with the weights of the epoch that is returned (from 1)."""
+    device = device_of(network, context)
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    length = len(batches) if hasattr(batches, "__len__") else None
+    scores: list[float] = []
+    losses: list[float] = []
+    best: dict[str, Tensor] | None = None
+    chosen = epochs
+    for epoch in range(epochs):
+        network.train()
+        total, count = torch.zeros((), device=device), 0
+        for inputs, targets in shown(batches, f"fine-tune, epoch {epoch + 1} of {epochs}", context):
+            done = epoch + (count / length if length else 0.0)
+            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                group["lr"] = peak * rate(done, epochs, warmup, 1 / length if length else 1.0)
+            inputs, targets = inputs.to(device, non_blocking=True), targets.to(device, non_blocking=True)
+            optimizer.zero_grad(set_to_none=True)
+            with autocast(context, device):
+                found = objective(network(inputs), inputs, targets)
+            found.backward()
+            optimizer.step()
+            total, count = total + found.detach(), count + 1
+        if not count:
+            raise InputError("finetune: the data holds no batch; expected batches of (inputs, targets), each epoch.")
+        losses.append(total.item() / count)
+        if evaluate is not None:
+            network.eval()
+            scores.append(score_of(evaluate(network)))
+            if best is None or scores[-1] > max(scores[:-1]):
+                best, chosen = tensors_of(network), epoch + 1
+        score = f", score {scores[-1]:.6g}" if scores else ""
+        log.info("fine-tune, epoch %d: loss %.4f%s", epoch + 1, losses[-1], score)
+    if best is not None:
+        put_tensors(network, best)
+    return chosen, scores, losses
+
+
+def rate(done: float, epochs: int, warmup: float, least: float = 0.0) -> float:
+    """The share of the peak learning rate after `done` epochs: a line up to it, then half a cosine down to zero.
+
+    The line begins at one step (`least`, in epochs), not at zero, which would waste it.
+    """
+    warmup = min(warmup, epochs / 2)
+    if done < warmup:
+        return min(1.0, (done + least) / (warmup + least))
+    return 0.5 * (1 + math.cos(math.pi * (done - warmup) / max(epochs - warmup, 1e-12)))
+
+
+def _objective(
+    loss: Callable[[Any, Any], Tensor], teacher: nn.Module | None, distill: float, temperature: float
+) -> Callable[[Any, Any, Any], Tensor]:
+    def objective(outputs: Any, inputs: Tensor, targets: Any) -> Tensor:
+        hard = loss(outputs, targets)
+        if teacher is None or not distill:
+            return hard
+        with torch.no_grad():
+            wanted = main_output(teacher(inputs))
+        return (1 - distill) * hard + distill * soft_loss(main_output(outputs), wanted, temperature)
+
+    return objective
+
+
+def soft_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """temperature**2 * KL(teacher || student) of the softened classes in dimension 1, a mean over all else."""
+    wanted = F.log_softmax(teacher.float() / temperature, 1)
+    given = F.log_softmax(student.float() / temperature, 1)
+    divergence = F.kl_div(given, wanted, reduction="none", log_target=True).sum(1)
+    return temperature**2 * divergence.mean()
+
+
+def _sgd(parameters: list[nn.Parameter], lr: float, momentum: float, weight_decay: float) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr, momentum=momentum, weight_decay=weight_decay, nesterov=momentum > 0)
+
+
+def _checked(epochs: int, distill: float, temperature: float) -> None:
+    if epochs < 1:
+        raise InputError(f"finetune: epochs is {epochs}; expected at least 1.")
+    if not 0 <= distill <= 1:
+        raise InputError(f"finetune: distill is {distill}; expected a share of the loss, 0 to 1.")
+    if temperature <= 0:
+        raise InputError(f"finetune: temperature is {temperature}; expected more than 0.")

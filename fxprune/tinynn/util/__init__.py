@@ -1,0 +1,1 @@
+"""Where TinyNN has its data sets and training helpers."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import fx, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
 import passes
+from benchmarks import judge
 from benchmarks.machine import Seconds, peak_mib
 from benchmarks.networks import Network, build
 
@@ -30,7 +30,7 @@ class Row:
     weights_prunable: share of the elements of convolutions' and linear layers' parameters that some group's slices
     cover, counted from the slices themselves. left: why the other elements stay, with their number. captured: how far
     the graph is from the module. verified: the certificate's error. masked: the error against the captured network
-    with the slices of every group zeroed that is not mixed, computed here without any help of fxprune.
+    with the slices of the removed units zeroed, computed by `benchmarks.judge` without any help of fxprune.
     """
 
     name: str
@@ -132,7 +132,7 @@ def _check_proof(row: Row, model: nn.Module, example: torch.Tensor, seconds: Sec
         with _noting(row, "cost"):
             _recount(row, found, example)
         with _noting(row, "capture"), torch.no_grad():
-            row.captured = _difference(model(example), found.gm(example))
+            row.captured = judge.difference(model(example), found.gm(example))
             _demand(row.captured <= TOLERANCE, f"the graph differs from the module by {row.captured:.2g}")
         with _noting(row, "mask"), seconds("mask"):
             row.masked = masked_difference(found, example)
@@ -143,7 +143,7 @@ def _check_proof(row: Row, model: nn.Module, example: torch.Tensor, seconds: Sec
             _demand(len(row.batch_sizes) > 1, f"verified at one batch size only: {certificate.note}")
         with _noting(row, "train"), seconds("train"):
             row.trains = False
-            _train(found.pruned, example)
+            train_once(found.pruned, example)
             row.trains = True
 
 
@@ -169,7 +169,8 @@ def weights_prunable(model: nn.Module, gm: fx.GraphModule, coupling: passes.Coup
     reasons: dict[str, set[str]] = {}
     for frozen in coupling.frozen:
         reasons.setdefault(frozen.tensor, set()).add(frozen.reason)
-    total, left = 0, {}
+    total = 0
+    left: dict[str, int] = {}
     for path, module in model.named_modules():
         if not isinstance(module, _WEIGHING):
             continue
@@ -207,45 +208,31 @@ def count_flops(network: nn.Module, example: torch.Tensor) -> int:
 
 
 def masked_difference(found: Analysed, example: torch.Tensor) -> float:
-    """The pruned network against the dense one with zeroed slices, for the groups of which that can be said."""
-    mixed = {g.name for g in found.coupling.groups if g.mixed}
-    keep = {name: units for name, units in found.plan.keep.items() if name not in mixed}
-    plan, pruned = found.plan, found.pruned
-    if mixed:
-        plan = found.coupling.plan(keep)
-        pruned = passes.PruneChannels(plan)(found.gm).graph_module
+    """The pruned network against the dense one with zeroed slices, layer norms taken over what remains."""
     dense = copy.deepcopy(found.gm)
     tensors = dense.state_dict()  # shares memory with the copy
+    zeroed: dict[str, torch.Tensor] = {}
     for group in found.coupling.groups:
-        gone = np.setdiff1d(np.arange(group.size), plan.keep[group.name])
+        gone = np.setdiff1d(np.arange(group.size), found.plan.keep[group.name])
         for where in group.slices if len(gone) else ():
-            tensors[where.tensor].index_fill_(where.dim, torch.from_numpy(where.index[gone].ravel()), 0)
+            positions = torch.from_numpy(where.index[gone].ravel())
+            tensors[where.tensor].index_fill_(where.dim, positions, 0)
+            zeroed[where.tensor] = torch.cat([zeroed[where.tensor], positions]) if where.tensor in zeroed else positions
     inputs = torch.randn(example.shape[0] + 1, *example.shape[1:])
     with torch.no_grad():
-        return _difference(dense(inputs), pruned(inputs))
+        with judge.norms_over_survivors(dense, zeroed):
+            expected = dense(inputs)
+        return judge.difference(expected, found.pruned(inputs))
 
 
-def _train(network: nn.Module, example: torch.Tensor) -> None:
+def train_once(network: nn.Module, example: torch.Tensor) -> None:
     """One forward and backward pass in training mode, two samples."""
     network.train()
-    outputs = _tensors(network(torch.randn(2, *example.shape[1:])))
-    sum(t.square().mean() for t in outputs if t.is_floating_point()).backward()
+    outputs = judge.tensors(network(torch.randn(2, *example.shape[1:])))
+    torch.stack([t.square().mean() for t in outputs if t.is_floating_point()]).sum().backward()
     gradients = [p.grad for p in network.parameters() if p.grad is not None]
     _demand(bool(gradients), "no parameter got a gradient")
     _demand(all(bool(torch.isfinite(g).all()) for g in gradients), "a gradient is not finite")
-
-
-def _difference(expected: Any, got: Any) -> float:
-    """The largest difference of an output over its largest magnitude; infinite where shapes differ."""
-    first, second = _tensors(expected), _tensors(got)
-    if [t.shape for t in first] != [t.shape for t in second]:
-        return float("inf")
-    return max(float((a - b).abs().max() / a.abs().max().clamp_min(1e-300)) for a, b in zip(first, second, strict=True))
-
-
-def _tensors(tree: Any) -> list[torch.Tensor]:
-    tree = dict(tree) if isinstance(tree, Mapping) else tree
-    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
 
 
 def _demand(holds: bool, otherwise: str) -> None:
@@ -261,6 +248,3 @@ def _noting(row: Row, step: str) -> Iterator[None]:
     except Exception as error:
         first = str(error).strip().splitlines()
         row.failures.setdefault(step, f"{type(error).__name__}: {first[0] if first else ''}"[:400])
-
-
-Check = Callable[[Network], Row]

@@ -38,11 +38,9 @@ def sentence(machine: dict[str, Any]) -> str:
     """The machine and versions as one line of text."""
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     accelerator = "" if machine["accelerator"] == "none" else f", {machine['accelerator']}"
-    return (
-        f"{machine['processor']}{accelerator}, {machine['cores']} cores, {machine['memory_gib']} GiB, {machine['system']}; "
-        f"Python {machine['python']}, {versions}; {machine['threads']} thread(s), "
-        f"load average {machine['load_average'][0]} when it began"
-    )
+    hardware = f"{machine['processor']}{accelerator}, {machine['cores']} cores, {machine['memory_gib']} GiB"
+    load = f"{machine['threads']} thread(s), load average {machine['load_average'][0]} when it began"
+    return f"{hardware}, {machine['system']}; Python {machine['python']}, {versions}; {load}"
 
 
 def one_thread() -> None:

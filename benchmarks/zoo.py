@@ -8,23 +8,22 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
-import json
-import multiprocessing
-import resource
 import sys
 import time
-from collections.abc import Sequence
-from multiprocessing.connection import Connection, wait
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from benchmarks import machine
 from benchmarks.checks import TOLERANCE, Row, check
 from benchmarks.networks import FAMILIES, Network, networks
+from benchmarks.processes import each
 from benchmarks.report import table, write
 
 LEAST_PRUNABLE = 0.99
-STEPS = ("capture", "couple", "cost", "plan", "prune", "verify", "train")
+ANALYSIS = ("capture", "couple", "cost")
+STEPS = (*ANALYSIS, "plan", "prune", "verify", "train")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,7 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     machine.one_thread()
     chosen = choose(networks(), options.only, options.family)
     warm_up()
-    begun, rows = time.monotonic(), []
+    begun = time.monotonic()
+    rows: list[Row] = []
     about = machine.describe()
     print(machine.sentence(about), file=sys.stderr)
     for row in run(chosen, options.jobs, options.seconds, options.memory):
@@ -41,8 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{len(rows):3d}/{len(chosen)} {said(row)}", file=sys.stderr, flush=True)
     order = {network.name: number for number, network in enumerate(chosen)}
     rows.sort(key=lambda row: order[row.name])
-    data = {"machine": about, "wall_seconds": round(time.monotonic() - begun, 1), "rows": [r.to_dict() for r in rows]}
-    text = report(rows, about, data["wall_seconds"])
+    wall_seconds = round(time.monotonic() - begun, 1)
+    data = {"machine": about, "wall_seconds": wall_seconds, "rows": [row.to_dict() for row in rows]}
+    text = report(rows, about, wall_seconds)
     write(options.out, "zoo", text, data)
     print(text)
     return 0 if all(row.exact for row in rows) else 1
@@ -73,56 +74,15 @@ def warm_up() -> None:
 
     from benchmarks.checks import analyse
 
-    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Flatten(), torch.nn.Linear(4, 2))
+    convolution = [torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4)]
+    net = torch.nn.Sequential(*convolution, torch.nn.Flatten(), torch.nn.Linear(4, 2))
     analyse(net.eval(), torch.randn(1, 3, 3, 3), machine.Seconds())
 
 
-def run(chosen: Sequence[Network], jobs: int, seconds: float, memory_gib: float):
+def run(chosen: Sequence[Network], jobs: int, seconds: float, memory_gib: float) -> Iterator[Row]:
     """Rows as they come, from `jobs` processes at a time."""
-    context = multiprocessing.get_context("fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn")
-    waiting, running = list(chosen), {}
-    while waiting or running:
-        while waiting and len(running) < jobs:
-            network = waiting.pop(0)
-            receiver, sender = context.Pipe(duplex=False)
-            process = context.Process(target=_child, args=(network, sender, memory_gib))
-            process.start()
-            sender.close()
-            running[receiver] = (network, process, time.monotonic() + seconds)
-        nearest = min(deadline for _, _, deadline in running.values())
-        ready = wait(list(running), timeout=max(0.0, nearest - time.monotonic()))
-        for receiver in list(running):
-            network, process, deadline = running[receiver]
-            if receiver in ready:
-                yield _received(receiver, network, process)
-            elif time.monotonic() >= deadline:
-                process.kill()
-                yield _lost(network, f"stopped after {seconds:.0f} seconds")
-            else:
-                continue
-            process.join()
-            receiver.close()
-            del running[receiver]
-
-
-def _child(network: Network, sender: Connection, memory_gib: float) -> None:
-    limit = int(memory_gib * 2**30)
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    machine.one_thread()
-    sender.send(check(network))
-    sender.close()
-
-
-def _received(receiver: Connection, network: Network, process: Any) -> Row:
-    try:
-        return receiver.recv()
-    except EOFError:
-        process.join()
-        return _lost(network, f"the process ended with exit code {process.exitcode}")
-
-
-def _lost(network: Network, why: str) -> Row:
-    return Row(network.name, network.family, network.input, failures={"process": why})
+    for network, row, why in each(check, chosen, jobs=jobs, seconds=seconds, memory_gib=memory_gib):
+        yield row or Row(network.name, network.family, network.input, failures={"process": why})
 
 
 def said(row: Row) -> str:
@@ -132,19 +92,27 @@ def said(row: Row) -> str:
     return f"{row.name}: weights {row.weights_prunable:.2%}, {spent}, {row.peak_mib:.0f} MiB, {found}"
 
 
+COLUMNS = f"""\
+weights: share of the parameters of convolutions and linear layers that some group can remove. MACs: the share that
+shrinks with some group. kept: MACs of the network without a random half of the units of every group. verified: largest
+relative error of its outputs in float64 against the masked network (limit {TOLERANCE:g}), at two batch sizes. zeroed:
+the same against the network with the removed slices zeroed, computed without fxprune. cost: FLOPs
+and parameters equal those counted on the pruned network. train: a forward and backward pass in training mode. Seconds
+are of one processor."""
+
+
 def report(rows: Sequence[Row], about: dict[str, Any], wall_seconds: float) -> str:
     """The Markdown page: the summary, one table a family, and the reason of every exception."""
     lines = [
-        "# Every network of torchvision, pruned by half at random and proven", "",
-        f"{machine.sentence(about)}. {wall_seconds / 60:.1f} minutes in all.", "",
-        "weights: share of the parameters of convolutions and linear layers that some group can remove. MACs: the share "
-        "that shrinks with some group. kept: MACs of the network without a random half of the units of every group. "
-        "verified: largest relative error of its outputs in float64 against the masked network (limit "
-        f"{TOLERANCE:g}), at two batch sizes. zeroed: the same against the network with zeroed slices, computed without "
-        "fxprune, for the groups that are not mixed. cost: FLOPs and parameters as counted on the pruned network. "
-        "train: a forward and backward pass in training mode. Seconds are of one processor.", "",
-        *summary(rows), "",
-    ]  # fmt: skip
+        "# Every network of torchvision, pruned by half at random and proven",
+        "",
+        f"{machine.sentence(about)}. {wall_seconds / 60:.1f} minutes in all.",
+        "",
+        COLUMNS,
+        "",
+        summary(rows),
+        "",
+    ]
     for family in FAMILIES:
         mine = [row for row in rows if row.family == family]
         if mine:
@@ -160,28 +128,35 @@ HEADER = (
 
 
 def cells(row: Row) -> list[str]:
-    name = row.name if row.proven == "whole" else f"{row.name} (a)"
     return [
-        name, row.input, f"{row.groups}", f"{row.mixed_groups}", f"{row.weights_prunable:.2%}", f"{row.macs_prunable:.2%}",
-        f"{row.macs_kept:.1%}", _error(row.verified), _error(row.masked), _yes(row.cost_equal), _yes(row.trains),
-        *(f"{row.seconds[step]:.2f}" if step in row.seconds else "" for step in STEPS), f"{row.peak_mib:.0f}",
-    ]  # fmt: skip
+        row.name if row.proven == "whole" else f"{row.name} (a)",
+        row.input,
+        f"{row.groups}",
+        f"{row.mixed_groups}",
+        f"{row.weights_prunable:.2%}",
+        f"{row.macs_prunable:.2%}",
+        f"{row.macs_kept:.1%}",
+        _error(row.verified),
+        _error(row.masked),
+        _yes(row.cost_equal),
+        _yes(row.trains),
+        *(f"{row.seconds[step]:.2f}" if step in row.seconds else "" for step in STEPS),
+        f"{row.peak_mib:.0f}",
+    ]
 
 
-def summary(rows: Sequence[Row]) -> list[str]:
-    """How many are exact, how many reach the coverage that is asked for, seconds of the whole."""
-    exact = sum(row.exact for row in rows)
+def summary(rows: Sequence[Row]) -> str:
+    """How many are exact, how many reach the coverage that is asked for, seconds of the analysis."""
+    said = [f"**{sum(row.exact for row in rows)} of {len(rows)} exact.**"]
     images = [row for row in rows if row.family == "classification"]
-    covered = sum(row.weights_prunable >= LEAST_PRUNABLE for row in images)
-    analysis = sorted(sum(row.seconds.get(s, 0.0) for s in ("capture", "couple", "cost")) for row in rows)
-    lines = [f"**{exact} of {len(rows)} exact.**"]
     if images:
-        lines[0] += f" {covered} of {len(images)} classification networks with {LEAST_PRUNABLE:.0%} or more of their weights prunable."
-    if analysis:
-        lines[0] += (
-            f" Analysis (capture, couple, cost): median {analysis[len(analysis) // 2]:.2f} s, longest {analysis[-1]:.2f} s."
+        covered = sum(row.weights_prunable >= LEAST_PRUNABLE for row in images)
+        said.append(
+            f"{covered} of {len(images)} classification networks have {LEAST_PRUNABLE:.0%} of their weights prunable."
         )
-    return lines
+    spent = [sum(row.seconds.get(step, 0.0) for step in ANALYSIS) for row in rows]
+    said.append(f"Analysis ({', '.join(ANALYSIS)}): median {median(spent):.2f} s, longest {max(spent):.2f} s.")
+    return " ".join(said)
 
 
 def exceptions(rows: Sequence[Row]) -> list[str]:
@@ -189,7 +164,7 @@ def exceptions(rows: Sequence[Row]) -> list[str]:
     lines = []
     cut = [row for row in rows if row.proven != "whole"]
     if cut:
-        lines += ["(a) Too large to prove whole: analysed and counted whole on the meta device, and proven at full width", ""]
+        lines += ["(a) Too large to prove whole: analysed and counted whole on meta, and proven at full width:", ""]
         lines += [f"- {row.name}: {row.proven}" for row in cut] + [""]
     failed = [row for row in rows if not row.exact]
     if failed:
@@ -199,8 +174,9 @@ def exceptions(rows: Sequence[Row]) -> list[str]:
     if low:
         lines += [f"## Less than {LEAST_PRUNABLE:.0%} of the weights prunable", ""]
         for row in low:
-            reasons = "; ".join(f"{count:,} elements: {why or 'no reason given'}" for why, count in list(row.left.items())[:4])
-            lines.append(f"- {row.name} ({row.weights_prunable:.2%}): {reasons}")
+            most = list(row.left.items())[:4]
+            why = "; ".join(f"{count:,} elements: {reason or 'no reason given'}" for reason, count in most)
+            lines.append(f"- {row.name} ({row.weights_prunable:.2%}): {why}")
         lines.append("")
     return lines
 

@@ -492,10 +492,32 @@ def _repeats(axis: Axis, variable: Variable) -> bool:
     return sum(v is variable for v in leaves(axis)) > 1
 
 
-def survivors(axis: Axis, keep: Mapping[Variable, np.ndarray]) -> np.ndarray:
-    """Which positions of a resolved axis remain, a boolean array (size,), given boolean masks of kept units."""
+@dataclass(frozen=True)
+class BlockMask:
+    """Kept units of a variable that differ from block to block of an outer one: boolean rows (len(outer), size)."""
+
+    outer: Variable
+    rows: np.ndarray
+
+
+Mask: TypeAlias = "np.ndarray | BlockMask"
+
+
+def kept(mask: Mask) -> int:
+    """How many units a mask keeps (in each block)."""
+    return int((mask.rows[0] if isinstance(mask, BlockMask) else mask).sum())
+
+
+def survivors(axis: Axis, keep: Mapping[Variable, Mask]) -> np.ndarray:
+    """Which positions of a resolved axis remain, a boolean array (size,), given boolean masks of kept units.
+
+    An axis that holds a variable without the outer one that its blocks belong to tells the first block's positions:
+    their number is right, and no parameter is sliced by it.
+    """
     if isinstance(axis, Variable):
         mask = keep.get(axis)
+        if isinstance(mask, BlockMask):
+            return mask.rows[0]
         return np.ones(axis.size, dtype=bool) if mask is None else mask
     if isinstance(axis, Constant):
         return np.ones(axis.size, dtype=bool)
@@ -503,10 +525,18 @@ def survivors(axis: Axis, keep: Mapping[Variable, np.ndarray]) -> np.ndarray:
         return survivors(axis.variable, keep)[np.asarray(axis.order)]
     if isinstance(axis, Sum):
         return np.concatenate([survivors(term, keep) for term in axis.terms])
-    mask = np.ones(1, dtype=bool)
-    for factor in axis.factors:
-        mask = np.logical_and.outer(mask, survivors(factor, keep)).reshape(-1)
-    return mask
+    sizes = [factor.size for factor in axis.factors]
+    grid = np.ones(sizes, dtype=bool)
+    for place, factor in enumerate(axis.factors):
+        mask = keep.get(factor) if isinstance(factor, Variable) else None
+        if isinstance(mask, BlockMask) and mask.outer in axis.factors:
+            outer = axis.factors.index(mask.outer)
+            rows = mask.rows if outer < place else mask.rows.T
+            shape = [size if d in (place, outer) else 1 for d, size in enumerate(sizes)]
+            grid &= rows.reshape(shape)
+        else:
+            grid &= survivors(factor, keep).reshape([-1 if d == place else 1 for d in range(len(sizes))])
+    return grid.reshape(-1)
 
 
 def length(axis: Axis, width: Callable[[Variable], object]):
@@ -531,7 +561,7 @@ def length(axis: Axis, width: Callable[[Variable], object]):
     return total
 
 
-def rename(axis: Axis, replace: Mapping[Variable, Axis], keep: Mapping[Variable, np.ndarray]) -> Axis:
+def rename(axis: Axis, replace: Mapping[Variable, Axis], keep: Mapping[Variable, Mask]) -> Axis:
     """A resolved axis after pruning: each variable replaced, reorderings restricted to the kept units."""
     if isinstance(axis, Variable):
         return replace.get(axis, axis)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -14,7 +15,8 @@ import numpy as np
 from torch import fx
 from torch.utils import _pytree as pytree
 
-from passes.axes import Axis, Reason, Variable, constants, leaves, positions
+from passes.axes import Axis, BlockMask, Mask, Reason, Variable, constants, kept, leaves, positions
+from passes.blocks import block_of, outer_variables
 from passes.errors import PlanError
 from passes.identity import describe_inputs, fingerprint
 from passes.infer import infer, source_of
@@ -30,7 +32,9 @@ class Slice:
     """Where a group occurs in one dimension of one tensor.
 
     tensor: qualified name in the module's state_dict. index: integer array (size, k), row u holds the positions that
-    unit u takes in dimension `dim`. role: "output" (a weight produces it), "input" (a weight sums over it), "scale"
+    unit u takes in dimension `dim`. blocks: where the group has outer blocks (conv groups, heads) the block of each of
+    the k columns, an integer array (k,), else None.
+    role: "output" (a weight produces it), "input" (a weight sums over it), "scale"
     (the weight of a normalisation) or "other" (biases, running statistics, elementwise parameters).
     """
 
@@ -38,6 +42,7 @@ class Slice:
     dim: int
     index: np.ndarray
     role: str = "other"
+    blocks: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -47,12 +52,15 @@ class Group:
     mixed: some operator takes statistics over the units (layer normalisation, a mean over channels), or sums them
     where a zeroed unit is no longer zero (after a sigmoid). The pruned network then equals the dense one with that
     operator applied to the surviving units; of every other group it equals the dense one with zeroed slices.
+    blocks: in how many outer blocks (heads, convolution groups) the units may be chosen apart (see `Coupling.formed`);
+    1 where they may not.
     """
 
     name: str
     size: int
     slices: tuple[Slice, ...]
     mixed: bool = False
+    blocks: int = 1
 
     def __repr__(self) -> str:
         return f"Group({self.name!r}, size={self.size}, slices={len(self.slices)}{', mixed' if self.mixed else ''})"
@@ -105,9 +113,11 @@ class Coupling:
     def __init__(
         self, structure: Structure, variables: Mapping[str, Variable], fingerprint: str, inputs: Any,
         sources: Mapping[str, str], aliases: Mapping[str, str], trainable: frozenset[str],
+        orders: Mapping[str, np.ndarray] | None = None,
     ) -> None:  # fmt: skip
         self.structure, self.variables, self.fingerprint = structure, dict(variables), fingerprint
         self.inputs, self.sources, self.aliases, self.trainable = inputs, sources, aliases, trainable
+        self.orders = dict(orders or {})
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:
@@ -118,12 +128,53 @@ class Coupling:
         slices: dict[Variable, list[Slice]] = {v: [] for v in self.variables.values()}
         for tensor, axes in self._own_tensors():
             for dim, axis in enumerate(axes):
-                for variable, index in positions(axis).items():
+                found = positions(axis)
+                for variable, index in found.items():
                     if variable in slices:
-                        role = roles.get((tensor, variable, dim), roles.get((tensor, variable, None), "other"))
-                        slices[variable].append(Slice(tensor, dim, index, role))
-        return tuple(
-            Group(name, v.size, tuple(slices[v]), v in mixed) for name, v in self.variables.items()
+                        outer = self.outers.get(variable)
+                        blocks = block_of(found[outer], index) if outer is not None else None
+                        role = roles.get((tensor, variable), "other")
+                        slices[variable].append(Slice(tensor, dim, index, role, blocks))
+        groups = []
+        for name, v in self.variables.items():
+            blocks = self.outers[v].size if v in self.outers and v not in mixed else 1
+            group = Group(name, v.size, tuple(slices[v]), v in mixed, blocks)
+            groups.append(_in_order(group, self.orders[name]) if name in self.orders else group)
+        return tuple(groups)
+
+    @cached_property
+    def outers(self) -> dict[Variable, Variable]:
+        """For each variable that may be chosen apart in the blocks of an outer one, that outer one."""
+        values = [v.axes for r in self.structure.records for v in (*r.inputs, *r.outputs)]
+        return outer_variables(self.structure.tensors.values(), values, self.variables.values())
+
+    def formed(self, orders: Mapping[str, np.ndarray]) -> Coupling:
+        """This coupling with the units of some groups formed apart in each outer block.
+
+        orders: for a group with ``blocks > 1`` an integer array (blocks, size), each row a permutation: unit u becomes
+        what was unit ``order[b, u]`` in block b. Ranked by importance within each block, the first units are each
+        block's best. Plans made from the result carry the orders with them.
+
+        Raises PlanError for a group without blocks, one that is formed already, and rows that are no permutations.
+        """
+        checked = dict(self.orders)
+        for name, order in orders.items():
+            group, rows = self.group(name), np.asarray(order, dtype=np.int64)
+            if name in self.orders:
+                raise PlanError(f"group {name!r}: its units are formed already; start from what couple() gave")
+            if group.blocks == 1:
+                raise PlanError(f"group {name!r}: its units cannot be chosen apart; it has no outer blocks")
+            if rows.shape != (group.blocks, group.size):
+                expected = (group.blocks, group.size)
+                raise PlanError(
+                    f"group {name!r}: got an order of shape {rows.shape}, expected {expected}, blocks by units"
+                )
+            if not (np.sort(rows, axis=1) == np.arange(group.size)).all():
+                raise PlanError(f"group {name!r}: each row of an order is a permutation of 0..{group.size - 1}")
+            checked[name] = rows
+        return Coupling(
+            self.structure, self.variables, self.fingerprint, self.inputs, self.sources, self.aliases, self.trainable,
+            checked,
         )  # fmt: skip
 
     @cached_property
@@ -244,24 +295,32 @@ class Coupling:
                 raise PlanError(_unknown_group(name, self.variables))
             checked[name] = _checked_units(name, units, self.variables[name].size)
         full = {n: checked.get(n, tuple(range(v.size))) for n, v in self.variables.items()}
-        return Plan(full, self.fingerprint, self.widths, self.inputs)
+        narrowed = [n for n in self.orders if len(full[n]) < self.variables[n].size]
+        names = {v: n for n, v in self.variables.items()}
+        orders = {n: tuple(tuple(map(int, row)) for row in self.orders[n]) for n in narrowed}
+        outers = {n: names.get(self.outers[self.variables[n]], "") for n in narrowed}
+        return Plan(full, self.fingerprint, self.widths, self.inputs, orders, outers)
 
-    def masks(self, plan: Plan) -> dict[Variable, np.ndarray]:
-        """A boolean array (size,) of kept units for each variable that the plan narrows."""
-        masks = {}
+    def masks(self, plan: Plan) -> dict[Variable, Mask]:
+        """The kept units of each variable that the plan narrows."""
+        masks: dict[Variable, Mask] = {}
         for name, units in plan.keep.items():
             variable = self.variables[name]
-            if len(units) < variable.size:
-                mask = np.zeros(variable.size, dtype=bool)
-                mask[list(units)] = True
-                masks[variable] = mask
+            if len(units) == variable.size:
+                continue
+            if name in plan.orders:
+                rows = np.zeros((self.outers[variable].size, variable.size), dtype=bool)
+                np.put_along_axis(rows, np.asarray(plan.orders[name])[:, list(units)], True, axis=1)
+                masks[variable] = BlockMask(self.outers[variable], rows)
+            else:
+                masks[variable] = np.isin(np.arange(variable.size), units)
         return masks
 
     def after(self, plan: Plan) -> Coupling:
         """The coupling of the network that `plan` gives: the same groups, smaller. Nothing is analysed again."""
         plan.check(self)
         keep = self.masks(plan)
-        new = {v: Variable(v.number, int(mask.sum())) for v, mask in keep.items()}
+        new = {v: Variable(v.number, kept(mask)) for v, mask in keep.items()}
         return Coupling(
             self.structure.renamed(new, keep),
             {name: new.get(v, v) for name, v in self.variables.items()},
@@ -270,9 +329,17 @@ class Coupling:
         )  # fmt: skip
 
 
-def _unknown_group(name: str, known: Iterable[str]) -> str:
-    import difflib
+def _in_order(group: Group, order: np.ndarray) -> Group:
+    """`group` with unit u made of what was unit ``order[b, u]`` in block b."""
+    slices = []
+    for item in group.slices:
+        assert item.blocks is not None, "a group with blocks has them in every slice"
+        columns = np.arange(item.index.shape[1])
+        slices.append(replace(item, index=item.index[order[item.blocks].T, columns]))
+    return replace(group, slices=tuple(slices))
 
+
+def _unknown_group(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, list(known), n=1)
     return f"no group is called {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
 
@@ -293,7 +360,7 @@ def _checked_units(name: str, units: Sequence[int], size: int) -> tuple[int, ...
 
 
 def _roles(records: Iterable[Record]) -> dict[tuple, str]:
-    """For (tensor, variable, dimension or None) what an operator uses it as; the first use that says counts."""
+    """For (tensor, variable) what an operator uses it as; the first use that says counts."""
     roles: dict[tuple, str] = {}
     for record in records:
         name = str(record.func)
@@ -310,7 +377,7 @@ def _roles(records: Iterable[Record]) -> dict[tuple, str]:
                 continue
             for tensor in value.parameters:
                 for variable, role in found.items():
-                    roles.setdefault((tensor, variable, None), role)
+                    roles.setdefault((tensor, variable), role)
     return roles
 
 
@@ -329,7 +396,7 @@ def _names(structure: Structure, own: Sequence[str], trainable: frozenset[str]) 
         for axis in structure.tensors[tensor]:
             for variable in leaves(axis):
                 first.setdefault(variable, tensor)
-                if roles.get((tensor, variable, None)) == "output":
+                if roles.get((tensor, variable)) == "output":
                     producer.setdefault(variable, tensor)
     names: dict[str, Variable] = {}
     for variable, tensor in first.items():

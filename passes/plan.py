@@ -22,12 +22,16 @@ class Plan:
 
     keep: group name to ascending unit indices. fingerprint: of the graph. sizes: of the groups before.
     inputs: shapes and dtypes of the example inputs, so that the plan can be applied with no data.
+    orders: for groups whose units were formed apart in each outer block (see `Coupling.formed`), the rows that formed
+    them. outers: for these the group that their blocks belong to, or "" where that one is no group.
     """
 
     keep: Mapping[str, tuple[int, ...]]
     fingerprint: str
     sizes: Mapping[str, int]
     inputs: list[Any] = field(default_factory=list)
+    orders: Mapping[str, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
+    outers: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def widths(self) -> dict[str, int]:
@@ -67,16 +71,40 @@ class Plan:
         if later.fingerprint != self.result_fingerprint:
             raise PlanError("the later plan is not for the network that this plan makes")
         keep = {name: tuple(units[u] for u in later.keep[name]) for name, units in self.keep.items()}
-        return Plan(keep, self.fingerprint, self.sizes, self.inputs)
+        outers = {**self.outers, **later.outers}
+        orders = {name: self._joined_rows(later, name, outer) for name, outer in outers.items()}
+        keep.update({name: tuple(range(len(later.keep[name]))) for name in orders})
+        return Plan(keep, self.fingerprint, self.sizes, self.inputs, orders, outers)
+
+    def kept_in_block(self, name: str, block: int) -> list[int]:
+        """The positions, ascending, that group `name` keeps in one outer block of this plan's graph."""
+        rows = self.orders.get(name)
+        return sorted(rows[block][u] for u in self.keep[name]) if rows else list(self.keep[name])
+
+    def _joined_rows(self, later: Plan, name: str, outer: str) -> tuple[tuple[int, ...], ...]:
+        """For each block of this plan's graph its finally kept positions first, the others after them."""
+        blocks = (
+            len(self.orders[name]) if name in self.orders else self.sizes.get(outer, len(later.orders.get(name, ())))
+        )
+        left = list(self.keep[outer]) if outer in self.keep else list(range(blocks))
+        rows = []
+        for block in range(blocks):
+            here = self.kept_in_block(name, block)
+            taken = [here[u] for u in later.kept_in_block(name, left.index(block) if block in left else 0)]
+            rows.append((*taken, *(u for u in range(self.sizes[name]) if u not in set(taken))))
+        return tuple(rows)
 
     def to_json(self) -> str:
         """This plan as JSON: sorted keys, one group a line, so that two plans can be compared with a diff."""
-        groups = ",\n".join(
-            f'  {json.dumps(name)}: {{"size": {self.sizes[name]}, "keep": {json.dumps(list(self.keep[name]))}}}'
-            for name in sorted(self.keep)
-        )
+        groups = ",\n".join(f"  {json.dumps(name)}: {json.dumps(self._entry(name))}" for name in sorted(self.keep))
         head = json.dumps({"format": FORMAT, "fingerprint": self.fingerprint, "inputs": self.inputs}, sort_keys=True)
         return head[:-1] + ', "groups": {\n' + groups + "\n}}\n"
+
+    def _entry(self, name: str) -> dict[str, Any]:
+        entry: dict[str, Any] = {"size": self.sizes[name], "keep": list(self.keep[name])}
+        if name in self.orders:
+            entry |= {"outer": self.outers[name], "order": [list(row) for row in self.orders[name]]}
+        return entry
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
@@ -88,7 +116,9 @@ class Plan:
             groups = data["groups"]
             keep = {name: tuple(int(u) for u in g["keep"]) for name, g in groups.items()}
             sizes = {name: int(g["size"]) for name, g in groups.items()}
-            return cls(keep, str(data["fingerprint"]), sizes, data["inputs"])
+            orders = {n: tuple(tuple(map(int, row)) for row in g["order"]) for n, g in groups.items() if "order" in g}
+            outers = {n: str(groups[n]["outer"]) for n in orders}
+            return cls(keep, str(data["fingerprint"]), sizes, data["inputs"], orders, outers)
         except PlanError:
             raise
         except (KeyError, TypeError, ValueError) as error:

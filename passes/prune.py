@@ -16,7 +16,7 @@ from torch.fx.passes.infra.pass_base import PassResult
 from torch.utils import _pytree as pytree
 
 from passes import restate
-from passes.axes import Axis, Constant, Reason, Variable, leaves, survivors
+from passes.axes import Axis, Constant, Mask, Reason, Variable, leaves, survivors
 from passes.coupling import Coupling, couple, recall, remember
 from passes.errors import PassError
 from passes.identity import example_inputs_of
@@ -26,7 +26,7 @@ from passes.plan import Plan
 from passes.skeleton import copy_with, like, shell
 from passes.structure import map_together
 
-Masks = Mapping[Variable, np.ndarray]
+Masks = Mapping[Variable, Mask]
 _plans: weakref.WeakKeyDictionary[fx.GraphModule, Plan] = weakref.WeakKeyDictionary()
 
 

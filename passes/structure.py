@@ -6,11 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils import _pytree as pytree
 
-from passes.axes import Axis, Variable, rename
+from passes.axes import Axis, Mask, Variable, rename
 from passes.infer import Inferred
 from passes.ops import Record, Value
 
@@ -30,7 +29,7 @@ class Structure:
         found = cls(inferred.tensors, inferred.values, tuple(inferred.records), inferred.vals)
         return found._map(inferred.space.resolve)
 
-    def renamed(self, new: Mapping[Variable, Axis], keep: Mapping[Variable, np.ndarray]) -> Structure:
+    def renamed(self, new: Mapping[Variable, Axis], keep: Mapping[Variable, Mask]) -> Structure:
         """The structure after pruning: every variable replaced by a smaller one."""
         known: dict[Axis, Axis] = {}
 

@@ -8,7 +8,7 @@ written apart from the rewriting). The pruned one runs as it is. Outputs must ag
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -75,6 +75,7 @@ def verify(
     coupling = coupling_for(gm, plan)
     plan.check(coupling)
     masks = coupling.masks(plan)
+    coupling = coupling.formed({name: np.asarray(order) for name, order in plan.orders.items()})
     pairs = [_pair(gm, pruned, coupling, plan, trained, {})]
     alike = _noise(gm, pruned, seed)
     if alike:
@@ -361,7 +362,7 @@ def _reduce(func, args, kwargs, record: Record, masks):
     return func(tensor, *args[1:], **kwargs)
 
 
-def _weights(record: Record, tensor: torch.Tensor, masks, dims: range) -> torch.Tensor:
+def _weights(record: Record, tensor: torch.Tensor, masks, dims: Iterable[int]) -> torch.Tensor:
     """One where a position survives along all of `dims`, broadcast to `tensor`."""
     result = torch.ones((1,) * tensor.dim(), dtype=tensor.dtype, device=tensor.device)
     for dim in dims:
@@ -382,6 +383,20 @@ def _layer_norm(func, args, kwargs, record: Record, masks):
     result = (x - mean) * scale
     result = result * weight if weight is not None else result
     return (result + bias if bias is not None else result), mean, scale
+
+
+def _batch_norm(func, args, kwargs, record: Record, masks):
+    x, weight, bias, *_, epsilon = args
+    dims = [d for d in range(x.dim()) if d != 1]
+    here = _weights(record, x, masks, dims)
+    count = here.sum(dims, keepdim=True)
+    mean = (x * here).sum(dims, keepdim=True) / count
+    variance = ((x - mean).square() * here).sum(dims, keepdim=True) / count
+    scale = (variance + epsilon).rsqrt()
+    shape = (1, -1) + (1,) * (x.dim() - 2)
+    result = (x - mean) * scale
+    result = result * weight.reshape(shape) if weight is not None else result
+    return (result + bias.reshape(shape) if bias is not None else result), mean.flatten(), scale.flatten()
 
 
 def _rms_norm(func, args, kwargs, record: Record, masks):
@@ -426,4 +441,5 @@ _REFERENCES: dict[Any, Any] = {
     aten._fused_rms_norm: _rms_norm,
     aten.native_group_norm: _group_norm,
     aten._weight_norm_interface: _weight_norm,
+    **dict.fromkeys([aten.native_batch_norm, aten._native_batch_norm_legit, aten._batch_norm_with_update], _batch_norm),
 }  # fmt: skip

@@ -66,7 +66,7 @@ def _living_result(record: Record, output: Value, factors: list[Value], living: 
         return {v for v in mine if all(v in living(f) for f in factors if v in _variables(f.axes))}
     if "norm" in name and "linalg" not in name:
         affine = _variables([a for v in record.inputs[1:] if v.parameters for a in v.axes])
-        centred = set() if "batch_norm" in name else _variables(record.mixed)
+        centred = _variables(record.mixed)
         return {v for v in mine - affine if v in centred or v in living(record.inputs[0])}
     rule = find(record.func)
     if rule is not None and rule.__name__ == "pointwise":

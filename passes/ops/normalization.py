@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from passes.axes import ONE, Axis
-from passes.ops.equation import equation_rule, solve
+from passes.ops.equation import solve
 from passes.ops.registry import Call, aten, rule
 
-equation_rule(
-    [
-        aten.native_batch_norm, aten._native_batch_norm_legit, aten._native_batch_norm_legit_no_training,
-        aten.cudnn_batch_norm, aten.miopen_batch_norm, aten._batch_norm_with_update, aten.batch_norm,
-        aten._native_batch_norm_legit_functional, aten._batch_norm_no_update,
-    ],
-    "n c ..., c?, c?, c?, c? -> n c ...",
-    ["input", "weight", "bias", "running_mean", "running_var"],
+
+@rule(
+    aten.native_batch_norm, aten._native_batch_norm_legit, aten._native_batch_norm_legit_no_training,
+    aten.cudnn_batch_norm, aten.miopen_batch_norm, aten._batch_norm_with_update, aten.batch_norm,
+    aten._native_batch_norm_legit_functional, aten._batch_norm_no_update,
 )  # fmt: skip
+def batch_norm(call: Call) -> list[list[Axis]]:
+    """Channels are carried; statistics of the batch (weights standardised by batch_norm, say) mix all other axes."""
+    operands = [call.get(name) for name in ("input", "weight", "bias", "running_mean", "running_var")]
+    outputs, _ = solve(call, "n c ..., c?, c?, c?, c? -> n c ...", operands)
+    if call.get("training") or operands[3] is None:
+        call.mix([axis for dim, axis in enumerate(outputs[0]) if dim != 1])
+    return outputs
 
 
 @rule(aten.native_layer_norm, aten.layer_norm, aten._fused_rms_norm, aten.rms_norm)

@@ -316,13 +316,16 @@ class Coupling:
                 masks[variable] = np.isin(np.arange(variable.size), units)
         return masks
 
-    def after(self, plan: Plan) -> Coupling:
-        """The coupling of the network that `plan` gives: the same groups, smaller. Nothing is analysed again."""
+    def after(self, plan: Plan, numbers: Mapping[str, Any] | None = None) -> Coupling:
+        """The coupling of the network that `plan` gives: the same groups, smaller. Nothing is analysed again.
+
+        numbers: by node, what sizes and their arithmetic are in that network, where the rewriting has found them.
+        """
         plan.check(self)
         keep = self.masks(plan)
         new = {v: Variable(v.number, kept(mask)) for v, mask in keep.items()}
         return Coupling(
-            self.structure.renamed(new, keep),
+            self.structure.renamed(new, keep, numbers or {}),
             {name: new.get(v, v) for name, v in self.variables.items()},
             plan.result_fingerprint,
             self.inputs, self.sources, self.aliases, self.trainable,
@@ -382,7 +385,7 @@ def _roles(records: Iterable[Record]) -> dict[tuple, str]:
 
 
 # What a parameter's name says beyond its module: conv.weight, conv.parametrizations.weight.original1, rnn.weight_ih_l0.
-_PARAMETER = re.compile(r"(\.parametrizations)?\.(\w*_)?(weight|bias)(\.original\d?|_v|_g|_[ih]h_l\d+\w*)?$")
+_PARAMETER = re.compile(r"(\.parametrizations)?\.(\w*_)?(weight|bias)(\.original\d?|_v|_g|_orig|_[ih]h(_l\d+\w*)?)?$")
 
 
 def _names(structure: Structure, own: Sequence[str], trainable: frozenset[str]) -> dict[str, Variable]:

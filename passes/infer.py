@@ -102,14 +102,22 @@ def _is_factory(func: Any) -> bool:
     return not takes_tensors and any(a.name == "device" for a in arguments)
 
 
-class OnMeta(TorchDispatchMode):
+class LightMode(TorchDispatchMode):
+    """A dispatch mode that is never compiled: torch imports its compiler, seconds of it, for those that might be."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+
+class OnMeta(LightMode):
     """Keeps whatever a graph makes (``torch.zeros(4)``, ``x.to("cuda")``) on the meta device."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         return func(*args, **on_meta(func, kwargs or {}))
 
 
-class Inference(TorchDispatchMode):
+class Inference(LightMode):
     """The dispatch mode: attaches axes to tensors as they pass, and keeps the tape of calls."""
 
     def __init__(self) -> None:

@@ -62,7 +62,7 @@ class PruneChannels:
             axis, reason = rewriting.refused[0]
             raise PassError(f"{reason}; the analysis promised that {axis} can shrink, which is a defect of fxprune")
         pruned = rewriting.build()
-        remember(pruned, coupling.after(self.plan))
+        remember(pruned, coupling.after(self.plan, rewriting.numbers))
         earlier = plan_of(gm)
         _plans[pruned] = earlier.then(self.plan) if earlier is not None else self.plan
         return PassResult(pruned, True)
@@ -95,9 +95,12 @@ class Rewriting:
         for node in gm.graph.nodes:
             new = self.graph.node_copy(node, lambda n: copied[n])
             copied[node] = new
+            for stale in ("tensor_meta", "example_value"):
+                new.meta.pop(stale, None)
         self.graph._codegen = gm.graph._codegen
         self._counts = self._module_counts()
         self.refused: list[tuple[Axis, Reason]] = []
+        self.numbers: dict[str, Any] = {}  # what nodes that hold no tensor (sizes and their arithmetic) are now
         self._run()
 
     def remain(self, axis: Axis) -> np.ndarray:
@@ -242,6 +245,8 @@ class _Run(fx.Interpreter):
             result = None
         if not failure:
             failure = self._difference(value, result)
+        if not any(isinstance(v, Value) for v in pytree.tree_leaves(value)):
+            rewriting.numbers[n.name] = result
         if failure:
             rewriting.refuse(n, failure)
             return self._promised(n, value)

@@ -404,8 +404,10 @@ def resize_module(module: torch.nn.Module, groups: int | None, num_groups: int |
         module.num_features = mean.shape[0] if mean is not None else channels or module.num_features
     elif isinstance(module, nn.PReLU):
         module.num_parameters = module.weight.numel()
-    elif isinstance(module, nn.Embedding):
+    elif isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
         module.num_embeddings, module.embedding_dim = module.weight.shape
+    elif isinstance(module, nn.RNNCellBase):
+        module.hidden_size, module.input_size = module.weight_hh.shape[1], module.weight_ih.shape[1]
     elif isinstance(module, nn.Bilinear):
         module.out_features, module.in1_features, module.in2_features = module.weight.shape
     elif isinstance(module, nn.ChannelShuffle):

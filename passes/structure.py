@@ -29,8 +29,10 @@ class Structure:
         found = cls(inferred.tensors, inferred.values, tuple(inferred.records), inferred.vals)
         return found._map(inferred.space.resolve)
 
-    def renamed(self, new: Mapping[Variable, Axis], keep: Mapping[Variable, Mask]) -> Structure:
-        """The structure after pruning: every variable replaced by a smaller one."""
+    def renamed(
+        self, new: Mapping[Variable, Axis], keep: Mapping[Variable, Mask], numbers: Mapping[str, Any]
+    ) -> Structure:
+        """The structure after pruning: variables replaced by smaller ones, nodes of `numbers` by these."""
         known: dict[Axis, Axis] = {}
 
         def smaller(axis: Axis) -> Axis:
@@ -45,7 +47,7 @@ class Structure:
 
         found = self._map(smaller)
         vals = {name: map_together(shrink, val, found.values[name]) for name, val in self.vals.items()}
-        return replace(found, vals=vals)
+        return replace(found, vals={**vals, **numbers})
 
     def _map(self, change: Callable[[Axis], Axis]) -> Structure:
         def value(v: Value) -> Value:

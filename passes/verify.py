@@ -17,12 +17,11 @@ import numpy as np
 import torch
 from torch import fx
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from passes.axes import Axis, Variable, leaves, survivors
 from passes.coupling import Coupling
 from passes.errors import EquivalenceError
-from passes.infer import as_arguments, composite_attention, source_of
+from passes.infer import LightMode, as_arguments, composite_attention, source_of
 from passes.ops import Record, Value
 from passes.plan import Plan
 from passes.prune import coupling_for
@@ -294,7 +293,7 @@ def _surviving(tensor: torch.Tensor, axes: tuple[Axis, ...], masks) -> torch.Ten
     return tensor
 
 
-class _MaskedOperators(TorchDispatchMode):
+class _MaskedOperators(LightMode):
     """Applies operators that mix, or sum what is not zero, to the surviving positions."""
 
     def __init__(self, coupling: Coupling, masks: dict[Variable, np.ndarray]) -> None:

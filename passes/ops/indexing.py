@@ -16,6 +16,14 @@ def embedding(call: Call) -> list[list[Axis]]:
     return [[*call.axes("indices"), columns]]
 
 
+@rule(aten._embedding_bag, aten._embedding_bag_forward_only)
+def embedding_bag(call: Call) -> list[list[Axis]]:
+    """Sums or means of rows of a table: its columns are carried."""
+    rows, columns = call.axes("weight")
+    call.freeze([rows, *call.axes("indices"), *call.axes("offsets")], "rows of an embedding are picked by the input")
+    return [[call.fixed()[0], columns]]
+
+
 @rule(aten.index_select)
 def index_select(call: Call) -> list[list[Axis]]:
     """Positions of one dimension picked by a list."""

@@ -164,7 +164,9 @@ class Call:
     def tie(self, left: Axis, right: Axis) -> Axis:
         """State that two axes are the same; both freeze where that cannot be expressed. Returns one of them."""
         try:
-            self.space.unify(left, right, self._reason("tied to an axis that stays"))
+            self.space.unify(
+                left, right, self._reason("tied to positions that stay: singled out, repeated or cut apart")
+            )
         except Inexpressible as error:
             self.freeze([left, right], str(error))
         return left

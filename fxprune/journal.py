@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 class Folder:
     """A search's memory in a folder; see the module. Made by `open_folder`."""
 
+    keeps_untrained = True
+
     def __init__(self, folder: Path, identity: Mapping[str, Any], lock: Lock | None):
         self.folder, self.identity, self._lock = folder, dict(identity), lock
         self.damage: list[str] = []
@@ -118,7 +120,8 @@ class Folder:
         self._drop_losers(folder)
         return record
 
-    def save_round(self, record: Round, weights: bytes) -> None:
+    def save_round(self, record: Round, weights: bytes | None) -> None:
+        assert weights is not None, "a folder keeps the weights of every round"
         folder, checksum = self._round(record.round), hashlib.sha256(weights).hexdigest()
         write_bytes(folder / "plan.json", record.plan.encode())
         write_bytes(folder / "weights.safetensors", weights)

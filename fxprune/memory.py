@@ -12,8 +12,12 @@ if TYPE_CHECKING:
 
 
 class Journal(Protocol):
-    """Remembers finished candidates and rounds. What it returns is intact; what is damaged or missing it returns as
-    None."""
+    """Remembers finished candidates and rounds. What it returns is intact; what is damaged or missing is None.
+
+    `keeps_untrained`: it wants the weights of every round, also where nothing is trained and the plan tells them.
+    """
+
+    keeps_untrained: bool
 
     def resumed(self, problem: Problem) -> Problem:
         """The problem as it was when the run began."""
@@ -37,10 +41,11 @@ class Journal(Protocol):
     def round(self, round: int) -> Round | None:
         """A finished round that continues the one before it."""
 
-    def save_round(self, record: Round, weights: bytes) -> None:
+    def save_round(self, record: Round, weights: bytes | None) -> None:
         """Remember a finished round with the weights of the chosen network; its candidates' weights may go."""
 
-    def weights(self, round: int) -> bytes: ...
+    def weights(self, round: int) -> bytes | None:
+        """The weights of the network that a round chose; None where its plan and the unpruned network tell them."""
 
     def save_result(self, result: Mapping[str, Any]) -> None:
         """Remember how the search ended."""
@@ -51,9 +56,11 @@ class Journal(Protocol):
 class Memory:
     """Keeps the chosen weights of each round in memory, and nothing for later processes."""
 
+    keeps_untrained = False
+
     def __init__(self) -> None:
         self._candidates: dict[tuple[int, int], bytes] = {}
-        self._rounds: dict[int, bytes] = {}
+        self._rounds: dict[int, bytes | None] = {}
 
     def resumed(self, problem: Problem) -> Problem:
         return problem
@@ -80,11 +87,11 @@ class Memory:
     def round(self, round: int) -> Round | None:
         return None
 
-    def save_round(self, record: Round, weights: bytes) -> None:
+    def save_round(self, record: Round, weights: bytes | None) -> None:
         self._rounds[record.round] = weights
         self._candidates.clear()
 
-    def weights(self, round: int) -> bytes:
+    def weights(self, round: int) -> bytes | None:
         return self._rounds[round]
 
     def save_result(self, result: Mapping[str, Any]) -> None:

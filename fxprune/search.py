@@ -148,7 +148,7 @@ def run_round(
             weights = train_again(position, chosen, scores, workers, number)
         put_tensors(network, from_bytes(weights))
     else:
-        weights = to_bytes(tensors_of(network))
+        weights = to_bytes(tensors_of(network)) if journal.keeps_untrained else None
     resources, measured = measure(problem, position.resources, network, chosen.resources)
     after = Position(
         network,
@@ -371,7 +371,8 @@ def position_after(problem: Problem, rounds: list[Round], journal: Journal) -> P
 def restore_network(dense: GraphModule, record: Round, journal: Journal) -> GraphModule:
     """The network that a round chose, built anew from the unpruned one, the plan and the stored weights."""
     network = PruneChannels(Plan.from_json(record.plan))(dense).graph_module
-    put_tensors(network, from_bytes(journal.weights(record.round)))
+    if (weights := journal.weights(record.round)) is not None:
+        put_tensors(network, from_bytes(weights))
     return network
 
 

@@ -167,5 +167,6 @@ def _unpicklable(train: Any, evaluate: Any, error: Exception) -> str:
     return (
         f"workers: {'; '.join(culprits) or error}. What workers train with is sent to them by pickle: define the "
         "function at the top of a module (not inside another function, no lambda), give it its data by "
-        "functools.partial or an object with __call__ whose attributes can be pickled, or install cloudpickle, or set workers=1."
+        "functools.partial or an object with __call__ whose attributes can be pickled, or install cloudpickle, or set "
+        "workers=1."
     )

@@ -278,6 +278,33 @@ def test_full_disk_and_read_only_folder(
     assert_same(run(folder), whole[0])
 
 
+def test_ctrl_c_leaves_a_journal_that_resumes(
+    whole: tuple[NetAdaptResult, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    calls = []
+
+    def evaluate(model: torch.nn.Module) -> float:
+        calls.append(1)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return negative_loss(model)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "run", evaluate=evaluate)
+    assert "the same call with workdir=" in caplog.text
+    assert_same(run(tmp_path / "run", evaluate=evaluate), whole[0])
+    candidates = sum(c.trained for r in whole[0].rounds for c in r.candidates)
+    assert len(calls) == 1 + candidates + 1  # the unpruned network, and once more what was interrupted
+
+
+def test_a_serial_run_goes_on_with_processes(whole: tuple[NetAdaptResult, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(whole[1], folder)
+    for name in ("round-0003/round.json", "round-0003/candidate-001.json"):
+        (folder / name).unlink()
+    assert_same(run(folder, config=CONFIG.replace(workers=2)), whole[0])
+
+
 def test_a_file_where_the_folder_should_be(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("x")
     with pytest.raises(JournalError, match="something else is in the way"):

@@ -9,7 +9,7 @@ from fxprune.latency.timing import Clock, Reference, pace, timing
 
 
 class Machine:
-    """A clock that only work moves; `slow` (of a run's number) says how much slower it is then, `away` (ms) stays off the core."""
+    """A clock that only work moves; `slow` and `away` give, for a run, its slowness and the ms off the core."""
 
     def __init__(self, slow=lambda run: 1.0, away=lambda run: 0.0) -> None:
         self.wall = self.busy = 0.0
@@ -49,6 +49,15 @@ def test_time_off_the_core_is_not_counted() -> None:
     machine = Machine(away=lambda run: 30.0 if run % 2 else 0.0)
     assert pace(machine.work(2.0), clock=machine.clock).timing().ms == pytest.approx(2.0)
     assert pace(machine.work(2.0), clock=machine.clock, one_thread=False).timing().high > 30
+
+
+def test_parts_of_runs_count_only_where_the_core_was_kept() -> None:
+    machine = Machine(away=lambda run: 5.0 if run % 3 else 0.0)
+    kept = pace(machine.work(2.0), clock=machine.clock).uninterrupted()
+    assert kept.counts.tolist() == [run % 3 == 0 for run in range(3, 18)]
+    never = Machine(away=lambda run: 1.0 + run % 5)
+    few = pace(never.work(2.0), clock=never.clock).uninterrupted()
+    assert few.counts.sum() == 5 and np.asarray(few.away_ms)[few.counts].max() <= 2.01
 
 
 def test_slow_spells_do_not_count_and_drift_is_divided_out() -> None:

@@ -1,4 +1,4 @@
-"""Units: keys that any network may share, coordinates that follow the widths, pieces that compute what they did inside."""
+"""Units: keys that networks may share, coordinates that follow the widths, pieces that compute what they did inside."""
 
 from __future__ import annotations
 

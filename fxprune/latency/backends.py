@@ -101,7 +101,8 @@ class Eager(Timed):
 
     def profile(self, gm: fx.GraphModule, example_inputs: Any, reference: Reference | None, repeats: int) -> Profile:
         gm.eval()
-        inputs, stopwatch, rows = _placed(gm, example_inputs), _Stopwatch(gm), []
+        clock = time.thread_time if self.setting.threads == 1 else time.perf_counter
+        inputs, stopwatch, rows = _placed(gm, example_inputs), _Stopwatch(gm, clock), []
 
         def run() -> None:
             with torch_threads(self.setting.threads), torch.inference_mode():
@@ -116,8 +117,9 @@ class Eager(Timed):
 class _Stopwatch(fx.Interpreter):
     """Runs a graph and times every node."""
 
-    def __init__(self, gm: fx.GraphModule) -> None:
+    def __init__(self, gm: fx.GraphModule, clock: Callable[[], float]) -> None:
         super().__init__(gm)
+        self.clock = clock
         self.extra_traceback = False
         self.taken_ms: dict[str, float] = {}
 
@@ -126,9 +128,9 @@ class _Stopwatch(fx.Interpreter):
         return super().run(*args, **kwargs)
 
     def run_node(self, n: fx.Node) -> Any:
-        start = time.perf_counter()
+        start = self.clock()
         result = super().run_node(n)
-        self.taken_ms[n.name] = (time.perf_counter() - start) * 1e3
+        self.taken_ms[n.name] = (self.clock() - start) * 1e3
         return result
 
 

@@ -73,7 +73,7 @@ class OnnxRuntime(Timed):
             found = self.pace(self._runner(session, example_inputs, gm), reference, repeats)
             events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
         nodes, ms = by_node(events, graph, len(found.times_ms))
-        return Profile(nodes, ms, found)
+        return Profile(nodes, ms, found.uninterrupted())  # the profile has only the world's clock
 
     def _session(self, model: bytes, profile: str = "") -> Any:
         import onnxruntime

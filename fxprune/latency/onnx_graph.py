@@ -11,8 +11,9 @@ The rules stand in `onnx_ops.py`. An operator without one raises UnsupportedOper
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,6 @@ from passes.skeleton import copy_with, like
 __all__ = ["Graph", "Node", "UnsupportedOperator", "record", "to_onnx"]
 
 OPSET = 20  # the first with Gelu; torch.onnx.export of torch 2.13 writes this one too
-_POOL_SIZE = 1 << 20
 
 
 class UnsupportedOperator(Exception):
@@ -48,17 +48,18 @@ class Node:
 class Graph:
     """An ONNX graph under construction.
 
-    weights: name -> shape (their values are random); constants: name -> array (shapes, axes, scalars).
+    weights: name -> shape and dtype (their values are random); constants: name -> array (shapes, axes, scalars).
     Values are called "@7@", a mark that survives in the names that a runtime derives; owners[7] is the fx node.
     """
 
     nodes: list[Node] = field(default_factory=list)
     inputs: dict[str, tuple[tuple[int, ...], np.dtype]] = field(default_factory=dict)
     outputs: list[str] = field(default_factory=list)
-    weights: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    weights: dict[str, tuple[tuple[int, ...], np.dtype]] = field(default_factory=dict)
     constants: dict[str, np.ndarray] = field(default_factory=dict)
     owners: list[str] = field(default_factory=list)
     scope: str = ""
+    fold: bool = True
 
     def owner(self, name: str) -> str | None:
         """The fx node that a name in a runtime's profile goes back to; None for what the runtime added by itself."""
@@ -83,33 +84,42 @@ class Graph:
 
     def ints(self, values: Sequence[int]) -> str:
         """An int64 constant."""
-        return self._constant(np.asarray(values, dtype=np.int64))
+        return self.array(np.asarray(values, dtype=np.int64))
 
     def scalar(self, value: float, dtype: torch.dtype = torch.float32) -> str:
         """A scalar constant of the dtype of the tensor that it meets."""
-        return self._constant(np.asarray(value, dtype=_numpy_dtype(dtype)))
+        return self.array(np.asarray(value, dtype=_numpy_dtype(dtype)))
 
-    def _constant(self, array: np.ndarray) -> str:
-        name = f"constant_{array.dtype}_{'x'.join(map(str, array.ravel().tolist()))}_{array.ndim}"
+    def array(self, array: np.ndarray) -> str:
+        """A constant; equal ones are stored once."""
+        name = f"constant_{array.dtype}_{array.shape}_{hash(array.tobytes())}"
         self.constants[name] = array
         return name
 
-    def weight(self, shape: Sequence[int]) -> str:
-        """A random float32 weight of its own."""
-        name = f"weight_{len(self.weights)}"
-        self.weights[name] = tuple(shape)
+    def weight(self, shape: Sequence[int], dtype: torch.dtype = torch.float32, name: str = "") -> str:
+        """A random weight; `name` is that of the network's tensor whose place it takes."""
+        name = f"weight_{name or len(self.weights)}"
+        self.weights[name] = tuple(shape), _numpy_dtype(dtype)
         return name
 
 
-def record(gm: fx.GraphModule, example_inputs: Any) -> Graph:
+def record(gm: fx.GraphModule, example_inputs: Any, fold: bool = True) -> Graph:
     """The ONNX graph of `gm` in evaluation mode at the shapes of `example_inputs` (only shapes are read).
 
-    Runs on the meta device: weights are neither read nor copied. Raises UnsupportedOperator, naming operator and node.
+    fold: leave out batch norm behind a convolution. Runs on the meta device: weights are neither read nor copied.
+    Raises UnsupportedOperator, naming operator and node.
     """
-    root = copy_with(gm, lambda _, tensor: like(tensor, torch.empty_like(tensor, device="meta")))
-    root.eval()
-    graph = Graph()
+    graph = Graph(fold=fold)
     recorder = _Recorder(graph)
+
+    def hollow(name: str, tensor: Tensor) -> Tensor:
+        meta = like(tensor, torch.empty_like(tensor, device="meta"))
+        recorder.parameters[id(meta)] = name
+        recorder.alive.append(meta)
+        return meta
+
+    root = copy_with(gm, hollow)
+    root.eval()
     inputs = to_meta(as_arguments(example_inputs, gm))
     for index, tensor in enumerate(t for t in pytree.tree_leaves(inputs) if isinstance(t, Tensor)):
         graph.inputs[f"input_{index}"] = (tuple(tensor.shape), _numpy_dtype(tensor.dtype))
@@ -144,17 +154,18 @@ class _Recorder(TorchDispatchMode):
         self.graph = graph
         self._rules: dict[Any, Callable[..., Any]] = RULES
         self._names: dict[int, str] = {}
-        self._alive: list[Tensor] = []  # an id is only good while its tensor lives
+        self.parameters: dict[int, str] = {}
+        self.alive: list[Tensor] = []  # an id is only good while its tensor lives
 
     def bind(self, tensor: Tensor, name: str) -> None:
         self._names[id(tensor)] = name
-        self._alive.append(tensor)
+        self.alive.append(tensor)
 
     def value(self, tensor: Tensor) -> str:
         """The ONNX name of a tensor; one never seen before is a parameter or buffer."""
         name = self._names.get(id(tensor))
         if name is None:
-            name = self.graph.weight(tuple(tensor.shape))
+            name = self.graph.weight(tuple(tensor.shape), tensor.dtype, self.parameters.get(id(tensor), ""))
             self.bind(tensor, name)
         return name
 
@@ -212,24 +223,41 @@ class Call:
         return out.dtype
 
     @property
+    def numpy_dtype(self) -> np.dtype:
+        """Of the (first) output."""
+        return _numpy_dtype(self.dtype)
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the (first) output."""
         out = self.out if isinstance(self.out, Tensor) else self.out[0]
         return tuple(out.shape)
 
 
-def to_onnx(graph: Graph, seed: int = 0) -> bytes:
-    """Serialise with random weights of a scale that keeps activations near one (no overflow, no denormals)."""
-    import onnx
-    from onnx import TensorProto, helper, numpy_helper
+@cache
+def _pool() -> np.ndarray:
+    return np.random.default_rng(0).standard_normal(1 << 20, dtype=np.float32)
 
-    pool = np.random.default_rng(seed).standard_normal(_POOL_SIZE, dtype=np.float32)
+
+def _weight(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Random values of a scale that keeps activations near one (no overflow, no denormals); zeros for integers."""
+    if dtype.kind != "f":
+        return np.zeros(shape, dtype=dtype)
+    fan_in = int(np.prod(shape[1:], dtype=np.int64)) if len(shape) > 1 else 16
+    values = np.resize(_pool(), int(np.prod(shape, dtype=np.int64)))
+    return (values * np.float32((2.0 / max(fan_in, 1)) ** 0.5)).astype(dtype, copy=False).reshape(shape)
+
+
+def to_onnx(graph: Graph, tensors: Mapping[str, np.ndarray] | None = None) -> bytes:
+    """Serialise with random weights, or with those of `tensors` by the names that the network gives them."""
+    import onnx
+    from onnx import helper, numpy_helper
+
+    given = {f"weight_{name}": array for name, array in (tensors or {}).items()}
     initializers = [numpy_helper.from_array(array, name) for name, array in graph.constants.items()]
-    for name, shape in graph.weights.items():
-        size = int(np.prod(shape, dtype=np.int64))
-        fan_in = int(np.prod(shape[1:], dtype=np.int64)) if len(shape) > 1 else 16
-        values = np.resize(pool, size) * np.float32((2.0 / max(fan_in, 1)) ** 0.5)
-        initializers.append(TensorProto(name=name, dims=shape, data_type=TensorProto.FLOAT, raw_data=values.tobytes()))
+    for name, (shape, dtype) in graph.weights.items():
+        array = given[name] if name in given else _weight(shape, dtype)
+        initializers.append(numpy_helper.from_array(array, name))
     nodes = [helper.make_node(n.op, n.inputs, n.outputs, f"node_{n.outputs[0]}", **n.attributes) for n in graph.nodes]
     inputs = [
         helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(dtype), shape)
@@ -245,4 +273,7 @@ def to_onnx(graph: Graph, seed: int = 0) -> bytes:
 
 
 def _numpy_dtype(dtype: torch.dtype) -> np.dtype:
-    return np.dtype(str(dtype).removeprefix("torch."))  # a fake tensor has no .numpy() to ask
+    try:
+        return np.dtype(str(dtype).removeprefix("torch."))  # a meta tensor has no .numpy() to ask
+    except TypeError as error:
+        raise UnsupportedOperator(f"numpy has no {dtype}") from error

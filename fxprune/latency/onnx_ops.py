@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 if TYPE_CHECKING:
@@ -174,20 +175,25 @@ def _batch_norm(call: Call) -> tuple[str, ...]:
     value = call.onnx("input")
     channels = call.arg("input").shape[1]
     last = call.graph.nodes[-1] if call.graph.nodes else None
-    if last is not None and last.op in ("Conv", "ConvTranspose") and last.outputs[0] == value:
+    if call.graph.fold and last is not None and last.op in ("Conv", "ConvTranspose") and last.outputs[0] == value:
         if len(last.inputs) == 2:  # folding a norm gives the convolution a bias
-            inputs = (*last.inputs, call.graph.weight((channels,)))
+            inputs = (*last.inputs, call.graph.weight((channels,), call.dtype))
             call.graph.nodes[-1] = type(last)(last.op, inputs, last.outputs, last.attributes)
         return (value, "", "")
-    statistics = [call.graph.weight((channels,)) for _ in range(3)]
-    ones = call.graph.emit("Abs", call.graph.weight((channels,)))  # a variance is positive; folded by the runtime
-    return (call.graph.emit("BatchNormalization", value, *statistics, ones, epsilon=float(call.arg("eps"))), "", "")
+    scale, shift = (
+        call.onnx(name) or call.graph.array(np.full(channels, fill, call.numpy_dtype))
+        for name, fill in (("weight", 1), ("bias", 0))
+    )
+    variance = call.graph.emit("Abs", call.onnx("running_var"))  # random weights may be negative, this may not
+    mean, epsilon = call.onnx("running_mean"), float(call.arg("eps"))
+    out = call.graph.emit("BatchNormalization", value, scale, shift, mean, variance, epsilon=epsilon)
+    return (out, "", "")
 
 
 @rule(aten.native_layer_norm)
 def _layer_norm(call: Call) -> tuple[str, ...]:
     normalised = list(call.arg("normalized_shape"))
-    scale = call.onnx("weight") or call.graph.weight(normalised)
+    scale = call.onnx("weight") or call.graph.array(np.ones(normalised, call.numpy_dtype))
     inputs = [call.onnx("input"), scale]
     if call.arg("bias") is not None:
         inputs.append(call.onnx("bias"))
@@ -200,12 +206,13 @@ def _group_norm(call: Call) -> tuple[str, ...]:
     # As the exporter writes it: instance normalisation of the groups, then scale and shift of the channels.
     shape, groups, channels = call.shape, call.arg("group"), call.arg("C")
     grouped = call.graph.emit("Reshape", call.onnx("input"), call.graph.ints([shape[0], groups, -1]))
-    normal = call.graph.emit(
-        "InstanceNormalization", grouped, call.graph.weight((groups,)), call.graph.weight((groups,)), epsilon=1e-5
-    )
+    ones, zeros = (call.graph.array(np.full(groups, fill, call.numpy_dtype)) for fill in (1, 0))
+    normal = call.graph.emit("InstanceNormalization", grouped, ones, zeros, epsilon=float(call.arg("eps")))
     value = call.graph.emit("Reshape", normal, call.graph.ints(shape))
-    for op in ("Mul", "Add"):
-        value = call.graph.emit(op, value, call.graph.weight((channels, *[1] * (len(shape) - 2))))
+    for op, name in (("Mul", "weight"), ("Add", "bias")):
+        if call.arg(name) is not None:
+            spread = call.graph.ints([channels, *[1] * (len(shape) - 2)])
+            value = call.graph.emit(op, value, call.graph.emit("Reshape", call.onnx(name), spread))
     return (value, "", "")
 
 
@@ -324,11 +331,9 @@ def _identity(call: Call) -> str:
 def _to_copy(call: Call) -> str:
     from onnx import helper
 
-    from fxprune.latency.onnx_graph import _numpy_dtype
-
     if call.arg("self").dtype == call.dtype:
         return call.onnx("self")
-    kind = helper.np_dtype_to_tensor_dtype(_numpy_dtype(call.dtype))
+    kind = helper.np_dtype_to_tensor_dtype(call.numpy_dtype)
     return call.graph.emit("Cast", call.onnx("self"), to=kind)
 
 
@@ -393,9 +398,7 @@ def _select(call: Call) -> str:
 
 
 def _index(call: Call, index: int) -> str:
-    import numpy as np
-
-    return call.graph._constant(np.asarray(index, dtype=np.int64))
+    return call.graph.array(np.asarray(index, dtype=np.int64))
 
 
 @rule(aten.slice)
@@ -450,7 +453,8 @@ def _roll(call: Call) -> str:
 
 @rule(aten.zeros, aten.ones, aten.full, aten.zeros_like, aten.ones_like, aten.full_like, aten.empty, aten.scalar_tensor)
 def _constant(call: Call) -> str:
-    return call.graph.weight(call.shape) if math.prod(call.shape) > 1 else call.graph.scalar(1.0, call.dtype)
+    """Zeros, ones, full: as many ones (what they hold costs nothing)."""
+    return call.graph.array(np.ones(call.shape, call.numpy_dtype))
 
 
 @rule(aten.as_strided_, aten.as_strided)

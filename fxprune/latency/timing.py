@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -64,12 +64,15 @@ class Clock:
     wall: Callable[[], float] = time.perf_counter
     busy: Callable[[], float] = time.thread_time
 
-    def time_ms(self, run: Callable[[], object], one_thread: bool) -> float:
-        """How long `run` takes: of this thread's time where it works on this thread alone, else of the world's."""
-        now = self.busy if one_thread else self.wall
-        start = now()
+    def time_ms(self, run: Callable[[], object], one_thread: bool) -> tuple[float, float]:
+        """How long `run` takes, and how much of the world's time passed beside that.
+
+        Work on one thread is timed by that thread's clock, other work by the world's.
+        """
+        busy, wall = self.busy(), self.wall()
         run()
-        return (now() - start) * 1e3
+        wall, busy = (self.wall() - wall) * 1e3, (self.busy() - busy) * 1e3
+        return (busy, max(wall - busy, 0.0)) if one_thread else (wall, 0.0)
 
 
 CLOCK = Clock()
@@ -98,13 +101,25 @@ class Reference:
 class Pace:
     """The raw runs: time of each, which of them count, what the reference took around each, and takes in quiet.
 
-    Without a reference `around_ms` is 1 throughout, and so is `quiet_ms`.
+    Without a reference `around_ms` is 1 throughout, and so is `quiet_ms`. away_ms: how long the thread was off the core
+    during each run, which `times_ms` leaves out.
     """
 
     times_ms: np.ndarray
     counts: np.ndarray
     around_ms: np.ndarray
     quiet_ms: float
+    away_ms: np.ndarray | float = 0.0
+
+    def uninterrupted(self) -> Pace:
+        """For parts of runs that were timed by the world's clock: only runs that kept the core count, or nearly did."""
+        away = np.broadcast_to(self.away_ms, self.times_ms.shape)
+        kept = self.counts & (away <= 0.03 * self.times_ms)
+        least = -(-int(self.counts.sum()) // 3)
+        if kept.sum() < least:
+            kept = np.zeros(len(away), dtype=bool)
+            kept[np.argsort(np.where(self.counts, away, np.inf), kind="stable")[:least]] = True
+        return replace(self, counts=kept)
 
     def timing(self) -> Timing:
         return self.corrected(self.times_ms)
@@ -136,12 +151,12 @@ def pace(
     def reference_ms() -> float:
         if reference is None:
             return 1.0
-        reference.times_ms.append(clock.time_ms(reference.run, one_thread))
+        reference.times_ms.append(clock.time_ms(reference.run, one_thread)[0])
         return reference.times_ms[-1]
 
     for _ in range(warmup):
         run()
-    times: list[float] = []
+    times: list[tuple[float, float]] = []
     around: list[float] = []
     before = reference_ms()
     while len(times) < repeats * patience:
@@ -156,7 +171,8 @@ def pace(
     if counts.sum() < enough:
         counts = np.zeros(len(times), dtype=bool)
         counts[np.argsort(around, kind="stable")[:enough]] = True
-    return Pace(np.array(times), counts, np.array(around), 1.0 if reference is None else reference.quiet_ms)
+    taken, away = np.array(times).T
+    return Pace(taken, counts, np.array(around), 1.0 if reference is None else reference.quiet_ms, away)
 
 
 def warm_up(reference: Reference, *, seconds: float = 1.0, least: int = 20, one_thread: bool = True) -> None:
@@ -165,7 +181,7 @@ def warm_up(reference: Reference, *, seconds: float = 1.0, least: int = 20, one_
     for _ in range(3):
         reference.run()
     while len(reference.times_ms) < least or time.perf_counter() < end:
-        reference.times_ms.append(CLOCK.time_ms(reference.run, one_thread))
+        reference.times_ms.append(CLOCK.time_ms(reference.run, one_thread)[0])
 
 
 def _undisturbed(reference: Reference | None, around: Sequence[float]) -> np.ndarray:

@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from fxprune.latency.cli import app as latency
+
 app = typer.Typer(
     name="fxprune",
     help="Make a trained PyTorch network smaller until it meets a budget, and prove that it still computes the same.",
@@ -16,6 +18,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_show_locals=False,
 )
+app.add_typer(latency, name="latency")
 
 Model = Annotated[str, typer.Argument(help="torchvision:NAME, or package.module:function that returns the model")]
 Inputs = Annotated[
@@ -77,5 +80,5 @@ def demo(
         from fxprune.demo import print_demo, run_demo
 
         console = Console()
-        print_demo(run_demo(out, seed=seed), console)
+        print_demo(run_demo(out, seed=seed, say=console.print), console)
         console.print(f"saved in {out}/: pruned.safetensors, plan.json, summary.json")

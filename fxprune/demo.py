@@ -11,15 +11,19 @@ from __future__ import annotations
 import copy
 import json
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from safetensors.torch import load_file, save_file
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 import passes
+from fxprune import Budget, NetAdaptConfig, NetAdaptResult, netadapt
+from fxprune.training import seeded
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,7 +38,7 @@ class Steps:
     """How many training steps: the dense network, each candidate of the search, the long fine-tune at the end."""
 
     train: int = 400
-    candidate: int = 10
+    candidate: int = 8
     finetune: int = 400
 
 
@@ -91,7 +95,7 @@ class Block(nn.Module):
 class DigitNet(nn.Module):
     """A residual network for (n, 1, 8, 8): a stem, three blocks at 8x8, 4x4 and 2x2 pixels, a linear classifier."""
 
-    def __init__(self, widths: tuple[int, int, int] = (32, 64, 96)) -> None:
+    def __init__(self, widths: tuple[int, int, int] = (24, 48, 72)) -> None:
         super().__init__()
         first, second, third = widths
         self.stem = nn.Sequential(nn.Conv2d(1, first, 3, padding=1, bias=False), nn.BatchNorm2d(first), nn.ReLU())
@@ -159,7 +163,7 @@ class Measured:
 class Demo:
     """What a run of the demonstration found: the dense network, the same fine-tuned, and the pruned one."""
 
-    networks: tuple[Measured, Measured, Measured]
+    networks: tuple[Measured, ...]
     rounds: int
     max_error: float
     steps: Steps
@@ -167,88 +171,89 @@ class Demo:
     seconds: float
 
 
-def run_demo(out: Path, *, seed: int = 0, steps: Steps = Steps(), progress: bool = True) -> Demo:  # noqa: B008 (frozen)
+def run_demo(out: Path, *, seed: int = 0, steps: Steps | None = None, say: Callable[[str], None] | None = None) -> Demo:
     """Train, prune to `BUDGET_RATIO` of the MACs, fine-tune, verify, save into `out`; the same for the same seed.
 
+    `say` gets a line at the start of each stage, and the search then shows its progress; without it all is silent.
     Leaves `dense.safetensors`, `pruned.safetensors`, `plan.json` and `summary.json` in `out`; `load_pruned` reads them.
     Raises EquivalenceError where the pruned network is not the one that the plan describes.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # a second thread only waits in a network this small
     try:
-        return _run(out, seed, steps, progress)
+        return _run(out, seed, steps or Steps(), say or (lambda line: None), progress=say is not None)
     finally:
         torch.set_num_threads(threads)
 
 
-def _run(out: Path, seed: int, steps: Steps, progress: bool) -> Demo:
-    from safetensors.torch import save_file
-
-    from fxprune import Budget, NetAdaptConfig, netadapt
-
+def _run(out: Path, seed: int, steps: Steps, say: Callable[[str], None], progress: bool) -> Demo:
     start = time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
     digits = load_digits(seed)
     example = digits.train.images[:1]
 
-    torch.manual_seed(seed)
-    dense = DigitNet()
-    fit(dense, digits.train, steps.train, peak_lr=0.1)
-
+    say(f"training the dense network: {steps.train} steps on {len(digits.train.labels):,} images")
+    with seeded(seed):
+        dense = DigitNet()
+        fit(dense, digits.train, steps.train, peak_lr=0.1)
     gm = passes.capture(dense)
-    result = netadapt(
+
+    say(f"NetAdapt to {BUDGET_RATIO:.0%} of its MACs, {steps.candidate} steps a candidate")
+    result = _search(gm, digits, example, steps.candidate, seed, progress)
+    pruned, tuned = result.model, copy.deepcopy(gm)
+
+    say(f"fine-tuning the pruned network, and the dense one for comparison: {steps.finetune} steps each")
+    for model in (pruned, tuned):
+        with seeded(seed):
+            fit(model, digits.train, steps.finetune, peak_lr=0.1)
+    certificate = passes.verify(gm, pruned, result.plan, example, trained=True)
+
+    networks = _measured({"dense": gm, "dense, fine-tuned": tuned, "pruned": pruned}, result, digits, example)
+    seconds = time.perf_counter() - start
+    demo = Demo(networks, len(result.rounds), certificate.max_error, steps, seed, seconds)
+    save_file(gm.state_dict(), out / "dense.safetensors")
+    save_file(pruned.state_dict(), out / "pruned.safetensors")
+    (out / "plan.json").write_text(result.plan.to_json())
+    (out / "summary.json").write_text(json.dumps(asdict(demo), indent=2) + "\n")
+    return demo
+
+
+def _search(
+    gm: fx.GraphModule, digits: Digits, example: Tensor, steps: int, seed: int, progress: bool
+) -> NetAdaptResult:
+    return netadapt(
         gm,
         Budget("macs", ratio=BUDGET_RATIO),
         example_inputs=example,
         train=lambda model, count: fit(model, digits.train, count, peak_lr=0.02),
         evaluate=lambda model: accuracy(model, digits.validation),
         config=NetAdaptConfig(
-            budget_reduce_rate_init=0.1,
+            budget_reduce_rate_init=0.12,
             budget_reduce_rate_decay=0.97,
-            netadapt_max_iter=steps.candidate,
+            netadapt_max_iter=steps,
             netadapt_min_feature_size=4,
         ),
         progress=progress,
         seed=seed,
     )
 
-    dense_tuned, pruned = copy.deepcopy(gm), result.model
-    for model in (dense_tuned, pruned):
-        torch.manual_seed(seed)
-        fit(model, digits.train, steps.finetune, peak_lr=0.05)
-    certificate = passes.verify(gm, pruned, result.plan, example, trained=True)
 
-    coupling = passes.couple(gm, example)
+def _measured(
+    models: dict[str, nn.Module], result: NetAdaptResult, digits: Digits, example: Tensor
+) -> tuple[Measured, ...]:
+    coupling = passes.couple(result.dense, example)
     costs = passes.cost(coupling)
-    models = {"dense": gm, "dense, fine-tuned": dense_tuned, "pruned": pruned}
     times = latencies_ms([model.eval() for model in models.values()], digits.test.images[:LATENCY_BATCH])
-    networks = tuple(
-        Measured(
-            name,
-            costs.macs(widths),
-            costs.params(widths),
-            widths,
-            accuracy(model, digits.validation),
-            accuracy(model, digits.test),
-            milliseconds,
-        )
-        for (name, model), widths, milliseconds in zip(
-            models.items(), (coupling.widths, coupling.widths, result.plan.widths), times, strict=True
-        )
-    )
-
-    save_file(gm.state_dict(), out / "dense.safetensors")
-    save_file(pruned.state_dict(), out / "pruned.safetensors")
-    (out / "plan.json").write_text(result.plan.to_json())
-    found = Demo(networks, len(result.rounds), certificate.max_error, steps, seed, time.perf_counter() - start)
-    (out / "summary.json").write_text(json.dumps(asdict(found), indent=2) + "\n")
-    return found
+    found = []
+    for (name, model), milliseconds in zip(models.items(), times, strict=True):
+        widths = result.plan.widths if model is result.model else coupling.widths
+        validation, test = accuracy(model, digits.validation), accuracy(model, digits.test)
+        found.append(Measured(name, costs.macs(widths), costs.params(widths), widths, validation, test, milliseconds))
+    return tuple(found)
 
 
 def load_pruned(out: Path) -> nn.Module:
     """The network that `run_demo` saved, from its class, its plan and its weights: nothing is unpickled."""
-    from safetensors.torch import load_file
-
     plan = passes.Plan.from_json((out / "plan.json").read_text())
     gm = passes.capture(DigitNet())
     passes.couple(gm, torch.zeros(1, 1, 8, 8))

@@ -20,7 +20,7 @@ SHORT = Steps(train=80, candidate=2, finetune=40)
 @pytest.fixture(scope="module")
 def short_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Demo, Path]:
     out = tmp_path_factory.mktemp("demo")
-    return run_demo(out, seed=3, steps=SHORT, progress=False), out
+    return run_demo(out, seed=3, steps=SHORT), out
 
 
 def test_every_digit_is_in_exactly_one_part() -> None:
@@ -69,7 +69,7 @@ def test_the_table_shows_before_and_after(short_run: tuple[Demo, Path]) -> None:
 @pytest.mark.slow
 def test_the_same_seed_gives_the_same_networks(short_run: tuple[Demo, Path], tmp_path: Path) -> None:
     demo, out = short_run
-    again = run_demo(tmp_path, seed=demo.seed, steps=SHORT, progress=False)
+    again = run_demo(tmp_path, seed=demo.seed, steps=SHORT)
     assert (tmp_path / "plan.json").read_text() == (out / "plan.json").read_text()
     assert (tmp_path / "pruned.safetensors").read_bytes() == (out / "pruned.safetensors").read_bytes()
     assert again.networks[2].test == demo.networks[2].test
@@ -77,7 +77,7 @@ def test_the_same_seed_gives_the_same_networks(short_run: tuple[Demo, Path], tmp
 
 @pytest.mark.slow
 def test_the_whole_demo_stays_within_a_point_of_the_dense_network(tmp_path: Path) -> None:
-    demo = run_demo(tmp_path, progress=False)
+    demo = run_demo(tmp_path)
     _, tuned, pruned = demo.networks
     assert pruned.test >= tuned.test - 0.01
     assert demo.seconds < 180

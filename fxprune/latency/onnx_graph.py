@@ -149,6 +149,7 @@ class _Recorder(TorchDispatchMode):
 
     def __init__(self, graph: Graph) -> None:
         super().__init__()
+        from fxprune.latency import onnx_shapes  # noqa: F401  (registers its rules)
         from fxprune.latency.onnx_ops import RULES
 
         self.graph = graph
@@ -176,7 +177,7 @@ class _Recorder(TorchDispatchMode):
             return out
         rule = self._rules.get(func.overloadpacket)
         if rule is None:
-            raise UnsupportedOperator(f"{func} (node {self.graph.scope}) has no rule in fxprune/latency/onnx_ops.py")
+            raise UnsupportedOperator(f"{func} (node {self.graph.scope}) has no rule in fxprune.latency.onnx_ops")
         names = rule(Call(self, func, args, kwargs, out))
         outs = (out,) if isinstance(out, Tensor) else tuple(out)
         for tensor, name in zip(outs, (names,) if isinstance(names, str) else names, strict=False):

@@ -1,0 +1,185 @@
+"""Plans: what is refused and in which words, JSON there and back, and chains that agree with one step."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from oracle import difference, random_plan, run
+from torch import Tensor, fx, nn
+
+from passes import Coupling, Plan, PlanError, PruneChannels, capture, couple, plan_of
+
+
+class Net(nn.Module):
+    """Two groups in a row and a join."""
+
+    def __init__(self, hidden: int = 6) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(3, 8, 3), nn.Conv2d(8, hidden, 3)
+        self.head = nn.Conv2d(8 + hidden, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.conv1(x))
+        return self.head(torch.cat([x[:, :, 1:-1, 1:-1], self.conv2(x)], 1))
+
+
+INPUTS = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+
+
+def build(hidden: int = 6) -> tuple[fx.GraphModule, Coupling]:
+    torch.manual_seed(0)
+    gm = capture(Net(hidden).double().eval(), INPUTS)
+    return gm, couple(gm, INPUTS)
+
+
+@pytest.mark.parametrize(
+    ("keep", "words"),
+    [
+        ({"conv9": (0, 1)}, r"no group is called 'conv9'; did you mean 'conv[12]'"),
+        ({"head": (0, 1)}, "no group is called 'head'"),
+        ({"conv1": ()}, "group 'conv1': no unit is kept; keep at least one of 8"),
+        ({"conv1": (0, 3, 3)}, "group 'conv1': a unit is kept twice"),
+        ({"conv1": (3, 0)}, "group 'conv1': kept units must be in ascending order"),
+        ({"conv2": (0, 6)}, r"group 'conv2': kept units lie in 0\.\.5, got 0\.\.6"),
+        ({"conv2": (-1, 2)}, r"group 'conv2': kept units lie in 0\.\.5, got -1\.\.2"),
+        ({"conv2": (0.0, 1.0)}, "group 'conv2': kept units are integers"),
+        ({"conv2": (True, 2)}, "group 'conv2': kept units are integers"),
+        ({"conv2": np.array([0.5, 1.5])}, "group 'conv2': kept units are integers"),
+    ],
+)
+def test_what_is_refused(keep: dict[str, Any], words: str) -> None:
+    _, coupling = build()
+    with pytest.raises(PlanError, match=words):
+        coupling.plan(keep)
+    with pytest.raises(ValueError):  # callers who know nothing of fxprune catch it too
+        coupling.plan(keep)
+
+
+@pytest.mark.parametrize("units", [[0, 2, 5], (0, 2, 5), np.array([0, 2, 5]), torch.tensor([0, 2, 5]), range(0, 6, 2)])
+def test_what_is_accepted(units: Any) -> None:
+    _, coupling = build()
+    plan = coupling.plan({"conv2": units})
+    assert plan.keep["conv2"] == tuple(int(u) for u in units)
+    assert plan.keep["conv1"] == tuple(range(8)), "groups that are not named keep everything"
+    assert plan.widths == {"conv1": 8, "conv2": 3}
+
+
+def test_json_there_and_back() -> None:
+    _, coupling = build()
+    for plan in (coupling.plan({}), random_plan(coupling, 1 / 2, 0)):
+        again = Plan.from_json(plan.to_json())
+        assert again == plan and again.to_json() == plan.to_json()
+
+
+def test_json_can_be_compared_line_by_line() -> None:
+    """One group a line, sorted: two plans differ in the lines of the groups that differ."""
+    _, coupling = build()
+    first = coupling.plan({"conv1": (0, 1, 4), "conv2": (1, 2)}).to_json().splitlines()
+    second = coupling.plan({"conv1": (0, 1, 5), "conv2": (1, 2)}).to_json().splitlines()
+    assert [a == b for a, b in zip(first, second, strict=True)].count(False) == 1
+    assert json.loads("\n".join(first))["groups"]["conv1"] == {"size": 8, "keep": [0, 1, 4]}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda text: "nonsense", "this is no plan of fxprune: JSONDecodeError"),
+        (lambda text: "[1, 2]", "this is no plan of fxprune: TypeError"),
+        (lambda text: "{}", "this is no plan of fxprune: KeyError: 'format'"),
+        (
+            lambda text: text.replace('"format": 1', '"format": 99'),
+            "the plan has format 99, this version reads format 1",
+        ),
+        (lambda text: text.replace('"keep"', '"kept"'), "this is no plan of fxprune: KeyError: 'keep'"),
+        (lambda text: text.replace('"size": 8', '"size": "many"'), "this is no plan of fxprune: ValueError"),
+    ],
+)
+def test_broken_json_is_refused(change: Any, words: str) -> None:
+    _, coupling = build()
+    with pytest.raises(PlanError, match=words):
+        Plan.from_json(change(coupling.plan({}).to_json()))
+
+
+def test_a_plan_for_another_network_is_refused() -> None:
+    _, coupling = build()
+    other, _ = build(hidden=7)
+    with pytest.raises(PlanError, match=r"the plan is for graph \w+, got \w+ \(groups differ: conv2\)"):
+        PruneChannels(coupling.plan({"conv1": (0, 1)}))(other)
+
+
+def test_a_plan_for_a_changed_graph_is_refused() -> None:
+    """The same groups, but a node more."""
+    gm, coupling = build()
+    plan = coupling.plan({"conv1": (0, 1)})
+    relu = next(n for n in gm.graph.nodes if n.name == "relu")
+    with gm.graph.inserting_after(relu):
+        doubled = gm.graph.call_function(torch.tanh, (relu,))
+    relu.replace_all_uses_with(doubled, delete_user_cb=lambda user: user is not doubled)
+    gm.recompile()
+    with pytest.raises(PlanError, match="the graphs differ, the groups do not"):
+        PruneChannels(plan)(gm)
+
+
+def test_a_stored_plan_prunes_a_fresh_network_without_data() -> None:
+    gm, coupling = build()
+    plan = random_plan(coupling, 1 / 2, 3)
+    pruned = PruneChannels(plan)(gm).graph_module
+    fresh = capture(Net().double().eval(), INPUTS)  # never coupled; the plan knows the input shapes
+    fresh.load_state_dict(gm.state_dict())
+    again = PruneChannels(Plan.from_json(plan.to_json()))(fresh).graph_module
+    assert again.code == pruned.code
+    assert all(
+        torch.equal(a, b) for a, b in zip(again.state_dict().values(), pruned.state_dict().values(), strict=True)
+    )
+
+
+def test_the_fingerprint_is_of_the_structure_and_not_of_the_weights() -> None:
+    first, again = build()[1], build()[1]
+    assert first.fingerprint == again.fingerprint
+    assert build(hidden=7)[1].fingerprint != first.fingerprint
+
+
+def test_chains_agree_with_one_step() -> None:
+    gm, coupling = build()
+    here, network, total = coupling, gm, coupling.plan({})
+    for step in range(3):
+        plan = random_plan(here, 3 / 4, step)
+        network = PruneChannels(plan)(network).graph_module
+        here, total = here.after(plan), total.then(plan)
+        assert here.widths == plan.widths == total.widths
+        assert here.fingerprint == coupling.after(total).fingerprint
+        at_once = PruneChannels(total)(gm).graph_module
+        assert difference(run(network, INPUTS), run(at_once, INPUTS)) == 0
+        made_by = plan_of(network)
+        assert made_by is not None and made_by.keep == total.keep
+    assert [g.name for g in here.groups] == [g.name for g in coupling.groups]
+    for a, b in zip(here.groups, couple(network, INPUTS).groups, strict=True):
+        assert [(s.tensor, s.dim, s.index.tolist()) for s in a.slices] == [
+            (s.tensor, s.dim, s.index.tolist()) for s in b.slices
+        ], "after() gives what a fresh analysis of the pruned network gives"
+
+
+def test_then_refuses_a_plan_of_another_network() -> None:
+    _, coupling = build()
+    first = random_plan(coupling, 1 / 2, 0)
+    with pytest.raises(PlanError, match="not for the network that this plan makes"):
+        first.then(coupling.plan({"conv1": (0, 1)}))
+
+
+def test_then_refers_to_the_first_network() -> None:
+    _, coupling = build()
+    first = coupling.plan({"conv1": (1, 3, 5, 7)})
+    second = coupling.after(first).plan({"conv1": (0, 3)})
+    assert first.then(second).keep["conv1"] == (1, 7)
+
+
+def test_a_plan_that_removes_nothing() -> None:
+    gm, coupling = build()
+    plan = coupling.plan({})
+    assert not plan.narrows and plan.result_fingerprint == plan.fingerprint
+    result = PruneChannels(plan)(gm)
+    assert result.graph_module is gm and result.modified is False

@@ -81,8 +81,18 @@ def attend(
     mask = None if hint else _merged_mask(self, query, attn_mask, key_padding_mask, added)
     dropout = self.dropout * self.training if self.dropout else 0.0
     scale = self.head_dim**-0.5
-    attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=hint, scale=scale)
-    weights = _Weights(attended, (q, k, v, mask), scale, self, average_attn_weights) if need_weights else None
+    fused = {"attn_mask": mask, "dropout_p": dropout, "is_causal": hint, "scale": scale}
+    spelling = (q, k, v, mask, scale, self.dropout, self.training, average_attn_weights)
+    attended: Any
+    weights: Any = None
+    if not need_weights:
+        attended = F.scaled_dot_product_attention(q, k, v, **fused)
+    elif isinstance(query, fx.Proxy):
+        attended = F.scaled_dot_product_attention(q, k, v, **fused)
+        weights = _Weights(attended, *spelling)
+    else:  # torch.export runs this on tensors, and drops what is not used
+        attended, weights = _spelt_out(*spelling)
+        attended = attended if self.dropout else F.scaled_dot_product_attention(q, k, v, **fused)
     moved = attended.transpose(-3, -2) if self.batch_first else attended.movedim(-2, 0)
     return self.out_proj(moved.flatten(-2)), weights
 
@@ -132,7 +142,19 @@ def _merged_mask(self: nn.MultiheadAttention, query: Any, attn_mask: Any, key_pa
 def _additive(query: Any, mask: Any, name: str) -> Any:
     """Boolean to 0 and -inf; a call that looks at the type when it runs, since tracing need not know it."""
     said = {"mask_name": name, "other_type": None, "other_name": "", "target_type": query.dtype, "check_other": False}
+    if not isinstance(query, fx.Proxy):
+        return F._canonical_mask(mask=mask, **said)
     return query.tracer.create_proxy("call_function", F._canonical_mask, (), {"mask": mask, **said})
+
+
+def _spelt_out(
+    q: Any, k: Any, v: Any, mask: Any, scale: float, p: float, training: Any, average: bool
+) -> tuple[Any, Any]:
+    """Output and weights by the products and the softmax that the fused attention call stands for."""
+    scores = (q * scale).matmul(k.transpose(-2, -1))
+    weights = F.softmax(scores if mask is None else scores + mask, -1)
+    weights = F.dropout(weights, p, training=training) if p else weights
+    return weights.matmul(v), weights.mean(-3) if average else weights
 
 
 def _rank(x: Any) -> int | None:
@@ -152,13 +174,10 @@ class _Weights(ValueProxy):
     the weights are those that the output was made with, dropout included.
     """
 
-    def __init__(self, attended: Any, operands: tuple[Any, ...], scale: float, module: Any, average: bool) -> None:
+    def __init__(self, attended: Any, *arguments: Any) -> None:
         self.tracer = attended.tracer
         self._attended = attended
-        self._operands = operands
-        self._scale = scale
-        self._dropout = (module.dropout, module.training)
-        self._average = average
+        self._arguments = arguments
         self._node: fx.Node | None = None
 
     @property
@@ -172,15 +191,9 @@ class _Weights(ValueProxy):
         self._node = node
 
     def _spell_out(self) -> fx.Node:
-        q, k, v, mask = self._operands
-        p, training = self._dropout
         fused = self._attended.node
         with fused.graph.inserting_before(fused):
-            scores = (q * self._scale).matmul(k.transpose(-2, -1))
-            weights = F.softmax(scores if mask is None else scores + mask, -1)
-            weights = F.dropout(weights, p, training=training) if p else weights
-            output: Any = weights.matmul(v)
-            shown: Any = weights.mean(-3) if self._average else weights
+            output, shown = _spelt_out(*self._arguments)
         fused.replace_all_uses_with(output.node)
         fused.graph.erase_node(fused)
         return shown.node

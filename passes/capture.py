@@ -8,8 +8,11 @@ from typing import Any
 from torch import fx, nn
 
 from passes.errors import CaptureError
+from passes.exported import export
 from passes.replay import taken_as_it_is
 from passes.symbolic import trace
+
+FRONTENDS = ("auto", "fx", "export")
 
 
 def capture(model: nn.Module, example_inputs: Any = None, frontend: str = "auto") -> fx.GraphModule:
@@ -18,7 +21,9 @@ def capture(model: nn.Module, example_inputs: Any = None, frontend: str = "auto"
     `example_inputs` (a tensor, a tuple of arguments or a dict of keyword arguments; only shapes, types and
     structure are used) let control flow over shapes be followed and functions registered by
     `torch.fx.wrap` be traced through; without them such a function stays one opaque call.
-    A GraphModule is taken as it is, only its attention leaves opened (see passes/attention.py).
+    `frontend`: "fx" traces symbolically, "export" uses torch.export (ATen calls; needs example inputs), "auto" takes
+    the first and, where that fails, the second. A GraphModule is taken as it is, only its attention leaves
+    opened (see passes/attention.py).
 
     The result SHARES parameters and buffers with the model, as `torch.fx.symbolic_trace` does, but no module:
     what is set on it (a mode, an attribute, another parameter) does not reach the model, and names in its state_dict
@@ -26,22 +31,46 @@ def capture(model: nn.Module, example_inputs: Any = None, frontend: str = "auto"
 
     Raises CaptureError, which names the line of the model that cannot be captured and what to do.
     """
+    if frontend not in FRONTENDS:
+        raise CaptureError(f"frontend is {frontend!r}; it can be one of {', '.join(FRONTENDS)}")
     if not isinstance(model, nn.Module):
         raise CaptureError(f"capture takes an nn.Module or a GraphModule, not {type(model).__name__}")
     model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
-    if isinstance(model, fx.GraphModule):
-        return taken_as_it_is(model, _by_name(model, example_inputs))
-    return trace(model, _by_name(model, example_inputs))
+    example = _bound(model, example_inputs)
+    inputs = None if example is None else dict(example.arguments)
+    if isinstance(model, fx.GraphModule) and frontend != "export":
+        return taken_as_it_is(model, inputs)
+    if frontend == "export":
+        return export(model, _needed(example), "asked for")
+    try:
+        return trace(model, inputs)
+    except CaptureError as error:
+        if frontend == "fx" or example is None:
+            raise
+        return _exported_instead(model, example, error)
 
 
-def _by_name(model: nn.Module, example_inputs: Any) -> dict[str, Any] | None:
-    """The example inputs under the names that forward gives them."""
+def _exported_instead(model: nn.Module, example: inspect.BoundArguments, error: CaptureError) -> fx.GraphModule:
+    try:
+        return export(model, example, f"torch.fx could not: {error}")
+    except CaptureError as second:
+        raise CaptureError(f"{error}. The second front end failed as well: {second}") from error
+
+
+def _needed(example: inspect.BoundArguments | None) -> inspect.BoundArguments:
+    if example is None:
+        raise CaptureError('frontend="export" runs the model: give example_inputs')
+    return example
+
+
+def _bound(model: nn.Module, example_inputs: Any) -> inspect.BoundArguments | None:
+    """The example inputs as forward takes them."""
     if example_inputs is None:
         return None
     args = () if isinstance(example_inputs, dict) else example_inputs
     args = tuple(args) if isinstance(args, (tuple, list)) else (args,)
     kwargs = example_inputs if isinstance(example_inputs, dict) else {}
     try:
-        return dict(inspect.signature(model.forward).bind(*args, **kwargs).arguments)
+        return inspect.signature(model.forward).bind(*args, **kwargs)
     except TypeError as error:
         raise CaptureError(f"the example inputs do not fit {type(model).__name__}.forward: {error}") from error

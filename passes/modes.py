@@ -26,7 +26,8 @@ def merge(graph: fx.Graph, other: fx.Graph, training: bool, constants: dict[str,
     """Make `graph`, traced with the modules in mode `training`, right in both modes; `other` is its trace in the other.
 
     Every constant that differs becomes a look-up by the live flag of the module whose forward made the call,
-    `(eval value, train value)[training]`. False, and nothing changed, where the graphs differ otherwise.
+    `(eval value, train value)[training]`, or the flag itself. False, and nothing changed, where the graphs differ
+    otherwise.
     `constants` and `others` hold the tensors that the traces stored under names of their own.
     """
     nodes, twins = list(graph.nodes), list(other.nodes)
@@ -38,13 +39,28 @@ def merge(graph: fx.Graph, other: fx.Graph, training: bool, constants: dict[str,
         for node, twin in zip(nodes, twins, strict=True):
             if (node.op, node.target) != (twin.op, twin.target) or not _same_constant(node, constants, others):
                 return False
-            arguments.append(_compare((node.args, node.kwargs), (twin.args, twin.kwargs), partner))
+            arguments.append(_compare(_arguments(node), _arguments(twin), partner))
     except _Differ:
         return False
     for node, (args, kwargs) in zip(nodes, arguments, strict=True):
-        if node.op != "placeholder":
+        if _differs((args, kwargs)) and node.op != "placeholder":  # whose arguments are default values
             _apply(graph, node, args, kwargs, training)
     return True
+
+
+def _arguments(node: fx.Node) -> tuple[Any, Any]:
+    """With the defaults of an ATen operator filled in: export leaves out what equals them, perhaps in one mode only."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return node.args, node.kwargs
+    arguments = node.target._schema.arguments
+    args = [*node.args]
+    kwargs = dict(node.kwargs)
+    for position, argument in enumerate(arguments):
+        if argument.kwarg_only:
+            kwargs.setdefault(argument.name, argument.default_value)
+        elif position >= len(args):
+            args.append(kwargs.pop(argument.name, argument.default_value))
+    return tuple(args), {argument.name: kwargs[argument.name] for argument in arguments if argument.kwarg_only}
 
 
 def _same_constant(node: fx.Node, constants: dict[str, Any], others: dict[str, Any]) -> bool:
@@ -81,13 +97,21 @@ def _compare_parts(here: Any, there: Any, partner: dict[fx.Node, fx.Node]) -> An
     return tuple(parts) if isinstance(here, tuple) else parts
 
 
+def _differs(arguments: Any) -> bool:
+    if isinstance(arguments, slice):
+        return _differs((arguments.start, arguments.stop, arguments.step))
+    if isinstance(arguments, (list, tuple, dict)):
+        return any(_differs(part) for part in (arguments.values() if isinstance(arguments, dict) else arguments))
+    return isinstance(arguments, _Choice)
+
+
 def _apply(graph: fx.Graph, node: fx.Node, args: Any, kwargs: Any, training: bool) -> None:
     def looked_up(value: Any) -> Any:
         if isinstance(value, _Choice):
             pair = (value.there, value.here) if training else (value.here, value.there)
             with graph.inserting_before(node):
                 flag = graph.create_node("get_attr", _flag(node))
-                return graph.call_function(operator.getitem, (pair, flag))
+                return flag if pair == (False, True) else graph.call_function(operator.getitem, (pair, flag))
         if isinstance(value, slice):
             return slice(looked_up(value.start), looked_up(value.stop), looked_up(value.step))
         if isinstance(value, dict):
@@ -101,5 +125,7 @@ def _apply(graph: fx.Graph, node: fx.Node, args: Any, kwargs: Any, training: boo
 
 def _flag(node: fx.Node) -> str:
     stack = node.meta.get("nn_module_stack")
-    path = next(reversed(stack.values()))[0] if stack else ""
+    path = (
+        str(next(reversed(stack.values()))[0]).partition("@")[0] if stack else ""
+    )  # export: "conv@1" on a second call
     return f"{path}.training" if path else "training"

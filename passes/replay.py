@@ -23,6 +23,7 @@ def taken_as_it_is(model: fx.GraphModule, inputs: dict[str, Any] | None) -> fx.G
     if _attention_leaves(gm):
         with borrowed(gm), lowered():
             graph = _Replay(gm, inputs).trace(gm)
+            graph._tracer_cls = Tracer  # the one that unpickling makes, without arguments
             opened = fx.GraphModule(gm, graph, type(model).__name__)
             separate(opened, gm)
             gm = opened

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import pickle
 from typing import Any
 
 import pytest
@@ -226,6 +227,8 @@ def test_leaves_of_a_given_graph_are_opened_and_other_nodes_kept() -> None:
     kept = [node.name for node in gm.graph.nodes if node.meta.get("mark") == node.name]
     assert set(names) - set(kept) <= {"getitem", "getitem_1", "output"}
     assert given.code == code and isinstance(given.attention, nn.MultiheadAttention)
+    x = rand(L, N, WIDTH)
+    torch.testing.assert_close(pickle.loads(pickle.dumps(gm))(x), gm(x))
 
 
 def test_torch_has_its_own_forwards_back_after_a_failure() -> None:

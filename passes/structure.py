@@ -33,23 +33,24 @@ class Structure:
         self, new: Mapping[Variable, Axis], keep: Mapping[Variable, Mask], numbers: Mapping[str, Any]
     ) -> Structure:
         """The structure after pruning: variables replaced by smaller ones, nodes of `numbers` by these."""
-        known: dict[Axis, Axis] = {}
-
-        def smaller(axis: Axis) -> Axis:
-            if axis not in known:
-                known[axis] = rename(axis, new, keep)
-            return known[axis]
-
         def shrink(val: Any, value: Any) -> Any:
             if not isinstance(value, Value):
                 return val
             return torch.empty([a.size for a in value.axes], dtype=val.dtype, device="meta")
 
-        found = self._map(smaller)
+        found = self._map(lambda axis: rename(axis, new, keep))
         vals = {name: map_together(shrink, val, found.values[name]) for name, val in self.vals.items()}
         return replace(found, vals={**vals, **numbers})
 
-    def _map(self, change: Callable[[Axis], Axis]) -> Structure:
+    def _map(self, function: Callable[[Axis], Axis]) -> Structure:
+        known: dict[int, Axis] = {}  # by identity: many tensors share an axis, and to hash a long sum takes time
+
+        def change(axis: Axis) -> Axis:
+            made = known.get(id(axis))
+            if made is None:
+                made = known[id(axis)] = function(axis)
+            return made
+
         def value(v: Value) -> Value:
             return replace(v, axes=tuple(map(change, v.axes)))
 

@@ -47,6 +47,11 @@ class Run:
     damage: tuple[str, ...]
     journal: Folder
 
+    @property
+    def accepted(self) -> int:
+        """The round whose network the search returned, or, unfinished, its last; 0 is the unpruned one."""
+        return self.result["accepted"] if self.result else len(self.rounds)
+
     def weights(self, round: int) -> bytes:
         """The weights of the network that a round chose, as safetensors."""
         return self.journal.weights(round)

@@ -83,8 +83,14 @@ def seed_of(run_seed: int, round: int, name: str) -> int:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Python, NumPy and torch (every device) drawn from `seed` inside, and left as they were outside."""
+    """Python, NumPy and torch (every device) drawn from `seed` inside, and left as they were outside.
+
+    cuDNN takes deterministic algorithms inside. What else a GPU does in any order (scatter, some backward kernels) is
+    for the caller to exclude by `torch.use_deterministic_algorithms`.
+    """
     python_state, numpy_state = random.getstate(), np.random.get_state()
+    cudnn = torch.backends.cudnn
+    chosen, cudnn.deterministic, cudnn.benchmark = (cudnn.deterministic, cudnn.benchmark), True, False
     with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []):
         random.seed(seed)
         np.random.seed(seed)
@@ -94,6 +100,7 @@ def seeded(seed: int) -> Iterator[None]:
         finally:
             random.setstate(python_state)
             np.random.set_state(numpy_state)
+            cudnn.deterministic, cudnn.benchmark = chosen
 
 
 @dataclass

@@ -35,6 +35,21 @@ class AlexNet(nn.Module):
         return self.classifier(self.features(x).flatten(1))
 
 
+def mobilenet(classes: int) -> nn.Module:
+    """The first MobileNet (2017): a convolution, then 13 pairs of a depthwise and a pointwise one."""
+    widths = (32, 64, 128, 128, 256, 256, 512, 512, 512, 512, 512, 512, 1024, 1024)
+    strides = (2, 1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1)
+    layers: list[nn.Module] = [nn.Conv2d(3, 32, 3, 2, 1, bias=False), nn.BatchNorm2d(32), nn.ReLU()]
+    for before, width, stride in zip(widths, widths[1:], strides[1:], strict=False):
+        layers += [
+            nn.Conv2d(before, before, 3, stride, 1, groups=before, bias=False),
+            nn.BatchNorm2d(before),
+            nn.ReLU(),
+        ]
+        layers += [nn.Conv2d(before, width, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AvgPool2d(7), nn.Flatten(), nn.Linear(1024, classes))
+
+
 def three_convs() -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(
@@ -70,6 +85,24 @@ def test_alexnet_one_block_at_a_time_to_below_0_975(alexnet: Any) -> None:
         (2760, 692_348_608, True),
         (8, 693_348_112, False),
     ]
+
+
+def test_mobilenet_one_block_at_a_time_to_below_0_975() -> None:
+    """MACs of all convolutions and the linear layer; a block is a pointwise convolution with the depthwise one after
+    it."""
+    with torch.device("meta"):
+        model = mobilenet(10)
+    example = torch.empty(1, 3, 224, 224, device="meta")
+    coupling = couple(capture(model.eval(), example), example)
+    resource = counted(cost(coupling), "macs")
+    assert resource.value() == 567_726_592 and len(coupling.groups) == 14
+    grids = {name: Grid(name, 8, 8) for name in coupling.widths}
+    proposals = propose((resource,), coupling.widths, {"macs": 0.975 * 567_726_592}, grids)
+    found = [(coupling.widths[p.name] - p.widths[p.name], p.resources["macs"]) for p in proposals]
+    assert [found[block] for block in (0, 1, 5, 7, 9, 11, 13)] == [
+        (16, 547_656_192), (24, 547_781_632), (48, 553_191_232), (72, 553_148_896), (72, 553_148_896),
+        (96, 553_233_568), (288, 553_273_024),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("resource", ["params", "weights", "macs", "flops"])

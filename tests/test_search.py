@@ -179,6 +179,25 @@ def test_exactly_so_many_steps_and_fresh_weights_for_each_candidate() -> None:
     assert {value for _, value in seen} == {start}
 
 
+def test_what_a_candidate_does_not_prune_is_bit_identical_before_fine_tuning() -> None:
+    dense, seen = make(), []
+
+    def train(model: nn.Module, steps: int) -> None:
+        sizes = {name: model.get_parameter(f"{name}.weight").shape[0] for name in ("stem", "branch.0", "tail")}
+        seen.append(sizes)
+        for name, tensor in dense.named_parameters():
+            mine = model.get_parameter(name)
+            if mine.shape == tensor.shape:
+                assert torch.equal(mine, tensor)
+            else:  # every row of the pruned tensor is one of the dense
+                rows = {bytes(row.detach().numpy().tobytes()) for row in tensor}
+                assert mine.shape[0] == tensor.shape[0] or all(r.detach().numpy().tobytes() in rows for r in mine)
+
+    result = run(model=dense, train=train, config=FAST.replace(netadapt_max_rounds=1))
+    assert not any(c.error for c in result.rounds[0].candidates)
+    assert [{**result.original_widths, **c.widths} for c in result.rounds[0].candidates if c.trained] == seen
+
+
 def test_default_train_takes_exactly_the_steps() -> None:
     given = []
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import re
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,8 +19,9 @@ from passes.blocks import block_of, outer_variables
 from passes.errors import PlanError
 from passes.identity import describe_inputs, fingerprint
 from passes.infer import infer, source_of
-from passes.ops import Record, Value
+from passes.ops import Value
 from passes.plan import Plan
+from passes.roles import names_of, roles_of
 from passes.skeleton import owned_tensors
 from passes.structure import Structure
 from passes.zeros import unmasked_sums
@@ -34,8 +34,9 @@ class Slice:
     tensor: qualified name in the module's state_dict. index: integer array (size, k), row u holds the positions that
     unit u takes in dimension `dim`. blocks: where the group has outer blocks (conv groups, heads) the block of each of
     the k columns, an integer array (k,), else None.
-    role: "output" (a weight produces it), "input" (a weight sums over it), "scale"
-    (the weight of a normalisation) or "other" (biases, running statistics, elementwise parameters).
+    role: "output" (a weight produces it), "input" (a weight sums over it), "carried" (it enters and leaves a weighted
+    operator: the channels of a depthwise convolution), "scale" (the weight of a normalisation) or "other" (biases,
+    running statistics, elementwise parameters).
     """
 
     tensor: str
@@ -122,7 +123,7 @@ class Coupling:
     @cached_property
     def groups(self) -> tuple[Group, ...]:
         """The groups, in the order in which the network meets them."""
-        roles = _roles(self.structure.records)
+        roles = roles_of(self.structure)
         mixed = {v for r in self.structure.records for a in r.mixed for v in leaves(a)}
         mixed.update(*self.unmasked.values())
         slices: dict[Variable, list[Slice]] = {v: [] for v in self.variables.values()}
@@ -133,7 +134,7 @@ class Coupling:
                     if variable in slices:
                         outer = self.outers.get(variable)
                         blocks = block_of(found[outer], index) if outer is not None else None
-                        role = roles.get((tensor, variable), "other")
+                        role = roles.get((tensor, variable, dim), "other")
                         slices[variable].append(Slice(tensor, dim, index, role, blocks))
         groups = []
         for name, v in self.variables.items():
@@ -362,56 +363,6 @@ def _checked_units(name: str, units: Sequence[int], size: int) -> tuple[int, ...
     return tuple(listed)
 
 
-def _roles(records: Iterable[Record]) -> dict[tuple, str]:
-    """For (tensor, variable) what an operator uses it as; the first use that says counts."""
-    roles: dict[tuple, str] = {}
-    for record in records:
-        name = str(record.func)
-        lookup = "embedding" in name
-        contracted = {v for a in record.contracted for v in leaves(a)}
-        for place, value in enumerate(record.inputs):
-            if not value.parameters:
-                continue
-            if "norm" in name and place == 1 and len(value.axes) == 1:
-                found = {v: "scale" for a in value.axes for v in leaves(a)}
-            elif (record.macs and len(value.axes) > 1) or (lookup and place == 0):
-                found = {v: "input" if v in contracted else "output" for a in value.axes for v in leaves(a)}
-            else:
-                continue
-            for tensor in value.parameters:
-                for variable, role in found.items():
-                    roles.setdefault((tensor, variable), role)
-    return roles
-
-
-# What a parameter's name says beyond its module: conv.weight, conv.parametrizations.weight.original1, rnn.weight_ih_l0.
-_PARAMETER = re.compile(r"(\.parametrizations)?\.(\w*_)?(weight|bias)(\.original\d?|_v|_g|_orig|_[ih]h(_l\d+\w*)?)?$")
-
-
-def _names(structure: Structure, own: Sequence[str], trainable: frozenset[str]) -> dict[str, Variable]:
-    """A readable, stable name for each variable of a parameter: the module that produces it, else the first tensor."""
-    roles = _roles(structure.records)
-    producer: dict[Variable, str] = {}
-    first: dict[Variable, str] = {}
-    for tensor in own:
-        if tensor not in trainable:
-            continue
-        for axis in structure.tensors[tensor]:
-            for variable in leaves(axis):
-                first.setdefault(variable, tensor)
-                if roles.get((tensor, variable)) == "output":
-                    producer.setdefault(variable, tensor)
-    names: dict[str, Variable] = {}
-    for variable, tensor in first.items():
-        base = _PARAMETER.sub("", producer.get(variable, tensor))
-        name, number = base, 1
-        while name in names:
-            number += 1
-            name = f"{base}#{number}"
-        names[name] = variable
-    return names
-
-
 _couplings: weakref.WeakKeyDictionary[fx.GraphModule, tuple[Coupling, str]] = weakref.WeakKeyDictionary()
 
 
@@ -450,7 +401,7 @@ def couple(gm: fx.GraphModule, example_inputs: Any) -> Coupling:
     while True:
         structure = Structure.of(inferred)
         coupling = Coupling(
-            structure, _names(structure, own, trainable), digest, inputs, sources, inferred.canonical, trainable
+            structure, names_of(structure, own, trainable), digest, inputs, sources, inferred.canonical, trainable
         )
         refused = trial(gm, coupling)
         if not refused:

@@ -50,7 +50,7 @@ def _uses(record: Record, place: int, value: Value) -> dict[Variable, str]:
 
 
 def names_of(structure: Structure, own: Sequence[str], trainable: frozenset[str]) -> dict[str, Variable]:
-    """A stable name for each variable of a trainable parameter: the module that produces it, else the first that has it.
+    """A stable name for each variable of a trainable parameter: the module that produces it, else the first one.
 
     own: parameters in order, tied ones once.
     """

@@ -104,7 +104,8 @@ ATTRIBUTES: list[tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, Any],
     ),
     (
         lambda: nn.Sequential(nn.Conv2d(3, 12, 1), nn.GroupNorm(3, 12), nn.PReLU(12), nn.Conv2d(12, 5, 1)),
-        (2, 3, 4, 4), {"0": (0, 2), "0#2": (1, 3)}, {"1": {"num_groups": 2, "num_channels": 4}, "2": {"num_parameters": 4}},
+        (2, 3, 4, 4), {"0": (0, 2), "0#2": (1, 3)},
+        {"1": {"num_groups": 2, "num_channels": 4}, "2": {"num_parameters": 4}},
     ),
     (
         lambda: nn.Sequential(nn.Linear(3, 8), nn.LayerNorm(8), nn.RMSNorm(8), nn.Linear(8, 5)), (2, 3),
@@ -118,14 +119,15 @@ ATTRIBUTES: list[tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, Any],
     ),
     (
         lambda: nn.Sequential(
-            nn.Conv3d(3, 8, 1), nn.InstanceNorm3d(8), nn.Flatten(2), nn.Unflatten(1, (2, 4)), nn.Flatten(1), nn.Linear(64, 5)
+            nn.Conv3d(3, 8, 1), nn.InstanceNorm3d(8), nn.Flatten(2), nn.Unflatten(1, (2, 4)), nn.Flatten(1),
+            nn.Linear(64, 5),
         ),
         (2, 3, 2, 2, 2), {"0": (1,), "0#2": (0, 2)},
         {"1": {"num_features": 2}, "3": {"unflattened_size": (1, 2)}, "5": {"in_features": 16}},
     ),
     (lambda: nn.Sequential(nn.Embedding(11, 8), nn.Linear(8, 5)), (), {"0": (3, 4)}, {"0": {"embedding_dim": 2}}),
     (
-        lambda: nn.Sequential(nn.Linear(3, 6), nn.Flatten(), nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5))),
+        lambda: nn.Sequential(nn.Flatten(), nn.Identity(), nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 5))),
         (2, 3), {"2.0": (0, 7)}, {"2.0": {"out_features": 2}, "2.2": {"in_features": 2}},
     ),
 ]  # fmt: skip

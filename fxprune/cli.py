@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from fxprune import commands
 from fxprune.latency.cli import app as latency
 
 app = typer.Typer(
@@ -82,3 +83,6 @@ def demo(
         console = Console()
         print_demo(run_demo(out, seed=seed, say=console.print), console)
         console.print(f"saved in {out}/: pruned.safetensors, plan.json, summary.json")
+
+
+commands.mount(app)

@@ -15,19 +15,17 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.nn import functional as F
-from torch.utils import _pytree as pytree
 
 from fxprune.context import DLContext, TrainFunction, ValidateFunction, device_of
 from fxprune.data.loops import autocast, main_output, placed, shown
 from fxprune.errors import InputError
-from fxprune.inputs import captured
-from fxprune.result import NetAdaptResult, rebuild
+from fxprune.restoring import restored, zeros
+from fxprune.result import NetAdaptResult
 from fxprune.runs import read_run
 from fxprune.storage import write_bytes
-from fxprune.tensors import modes_of, put_modes, put_tensors, tensors_of, to_bytes
+from fxprune.tensors import put_modes, put_tensors, tensors_of, to_bytes
 from fxprune.training import Evaluate, score_of, seeded
 from passes import Certificate, Plan, verify
-from passes.identity import example_inputs_of
 
 log = logging.getLogger(__name__)
 
@@ -185,21 +183,12 @@ def _start(source: Any, round: int | None, model: nn.Module | None, example_inpu
         number = source.accepted if round is None else round
         network = source.restore(number)
         plan = Plan.from_json(source.rounds[number - 1].plan) if number else source.coupling.plan({})
-        return _Start(network, source.dense, plan, _zeros(plan), source.modes)
+        return _Start(network, source.dense, plan, zeros(plan), source.modes)
     if isinstance(source, str | Path):
         if model is None:
             raise InputError("finetune: the workdir of a search holds no module; pass model=, the original one.")
-        run = read_run(source)
-        accepted = run.result["accepted"] if run.result else len(run.rounds)
-        number = accepted if round is None else round
-        if not 0 <= number <= len(run.rounds):
-            raise InputError(f"finetune: {run.folder} has no round {number}; expected 0 to {len(run.rounds)}.")
-        modes = modes_of(model)
-        chosen = Plan.from_json(run.rounds[number - 1].plan) if number else None
-        if example_inputs is None and chosen is not None:
-            example_inputs = _zeros(chosen)
-        dense, example_inputs = captured(model, example_inputs)
-        return _Start(rebuild(dense, run.rounds, number, run.journal, modes), dense, chosen, example_inputs, modes)
+        found = restored(read_run(source), model, example_inputs, round)
+        return _Start(found.network, found.dense, found.plan, found.example_inputs, found.modes)
     if not isinstance(source, nn.Module):
         raise InputError(
             f"finetune: got a {type(source).__name__}; expected a module, a NetAdaptResult, or the workdir of a search."
@@ -207,11 +196,6 @@ def _start(source: Any, round: int | None, model: nn.Module | None, example_inpu
     if round is not None:
         raise InputError("finetune: a module has no rounds; pass the NetAdaptResult or the workdir instead.")
     return _Start(source)
-
-
-def _zeros(plan: Plan) -> Any:
-    """Inputs of the shapes and types that a plan was made for."""
-    return pytree.tree_map_only(Tensor, lambda x: torch.zeros_like(x, device="cpu"), example_inputs_of(plan.inputs))
 
 
 def _epochs(

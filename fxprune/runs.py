@@ -49,8 +49,8 @@ class Run:
 
     @property
     def accepted(self) -> int:
-        """The round whose network the search returned, or, unfinished, its last; 0 is the unpruned one."""
-        return self.result["accepted"] if self.result else len(self.rounds)
+        """The round whose network the search returned, or the last that is intact; 0 is the unpruned one."""
+        return min(self.result["accepted"] if self.result else len(self.rounds), len(self.rounds))
 
     def weights(self, round: int) -> bytes:
         """The weights of the network that a round chose, as safetensors."""

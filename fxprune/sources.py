@@ -14,6 +14,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -73,6 +74,15 @@ def _torchvision_model(name: str) -> nn.Module:
 
 
 def _own_model(place: str, name: str) -> nn.Module:
+    found = load_object(place, name)
+    model = found if isinstance(found, nn.Module) or not callable(found) else found()
+    if not isinstance(model, nn.Module):
+        raise SourceError(f"{place}:{name} gives {type(model).__name__}, expected a torch.nn.Module")
+    return model
+
+
+def load_object(place: str, name: str) -> Any:
+    """What `name` is in the module `place`, which may lie where the command is called. Raises SourceError."""
     # An installed command does not look for modules where it is called; `python -m` does.
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
@@ -84,11 +94,7 @@ def _own_model(place: str, name: str) -> nn.Module:
         raise SourceError(f"no module {error.name!r} here or installed (looking for {place}:{name})") from error
     if not hasattr(module, name):
         raise SourceError(f"{place} has no {name!r}{_nearest(name, vars(module))}")
-    found = getattr(module, name)
-    model = found if isinstance(found, nn.Module) or not callable(found) else found()
-    if not isinstance(model, nn.Module):
-        raise SourceError(f"{place}:{name} gives {type(model).__name__}, expected a torch.nn.Module")
-    return model
+    return getattr(module, name)
 
 
 def _nearest(name: str, names: Iterable[str]) -> str:

@@ -1,0 +1,205 @@
+"""The commands around a search: netadapt, resume, rounds, restore, report. `cli.py` mounts them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from fxprune.jobs import Job
+    from fxprune.result import NetAdaptResult
+
+NOT_MET, INTERRUPTED = 3, 130
+
+EXIT_CODES = (
+    "Exit codes: 0 done, the budget is met; 1 an error, which is named; 2 the command line names what is not there; "
+    "3 the search ended above its budget; 130 interrupted, go on with `fxprune resume`."
+)
+
+Workdir = Annotated[Path, typer.Argument(help="folder of a search (netadapt_dir of its configuration)")]
+Seed = Annotated[int, typer.Option(help="same seed, same networks; 0: the configuration's")]
+
+
+def mount(app: typer.Typer) -> None:
+    """Add the commands to the program."""
+    app.command(epilog=EXIT_CODES)(netadapt)
+    app.command(epilog=EXIT_CODES)(resume)
+    app.command()(rounds)
+    app.command()(restore)
+    app.command()(report)
+
+
+def netadapt(
+    config: Annotated[Path, typer.Argument(help="YAML file; the README lists its keys", exists=True, dir_okay=False)],
+    model: Annotated[
+        str | None, typer.Option(help="torchvision:NAME, or package.module:function; else `model` of CONFIG")
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="package.module:function, or cifar10:FOLDER, cifar100:FOLDER, imagenet:FOLDER; else `data` of CONFIG; "
+            "without any the search compares candidates by the weights that they lose"
+        ),
+    ] = None,
+    input: Annotated[
+        list[str] | None, typer.Option(help="shape of one input, as 1,3,224,224 or 2,16:int64, once for each input")
+    ] = None,
+    weights: Annotated[Path | None, typer.Option(help="safetensors file with the model's weights")] = None,
+    workdir: Annotated[Path | None, typer.Option(help="where the search is kept; else netadapt_dir of CONFIG")] = None,
+    seed: Seed = 0,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="no progress")] = False,
+) -> None:
+    """Prune a model until it meets the budget of CONFIG, and prove the result.
+
+    A configuration needs a budget, a model and data:
+
+        budget_ratio: 0.5            # half of the FLOPs
+        model: project.nets:trained  # a function that returns the model
+        data: project.data:loaders   # ... training and selection batches
+
+    The function that `data` names may return two loaders of (inputs, labels),
+    with which candidates are fine-tuned and compared by accuracy; or two
+    functions, train(model, steps) and evaluate(model) -> float; or a
+    fxprune.DLContext.
+
+    The search is kept in netadapt_dir. Killed at any moment, the same command
+    goes on where it was.
+    """
+    from fxprune.cli import reported_errors
+
+    with reported_errors(), interruptible():
+        from fxprune.config import NetAdaptConfig
+        from fxprune.jobs import Job
+        from fxprune.sources import SourceError
+
+        settings = NetAdaptConfig.from_yaml(config)
+        named = model or settings.model
+        if named is None:
+            raise SourceError(f"{config} names no model; write `model: package.module:function` there, or pass --model")
+        job = Job(
+            named, data or settings.data, tuple(input or ()), str(weights) if weights else None, seed or settings.seed
+        )
+        run(job, settings, workdir or Path(settings.netadapt_dir), None, quiet)
+
+
+def resume(workdir: Workdir, quiet: Annotated[bool, typer.Option("--quiet", "-q", help="no progress")] = False) -> None:
+    """Go on with a search that was interrupted, where it was: finished candidates are not trained again."""
+    from fxprune.cli import reported_errors
+
+    with reported_errors(), interruptible():
+        from fxprune.jobs import job_in
+        from fxprune.runs import read_run
+
+        run(job_in(workdir), read_run(workdir).config, workdir, True, quiet)
+
+
+def rounds(
+    workdir: Workdir, as_json: Annotated[bool, typer.Option("--json", help="one JSON list, for programs")] = False
+) -> None:
+    """Print the rounds of a search, finished or not: what each used, chose and scored.
+
+    Pick one of them by its trade-off, and write its network with
+    `fxprune restore`.
+    """
+    from fxprune.cli import reported_errors
+
+    with reported_errors():
+        from rich.console import Console
+
+        from fxprune.rounds_table import print_rounds, rounds_data
+        from fxprune.runs import read_run
+
+        found = read_run(workdir)
+        if as_json:
+            typer.echo(json.dumps(rounds_data(found), indent=1))
+        else:
+            print_rounds(found, Console())
+
+
+def restore(
+    workdir: Workdir,
+    out: Annotated[
+        Path,
+        typer.Option("--out", "-o", help="file to write: .safetensors (with the plan beside it), .pt2, .onnx or .py"),
+    ],
+    round: Annotated[
+        int | None, typer.Option(help="the round; 0 is the unpruned network; else the one returned")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="the original model, if the search was not started from the command line")
+    ] = None,
+    input: Annotated[list[str] | None, typer.Option(help="shape of one input, with --model")] = None,
+) -> None:
+    """Write the network that a round chose, in the form that the suffix of OUT names; every form is checked.
+
+    A .safetensors is read by fxprune.load(model, path), a .pt2 by
+    torch.export.load, an .onnx by any ONNX runtime; a .py is source that
+    needs torch alone.
+    """
+    from fxprune.cli import reported_errors
+
+    with reported_errors():
+        from fxprune.export import export
+        from fxprune.jobs import Job, job_in
+        from fxprune.restoring import restored
+        from fxprune.runs import read_run
+
+        run = read_run(workdir)
+        job = Job(model, None, tuple(input or ())) if model else job_in(workdir)
+        found = restored(run, job.build("cpu"), job.example() if job.inputs else None, round)
+        written = export(found.network, found.example_inputs, out, plan=found.plan)
+        typer.echo(f"round {found.number}: {', '.join(map(str, written.files))}")
+
+
+def report(
+    workdir: Workdir,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="HTML file; else WORKDIR/report.html")] = None,
+) -> None:
+    """Write one HTML page about a search, finished or not: trade-off, widths, choices and their reasons, timings.
+
+    The page needs no network and no other file. Its plots are drawn with
+    matplotlib: pip install 'fxprune[report]'.
+    """
+    from fxprune.cli import reported_errors
+
+    with reported_errors():
+        from fxprune.report import write_report
+
+        typer.echo(write_report(workdir, out))
+
+
+def run(job: Job, config: Any, workdir: Path, resume: bool | None, quiet: bool) -> None:
+    """Search, and say what came of it; exits with NOT_MET where the budget is not met."""
+    import fxprune
+
+    model = job.build()
+    train, evaluate = job.functions(model, config)
+    if evaluate is None:
+        typer.secho("no data: candidates are compared by the weights that they lose", err=True)
+    job.save(workdir)
+    result: NetAdaptResult = fxprune.netadapt(
+        model, None, example_inputs=job.example(), train=train, evaluate=evaluate, config=config, workdir=workdir,
+        resume=resume, progress=not quiet, seed=job.seed,
+    )  # fmt: skip
+    typer.echo(result.summary())
+    if result.rounds:
+        typer.echo(
+            f"\nkept in {workdir}; next: fxprune rounds {workdir}, fxprune restore {workdir} -o pruned.safetensors"
+        )
+    if not result.met:
+        raise typer.Exit(NOT_MET)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Ctrl-C ends with what to do next instead of a traceback."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.secho("interrupted; what is finished is kept, `fxprune resume WORKDIR` goes on", err=True)
+        raise typer.Exit(INTERRUPTED) from None

@@ -1,0 +1,58 @@
+"""The network of a round, built anew from the original model and the folder of the search."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+from torch.utils import _pytree as pytree
+
+from fxprune.errors import InputError, JournalError
+from fxprune.inputs import captured, coupled
+from fxprune.result import rebuild
+from fxprune.runs import Run
+from fxprune.tensors import modes_of
+from passes import Plan
+from passes.identity import example_inputs_of
+
+
+@dataclass(frozen=True, eq=False)
+class Restored:
+    """The network of round `number`, the dense graph that `plan` made it from, and example inputs of both."""
+
+    number: int
+    network: GraphModule
+    dense: GraphModule
+    plan: Plan
+    example_inputs: Any
+    modes: dict[str, bool]
+
+
+def restored(run: Run, model: nn.Module, example_inputs: Any = None, round: int | None = None) -> Restored:
+    """The network of a round; None is the round that the search returned, 0 the unpruned network.
+
+    `model` is the original one, with any weights; `example_inputs` may be left out once a round is finished.
+    """
+    number = run.accepted if round is None else round
+    if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number <= len(run.rounds):
+        raise InputError(f"{run.folder} has no round {number!r}; expected 0 (unpruned) to {len(run.rounds)}.")
+    if example_inputs is None and run.rounds:
+        example_inputs = zeros(Plan.from_json(run.rounds[0].plan))
+    dense, example_inputs = captured(model, example_inputs)
+    coupling = coupled(dense, example_inputs)
+    if coupling.fingerprint != run.model["graph"]:
+        raise JournalError(
+            f"{run.folder}: the search that is kept here was of another network than this {type(model).__name__}, "
+            "or of other inputs; pass the model as it was before pruning, and the inputs of the search."
+        )
+    modes = modes_of(model)
+    plan = Plan.from_json(run.rounds[number - 1].plan) if number else coupling.plan({})
+    return Restored(number, rebuild(dense, run.rounds, number, run.journal, modes), dense, plan, example_inputs, modes)
+
+
+def zeros(plan: Plan) -> Any:
+    """Inputs of the shapes and types that a plan was made for."""
+    return pytree.tree_map_only(Tensor, lambda x: torch.zeros_like(x, device="cpu"), example_inputs_of(plan.inputs))

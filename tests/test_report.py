@@ -1,0 +1,216 @@
+"""The report: one page without scripts or links, true to the journal, for finished, running and damaged searches."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from fxprune import Budget, netadapt
+from fxprune.errors import JournalError
+from fxprune.report import page_of, write_report
+from fxprune.report.html import amount, element, escape, seconds, table
+from fxprune.runs import read_run
+
+VOID = {"meta", "br", "hr", "path", "use", "line", "rect"}
+
+
+class Page(HTMLParser):
+    """Reads a page: its texts, and whether every element that is opened is closed."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.open: list[str] = []
+        self.texts: list[str] = []
+        self.ids: list[str] = []
+        self.tags: list[str] = []
+        self.links: list[str] = []
+        self.feed(text)
+        assert not self.open, f"never closed: {self.open}"
+
+    def handle_starttag(self, tag, attrs) -> None:  # type: ignore[no-untyped-def]
+        self.tags.append(tag)
+        given = dict(attrs)
+        if "id" in given:
+            self.ids.append(given["id"])
+        self.links += [v for k, v in attrs if k in ("src", "href", "xlink:href") and v and not v.startswith("#")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs) -> None:  # type: ignore[no-untyped-def]
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open and self.open[-1] == tag, f"</{tag}> closes {self.open[-1:]}"
+            self.open.pop()
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+    @property
+    def text(self) -> str:
+        return re.sub(r"\s+", " ", " ".join(self.texts))
+
+
+class Net(nn.Module):
+    """Two branches that are added, so that a group has two layers, and a name that HTML would misread."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Conv2d(3, 16, 3, padding=1)
+        self.left, self.right = nn.Conv2d(16, 24, 3), nn.Conv2d(16, 24, 3)
+        self.last = nn.Linear(24, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x).relu()
+        return self.last((self.left(x) + self.right(x)).relu().mean((2, 3)))
+
+
+IMAGE = torch.zeros(1, 3, 8, 8)
+CONFIG = {"budget_reduce_rate_init": 0.15, "netadapt_max_iter": 1}
+
+
+def train(model: nn.Module, steps: int) -> None:
+    """A step that changes weights; on the narrowest of the joint groups it fails."""
+    if model.get_submodule("left").out_channels == 20:
+        raise RuntimeError("no <b>luck</b> & no data")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(0.99)
+
+
+def evaluate(model: nn.Module) -> float:
+    return 100 - 1e4 / sum(parameter.numel() for parameter in model.parameters())
+
+
+def search(folder: Path, train):  # type: ignore[no-untyped-def]
+    return netadapt(
+        Net().eval(), 0.5, example_inputs=IMAGE, train=train, evaluate=evaluate, config=CONFIG, workdir=folder,
+        progress=False,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):  # type: ignore[no-untyped-def]
+    folder = tmp_path_factory.mktemp("finished")
+    budgets = [Budget("macs", ratio=0.6), Budget("params", ratio=0.8)]
+    result = netadapt(Net().eval(), budgets, example_inputs=IMAGE, train=train, evaluate=evaluate, config=CONFIG,
+                      workdir=folder, progress=False)  # fmt: skip
+    return result, folder
+
+
+def test_the_page_is_whole_and_needs_nothing_else(finished) -> None:  # type: ignore[no-untyped-def]
+    _, folder = finished
+    path = write_report(folder)
+    assert path == folder / "report.html"
+    text = path.read_text()
+    page = Page(text)
+    assert not {"script", "link", "img"} & set(page.tags) and not page.links
+    plain = re.sub(r'xmlns(:xlink)?="[^"]*"', "", text)
+    assert not any(word in plain for word in ("http", "@import", "url('", 'url("'))
+    assert len(page.ids) == len(set(page.ids))
+    assert page.tags.count("svg") == 8  # two plots for each of two budgets, in two sizes
+    assert "#0" not in re.sub(r"#glyph|url\(#", "", text.partition("<svg")[2])  # every stand-in has become a name
+    assert write_report(folder, folder / "again.html").read_text() == text  # the same run, the same page
+
+
+def test_it_says_what_the_search_did(finished) -> None:  # type: ignore[no-untyped-def]
+    result, folder = finished
+    page = Page(page_of(read_run(folder)))
+    assert "macs at 0.6 of the start" in page.text and "the budget is met" in page.text
+    for record in result.rounds:
+        assert record.reason in page.text and f"{record.score:.5g}" in page.text
+    for name, before in result.original_widths.items():
+        now = result.widths[name]
+        assert name in page.text and (f"{before} → {now}" in page.text if now != before else str(before) in page.text)
+    assert "with right" in page.text or "with left" in page.text
+    assert "an output of the model keeps its shape" in page.text and "last.weight" in page.text
+    assert f"{result.certificate.max_error:.1e}" in page.text and "embedded in the dense one" in page.text
+    assert "training:" in page.text and "everything else" in page.text
+    assert "netadapt_max_iter" in page.text
+
+
+def test_errors_of_candidates_are_shown_as_text(finished) -> None:  # type: ignore[no-untyped-def]
+    result, folder = finished
+    text = page_of(read_run(folder))
+    assert any(candidate.error for record in result.rounds for candidate in record.candidates)
+    assert "no &lt;b&gt;luck&lt;/b&gt; &amp; no data" in text and "<b>luck" not in text
+    assert "1 failed" in Page(text).text
+
+
+def test_a_search_that_runs_may_be_looked_at(tmp_path: Path) -> None:
+    calls = []
+
+    def stop(model: nn.Module, steps: int) -> None:
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        search(tmp_path, stop)
+    page = Page(page_of(read_run(tmp_path)))
+    assert "in progress or interrupted" in page.text and "not finished" in page.text
+    assert "candidates are finished" in page.text
+
+
+def test_before_the_first_candidate(tmp_path: Path) -> None:
+    def stop(model: nn.Module, steps: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        search(tmp_path, stop)
+    assert "No round is finished yet" in Page(page_of(read_run(tmp_path))).text
+
+
+def test_a_search_without_data(tmp_path: Path) -> None:
+    result = netadapt(Net().eval(), 0.5, example_inputs=IMAGE, config=CONFIG, workdir=tmp_path, progress=False)
+    page = Page(page_of(read_run(tmp_path)))
+    assert "importance kept" in page.text and f"{len(result.rounds)} rounds" in page.text
+    assert "masked out" in page.text
+
+
+def test_damage_is_named(finished, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    import shutil
+
+    result, folder = finished
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    (copy / f"round-{len(result.rounds):04d}" / "round.json").write_text("{")
+    text = Page(page_of(read_run(copy))).text
+    assert "Damaged:" in text and "round.json" in text
+    with pytest.raises(JournalError, match="no run here"):
+        write_report(tmp_path)
+
+
+def test_numbers_and_elements() -> None:
+    assert [seconds(s) for s in (0.0123, 59, 61, 7260)] == ["0.0123 s", "59 s", "1 min 1 s", "2 h 1 min"]
+    assert amount(40_551_808, "macs") == "40.55 M MACs" and amount(999, "params") == "999 parameters"
+    assert amount(3.14159, "latency") == "3.142 ms" and amount(2.5e9, "flops") == "2.5 G FLOPs"
+    assert (
+        element("td", "<&>", class_="num", data_label='a"b')
+        == '<td class="num" data-label="a&quot;b">&lt;&amp;&gt;</td>'
+    )
+    assert escape(escape("<")) == "&lt;"
+    made = table(["n", "x"], [[1, "a"], [2, "b"]], ["n"], [1])
+    assert made.count('class="chosen"') == 1 and made.count('class="num"') == 3
+
+
+def test_importing_it_imports_no_matplotlib() -> None:
+    script = "import sys, fxprune.report, fxprune.commands; assert 'matplotlib' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_without_matplotlib_it_says_what_to_install(finished, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    _, folder = finished
+    monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_svg", None)
+    with pytest.raises(ModuleNotFoundError, match=r"fxprune\[report\]"):
+        page_of(read_run(folder))

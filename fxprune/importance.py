@@ -31,8 +31,9 @@ def importance(gm: GraphModule, group: Group, metric: str = "l2_norm", *, seed: 
     other units: what is near the others can be replaced by them; He et al., CVPR 2019), `bn_scale` (the scale of the
     normalisation that follows; Liu et al., ICCV 2017), `random` (seeded by the run's seed and the group's name).
 
-    A group that no weight produces (the channels of a position embedding) is ranked by its other tensors; one that no
-    normalisation scales is ranked by `l2_norm` under `bn_scale`.
+    A depthwise convolution carries its channels through and is no producer of them. A group that no weight produces
+    (the channels of a position embedding) is ranked by its other tensors; one that no normalisation scales is ranked
+    by `l2_norm` under `bn_scale`.
     """
     if metric not in METRICS:
         raise ConfigError(f"metrics: got {metric!r}, expected one of {', '.join(METRICS)}.")

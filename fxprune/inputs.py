@@ -28,6 +28,8 @@ def captured(model: Any, example_inputs: Any) -> tuple[GraphModule, Any]:
         raise InputError("netadapt: the graph is empty: it holds no operation, so there is nothing to prune.")
     if example_inputs is None:
         example_inputs = inputs_from_meta(model)
+    if isinstance(example_inputs, list):
+        example_inputs = tuple(example_inputs)
     gm = capture(model, example_inputs)
     if not any(node.op not in ("placeholder", "output", "get_attr") for node in gm.graph.nodes):
         raise InputError("netadapt: the graph is empty: it holds no operation, so there is nothing to prune.")

@@ -12,6 +12,7 @@ from torch.fx import symbolic_trace
 
 from fxprune.errors import ConfigError, WeightError
 from fxprune.importance import METRICS, importance, importance_lost, keep_units
+from passes import capture, couple
 
 
 @dataclass
@@ -113,6 +114,17 @@ def test_nan_names_the_tensor() -> None:
         importance(symbolic_trace(net), _group())  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="expected one of l1_norm"):
         importance(symbolic_trace(net), _group(), "l7")  # type: ignore[arg-type]
+
+
+def test_a_depthwise_convolution_is_no_producer() -> None:
+    """The paper ranks a channel by the pointwise convolution that makes it, not by the depthwise filter after it."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 6, 1), nn.Conv2d(6, 6, 3, groups=6), nn.Conv2d(6, 2, 1))
+    example = torch.randn(1, 3, 5, 5)
+    gm = capture(net, example)
+    (group,) = couple(gm, example).groups
+    expected = net[0].weight.detach().double().flatten(1).norm(dim=1).numpy()  # type: ignore[union-attr, operator]
+    np.testing.assert_allclose(importance(gm, group), expected)
 
 
 def test_kept_units_are_sorted_and_ties_keep_the_lowest() -> None:

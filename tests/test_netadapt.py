@@ -117,6 +117,13 @@ def test_wrong_example_inputs(wrong: Any) -> None:
     assert "input" in str(caught.value)
 
 
+def test_a_pruned_network_can_be_pruned_again() -> None:
+    first = call()
+    second = call(first.model, 0.7, example_inputs=[EXAMPLE])
+    assert second.start == first.achieved and second.met and second.certificate.max_error <= 1e-9
+    assert second.original_widths == first.widths
+
+
 def test_empty_graph_and_nothing_to_prune() -> None:
     graph = torch.fx.Graph()
     graph.output(graph.placeholder("x"))

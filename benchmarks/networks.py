@@ -52,7 +52,7 @@ _SHAPES = {
     "mc3_18": (1, 3, 4, 64, 64),
     "r3d_18": (1, 3, 4, 64, 64),
     "r2plus1d_18": (1, 3, 4, 64, 64),
-    "s3d": (1, 3, 14, 224, 224),
+    "s3d": (1, 3, 13, 193, 193),
     "mvit_v1_b": (1, 3, 4, 64, 64),
     "mvit_v2_s": (1, 3, 4, 64, 64),
     "swin3d_t": (1, 3, 4, 64, 64),
@@ -100,6 +100,7 @@ def build(network: Network, *, meta: bool = False, seed: int = 0) -> nn.Module:
         kept = list(model.get_submodule(path).named_children())[:layers]
         setattr(model.get_submodule(parent), child, nn.Sequential(OrderedDict(kept)))
     materialise(model)
+    model.to(torch.get_default_dtype())  # Swin v2 computes its tables in float32 whatever the default is
     torch.manual_seed(seed)
     randomise(model)
     calibrate(model, torch.randn(2, *network.shape[1:]))

@@ -94,7 +94,7 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", metavar="NAME", default=["*"], help="networks, * and ? as in file names")
     parser.add_argument("--quick", action="store_true", help=f"only {', '.join(QUICK)}")
     parser.add_argument("--repeats", type=int, default=3, help="timed runs of each pruner")
-    parser.add_argument("--seconds", type=float, default=600, help="limit for one network")
+    parser.add_argument("--seconds", type=float, default=600, help="limit for one network, of the processor")
     parser.add_argument("--memory", type=float, default=12, help="limit for one network, GiB of address space")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder for peers.md, peers.json")
     return parser.parse_args(arguments)
@@ -246,8 +246,8 @@ def report(rows: Sequence[Row], about: dict[str, Any]) -> str:
     if found["both"]:
         name, least = found["least_ratio"]
         lines += [
-            f"**fxprune is {found['geometric_mean_ratio']:.1f} times as fast in the geometric mean** of the {found['both']} "
-            f"networks that both can do (least: {least:.2f}, {name}).",
+            f"**fxprune is {found['geometric_mean_ratio']:.1f} times as fast in the geometric mean** of the "
+            f"{found['both']} networks that both can do (least: {least:.2f}, {name}).",
             "",
         ]
     header = ("", "networks", "exact", "wrong", "fails", "does not train afterwards")

@@ -54,7 +54,7 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", metavar="NAME", default=["*"], help="networks, * and ? as in file names")
     parser.add_argument("--family", nargs="+", choices=FAMILIES, default=FAMILIES)
     parser.add_argument("--jobs", type=int, default=1, help="networks at a time; more than 1 spoils the seconds")
-    parser.add_argument("--seconds", type=float, default=300, help="limit for one network")
+    parser.add_argument("--seconds", type=float, default=300, help="limit for one network, of the processor")
     parser.add_argument("--memory", type=float, default=12, help="limit for one network, GiB of address space")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder for zoo.md and zoo.json")
     return parser.parse_args(arguments)

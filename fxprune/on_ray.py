@@ -100,4 +100,9 @@ def _candidate(functions: bytes, weights: bytes, packed: bytes, steps: int, seed
     """One candidate, in a Ray worker. Pickled here, so that Ray need not know our types."""
     os.environ["OMP_NUM_THREADS"] = str(threads)
     torch.set_num_threads(threads)
-    return pickle.dumps(train_packed(pickle.loads(functions), from_bytes(weights), packed, steps, seed))
+    try:
+        unpacked = pickle.loads(functions)
+    except Exception as error:  # whatever importing the user's modules raises there
+        reason = f"the functions do not load on the cluster: {type(error).__name__}: {error}; see Ray's runtime_env"
+        return pickle.dumps((Trained(error=reason), None))
+    return pickle.dumps(train_packed(unpacked, from_bytes(weights), packed, steps, seed))

@@ -65,26 +65,26 @@ class Processes:
         self._rounds += 1
         weights = to_bytes(tensors_of(network))
         waiting, tries = list(reversed(tasks)), {task.index: 0 for task in tasks}
-        packed = {task.index: pack(network, coupling, task.plan) for task in tasks}
         left = len(tasks)
         while left:
             for worker in self._workers:
                 if worker.task is None and waiting:
-                    self._give(worker, waiting.pop(), weights, packed)
+                    task = waiting.pop()
+                    self._give(worker, task, weights, pack(network, coupling, task.plan))
             for worker in self._ready():
-                task = worker.task
-                assert task is not None, "only busy workers are waited for"
+                done = worker.task
+                assert done is not None, "only busy workers are waited for"
                 found = self._take(worker)
                 if found is None:
-                    tries[task.index] += 1
+                    tries[done.index] += 1
                     code = worker.process.exitcode
-                    if tries[task.index] <= self.retries:
-                        log.warning("candidate %d: its worker died (exit code %s); it is tried again", task.index, code)
-                        waiting.append(task)
+                    if tries[done.index] <= self.retries:
+                        log.warning("candidate %d: its worker died (exit code %s); it is tried again", done.index, code)
+                        waiting.append(done)
                         continue
-                    found = Trained(error=f"the worker died {tries[task.index]} times (exit code {code})"), None
+                    found = Trained(error=f"the worker died {tries[done.index]} times (exit code {code})"), None
                 left -= 1
-                yield Outcome(task.index, *found)
+                yield Outcome(done.index, *found)
 
     def close(self) -> None:
         for worker in self._workers:
@@ -128,13 +128,13 @@ class Processes:
             "worker imports the script; functions of an interactive session belong into a module."
         )
 
-    def _give(self, worker: _Worker, task: Task, weights: bytes, packed: dict[int, bytes]) -> None:
+    def _give(self, worker: _Worker, task: Task, weights: bytes, packed: bytes) -> None:
         worker.task = task
         with suppress(OSError):  # a dead worker is found when its answer is awaited
             if worker.round != self._rounds:
                 worker.pipe.send_bytes(b"W" + weights)
                 worker.round = self._rounds
-            worker.pipe.send_bytes(b"T" + pickle.dumps((packed[task.index], task.steps, task.seed)))
+            worker.pipe.send_bytes(b"T" + pickle.dumps((packed, task.steps, task.seed)))
 
     def _ready(self) -> list[_Worker]:
         busy = {worker.pipe: worker for worker in self._workers if worker.task is not None}

@@ -13,16 +13,40 @@ from export_nets import Cnn, Lstm, Odd, Vit, inputs_of
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from fxprune import netadapt
 from fxprune.export import ExportError, export, load
 from fxprune.export.state import named_tensors, read_state, restore_state, state_of, write_state
 from passes import Plan, PruneChannels, capture, couple
 
 
-def pruned(model: nn.Module, example: Any) -> tuple[Any, Plan]:
-    gm = capture(model, example)
+def pruned(model: nn.Module, example: Any, frontend: str = "auto") -> tuple[Any, Plan]:
+    gm = capture(model, example, frontend)
     coupling = couple(gm, example)
     plan = coupling.plan({group.name: tuple(range(0, group.size, 2)) for group in coupling.groups})
     return PruneChannels(plan)(gm).graph_module, plan
+
+
+@pytest.mark.parametrize("make", [Cnn, Vit, Lstm])
+def test_networks_that_torch_export_captured(make: type[nn.Module], tmp_path: Path) -> None:
+    example = inputs_of(make())
+    gm, plan = pruned(make().eval(), example, "export")
+    gm.eval()
+    report = export(gm, example, tmp_path / "net.safetensors", plan=plan)
+    again = load(make().eval(), report.path)
+    more = torch.cat([example, example])
+    torch.testing.assert_close(again(more), gm(more), atol=0, rtol=0)
+    assert export(gm, example, tmp_path / "net.py").dynamic_batch
+    assert "torch.ops" not in (tmp_path / "net.py").read_text()
+
+
+def test_a_searchs_result_goes_out_and_comes_back(tmp_path: Path) -> None:
+    example = inputs_of(Vit())
+    options = {"config": {"budget_reduce_rate_init": 0.3, "netadapt_min_feature_size": 1}, "progress": False}
+    result = netadapt(Vit().eval(), 0.6, example_inputs=example, **options)  # type: ignore[arg-type]
+    for name in ("net.safetensors", "net.py", "net.pt2"):
+        export(result.model, example, tmp_path / name, plan=result.plan)
+    again = load(Vit().eval(), tmp_path / "net.safetensors")
+    torch.testing.assert_close(again(example), result.model(example), atol=0, rtol=0)
 
 
 @pytest.mark.parametrize("make", [Cnn, Vit, Lstm])

@@ -92,7 +92,8 @@ def _session(path: Path) -> Callable[[Inputs], list[torch.Tensor]]:
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime derives its errors from Exception, one class a status code
-        raise ExportError(f"onnxruntime cannot load the network: {first_line(error)}") from error
+        hint = "; most of its operators are for float32" if "NOT_IMPLEMENTED" in str(error) else ""
+        raise ExportError(f"onnxruntime cannot load the network: {first_line(error)}{hint}") from error
     names = [entry.name for entry in session.get_inputs()]
 
     def run(inputs: Inputs) -> list[torch.Tensor]:

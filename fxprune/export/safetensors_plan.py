@@ -62,12 +62,14 @@ def load(model: nn.Module, path: str | os.PathLike[str], example_inputs: Any = N
 
 
 def _pruned(model: nn.Module, example_inputs: Any, plan: Plan, state: State, plan_path: Path) -> fx.GraphModule:
-    """The plan applied to the model, captured with the inputs that the plan knows, or with none where that fits."""
-    attempts = [example_inputs_of(plan.inputs), None] if example_inputs is None else [example_inputs]
+    """The plan applied to the model, captured as it was, with inputs like those, or with none where that fits."""
+    attempts = [_inputs(model, plan, state), None] if example_inputs is None else [example_inputs]
     faults: list[str] = []
     for attempt in attempts:
+        if attempt is None and state.frontend == "export":
+            continue
         try:
-            dense = capture(model, attempt)
+            dense = capture(model, attempt, state.frontend)
         except CaptureError as error:
             faults.append(f"the model cannot be captured: {error}")
             continue
@@ -77,6 +79,19 @@ def _pruned(model: nn.Module, example_inputs: Any, plan: Plan, state: State, pla
         except PassError as error:  # another fingerprint, or a network that the plan's inputs do not even fit
             faults.append(f"{plan_path} was made for another network: {error}{_differences(dense, state)}")
     raise ExportError(faults[0])
+
+
+def _inputs(model: nn.Module, plan: Plan, state: State) -> Any:
+    """Zeros of the shapes that the plan knows: by name where the names are known, else by position."""
+    device = next((tensor.device for _, tensor in named_tensors(model)), torch.device("cpu"))
+
+    def zeros(leaf: Any) -> Any:
+        return torch.zeros(leaf.shape, dtype=leaf.dtype, device=device) if isinstance(leaf, torch.Tensor) else leaf
+
+    given = torch.utils._pytree.tree_map(zeros, example_inputs_of(plan.inputs))
+    if len(state.inputs) != len(given) or any(name.startswith("*") for name in state.inputs):
+        return given
+    return {name: value for name, value in zip(state.inputs, given, strict=True) if value is not None}
 
 
 def _pair(path: Path) -> tuple[Path, Path]:

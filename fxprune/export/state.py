@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from fxprune.export.report import ExportError
 
@@ -29,13 +29,15 @@ class State:
 
     tensors: stored name -> tensor. ties: further name -> the stored name of the same tensor. order: stored name -> its
     dimensions from outermost to innermost in memory, where that is not 0, 1, 2, ... transient: names of non-persistent
-    buffers and plain attributes, which a state_dict leaves out.
+    buffers and plain attributes, which a state_dict leaves out. frontend and inputs: how the graph was captured.
     """
 
     tensors: dict[str, Tensor]
     ties: dict[str, str] = field(default_factory=dict)
     order: dict[str, list[int]] = field(default_factory=dict)
     transient: tuple[str, ...] = ()
+    frontend: str = "auto"
+    inputs: tuple[str, ...] = ()
 
     @property
     def small(self) -> dict[str, Tensor]:
@@ -64,6 +66,15 @@ def transient_names(module: nn.Module) -> tuple[str, ...]:
     )
 
 
+def _captured(module: nn.Module) -> tuple[str, tuple[str, ...]]:
+    """How a graph was captured ("fx" or "export", else "auto") and the names of its inputs; nothing for no graph."""
+    if not isinstance(module, fx.GraphModule):
+        return "auto", ()
+    which = module.meta.get("frontend", {}).get("which")
+    names = tuple(str(node.target) for node in module.graph.find_nodes(op="placeholder"))
+    return which if which in ("fx", "export") else "auto", names
+
+
 def _plain(module: nn.Module) -> dict[str, Tensor]:
     return {name: value for name, value in vars(module).items() if isinstance(value, Tensor)}
 
@@ -84,7 +95,7 @@ def state_of(module: nn.Module) -> State:
         else:
             tensors[name], stored[id(tensor)] = tensor, name
     order = {name: permutation for name, tensor in tensors.items() if (permutation := _memory_order(tensor))}
-    return State(tensors, ties, order, transient_names(module))
+    return State(tensors, ties, order, transient_names(module), *_captured(module))
 
 
 def write_state(state: State, path: Path) -> None:
@@ -94,6 +105,7 @@ def write_state(state: State, path: Path) -> None:
     small = {name: [str(t.dtype), t.detach().cpu().tolist()] for name, t in state.small.items()}
     described = {
         "ties": state.ties, "memory_order": state.order, "non_persistent": list(state.transient), "small": small,
+        "frontend": state.frontend, "inputs": list(state.inputs),
     }  # fmt: skip
     # Parts of one storage (a view kept as a buffer) are copied apart: only whole tensors are tied.
     apart = {name: t.detach().cpu().contiguous().clone() for name, t in state.tensors.items() if name not in small}
@@ -115,7 +127,10 @@ def read_state(path: Path) -> State:
     header = json.loads(metadata[_HEADER])
     for name, (dtype, values) in header["small"].items():
         tensors[name] = torch.tensor(values, dtype=getattr(torch, dtype.removeprefix("torch.")))
-    return State(tensors, header["ties"], header["memory_order"], tuple(header["non_persistent"]))
+    return State(
+        tensors, header["ties"], header["memory_order"], tuple(header["non_persistent"]), header["frontend"],
+        tuple(header["inputs"]),
+    )  # fmt: skip
 
 
 def restore_state(module: nn.Module, state: State, source: Path) -> None:

@@ -61,7 +61,10 @@ def write_pt2(module: nn.Module, inputs: Inputs, path: Path, tolerance: float, d
     exported = exported_program(module, inputs, dynamic_batch)
     with staged(path) as folder, warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning)
-        torch.export.save(exported.program, folder / path.name)
+        try:
+            torch.export.save(exported.program, folder / path.name)
+        except Exception as error:  # an output class without a name for files, a constant of an unknown type, ...
+            raise ExportError(f"torch.export cannot save the network: {first_line(error)}") from error
         loaded = torch.export.load(folder / path.name).module()
         found = agreement(module, lambda given: call(loaded, given), inputs, exported.sizes, tolerance)
     return ExportReport(

@@ -187,6 +187,10 @@ class Writer:
             for home, holder in (("torch", torch), ("F", F)):
                 if isinstance(getattr(holder, name, None), types.BuiltinFunctionType):
                     return self._call(f"{self.imports.torch_home(home)}.{name}", node.args, node.kwargs, node)
+            plain = name.removesuffix("_")
+            if len(node.args) == 1 and not node.kwargs and inspect.isfunction(getattr(F, plain, None)):
+                kwargs = {} if plain == name else {"inplace": True}
+                return self._call(f"{self.imports.torch_home('F')}.{plain}", node.args, kwargs, node)
             if isinstance(getattr(torch.Tensor, name, None), types.MethodDescriptorType) and node.args:
                 return self._method(name, node)
         return self._call(self._named(target, node), node.args, node.kwargs, node)

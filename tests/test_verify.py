@@ -174,8 +174,8 @@ WRONG_RULES: dict[str, tuple[Any, Callable[[Call], Any], Callable[[], nn.Module]
     "a reversal taken for identity": (aten.flip, carried, TABLE["FlipChannels"].make, "flip"),
     "a rotation taken for identity": (aten.roll, carried, TABLE["RollChannels"].make, "roll"),
     "a shuffle taken for identity": (
-        aten.native_channel_shuffle,
-        carried,
+        aten.channel_shuffle,
+        not_shuffled,
         TABLE["ShuffleByFunction"].make,
         "channel_shuffle",
     ),

@@ -266,26 +266,30 @@ def print_demo(demo: Demo, console: Console) -> None:
     """The table before/after, and what the figures stand for."""
     from rich.table import Table
 
-    dense, tuned, pruned = demo.networks
+    dense = demo.networks[0]
     table = Table(title=f"Digits, NetAdapt to {BUDGET_RATIO:.0%} of the MACs in {demo.rounds} rounds")
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for network in demo.networks:
-        table.add_column(network.name, justify="right")
-    for title, show in (
-        ("MACs of an image", lambda m: f"{m.macs:,} ({m.macs / dense.macs:.1%})"),
-        ("parameters", lambda m: f"{m.params:,} ({m.params / dense.params:.1%})"),
+        table.add_column(network.name, justify="right", no_wrap=True)
+    rows: tuple[tuple[str, Callable[[Measured], str]], ...] = (
+        ("MACs of an image", lambda m: f"{m.macs:,}"),
+        ("  of the dense ones", lambda m: f"{m.macs / dense.macs:.1%}"),
+        ("parameters", lambda m: f"{m.params:,}"),
+        ("  of the dense ones", lambda m: f"{m.params / dense.params:.1%}"),
         ("validation accuracy", lambda m: f"{m.validation:.2%}"),
         ("test accuracy", lambda m: f"{m.test:.2%}"),
-        (f"latency of {LATENCY_BATCH} images", lambda m: f"{m.latency_ms:.2f} ms"),
-    ):
+        (f"ms for {LATENCY_BATCH} images", lambda m: f"{m.latency_ms:.2f}"),
+    )
+    for title, show in rows:
         table.add_row(title, *(show(network) for network in demo.networks))
     table.add_section()
+    table.add_row("widths")
     for group in dense.widths:
-        table.add_row(f"width of {group}", *(str(network.widths[group]) for network in demo.networks))
+        table.add_row(f"  {group}", *(str(network.widths[group]) for network in demo.networks))
     console.print(table)
     console.print(
-        f"Verified in float64: outputs differ by at most {demo.max_error:.1e} from those of the dense network with the "
-        "removed units masked. "
+        "Verified in float64: the dense network with these weights in place and its removed units at zero gives the same "
+        f"outputs, to {demo.max_error:.1e}. "
         f"Both right-hand networks had the same {demo.steps.finetune} steps of fine-tuning after training and search. "
         f"Latency: median, eager, one thread. Seed {demo.seed}, {demo.seconds:.0f} s."
     )

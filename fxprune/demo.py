@@ -288,7 +288,7 @@ def print_demo(demo: Demo, console: Console) -> None:
         table.add_row(f"  {group}", *(str(network.widths[group]) for network in demo.networks))
     console.print(table)
     console.print(
-        "Verified in float64: the dense network with these weights in place and its removed units at zero gives the same "
+        "Verified in float64: the dense network with these weights in place and its removed units at zero gives equal "
         f"outputs, to {demo.max_error:.1e}. "
         f"Both right-hand networks had the same {demo.steps.finetune} steps of fine-tuning after training and search. "
         f"Latency: median, eager, one thread. Seed {demo.seed}, {demo.seconds:.0f} s."

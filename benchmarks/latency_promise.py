@@ -1,0 +1,167 @@
+"""Latency budgets kept: tables, predictions and searches against ONNX Runtime, one thread, batch 1, 224 px.
+
+    python -m benchmarks.latency_promise [--out FOLDER] [NETWORK ...]
+
+For each network: how long its table takes and that a second build measures nothing; the errors of predictions at 30
+random width vectors; what a data-free search to half of the latency really takes, exported by fxprune.export and timed
+with onnxruntime alone, in turns with the dense network; and the importance that a search by FLOPs has lost when it is
+as fast. Weights are random (seeded): no figure here depends on what a network has learnt. Run it on a quiet machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import machine, report
+
+NETWORKS = ("mobilenet_v2", "resnet18", "efficientnet_b0")
+RATIO, VECTORS = 0.5, 30
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("networks", nargs="*", default=NETWORKS)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    options = parser.parse_args()
+    machine.one_thread()
+    described = machine.describe()
+    rows = [measured(name) for name in options.networks]
+    for row in rows:
+        print("\n".join(report.table(HEADER, [cells(row)])))
+    text = "\n".join(
+        [
+            "# Latency budgets, ONNX Runtime, one thread, batch 1, 224 px",
+            "",
+            machine.sentence(described) + f"; at the end {machine.describe()['load_average'][0]}.",
+            "",
+            *report.table(HEADER, map(cells, rows)),
+            "",
+            f"Error: of predictions at {VECTORS} random width vectors, each timed in turns with the dense network.",
+            f"Share: the exported network's latency over the dense one's; {RATIO} is promised. Lost: minus the",
+            "logarithm of the share of importance that is kept, summed over the groups, by a search for latency and by",
+            "one for FLOPs when it is as fast.",
+        ]
+    )
+    report.write(options.out, "latency_promise", text, {"machine": described, "networks": rows})
+
+
+HEADER = (
+    "network", "table s", "networks measured", "again", "dense ms", "median error", "worst error",
+    "search s", "rounds", "share", "off the promise", "lost", "lost by FLOPs",
+)  # fmt: skip
+
+
+def cells(row: dict[str, Any]) -> list[str]:
+    return [
+        row["network"], f"{row['table_s']:.0f}", str(row["networks_measured"]), str(row["measured_again"]),
+        f"{row['dense_ms']:.2f}", f"{row['error_median']:.1%}", f"{row['error_worst']:.1%}", f"{row['search_s']:.0f}",
+        str(row["rounds"]), f"{row['share']:.3f}", f"{row['share'] / RATIO - 1:+.1%}", f"{row['lost']:.3f}",
+        f"{row['lost_by_flops']:.3f}",
+    ]  # fmt: skip
+
+
+def measured(name: str) -> dict[str, Any]:
+    """All figures of one network."""
+    from fxprune.torchvision_support import ensure_torchvision
+
+    ensure_torchvision()
+    import torch
+    import torchvision
+
+    from fxprune import Budget, netadapt
+    from fxprune.latency import LatencyTable, build_table, latency_model
+    from fxprune.latency.sampling import CALL, spread
+
+    torch.manual_seed(0)
+    model, x = torchvision.models.get_model(name, weights=None).eval(), torch.randn(1, 3, 224, 224)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "table.json"
+        begun = time.perf_counter()
+        table = build_table(model, x, path=path, step=8, least=8)
+        table_s = time.perf_counter() - begun
+        measured_again = build_table(model, x, path=path, step=8, least=8).samples - table.samples
+        latency = latency_model(model, x, table=path, step=8, least=8)
+        per_network = len(latency.network.units)
+        networks = sum(len(e.samples) for k, e in LatencyTable.load(path).entries.items() if k != CALL) // per_network
+        vectors = spread(latency.network.grid, VECTORS, seed=2024)
+        errors = np.array([latency.predict_ms(w) / latency.measure(latency.network.at(w), x) - 1 for w in vectors])
+        begun = time.perf_counter()
+        result = netadapt(
+            model, Budget("latency", ratio=RATIO), example_inputs=x, resources=[latency], progress=False,
+            config={"netadapt_min_feature_size": 8},
+        )  # fmt: skip
+        search_s = time.perf_counter() - begun
+        share = share_of_dense(model, result.model, x, Path(folder))
+        lost_by_flops = importance_lost_by_flops(model, x, latency, result.achieved["latency"])
+    return {
+        "network": name, "table_s": table_s, "networks_measured": networks, "measured_again": measured_again,
+        "dense_ms": result.start["latency"], "error_median": float(np.median(np.abs(errors))),
+        "error_worst": float(np.abs(errors).max()), "errors": errors.tolist(), "search_s": search_s,
+        "rounds": len(result.rounds), "met": result.met, "achieved_ms": result.achieved["latency"], "share": share,
+        "lost": -result.score, "lost_by_flops": lost_by_flops,
+        "predicted": [r.predicted["latency"] for r in result.rounds],
+        "measured": [r.measured["latency"] for r in result.rounds],
+    }  # fmt: skip
+
+
+def share_of_dense(dense: Any, pruned: Any, x: Any, folder: Path, pairs: int = 200) -> float:
+    """Latency of the exported network over that of the dense one, by nothing but onnxruntime and this thread's clock.
+
+    The two run in turns; the third of the pairs in which the dense one was quickest counts, being the least disturbed.
+    """
+    import onnxruntime
+
+    from fxprune import export
+
+    sessions = []
+    for name, module in (("dense", dense), ("pruned", pruned)):
+        export(module, x, folder / f"{name}.onnx")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.log_severity_level = 3
+        session = onnxruntime.InferenceSession(
+            str(folder / f"{name}.onnx"), options, providers=["CPUExecutionProvider"]
+        )
+        sessions.append((session, {session.get_inputs()[0].name: x.numpy()}))
+    times = np.zeros((pairs, 2))
+    for pair in range(-10, pairs):
+        for place, (session, feed) in enumerate(sessions):
+            start = time.thread_time()
+            session.run(None, feed)
+            if pair >= 0:
+                times[pair, place] = time.thread_time() - start
+    quiet = times[np.argsort(times[:, 0])[: pairs // 3]]
+    return float(np.median(quiet[:, 1]) / np.median(quiet[:, 0]))
+
+
+def importance_lost_by_flops(model: Any, x: Any, latency: Any, target_ms: float) -> float:
+    """What a search for FLOPs has lost at the point of its curve that takes `target_ms`, measured."""
+    from fxprune import Budget, netadapt
+
+    result = netadapt(
+        model, Budget("flops", ratio=0.15), example_inputs=x, progress=False, config={"netadapt_min_feature_size": 8}
+    )
+    low, high = 0, len(result.rounds)  # round `low` is slower than the target, `high` as fast
+
+    @cache
+    def ms(round: int) -> float:
+        return latency.measure(result.restore(round), x)
+
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if ms(middle) > target_ms else (low, middle)
+    slow_ms, fast_ms = ms(low), ms(high)
+    lost = [0.0, *(-record.score for record in result.rounds)]
+    share = np.clip((slow_ms - target_ms) / max(slow_ms - fast_ms, 1e-9), 0, 1)
+    return float(lost[low] + share * (lost[high] - lost[low]))
+
+
+if __name__ == "__main__":
+    main()

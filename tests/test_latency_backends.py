@@ -213,6 +213,7 @@ def test_an_unknown_operator_falls_back_to_units_alone(caplog: pytest.LogCapture
     assert set(table.entries) == {CALL, *(unit.key for unit in units_of(gm, coupling))}
 
 
+@pytest.mark.slow
 def test_compile_runs_units() -> None:
     gm = capture(Net().eval(), INPUT)
     unit = units_of(gm, couple(gm, INPUT))[0]

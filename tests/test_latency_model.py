@@ -11,10 +11,11 @@ from latency_nets import INPUT, FormulaDevice, Net
 
 from fxprune import Budget, netadapt
 from fxprune.latency import LatencyTable, Limits, UncoveredTable, latency_model, width_grid
-from fxprune.latency.backends import find
+from fxprune.latency.backends import Timed, find
 from fxprune.latency.errors import BackendError, LatencyError
 from fxprune.latency.predict import measured_model, model_of
 from fxprune.latency.sampling import FIRST, Network, build, spread
+from fxprune.latency.timing import Pace
 from passes import capture, couple
 
 
@@ -197,3 +198,27 @@ def test_unknown_backends_are_named() -> None:
         find("eager", threads=0)
     with pytest.raises(BackendError, match="measure is a str"):
         find(measure="phone")  # type: ignore[arg-type]
+
+
+def test_a_machine_that_slows_down_does_not_move_the_measurement() -> None:
+    """Networks are timed in turns with the dense one: what counts is the ratio. Here all takes twice as long."""
+    net, device = network(), FormulaDevice(noise=0.0)
+
+    class Slowing(Timed):
+        setting, slower = device.setting, 1.0
+
+        def prepare(self, gm, example_inputs):
+            return lambda: device.true_ms(gm)
+
+        def pace(self, run, reference=None, repeats=15):
+            around = np.full(repeats, 1.0 if reference is None else reference.run() * self.slower)
+            quiet = 1.0 if reference is None else reference.run() * self.slower
+            return Pace(np.full(repeats, run() * self.slower), np.ones(repeats, bool), around, quiet)
+
+    backend = Slowing()
+    model = measured_model(net, build(net, device), backend)
+    small = net.at({name: 16 for name in net.coupling.widths})
+    before = model.measure(small, INPUT)
+    backend.slower = 2.0
+    assert model.measure(small, INPUT) == pytest.approx(before)
+    assert before / model.dense_ms == pytest.approx(device.true_ms(small) / device.true_ms(net.gm))

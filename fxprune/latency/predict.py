@@ -116,19 +116,26 @@ def stair(widths: np.ndarray, ms: np.ndarray) -> int | None:
 
 @dataclass(frozen=True)
 class MeasuredLatency(LatencyModel):
-    """A model with the device at hand: a MeasuredResource of the search."""
+    """A model with the device at hand: a MeasuredResource of the search.
+
+    dense_ms: what the network as it is took when the model was made; whole networks are measured against it.
+    """
 
     backend: Backend | None = None
     reference: Reference | None = None
+    dense_ms: float = 0.0
 
     def measure(self, network: fx.GraphModule, example_inputs: Any) -> float:
         """Milliseconds of a whole network."""
         return self.timing(network, example_inputs).ms
 
     def timing(self, network: fx.GraphModule, example_inputs: Any, repeats: int = 25) -> Timing:
-        """Milliseconds of a whole network, timed in turns with the dense one, whose drift is taken out."""
+        """Milliseconds of a whole network, timed in turns with the dense one: their ratio outlives any drift."""
         assert self.backend is not None, "a MeasuredLatency is made with a backend"
-        return self.backend.time(network, example_inputs, self.reference, repeats)
+        if self.reference is None or not isinstance(self.backend, Timed):
+            return self.backend.time(network, example_inputs, None, repeats)
+        found = self.backend.pace(self.backend.prepare(network, example_inputs), self.reference, repeats)
+        return found.relative(found.times_ms).scaled(self.dense_ms)
 
 
 def model_of(network: Network, table: LatencyTable) -> LatencyModel:
@@ -151,8 +158,9 @@ def measured_model(network: Network, table: LatencyTable, backend: Backend) -> M
     if isinstance(backend, Timed):
         reference = Reference(backend.prepare(network.gm, network.example_inputs))
         warm_up(reference, one_thread=backend.setting.threads == 1)
-    model = MeasuredLatency(
-        network, plain.surfaces, plain.call_ms, backend=backend, reference=reference, _known=plain._known
-    )
     now = reference.quiet_ms if reference is not None else backend.time(network.gm, network.example_inputs).ms
+    model = MeasuredLatency(
+        network, plain.surfaces, plain.call_ms,
+        backend=backend, reference=reference, dense_ms=now, _known=plain._known,
+    )  # fmt: skip
     return model.calibrate(now)

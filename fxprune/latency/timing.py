@@ -18,6 +18,9 @@ QUIET = 1.07
 """A reference up to this multiple of its floor is undisturbed."""
 
 
+_REMEMBERED = 500  # runs of a reference: a machine that has grown slower for good is not waited for
+
+
 @dataclass(frozen=True)
 class Timing:
     """Median of the quiet runs in milliseconds, with the 95 % confidence interval of that median."""
@@ -87,13 +90,13 @@ class Reference:
 
     @property
     def floor_ms(self) -> float:
-        """The 5th percentile of all runs so far: a time that it reaches whenever the machine is left alone."""
-        return float(np.percentile(self.times_ms, 5))
+        """The 5th percentile of the last runs: a time that it reaches whenever the machine is left alone."""
+        return float(np.percentile(self.times_ms[-_REMEMBERED:], 5))
 
     @property
     def quiet_ms(self) -> float:
         """The median of the undisturbed runs."""
-        times = np.asarray(self.times_ms)
+        times = np.asarray(self.times_ms[-_REMEMBERED:])
         return float(np.median(times[times <= QUIET * self.floor_ms]))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -46,6 +47,7 @@ def trace(model: nn.Module, inputs: dict[str, Any] | None) -> fx.GraphModule:
             if more_leaves or more_functions:
                 leaves, functions = leaves | more_leaves, functions + more_functions
                 continue
+            _drop_idle_queries(graph)
             notes = _made_switchable(graph, tracer, model, opaque)
             _keep_side_effects(graph)
             gm = fx.GraphModule(model, graph, type(model).__name__)
@@ -67,10 +69,20 @@ def _made_switchable(
             in_other_mode = other.trace(model)
         except Exception:  # the mode that the model is not in may not be traceable: then the graph stays in its own
             return notes
+    _drop_idle_queries(in_other_mode)
     constants, others = ({name: value for value, name in one.tensor_attrs.items()} for one in (tracer, other))
     if not merge(graph, in_other_mode, model.training, constants, others):
         return notes
     return tuple(note for note in notes if note.kind != "mode")
+
+
+def _drop_idle_queries(graph: fx.Graph) -> None:
+    """Erase questions about sizes, and the arithmetic on them, whose answers only control flow used."""
+    for node in reversed(graph.nodes):
+        function = node.op == "call_function" and (node.target is getattr or node.target in _PURE)
+        method = node.op == "call_method" and node.target in ("size", "dim", "numel", "ndimension")
+        if not node.users and (function or method or node.op == "get_attr"):
+            graph.erase_node(node)
 
 
 def _keep_side_effects(graph: fx.Graph) -> None:
@@ -86,6 +98,13 @@ def _keep_side_effects(graph: fx.Graph) -> None:
             with graph.inserting_before(node):
                 graph.call_function(found, node.args, node.kwargs).meta.update(node.meta)
             graph.erase_node(node)
+
+
+_PURE = {
+    *(operator.add, operator.sub, operator.mul, operator.floordiv, operator.truediv, operator.mod, operator.neg),
+    *(operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge, operator.getitem),
+    *(operator.and_, operator.or_, operator.not_, operator.is_, operator.is_not),
+}
 
 
 @contextmanager

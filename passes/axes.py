@@ -81,7 +81,8 @@ class Sum:
     __slots__ = ("size", "terms")
 
     def __init__(self, terms: tuple[Axis, ...]) -> None:
-        self.terms, self.size = terms, sum(t.size for t in terms)
+        self.terms = terms
+        self.size: int = sum(t.size for t in terms)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sum) and other.terms == self.terms
@@ -99,7 +100,8 @@ class Product:
     __slots__ = ("factors", "size")
 
     def __init__(self, factors: tuple[Axis, ...]) -> None:
-        self.factors, self.size = factors, prod(f.size for f in factors)
+        self.factors = factors
+        self.size: int = prod(f.size for f in factors)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Product) and other.factors == self.factors
@@ -117,7 +119,8 @@ class Permuted:
     __slots__ = ("order", "size", "variable")
 
     def __init__(self, variable: Axis, order: tuple[int, ...]) -> None:
-        self.variable, self.order, self.size = variable, order, variable.size
+        self.variable, self.order = variable, order
+        self.size: int = variable.size
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Permuted) and other.variable == self.variable and other.order == self.order

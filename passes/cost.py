@@ -98,7 +98,7 @@ class Compiled:
             power = mine.sum(axis=1)
             rest = self.coefficients[rows] * np.where(mine, 1, padded[self.factors[rows]]).prod(axis=1)
             np.add.at(result, (group[rows], power), rest)
-            np.subtract.at(result, (group[rows], 0), rest * padded[group[rows]] ** power)
+            np.subtract.at(result, (group[rows], np.zeros_like(power)), rest * padded[group[rows]] ** power)
         return result
 
 

@@ -138,8 +138,8 @@ class Coupling:
                         slices[variable].append(Slice(tensor, dim, index, role, blocks))
         groups = []
         for name, v in self.variables.items():
-            blocks = self.outers[v].size if v in self.outers and v not in mixed else 1
-            group = Group(name, v.size, tuple(slices[v]), v in mixed, blocks)
+            apart = self.outers[v].size if v in self.outers and v not in mixed else 1
+            group = Group(name, v.size, tuple(slices[v]), v in mixed, apart)
             groups.append(_in_order(group, self.orders[name]) if name in self.orders else group)
         return tuple(groups)
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from passes.infer import input_nodes
 from passes.skeleton import owned_tensors
 
 
@@ -39,7 +40,7 @@ def describe_inputs(gm: fx.GraphModule, vals: Mapping[str, Any]) -> list[Any]:
             return {type(value).__name__ if type(value) in (list, tuple) else "tuple": [plain(v) for v in value]}
         return {"value": value if isinstance(value, (int, float, str, bool, type(None))) else None}
 
-    return [plain(vals[n.name]) for n in gm.graph.nodes if n.op == "placeholder"]
+    return [plain(vals[n.name]) for n in input_nodes(gm.graph)]
 
 
 def example_inputs_of(described: Sequence[Any]) -> tuple[Any, ...]:

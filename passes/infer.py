@@ -39,12 +39,17 @@ def composite_attention() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
+def input_nodes(graph: fx.Graph) -> list[fx.Node]:
+    """The placeholders that take one value each; what ``*args`` and ``**kwargs`` would gather is left empty."""
+    return [n for n in graph.nodes if n.op == "placeholder" and not str(n.target).startswith("*")]
+
+
 def as_arguments(example_inputs: Any, gm: fx.GraphModule) -> tuple[Any, ...]:
     """Example inputs (a tensor, a tuple or list, or a dict by placeholder name) in the order of the placeholders.
 
     Raises PassError naming the placeholder that has no value, or a name that is no placeholder.
     """
-    placeholders = [n for n in gm.graph.nodes if n.op == "placeholder"]
+    placeholders = input_nodes(gm.graph)
     if isinstance(example_inputs, Mapping):
         named = dict(example_inputs)
         values = []
@@ -322,7 +327,7 @@ def infer(gm: fx.GraphModule, example_inputs: Any) -> Inferred:
     root = copy_with(gm, hollow)
     root.eval()
     arguments = to_meta(as_arguments(example_inputs, gm))
-    placeholders = [n for n in gm.graph.nodes if n.op == "placeholder"]
+    placeholders = input_nodes(gm.graph)
     for node, argument in zip(placeholders, arguments, strict=True):
         for tensor in pytree.tree_leaves(argument):
             if isinstance(tensor, torch.Tensor):

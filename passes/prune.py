@@ -245,7 +245,7 @@ class _Run(fx.Interpreter):
             result = None
         if not failure:
             failure = self._difference(value, result)
-        if not any(isinstance(v, Value) for v in pytree.tree_leaves(value)):
+        if any(isinstance(leaf, (int, float)) for leaf in pytree.tree_leaves(result)):
             rewriting.numbers[n.name] = result
         if failure:
             rewriting.refuse(n, failure)
@@ -263,7 +263,7 @@ class _Run(fx.Interpreter):
         leaves_ = [v for v in pytree.tree_leaves(value) if isinstance(v, Value)]
         if restate_node is not None and (leaves_ or n.target is restate.operator.setitem):
             near = [a for v in leaves_ for a in v.axes] + [a for i in n.all_input_nodes for a in axes_of(i) or ()]
-            if self.rewriting.narrowed(near):
+            if self.rewriting.narrowed(near) or any(self._pinned(i) is not None for i in n.all_input_nodes):
                 restate_node(
                     restate.Site(
                         n, value, axes_of, self.rewriting.remain, lambda a: self.env[a],
@@ -302,7 +302,7 @@ def trial(gm: fx.GraphModule, coupling: Coupling) -> list[tuple[Axis, Reason]]:
     """Rewrite `gm` on the meta device with every group reduced at once; what cannot follow, with reasons.
 
     Groups keep prime numbers of units, different ones where they can, so that a size hidden in a program does not
-    fit by accident.
+    fit by accident. Where the program computes with sizes, a second trial reduces every other group alone.
     """
     masks = {}
     for number, variable in enumerate(coupling.variables.values()):
@@ -310,7 +310,11 @@ def trial(gm: fx.GraphModule, coupling: Coupling) -> list[tuple[Axis, Reason]]:
         masks[variable] = np.arange(variable.size) < primes[number % len(primes)]
     if not masks:
         return []
-    return list(_unique(Rewriting(gm, coupling, masks).refused))
+    first = Rewriting(gm, coupling, masks)
+    refused = list(first.refused)
+    if not refused and first.numbers:
+        refused = Rewriting(gm, coupling, dict(list(masks.items())[::2])).refused
+    return list(_unique(refused))
 
 
 @cache

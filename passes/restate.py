@@ -9,6 +9,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -52,6 +53,12 @@ class Site:
             old = self.dense(position)
             return position if not isinstance(old, int) or self.number(position) == new(old) else new(old)
         return new(position) if isinstance(position, int) and not isinstance(position, bool) else position
+
+    @property
+    def shifted(self) -> bool:
+        """Whether a scalar argument is another number than in the dense graph."""
+        scalars = [n for n in self.node.all_input_nodes if isinstance(self.dense(n), (int, float))]
+        return any(self.dense(n) != self.number(n) for n in scalars)
 
     @property
     def input(self) -> tuple[Axis, ...] | None:
@@ -173,7 +180,7 @@ def _split(site: Site) -> None:
         return
     old = [p.axes[dim].size for p in parts]
     new = [site.new_size(p.axes[dim]) for p in parts]
-    if new == old:
+    if new == old and not site.shifted:
         return
     node = site.node
     node.args, node.kwargs = (node.args[0], new, dim), {}
@@ -191,9 +198,10 @@ def _index(site: Site) -> None:
     if axes is None:
         return
     index = site.node.args[1]
-    items = list(index) if isinstance(index, tuple) else [index]
+    items: list[Any] = list(index) if isinstance(index, tuple) else [index]
     taken = sum(1 for i in items if i is not None and i is not Ellipsis)
-    dim, result = 0, []
+    dim = 0
+    result: list[Any] = []
     for item in items:
         if item is Ellipsis:
             dim += len(axes) - taken
@@ -201,15 +209,18 @@ def _index(site: Site) -> None:
             if isinstance(item, slice):
                 item = _moved_slice(site, axes[dim], item)
             else:
-                axis = axes[dim]
-                item = site.moved(item, lambda i, axis=axis: site.before(axis, i % axis.size))
+                item = site.moved(item, partial(_place, site, axes[dim]))
             dim += 1
         result.append(item)
     site.node.update_arg(1, tuple(result) if isinstance(index, tuple) else result[0])
 
 
+def _place(site: Site, axis: Axis, position: int) -> int:
+    return site.before(axis, position % axis.size)
+
+
 def _moved_slice(site: Site, axis: Axis, item: slice) -> slice:
-    if axis.size == site.new_size(axis):
+    if axis.size == site.new_size(axis) and not site.shifted:
         return item
 
     def positive(bound: int) -> int:
@@ -230,9 +241,9 @@ def _narrow(site: Site) -> None:
     assert site.input is not None
     dim, start, count = site.argument(1, "dim"), site.argument(2, "start"), site.argument(3, "length")
     axis = site.input[dim]
-    if axis.size != site.new_size(axis):
+    if axis.size != site.new_size(axis) or site.shifted:
         begin = (site.dense(start) if isinstance(start, fx.Node) else start) % axis.size
-        site.set(2, "start", site.moved(start, lambda i: site.before(axis, i % axis.size)))
+        site.set(2, "start", site.moved(start, partial(_place, site, axis)))
         site.set(3, "length", site.moved(count, lambda i: site.before(axis, begin + i) - site.before(axis, begin)))
 
 
@@ -249,7 +260,7 @@ def _slice(site: Site) -> None:
 def _select(site: Site) -> None:
     assert site.input is not None
     axis, index = site.input[site.argument(1, "dim")], site.argument(2, "index")
-    site.set(2, "index", site.moved(index, lambda i: site.before(axis, i % axis.size)))
+    site.set(2, "index", site.moved(index, partial(_place, site, axis)))
 
 
 def _pad(site: Site) -> None:
@@ -376,7 +387,7 @@ def pin_scalars(node: fx.Node, changed: Callable[[fx.Node], Any]) -> None:
     node.kwargs = fx.map_arg(node.kwargs, pinned)
 
 
-def resize_module(module: torch.nn.Module, groups: int | None, num_groups: int | None, channels: int | None) -> None:
+def resize_module(module: Any, groups: int | None, num_groups: int | None, channels: int | None) -> None:
     """Make the size attributes of a torch.nn module agree with its (already sliced) tensors.
 
     groups, num_groups: new counts where an operator's rule gave them. channels: those of the module's input.
@@ -414,10 +425,10 @@ def resize_module(module: torch.nn.Module, groups: int | None, num_groups: int |
         module.groups = groups if groups is not None else module.groups
     elif isinstance(module, nn.RNNBase):
         gates = {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
-        module.hidden_size = module.weight_ih_l0.shape[0] // gates
-        module.input_size = module.weight_ih_l0.shape[1]
+        into, again = module.get_parameter("weight_ih_l0"), module.get_parameter("weight_hh_l0")
+        module.hidden_size, module.input_size = into.shape[0] // gates, into.shape[1]
         if module.proj_size:
-            module.proj_size = module.weight_hh_l0.shape[1]
+            module.proj_size = again.shape[1]
 
 
 def resize_view_module(module: torch.nn.Module, before: Sequence[int], after: Sequence[int]) -> None:

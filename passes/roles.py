@@ -25,10 +25,10 @@ def roles_of(structure: Structure) -> dict[tuple[str, Variable, int], str]:
     for tensor, axes in structure.tensors.items():
         found = [(variable, dim) for dim, axis in enumerate(axes) for variable in leaves(axis)]
         for variable, dim in found:
-            role = uses.get((tensor, variable))
+            role = uses.get((tensor, variable), "")
             if role == "input" and dim == 0 and any(v is variable and d > 0 for v, d in found):
                 role = "output"  # x + linear(x): one group in both dimensions, whose rows are what it produces
-            if role is not None:
+            if role:
                 roles[tensor, variable, dim] = role
     return roles
 

@@ -18,7 +18,7 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
-from passes.axes import Axis, Variable, leaves, survivors
+from passes.axes import Axis, Mask, Variable, leaves, survivors
 from passes.coupling import Coupling
 from passes.errors import EquivalenceError
 from passes.infer import LightMode, as_arguments, composite_attention, source_of
@@ -98,14 +98,14 @@ def verify(
             raise EquivalenceError(
                 f"the pruned network fails at batch size {batch} where the dense one runs: {error}"
             ) from error
-        error, compared = _compare(expected, got)
-        if not error <= tol:
+        difference, compared = _compare(expected, got)
+        if not difference <= tol:
             where = _first_difference(gm, pruned, dense64, pruned64, coupling, masks, inputs, tol)
             raise EquivalenceError(
-                f"{where}: outputs differ by {error:.3g} relative (tolerance {tol:g}, batch size {batch}); "
+                f"{where}: outputs differ by {difference:.3g} relative (tolerance {tol:g}, batch size {batch}); "
                 "the pruned network does not compute what the masked one does and must not be used"
             )
-        worst = max(worst, error)
+        worst = max(worst, difference)
         sizes.append(batch)
     mixed = tuple(g.name for g in coupling.groups if g.mixed and len(plan.keep[g.name]) < g.size)
     removed = sum(size - len(plan.keep[name]) for name, size in plan.sizes.items())
@@ -281,7 +281,7 @@ def _first_difference(gm, pruned, dense64, pruned64, coupling: Coupling, masks, 
     return "no single node differs by itself"
 
 
-def _narrowed(axis: Axis, masks: dict[Variable, np.ndarray]) -> bool:
+def _narrowed(axis: Axis, masks: Mapping[Variable, Mask]) -> bool:
     return any(v in masks for v in leaves(axis))
 
 
@@ -296,7 +296,7 @@ def _surviving(tensor: torch.Tensor, axes: tuple[Axis, ...], masks) -> torch.Ten
 class _MaskedOperators(LightMode):
     """Applies operators that mix, or sum what is not zero, to the surviving positions."""
 
-    def __init__(self, coupling: Coupling, masks: dict[Variable, np.ndarray]) -> None:
+    def __init__(self, coupling: Coupling, masks: Mapping[Variable, Mask]) -> None:
         super().__init__()
         self.masks = masks
         self.special: dict[tuple[str, Any], list[Record | None]] = defaultdict(list)

@@ -75,6 +75,10 @@ def _functional(packet: Any) -> Any:
     return getattr(getattr(torch.ops, namespace), name[:-1], None)
 
 
+def _listed(axes: Axis | Sequence[Axis]) -> Sequence[Axis]:
+    return axes if isinstance(axes, (list, tuple)) else [axes]  # type: ignore[list-item]
+
+
 @dataclass
 class Value:
     """What inference knows of a tensor: its label (parameter or node name) and its axes.
@@ -156,16 +160,16 @@ class Call:
         """A new variable: `size` alike units that this operator makes."""
         return self.space.variable(size)
 
-    def freeze(self, axes: Axis | Iterable[Axis], text: str) -> None:
+    def freeze(self, axes: Axis | Sequence[Axis], text: str) -> None:
         """Keep all units of `axes`; `text` says why."""
-        for axis in [axes] if not isinstance(axes, (list, tuple)) else axes:
+        for axis in _listed(axes):
             self.space.freeze(axis, self._reason(text))
 
     def tie(self, left: Axis, right: Axis) -> Axis:
         """State that two axes are the same; both freeze where that cannot be expressed. Returns one of them."""
         try:
             self.space.unify(
-                left, right, self._reason("tied to positions that stay: singled out, repeated or cut apart")
+                left, right, self._reason("tied to an axis that stays: singled out, repeated or cut apart")
             )
         except Inexpressible as error:
             self.freeze([left, right], str(error))
@@ -205,9 +209,9 @@ class Call:
         """The operator sums over `axes`: removing a unit there equals zeroing it."""
         self.record.contracted.extend(axes)
 
-    def mix(self, axes: Axis | Iterable[Axis]) -> None:
+    def mix(self, axes: Axis | Sequence[Axis]) -> None:
         """Removing units of `axes` changes the surviving values (statistics over that axis)."""
-        self.record.mixed.extend([axes] if not isinstance(axes, (list, tuple)) else axes)
+        self.record.mixed.extend(_listed(axes))
 
     def count(self, *axes: Axis) -> None:
         """The operator does as many multiply-accumulates as the product of the lengths of `axes`."""

@@ -306,6 +306,7 @@ class Inferred:
         self.tensors, self.canonical = tensors, names
 
 
+@torch.inference_mode(False)
 def infer(gm: fx.GraphModule, example_inputs: Any) -> Inferred:
     """Infer the axes of every tensor of `gm` for inputs of these shapes and dtypes; `gm` is not changed.
 

@@ -47,6 +47,7 @@ class PruneChannels:
 
     plan: Plan
 
+    @torch.inference_mode(False)
     def __call__(self, gm: fx.GraphModule) -> PassResult:
         """Returns PassResult(new graph module, True), or (gm, False) where the plan removes nothing.
 

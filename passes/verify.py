@@ -58,6 +58,7 @@ class Certificate:
         return asdict(self)
 
 
+@torch.inference_mode(False)
 def verify(
     gm: fx.GraphModule, pruned: fx.GraphModule, plan: Plan, example_inputs: Any, tol: float = 1e-9,
     *, trained: bool = False, seed: int = 0, runs: int = 2,

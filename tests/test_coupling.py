@@ -232,12 +232,7 @@ def test_no_group_for_what_is_never_called() -> None:
     assert not any("unused" in s.tensor for g in coupling.groups for s in g.slices)
 
 
-_INFERENCE = pytest.param(
-    torch.inference_mode, marks=pytest.mark.xfail(reason="composites reach the rules", strict=True)
-)
-
-
-@pytest.mark.parametrize("mode", [torch.no_grad, _INFERENCE, torch.enable_grad])
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
 def test_the_callers_context_does_not_matter(mode: Any) -> None:
     """Under inference mode torch decomposes less; the groups are the same."""
     for name in ("ShuffleUnit", "VisionTransformer", "Lstm"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -118,7 +119,7 @@ def load_data(spec: str, size: int) -> Any:
     if place in DATA_SETS:
         from fxprune import data
 
-        loaders = getattr(data, place).get_dataloader(name, size)
+        loaders = getattr(data, place).get_dataloader(name, size, workers=min(4, os.cpu_count() or 1))
         return loaders.train, loaders.selection
     found = load_object(place, name)
     return found() if callable(found) else found

@@ -191,7 +191,7 @@ def test_damage_is_named(finished, tmp_path: Path) -> None:  # type: ignore[no-u
 
 
 def test_numbers_and_elements() -> None:
-    assert [seconds(s) for s in (0.0123, 59, 61, 7260)] == ["0.0123 s", "59 s", "1 min 1 s", "2 h 1 min"]
+    assert [seconds(s) for s in (0.0123, 0.25, 59, 61, 7260)] == ["12.3 ms", "0.25 s", "59 s", "1 min 1 s", "2 h 1 min"]
     assert amount(40_551_808, "macs") == "40.55 M MACs" and amount(999, "params") == "999 parameters"
     assert amount(3.14159, "latency") == "3.142 ms" and amount(2.5e9, "flops") == "2.5 G FLOPs"
     assert (

@@ -82,6 +82,8 @@ def seconds(value: float) -> str:
     >>> seconds(0.25), seconds(75), seconds(9000)
     ('0.25 s', '1 min 15 s', '2 h 30 min')
     """
+    if value < 0.1:
+        return f"{1e3 * value:.3g} ms"
     if value < 60:
         return f"{value:.3g} s"
     if value < 3600:

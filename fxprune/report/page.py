@@ -71,7 +71,7 @@ def plots(run: Run) -> Markup:
     for name in run.limits:
         parts += [
             figure(f"{score_name(run).capitalize()} and {UNITS[name]}", tradeoff(run, name)),
-            figure(f"{UNITS[name]} after each round", schedule(run, name)),
+            figure(f"{UNITS[name][0].upper()}{UNITS[name][1:]} after each round", schedule(run, name)),
         ]
     marks = [
         ("rounds", "dot", "background:var(--accent)"),

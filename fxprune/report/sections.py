@@ -58,7 +58,9 @@ def rounds(run: Run) -> Markup:
     """What each round chose and why, then each round's candidates."""
     names = list(run.limits)
     resources = [f"{name} (target)" for name in names]
-    header = ["Round", *resources, "Chosen", "Width", "Score", "Why", "Time"]
+    measured = [name for name in names if name in run.rounds[0].measured] if run.rounds else []
+    predicted = [f"{name} predicted" for name in measured]
+    header = ["Round", *resources, *predicted, "Chosen", "Width", "Score", "Why", "Time"]
     if not run.rounds:
         return joined([element("h2", "Rounds"), element("p", "No round is finished yet."), _unfinished(run)])
     rows, before = [], run.original_widths
@@ -68,6 +70,7 @@ def rounds(run: Run) -> Markup:
             [
                 record.round,
                 *(f"{share:.1%} ({target:.1%})" for share, target in reached),
+                *(f"{record.predicted[name] / run.start[name]:.1%}" for name in measured),
                 element("span", record.chosen_group, class_="name"),
                 changes(before, record.winner.widths),
                 score(record.score),
@@ -85,7 +88,7 @@ def rounds(run: Run) -> Markup:
     parts = [
         element("h2", "Rounds"),
         element("p", text),
-        table(header, rows, ["Round", *resources, "Score", "Time"], [accepted - 1] if accepted else []),
+        table(header, rows, ["Round", *resources, *predicted, "Score", "Time"], [accepted - 1] if accepted else []),
         element("p", note, class_="note"),
         element("p", element("b", "Candidates of each round")),
         *(folded(_round_title(record), candidates(run, record.candidates, record.chosen)) for record in run.rounds),
@@ -122,8 +125,8 @@ def candidates(run: Run, found: Sequence[Candidate], chosen: int | None) -> Mark
             *(f"{c.resources[name] / run.start[name]:.1%}" for name in names),
             score(c.score),
             f"{c.lost:.3g}",
-            seconds(c.seconds_train) if c.trained else "",
-            seconds(c.seconds_evaluate) if c.trained else "",
+            seconds(c.seconds_train) if c.seconds_train else "",
+            seconds(c.seconds_evaluate) if c.seconds_evaluate else "",
             _note(c, chosen),
         ]
         for c in ordered
@@ -202,7 +205,7 @@ def timings(run: Run) -> Markup:
     rows: list[tuple[str, object]] = [("Rounds, by the clock", seconds(wall))]
     if run.rounds:
         rows.append(("A round, on average", seconds(wall / len(run.rounds))))
-    if tried:
+    if training or evaluation:
         rows.append(
             ("A candidate, on average", seconds((training + evaluation) / max(1, sum(c.trained for c in tried))))
         )
@@ -216,7 +219,8 @@ def timings(run: Run) -> Markup:
             ),
             ("Workers", workers),
         ]
-    return joined([element("h2", "Timings"), stack, legend, facts(rows)])
+    bars = [stack, legend] if training or evaluation else []
+    return joined([element("h2", "Timings"), *bars, facts(rows)])
 
 
 def certificate(run: Run) -> Markup:

@@ -9,14 +9,19 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from fxprune.errors import InputError
+from passes import capture
+
+if TYPE_CHECKING:
+    from passes import Plan
 
 
 @dataclass(frozen=True)
@@ -142,6 +147,45 @@ class Carrier:
         found = fx.GraphModule(modules, graph, type(part.graph).__name__)
         found.meta.update(part.graph.meta)
         return found
+
+
+_assembled: weakref.WeakKeyDictionary[nn.Module, tuple[Carrier, Plan]] = weakref.WeakKeyDictionary()
+
+
+def note_assembled(whole: nn.Module, carrier: Carrier, plan: Plan) -> None:
+    """Remember how a whole model came about, for whoever is to store it."""
+    _assembled[whole] = carrier, plan
+
+
+def assembled_from(whole: nn.Module) -> tuple[Carrier, Plan] | None:
+    """The carrier and the plan (relative to its graph) that a whole model was made with; None for any other model."""
+    return _assembled.get(whole)
+
+
+def describe(carrier: Carrier) -> dict[str, Any]:
+    """The parts of a carrier as plain data, from which `described` makes it again in another process."""
+    return {
+        part.name: {
+            "calls": len(part.calls),
+            "inputs": [str(node.target) for node in _placeholders(part)],
+            "frontend": part.graph.meta.get("frontend", {}).get("which", "auto"),
+        }
+        for part in carrier.parts
+    }
+
+
+def described(model: nn.Module, parts: Mapping[str, Any], values: Sequence[Any]) -> Carrier:
+    """The carrier that `describe` told of; values: the inputs of all calls, of which only shapes and types matter."""
+    rest, found = list(values), []
+    for name, part in parts.items():
+        calls = []
+        for _ in range(part["calls"]):
+            given, rest = rest[: len(part["inputs"])], rest[len(part["inputs"]) :]
+            calls.append(Call((), dict(zip(part["inputs"], given, strict=True))))
+        frontend = part["frontend"] if part["frontend"] in ("fx", "export") else "auto"
+        known = {key: value for key, value in calls[0].kwargs.items() if value is not None}
+        found.append(Part(name, capture(model.get_submodule(name), known, frontend), tuple(calls)))
+    return Carrier.of(model, found)
 
 
 def record(

@@ -16,11 +16,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fxprune.api import netadapt, read_budgets, read_config
 from fxprune.budget import UNITS
-from fxprune.carrier import Call, Carrier, Part, record
+from fxprune.carrier import Call, Carrier, Part, note_assembled, record
 from fxprune.errors import BudgetError, InputError
 from fxprune.resources import Counted, Widths
 from fxprune.result import NetAdaptResult
-from passes import CaptureError, Cost, EquivalenceError, capture, cost, couple
+from passes import CaptureError, Cost, EquivalenceError, Plan, capture, cost, couple
 
 _COUNTED = ("flops", "macs", "params")
 
@@ -30,7 +30,8 @@ class ScopedResult(NetAdaptResult):
     """The outcome of a search inside a model. `model` is the whole model with the pruned parts in their places.
 
     `plan`, `dense`, `certificate` and the widths are those of `carrier`'s graph, which holds the parts under their
-    names in the model. `parts` are the pruned parts, as they sit in `model`.
+    names in the model. `parts` are the pruned parts, as they sit in `model`. `fxprune.export(result.model, inputs,
+    "net.safetensors")` stores the whole, and `fxprune.load(original, "net.safetensors")` builds it again.
     """
 
     model: nn.Module  # type: ignore[assignment]
@@ -39,7 +40,10 @@ class ScopedResult(NetAdaptResult):
 
     def restore(self, round: int) -> nn.Module:  # type: ignore[override]
         """The whole model as a round left it; round 0 is the unpruned one."""
-        return self.carrier.assemble(super().restore(round))
+        whole = self.carrier.assemble(super().restore(round))
+        plan = Plan.from_json(self.rounds[round - 1].plan) if round else self.coupling.plan({})
+        note_assembled(whole, self.carrier, plan)
+        return whole
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,7 @@ def netadapt_inside(
     for name, module in model.named_modules():
         if name in dict(whole.named_modules()):
             whole.get_submodule(name).training = module.training
+    note_assembled(whole, carrier, result.plan)
     parts = {part.name: whole.get_submodule(part.name) for part in carrier.parts}
     prove_calls(carrier, result.model, parts)
     known = {f.name: getattr(result, f.name) for f in fields(NetAdaptResult) if f.name != "model"}

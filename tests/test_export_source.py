@@ -388,6 +388,16 @@ def test_leaves_and_functions_of_other_packages_are_imported(leaves: Any, tmp_pa
     assert "from export_leaves import doubled\n" in text and "doubled(x, by=3)" in text
 
 
+def test_a_model_that_is_no_graph_is_captured_or_refused(tmp_path: Path) -> None:
+    class Wild(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x if x.sum().item() > 0 else -x
+
+    assert export(Cnn(), inputs_of(Cnn()), tmp_path / "net.py").dynamic_batch
+    with pytest.raises(ExportError, match="this model cannot be captured"):
+        export(Wild(), torch.randn(2, 3), tmp_path / "wild.py")
+
+
 def test_what_cannot_be_imported_or_built_is_refused(leaves: Any, tmp_path: Path) -> None:
     class Local(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

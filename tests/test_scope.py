@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from fxprune import Budget
+from fxprune import Budget, export, load
 from fxprune.carrier import Carrier, Part, record
 from fxprune.errors import BudgetError, InputError
+from fxprune.export import ExportError
 from fxprune.resources import Counted
 from fxprune.scope import captured_parts, netadapt_inside, prove_calls
 from passes import EquivalenceError, PruneChannels, capture, couple
@@ -167,6 +169,23 @@ def test_a_weight_that_the_outer_code_shares_stays_and_stays_tied() -> None:
     assert result.model.again.weight.shape == (24, 6)
     assert result.model.again.weight is dict(result.model.named_parameters(remove_duplicate=False))["body.0.weight"]
     assert list(result.original_widths) == ["body.2"]
+
+
+def test_the_whole_is_stored_and_comes_back(tmp_path: Path) -> None:
+    model = Pyramid().eval()
+    result = netadapt_inside(model, 0.7, ["body", "head"], example_inputs=images(), config=FAST, progress=False)
+    for whole in (result.model, result.restore(len(result.rounds)).eval(), result.restore(0).eval()):
+        report = export(whole, images(), tmp_path / "net.safetensors")
+        again = load(Pyramid().eval(), report.path)
+        assert type(again) is Pyramid
+        for name, expected in whole(*images(3)).items():
+            assert torch.equal(again(*images(3))[name], expected)
+    with pytest.raises(ExportError, match="it prunes body, which is not in this one"):
+        load(nn.Linear(2, 2), report.path)
+    other = Pyramid()
+    other.body[0] = nn.Conv2d(6, 32, 5, padding=2)
+    with pytest.raises(ExportError, match=r"(?s)another network.*|does not fit.*"):
+        load(other, report.path)
 
 
 def test_keyword_and_plain_inputs_of_a_part() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from fxprune.carrier import assembled_from
 from fxprune.export.check import check_runs
 from fxprune.export.files import checked_target
 from fxprune.export.inputs import evaluating, inputs_of
@@ -17,7 +18,7 @@ from fxprune.export.report import ExportError, ExportReport, default_tolerance
 from fxprune.export.safetensors_plan import load, write_safetensors
 from fxprune.export.source import write_source
 from fxprune.export.torch_export import write_pt2
-from passes import Plan, capture, plan_of
+from passes import CaptureError, Plan, capture, plan_of
 
 __all__ = ["ExportError", "ExportReport", "export", "load"]
 
@@ -70,10 +71,23 @@ def export(
             return write_pt2(gm, inputs, target, limit, dynamic_batch)
         if target.suffix == ".onnx":
             return write_onnx(gm, inputs, target, limit, dynamic_batch)
-        graph = gm if isinstance(gm, fx.GraphModule) else capture(gm, example_inputs)
         if target.suffix == ".safetensors":
-            return write_safetensors(graph, inputs, target, plan or plan_of(graph))
-        return write_source(graph, inputs, target, limit, dynamic_batch)
+            return write_safetensors(gm, inputs, target, plan or _known_plan(gm))
+        return write_source(_graph(gm, example_inputs), inputs, target, limit, dynamic_batch)
+
+
+def _known_plan(gm: nn.Module) -> Plan | None:
+    scoped = assembled_from(gm)
+    return scoped[1] if scoped is not None else plan_of(gm) if isinstance(gm, fx.GraphModule) else None
+
+
+def _graph(gm: nn.Module, example_inputs: Any) -> fx.GraphModule:
+    if isinstance(gm, fx.GraphModule):
+        return gm
+    try:
+        return capture(gm, example_inputs)
+    except CaptureError as error:
+        raise ExportError(f"source is written of a graph, and this model cannot be captured: {error}") from error
 
 
 class _Callable(types.ModuleType):

@@ -6,12 +6,14 @@ The JSON file is `Plan.to_json()` and nothing else, so that it can be read, comp
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import fx, nn
 
+from fxprune.carrier import assembled_from, describe, described
 from fxprune.export.files import staged
 from fxprune.export.inputs import Inputs
 from fxprune.export.report import ExportError, ExportReport
@@ -29,7 +31,8 @@ def write_safetensors(gm: nn.Module, inputs: Inputs, path: Path, plan: Plan | No
             f"{path}: weights alone do not say how to build the network; pass plan=result.plan (for a network that is "
             "not pruned: couple(gm, example_inputs).plan({}))"
         )
-    state = state_of(gm)
+    scoped = assembled_from(gm)
+    state = state_of(gm) if scoped is None else replace(state_of(gm), parts=describe(scoped[0]))
     plan_path = path.with_suffix(".json")
     with staged(path) as folder:
         write_state(state, folder / path.name)
@@ -39,11 +42,12 @@ def write_safetensors(gm: nn.Module, inputs: Inputs, path: Path, plan: Plan | No
     return ExportReport("safetensors", path, (path, plan_path), notes=notes)
 
 
-def load(model: nn.Module, path: str | os.PathLike[str], example_inputs: Any = None) -> fx.GraphModule:
+def load(model: nn.Module, path: str | os.PathLike[str], example_inputs: Any = None) -> nn.Module:
     """Build the pruned network from the original model (with any weights, or none: device meta) and the written files.
 
     `path`: the `.safetensors` file or the `.json` beside it. `model` is left as it is; the result is in its mode and on
-    its device. `example_inputs`: as for `capture`, where the model cannot be captured without.
+    its device: a graph, or the whole model where `netadapt(..., scope=...)` pruned parts of it. `example_inputs`: as
+    for `capture`, where inputs of the shapes that the plan knows do not do.
 
     Raises ExportError that lists what differs when the files were written for another network.
     """
@@ -53,7 +57,8 @@ def load(model: nn.Module, path: str | os.PathLike[str], example_inputs: Any = N
     except PlanError as error:
         raise ExportError(f"{plan_path}: {error}") from error
     state = read_state(weights)
-    pruned = _pruned(model, example_inputs, plan, state, plan_path)
+    make = _whole if state.parts else _pruned
+    pruned = make(model, example_inputs, plan, state, plan_path)
     restore_state(pruned, state, weights)
     modes = {name: module.training for name, module in model.named_modules()}
     for name, module in pruned.named_modules():
@@ -81,17 +86,36 @@ def _pruned(model: nn.Module, example_inputs: Any, plan: Plan, state: State, pla
     raise ExportError(faults[0])
 
 
+def _whole(model: nn.Module, example_inputs: Any, plan: Plan, state: State, plan_path: Path) -> nn.Module:
+    """A model of which only parts are graphs, with the plan applied to those."""
+    missing = [name for name in state.parts if name not in dict(model.named_modules())]
+    if missing:
+        raise ExportError(f"{plan_path} was made for another network: it prunes {missing[0]}, which is not in this one")
+    carrier = described(model, state.parts, _zeros(model, plan))
+    dense = carrier.build()
+    take_dtypes(dense, state)
+    try:
+        return carrier.assemble(PruneChannels(plan)(dense).graph_module)
+    except PassError as error:
+        raise ExportError(f"{plan_path} was made for another network: {error}{_differences(dense, state)}") from error
+
+
 def _inputs(model: nn.Module, plan: Plan, state: State) -> Any:
-    """Zeros of the shapes that the plan knows: by name where the names are known, else by position."""
+    """Inputs of the shapes that the plan knows: by name where the names are known, else by position."""
+    given = _zeros(model, plan)
+    if len(state.inputs) != len(given) or any(name.startswith("*") for name in state.inputs):
+        return given
+    return {name: value for name, value in zip(state.inputs, given, strict=True) if value is not None}
+
+
+def _zeros(model: nn.Module, plan: Plan) -> tuple[Any, ...]:
+    """Zeros of the shapes and dtypes that the plan knows, on the device of the model."""
     device = next((tensor.device for _, tensor in named_tensors(model)), torch.device("cpu"))
 
     def zeros(leaf: Any) -> Any:
         return torch.zeros(leaf.shape, dtype=leaf.dtype, device=device) if isinstance(leaf, torch.Tensor) else leaf
 
-    given = torch.utils._pytree.tree_map(zeros, example_inputs_of(plan.inputs))
-    if len(state.inputs) != len(given) or any(name.startswith("*") for name in state.inputs):
-        return given
-    return {name: value for name, value in zip(state.inputs, given, strict=True) if value is not None}
+    return torch.utils._pytree.tree_map(zeros, example_inputs_of(plan.inputs))
 
 
 def _pair(path: Path) -> tuple[Path, Path]:

@@ -13,6 +13,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -30,6 +31,7 @@ class State:
     tensors: stored name -> tensor. ties: further name -> the stored name of the same tensor. order: stored name -> its
     dimensions from outermost to innermost in memory, where that is not 0, 1, 2, ... transient: names of non-persistent
     buffers and plain attributes, which a state_dict leaves out. frontend and inputs: how the graph was captured.
+    parts: where only parts of a model are graphs, what `fxprune.carrier.describe` says of them.
     """
 
     tensors: dict[str, Tensor]
@@ -38,6 +40,7 @@ class State:
     transient: tuple[str, ...] = ()
     frontend: str = "auto"
     inputs: tuple[str, ...] = ()
+    parts: dict[str, Any] = field(default_factory=dict)
 
     @property
     def small(self) -> dict[str, Tensor]:
@@ -105,7 +108,7 @@ def write_state(state: State, path: Path) -> None:
     small = {name: [str(t.dtype), t.detach().cpu().tolist()] for name, t in state.small.items()}
     described = {
         "ties": state.ties, "memory_order": state.order, "non_persistent": list(state.transient), "small": small,
-        "frontend": state.frontend, "inputs": list(state.inputs),
+        "frontend": state.frontend, "inputs": list(state.inputs), "parts": state.parts,
     }  # fmt: skip
     # Parts of one storage (a view kept as a buffer) are copied apart: only whole tensors are tied.
     apart = {name: t.detach().cpu().contiguous().clone() for name, t in state.tensors.items() if name not in small}
@@ -129,7 +132,7 @@ def read_state(path: Path) -> State:
         tensors[name] = torch.tensor(values, dtype=getattr(torch, dtype.removeprefix("torch.")))
     return State(
         tensors, header["ties"], header["memory_order"], tuple(header["non_persistent"]), header["frontend"],
-        tuple(header["inputs"]),
+        tuple(header["inputs"]), header["parts"],
     )  # fmt: skip
 
 

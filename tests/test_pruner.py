@@ -357,3 +357,12 @@ def test_nothing_that_is_kept_is_a_pickle(pruned) -> None:  # type: ignore[no-un
     assert kinds <= {".json", ".safetensors", ".yml"}
     for path in folder.rglob("*.json"):
         json.loads(path.read_text())
+
+
+@pytest.mark.slow
+def test_closures_train_in_processes_too(pruned, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    pytest.importorskip("cloudpickle")
+    model, _, _ = pruned
+    fresh = net().eval()
+    make_pruner(fresh, tmp_path, workers=2).prune()
+    assert all(torch.equal(a, b) for a, b in zip(fresh.state_dict().values(), model.state_dict().values(), strict=True))

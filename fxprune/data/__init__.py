@@ -3,6 +3,16 @@
 from fxprune.data import cifar10, cifar100, imagenet
 from fxprune.data.errors import DataError
 from fxprune.data.loaders import Loaders
-from fxprune.data.loops import train_one_epoch, validate
+from fxprune.data.loops import Measures, train_one_epoch, validate, validation
 
-__all__ = ["DataError", "Loaders", "cifar10", "cifar100", "imagenet", "train_one_epoch", "validate"]
+__all__ = [
+    "DataError",
+    "Loaders",
+    "Measures",
+    "cifar10",
+    "cifar100",
+    "imagenet",
+    "train_one_epoch",
+    "validate",
+    "validation",
+]

@@ -305,12 +305,12 @@ class Names(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.Container = nn.Linear(3, 4)
-        self.holder = nn.ModuleDict({"torch": nn.Linear(4, 5)})
+        self.holder = nn.ModuleDict({"torch": nn.Linear(4, 5), "self": nn.ReLU()})
         self.operator = nn.Linear(5, 6)
         self.sparse = nn.ModuleDict({"3": nn.Linear(6, 6), "40": nn.Linear(6, 2)})
 
     def forward(self, l: Tensor, y: Tensor) -> Tensor:  # noqa: E741
-        x = self.operator(self.holder["torch"](self.Container(l)))
+        x = self.operator(self.holder["self"](self.holder["torch"](self.Container(l))))
         return self.sparse["40"](self.sparse["3"](x)) + y
 
 
@@ -510,6 +510,41 @@ def test_exported_graphs(tmp_path: Path) -> None:
     assert "torch.ops" not in text and "_guards" not in text and "size = x.shape[0]" in text
     more = torch.cat([example] * 2)
     torch.testing.assert_close(module.load()(more), model(more), atol=1e-5, rtol=1e-5)
+
+
+class Regions(nn.Module):
+    """Parts without gradients and without autocast, as torch.export keeps them: graphs inside the graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 4), nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            scale = self.first(x).cos()
+            shift = scale + 1
+        with torch.autocast("cpu", enabled=False):
+            y = self.first(x) * scale
+        return self.second(y) + shift.sum()
+
+
+def test_graphs_inside_a_graph_are_written_in_place(tmp_path: Path) -> None:
+    model, given = Regions(), torch.randn(3, 3)
+    gm = torch.export.export(model, (given,)).module()
+    _, module, _ = written(gm, given, tmp_path, dynamic_batch=False)
+    network = module.load()
+    torch.testing.assert_close(network(given), model(given))
+    network(given).sum().backward()
+    model(given).sum().backward()
+    torch.testing.assert_close(network.first.weight.grad, model.first.weight.grad)
+    outer = nn.Sequential(fx.symbolic_trace(Cnn()), nn.ReLU())
+    nested = fx.GraphModule(outer, LeafTracer().trace(outer))
+    assert any(
+        isinstance(nested.get_submodule(str(n.target)), fx.GraphModule)
+        for n in nested.graph.nodes
+        if n.op == "call_module"
+    )
+    written(nested, inputs_of(Cnn()), tmp_path)
 
 
 def test_exported_graphs_with_structured_inputs(tmp_path: Path) -> None:

@@ -114,6 +114,6 @@ def _parts(container: Container) -> tuple[str, str, list[tuple[str, Container | 
     if container.is_list:
         filled = range(max(map(int, children)) + 1)
         return "nn.ModuleList([", "])", [("", children.get(str(index), "nn.Identity()")) for index in filled]
-    if all(name.isidentifier() and not keyword.iskeyword(name) and name != "self" for name in children):
+    if all(name.isidentifier() and not keyword.iskeyword(name) for name in children):
         return "Container(", ")", [(f"{name}=", child) for name, child in children.items()]
     return "Container(**{", "})", [(f"{quoted(name)}: ", child) for name, child in children.items()]

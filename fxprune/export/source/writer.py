@@ -24,6 +24,7 @@ from fxprune.export.source.containers import (
     reference,
     uses_container_class,
 )
+from fxprune.export.source.flatten import flattened
 from fxprune.export.source.forward import forward_lines, used_targets
 from fxprune.export.source.literals import Imports, literal, quoted
 from fxprune.export.source.tensors import tensor_lines
@@ -33,7 +34,7 @@ _CONTAINER = '''\
 class Container(nn.Module):
     """Modules under their names."""
 
-    def __init__(self, **members):
+    def __init__(self, /, **members):
         super().__init__()
         for name, member in members.items():
             self.add_module(name, member)
@@ -94,6 +95,7 @@ def network_source(gm: fx.GraphModule, inputs: Inputs, stem: str) -> Source:
 
     Raises ExportError that names the module, node or argument that has no plain source.
     """
+    gm = flattened(gm)
     imports = Imports()
     constructors = Constructors(imports)
     root, after = _modules(gm, constructors)

@@ -107,11 +107,40 @@ def _is_factory(func: Any) -> bool:
     return not takes_tensors and any(a.name == "device" for a in arguments)
 
 
+# Operators that give a floating point tensor of their first operand's shape and type.
+_SHAPED_AS_FIRST = frozenset(
+    f"aten::{name}"
+    for name in (
+        *("relu", "hardtanh", "silu", "gelu", "hardswish", "sigmoid", "hardsigmoid", "tanh", "leaky_relu", "elu"),
+        *("add", "sub", "mul", "div"),
+    )
+)
+
+
 def run_on_meta(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
-    """``func(*args, **kwargs)`` for its shapes: torch 2.13 takes a millisecond of Python for a batch norm on meta."""
-    if func is torch.ops.aten.native_batch_norm.default and args[0].device.type == "meta" and not args[5]:
-        return torch.empty_like(args[0]), args[0].new_empty(0), args[0].new_empty(0)
+    """``func(*args, **kwargs)`` for its shapes.
+
+    On meta torch 2.13 takes up to some milliseconds of Python for a batch norm or an activation; the commonest
+    operators, whose results look like their first operand, are answered here.
+    """
+    first = args[0] if args else None
+    if isinstance(first, torch.Tensor) and first.is_meta and first.is_floating_point() and not kwargs:
+        if func is torch.ops.aten.native_batch_norm.default:
+            if not args[5]:
+                return torch.empty_like(first), first.new_empty(0), first.new_empty(0)
+        elif all(_alike(first, other) for other in args[1:]):
+            name = func.overloadpacket._qualified_op_name
+            if name in _SHAPED_AS_FIRST:
+                return torch.empty_like(first)
+            if name.removesuffix("_") in _SHAPED_AS_FIRST:
+                return first
     return func(*args, **kwargs)
+
+
+def _alike(first: torch.Tensor, other: Any) -> bool:
+    if isinstance(other, torch.Tensor):
+        return other.shape == first.shape and other.dtype == first.dtype and other.is_meta
+    return not isinstance(other, complex)
 
 
 class LightMode(TorchDispatchMode):

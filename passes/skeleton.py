@@ -37,7 +37,37 @@ def copy_with(gm: nn.Module, replace: Callable[[str, torch.Tensor], torch.Tensor
     for name, tensor in owned_tensors(hollow):
         if id(tensor) not in memo:
             memo[id(tensor)] = replace(name, tensor)
+    for module in hollow.modules():
+        simple = _simple_copy(module, memo)
+        if simple is not None:
+            memo[id(module)] = simple
     return copy.deepcopy(hollow, memo)
+
+
+_PLAIN = (int, float, str, bool, type(None), torch.Size, torch.dtype)
+_HELD = {"_parameters", "_buffers"}
+
+
+def _simple_copy(module: nn.Module, memo: dict[int, object]) -> nn.Module | None:
+    """A copy of a torch.nn layer that holds settings and tensors alone, faster than deepcopy; else None."""
+    if not type(module).__module__.startswith("torch.nn.modules.") or module._modules:
+        return None
+    attributes = {}
+    for name, value in module.__dict__.items():
+        if name in _HELD:
+            value = {key: None if tensor is None else memo[id(tensor)] for key, tensor in value.items()}
+        elif isinstance(value, (dict, set, list)):
+            if value and name != "_non_persistent_buffers_set":
+                return None
+            value = copy.copy(value)
+        elif not isinstance(value, _PLAIN) and not (
+            isinstance(value, tuple) and all(isinstance(v, _PLAIN) for v in value)
+        ):
+            return None
+        attributes[name] = value
+    twin = type(module).__new__(type(module))
+    twin.__dict__.update(attributes)
+    return twin
 
 
 def like(tensor: torch.Tensor, data: torch.Tensor) -> torch.Tensor:

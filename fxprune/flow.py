@@ -72,17 +72,18 @@ class Made:
         self.steps += 1
 
 
-def search_functions(
-    parameters: Mapping[str, nn.Parameter], context: DLContext, rate: float
-) -> tuple[ContextTrain, ContextEvaluate]:
-    """The `train` and `evaluate` of a search for the model with these parameters, as the context describes them."""
+def search_functions(names: Mapping[int, str], context: DLContext, rate: float) -> tuple[ContextTrain, ContextEvaluate]:
+    """The `train` and `evaluate` of a search, as the context describes them.
+
+    `names` are those of the parameters that the context's optimizer holds, by their id.
+    """
     if context.train_func is None or context.validate_func is None:
         missing = [name for name in ("train_func", "validate_func") if getattr(context, name) is None]
         raise InputError(
             f"NetAdaptPruner: the context has no {' and no '.join(missing)}; set train_func(model, context), which "
             "trains until context.max_iteration, and validate_func(model, context) -> float, higher is better."
         )
-    recipe = recipe_of(context.optimizer, parameters).at(rate) if context.optimizer is not None else None
+    recipe = recipe_of(context.optimizer, names).at(rate) if context.optimizer is not None else None
     shared = copy.copy(context)
     shared.optimizer = None
     for name in ("scheduler", "iter_scheduler", "warmup_scheduler"):

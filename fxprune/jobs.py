@@ -18,6 +18,7 @@ from fxprune.config import NetAdaptConfig
 from fxprune.context import DLContext, get_device
 from fxprune.errors import JournalError
 from fxprune.flow import search_functions
+from fxprune.optimizers import names_of
 from fxprune.sources import SourceError, default_shape, example_inputs, load_model, load_object
 from fxprune.storage import Damaged, read_json, write_json
 from fxprune.training import Accuracy, Evaluate, FineTune, Train
@@ -135,7 +136,7 @@ def functions_of(
     "evaluate".
     """
     if isinstance(found, DLContext):
-        return search_functions(dict(model.named_parameters()), found, config.netadapt_lr)
+        return search_functions(names_of(model), found, config.netadapt_lr)
     if isinstance(found, Mapping):
         found = tuple(found[key] for key in ("train", "evaluate") if key in found)
     if not isinstance(found, tuple | list) or len(found) < 2:

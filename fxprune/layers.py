@@ -69,7 +69,7 @@ def grid_of(coupling: Coupling, config: NetAdaptConfig) -> tuple[int | str, int 
 
 def layers_of(group: Group) -> tuple[str, ...]:
     """The modules whose outputs the group's units are, by name."""
-    producers = [item for item in group.slices if item.role == "output"] or list(group.slices)
+    producers = [item for item in group.slices if item.role in ("output", "carried")] or list(group.slices)
     return tuple(dict.fromkeys(item.tensor.rpartition(".")[0] for item in producers))
 
 

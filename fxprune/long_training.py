@@ -8,13 +8,14 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule
 from torch.nn import functional as F
+from torch.utils import _pytree as pytree
 
 from fxprune.context import DLContext, TrainFunction, ValidateFunction, device_of
 from fxprune.data.loops import autocast, main_output, placed, shown
@@ -23,7 +24,7 @@ from fxprune.restoring import restored, zeros
 from fxprune.result import NetAdaptResult
 from fxprune.runs import read_run
 from fxprune.storage import write_bytes
-from fxprune.tensors import put_modes, put_tensors, tensors_of, to_bytes
+from fxprune.tensors import clone, modes_of, put_modes, put_tensors, tensors_of, to_bytes
 from fxprune.training import Evaluate, score_of, seeded
 from passes import Certificate, Plan, verify
 
@@ -125,9 +126,10 @@ def finetune(
 
     `source`: a NetAdaptResult or the workdir of a search, of which `round` is taken (None: the accepted one, 0: the
     unpruned network); for a workdir `model` is the original module and `example_inputs` what it takes. Or a module,
-    which is trained in place. `batches` of (inputs, targets) are passed `epochs` times; `warmup` is in epochs.
-    `optimizer(parameters)` replaces the SGD; its learning rates are the peaks. `evaluate(model)`, higher is better,
-    chooses the epoch whose weights are returned; without it they are the last.
+    which is trained in place. `batches` of (inputs, targets) are passed `epochs` times; inputs are a tensor, a tuple of
+    arguments or a dict of keywords. `warmup` is in epochs. `optimizer(parameters)` replaces the SGD; its learning rates
+    are the peaks. `evaluate(model)`, higher is better, chooses the epoch whose weights are returned; without it they
+    are the last.
 
     `distill` mixes in the soft targets of `teacher` (the dense network, where it is known):
     (1 - distill) * loss + distill * temperature**2 * KL(teacher || student), both softened by the temperature, over
@@ -140,12 +142,11 @@ def finetune(
     _checked(epochs, distill, temperature)
     start = _start(source, round, model, example_inputs)
     network = start.network
-    if distill and teacher is None:
-        teacher = start.dense
-        if teacher is None:
-            raise InputError("finetune: distill needs a teacher; a module alone does not say what it was pruned from.")
-    if teacher is not None:
-        teacher = copy.deepcopy(teacher).eval().requires_grad_(False)
+    if distill and teacher is None and start.dense is None:
+        raise InputError("finetune: distill needs a teacher; a module alone does not say what it was pruned from.")
+    if distill:
+        teacher = copy.deepcopy(teacher) if teacher is not None else start.dense()  # type: ignore[misc]
+        teacher.eval().requires_grad_(False)
     home = next((p.device for p in network.parameters()), torch.device("cpu"))
     context = DLContext(device=device or home, amp=amp, channels_last=channels_last, progress=progress)
     parameters = [p for p in network.parameters() if p.requires_grad]
@@ -153,15 +154,14 @@ def finetune(
         raise InputError("finetune: no parameter of the network requires a gradient.")
     with seeded(seed):
         placed(network, context)
-        if teacher is not None:
+        if distill and teacher is not None:
             placed(teacher, context)
         made = optimizer(parameters) if optimizer else _sgd(parameters, lr, momentum, weight_decay)
         objective = _objective(loss or nn.CrossEntropyLoss(), teacher, distill, temperature)
         epoch, scores, losses = _epochs(network, batches, context, made, objective, evaluate, epochs, warmup)
     network.to(home)
-    certificate = None
-    if start.dense is not None and start.plan is not None:
-        certificate = verify(start.dense, network, start.plan, start.example_inputs, trained=True)
+    certificate = start.prove() if start.prove else None
+    if start.modes is not None:
         put_modes(network, start.modes)
     score = scores[epoch - 1] if scores else None
     return FineTuned(network, epoch, score, tuple(scores), tuple(losses), certificate)
@@ -169,26 +169,23 @@ def finetune(
 
 @dataclass(frozen=True)
 class _Start:
-    """What is trained, and what it was pruned from."""
+    """What is trained. `dense` makes what it was pruned from; `prove` certifies it, as trained, against that."""
 
     network: Any
-    dense: GraphModule | None = None
-    plan: Plan | None = None
-    example_inputs: Any = None
+    dense: Callable[[], nn.Module] | None = None
+    prove: Callable[[], Certificate] | None = None
     modes: Any = None
 
 
 def _start(source: Any, round: int | None, model: nn.Module | None, example_inputs: Any) -> _Start:
     if isinstance(source, NetAdaptResult):
-        number = source.accepted if round is None else round
-        network = source.restore(number)
-        plan = Plan.from_json(source.rounds[number - 1].plan) if number else source.coupling.plan({})
-        return _Start(network, source.dense, plan, zeros(plan), source.modes)
+        return _start_of(source, source.accepted if round is None else round)
     if isinstance(source, str | Path):
         if model is None:
             raise InputError("finetune: the workdir of a search holds no module; pass model=, the original one.")
         found = restored(read_run(source), model, example_inputs, round)
-        return _Start(found.network, found.dense, found.plan, found.example_inputs, found.modes)
+        proof = partial(verify, found.dense, found.network, found.plan, found.example_inputs, trained=True)
+        return _Start(found.network, lambda: clone(found.dense), proof, found.modes)
     if not isinstance(source, nn.Module):
         raise InputError(
             f"finetune: got a {type(source).__name__}; expected a module, a NetAdaptResult, or the workdir of a search."
@@ -196,6 +193,22 @@ def _start(source: Any, round: int | None, model: nn.Module | None, example_inpu
     if round is not None:
         raise InputError("finetune: a module has no rounds; pass the NetAdaptResult or the workdir instead.")
     return _Start(source)
+
+
+def _start_of(result: NetAdaptResult, number: int) -> _Start:
+    from fxprune.scope import ScopedResult
+
+    graph = NetAdaptResult.restore(result, number)
+    plan = Plan.from_json(result.rounds[number - 1].plan) if number else result.coupling.plan({})
+    carrier = result.carrier if isinstance(result, ScopedResult) else None
+    network = carrier.assemble(graph) if carrier else graph
+
+    def prove() -> Certificate:
+        if carrier:
+            carrier.settle(network, graph)
+        return verify(result.dense, graph, plan, zeros(plan), trained=True)
+
+    return _Start(network, lambda: result.restore(0), prove, modes_of(network))
 
 
 def _epochs(
@@ -212,6 +225,7 @@ def _epochs(
     device = device_of(network, context)
     peaks = [group["lr"] for group in optimizer.param_groups]
     length = len(batches) if hasattr(batches, "__len__") else None
+    move = partial(Tensor.to, device=device, non_blocking=True)
     scores: list[float] = []
     losses: list[float] = []
     best: dict[str, Tensor] | None = None
@@ -223,10 +237,10 @@ def _epochs(
             done = epoch + (count / length if length else 0.0)
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = peak * rate(done, epochs, warmup, 1 / length if length else 1.0)
-            inputs, targets = inputs.to(device, non_blocking=True), targets.to(device, non_blocking=True)
+            inputs, targets = pytree.tree_map_only(Tensor, move, (inputs, targets))
             optimizer.zero_grad(set_to_none=True)
             with autocast(context, device):
-                found = objective(network(inputs), inputs, targets)
+                found = objective(_called(network, inputs), inputs, targets)
             found.backward()
             optimizer.step()
             total, count = total + found.detach(), count + 1
@@ -243,6 +257,13 @@ def _epochs(
     if best is not None:
         put_tensors(network, best)
     return chosen, scores, losses
+
+
+def _called(network: nn.Module, inputs: Any) -> Any:
+    """The outputs for a batch: a tuple holds positional arguments, a dict keywords, all else is one argument."""
+    if isinstance(inputs, dict):
+        return network(**inputs)
+    return network(*inputs) if isinstance(inputs, tuple) else network(inputs)
 
 
 def rate(done: float, epochs: int, warmup: float, least: float = 0.0) -> float:
@@ -264,7 +285,7 @@ def _objective(
         if teacher is None or not distill:
             return hard
         with torch.no_grad():
-            wanted = main_output(teacher(inputs))
+            wanted = main_output(_called(teacher, inputs))
         return (1 - distill) * hard + distill * soft_loss(main_output(outputs), wanted, temperature)
 
     return objective

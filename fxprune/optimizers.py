@@ -67,13 +67,17 @@ class Recipe:
         return Recipe(self.kind, {**self.defaults, "lr": rate} if "lr" in self.defaults else self.defaults, groups)
 
 
-def recipe_of(optimizer: Optimizer, parameters: Mapping[str, nn.Parameter]) -> Recipe:
-    """How to build this optimizer of a model with these parameters on a network with parameters of the same names.
+def names_of(*models: nn.Module) -> dict[int, str]:
+    """The name of each parameter, by its id."""
+    return {id(parameter): name for model in models for name, parameter in model.named_parameters()}
+
+
+def recipe_of(optimizer: Optimizer, names: Mapping[int, str]) -> Recipe:
+    """How to build this optimizer of parameters with these names on a network with parameters of the same names.
 
     Parameters that are not the model's (of a criterion, say) are left out, and named in the log. A rate that a
     scheduler has changed counts as it was at first.
     """
-    names = {id(parameter): name for name, parameter in parameters.items()}
     groups, foreign = [], 0
     for group in optimizer.param_groups:
         options = {k: v for k, v in group.items() if k not in ("params", *_OF_SCHEDULERS)}

@@ -19,6 +19,7 @@ from fxprune.context import DLContext
 from fxprune.errors import InputError, JournalError
 from fxprune.flow import search_functions
 from fxprune.inputs import captured, coupled
+from fxprune.optimizers import names_of, recipe_of
 from fxprune.rates import binding_rates, layer_rates, layer_shares
 from fxprune.result import NetAdaptResult, rebuild
 from fxprune.runs import read_run
@@ -44,7 +45,8 @@ class NetAdaptPruner:
     `load_config` returns it), or the path of a YAML file. `context`: a DLContext with train_func and validate_func.
 
     `prune()` and `restore()` work in place: `model` itself becomes the pruned network, a `torch.fx.GraphModule` with
-    the parameter names of before, so that the script goes on with the object that it has. Everything that a search
+    the parameter names of before, so that the script goes on with the object that it has; `context.optimizer` becomes
+    one of the same groups on its parameters. Everything that a search
     finds lies in `netadapt_dir`; a search that was killed goes on where it was when the same script is started again.
 
     Attributes: `iteration`, the round that comes next; `budget`, in units of the resource; `init_flops`; `result`, what
@@ -57,7 +59,8 @@ class NetAdaptPruner:
         self.model, self.dummy_input, self.context = model, _arguments(dummy_input), context
         self.config = _read(config, context)
         self._modes = modes_of(model)
-        self._parameters = dict(model.named_parameters())
+        self._parameters = dict(model.named_parameters())  # held, so that no other object takes their ids
+        self._names = names_of(model)
         self.dense, self.dummy_input = captured(model, self.dummy_input)
         self.coupling = coupled(self.dense, self.dummy_input)
         self.config = self.config.replace(sparsity=binding_rates(self.dense, self.coupling, self.config))
@@ -67,7 +70,7 @@ class NetAdaptPruner:
         self.init_flops: int = cost(self.coupling).flops()
         self.budget = self._budget()
         # Said now rather than in prune(): what the context lacks, an optimizer that is not the model's.
-        search_functions(self._parameters, context, self.config.netadapt_lr)
+        search_functions(self._names, context, self.config.netadapt_lr)
 
     @classmethod
     def load_config(cls, path: str | Path) -> dict[str, Any]:
@@ -91,7 +94,7 @@ class NetAdaptPruner:
 
         Where `netadapt_dir` holds this search already, it goes on there; `resume` is that of `fxprune.netadapt`.
         """
-        train, evaluate = search_functions(self._parameters, self.context, self.config.netadapt_lr)
+        train, evaluate = search_functions(self._names, self.context, self.config.netadapt_lr)
         log.info("the network has %s FLOPs; budget: %s", f"{self.init_flops:,}", self._budget_text())
         result = netadapt(
             self.dense,
@@ -155,8 +158,13 @@ class NetAdaptPruner:
         return text
 
     def _take(self, network: GraphModule, plan: Plan) -> None:
+        """Make the model the network, and an optimizer that the context has one of its parameters."""
+        recipe = recipe_of(self.context.optimizer, self._names) if self.context.optimizer is not None else None
         become(self.model, network)
         self.plan = plan
+        self._names = {**names_of(self.model), **{id(p): name for name, p in self._parameters.items()}}
+        if recipe is not None:
+            self.context.optimizer = recipe.build(self.model)
 
     def _budget(self, start: Mapping[str, float] | None = None) -> float | None:
         """The first budget in units of its resource; None for a share of a latency that is not measured yet."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 
+import numpy as np
 from torch.fx import GraphModule
 
 from fxprune.config import NetAdaptConfig
@@ -59,18 +60,22 @@ def layer_rates(gm: GraphModule, coupling: Coupling, config: NetAdaptConfig) -> 
 
 
 def layer_shares(gm: GraphModule, coupling: Coupling, plan: Plan) -> dict[str, float]:
-    """The share of its units that each layer has lost under a plan."""
-    shares = dict.fromkeys(weighted_layers(gm), 0.0)
+    """The share of its outputs that each layer has lost under a plan."""
     sizes = {name: tuple(tensor.shape) for name, tensor in gm.state_dict().items()}
-    lost: dict[tuple[str, int], int] = {}
+    kept: dict[tuple[str, int], np.ndarray] = {}
     for group in coupling.groups:
-        gone = group.size - len(plan.keep[group.name])
+        gone = np.setdiff1d(np.arange(group.size), plan.keep[group.name])
         for item in group.slices:
-            if item.role == "output":
-                place = item.tensor, item.dim
-                lost[place] = lost.get(place, 0) + gone * item.index.shape[1]
-    for (tensor, dim), count in lost.items():
-        shares[tensor.rpartition(".")[0]] = count / sizes[tensor][dim]
+            if item.role in ("output", "carried"):
+                mask = kept.setdefault((item.tensor, item.dim), np.ones(sizes[item.tensor][item.dim], bool))
+                mask[item.index[gone].ravel()] = False
+    left: dict[str, float] = {}
+    for (tensor, _), mask in kept.items():  # a transposed convolution in groups has its outputs in two dimensions
+        left[tensor] = left.get(tensor, 1.0) * mask.mean()
+    shares = dict.fromkeys(weighted_layers(gm), 0.0)
+    for tensor, share in left.items():
+        layer = tensor.rpartition(".")[0]
+        shares[layer] = max(shares.get(layer, 0.0), 1 - float(share))
     return shares
 
 

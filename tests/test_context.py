@@ -14,7 +14,7 @@ import fxprune
 from fxprune import DLContext
 from fxprune.errors import InputError
 from fxprune.flow import search_functions
-from fxprune.optimizers import Recipe, held_still, recipe_of
+from fxprune.optimizers import Recipe, held_still, names_of, recipe_of
 
 
 def net(width: int = 6) -> nn.Sequential:
@@ -67,7 +67,7 @@ OPTIMIZERS = [
 def test_an_optimizer_is_rebuilt_on_other_parameters(kind, options) -> None:  # type: ignore[no-untyped-def]
     model, pruned = net(6), net(4)
     optimizer = kind(model.parameters(), lr=0.1, **options)
-    rebuilt = recipe_of(optimizer, dict(model.named_parameters())).at(0.01).build(pruned)
+    rebuilt = recipe_of(optimizer, names_of(model)).at(0.01).build(pruned)
     assert type(rebuilt) is kind and rebuilt.param_groups[0]["lr"] == pytest.approx(0.01)
     assert [p.shape for p in rebuilt.param_groups[0]["params"]] == [p.shape for p in pruned.parameters()]
     for name, value in options.items():
@@ -81,7 +81,7 @@ def test_groups_keep_their_options_their_parameters_and_their_share_of_the_rate(
         [{"params": model[0].weight, "weight_decay": 0.5}, {"params": [model[2].weight], "lr": 0.02, "momentum": 0.3}],
         lr=0.1, momentum=0.9, weight_decay=1e-4,
     )  # fmt: skip
-    first, second = recipe_of(optimizer, dict(model.named_parameters())).at(0.01).build(pruned).param_groups
+    first, second = recipe_of(optimizer, names_of(model)).at(0.01).build(pruned).param_groups
     assert first["params"][0] is pruned[0].weight and second["params"][0] is pruned[2].weight
     assert (first["lr"], first["momentum"], first["weight_decay"]) == (0.01, 0.9, 0.5)
     assert (second["lr"], second["momentum"], second["weight_decay"]) == (pytest.approx(0.002), 0.3, 1e-4)
@@ -91,7 +91,7 @@ def test_groups_keep_their_options_their_parameters_and_their_share_of_the_rate(
 def test_rates_where_each_group_states_its_own() -> None:
     model = net()
     groups = [{"params": model[0].parameters(), "lr": 0.4}, {"params": model[2].parameters(), "lr": 0.1}]
-    recipe = recipe_of(torch.optim.SGD(groups), dict(model.named_parameters()))
+    recipe = recipe_of(torch.optim.SGD(groups), names_of(model))
     assert [group["lr"] for group in recipe.at(0.01).build(net()).param_groups] == pytest.approx([0.01, 0.0025])
 
 
@@ -100,13 +100,13 @@ def test_a_rate_that_a_scheduler_changed_counts_as_it_was() -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.2)
     lr_scheduler.LinearLR(optimizer, start_factor=0.01)
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.002)
-    (group,) = recipe_of(optimizer, dict(model.named_parameters())).at(0.05).build(net()).param_groups
+    (group,) = recipe_of(optimizer, names_of(model)).at(0.05).build(net()).param_groups
     assert group["lr"] == pytest.approx(0.05) and "initial_lr" not in group
 
 
 def test_an_optimizer_of_another_model_is_refused() -> None:
     with pytest.raises(InputError, match="none of the model's parameters"):
-        recipe_of(torch.optim.SGD(net().parameters(), 0.1), dict(net().named_parameters()))
+        recipe_of(torch.optim.SGD(net().parameters(), 0.1), names_of(net()))
 
 
 def test_an_optimizer_that_cannot_be_rebuilt_says_what_to_do() -> None:
@@ -115,7 +115,7 @@ def test_an_optimizer_that_cannot_be_rebuilt_says_what_to_do() -> None:
             super().__init__(params, 0.1)
 
     model = net()
-    recipe = recipe_of(Picky(model.parameters(), plan="x"), dict(model.named_parameters()))
+    recipe = recipe_of(Picky(model.parameters(), plan="x"), names_of(model))
     with pytest.raises(InputError, match="make the optimizer in train_func"):
         recipe.build(net())
     with pytest.raises(InputError, match="none of the optimizer's parameters"):
@@ -151,7 +151,7 @@ def test_a_scheduler_that_is_held_still_steps_without_effect(which: int) -> None
 
 
 def functions(context: DLContext, model: nn.Module, rate: float = 0.01):  # type: ignore[no-untyped-def]
-    return search_functions(dict(model.named_parameters()), context, rate)
+    return search_functions(names_of(model), context, rate)
 
 
 def batches(count: int = 4) -> list:

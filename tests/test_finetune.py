@@ -197,3 +197,44 @@ def test_train_takes_the_functions_of_the_context_and_names_what_is_missing(tmp_
     with pytest.raises(InputError, match="quantization"):
         train(model, context, qat=True)
     assert train(model, context, work_dir=tmp_path) == context.best_acc
+
+
+def test_a_part_of_a_model_is_fine_tuned_inside_the_whole() -> None:
+    from fxprune.scope import netadapt_inside
+
+    class Whole(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = net()[:7], nn.Linear(24, 4)
+
+        def forward(self, images: list[Tensor]) -> Tensor:
+            return self.head(self.body(torch.stack(list(images))))
+
+    whole = Whole().eval()
+    batches = [(list(images), labels) for images, labels in make_batches(2)]
+    result = netadapt_inside(
+        whole, 0.6, "body", example_inputs=(list(make_batches(1)[0][0][:2]),), config={"budget_reduce_rate_init": 0.2},
+        progress=False,
+    )  # fmt: skip
+    tuned = finetune(result, batches, epochs=2, distill=0.5, progress=False)
+    assert isinstance(tuned.model, Whole) and tuned.losses[-1] < tuned.losses[0]
+    assert tuned.certificate is not None and tuned.certificate.trained
+    before, after = result.model.head.weight, tuned.model.head.weight
+    assert not torch.equal(before, after)  # what is not pruned is trained too
+
+
+def test_inputs_of_several_arguments() -> None:
+    class Sum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(3, 2)
+
+        def forward(self, a: Tensor, b: Tensor) -> Tensor:
+            return self.linear(a + b)
+
+    a, b, labels = torch.randn(4, 3), torch.randn(4, 3), torch.tensor([0, 1, 0, 1])
+    torch.manual_seed(0)
+    first = finetune(Sum(), [((a, b), labels)], epochs=2, progress=False)
+    torch.manual_seed(0)
+    second = finetune(Sum(), [({"a": a, "b": b}, labels)], epochs=2, progress=False)
+    assert first.losses == second.losses

@@ -16,6 +16,7 @@ from torch import nn
 import fxprune
 from fxprune import DLContext, NetAdaptPruner
 from fxprune.errors import BudgetError, ConfigError, InputError, JournalError
+from fxprune.optimizers import names_of
 from fxprune.pruner import become
 
 CONFIG = """\
@@ -185,7 +186,7 @@ def test_get_sparsity_state_and_flops_tell_of_the_model(pruned) -> None:  # type
     assert state["6"] == 0.0 and any(state.values())
     for name, share in state.items():
         before, after = net().get_submodule(name).weight.shape[0], model.get_submodule(name).weight.shape[0]
-        assert share == (before - after) / before
+        assert share == pytest.approx((before - after) / before)
     with FlopCounterMode(display=False) as counter:
         model(IMAGE)
     assert pruner.calc_flops() == counter.get_total_flops() <= pruner.budget < pruner.init_flops
@@ -229,7 +230,7 @@ def test_the_class_and_the_function_are_one_engine(pruned, tmp_path: Path) -> No
 
     fresh = net().eval()
     pruner = make_pruner(fresh, tmp_path)
-    train, evaluate = search_functions(dict(fresh.named_parameters()), pruner.context, pruner.config.netadapt_lr)
+    train, evaluate = search_functions(names_of(fresh), pruner.context, pruner.config.netadapt_lr)
     result = fxprune.netadapt(fresh, example_inputs=IMAGE, train=train, evaluate=evaluate, config=pruner.config)
     expected = model.state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in result.model.state_dict().items())
@@ -251,6 +252,21 @@ def test_groups_and_the_rate_of_the_search_reach_every_candidate(tmp_path: Path)
     pruner.context.train_func = look
     pruner.prune()
     assert len(seen) == 2 and seen[0] == [(0.002, 0.01, 4), (pytest.approx(0.001), 0, 3)]
+
+
+def test_the_contexts_optimizer_follows_the_model(pruned) -> None:  # type: ignore[no-untyped-def]
+    _, first, folder = pruned
+    fresh = net().eval()
+    pruner = make_pruner(fresh, folder)
+    for restore in (lambda: pruner.restore(1), lambda: pruner.restore(0), pruner.prune):
+        restore()
+        groups = pruner.context.optimizer.param_groups
+        assert [(group["lr"], group["weight_decay"], len(group["params"])) for group in groups] == [
+            (1, 0.01, 4),
+            (0.5, 0, 3),
+        ]
+        assert {id(p) for group in groups for p in group["params"]} == {id(p) for p in fresh.parameters()}
+        fxprune.data.train_one_epoch(fresh, copy.copy(pruner.context))
 
 
 def test_data_parallel_is_unwrapped(tmp_path: Path) -> None:

@@ -335,25 +335,38 @@ import torch
 torch.set_num_threads(1)
 sys.path.insert(0, {tests!r})
 from pathlib import Path
-from test_journal import run
-result = run(Path(sys.argv[1]))
-print(result.score, result.rounds[-1].widths)
+from test_journal import FineTune, batches, run
+
+def train(model, steps):
+    Path(sys.argv[2]).touch()
+    FineTune(batches(), lr=0.05)(model, steps)
+
+run(Path(sys.argv[1]), train=train)
 """
 
 
 @pytest.mark.parametrize("kills", [5, pytest.param(50, marks=pytest.mark.slow)])
 def test_kill_9_at_random_moments(whole: tuple[NetAdaptResult, Path], tmp_path: Path, kills: int) -> None:
-    folder = tmp_path / "run"
-    command = [sys.executable, "-c", SCRIPT.format(tests=str(Path(__file__).parent)), str(folder)]
-    generator = torch.Generator().manual_seed(11)
-    for _ in range(kills):
-        process = subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=Path(__file__).parents[1]
-        )
-        deadline = time.monotonic() + 60
-        while not (folder / "run.json").exists() and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.01)
-        time.sleep(float(torch.rand((), generator=generator)) * 0.6)
-        process.send_signal(signal.SIGKILL)
+    """Killed while it trains, again and again in one folder; where a run gets through, another begins in a new one."""
+    generator, script = torch.Generator().manual_seed(11), SCRIPT.format(tests=str(Path(__file__).parent))
+    timings = run(tmp_path / "timed").timings
+    longest = timings.total - timings.analysis - timings.verify
+    folder, marker, killed, interrupted = tmp_path / "run-0", tmp_path / "training", 0, 0
+    while killed < kills:
+        marker.unlink(missing_ok=True)
+        command = [sys.executable, "-c", script, str(folder), str(marker)]
+        process = subprocess.Popen(command, cwd=Path(__file__).parents[1])
+        while not marker.exists() and process.poll() is None:
+            time.sleep(0.002)
+        time.sleep(float(torch.rand((), generator=generator)) * longest)
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            killed += 1
+            interrupted += not (folder / "result.json").exists()
         process.wait()
+        assert process.returncode in (0, -signal.SIGKILL)
+        if (folder / "result.json").exists():
+            assert_same(run(folder), whole[0])
+            folder = tmp_path / f"run-{killed}"
+    assert 2 * interrupted > kills, "most kills should come in the middle of a search"
     assert_same(run(folder), whole[0])

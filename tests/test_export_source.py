@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, fx, nn
 
 from fxprune.export import ExportError, ExportReport, export
+from fxprune.export.source.constructors import plain_class
 from fxprune.export.source.literals import Imports, literal
 from passes import PruneChannels, capture, couple
 
@@ -462,6 +463,28 @@ def test_constructors_of_torch(layer: nn.Module, shape: tuple[int, ...], tmp_pat
     gm = fx.GraphModule(nn.ModuleDict({"layer": layer}), graph)
     _, module, _ = written(gm, torch.randn(shape), tmp_path)
     assert repr(module.load().layer) == repr(layer.eval())
+
+
+class Smoothing(nn.Conv2d):
+    """Makes a convolution in its own way, and is one."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, width, 3, padding=1, groups=width, bias=False)
+
+
+class Doubling(nn.Conv2d):
+    """Is not what it derives from."""
+
+    def _conv_forward(self, *args: Any) -> Tensor:
+        return super()._conv_forward(*args) * 2
+
+
+def test_subclasses_of_torchs_layers(tmp_path: Path) -> None:
+    graph = traced(nn.Sequential(Smoothing(3)))
+    text, _, _ = written(graph, torch.randn(2, 3, 5, 5), tmp_path)
+    assert "nn.Conv2d(3, 3, 3, padding=1, groups=3, bias=False)" in text and "Smoothing" not in text
+    assert plain_class(Doubling(3, 4, 1)) is Doubling
+    assert plain_class(nn.modules.linear.NonDynamicallyQuantizableLinear(2, 3)) is nn.Linear
 
 
 def test_multihead_attention_leaf(tmp_path: Path) -> None:

@@ -60,11 +60,9 @@ class Constructors:
         return Built(call, corrections)
 
     def _class_name(self, module: nn.Module, what: str) -> str:
-        cls = type(module)
+        cls = plain_class(module)
         if getattr(nn, cls.__name__, None) is cls:
             return f"nn.{cls.__name__}"
-        if isinstance(module, nn.Linear) and cls.__module__.startswith("torch.nn"):
-            return "nn.Linear"
         qualified = f"{cls.__module__}.{cls.__qualname__}"
         if qualified in STANDALONE:
             self.carried[cls.__name__] = STANDALONE[qualified]
@@ -82,7 +80,7 @@ class Constructors:
     def _tried(self, module: nn.Module, arguments: Iterable[tuple[str | None, Any]], call: str, what: str) -> nn.Module:
         positional = [value for name, value in arguments if name is None]
         named = {name: value for name, value in arguments if name is not None}
-        cls = nn.Linear if call.startswith("nn.Linear(") else type(module)
+        cls = plain_class(module)
         try:
             with torch.device("meta"):
                 fresh = cls(*positional, **named)
@@ -113,6 +111,17 @@ class Constructors:
                     place = f"{path}.{name}" if path else name
                     found[place] = literal(value, self.imports, f"{what}, attribute {place}")
         return found
+
+
+def plain_class(module: nn.Module) -> type[nn.Module]:
+    """The class of torch.nn that a module is for all it does: its own, or that of which it only changes the making."""
+    own = type(module)
+    for base in own.__mro__:
+        if getattr(nn, base.__name__, None) is base and base is not nn.Module:
+            between = own.__mro__[: own.__mro__.index(base)]
+            changed = {name for cls in between for name in vars(cls) if not name.startswith("__")}
+            return own if any(hasattr(base, name) for name in changed) else base
+    return own
 
 
 class _Missing:
@@ -154,7 +163,7 @@ def _arguments(module: nn.Module, what: str) -> list[tuple[str | None, Any]]:
     if recipe is not None:
         return recipe(module)
     found: list[tuple[str | None, Any]] = []
-    for name, parameter in list(inspect.signature(type(module).__init__).parameters.items())[1:]:
+    for name, parameter in list(inspect.signature(plain_class(module).__init__).parameters.items())[1:]:
         if name in _SKIPPED_PARAMETERS or name.startswith("_"):
             continue
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -144,6 +145,14 @@ def test_errors_of_candidates_are_shown_as_text(finished) -> None:  # type: igno
     assert any(candidate.error for record in result.rounds for candidate in record.candidates)
     assert "no &lt;b&gt;luck&lt;/b&gt; &amp; no data" in text and "<b>luck" not in text
     assert "1 failed" in Page(text).text
+
+
+def test_predictions_stand_beside_what_was_measured(finished) -> None:  # type: ignore[no-untyped-def]
+    _, folder = finished
+    run = read_run(folder)
+    rounds = tuple(replace(record, measured={"macs": record.achieved["macs"]}) for record in run.rounds)
+    assert "macs predicted" in Page(page_of(replace(run, rounds=rounds))).text
+    assert "macs predicted" not in Page(page_of(run)).text
 
 
 def test_a_search_that_runs_may_be_looked_at(tmp_path: Path) -> None:

@@ -95,9 +95,11 @@ details > table, details > .scroll { margin: 0.5rem 0 0.7rem; }
 .facts td:first-child { width: 14rem; color: var(--muted); }
 @media (max-width: 640px) {
   table.cards thead { display: none; }
-  table.cards, table.cards tbody, table.cards tr, table.cards td { display: block; }
-  table.cards tr { border-bottom: 1px solid var(--line); padding: 0.5rem 0; }
-  table.cards td { border: 0; padding: 0.05rem 0; text-align: left; white-space: normal; }
+  table.cards, table.cards tbody { display: block; }
+  table.cards tr {
+    display: flex; flex-wrap: wrap; gap: 0 1.1rem; border-bottom: 1px solid var(--line); padding: 0.5rem 0;
+  }
+  table.cards td { min-width: 0; border: 0; padding: 0.05rem 0; text-align: left; white-space: normal; }
   table.cards td:empty { display: none; }
   table.cards td::before { content: attr(data-label) ": "; color: var(--muted); font-weight: 400; }
   tr.chosen td:first-child { box-shadow: none; padding-left: 0; }

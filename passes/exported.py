@@ -69,7 +69,7 @@ def _in_both_modes(
         told = [f"captured in {_form(training)} form only, since in the other mode {error}"]
     else:
         trained, evaluated = (exported, other) if training else (other, exported)
-        if merge(trained.graph, evaluated.graph, True, trained.constants, evaluated.constants):
+        if merge(trained.graph, evaluated.graph, model, (trained.constants, evaluated.constants)):
             _count(trained, live=True)
             return trained, []
         told = [f"captured in {_form(training)} form only, since the graphs of the two modes differ in structure"]

@@ -1,51 +1,85 @@
-"""Two traces of one model, in train and in eval mode, made one graph where only constants tell them apart."""
+"""Two traces of one model, in train and in eval mode, made one graph that follows the live mode."""
 
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
+
+_CONTAINERS = (list, tuple, dict, slice)
 
 
 @dataclass(frozen=True)
 class _Choice:
-    """A constant that is `here` in the mode of the first graph and `there` in the other mode."""
+    """What is one thing in train mode, another in eval mode: constants, or nodes of the graph of train mode."""
 
-    here: Any
-    there: Any
+    trained: Any
+    evaluated: Any
 
 
 class _Differ(Exception):
     pass
 
 
-def merge(graph: fx.Graph, other: fx.Graph, training: bool, constants: dict[str, Any], others: dict[str, Any]) -> bool:
-    """Make `graph`, traced with the modules in mode `training`, right in both modes; `other` is its trace in the other.
+@dataclass
+class _Pairing:
+    """Which node of the graph of train mode does what a node of the graph of eval mode does."""
 
-    Every constant that differs becomes a look-up by the live flag of the module whose forward made the call,
-    `(eval value, train value)[training]`, or the flag itself. False, and nothing changed, where the graphs differ
-    otherwise.
-    `constants` and `others` hold the tensors that the traces stored under names of their own.
+    modules: Mapping[str, nn.Module]
+    partner: dict[fx.Node, fx.Node] = field(default_factory=dict)  # by node of eval mode
+    extra: set[fx.Node] = field(default_factory=set)  # in train mode only
+    arguments: dict[fx.Node, Any] = field(default_factory=dict)
+
+
+def merge(trained: fx.Graph, evaluated: fx.Graph, model: nn.Module, stored: tuple[dict[str, Any], ...] = ()) -> bool:
+    """Make `trained`, traced in train mode, right in both modes; `evaluated` is the trace in eval mode.
+
+    Every argument that differs becomes a look-up by the live flag of a module: `(eval value, train value)[training]`,
+    or the flag itself. Train mode may have calls of its own (a stochastic depth, say), which then run in
+    both modes and are passed over in one. False, and nothing changed, where the graphs differ otherwise, or
+    where such a call has parameters or writes. `stored` are the tensors that the two traces stored under names of
+    their own.
     """
-    nodes, twins = list(graph.nodes), list(other.nodes)
-    if len(nodes) != len(twins):
-        return False
-    partner = dict(zip(twins, nodes, strict=True))
-    arguments = []
-    try:
-        for node, twin in zip(nodes, twins, strict=True):
-            if (node.op, node.target) != (twin.op, twin.target) or not _same_constant(node, constants, others):
-                return False
-            arguments.append(_compare(_arguments(node), _arguments(twin), partner))
-    except _Differ:
-        return False
-    for node, (args, kwargs) in zip(nodes, arguments, strict=True):
-        if _differs((args, kwargs)) and node.op != "placeholder":  # whose arguments are default values
-            _apply(graph, node, args, kwargs, training)
+    pairing = _Pairing(dict(model.named_modules()))
+    nodes = iter(trained.nodes)
+    for twin in evaluated.nodes:
+        node = next((node for node in nodes if _paired_or_extra(pairing, node, twin, stored)), None)
+        if node is None or node in pairing.extra:
+            return False
+    for node, (args, kwargs) in pairing.arguments.items():
+        if node.op != "placeholder" and _chosen((args, kwargs)):  # the arguments of a placeholder are defaults
+            node.args, node.kwargs = _looked_up(args, node, pairing.modules), _looked_up(kwargs, node, pairing.modules)
     return True
+
+
+def _paired_or_extra(pairing: _Pairing, node: fx.Node, twin: fx.Node, stored: tuple[dict[str, Any], ...]) -> bool:
+    """Pair the two, or note that only train mode has `node`; False in the second case, if that is possible."""
+    try:
+        if (node.op, node.target) != (twin.op, twin.target) or not _same_tensor(node, stored):
+            raise _Differ
+        pairing.arguments[node] = _compared(_arguments(node), _arguments(twin), pairing)
+        pairing.partner[twin] = node
+    except _Differ:
+        pairing.extra.add(node)
+        return not _can_be_extra(node, pairing.modules)
+    return True
+
+
+def _can_be_extra(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether it does no harm to run this call of train mode in eval mode too."""
+    if node.op == "call_module":
+        return not modules[str(node.target)].state_dict()
+    if node.op == "call_method":
+        return not str(node.target).endswith("_")
+    if node.op == "get_attr":
+        return str(node.target).rpartition(".")[2] == "training"
+    schema = getattr(node.target, "_schema", None)
+    writes = node.target is operator.setitem or (schema is not None and schema.is_mutable)
+    return node.op == "call_function" and not writes
 
 
 def _arguments(node: fx.Node) -> tuple[Any, Any]:
@@ -63,69 +97,73 @@ def _arguments(node: fx.Node) -> tuple[Any, Any]:
     return tuple(args), {argument.name: kwargs[argument.name] for argument in arguments if argument.kwarg_only}
 
 
-def _same_constant(node: fx.Node, constants: dict[str, Any], others: dict[str, Any]) -> bool:
-    if node.op != "get_attr" or (node.target not in constants and node.target not in others):
+def _same_tensor(node: fx.Node, stored: tuple[dict[str, Any], ...]) -> bool:
+    if node.op != "get_attr" or not any(node.target in tensors for tensors in stored):
         return True
-    pair = (constants.get(str(node.target)), others.get(str(node.target)))
-    if all(isinstance(value, torch.Tensor) for value in pair):
-        return pair[0] is pair[1] or torch.equal(*pair)  # type: ignore[arg-type]
-    return pair[0] is pair[1]
+    first, second = (tensors.get(str(node.target)) for tensors in stored)
+    if isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor):
+        return first is second or (first.shape == second.shape and torch.equal(first, second))
+    return first is second
 
 
-def _compare(here: Any, there: Any, partner: dict[fx.Node, fx.Node]) -> Any:
-    """`here` with a _Choice in place of each constant that is another one `there`; raises _Differ."""
-    if isinstance(here, fx.Node) or isinstance(there, fx.Node):
-        if partner.get(there) is not here:
+def _compared(trained: Any, evaluated: Any, pairing: _Pairing) -> Any:
+    """`trained` with a _Choice in place of each argument that is another in eval mode; raises _Differ."""
+    if isinstance(trained, _CONTAINERS) or isinstance(evaluated, _CONTAINERS):
+        return _compared_parts(trained, evaluated, pairing)
+    if isinstance(evaluated, fx.Node):
+        same = pairing.partner[evaluated]
+        if trained is same:
+            return trained
+        if trained not in pairing.extra:
             raise _Differ
-        return here
-    if isinstance(here, (list, tuple, dict, slice)) or isinstance(there, (list, tuple, dict, slice)):
-        return _compare_parts(here, there, partner)
-    return here if type(here) is type(there) and here == there else _Choice(here, there)
-
-
-def _compare_parts(here: Any, there: Any, partner: dict[fx.Node, fx.Node]) -> Any:
-    if type(here) is not type(there):
+        return _Choice(trained, same)
+    if isinstance(trained, fx.Node):
         raise _Differ
-    if isinstance(here, slice):
-        parts = [_compare(getattr(here, end), getattr(there, end), partner) for end in ("start", "stop", "step")]
-        return slice(*parts)
-    if len(here) != len(there) or (isinstance(here, dict) and list(here) != list(there)):
+    return trained if type(trained) is type(evaluated) and trained == evaluated else _Choice(trained, evaluated)
+
+
+def _compared_parts(trained: Any, evaluated: Any, pairing: _Pairing) -> Any:
+    if type(trained) is not type(evaluated):
         raise _Differ
-    if isinstance(here, dict):
-        return {key: _compare(value, there[key], partner) for key, value in here.items()}
-    parts = [_compare(a, b, partner) for a, b in zip(here, there, strict=True)]
-    return tuple(parts) if isinstance(here, tuple) else parts
+    if isinstance(trained, slice):
+        ends = ("start", "stop", "step")
+        return slice(*(_compared(getattr(trained, end), getattr(evaluated, end), pairing) for end in ends))
+    if len(trained) != len(evaluated) or (isinstance(trained, dict) and list(trained) != list(evaluated)):
+        raise _Differ
+    if isinstance(trained, dict):
+        return {key: _compared(value, evaluated[key], pairing) for key, value in trained.items()}
+    parts = [_compared(a, b, pairing) for a, b in zip(trained, evaluated, strict=True)]
+    return tuple(parts) if isinstance(trained, tuple) else parts
 
 
-def _differs(arguments: Any) -> bool:
+def _chosen(arguments: Any) -> bool:
     if isinstance(arguments, slice):
-        return _differs((arguments.start, arguments.stop, arguments.step))
+        return _chosen((arguments.start, arguments.stop, arguments.step))
     if isinstance(arguments, (list, tuple, dict)):
-        return any(_differs(part) for part in (arguments.values() if isinstance(arguments, dict) else arguments))
+        return any(_chosen(part) for part in (arguments.values() if isinstance(arguments, dict) else arguments))
     return isinstance(arguments, _Choice)
 
 
-def _apply(graph: fx.Graph, node: fx.Node, args: Any, kwargs: Any, training: bool) -> None:
-    def looked_up(value: Any) -> Any:
-        if isinstance(value, _Choice):
-            pair = (value.there, value.here) if training else (value.here, value.there)
-            with graph.inserting_before(node):
-                flag = graph.create_node("get_attr", _flag(node))
-                return flag if pair == (False, True) else graph.call_function(operator.getitem, (pair, flag))
-        if isinstance(value, slice):
-            return slice(looked_up(value.start), looked_up(value.stop), looked_up(value.step))
-        if isinstance(value, dict):
-            return {key: looked_up(part) for key, part in value.items()}
-        if isinstance(value, (list, tuple)):
-            return type(value)(looked_up(part) for part in value)
+def _looked_up(value: Any, node: fx.Node, modules: Mapping[str, nn.Module]) -> Any:
+    """`value` with a node that looks the mode up, before `node`, in place of each _Choice."""
+    if isinstance(value, slice):
+        return slice(*(_looked_up(end, node, modules) for end in (value.start, value.stop, value.step)))
+    if isinstance(value, dict):
+        return {key: _looked_up(part, node, modules) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_looked_up(part, node, modules) for part in value)
+    if not isinstance(value, _Choice):
         return value
+    owner = value.trained if isinstance(value.trained, fx.Node) else node
+    with node.graph.inserting_before(node):
+        flag = node.graph.create_node("get_attr", _flag(owner, modules))
+        if value.evaluated is False and value.trained is True:
+            return flag
+        return node.graph.call_function(operator.getitem, ((value.evaluated, value.trained), flag))
 
-    node.args, node.kwargs = looked_up(args), looked_up(kwargs)
 
-
-def _flag(node: fx.Node) -> str:
+def _flag(node: fx.Node, modules: Mapping[str, nn.Module]) -> str:
+    """The flag of the module whose forward made the call; torch.export writes "conv@1" for a second call of conv."""
     stack = node.meta.get("nn_module_stack")
-    path = (
-        str(next(reversed(stack.values()))[0]).partition("@")[0] if stack else ""
-    )  # export: "conv@1" on a second call
-    return f"{path}.training" if path else "training"
+    path = str(next(reversed(stack.values()))[0]).partition("@")[0] if stack else ""
+    return f"{path}.training" if path in modules and path else "training"

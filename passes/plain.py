@@ -36,7 +36,19 @@ def plain_graph(source: fx.GraphModule, signature: inspect.Signature, inputs: An
             graph.output(_value(graph, source._out_spec, iter(leaves)))
         else:
             copies[node] = _copied(graph, node, copies.__getitem__)
+    _drop_contiguous(graph)
     return graph
+
+
+def _drop_contiguous(graph: fx.Graph) -> None:
+    """Let views copy where they must, so that no call need depend on strides: export leaves calls out by them."""
+    for node in graph.find_nodes(op="call_function", target=_ATEN.view.default):
+        node.target = _ATEN.reshape.default
+    for node in graph.find_nodes(op="call_function", target=_ATEN.contiguous.default):
+        written = any(getattr(user.target, "_schema", None) and user.target._schema.is_mutable for user in node.users)
+        if not written and not node.kwargs:
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
 
 
 def _copied(graph: fx.Graph, node: fx.Node, get: Callable[[fx.Node], fx.Node]) -> fx.Node:

@@ -48,7 +48,7 @@ def trace(model: nn.Module, inputs: dict[str, Any] | None) -> fx.GraphModule:
                 leaves, functions = leaves | more_leaves, functions + more_functions
                 continue
             _drop_idle_queries(graph)
-            notes = _made_switchable(graph, tracer, model, opaque)
+            graph, notes = _switchable(graph, tracer, model, opaque)
             _keep_side_effects(graph)
             gm = fx.GraphModule(model, graph, type(model).__name__)
             separate(gm, model)
@@ -56,24 +56,29 @@ def trace(model: nn.Module, inputs: dict[str, Any] | None) -> fx.GraphModule:
             return gm
 
 
-def _made_switchable(
+def _switchable(
     graph: fx.Graph, tracer: Tracer, model: nn.Module, opaque: frozenset[FunctionType]
-) -> tuple[Note, ...]:
-    """Where the model branches on its mode: make `graph` good in both, if it can be. Returns what stays decided."""
+) -> tuple[fx.Graph, tuple[Note, ...]]:
+    """Where the model branches on its mode, a graph for both modes if there is one; and what stays decided."""
     notes = tuple(tracer.notes)
     if not any(note.kind == "mode" for note in notes):
-        return notes
+        return graph, notes
     other = Tracer(tracer.inputs, tracer.leaves, tracer.functions, flipped=True)
     with borrowed(model), _wrapped_functions_open(opaque, tracer.inputs is not None):
         try:
-            in_other_mode = other.trace(model)
+            flipped = other.trace(model)
         except Exception:  # the mode that the model is not in may not be traceable: then the graph stays in its own
-            return notes
-    _drop_idle_queries(in_other_mode)
-    constants, others = ({name: value for value, name in one.tensor_attrs.items()} for one in (tracer, other))
-    if not merge(graph, in_other_mode, model.training, constants, others):
-        return notes
-    return tuple(note for note in notes if note.kind != "mode")
+            return graph, notes
+    _drop_idle_queries(flipped)
+    stored = [{name: value for value, name in one.tensor_attrs.items()} for one in (tracer, other)]
+    pairs = list(zip((graph, flipped), stored, strict=True))
+    (trained, in_train), (evaluated, in_eval) = pairs if model.training else reversed(pairs)
+    if not merge(trained, evaluated, model, (in_train, in_eval)):
+        return graph, notes
+    for name, value in in_train.items():
+        if "." not in name and not hasattr(model, name):
+            setattr(model, name, value)
+    return trained, tuple(note for note in notes if note.kind != "mode")
 
 
 def _drop_idle_queries(graph: fx.Graph) -> None:

@@ -1,6 +1,7 @@
 """What a node of a graph under construction holds, computed on the meta device when somebody asks."""
 
 import copy
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -31,6 +32,7 @@ class Values:
     ) -> None:
         self._graph = graph
         self._inputs = None if inputs is None else pytree.tree_map(_on_meta, inputs)
+        self._device = _device_of(inputs)
         self._attribute = attribute
         self._module = module
         self._known: dict[fx.Node, Any] = {}
@@ -80,6 +82,10 @@ class Values:
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), self._operand)
         if node.op == "call_module":
             return self._meta_module(str(node.target))(*args, **kwargs)
+        if node.target is getattr and args[1:] in (("device",), ("is_meta",), ("is_cpu",), ("is_cuda",)):
+            return getattr(torch.empty(0, device=self._device), args[1])
+        if node.target is not getattr and node.target not in (operator.eq, operator.ne):
+            args, kwargs = fx.node.map_aggregate((args, kwargs), _nowhere)
         return _call(node, args, kwargs)
 
     def _input(self, node: fx.Node) -> Any:
@@ -116,6 +122,16 @@ def _call(node: fx.Node, args: Any, kwargs: Any) -> Any:
     if node.op == "call_function":
         return node.target(*args, **kwargs)  # type: ignore[operator]
     return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+
+
+def _nowhere(value: Any) -> Any:
+    """A device in a call on meta tensors can only be theirs."""
+    return torch.device("meta") if isinstance(value, torch.device) else value
+
+
+def _device_of(inputs: Any) -> torch.device:
+    tensors = (leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, torch.Tensor))
+    return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
 
 def _on_meta(value: Any) -> Any:

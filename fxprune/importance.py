@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,7 +20,7 @@ from torch.fx import GraphModule
 from fxprune.errors import ConfigError, WeightError
 
 if TYPE_CHECKING:
-    from passes import Group
+    from passes import Coupling, Group
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +49,23 @@ def importance(gm: GraphModule, group: Group, metric: str = "l2_norm", *, seed: 
         log.debug("%s: no normalisation scales this group; bn_scale ranks it by l2_norm", group.name)
         metric = "l2_norm"
     return _summed(tensors, group, _producers(group), METRICS[metric])
+
+
+def ranked(gm: GraphModule, coupling: Coupling, metric: str = "l2_norm", *, seed: int = 0) -> Coupling:
+    """`coupling` with the units of each group that has outer blocks (heads, convolution groups) formed by rank.
+
+    Unit 0 is then every block's own best, so that each block keeps what it needs most; only the counts must agree.
+    """
+    orders = {}
+    for group in coupling.groups:
+        if group.blocks > 1:
+            blocks = [
+                replace(group, slices=tuple(replace(s, index=s.index[:, s.blocks == block]) for s in group.slices))
+                for block in range(group.blocks)
+            ]
+            scores = np.stack([importance(gm, block, metric, seed=seed) for block in blocks])
+            orders[group.name] = np.argsort(-scores, axis=1, kind="stable")
+    return coupling.formed(orders)
 
 
 def keep_units(scores: np.ndarray, width: int) -> tuple[int, ...]:

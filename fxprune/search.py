@@ -19,7 +19,7 @@ from torch.fx import GraphModule
 from fxprune.budget import Budget
 from fxprune.config import NetAdaptConfig
 from fxprune.errors import SearchError
-from fxprune.importance import importance, importance_lost, keep_units
+from fxprune.importance import importance, importance_lost, keep_units, ranked
 from fxprune.memory import Journal
 from fxprune.planner import Grid, Proposal, evaluate, propose, propose_joint, propose_uniform
 from fxprune.progress import Progress
@@ -126,8 +126,10 @@ def run_round(
     """One round from here; None if nothing that could be proposed meets the targets."""
     begun = time.perf_counter()
     targets = round_targets(problem, position, number)
+    metric, seed = problem.config.metrics, problem.seed
+    position = replace(position, coupling=ranked(position.network, position.coupling, metric, seed=seed))
     scores = {
-        name: importance(position.network, position.coupling.group(name), problem.config.metrics, seed=problem.seed)
+        name: importance(position.network, position.coupling.group(name), metric, seed=seed)
         for name in problem.grids
     }
     proposals = make_proposals(problem, position, targets, {name: importance_lost(s) for name, s in scores.items()})

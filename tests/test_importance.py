@@ -11,8 +11,8 @@ from torch import nn
 from torch.fx import symbolic_trace
 
 from fxprune.errors import ConfigError, WeightError
-from fxprune.importance import METRICS, importance, importance_lost, keep_units
-from passes import capture, couple
+from fxprune.importance import METRICS, importance, importance_lost, keep_units, ranked
+from passes import PruneChannels, capture, couple, verify
 
 
 @dataclass
@@ -143,3 +143,21 @@ def test_loss_is_additive_and_relative() -> None:
     assert lost[2] + again[1] == pytest.approx(lost[1])
     np.testing.assert_allclose(importance_lost(scores * 1e-9)[1:], lost[1:])
     assert list(importance_lost(np.zeros(3))) == [np.inf, 0, 0, 0]
+
+
+def test_blocks_keep_their_own_best() -> None:
+    """Every convolution group ranks its outputs by itself: a plan keeps different ones in each."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(4, 8, 3), nn.ReLU(), nn.Conv2d(8, 24, 3, groups=4), nn.ReLU(), nn.Conv2d(24, 3, 1))
+    gm = capture(net)
+    inputs = torch.randn(2, 4, 8, 8)
+    coupling = ranked(gm, couple(gm, inputs))
+    (group,) = (g for g in coupling.groups if g.blocks > 1)
+    plan = coupling.plan({group.name: range(2)})
+    pruned = PruneChannels(plan)(gm).graph_module
+    norms = net[2].weight.detach().flatten(1).norm(dim=1).reshape(group.blocks, group.size)
+    best = norms.topk(2, dim=1).indices.sort(dim=1).values
+    assert len({tuple(row) for row in best.tolist()}) > 1, "the blocks differ, or the test shows nothing"
+    expected = torch.cat([net[2].weight[block * group.size + best[block]] for block in range(group.blocks)])
+    torch.testing.assert_close(pruned.get_parameter("2.weight"), expected)
+    assert verify(gm, pruned, plan, inputs).max_error < 1e-9

@@ -329,27 +329,25 @@ def _attention(site: Site) -> None:
     query = site.axes_of(site.argument(0, "query"))
     if query is None or query[-1].size == site.new_size(query[-1]):
         return
-    if site.argument(6, "scale") is None:
-        if len(site.node.args) > 6:
-            site.node.update_arg(6, query[-1].size ** -0.5)
-        else:
-            site.node.update_kwarg("scale", query[-1].size ** -0.5)
+    if site.node.kwargs.get("scale") is None:  # a keyword in every spelling
+        site.node.update_kwarg("scale", query[-1].size ** -0.5)
 
 
 _view, _like, _made = _sizes(1, view=True), _sizes(1), _sizes(0)
 
 TABLE: dict[str, Callable[[Site], None]] = {
-    **dict.fromkeys(["view", "reshape", "_unsafe_view", "_reshape_alias", "view_copy"], _view),
+    **dict.fromkeys(["view", "reshape", "_unsafe_view", "view_copy"], _view),
     **dict.fromkeys(["expand", "broadcast_to", "new_zeros", "new_ones", "new_full", "new_empty"], _like),
     **dict.fromkeys(["zeros", "ones", "full", "empty"], _made),
-    **dict.fromkeys(["split", "chunk", "split_with_sizes", "tensor_split"], _split),
+    **dict.fromkeys(["split", "chunk", "split_with_sizes", "tensor_split", "unsafe_split", "unsafe_chunk",
+                     "unsafe_split_with_sizes", "split_with_sizes_copy"], _split),
     **dict.fromkeys(["getitem", "setitem"], _index),
     **dict.fromkeys(["pad", "_pad", "constant_pad_nd"], _pad),
     **dict.fromkeys(["layer_norm", "rms_norm", "native_layer_norm"], _normalized_shape),
     **dict.fromkeys(["repeat", "tile"], _repeat),
     **dict.fromkeys(["conv1d", "conv2d", "conv3d"], _counted("groups", 6, "groups")),
     **dict.fromkeys(["conv_transpose1d", "conv_transpose2d", "conv_transpose3d"], _counted("groups", 6, "groups")),
-    "convolution": _counted("groups", 8, "groups"),
+    **dict.fromkeys(["convolution", "_convolution"], _counted("groups", 8, "groups")),
     "group_norm": _counted("num_groups", 1, "num_groups"),
     "native_group_norm": _native_group_norm,
     **dict.fromkeys(["channel_shuffle", "native_channel_shuffle"], _counted("groups", 1, "groups")),
@@ -359,7 +357,10 @@ TABLE: dict[str, Callable[[Site], None]] = {
     "slice": _slice,
     "select": _select,
     "roll": _roll,
-    "scaled_dot_product_attention": _attention,
+    **dict.fromkeys(["scaled_dot_product_attention", "_scaled_dot_product_flash_attention_for_cpu",
+                     "_scaled_dot_product_flash_attention", "_scaled_dot_product_efficient_attention",
+                     "_scaled_dot_product_cudnn_attention", "_scaled_dot_product_fused_attention_overrideable"],
+                    _attention),
 }  # fmt: skip
 
 _ARITHMETIC = frozenset(

@@ -32,6 +32,7 @@ class Finding:
     coupling: Coupling
     errors: list[float] = field(default_factory=list)
     batches: set[int] = field(default_factory=set)
+    counted: bool = True
 
     @property
     def groups(self) -> str:
@@ -39,8 +40,12 @@ class Finding:
         return ", ".join(f"{g.name} {g.size}{' mixed' if g.mixed else ''}" for g in self.coupling.groups)
 
 
-def examine(model: nn.Module, inputs: Any, shares: tuple[float, ...] = (1 / 2, 1 / 3), seed: int = 0) -> Finding:
+def examine(
+    model: nn.Module, inputs: Any, shares: tuple[float, ...] = (1 / 2, 1 / 3), seed: int = 0, counted: bool = True
+) -> Finding:
     """Prune a random share of the units of every group of `model` and assert every law that a pruning must keep.
+
+    counted: False where torch's FLOP counter does not know an operator of the network.
 
     Raises AssertionError (or what the passes raise) where one is broken.
     """
@@ -49,11 +54,12 @@ def examine(model: nn.Module, inputs: Any, shares: tuple[float, ...] = (1 / 2, 1
     gm = capture(model, inputs)
     before = snapshot(gm)
     coupling = couple(gm, inputs)
-    finding = Finding(gm, coupling)
-    for number, share in enumerate(shares):
-        plan = random_plan(coupling, share, seed + number)
-        if coupling.groups:
-            judge(finding, plan, inputs, seed + number)
+    finding = Finding(gm, coupling, counted=counted)
+    for number, share in enumerate(shares if coupling.groups else ()):
+        judge(finding, random_plan(coupling, share, seed + number), inputs, seed + number)
+    for number, group in enumerate(coupling.groups if shares and len(coupling.groups) > 1 else ()):
+        keep = random_plan(coupling, 1 / 2, seed + number).keep[group.name]
+        alone(finding, coupling.plan({group.name: keep}), inputs)
     assert_same(snapshot(gm), before)
     if not coupling.groups:
         assert all(f.reason for f in coupling.frozen), "frozen without a reason"
@@ -73,10 +79,17 @@ def judge(finding: Finding, plan: Plan, inputs: Any, seed: int = 0) -> fx.GraphM
         shapes_agree(run(gm, inputs), run(pruned, inputs))
     else:
         _compare(finding, pruned, plan, inputs, seed)
-    recount(pruned, coupling, plan, inputs)
+    recount(finding, pruned, plan, inputs)
     trains(gm, pruned, inputs)
     assert set(pruned.state_dict()) == set(gm.state_dict())
     return pruned
+
+
+def alone(finding: Finding, plan: Plan, inputs: Any) -> None:
+    """One group pruned by itself: what is computed from its size must not have relied on another's."""
+    pruned = PruneChannels(plan)(finding.gm).graph_module
+    verify(finding.gm, pruned, plan, inputs, TOLERANCE)
+    recount(finding, pruned, plan, inputs)
 
 
 def _compare(finding: Finding, pruned: fx.GraphModule, plan: Plan, inputs: Any, seed: int) -> None:
@@ -114,10 +127,13 @@ def doubled(tree: Any) -> Any:
     return pytree.tree_map_only(Tensor, lambda t: t.double() if t.is_floating_point() else t, tree)
 
 
-def random_plan(coupling: Coupling, share: float, seed: int) -> Plan:
-    """Keep a random `share` of the units of every group, at least one."""
+def random_plan(coupling: Coupling, share: float | None, seed: int) -> Plan:
+    """Keep a random `share` of the units of every group, at least one; for None a random number of units each."""
     rng = np.random.default_rng(seed)
-    counts = {g.name: (g.size, max(1, int(g.size * share))) for g in coupling.groups}
+    counts = {
+        g.name: (g.size, max(1, int(g.size * share)) if share else int(rng.integers(1, g.size + 1)))
+        for g in coupling.groups
+    }
     return coupling.plan({name: sorted(rng.choice(*count, replace=False).tolist()) for name, count in counts.items()})
 
 
@@ -216,10 +232,11 @@ def params_of(network: nn.Module) -> int:
     return sum(p.numel() for p in network.parameters())
 
 
-def recount(pruned: fx.GraphModule, coupling: Coupling, plan: Plan, inputs: Any) -> None:
+def recount(finding: Finding, pruned: fx.GraphModule, plan: Plan, inputs: Any) -> None:
     """The polynomials say of `plan` what counting the rebuilt network says."""
-    costs = cost(coupling)
-    assert costs.flops(plan.widths) == flops_of(pruned, inputs), "the polynomial of FLOPs is not the recount"
+    costs = cost(finding.coupling)
+    counted = flops_of(pruned, inputs) if finding.counted else costs.flops(plan.widths)
+    assert costs.flops(plan.widths) == counted, "the polynomial of FLOPs is not the recount"
     assert costs.params(plan.widths) == params_of(pruned), "the polynomial of parameters is not the recount"
 
 

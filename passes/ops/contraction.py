@@ -12,7 +12,6 @@ equation_rule([aten.bmm], "b m k, b k n -> b m n", ["self", "mat2"], macs="b m k
 equation_rule([aten.mv], "m k, k -> m", ["self", "vec"])  # torch counts no FLOPs for products with one vector
 equation_rule([aten.dot, aten.vdot], "k, k -> ", ["self", "tensor|other"])
 equation_rule([aten._cdist_forward], "... m k, ... n k -> ... m n", ["x1", "x2"])
-equation_rule([aten.linear], "... k, n k, n? -> ... n", ["input", "weight", "bias"], macs="... k n")
 
 
 @rule(aten.addmm, aten.baddbmm, aten.addmv)
@@ -37,7 +36,7 @@ def _is_fresh(call: Call, axis: Axis) -> bool:
     return isinstance(axis, Constant) and axis.reason is not None and axis.reason.text.startswith("its positions")
 
 
-@rule(aten.convolution, aten._convolution, aten.convolution_overrideable)
+@rule(aten.convolution, aten._convolution)
 def convolution(call: Call) -> list[list[Axis]]:
     """Convolution of any rank, grouped and transposed: MACs are the weight's elements at every place it is applied."""
     weight = "(g i) o *k" if call["transposed"] else "(g o) i *k"
@@ -84,4 +83,12 @@ def fused_attention(call: Call) -> list[list[Axis]]:
                 call.tie(axis, wanted)
     call.count(*solved.lookup("n h q k d"))
     call.count(*solved.lookup("n h q k e"))
-    return [result]
+    return [result, *(_statistics(call, n, solved.lookup("n h q")) for n in range(1, len(call.outputs)))]
+
+
+def _statistics(call: Call, output: int, axes: list[Axis]) -> list[Axis]:
+    """The axes of a further output (log-sum-exp for each query), some kernels' being padded or empty."""
+    fixed = call.fixed(output)
+    if len(fixed) < len(axes):
+        return fixed
+    return [a if a.size == f.size else f for a, f in zip(axes, fixed, strict=False)] + fixed[len(axes) :]

@@ -6,7 +6,7 @@ from passes.axes import Axis, concat
 from passes.ops.registry import Call, aten, rule
 
 
-@rule(aten.cat, aten.concat, aten.concatenate)
+@rule(aten.cat)
 def cat(call: Call) -> list[list[Axis]]:
     """A sum of the operands' axes; the other dimensions are the same."""
     parts = [call.axes(t) for t in call["tensors"] if tuple(t.shape) != (0,)]
@@ -34,14 +34,10 @@ def stack(call: Call) -> list[list[Axis]]:
     return [result[:dim] + [fixed[dim]] + result[dim:]]
 
 
-@rule(aten.constant_pad_nd, aten.pad)
+@rule(aten.constant_pad_nd)
 def constant_pad(call: Call) -> list[list[Axis]]:
     """New units before and after an axis, whose numbers are literals of the program; negative padding cuts."""
     axes, pad = call.axes("self"), call["pad"]
-    if call.get("mode") not in (None, "constant"):
-        padded = axes[len(axes) - len(pad) // 2 :]
-        call.freeze(padded, "padding that copies values of this axis")
-        return [axes[: len(axes) - len(padded)] + call.fixed()[len(axes) - len(padded) :]]
     for number in range(len(pad) // 2):
         dim, (before, after) = len(axes) - 1 - number, pad[2 * number : 2 * number + 2]
         axis = axes[dim]

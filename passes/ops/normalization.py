@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import torch
+
 from passes.axes import ONE, Axis
 from passes.ops.equation import solve
 from passes.ops.registry import Call, aten, rule
 
 
+def _others(call: Call) -> list[tuple[int, torch.Tensor]]:
+    """The outputs after the first: statistics, which graphs of ATen calls have beside the result."""
+    return list(enumerate(call.outputs))[1:]
+
+
 @rule(
     aten.native_batch_norm, aten._native_batch_norm_legit, aten._native_batch_norm_legit_no_training,
-    aten.cudnn_batch_norm, aten.miopen_batch_norm, aten._batch_norm_with_update, aten.batch_norm,
-    aten._native_batch_norm_legit_functional, aten._batch_norm_no_update,
+    aten._native_batch_norm_legit_functional, aten._batch_norm_no_update, aten._batch_norm_with_update,
+    aten.cudnn_batch_norm, aten.miopen_batch_norm,
 )  # fmt: skip
 def batch_norm(call: Call) -> list[list[Axis]]:
     """Channels are carried; statistics of the batch (weights standardised by batch_norm, say) mix all other axes."""
@@ -18,10 +25,11 @@ def batch_norm(call: Call) -> list[list[Axis]]:
     outputs, _ = solve(call, "n c ..., c?, c?, c?, c? -> n c ...", operands)
     if call.get("training") or operands[3] is None:
         call.mix([axis for dim, axis in enumerate(outputs[0]) if dim != 1])
-    return outputs
+    channels = call.axes("input")[1]
+    return outputs + [[channels] if tuple(t.shape) == (channels.size,) else call.fixed(n) for n, t in _others(call)]
 
 
-@rule(aten.native_layer_norm, aten.layer_norm, aten._fused_rms_norm, aten.rms_norm)
+@rule(aten.native_layer_norm)
 def layer_norm(call: Call) -> list[list[Axis]]:
     """Statistics over the last dimensions, then an affine map of them."""
     axes = call.axes("input")
@@ -31,10 +39,12 @@ def layer_norm(call: Call) -> list[list[Axis]]:
             for axis, other in zip(last, call.axes(parameter), strict=True):
                 call.tie(axis, other)
     call.mix(last)
-    return [[call.space.resolve(axis) for axis in axes]]
+    result = [call.space.resolve(axis) for axis in axes]
+    lead = result[: len(axes) - len(last)]
+    return [result, *([*lead, *call.fixed(n)[len(lead) :]] for n, _ in _others(call))]
 
 
-@rule(aten._weight_norm_interface, aten._weight_norm)
+@rule(aten._weight_norm_interface)
 def weight_norm(call: Call) -> list[list[Axis]]:
     """g v / |v|, normed over all dimensions but one; along that one a zeroed unit is 0/0, so it is mixed."""
     axes, scale = call.axes("v"), call.axes("g")
@@ -47,14 +57,13 @@ def weight_norm(call: Call) -> list[list[Axis]]:
     return [axes, [axis if d == dim else ONE for d, axis in enumerate(axes)]]
 
 
-@rule(aten.native_group_norm, aten.group_norm)
+@rule(aten.native_group_norm)
 def group_norm(call: Call) -> list[list[Axis]]:
     """Statistics over each group of channels: whole groups can go, or the same number of channels from each."""
-    groups = call.get("group", "num_groups")
     outputs, solved = solve(
         call, "n (g c) ..., (g c)?, (g c)? -> n (g c) ...",
-        [call["input"], call["weight"], call["bias"]], {"g": groups},
+        [call["input"], call["weight"], call["bias"]], {"g": call["group"]},
     )  # fmt: skip
     call.mix(solved["c"])
     call.literal("num_groups", solved["g"])
-    return outputs[:1]
+    return outputs + [[call.axes("input")[0], solved["g"]] for _ in _others(call)]

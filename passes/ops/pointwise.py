@@ -28,12 +28,29 @@ def pointwise(call: Call) -> list[list[Axis]]:
 
 rule(
     aten.clone, aten._to_copy, aten.detach, aten.alias, aten.lift_fresh, aten.lift_fresh_copy, aten.lift, aten.copy,
-    aten.native_dropout, aten.bernoulli, aten.zeros_like, aten.ones_like, aten.full_like, aten.empty_like, aten.fill,
-    aten.rand_like, aten.randn_like, aten.zero, aten.prelu, aten._prelu_kernel, aten.contiguous, aten.dropout,
-    aten.alpha_dropout, aten.masked_fill, aten.rrelu_with_noise, aten.rrelu_with_noise_functional, aten.where,
-    aten.uniform, aten.normal_functional, aten.exponential, aten._conj, aten.resolve_conj, aten.resolve_neg,
-    aten.fake_quantize_per_tensor_affine, aten.hardswish, aten.log_sigmoid, aten.log_sigmoid_forward, aten.bucketize,
+    aten.zeros_like, aten.ones_like, aten.full_like, aten.empty_like, aten.fill, aten.zero, aten._prelu_kernel,
+    aten.masked_fill, aten.where, aten._conj, aten.hardswish, aten.log_sigmoid_forward,
 )(pointwise)  # fmt: skip
+
+
+@rule(
+    aten.rand_like, aten.randn_like, aten.bernoulli, aten.uniform, aten.normal_functional, aten.exponential,
+    aten.native_dropout, aten.rrelu_with_noise, aten.rrelu_with_noise_functional,
+)  # fmt: skip
+def drawn(call: Call) -> list[list[Axis]]:
+    """A number drawn for every position: fewer positions would get others, and nothing could be proven."""
+    axes = pointwise(call)
+    if call.get("train", "training") is not False:
+        for result in axes:
+            call.freeze(result, "random numbers are drawn along this axis")
+    return [[call.space.resolve(axis) for axis in result] for result in axes]
+
+
+@rule(aten.bucketize)
+def bucketize(call: Call) -> list[list[Axis]]:
+    """Each value's place among boundaries, all of which stay."""
+    call.freeze(call.axes("boundaries"), "boundaries between which values are sorted")
+    return [call.axes("self")]
 
 
 @rule(aten.glu)

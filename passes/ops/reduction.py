@@ -27,6 +27,9 @@ def reduced(call: Call) -> tuple[list[Axis], list[Axis]]:
 def contract(call: Call) -> list[list[Axis]]:
     """A zeroed unit adds nothing."""
     gone, result = reduced(call)
+    order = call.get("ord", "p")
+    if order is not None and order < 0:
+        call.freeze(gone, "a norm of negative order asks for the smallest along this axis")
     call.contract(*gone)
     return [result] * len(call.outputs)
 
@@ -60,7 +63,7 @@ def index(call: Call) -> list[list[Axis]]:
 
 
 @rule(
-    aten._softmax, aten._log_softmax, aten.softmax, aten.log_softmax, aten.cumsum, aten.cumprod, aten.logcumsumexp,
+    aten._softmax, aten._log_softmax, aten.cumsum, aten.cumprod, aten.logcumsumexp,
     aten.cummax, aten.cummin, aten.sort, aten._safe_softmax,
 )  # fmt: skip
 def scan(call: Call) -> list[list[Axis]]:

@@ -21,14 +21,12 @@ def spatial(dimensions: int) -> Rule:
 
 
 _NAMES = {
-    1: "avg_pool1d max_pool1d adaptive_avg_pool1d upsample_nearest1d upsample_linear1d _upsample_nearest_exact1d "
-    "reflection_pad1d replication_pad1d max_pool1d_with_indices adaptive_max_pool1d",
-    2: "avg_pool2d max_pool2d max_pool2d_with_indices adaptive_avg_pool2d _adaptive_avg_pool2d adaptive_max_pool2d "
-    "fractional_max_pool2d upsample_nearest2d upsample_bilinear2d upsample_bicubic2d _upsample_nearest_exact2d "
-    "_upsample_bilinear2d_aa _upsample_bicubic2d_aa reflection_pad2d replication_pad2d max_unpool2d",
-    3: "avg_pool3d max_pool3d max_pool3d_with_indices adaptive_avg_pool3d _adaptive_avg_pool3d adaptive_max_pool3d "
-    "fractional_max_pool3d upsample_nearest3d upsample_trilinear3d _upsample_nearest_exact3d reflection_pad3d "
-    "replication_pad3d max_unpool3d",
+    1: "upsample_nearest1d upsample_linear1d _upsample_nearest_exact1d reflection_pad1d replication_pad1d",
+    2: "avg_pool2d max_pool2d_with_indices _adaptive_avg_pool2d adaptive_max_pool2d max_unpool2d upsample_nearest2d "
+    "upsample_bilinear2d upsample_bicubic2d _upsample_nearest_exact2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa "
+    "reflection_pad2d replication_pad2d",
+    3: "avg_pool3d max_pool3d_with_indices _adaptive_avg_pool3d adaptive_max_pool3d max_unpool3d upsample_nearest3d "
+    "upsample_trilinear3d _upsample_nearest_exact3d reflection_pad3d replication_pad3d",
 }
 for _dimensions, _names in _NAMES.items():
     rule(*(getattr(aten, name) for name in _names.split() if hasattr(aten, name)))(spatial(_dimensions))

@@ -29,7 +29,7 @@ def segments(before: Sequence[int], after: Sequence[int]) -> Iterator[tuple[list
         yield taken_left, taken_right
 
 
-@rule(aten.view.default, aten._unsafe_view, aten.reshape, aten._reshape_alias, aten.view_copy.default)
+@rule(aten.view.default, aten._unsafe_view, aten.view_copy.default)
 def view(call: Call) -> list[list[Axis]]:
     """Merge and split neighbouring dimensions: a product on either side."""
     axes, result = call.axes("self"), call.fixed()
@@ -66,17 +66,17 @@ def permute_dims(call: Call) -> list[list[Axis]]:
     return [[axes[d] for d in call["dims"]]]
 
 
-@rule(aten.t, aten.numpy_T)
+@rule(aten.t)
 def reverse_dims(call: Call) -> list[list[Axis]]:
     """Dimensions in reverse order."""
     return [call.axes("self")[::-1]]
 
 
-@rule(aten.transpose, aten.swapaxes)
+@rule(aten.transpose)
 def transpose(call: Call) -> list[list[Axis]]:
     """Two dimensions exchanged."""
     axes = call.axes("self")
-    first, second = call.get("dim0", "axis0"), call.get("dim1", "axis1")
+    first, second = call["dim0"], call["dim1"]
     if axes:
         axes[first], axes[second] = axes[second], axes[first]
     return [axes]
@@ -223,7 +223,7 @@ def pixel_unshuffle(call: Call) -> list[list[Axis]]:
     return [[*lead, nest([channels, inner]), *call.fixed()[-2:]]]
 
 
-@rule(aten.channel_shuffle, aten.native_channel_shuffle)
+@rule(aten.channel_shuffle)
 def channel_shuffle(call: Call) -> list[list[Axis]]:
     """(g c) -> (c g)."""
     batch, channels, *space = call.axes("self")

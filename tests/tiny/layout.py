@@ -300,7 +300,7 @@ class ConcatAddedToConcat(nn.Module):
         return self.head(torch.cat([self.a(x), self.b(x)], 1) + torch.cat([self.c(x), self.d(x)], 1))
 
 
-@tiny("", why="stays")
+@tiny("", why="cut apart")
 class SetItem(Stem):
     """Every channel is written over the third before it: nothing but single channels is left, and all are tied."""
 

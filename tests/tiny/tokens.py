@@ -437,9 +437,9 @@ class LstmFromState(nn.Module):
         return self.head(self.rnn(x, start)[0])
 
 
-@tiny("", tokens)
+@tiny("lstm 6", tokens)
 class Cells(nn.Module):
-    """Two steps of an LSTM cell and a GRU cell."""
+    """Two steps of an LSTM, a GRU and a plain cell."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -449,7 +449,8 @@ class Cells(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h, c = self.lstm(x[:, 0])
         h, c = self.lstm(x[:, 1], (h, c))
-        return self.head(self.rnn(self.gru(h, self.gru(c))))
+        y = self.gru(h, self.gru(c))
+        return self.head(self.rnn(y, self.rnn(torch.tanh(y))))
 
 
 @tiny("embed 8, hidden 6", words(11, 2, 5))
@@ -477,7 +478,7 @@ class TiedDecoder(nn.Module):
         return self.decode(torch.tanh(self.hidden(self.embed(x))))
 
 
-@tiny("", words(11, 2, 5))
+@tiny("bag 8", words(11, 2, 5))
 class BagOfWords(nn.Module):
     def __init__(self) -> None:
         super().__init__()

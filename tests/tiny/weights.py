@@ -235,7 +235,7 @@ class WeightNormNew(WeightNormOld):
         self.inner = parametrizations.weight_norm(nn.Conv2d(8, 6, 3, padding=1))
 
 
-@tiny("conv1 8, inner.weight_orig 6")
+@tiny("conv1 8, inner 6")
 class SpectralNormOld(WeightNormOld):
     def setup(self) -> None:
         self.inner = spectral_norm(nn.Conv2d(8, 6, 3, padding=1))

@@ -1,0 +1,207 @@
+"""Every operator rule by its sample: exact by the oracle or left alone with a reason, and no rule without a sample."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from oracle import Finding, examine, random_plan
+from samples import ELSEWHERE, SAMPLES
+from torch import fx, nn
+
+from passes import PruneChannels, couple, equation_rule, rule
+from passes.axes import Axis
+from passes.ops import Call, DuplicateRule, registry, unregister
+
+
+def keys_of(finding: Finding) -> set[str]:
+    """The entries of the registry that the network's operator calls were judged by."""
+    return {key_of(record.func) for record in finding.coupling.structure.records}
+
+
+def key_of(func: torch._ops.OpOverload) -> str:
+    packet = func.overloadpacket
+    functional = registry._functional(packet)
+    for known in (func, packet, functional):
+        if known is not None and known in registry._rules:
+            return name_of(known)
+    return "pointwise" if torch.Tag.pointwise in func.tags else ""
+
+
+def name_of(operator: object) -> str:
+    return str(operator).removeprefix("aten.")
+
+
+@pytest.mark.parametrize("operator", SAMPLES)
+def test_exact_or_left_alone(operator: str) -> None:
+    sample = SAMPLES[operator]
+    finding = examine(sample.make(), torch.randn(sample.shape), (1 / 2,), counted=sample.counted)
+    assert operator in keys_of(finding), f"the sample never calls {operator}: {sorted(keys_of(finding))}"
+    assert finding.groups == sample.groups
+    if sample.stays:
+        assert any(sample.stays in f.reason for f in finding.coupling.frozen), [str(f) for f in finding.coupling.frozen]
+
+
+@pytest.mark.parametrize("operator", ELSEWHERE)
+def test_operators_of_other_devices_are_analysed_and_rewritten(operator: str) -> None:
+    """On the meta device, where shapes are all there is: the groups are those of the operator's sibling on the CPU."""
+    sample = ELSEWHERE[operator]
+    inputs = torch.randn(sample.shape, device="meta")
+    gm = fx.symbolic_trace(sample.make().eval().to("meta"))
+    finding = Finding(gm, couple(gm, inputs))
+    assert operator in keys_of(finding)
+    assert finding.groups == sample.groups
+    pruned = PruneChannels(random_plan(finding.coupling, 1 / 2, 0))(gm).graph_module
+    assert pruned(inputs).shape == gm(inputs).shape
+
+
+def test_every_rule_has_a_sample() -> None:
+    rules = {name_of(operator) for operator in registry._rules if not str(operator).startswith("fxprune_tests.")}
+    assert rules - {"pointwise"} - set(SAMPLES) - set(ELSEWHERE) == set(), (
+        "a new operator is one rule and one row in samples.py"
+    )
+    assert (set(SAMPLES) | set(ELSEWHERE)) - rules == set(), "rows of operators that have no rule"
+
+
+def tagged() -> list[str]:
+    """Functional operators that torch tags as pointwise, each with an overload of one to three tensors."""
+    found = []
+    for name in dir(torch.ops.aten):
+        packet = getattr(torch.ops.aten, name)
+        if name.endswith("_") or not hasattr(packet, "overloads"):
+            continue
+        if any(
+            torch.Tag.pointwise in getattr(packet, o).tags and _plain(getattr(packet, o)) for o in packet.overloads()
+        ):
+            found.append(name)
+    return found
+
+
+def _plain(overload: torch._ops.OpOverload) -> bool:
+    """Tensors first, everything else with a default, one tensor out."""
+    given = [a for a in overload._schema.arguments if not a.has_default_value()]
+    returned = [str(r.type) for r in overload._schema.returns]
+    return (
+        all(str(a.type) == "Tensor" for a in given) and returned == ["Tensor"] and "out" not in overload._overloadname
+    )
+
+
+def test_what_torch_tags_as_pointwise_is_pointwise() -> None:
+    """Choosing positions before or after is the same: what one rule for all of them relies on."""
+    names = tagged()
+    assert len(names) > 100, "the tag is gone, or means something else"
+    kept, refused = torch.tensor([0, 2, 3]), []
+    for name in names:
+        packet = getattr(torch.ops.aten, name)
+        overload = next(getattr(packet, o) for o in packet.overloads() if _plain(getattr(packet, o)))
+        count = sum(not a.has_default_value() for a in overload._schema.arguments)
+        for values in ([torch.rand(2, 5) + 0.1] * count, [torch.randint(1, 4, (2, 5))] * count):
+            operands = [v + n if v.dtype == torch.int64 else v / (n + 1) for n, v in enumerate(values)]
+            try:
+                whole = overload(*operands)
+            except (RuntimeError, NotImplementedError):  # an operator of integers alone, or of floating point alone
+                continue
+            part = overload(*[t[:, kept] for t in operands])
+            assert whole.shape == operands[0].shape, name
+            assert torch.equal(whole[:, kept].nan_to_num(7.0), part.nan_to_num(7.0)), name
+            break
+        else:
+            refused.append(name)
+    assert len(refused) < 10, f"operators that could not be tried: {refused}"
+
+
+@torch.library.custom_op("fxprune_tests::mix", mutates_args=())
+def mix(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """A user's own operator: channels of every place times a matrix."""
+    return torch.einsum("nchw,cd->ndhw", x, weight)
+
+
+@mix.register_fake
+def _(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return x.new_empty(x.shape[0], weight.shape[1], *x.shape[2:])
+
+
+def _backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    x, weight = ctx.saved_tensors
+    return torch.einsum("ndhw,cd->nchw", grad, weight), torch.einsum("nchw,ndhw->cd", x, grad)
+
+
+mix.register_autograd(_backward, setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs))
+
+
+class Mixing(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 8, 1), nn.Conv2d(7, 5, 1)
+        self.weight = nn.Parameter(torch.randn(8, 7))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.relu(mix(torch.relu(self.conv(x)), self.weight)))
+
+
+@pytest.fixture
+def forgotten() -> Iterator[None]:
+    """The rule of `mix` does not outlive its test."""
+    yield
+    unregister(torch.ops.fxprune_tests.mix)
+
+
+def test_a_users_operator_without_a_rule_is_left_alone() -> None:
+    assert examine(Mixing(), torch.randn(2, 3, 4, 4)).groups == ""
+
+
+@pytest.mark.usefixtures("forgotten")
+def test_a_users_operator_in_one_line() -> None:
+    equation_rule([torch.ops.fxprune_tests.mix], "n c *s, c d -> n d *s", ["x", "weight"])
+    finding = examine(Mixing(), torch.randn(2, 3, 4, 4))
+    assert finding.groups == "conv 8, weight 7"
+
+
+@pytest.mark.usefixtures("forgotten")
+def test_a_users_operator_by_a_function() -> None:
+    @rule(torch.ops.fxprune_tests.mix)
+    def rule_of_mix(call: Call) -> list[list[Axis]]:
+        batch, channels, *space = call.axes("x")
+        rows, columns = call.axes("weight")
+        call.contract(call.tie(channels, rows))
+        return [[batch, columns, *space]]
+
+    assert examine(Mixing(), torch.randn(2, 3, 4, 4)).groups == "conv 8, weight 7"
+    with pytest.raises(DuplicateRule, match="has a rule already .rule_of_mix.; remove one"):
+        rule(torch.ops.fxprune_tests.mix)(rule_of_mix)
+
+
+@pytest.mark.usefixtures("forgotten")
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (lambda call: [[call.axes("x")[7]]], "its rule does not fit this call: IndexError"),
+        (lambda call: [call.axes("x")], "its rule does not fit this call: ValueError: it gives axes"),
+        (lambda call: call["nothing"], "its rule does not fit this call: KeyError: 'nothing'"),
+    ],
+)
+def test_a_rule_that_fails_freezes_with_its_error(wrong: Any, words: str) -> None:
+    """A rule is somebody's code: its failure is a reason, never a crash."""
+    rule(torch.ops.fxprune_tests.mix)(wrong)
+    finding = examine(Mixing(), torch.randn(2, 3, 4, 4))
+    assert finding.groups == ""
+    assert any(words in f.reason for f in finding.coupling.frozen), {f.reason for f in finding.coupling.frozen}
+
+
+def test_norms_of_any_order() -> None:
+    """A zeroed unit would be the smallest, where the order is negative."""
+
+    class Norm(nn.Module):
+        def __init__(self, order: float) -> None:
+            super().__init__()
+            self.fc, self.head, self.order = nn.Linear(3, 8), nn.Linear(1, 5), order
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(torch.linalg.vector_norm(self.fc(x), self.order, dim=1, keepdim=True))
+
+    for order in (0, 0.5, 1, 2, 3, float("inf")):
+        assert examine(Norm(order), torch.randn(4, 3)).groups == "fc 8"
+    for order in (-1, float("-inf")):
+        assert examine(Norm(order), torch.randn(4, 3)).groups == ""

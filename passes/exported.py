@@ -50,7 +50,7 @@ def export(model: nn.Module, example: inspect.BoundArguments, why: str) -> fx.Gr
         exported, told = _in_both_modes(model, example, exported, training)
     with borrowed(model):
         for name, value in exported.constants.items():
-            setattr(model, name, value)
+            setattr(model.get_submodule(_path(name)), name.rpartition(".")[2], value)
         gm = fx.GraphModule(model, exported.graph, type(model).__name__)
         separate(gm, model)
     leading = "free" if exported.free else "fixed to that of the example by torch.export"

@@ -31,6 +31,23 @@ def buffers_recorded(assign: Callable[[nn.Module, str, fx.Proxy], None]) -> Iter
 
 
 @contextmanager
+def autocast_told(resolve: Callable[[fx.Proxy], Any]) -> Iterator[None]:
+    """Inside, `torch.autocast(x.device.type)` gets the name itself where that is a proxy."""
+    original = torch.autocast.__init__
+
+    def told(self: torch.autocast, *args: Any, **kwargs: Any) -> None:
+        args = tuple(resolve(arg) if isinstance(arg, fx.Proxy) else arg for arg in args)
+        kwargs = {name: resolve(arg) if isinstance(arg, fx.Proxy) else arg for name, arg in kwargs.items()}
+        original(self, *args, **kwargs)
+
+    torch.autocast.__init__ = told  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        torch.autocast.__init__ = original  # type: ignore[method-assign]
+
+
+@contextmanager
 def own_forward(root: nn.Module) -> Iterator[None]:
     """Inside, a method that was set as `root.forward` is the forward of its class, which is where fx looks."""
     kind, forward = type(root), root.__dict__.get("forward")

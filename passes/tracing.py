@@ -15,7 +15,7 @@ from torch.fx._symbolic_trace import _maybe_revert_all_patches
 from torch.fx.proxy import Attribute, TraceError
 
 from passes.frames import describe, stack_trace, unpacked_into, user_frame, wanted_by_assert
-from passes.patches import buffers_recorded, functions_recorded, own_forward
+from passes.patches import autocast_told, buffers_recorded, functions_recorded, own_forward
 from passes.values import Unknown, Values, one_more
 
 # Constructors whose sizes may be proxies: their parser refuses those before any dispatch, so that fx does not see them.
@@ -136,7 +136,8 @@ class Tracer(fx.Tracer):
         self._mode_nodes: dict[str, fx.Node] = {}
         self._tensor_names: dict[int, str] = {}
         self._proxies: dict[str, fx.Proxy] = {}
-        self._assigned: dict[str, fx.Node] = {}
+        self._assigned: dict[str, fx.Proxy] = {}
+        self._assigned_shapes: dict[str, torch.Size] = {}
         self._grad_enabled = torch.is_grad_enabled()
         self._grad_before: fx.Node | None = None
 
@@ -152,7 +153,7 @@ class Tracer(fx.Tracer):
         try:
             for path, module in modules.items():
                 module.__dict__["training"] = Mode(self, path, self._modes[path])
-            with functions_recorded(), buffers_recorded(self._assign), own_forward(root):
+            with functions_recorded(), buffers_recorded(self._assign), autocast_told(self.resolve), own_forward(root):
                 graph = super().trace(root, concrete_args)
         finally:
             for path, module in modules.items():
@@ -198,10 +199,7 @@ class Tracer(fx.Tracer):
             type_expr = None  # a postponed annotation: generated code cannot name it, and pickling would fail
         self._follow_grad_mode()
         if kind == "output":
-            for buffer, value in self._assigned.items():
-                super().create_node(
-                    "call_method", "copy_", (super().create_node("get_attr", buffer, (), {}), value), {}
-                )
+            self._write_assigned()
         node = super().create_node(kind, target, args, kwargs, name, type_expr)
         if not node.stack_trace:
             node.stack_trace = stack_trace()
@@ -296,9 +294,21 @@ class Tracer(fx.Tracer):
 
     def _assign(self, module: nn.Module, name: str, value: fx.Proxy) -> None:
         """`module.name = value` for a buffer: seen by what reads it from here on, written at the end of the graph."""
-        full = self._tensor_names[id(module._buffers[name])]
+        buffer: Any = module._buffers[name]
+        full = self._tensor_names[id(buffer)]
         self._proxies[full] = value
-        self._assigned[full] = value.node
+        self._assigned[full] = value
+        self._assigned_shapes[full] = buffer.shape
+
+    def _write_assigned(self) -> None:
+        for name, value in self._assigned.items():
+            try:
+                if self.value(value).shape != self._assigned_shapes[name]:
+                    continue  # made anew at each call: the buffer is no memory, and cannot hold it
+            except Unresolved:
+                pass
+            buffer = super().create_node("get_attr", name, (), {})
+            super().create_node("call_method", "copy_", (buffer, value.node), {})
 
     def _follow_grad_mode(self) -> None:
         """`with torch.no_grad():` inside a forward holds in the graph as well, and ends where it ended."""
@@ -354,7 +364,7 @@ class Tracer(fx.Tracer):
 
     def _note_batch(self) -> None:
         """Note the decisions that fall otherwise when the inputs have one example more."""
-        other = Values(self.graph, one_more(self.inputs), self._attribute, self.root.get_submodule)
+        other = self._values.with_inputs(one_more(self.inputs))
         for node, value, note in self._decisions:
             try:
                 found = self._look_up(other.of, self.proxy(node))

@@ -1,5 +1,7 @@
 """What a node of a graph under construction holds, computed on the meta device when somebody asks."""
 
+from __future__ import annotations
+
 import copy
 import operator
 from collections.abc import Callable
@@ -39,6 +41,12 @@ class Values:
         self._unknown: dict[fx.Node, Exception] = {}
         self._last: fx.Node | None = None
         self._copies: dict[str, nn.Module] = {}
+
+    def with_inputs(self, inputs: dict[str, Any] | None) -> Values:
+        """The values that the same nodes have for other inputs, as if on the same device."""
+        other = Values(self._graph, inputs, self._attribute, self._module)
+        other._device = self._device
+        return other
 
     def of(self, node: fx.Node) -> Any:
         """The value of `node`, its tensors on the meta device; raises Unknown."""

@@ -162,6 +162,26 @@ def test_a_buffer_that_is_assigned_keeps_its_new_value(example: Tensor | None) -
         model.mean = expected.mean.clone()
 
 
+class Cache(nn.Module):
+    """Holds a table that is made anew when the length changes, and asks for devices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.zeros(1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type == "cpu" and self.table.shape[0] != x.shape[1]:
+            self.table = torch.arange(x.shape[1], device=x.device, dtype=x.dtype)
+        with torch.autocast(x.device.type, enabled=False):
+            return x * self.table
+
+
+def test_a_table_that_is_made_at_each_call() -> None:
+    gm = capture(Cache(), torch.rand(2, 6))
+    torch.testing.assert_close(gm(torch.ones(3, 6)), Cache()(torch.ones(3, 6)))
+    assert all(note.startswith("shape:") for note in gm.meta["frontend"]["specialised"])
+
+
 class OnBatch(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x.squeeze(0) if x.shape[0] == 1 else x
@@ -195,6 +215,42 @@ def test_constants_chosen_by_mode_stay_live(mode: bool) -> None:
     gm.graph.lint()
     assert gm.meta["frontend"]["specialised"] == ()
     assert_same(model, gm, (2, 4, 6))
+
+
+class RowDropInside(ByMode):
+    """Only train mode makes these calls; a child with weights keeps the module from being a leaf."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.fc(x)
+        if self.training:
+            y = y / 0.7 * torch.rand(y.shape[0], 1, 1, dtype=y.dtype).add(0.7).floor()
+        return x + y
+
+
+@pytest.mark.parametrize("mode", [False, True])
+def test_calls_of_train_mode_alone_are_passed_over_in_eval(mode: bool) -> None:
+    model = double(RowDropInside()).train(mode)
+    gm = capture(model)
+    gm.graph.lint()
+    assert gm.meta["frontend"]["specialised"] == ()
+    assert_same(model, gm, (2, 4, 6), (5, 4, 6))
+
+
+class TrainWrites(ByMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("steps", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.steps.add_(1.0)
+        return self.fc(x)
+
+
+def test_what_writes_in_train_mode_alone_is_not_run_in_eval() -> None:
+    gm = capture(double(TrainWrites()).eval())
+    gm(torch.rand(2, 6, dtype=torch.float64))
+    assert "mode:" in gm.meta["frontend"]["specialised"][0] and "steps" not in dict(gm.named_buffers())
 
 
 class TwoOutputs(ByMode):

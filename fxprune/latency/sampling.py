@@ -203,7 +203,7 @@ class _Building:
         for unit, value in zip(network.units, values, strict=True):
             if unit.key in self.pending:
                 taken = sum((column[n] for n in unit.nodes if n in column), np.zeros(len(profile.ms)))
-                timing = profile.pace.relative(np.maximum(taken, LEAST_MS))
+                timing = profile.pace.part(np.maximum(taken, LEAST_MS))
                 self.fresh.append((unit.key, tuple(int(v) for v in value[0]), timing))
                 point = np.asarray([value[0]])
                 if unit.key in self.surfaces:

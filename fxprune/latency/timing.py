@@ -115,14 +115,10 @@ class Pace:
     away_ms: np.ndarray | float = 0.0
 
     def uninterrupted(self) -> Pace:
-        """For parts of runs that were timed by the world's clock: only runs that kept the core count, or nearly did."""
+        """For parts timed by the world's clock: only runs that kept the core count; all of them, if few did."""
         away = np.broadcast_to(self.away_ms, self.times_ms.shape)
         kept = self.counts & (away <= 0.03 * self.times_ms)
-        least = -(-int(self.counts.sum()) // 3)
-        if kept.sum() < least:
-            kept = np.zeros(len(away), dtype=bool)
-            kept[np.argsort(np.where(self.counts, away, np.inf), kind="stable")[:least]] = True
-        return replace(self, counts=kept)
+        return replace(self, counts=kept) if kept.sum() >= -(-int(self.counts.sum()) // 3) else self
 
     def timing(self) -> Timing:
         return self.corrected(self.times_ms)
@@ -130,6 +126,17 @@ class Pace:
     def corrected(self, times_ms: np.ndarray) -> Timing:
         """The timing of times taken in these runs: of those that count, at the speed of the quiet machine."""
         return self.relative(times_ms).scaled(self.quiet_ms)
+
+    def part(self, times_ms: np.ndarray) -> Timing:
+        """As `relative`, for a part of each run; where most runs were interrupted, of the quickest third of that part.
+
+        An interruption falls into one part or another, and the longer a part, the more often into that one.
+        """
+        away = np.broadcast_to(self.away_ms, self.times_ms.shape)[self.counts]
+        ratios = np.sort((times_ms / self.around_ms)[self.counts])
+        if np.mean(away > 0.03 * self.times_ms[self.counts]) > 0.5:
+            ratios = ratios[: max(1, len(ratios) // 3)]
+        return timing(ratios)
 
     def relative(self, times_ms: np.ndarray) -> Timing:
         """As `corrected`, in units of the reference."""

@@ -41,11 +41,17 @@ class Finding:
 
 
 def examine(
-    model: nn.Module, inputs: Any, shares: tuple[float, ...] = (1 / 2, 1 / 3), seed: int = 0, counted: bool = True
+    model: nn.Module,
+    inputs: Any,
+    shares: tuple[float, ...] = (1 / 2, 1 / 3),
+    seed: int = 0,
+    *,
+    counted: bool = True,
+    apart: bool = True,
 ) -> Finding:
     """Prune a random share of the units of every group of `model` and assert every law that a pruning must keep.
 
-    counted: False where torch's FLOP counter does not know an operator of the network.
+    apart: also prune each group by itself. counted: False where torch's FLOP counter does not know an operator.
 
     Raises AssertionError (or what the passes raise) where one is broken.
     """
@@ -57,7 +63,7 @@ def examine(
     finding = Finding(gm, coupling, counted=counted)
     for number, share in enumerate(shares if coupling.groups else ()):
         judge(finding, random_plan(coupling, share, seed + number), inputs, seed + number)
-    for number, group in enumerate(coupling.groups if shares and len(coupling.groups) > 1 else ()):
+    for number, group in enumerate(coupling.groups if shares and apart and len(coupling.groups) > 1 else ()):
         keep = random_plan(coupling, 1 / 2, seed + number).keep[group.name]
         alone(finding, coupling.plan({group.name: keep}), inputs)
     assert_same(snapshot(gm), before)

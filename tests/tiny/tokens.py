@@ -437,7 +437,7 @@ class LstmFromState(nn.Module):
         return self.head(self.rnn(x, start)[0])
 
 
-@tiny("lstm 6", tokens)
+@tiny("lstm 6, gru 7, rnn 4", tokens)
 class Cells(nn.Module):
     """Two steps of an LSTM, a GRU and a plain cell."""
 

@@ -164,7 +164,7 @@ def report(found: Sequence[Found], about: dict[str, Any], options: argparse.Name
         f"{machine.sentence(about)}.",
         "",
         f"To {options.ratio:.0%} of the MACs, {options.rate:.0%} a round; {options.candidates} candidates a round, "
-        f"each trained for {options.short} steps of 64 images and ranked on {options.search_images:,} validation images; "
+        f"trained for {options.short} steps of 64 images and ranked on {options.search_images:,} validation images; "
         f"then {options.long} steps of 128. dense tuned: the dense network after as many steps. Accuracies in percent, "
         "on all 5,000 validation images and once on the 10,000 test images. overhead: share of the search outside "
         "training and evaluation.",

@@ -265,9 +265,9 @@ def report(results: Sequence[Result], about: dict[str, Any], options: argparse.N
             "",
             " ".join((__doc__ or "").split("\n\n", 1)[1].split()),
             "",
-            f"{options.seeds} seed(s): mean, and least to most in brackets. {options.rate:.0%} of the MACs a round, then "
-            f"{options.short} steps of {options.batch} images, and {options.long} of {2 * options.batch} at the end, from "
-            f"the first {options.train_images:,} training images.",
+            f"{options.seeds} seed(s): mean, and least to most in brackets. {options.rate:.0%} of the MACs a round, "
+            f"then {options.short} steps of {options.batch} images; {options.long} of {2 * options.batch} at the end; "
+            f"from the first {options.train_images:,} training images.",
             "",
             *table(header, rows),
         ]

@@ -8,10 +8,9 @@ import platform
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 _PACKAGES = ("fxprune", "torch", "torchvision", "numpy", "networkx", "torch-pruning")
@@ -67,21 +66,6 @@ class Seconds(dict[str, float]):
             yield
         finally:
             self[step] = self.get(step, 0.0) + time.process_time() - begun
-
-
-def repeated(function: Callable[[], Any], times: int) -> list[float]:
-    """Processor seconds of each of `times` calls. The minimum is what the work needs, the rest is the machine."""
-    spent = []
-    for _ in range(times):
-        begun = time.process_time()
-        function()
-        spent.append(time.process_time() - begun)
-    return spent
-
-
-def summary(spent: list[float]) -> dict[str, float]:
-    """Least and median of some seconds."""
-    return {"min": min(spent), "median": median(spent)}
 
 
 def _version(package: str) -> str | None:

@@ -60,7 +60,7 @@ _SHAPES = {
     "swin3d_b": (1, 3, 4, 64, 64),
     "ssd300_vgg16": (1, 3, 272, 272),
 }
-_OPTIONS = {
+_OPTIONS: dict[str, dict[str, Any]] = {
     "googlenet": {"init_weights": False},
     "inception_v3": {"init_weights": False},
     **{name: {"image_size": 64} for name in ("vit_b_16", "vit_b_32", "vit_l_16", "vit_l_32")},
@@ -180,4 +180,5 @@ def calibrate(model: nn.Module, inputs: torch.Tensor) -> None:
     for norm, momentum in zip(norms, before, strict=True):
         norm.eval().momentum = momentum
         # Few positions give some channels next to no variance, and dividing by it would drown all others.
-        norm.running_var.add_(norm.running_var.mean()).clamp_(min=1e-6)
+        variance = norm.get_buffer("running_var")
+        variance.add_(variance.mean()).clamp_(min=1e-6)

@@ -21,6 +21,7 @@ from passes.identity import describe_inputs, fingerprint
 from passes.infer import infer, source_of
 from passes.ops import Value
 from passes.plan import Plan
+from passes.references import REFERENCES
 from passes.roles import names_of, roles_of
 from passes.skeleton import owned_tensors
 from passes.structure import Structure
@@ -393,9 +394,14 @@ def couple(gm: fx.GraphModule, example_inputs: Any) -> Coupling:
     from passes.prune import trial
 
     inferred = infer(gm, example_inputs)
+    sources = {n.name: source_of(n) for n in gm.graph.nodes}
+    for record in inferred.records:
+        if record.mixed and record.func.overloadpacket not in REFERENCES:
+            text = "it mixes units, and no reference says what it gives without some"
+            for axis in record.mixed:
+                inferred.space.freeze(axis, Reason(text, record.node, str(record.func), sources.get(record.node, "")))
     trainable = frozenset(n for n, _ in gm.named_parameters(remove_duplicate=False))
     own = [name for name, _ in owned_tensors(gm) if inferred.canonical[name] == name]
-    sources = {n.name: source_of(n) for n in gm.graph.nodes}
     digest = fingerprint(gm)
     inputs = describe_inputs(gm, inferred.vals)
     while True:

@@ -204,7 +204,8 @@ class Rewriting:
             seen.add(source)
             value = self.coupling.structure.values.get(source.name)
             touching.append(value)
-            if not any(isinstance(v, Value) for v in pytree.tree_leaves(value)):
+            numbers = pytree.tree_leaves(self.coupling.structure.vals.get(source.name))
+            if not isinstance(value, Value) and any(isinstance(number, (int, float)) for number in numbers):
                 stack.extend(source.all_input_nodes)
         if node.op == "call_module":
             prefix = f"{node.target}."

@@ -1,14 +1,14 @@
 """The proof that a pruned network computes what the masked dense one computes, in float64, on random inputs.
 
 Two networks run side by side. The dense one keeps its shape: every slice that a removed unit occupies is zeroed, and
-operators that take statistics over a pruned axis take them over the surviving positions only (see `_REFERENCES`,
+operators that take statistics over a pruned axis take them over the surviving positions only (`passes.references`,
 written apart from the rewriting). The pruned one runs as it is. Outputs must agree at two batch sizes.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -25,9 +25,8 @@ from passes.infer import LightMode, as_arguments, composite_attention, source_of
 from passes.ops import Record, Value
 from passes.plan import Plan
 from passes.prune import coupling_for
+from passes.references import REFERENCES, column, narrowed
 from passes.skeleton import copy_with, like, owned_tensors
-
-aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
@@ -282,13 +281,9 @@ def _first_difference(gm, pruned, dense64, pruned64, coupling: Coupling, masks, 
     return "no single node differs by itself"
 
 
-def _narrowed(axis: Axis, masks: Mapping[Variable, Mask]) -> bool:
-    return any(v in masks for v in leaves(axis))
-
-
 def _surviving(tensor: torch.Tensor, axes: tuple[Axis, ...], masks) -> torch.Tensor:
     for dim, axis in enumerate(axes):
-        if _narrowed(axis, masks):
+        if narrowed(axis, masks):
             index = np.flatnonzero(survivors(axis, masks))
             tensor = tensor.index_select(dim, torch.from_numpy(index).to(tensor.device))
     return tensor
@@ -302,7 +297,7 @@ class _MaskedOperators(LightMode):
         self.masks = masks
         self.special: dict[tuple[str, Any], list[Record | None]] = defaultdict(list)
         for number, record in enumerate(coupling.structure.records):
-            mixes = any(_narrowed(a, masks) for a in record.mixed)
+            mixes = any(narrowed(a, masks) for a in record.mixed)
             sums = any(v in masks for v in coupling.unmasked.get(number, ()))
             self.special[record.node, record.func].append(record if mixes or sums else None)
         self._waiting: dict[tuple[str, Any], Iterator[Record | None]] = {}
@@ -324,8 +319,8 @@ class _MaskedOperators(LightMode):
         return self._masked(record, func, args, kwargs)
 
     def _masked(self, record: Record, func, args, kwargs):
-        if record.mixed and any(_narrowed(a, self.masks) for a in record.mixed):
-            reference = _REFERENCES.get(func.overloadpacket)
+        if record.mixed and any(narrowed(a, self.masks) for a in record.mixed):
+            reference = REFERENCES.get(func.overloadpacket)
             if reference is None:
                 raise EquivalenceError(
                     f"{func} mixes a pruned axis at {self._node}, and no reference says what it should give"
@@ -337,109 +332,9 @@ class _MaskedOperators(LightMode):
         def clear(tensor: torch.Tensor) -> torch.Tensor:
             value = next(operands)
             for dim, axis in enumerate(value.axes):
-                if _narrowed(axis, self.masks) and any(set(leaves(axis)) & set(leaves(c)) for c in cleared):
-                    tensor = tensor * _column(survivors(axis, self.masks), tensor, dim)
+                if narrowed(axis, self.masks) and any(set(leaves(axis)) & set(leaves(c)) for c in cleared):
+                    tensor = tensor * column(survivors(axis, self.masks), tensor, dim)
             return tensor
 
         args, kwargs = pytree.tree_map_only(torch.Tensor, clear, (args, kwargs))
         return func(*args, **kwargs)
-
-
-def _column(mask: np.ndarray, tensor: torch.Tensor, dim: int) -> torch.Tensor:
-    shape = [1] * tensor.dim()
-    shape[dim] = len(mask)
-    return torch.from_numpy(mask).to(tensor.device, tensor.dtype).reshape(shape)
-
-
-def _reduce(func, args, kwargs, record: Record, masks):
-    """A reduction of the surviving positions."""
-    gone = {v for axis in record.mixed for v in leaves(axis)}
-    tensor = args[0]
-    for dim, axis in enumerate(record.inputs[0].axes):
-        if _narrowed(axis, masks) and set(leaves(axis)) & gone:
-            index = torch.from_numpy(np.flatnonzero(survivors(axis, masks))).to(tensor.device)
-            tensor = tensor.index_select(dim, index)
-    return func(tensor, *args[1:], **kwargs)
-
-
-def _weights(record: Record, tensor: torch.Tensor, masks, dims: Iterable[int]) -> torch.Tensor:
-    """One where a position survives along all of `dims`, broadcast to `tensor`."""
-    result = torch.ones((1,) * tensor.dim(), dtype=tensor.dtype, device=tensor.device)
-    for dim in dims:
-        axis = record.inputs[0].axes[dim]
-        if _narrowed(axis, masks):
-            result = result * _column(survivors(axis, masks), tensor, dim)
-    return result.expand(tensor.shape)
-
-
-def _layer_norm(func, args, kwargs, record: Record, masks):
-    x, shape, weight, bias, epsilon = args
-    dims = range(x.dim() - len(shape), x.dim())
-    here = _weights(record, x, masks, dims)
-    count = here.sum(tuple(dims), keepdim=True)
-    mean = (x * here).sum(tuple(dims), keepdim=True) / count
-    variance = ((x - mean).square() * here).sum(tuple(dims), keepdim=True) / count
-    scale = (variance + epsilon).rsqrt()
-    result = (x - mean) * scale
-    result = result * weight if weight is not None else result
-    return (result + bias if bias is not None else result), mean, scale
-
-
-def _batch_norm(func, args, kwargs, record: Record, masks):
-    x, weight, bias, *_, epsilon = args
-    dims = [d for d in range(x.dim()) if d != 1]
-    here = _weights(record, x, masks, dims)
-    count = here.sum(dims, keepdim=True)
-    mean = (x * here).sum(dims, keepdim=True) / count
-    variance = ((x - mean).square() * here).sum(dims, keepdim=True) / count
-    scale = (variance + epsilon).rsqrt()
-    shape = (1, -1) + (1,) * (x.dim() - 2)
-    result = (x - mean) * scale
-    result = result * weight.reshape(shape) if weight is not None else result
-    return (result + bias.reshape(shape) if bias is not None else result), mean.flatten(), scale.flatten()
-
-
-def _rms_norm(func, args, kwargs, record: Record, masks):
-    x, shape, weight, *rest = args
-    epsilon = rest[0] if rest and rest[0] is not None else torch.finfo(x.dtype).eps
-    dims = range(x.dim() - len(shape), x.dim())
-    here = _weights(record, x, masks, dims)
-    mean = (x.square() * here).sum(tuple(dims), keepdim=True) / here.sum(tuple(dims), keepdim=True)
-    scale = (mean + epsilon).rsqrt()
-    return (x * scale * weight if weight is not None else x * scale), scale
-
-
-def _group_norm(func, args, kwargs, record: Record, masks):
-    x, weight, bias, _, _, _, groups, epsilon = args
-    here = _weights(record, x, masks, range(1, 2))
-    grouped, present = (t.reshape(x.shape[0], groups, -1) for t in (x, here))
-    count = present.sum(-1, keepdim=True).clamp_min(1)
-    mean = (grouped * present).sum(-1, keepdim=True) / count
-    variance = ((grouped - mean).square() * present).sum(-1, keepdim=True) / count
-    scale = (variance + epsilon).rsqrt()
-    result = ((grouped - mean) * scale).reshape(x.shape)
-    shape = (1, -1) + (1,) * (x.dim() - 2)
-    result = result * weight.reshape(shape) if weight is not None else result
-    return (result + bias.reshape(shape) if bias is not None else result), mean[..., 0], scale[..., 0]
-
-
-def _weight_norm(func, args, kwargs, record: Record, masks):
-    v, g, *rest = args
-    dim = rest[0] % v.dim() if rest else 0
-    others = [d for d in range(v.dim()) if d != dim]
-    norm = v.square().sum(others, keepdim=True).sqrt()
-    return torch.where(norm > 0, v * (g / norm), 0), norm
-
-
-_REFERENCES: dict[Any, Any] = {
-    **dict.fromkeys(
-        [aten.mean, aten.amax, aten.amin, aten.prod, aten.var, aten.std, aten.var_mean, aten.std_mean, aten.logsumexp,
-         aten.any, aten.all, aten.aminmax, aten.max, aten.min, aten.median, aten.mode],
-        _reduce,
-    ),
-    aten.native_layer_norm: _layer_norm,
-    aten._fused_rms_norm: _rms_norm,
-    aten.native_group_norm: _group_norm,
-    aten._weight_norm_interface: _weight_norm,
-    **dict.fromkeys([aten.native_batch_norm, aten._native_batch_norm_legit, aten._batch_norm_with_update], _batch_norm),
-}  # fmt: skip

@@ -196,7 +196,8 @@ def test_pt2e_quantization_follows_and_is_exported(gm: fx.GraphModule, tmp_path:
     layers = [module for module in pruned.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
     assert scales == sorted(layer.weight.shape[0] for layer in layers)
     assert export(quantized, example, tmp_path / "net.pt2").dynamic_batch
-    assert export(quantized, example, tmp_path / "net.onnx").dynamic_batch
+    # ONNX Runtime sums in another order, which moves a value that lies between two of the 256 levels to its neighbour
+    assert export(quantized, example, tmp_path / "net.onnx", tolerance=1 / 256).dynamic_batch
     with pytest.raises(PipelineError, match="put PrunePass before quantization"):
         pruning()(quantized)
 

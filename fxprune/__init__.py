@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from fxprune.errors import FxpruneError, InfeasibleBudget
     from fxprune.export import ExportError, ExportReport, export, load
     from fxprune.long_training import FineTuned, finetune, train
+    from fxprune.pipeline import PrunePass
     from fxprune.pruner import NetAdaptPruner
     from fxprune.result import NetAdaptResult
     from fxprune.training import Accuracy, FineTune
@@ -34,6 +35,7 @@ _HOMES = {
     "NetAdaptConfig": "fxprune.config",
     "NetAdaptPruner": "fxprune.pruner",
     "NetAdaptResult": "fxprune.result",
+    "PrunePass": "fxprune.pipeline",
     "data": "fxprune",
     "export": "fxprune.export",
     "finetune": "fxprune.long_training",
@@ -56,6 +58,7 @@ __all__ = [
     "NetAdaptConfig",
     "NetAdaptPruner",
     "NetAdaptResult",
+    "PrunePass",
     "data",
     "export",
     "finetune",

@@ -36,6 +36,7 @@ def netadapt(
     budget: float | int | Budget | Sequence[Budget] | None = None,
     *,
     example_inputs: Any = None,
+    scope: str | Sequence[str] | None = None,
     train: Train | None = None,
     evaluate: Evaluate | None = None,
     config: NetAdaptConfig | dict | str | Path | None = None,
@@ -60,11 +61,21 @@ def netadapt(
     says that it should, `resume=False` that it must not. `resources` replaces or adds resources by name (a measured
     latency table). `seed`, where it is not 0, goes before the configuration's.
 
+    `scope` names submodules (``"backbone"``) where the rest is Python that cannot be traced: they alone are captured,
+    pruned, put back and proven; budgets, `train` and `evaluate` mean the whole model.
+
     >>> model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 4, 3))
     >>> result = netadapt(model, 0.5, example_inputs=torch.randn(1, 3, 9, 9), progress=False)
     >>> result.model(torch.randn(2, 3, 9, 9)).shape
     torch.Size([2, 4, 5, 5])
     """
+    if scope is not None:
+        from fxprune.scope import netadapt_inside
+
+        return netadapt_inside(
+            gm, budget, scope, example_inputs=example_inputs, train=train, evaluate=evaluate, config=config,
+            resources=resources, workdir=workdir, resume=resume, progress=progress, seed=seed,
+        )  # fmt: skip
     begun = time.perf_counter()
     settings = read_config(config)
     budgets = read_budgets(budget, settings)

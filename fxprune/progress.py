@@ -78,7 +78,7 @@ class Bars:
 
     def candidate_done(self, candidate: Candidate) -> None:
         note = f"{candidate.group}: " + ("failed" if candidate.error else f"{candidate.score:.4g}")
-        self._bars.update(self._candidates, advance=1, note=note)
+        self._bars.update(self._candidates, advance=1, note=note, refresh=True)
 
     def round_done(self, record: Round) -> None:
         self._rounds += 1

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -54,7 +54,7 @@ class Inside:
     function: Callable[..., Any]
     trains: bool
 
-    def __call__(self, network: fx.GraphModule, *steps: int) -> Any:
+    def __call__(self, network: Any, *steps: int) -> Any:
         whole = self.carrier.assemble(network).train(self.trains)
         value = self.function(whole, *steps)
         if self.trains:
@@ -105,7 +105,7 @@ def netadapt_inside(
         if name in dict(whole.named_modules()):
             whole.get_submodule(name).training = module.training
     note_assembled(whole, carrier, result.plan)
-    parts = {part.name: whole.get_submodule(part.name) for part in carrier.parts}
+    parts = {part.name: cast("fx.GraphModule", whole.get_submodule(part.name)) for part in carrier.parts}
     prove_calls(carrier, result.model, parts)
     known = {f.name: getattr(result, f.name) for f in fields(NetAdaptResult) if f.name != "model"}
     return ScopedResult(model=whole, carrier=carrier, parts=parts, **known)  # type: ignore[arg-type]

@@ -177,10 +177,10 @@ def by_torch_pruning(model: nn.Module, example: torch.Tensor) -> nn.Module:
     if isinstance(model, VisionTransformer):
         attention = [m for m in model.modules() if isinstance(m, nn.MultiheadAttention)]
         hints["round_to"] = attention[0].num_heads
-        hints["unwrapped_parameters"] = {model.class_token: 2, model.encoder.pos_embedding: 2}
+        hints["unwrapped_parameters"] = [(model.class_token, 2), (model.encoder.pos_embedding, 2)]
         ignored += [m.out_proj for m in attention]
     elif isinstance(model, ConvNeXt):
-        hints["unwrapped_parameters"] = {m.layer_scale: 0 for m in model.modules() if isinstance(m, CNBlock)}
+        hints["unwrapped_parameters"] = [(m.layer_scale, 0) for m in model.modules() if isinstance(m, CNBlock)]
     pruner = tp.pruner.BasePruner(
         model, example, tp.importance.RandomImportance(), pruning_ratio=0.5, ignored_layers=ignored, **hints
     )

@@ -164,7 +164,8 @@ class Writer:
         return f"{start}:{stop}{step}"
 
     def _slice(self, node: fx.Node) -> Expression:
-        x, dim, start, stop, step = [*node.args, *(0, None, None, 1)[len(node.args) - 1 :]]
+        given: tuple[Any, ...] = node.args
+        x, dim, start, stop, step = given + (0, None, None, 1)[len(given) - 1 :]
         if not isinstance(dim, int) or dim < 0:
             return self._call(self._named(node.target, node), node.args, node.kwargs, node)
         whole = slice(None)

@@ -1,6 +1,5 @@
 """Using a model without leaving a trace in it: attributes put back, modules doubled over shared weights."""
 
-import copy
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +9,7 @@ import torch
 from torch import fx, nn
 
 # Exact types: a subclass may refuse to be emptied (fx's immutable_list) or cost more than it is worth.
-_CONTAINERS = (dict, OrderedDict, defaultdict, list, set)
+_CONTAINERS = frozenset({dict, OrderedDict, defaultdict, list, set})
 
 
 @contextmanager
@@ -21,7 +20,7 @@ def borrowed(model: nn.Module) -> Iterator[None]:
     Tensors are not copied: a block that writes into one in place has written into it.
     """
     saved = [
-        (module, dict(module.__dict__), [(value, copy.copy(value)) for value in _containers(module)])
+        (module, dict(module.__dict__), [(value, value.copy()) for value in _containers(module)])
         for module in model.modules()
     ]
     try:
@@ -44,7 +43,7 @@ def twin(module: nn.Module) -> nn.Module:
         return module
     double = object.__new__(type(module))
     double.__dict__.update(
-        {name: copy.copy(value) if type(value) in _CONTAINERS else value for name, value in module.__dict__.items()}
+        {name: value.copy() if type(value) in _CONTAINERS else value for name, value in module.__dict__.items()}
     )
     children = double.__dict__["_modules"]
     for name, child in children.items():

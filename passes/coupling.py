@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 from passes.axes import Axis, BlockMask, Mask, Reason, Variable, constants, kept, leaves, positions
 from passes.blocks import block_of, outer_variables
 from passes.errors import PlanError
+from passes.garbage import collector_paused
 from passes.identity import describe_inputs, fingerprint
 from passes.infer import infer, source_of
 from passes.ops import Value
@@ -382,6 +383,7 @@ def recall(gm: fx.GraphModule) -> Coupling | None:
     return coupling if digest == fingerprint(gm) else None
 
 
+@collector_paused()
 def couple(gm: fx.GraphModule, example_inputs: Any) -> Coupling:
     """Find the groups of `gm` for inputs of these shapes and dtypes (their values are not read).
 

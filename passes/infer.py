@@ -10,7 +10,6 @@ import itertools
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from passes import ops
 from passes.axes import Axis, Constant, Reason, Space
 from passes.errors import PassError
+from passes.meta import on_meta, run_on_meta
 from passes.ops import Call, Record, Slot, Value
 from passes.skeleton import copy_with, like, owned_tensors
 
@@ -93,56 +93,6 @@ def source_of(node: fx.Node) -> str:
     return f"{path.rsplit('/', 1)[-1]}:{line}"
 
 
-def on_meta(func: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """`kwargs` of an ATen call with any device replaced: only sizes are computed, whatever a program names."""
-    return (
-        {**kwargs, "device": torch.device("meta")} if kwargs.get("device") is not None or _is_factory(func) else kwargs
-    )
-
-
-@cache
-def _is_factory(func: Any) -> bool:
-    arguments = func._schema.arguments
-    takes_tensors = any("Tensor" in str(a.type) for a in arguments)
-    return not takes_tensors and any(a.name == "device" for a in arguments)
-
-
-# Operators that give a floating point tensor of their first operand's shape and type.
-_SHAPED_AS_FIRST = frozenset(
-    f"aten::{name}"
-    for name in (
-        *("relu", "hardtanh", "silu", "gelu", "hardswish", "sigmoid", "hardsigmoid", "tanh", "leaky_relu", "elu"),
-        *("add", "sub", "mul", "div"),
-    )
-)
-
-
-def run_on_meta(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
-    """``func(*args, **kwargs)`` for its shapes.
-
-    On meta torch 2.13 takes up to some milliseconds of Python for a batch norm or an activation; the commonest
-    operators, whose results look like their first operand, are answered here.
-    """
-    first = args[0] if args else None
-    if isinstance(first, torch.Tensor) and first.is_meta and first.is_floating_point() and not kwargs:
-        if func is torch.ops.aten.native_batch_norm.default:
-            if not args[5]:
-                return torch.empty_like(first), first.new_empty(0), first.new_empty(0)
-        elif all(_alike(first, other) for other in args[1:]):
-            name = func.overloadpacket._qualified_op_name
-            if name in _SHAPED_AS_FIRST:
-                return torch.empty_like(first)
-            if name.removesuffix("_") in _SHAPED_AS_FIRST:
-                return first
-    return func(*args, **kwargs)
-
-
-def _alike(first: torch.Tensor, other: Any) -> bool:
-    if isinstance(other, torch.Tensor):
-        return other.shape == first.shape and other.dtype == first.dtype and other.is_meta
-    return not isinstance(other, complex)
-
-
 class LightMode(TorchDispatchMode):
     """A dispatch mode that is never compiled: torch imports its compiler, seconds of it, for those that might be."""
 
@@ -156,6 +106,30 @@ class OnMeta(LightMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         return run_on_meta(func, args, on_meta(func, kwargs or {}))
+
+
+def tensors_in(*arguments: Any) -> list[torch.Tensor]:
+    """The tensors among the arguments of an ATen call, which nests lists at most one deep."""
+    found = []
+    for argument in arguments:
+        if isinstance(argument, torch.Tensor):
+            found.append(argument)
+        elif isinstance(argument, (tuple, list)):
+            found += tensors_in(*argument)
+    return found
+
+
+def _template(args: tuple, kwargs: dict[str, Any]) -> tuple[Any, ...]:
+    slots = itertools.count()
+
+    def slotted(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return Slot(next(slots), value.dtype)
+        if isinstance(value, (tuple, list)) and any(isinstance(v, (torch.Tensor, tuple, list)) for v in value):
+            return type(value)(map(slotted, value))
+        return value
+
+    return tuple(map(slotted, args)), {name: slotted(value) for name, value in kwargs.items()}
 
 
 class Inference(LightMode):
@@ -196,10 +170,10 @@ class Inference(LightMode):
         kwargs = on_meta(func, kwargs or {})
         if func in _SILENT or func.namespace == "prim":
             return func(*args, **kwargs)
-        operands = [t for t in pytree.arg_tree_leaves(*args, **kwargs) if isinstance(t, torch.Tensor)]
+        operands = tensors_in(args, *kwargs.values())
         before = [self.value(t) for t in operands]
         result = run_on_meta(func, args, kwargs)
-        outputs = [t for t in pytree.tree_leaves(result) if isinstance(t, torch.Tensor)]
+        outputs = tensors_in((result,))
         if outputs:
             self._record(func, args, kwargs, operands, before, outputs)
         elif operands:
@@ -208,9 +182,7 @@ class Inference(LightMode):
 
     def _record(self, func, args, kwargs, operands, before, outputs) -> None:
         name = str(func)
-        slots = itertools.count()
-        template = pytree.tree_map_only(torch.Tensor, lambda t: Slot(next(slots), t.dtype), (args, kwargs))
-        record = Record(self._label(), func, before, template=template)
+        record = Record(self._label(), func, before, template=_template(args, kwargs))
         call = Call(func, args, kwargs, outputs, self.space, self.value, record, lambda text: self.reason(name, text))
         for value in before:
             if value.watched:

@@ -6,7 +6,7 @@ import weakref
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -16,9 +16,10 @@ from torch.fx.passes.infra.pass_base import PassResult
 from torch.utils import _pytree as pytree
 
 from passes import restate
-from passes.axes import Axis, Constant, Mask, Reason, Variable, leaves, survivors
+from passes.axes import Axis, Constant, Mask, Reason, Variable, kept, leaves, length, survivors
 from passes.coupling import Coupling, couple, recall, remember
 from passes.errors import PassError
+from passes.garbage import collector_paused
 from passes.identity import example_inputs_of
 from passes.infer import OnMeta, as_arguments, composite_attention, source_of
 from passes.ops import Record, Value
@@ -26,6 +27,7 @@ from passes.plan import Plan
 from passes.skeleton import copy_with, like, shell
 from passes.structure import map_together
 
+aten = torch.ops.aten
 Masks = Mapping[Variable, Mask]
 _plans: weakref.WeakKeyDictionary[fx.GraphModule, Plan] = weakref.WeakKeyDictionary()
 
@@ -47,6 +49,7 @@ class PruneChannels:
 
     plan: Plan
 
+    @collector_paused()
     @torch.inference_mode(False)
     def __call__(self, gm: fx.GraphModule) -> PassResult:
         """Returns PassResult(new graph module, True), or (gm, False) where the plan removes nothing.
@@ -87,7 +90,10 @@ class Rewriting:
 
     def __init__(self, gm: fx.GraphModule, coupling: Coupling, masks: Masks) -> None:
         self.gm, self.coupling, self.masks = gm, coupling, masks
-        self._known: dict[Axis, np.ndarray] = {}
+        self._remaining: dict[int, np.ndarray] = {}  # by identity: to hash a long sum takes time
+        self._sizes: dict[int, int] = {}
+        self._alive: list[Axis] = []  # what is known by identity must not make room for another
+        self._widths = {variable: kept(mask) for variable, mask in masks.items()}
         self.records: dict[str, list[Record]] = defaultdict(list)
         for record in coupling.structure.records:
             self.records[record.node].append(record)
@@ -106,14 +112,21 @@ class Rewriting:
 
     def remain(self, axis: Axis) -> np.ndarray:
         """Which positions of `axis` remain."""
-        found = self._known.get(axis)
+        found = self._remaining.get(id(axis))
         if found is None:
-            found = self._known[axis] = survivors(axis, self.masks)
+            found = self._remaining[id(axis)] = survivors(axis, self.masks)
+            self._alive.append(axis)
         return found
 
     def size(self, axis: Axis) -> int:
         """The new length of `axis`."""
-        return axis.size if isinstance(axis, Constant) else int(self.remain(axis).sum())
+        if isinstance(axis, Constant):
+            return axis.size
+        found = self._sizes.get(id(axis))
+        if found is None:
+            found = self._sizes[id(axis)] = length(axis, lambda v: self._widths.get(v, v.size))
+            self._alive.append(axis)
+        return found
 
     def narrowed(self, axes: Iterable[Axis]) -> list[Axis]:
         """Those of `axes` that lose positions."""
@@ -175,8 +188,14 @@ class Rewriting:
         value = self.coupling.structure.values.get(node.name) if isinstance(node, fx.Node) else None
         return [self.size(a) for a in value.axes] if isinstance(value, Value) else None
 
+    @cached_property
+    def meta_root(self) -> nn.Module:
+        """The new modules on the meta device, in eval mode; made when a node asks for one."""
+        with torch.utils._python_dispatch._disable_current_modes():
+            return self._root(meta=True).eval()
+
     def _run(self) -> None:
-        run = _Run(self, self._root(meta=True))
+        run = _Run(self)
         arguments = self.coupling.inputs
         with torch.no_grad(), composite_attention(), OnMeta():
             run.run(*as_arguments(example_inputs_of(arguments), self.gm), enable_io_processing=False)
@@ -227,11 +246,16 @@ def _has(module: nn.Module, path: str) -> bool:
 class _Run(fx.Interpreter):
     """Runs the new graph on meta; restates each node's literals just before it is run, and checks what comes out."""
 
-    def __init__(self, rewriting: Rewriting, root: nn.Module) -> None:
-        super().__init__(root, graph=rewriting.graph)
+    def __init__(self, rewriting: Rewriting) -> None:
+        super().__init__(rewriting.gm, graph=rewriting.graph)
         self.extra_traceback = False
         self.rewriting = rewriting
-        root.eval()
+
+    def fetch_attr(self, target: str) -> Any:
+        found: Any = self.rewriting.meta_root
+        for part in target.split("."):
+            found = getattr(found, part)
+        return found
 
     def run_node(self, n: fx.Node) -> Any:
         rewriting = self.rewriting
@@ -239,6 +263,8 @@ class _Run(fx.Interpreter):
         failure = ""
         try:
             self._restate(n, value)
+            if isinstance(value, Value) and (n.op == "get_attr" or self._takes_no_sizes(n)):
+                return self._promised(n, value)
             result = super().run_node(n)
         except Exception as error:  # whatever a node raises on smaller sizes is the reason that its axes stay
             failure = (
@@ -254,9 +280,16 @@ class _Run(fx.Interpreter):
             return self._promised(n, value)
         return result
 
+    def _takes_no_sizes(self, n: fx.Node) -> bool:
+        """Whether no number that the operators of `n` take could be the length of a pruned axis: shapes follow."""
+        records = self.rewriting.records.get(n.name)
+        return bool(records) and all(_sizeless(record.func) for record in records or ())
+
     def _restate(self, n: fx.Node, value: Any) -> None:
         values = self.rewriting.coupling.structure.values
         restate_node = restate.TABLE.get(restate.name_of(n))
+        if restate_node is None and not restate.takes_scalars(n):
+            return
 
         def axes_of(argument: Any) -> tuple[Axis, ...] | None:
             known = values.get(argument.name) if isinstance(argument, fx.Node) else None
@@ -297,7 +330,21 @@ class _Run(fx.Interpreter):
                 return val
             return torch.empty([self.rewriting.size(a) for a in known.axes], dtype=val.dtype, device="meta")
 
-        return map_together(made, dense, value)
+        return made(dense, value) if isinstance(value, Value) else map_together(made, dense, value)
+
+
+_SIZELESS = (
+    *(aten.convolution, aten._convolution, aten.mm, aten.addmm, aten.bmm, aten.baddbmm, aten.t, aten.transpose),
+    *(aten.permute, aten.unsqueeze, aten.squeeze, aten.cat, aten.stack, aten.mean, aten.sum, aten.amax, aten.amin),
+    *(aten.native_batch_norm, aten._native_batch_norm_legit, aten._native_batch_norm_legit_no_training),
+    *(aten.max_pool2d_with_indices, aten.avg_pool2d, aten._adaptive_avg_pool2d, aten._softmax, aten.clone),
+    *(aten.detach, aten.alias, aten.hardswish, aten.hardswish_),
+)
+
+
+@cache
+def _sizeless(func: Any) -> bool:
+    return torch.Tag.pointwise in func.tags or func.overloadpacket in _SIZELESS
 
 
 def trial(gm: fx.GraphModule, coupling: Coupling) -> list[tuple[Axis, Reason]]:

@@ -372,12 +372,17 @@ _ARITHMETIC = frozenset(
 )
 
 
+def takes_scalars(node: fx.Node) -> bool:
+    """Whether a scalar argument of `node` may enter a tensor's values."""
+    return name_of(node) in _ARITHMETIC
+
+
 def pin_scalars(node: fx.Node, changed: Callable[[fx.Node], Any]) -> None:
     """Scalars that enter a tensor's values keep the dense network's number: `changed` gives it, or None if it holds.
 
     Such a scalar (``q / math.sqrt(q.size(-1))``) follows a size, but the masked network divides by the old one.
     """
-    if name_of(node) not in _ARITHMETIC:
+    if not takes_scalars(node):
         return
 
     def pinned(argument: fx.Node) -> Any:

@@ -1,13 +1,16 @@
 """A copy of a GraphModule's modules in which every tensor is replaced: on meta, in float64, or sliced.
 
-`copy.deepcopy` asks its memo first; filling the memo with replacements copies the modules, shared and nested ones
+As with `copy.deepcopy`, a memo is asked first; filling it with replacements copies the modules, shared and nested ones
 included, without ever touching the weights.
 """
 
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from functools import cache
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,10 +19,11 @@ from torch import nn
 def owned_tensors(root: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """Every parameter, buffer and plain tensor attribute below `root` with its qualified name; tied ones repeat."""
     for prefix, module in root.named_modules(remove_duplicate=False):
-        plain = {k: v for k, v in module.__dict__.items() if isinstance(v, torch.Tensor)}
-        for name, tensor in {**module._parameters, **module._buffers, **plain}.items():
-            if tensor is not None:
-                yield (f"{prefix}.{name}" if prefix else name), tensor
+        attributes = module.__dict__
+        for held in (attributes["_parameters"], attributes["_buffers"], attributes):
+            for name, tensor in held.items():
+                if isinstance(tensor, torch.Tensor):
+                    yield (f"{prefix}.{name}" if prefix else name), tensor
 
 
 def shell(gm: nn.Module) -> nn.Module:
@@ -32,42 +36,49 @@ def shell(gm: nn.Module) -> nn.Module:
 
 def copy_with(gm: nn.Module, replace: Callable[[str, torch.Tensor], torch.Tensor]) -> nn.Module:
     """Copy the modules of `gm` with each tensor replaced by ``replace(name, tensor)``; tied tensors stay tied."""
-    memo: dict[int, object] = {}
+    memo: dict[int, Any] = {}
     hollow = shell(gm)
     for name, tensor in owned_tensors(hollow):
         if id(tensor) not in memo:
             memo[id(tensor)] = replace(name, tensor)
-    for module in hollow.modules():
-        simple = _simple_copy(module, memo)
-        if simple is not None:
-            memo[id(module)] = simple
-    return copy.deepcopy(hollow, memo)
+    return _copied(hollow, memo)
 
 
-_PLAIN = (int, float, str, bool, type(None), torch.Size, torch.dtype)
-_HELD = {"_parameters", "_buffers"}
+_PLAIN = frozenset({int, float, str, bool, type(None), torch.Size, torch.dtype})
+_EMPTIED = frozenset({dict, OrderedDict, set, list})
+_OWN_COPYING = ("__deepcopy__", "__reduce_ex__", "__reduce__", "__getstate__", "__setstate__")
 
 
-def _simple_copy(module: nn.Module, memo: dict[int, object]) -> nn.Module | None:
-    """A copy of a torch.nn layer that holds settings and tensors alone, faster than deepcopy; else None."""
-    if not type(module).__module__.startswith("torch.nn.modules.") or module._modules:
-        return None
-    attributes = {}
+def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """What ``copy.deepcopy(module, memo)`` gives, without its detours for what modules mostly hold."""
+    known = memo.get(id(module))
+    if known is not None:
+        return known
+    kind = type(module)
+    if not _copies_as_module(kind) or "__deepcopy__" in module.__dict__:
+        return copy.deepcopy(module, memo)
+    twin = kind.__new__(kind)
+    memo[id(module)] = twin
+    attributes = twin.__dict__
     for name, value in module.__dict__.items():
-        if name in _HELD:
+        if name == "_modules":
+            value = {key: None if child is None else _copied(child, memo) for key, child in value.items()}
+        elif name in ("_parameters", "_buffers"):
             value = {key: None if tensor is None else memo[id(tensor)] for key, tensor in value.items()}
-        elif isinstance(value, (dict, set, list)):
-            if value and name != "_non_persistent_buffers_set":
-                return None
-            value = copy.copy(value)
-        elif not isinstance(value, _PLAIN) and not (
-            isinstance(value, tuple) and all(isinstance(v, _PLAIN) for v in value)
-        ):
-            return None
+        elif type(value) in _EMPTIED and (not value or name == "_non_persistent_buffers_set"):
+            value = value.copy()
+        elif type(value) not in _PLAIN:
+            value = copy.deepcopy(value, memo)
         attributes[name] = value
-    twin = type(module).__new__(type(module))
-    twin.__dict__.update(attributes)
     return twin
+
+
+@cache
+def _copies_as_module(kind: type) -> bool:
+    changed = [name for name in _OWN_COPYING if getattr(kind, name, None) is not getattr(nn.Module, name, None)]
+    # Those of torch's layers add what old checkpoints lack; that of recurrent ones refers to the weights anew.
+    settled = kind.__setstate__.__module__.startswith("torch.nn.modules.") and not issubclass(kind, nn.RNNBase)
+    return not changed or (changed == ["__setstate__"] and settled)
 
 
 def like(tensor: torch.Tensor, data: torch.Tensor) -> torch.Tensor:

@@ -17,10 +17,12 @@ from passes.attention import lowered
 from passes.borrowing import borrowed, separate
 from passes.errors import CaptureError
 from passes.frames import describe_line, is_user_file
+from passes.garbage import collector_paused
 from passes.modes import merge
 from passes.tracing import Note, Tracer, Unresolved
 
 
+@collector_paused()
 def trace(model: nn.Module, inputs: dict[str, Any] | None) -> fx.GraphModule:
     """Trace `model`; `inputs` are example values by the names of forward's parameters, None for none.
 

@@ -1,0 +1,165 @@
+"""ATen calls on the meta device: the commonest answered at once, all others by torch.
+
+Only shapes are asked for, yet torch 2.13 spends up to some milliseconds of Python on a batch norm, a pooling or an
+activation there. An entry of the table gives the result's shape, or None where the call is not the plain case that it
+knows; dtype and layout are those of the first operand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from math import prod
+from typing import Any
+
+import torch
+
+aten = torch.ops.aten
+Shape = Sequence[int]
+
+
+def on_meta(func: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """`kwargs` of an ATen call with any device replaced: only sizes are computed, whatever a program names."""
+    if kwargs.get("device") is not None or _is_factory(func):
+        return {**kwargs, "device": torch.device("meta")}
+    return kwargs
+
+
+@cache
+def _is_factory(func: Any) -> bool:
+    arguments = func._schema.arguments
+    takes_tensors = any("Tensor" in str(a.type) for a in arguments)
+    return not takes_tensors and any(a.name == "device" for a in arguments)
+
+
+def run_on_meta(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+    """``func(*args, **kwargs)`` for its shapes."""
+    first = args[0] if args else None
+    if kwargs or not isinstance(first, torch.Tensor):
+        if func is aten.cat.default and not kwargs:
+            return _joined(func, args)
+        return func(*args, **kwargs)
+    if not (first.is_meta and first.is_floating_point()):
+        return func(*args)
+    shape_of = _SHAPES.get(func)
+    if shape_of is not None:
+        if first.is_contiguous():
+            shape = shape_of(*args)
+            if shape is not None:
+                return _made(first, shape)
+    elif func in _POINTWISE:
+        if all(_alike(first, other) for other in args[1:]):
+            return first if func in _IN_PLACE else torch.empty_strided(
+                first.shape, first.stride(), dtype=first.dtype, device="meta"
+            )  # fmt: skip
+    elif func is aten.native_batch_norm.default and not args[5] and first.is_contiguous():
+        return _made(first, first.shape), _made(first, (0,)), _made(first, (0,))
+    return func(*args)
+
+
+def _made(first: torch.Tensor, shape: Shape) -> torch.Tensor:
+    return torch.empty(shape, dtype=first.dtype, device="meta")
+
+
+def _alike(first: torch.Tensor, other: Any) -> bool:
+    if isinstance(other, torch.Tensor):
+        same = other.shape == first.shape and other.dtype == first.dtype and other.is_meta
+        return same and other.stride() == first.stride()
+    return not isinstance(other, complex)
+
+
+def _joined(func: Any, args: tuple) -> Any:
+    tensors, dim = args[0], args[1] if len(args) > 1 else 0
+    first = tensors[0]
+    rank = first.dim()
+    plain = all(
+        t.is_meta and t.dtype == first.dtype and t.dim() == rank and t.is_contiguous() and t.numel() for t in tensors
+    )
+    if not plain:
+        return func(*args)
+    shape = list(first.shape)
+    for other in tensors[1:]:
+        if any(a != b for d, (a, b) in enumerate(zip(shape, other.shape, strict=True)) if d != dim % rank):
+            return func(*args)  # torch says what is wrong
+        shape[dim % rank] += other.shape[dim % rank]
+    return _made(first, shape)
+
+
+def _convolution(
+    x: torch.Tensor, weight: torch.Tensor, bias: Any, stride: Shape, padding: Shape, dilation: Shape, transposed: bool,
+    output_padding: Shape, groups: int,
+) -> Shape | None:  # fmt: skip
+    fits = x.dim() == weight.dim() and x.shape[1] == weight.shape[1] * groups and weight.shape[0] % groups == 0
+    if transposed or not fits or x.dtype != weight.dtype or not weight.is_contiguous():
+        return None
+    if bias is not None and (bias.shape != weight.shape[:1] or bias.dtype != x.dtype):
+        return None
+    rank = x.dim() - 2
+    if not len(stride) == len(padding) == len(dilation) == rank:
+        return None
+    space = _windows(x.shape[2:], weight.shape[2:], stride, padding, dilation)
+    return None if space is None else (x.shape[0], weight.shape[0], *space)
+
+
+def _windows(sizes: Shape, kernel: Shape, stride: Shape, padding: Shape, dilation: Shape) -> list[int] | None:
+    """How many windows fit, dimension by dimension; None where one does not."""
+    found = [
+        (size + 2 * pad - spread * (width - 1) - 1) // step + 1
+        for size, width, step, pad, spread in zip(sizes, kernel, stride, padding, dilation, strict=True)
+    ]
+    return found if all(size > 0 for size in found) else None
+
+
+def _mean(x: torch.Tensor, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Shape | None:
+    if not dim or dtype is not None or any(not -x.dim() <= d < x.dim() for d in dim):
+        return None
+    gone = {d % x.dim() for d in dim}
+    if len(gone) < len(dim):
+        return None
+    return [1 if d in gone else size for d, size in enumerate(x.shape) if keepdim or d not in gone]
+
+
+def _product(left: torch.Tensor, right: torch.Tensor) -> Shape | None:
+    fits = left.shape[-1] == right.shape[-2] and left.shape[:-2] == right.shape[:-2] and left.dtype == right.dtype
+    return (*left.shape[:-1], right.shape[-1]) if fits else None
+
+
+def _product_added(bias: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> Shape | None:
+    shape = _product(left, right)
+    fits = shape is not None and bias.shape == (shape[-1],) and bias.dtype == left.dtype
+    return shape if fits else None
+
+
+def _softmax(x: torch.Tensor, dim: int, half_to_float: bool) -> Shape | None:
+    return None if half_to_float or not -x.dim() <= dim < x.dim() else x.shape
+
+
+def _adaptive(x: torch.Tensor, size: Shape) -> Shape | None:
+    return (*x.shape[:-2], *size) if x.dim() in (3, 4) and prod(x.shape[-2:]) and len(size) == 2 else None
+
+
+_SHAPES: dict[Any, Callable[..., Shape | None]] = {
+    aten.convolution.default: _convolution,
+    aten.mean.dim: _mean,
+    aten.mm.default: _product,
+    aten.bmm.default: _product,
+    aten.addmm.default: _product_added,
+    aten._softmax.default: _softmax,
+    aten._adaptive_avg_pool2d.default: _adaptive,
+}
+
+_SAME = ("relu", "hardtanh", "silu", "gelu", "hardswish", "sigmoid", "hardsigmoid", "tanh", "leaky_relu", "elu")
+_WITH_ONE_MORE = ("add", "sub", "mul", "div")
+
+
+def _overloads(names: Sequence[str], kinds: Sequence[str]) -> frozenset[Any]:
+    packets = [getattr(aten, name) for name in names if hasattr(aten, name)]
+    return frozenset(getattr(packet, kind) for packet in packets for kind in kinds if hasattr(packet, kind))
+
+
+_IN_PLACE = _overloads([f"{name}_" for name in _SAME], ["default"]) | _overloads(
+    [f"{name}_" for name in _WITH_ONE_MORE], ["Tensor", "Scalar"]
+)
+_POINTWISE = (
+    _IN_PLACE | _overloads(_SAME, ["default"]) | _overloads(_WITH_ONE_MORE, ["Tensor", "Scalar"])
+)  # fmt: skip

@@ -30,7 +30,8 @@ def borrowed(model: nn.Module) -> Iterator[None]:
             module.__dict__.clear()
             module.__dict__.update(attributes)
             for container, contents in containers:
-                _refill(container, contents)
+                if container or contents:
+                    _refill(container, contents)
 
 
 def twin(module: nn.Module) -> nn.Module:
@@ -54,14 +55,15 @@ def twin(module: nn.Module) -> nn.Module:
 
 def separate(gm: fx.GraphModule, model: nn.Module) -> None:
     """Give `gm`, just built from `model`, modules of its own, with the modes and registrations that `model` has."""
-    for node in gm.graph.nodes:
-        if node.op == "call_module":
-            parent, _, name = str(node.target).rpartition(".")
-            registry = gm.get_submodule(parent)._modules
-            if registry[name] is model.get_submodule(str(node.target)):
-                registry[name] = twin(model.get_submodule(str(node.target)))
+    originals = dict(model.named_modules(remove_duplicate=False))
+    own = dict(gm.named_modules(remove_duplicate=False))
+    for target in dict.fromkeys(str(node.target) for node in gm.graph.nodes if node.op == "call_module"):
+        parent, _, name = target.rpartition(".")
+        registry = own[parent]._modules
+        if registry[name] is originals[target]:
+            registry[name] = twin(originals[target])
     for path, module in gm.named_modules():
-        original = model.get_submodule(path)
+        original = originals[path]
         module.training = original.training
         module._non_persistent_buffers_set.update(original._non_persistent_buffers_set & set(module._buffers))
 

@@ -12,7 +12,6 @@ from typing import Any
 import networkx as nx
 import numpy as np
 from torch import fx
-from torch.utils import _pytree as pytree
 
 from passes.axes import Axis, BlockMask, Mask, Reason, Variable, constants, kept, leaves, positions
 from passes.blocks import block_of, outer_variables
@@ -24,8 +23,7 @@ from passes.ops import Value
 from passes.plan import Plan
 from passes.references import REFERENCES
 from passes.roles import names_of, roles_of
-from passes.skeleton import owned_tensors
-from passes.structure import Structure
+from passes.structure import Structure, map_values
 from passes.zeros import unmasked_sums
 
 
@@ -368,13 +366,13 @@ def _checked_units(name: str, units: Sequence[int], size: int) -> tuple[int, ...
 _couplings: weakref.WeakKeyDictionary[fx.GraphModule, tuple[Coupling, str]] = weakref.WeakKeyDictionary()
 
 
-def remember(gm: fx.GraphModule, coupling: Coupling) -> None:
-    """Keep the coupling of `gm` for the passes that follow, and write the axes beside each node."""
-    _couplings[gm] = coupling, fingerprint(gm)
+def remember(gm: fx.GraphModule, coupling: Coupling, digest: str = "") -> None:
+    """Keep the coupling of `gm` (whose fingerprint is `digest`) for later passes, and write axes beside each node."""
+    _couplings[gm] = coupling, digest or fingerprint(gm)
     for node in gm.graph.nodes:
         values = coupling.structure.values.get(node.name)
         node.meta["val"] = coupling.structure.vals.get(node.name)
-        node.meta["axes"] = pytree.tree_map_only(Value, lambda v: v.axes, values)
+        node.meta["axes"] = map_values(lambda v: v.axes, values)
 
 
 def recall(gm: fx.GraphModule) -> Coupling | None:
@@ -403,7 +401,7 @@ def couple(gm: fx.GraphModule, example_inputs: Any) -> Coupling:
             for axis in record.mixed:
                 inferred.space.freeze(axis, Reason(text, record.node, str(record.func), sources.get(record.node, "")))
     trainable = frozenset(n for n, _ in gm.named_parameters(remove_duplicate=False))
-    own = [name for name, _ in owned_tensors(gm) if inferred.canonical[name] == name]
+    own = [name for name, first in inferred.canonical.items() if first == name]
     digest = fingerprint(gm)
     inputs = describe_inputs(gm, inferred.vals)
     while True:
@@ -416,5 +414,5 @@ def couple(gm: fx.GraphModule, example_inputs: Any) -> Coupling:
             break
         for axis, reason in refused:
             inferred.space.freeze(axis, reason)
-    remember(gm, coupling)
+    remember(gm, coupling, digest)
     return coupling

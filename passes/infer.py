@@ -206,22 +206,21 @@ class Inference(LightMode):
 
     def _apply_rule(self, func, call: Call, before: list[Value], outputs: list[torch.Tensor]) -> list[list[Axis]]:
         """The axes of the outputs; where no rule fits the call they are constants and those of the inputs freeze."""
-        fixed = [call.fixed(n) for n in range(len(outputs))]
         rule = ops.find(func)
         if rule is None:
             self._freeze_all(func, before, "no rule says what this operator does with its axes")
-            return fixed
+            return [call.fixed(n) for n in range(len(outputs))]
         try:
             axes = [list(a) for a in rule(call)]
-            axes += fixed[len(axes) :]
-            for made, wanted in zip(axes, fixed, strict=True):
-                if [axis.size for axis in made] != [axis.size for axis in wanted]:
-                    raise ValueError(f"it gives axes {made} for a result of shape {[axis.size for axis in wanted]}")
+            axes += [call.fixed(n) for n in range(len(axes), len(outputs))]
+            for made, tensor in zip(axes, outputs, strict=True):
+                if [axis.size for axis in made] != list(tensor.shape):
+                    raise ValueError(f"it gives axes {made} for a result of shape {list(tensor.shape)}")
             return axes
         except Exception as error:  # a rule is somebody's code: its failure freezes, with the reason, and never crashes
             call.record.contracted.clear()
             self._freeze_all(func, before, f"its rule does not fit this call: {type(error).__name__}: {error}")
-            return fixed
+            return [call.fixed(n) for n in range(len(outputs))]
 
     def _freeze_all(self, func, values: list[Value], text: str) -> None:
         for value in values:
@@ -249,7 +248,8 @@ class GraphInference(fx.Interpreter):
         return result
 
     def _finish(self, n: fx.Node, result: Any) -> None:
-        for tensor in pytree.tree_leaves(result):
+        single = isinstance(result, torch.Tensor)
+        for tensor in [result] if single else pytree.tree_leaves(result):
             if isinstance(tensor, torch.Tensor):
                 value = self.mode.value(tensor)
                 if "/" in value.label:
@@ -258,8 +258,9 @@ class GraphInference(fx.Interpreter):
                     reason = self.mode.reason("", "an output of the model keeps its shape")
                     for axis in (*value.axes, *value.watched):
                         self.mode.space.freeze(axis, reason)
+        value_of = self.mode.value
         self.vals[n.name] = result
-        self.values[n.name] = pytree.tree_map_only(torch.Tensor, self.mode.value, result)
+        self.values[n.name] = value_of(result) if single else pytree.tree_map_only(torch.Tensor, value_of, result)
 
     def _opaque(self, n: fx.Node, error: Exception) -> Any:
         """A node that cannot run on meta: run it on zeros to learn its shapes, and freeze what it touches."""

@@ -49,16 +49,20 @@ def run_on_meta(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
                 return _made(first, shape)
     elif func in _POINTWISE:
         if all(_alike(first, other) for other in args[1:]):
-            return first if func in _IN_PLACE else torch.empty_strided(
-                first.shape, first.stride(), dtype=first.dtype, device="meta"
-            )  # fmt: skip
+            return first if func in _IN_PLACE else _made(first, first.shape, first.stride())
+        if func in _BROADCAST and len(args) == 2:
+            shape = _broadcast(first, args[1])
+            if shape is not None:
+                return _made(first, shape)
     elif func is aten.native_batch_norm.default and not args[5] and first.is_contiguous():
         return _made(first, first.shape), _made(first, (0,)), _made(first, (0,))
     return func(*args)
 
 
-def _made(first: torch.Tensor, shape: Shape) -> torch.Tensor:
-    return torch.empty(shape, dtype=first.dtype, device="meta")
+def _made(first: torch.Tensor, shape: Shape, stride: Shape | None = None) -> torch.Tensor:
+    if stride is None:
+        return torch.empty(shape, dtype=first.dtype, device="meta")
+    return torch.empty_strided(shape, stride, dtype=first.dtype, device="meta")
 
 
 def _alike(first: torch.Tensor, other: Any) -> bool:
@@ -66,6 +70,15 @@ def _alike(first: torch.Tensor, other: Any) -> bool:
         same = other.shape == first.shape and other.dtype == first.dtype and other.is_meta
         return same and other.stride() == first.stride()
     return not isinstance(other, complex)
+
+
+def _broadcast(first: torch.Tensor, other: torch.Tensor) -> Shape | None:
+    """The shape of two plain tensors of equal rank, one of which is broadcast."""
+    plain = other.is_meta and other.dtype == first.dtype and other.is_contiguous() and first.is_contiguous()
+    if not plain or other.dim() != first.dim() or not other.numel() or not first.numel():
+        return None
+    fits = all(a == b or 1 in (a, b) for a, b in zip(first.shape, other.shape, strict=True))
+    return [max(a, b) for a, b in zip(first.shape, other.shape, strict=True)] if fits else None
 
 
 def _joined(func: Any, args: tuple) -> Any:
@@ -160,6 +173,5 @@ def _overloads(names: Sequence[str], kinds: Sequence[str]) -> frozenset[Any]:
 _IN_PLACE = _overloads([f"{name}_" for name in _SAME], ["default"]) | _overloads(
     [f"{name}_" for name in _WITH_ONE_MORE], ["Tensor", "Scalar"]
 )
-_POINTWISE = (
-    _IN_PLACE | _overloads(_SAME, ["default"]) | _overloads(_WITH_ONE_MORE, ["Tensor", "Scalar"])
-)  # fmt: skip
+_BROADCAST = _overloads(_WITH_ONE_MORE, ["Tensor"])
+_POINTWISE = _IN_PLACE | _BROADCAST | _overloads(_SAME, ["default"]) | _overloads(_WITH_ONE_MORE, ["Scalar"])

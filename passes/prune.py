@@ -22,7 +22,7 @@ from passes.errors import PassError
 from passes.garbage import collector_paused
 from passes.identity import example_inputs_of
 from passes.infer import OnMeta, as_arguments, composite_attention, source_of
-from passes.ops import Record, Value
+from passes.ops import Record, Value, find
 from passes.plan import Plan
 from passes.skeleton import copy_with, like, shell
 from passes.structure import map_together
@@ -92,6 +92,7 @@ class Rewriting:
         self.gm, self.coupling, self.masks = gm, coupling, masks
         self._remaining: dict[int, np.ndarray] = {}  # by identity: to hash a long sum takes time
         self._sizes: dict[int, int] = {}
+        self._indices: dict[int, torch.Tensor] = {}
         self._alive: list[Axis] = []  # what is known by identity must not make room for another
         self._widths = {variable: kept(mask) for variable, mask in masks.items()}
         self.records: dict[str, list[Record]] = defaultdict(list)
@@ -151,8 +152,7 @@ class Rewriting:
         data = tensor.detach()
         for dim, axis in enumerate(axes):
             if self.size(axis) != axis.size:
-                index = torch.from_numpy(np.flatnonzero(self.remain(axis))).to(data.device)
-                data = data.index_select(dim, index)
+                data = data.index_select(dim, self._index(axis).to(data.device))
         for memory_format, rank in ((torch.channels_last, 4), (torch.channels_last_3d, 5)):
             if (
                 tensor.dim() == rank
@@ -162,13 +162,18 @@ class Rewriting:
                 return like(tensor, data.clone(memory_format=memory_format))
         return like(tensor, data.clone() if data.data_ptr() == tensor.data_ptr() else data)
 
+    def _index(self, axis: Axis) -> torch.Tensor:
+        found = self._indices.get(id(axis))
+        if found is None:
+            found = self._indices[id(axis)] = torch.from_numpy(np.flatnonzero(self.remain(axis)))
+        return found
+
     def _root(self, meta: bool) -> nn.Module:
         root = copy_with(self.gm, lambda name, tensor: self._sliced(name, tensor, meta))
         called = {str(n.target): n for n in self.gm.graph.nodes if n.op == "call_module"}
         for path, module in root.named_modules():
-            if type(module) is nn.Module or not path:
-                continue
-            self._resize(path, module, called.get(path))
+            if path and isinstance(module, restate.SIZED):
+                self._resize(path, module, called.get(path))
         return root
 
     def _resize(self, path: str, module: nn.Module, node: fx.Node | None) -> None:
@@ -283,7 +288,15 @@ class _Run(fx.Interpreter):
     def _takes_no_sizes(self, n: fx.Node) -> bool:
         """Whether no number that the operators of `n` take could be the length of a pruned axis: shapes follow."""
         records = self.rewriting.records.get(n.name)
-        return bool(records) and all(_sizeless(record.func) for record in records or ())
+        if n.op == "call_module" and type(self.rewriting.gm.get_submodule(str(n.target))) in _SIZED_BY_TENSORS:
+            return True
+        return all(map(_sizeless, records)) if records else self._passes_on(n)
+
+    def _passes_on(self, n: fx.Node) -> bool:
+        """Whether the node gives back a tensor that it was given, as dropout does in eval mode."""
+        values = self.rewriting.coupling.structure.values
+        keys = [v.key for v in map(values.get, [i.name for i in n.all_input_nodes]) if isinstance(v, Value)]
+        return values[n.name].key in keys
 
     def _restate(self, n: fx.Node, value: Any) -> None:
         values = self.rewriting.coupling.structure.values
@@ -333,18 +346,22 @@ class _Run(fx.Interpreter):
         return made(dense, value) if isinstance(value, Value) else map_together(made, dense, value)
 
 
-_SIZELESS = (
+# Layers that take their sizes from their tensors, which are sliced, and from attributes that `restate` makes agree.
+_SIZED_BY_TENSORS = frozenset({nn.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear, nn.LayerNorm})
+# Operators whose numbers are dimensions, strides and paddings. A pooled or convolved axis stays as it is.
+_SIZELESS = frozenset((
     *(aten.convolution, aten._convolution, aten.mm, aten.addmm, aten.bmm, aten.baddbmm, aten.t, aten.transpose),
     *(aten.permute, aten.unsqueeze, aten.squeeze, aten.cat, aten.stack, aten.mean, aten.sum, aten.amax, aten.amin),
     *(aten.native_batch_norm, aten._native_batch_norm_legit, aten._native_batch_norm_legit_no_training),
     *(aten.max_pool2d_with_indices, aten.avg_pool2d, aten._adaptive_avg_pool2d, aten._softmax, aten.clone),
-    *(aten.detach, aten.alias, aten.hardswish, aten.hardswish_),
-)
+    *(aten.detach, aten.alias),
+))
 
 
-@cache
-def _sizeless(func: Any) -> bool:
-    return torch.Tag.pointwise in func.tags or func.overloadpacket in _SIZELESS
+def _sizeless(record: Record) -> bool:
+    if not record.inputs and all(axis.size == 0 for v in record.outputs for axis in v.axes):
+        return True  # the workspace that a batch norm makes
+    return find(record.func) is find(aten.relu.default) or record.func.overloadpacket in _SIZELESS
 
 
 def trial(gm: fx.GraphModule, coupling: Coupling) -> list[tuple[Axis, Reason]]:
@@ -361,7 +378,9 @@ def trial(gm: fx.GraphModule, coupling: Coupling) -> list[tuple[Axis, Reason]]:
         return []
     first = Rewriting(gm, coupling, masks)
     refused = list(first.refused)
-    if not refused and first.numbers:
+    dense = coupling.structure.vals
+    computes = any(isinstance(now, (int, float)) and now != dense[name] for name, now in first.numbers.items())
+    if not refused and computes:
         refused = Rewriting(gm, coupling, dict(list(masks.items())[::2])).refused
     return list(_unique(refused))
 

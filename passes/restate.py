@@ -393,6 +393,14 @@ def pin_scalars(node: fx.Node, changed: Callable[[fx.Node], Any]) -> None:
     node.kwargs = fx.map_arg(node.kwargs, pinned)
 
 
+# What `resize_module` and `resize_view_module` know: layers with sizes as attributes.
+SIZED = (
+    *(torch.nn.modules.conv._ConvNd, torch.nn.Linear, torch.nn.LayerNorm, torch.nn.RMSNorm, torch.nn.GroupNorm),
+    *(torch.nn.modules.batchnorm._NormBase, torch.nn.PReLU, torch.nn.Embedding, torch.nn.EmbeddingBag),
+    *(torch.nn.RNNCellBase, torch.nn.Bilinear, torch.nn.ChannelShuffle, torch.nn.RNNBase, torch.nn.Unflatten),
+)
+
+
 def resize_module(module: Any, groups: int | None, num_groups: int | None, channels: int | None) -> None:
     """Make the size attributes of a torch.nn module agree with its (already sliced) tensors.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -16,14 +16,22 @@ import torch
 from torch import nn
 
 
-def owned_tensors(root: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+def owned_tensors(root: nn.Module) -> list[tuple[str, torch.Tensor]]:
     """Every parameter, buffer and plain tensor attribute below `root` with its qualified name; tied ones repeat."""
-    for prefix, module in root.named_modules(remove_duplicate=False):
+    found: list[tuple[str, torch.Tensor]] = []
+
+    def visit(module: nn.Module, prefix: str) -> None:
         attributes = module.__dict__
         for held in (attributes["_parameters"], attributes["_buffers"], attributes):
-            for name, tensor in held.items():
-                if isinstance(tensor, torch.Tensor):
-                    yield (f"{prefix}.{name}" if prefix else name), tensor
+            for name, value in held.items():
+                if isinstance(value, torch.Tensor):
+                    found.append((prefix + name, value))
+        for name, child in attributes["_modules"].items():
+            if child is not None:
+                visit(child, f"{prefix}{name}.")
+
+    visit(root, "")
+    return found
 
 
 def shell(gm: nn.Module) -> nn.Module:

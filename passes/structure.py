@@ -25,9 +25,19 @@ class Structure:
 
     @classmethod
     def of(cls, inferred: Inferred) -> Structure:
-        """Resolve every axis of an inference."""
-        found = cls(inferred.tensors, inferred.values, tuple(inferred.records), inferred.vals)
-        return found._map(inferred.space.resolve)
+        """Resolve every axis of an inference, in place: what is resolved once can be resolved again."""
+        change = _once_each(inferred.space.resolve)
+        values = {id(v): v for tree in inferred.values.values() for v in values_in(tree)}
+        for record in inferred.records:
+            values.update((id(v), v) for v in (*record.inputs, *record.outputs))
+            record.contracted = list(map(change, record.contracted))
+            record.mixed = list(map(change, record.mixed))
+            record.macs = [tuple(map(change, m)) for m in record.macs]
+            record.literals = {name: change(axis) for name, axis in record.literals.items()}
+        for value in values.values():
+            value.axes = tuple(map(change, value.axes))
+        inferred.tensors = {name: tuple(map(change, axes)) for name, axes in inferred.tensors.items()}
+        return cls(inferred.tensors, inferred.values, tuple(inferred.records), inferred.vals)
 
     def renamed(
         self, new: Mapping[Variable, Axis], keep: Mapping[Variable, Mask], numbers: Mapping[str, Any]
@@ -38,43 +48,59 @@ class Structure:
                 return val
             return torch.empty([a.size for a in value.axes], dtype=val.dtype, device="meta")
 
-        found = self._map(lambda axis: rename(axis, new, keep))
-        vals = {name: map_together(shrink, val, found.values[name]) for name, val in self.vals.items()}
-        return replace(found, vals={**vals, **numbers})
-
-    def _map(self, function: Callable[[Axis], Axis]) -> Structure:
-        known: dict[int, Axis] = {}  # by identity: many tensors share an axis, and to hash a long sum takes time
-
-        def change(axis: Axis) -> Axis:
-            made = known.get(id(axis))
-            if made is None:
-                made = known[id(axis)] = function(axis)
-            return made
+        change = _once_each(lambda axis: rename(axis, new, keep))
+        known: dict[int, Value] = {}
 
         def value(v: Value) -> Value:
-            return replace(v, axes=tuple(map(change, v.axes)))
+            made = known.get(id(v))
+            if made is None:
+                made = known[id(v)] = replace(v, axes=tuple(map(change, v.axes)))
+            return made
 
         records = tuple(
             replace(
                 r,
-                inputs=[value(v) for v in r.inputs],
-                outputs=[value(v) for v in r.outputs],
-                contracted=[change(a) for a in r.contracted],
-                mixed=[change(a) for a in r.mixed],
+                inputs=list(map(value, r.inputs)),
+                outputs=list(map(value, r.outputs)),
+                contracted=list(map(change, r.contracted)),
+                mixed=list(map(change, r.mixed)),
                 macs=[tuple(map(change, m)) for m in r.macs],
                 literals={k: change(a) for k, a in r.literals.items()},
             )
             for r in self.records
         )
-        return Structure(
-            {name: tuple(map(change, axes)) for name, axes in self.tensors.items()},
-            {name: pytree.tree_map_only(Value, value, v) for name, v in self.values.items()},
-            records,
-            self.vals,
-        )
+        values = {name: map_values(value, v) for name, v in self.values.items()}
+        vals = {name: map_together(shrink, val, values[name]) for name, val in self.vals.items()}
+        tensors = {name: tuple(map(change, axes)) for name, axes in self.tensors.items()}
+        return Structure(tensors, values, records, {**vals, **numbers})
+
+
+def _once_each(function: Callable[[Axis], Axis]) -> Callable[[Axis], Axis]:
+    """`function`, called once an axis: many tensors share one, and to hash a long sum takes time."""
+    known: dict[int, tuple[Axis, Axis]] = {}
+
+    def change(axis: Axis) -> Axis:
+        made = known.get(id(axis))
+        if made is None:
+            made = known[id(axis)] = axis, function(axis)
+        return made[1]
+
+    return change
+
+
+def values_in(tree: Any) -> list[Value]:
+    """The values of a node's result, which is mostly a single one."""
+    return [tree] if isinstance(tree, Value) else [v for v in pytree.tree_leaves(tree) if isinstance(v, Value)]
+
+
+def map_values(function: Callable[[Value], Any], tree: Any) -> Any:
+    """A node's result with each value replaced."""
+    return function(tree) if isinstance(tree, Value) else pytree.tree_map_only(Value, function, tree)
 
 
 def map_together(function: Callable[[Any, Any], Any], first: Any, second: Any) -> Any:
     """``function(a, b)`` for the leaves of two trees of one shape, arranged as the first."""
+    if isinstance(second, Value):
+        return function(first, second)
     leaves, spec = pytree.tree_flatten(first)
     return pytree.tree_unflatten(map(function, leaves, pytree.tree_leaves(second)), spec)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -117,6 +118,13 @@ class Record:
     template: tuple[Any, ...] = ()  # (args, kwargs) with a `Slot` for each tensor
 
 
+@cache
+def _signature(func: torch._ops.OpOverload) -> tuple[list[str], dict[str, Any]]:
+    """The names of an operator's arguments in order, and the defaults of those that have one."""
+    arguments = func._schema.arguments
+    return [a.name for a in arguments], {a.name: a.default_value for a in arguments if a.has_default_value()}
+
+
 class Call:
     """One ATen call under analysis. Axes that cannot be tied are frozen with a reason, never guessed."""
 
@@ -126,9 +134,8 @@ class Call:
     ) -> None:  # fmt: skip
         self.func, self.outputs, self.space, self.record = func, outputs, space, record
         self._value_of, self._reason = value_of, reason
-        schema = func._schema.arguments
-        self.arguments = {a.name: a.default_value for a in schema if a.has_default_value()}
-        self.arguments.update({a.name: value for a, value in zip(schema, args, strict=False)}, **kwargs)
+        names, defaults = _signature(func)
+        self.arguments = {**defaults, **dict(zip(names, args, strict=False)), **kwargs}
         self._args, self._kwargs = args, kwargs
 
     def __getitem__(self, name: str) -> Any:

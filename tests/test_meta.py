@@ -1,0 +1,93 @@
+"""Answers on the meta device: what the table gives is what torch gives, or the call is left to torch."""
+
+import itertools
+
+import pytest
+import torch
+
+from passes import meta
+
+aten = torch.ops.aten
+
+
+def empty(*shape: int) -> torch.Tensor:
+    return torch.empty(shape, device="meta")
+
+
+X, CHANNELS_LAST = empty(2, 6, 5, 7), empty(2, 6, 5, 7).to(memory_format=torch.channels_last)
+NARROW, HALF = empty(2, 6, 1, 1), X.to(torch.float16)
+
+CALLS = [
+    *((aten.mean.dim, (x, dim, keep)) for x in (X, CHANNELS_LAST) for dim in ([1], [-1, -2]) for keep in (True, False)),
+    (aten.mm.default, (empty(2, 3), empty(5, 3).t())),
+    (aten.bmm.default, (empty(4, 2, 3), empty(4, 3, 5))),
+    *((aten.addmm.default, (bias, empty(2, 3), empty(3, 5))) for bias in (empty(5), empty(2, 5), empty(1))),
+    *((aten.cat.default, ([x, x], dim)) for x in (X, CHANNELS_LAST, HALF) for dim in (1, -1)),
+    (aten.cat.default, ([empty(0), X], 1)),
+    *((aten._softmax.default, (X, dim, False)) for dim in (1, -1)),
+    *((aten._adaptive_avg_pool2d.default, (x, [2, 3])) for x in (X, X[0], CHANNELS_LAST)),
+    (aten.native_batch_norm.default, (X, *[empty(6)] * 4, True, 0.1, 1e-5)),
+    *((getattr(aten, name).default, (x,)) for name in ("relu", "sigmoid", "relu_") for x in (X, CHANNELS_LAST)),
+    *(
+        (func, (a, b))
+        for func in (aten.add.Tensor, aten.mul.Tensor, aten.div.Tensor)
+        for a, b in [(X, X), (X, NARROW), (NARROW, X), (X, HALF), (X, CHANNELS_LAST), (X, empty(7)), (HALF, X)]
+    ),
+    *((aten.mul.Scalar, (x, 2.0)) for x in (X, HALF)),
+    *(
+        (
+            aten.convolution.default,
+            (
+                empty(2, groups * 2, 9, 8), empty(groups * 3, 2, k, 3), bias, [stride, 1], [pad, 1], [2, 1],
+                False, [0, 0], groups,
+            ),
+        )
+        for groups, k, stride, pad, bias in itertools.product((1, 2), (1, 3), (1, 2), (0, 2), (None,))
+    ),
+    (aten.convolution.default, (X, empty(6, 4, 3, 3), empty(4), [2, 2], [1, 1], [1, 1], True, [1, 1], 1)),
+    (aten.convolution.default, (CHANNELS_LAST, empty(4, 6, 1, 1), empty(4), [1, 1], [0, 0], [1, 1], False, [0, 0], 1)),
+]  # fmt: skip
+
+
+def described(result) -> list[tuple]:
+    results = result if isinstance(result, (tuple, list)) else [result]
+    return [(tuple(t.shape), t.stride(), t.dtype, t.device.type) for t in results]
+
+
+@pytest.mark.parametrize("number", range(len(CALLS)))
+def test_answers_are_those_of_torch(number):
+    func, args = CALLS[number]
+    assert described(meta.run_on_meta(func, args, {})) == described(func(*args))
+
+
+@pytest.mark.parametrize(
+    ("func", "args"),
+    [
+        (aten.convolution.default, (X, empty(4, 5, 3, 3), None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1)),
+        (aten.convolution.default, (X, empty(4, 6, 9, 9), None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1)),
+        (aten.mm.default, (empty(2, 3), empty(4, 5))),
+        (aten.cat.default, ([X, empty(2, 6, 4, 7)], 1)),
+        (aten.add.Tensor, (X, empty(2, 5, 5, 7))),
+        (aten.mean.dim, (X, [1, -3])),
+    ],
+    ids=lambda value: str(value) if callable(value) else "",
+)
+def test_wrong_calls_are_refused_by_torch(func, args):
+    with pytest.raises((RuntimeError, IndexError)):
+        meta.run_on_meta(func, args, {})
+
+
+def test_batch_norm_in_eval_mode_is_that_of_the_processor():
+    x, channels = torch.randn(2, 6, 5, 7), torch.rand(6)
+    real = aten.native_batch_norm.default(x, *[channels] * 4, False, 0.1, 1e-5)
+    quick = meta.run_on_meta(aten.native_batch_norm.default, (X, *[empty(6)] * 4, False, 0.1, 1e-5), {})
+    assert [t.shape for t in quick] == [t.shape for t in real]
+
+
+def test_the_table_is_used():
+    before = meta._SHAPES[aten.mm.default]
+    meta._SHAPES[aten.mm.default] = lambda left, right: (9, 9)
+    try:
+        assert meta.run_on_meta(aten.mm.default, (empty(2, 3), empty(3, 5)), {}).shape == (9, 9)
+    finally:
+        meta._SHAPES[aten.mm.default] = before

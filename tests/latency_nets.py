@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from fxprune.latency.backends import Profile
 from fxprune.latency.device import Setting
-from fxprune.latency.timing import Pace, Reference, Timing
+from fxprune.latency.timing import Pace, Reference, Timing, timing
 
 INPUT = torch.randn(1, 3, 12, 12)
 
@@ -83,4 +83,5 @@ class FormulaDevice:
         ms = np.array([node_ms(gm, node, self.step) for node in gm.graph.nodes])
         runs = ms * (1 + self.noise * self.rng.standard_normal((repeats, len(nodes))))
         around = reference.quiet_ms if reference is not None else 1.0
-        return Profile(nodes, runs, Pace(runs.sum(1), np.ones(repeats, bool), np.full(repeats, around), around))
+        whole = timing((self.overhead_ms + runs.sum(1)) / around)
+        return Profile(nodes, runs, Pace(runs.sum(1), np.full(repeats, around), around), whole)

@@ -160,9 +160,9 @@ def test_profiles_add_up_to_the_whole(backend: str) -> None:
     inside = {name for unit in units_of(gm, couple(gm, x)) for name in unit.nodes}
     assert set(profile.nodes) - {"x", "output"} <= inside
     assert profile.ms.shape == (len(profile.pace.times_ms), len(profile.nodes)) and (profile.ms >= 0).all()
-    assert profile.pace.counts.any()
     parts = profile.ms.min(axis=0).sum()  # the least, since other work may run beside the tests
-    assert 0.3 < parts / measure_latency_ms(gm, x, backend=backend).ms < 1.5
+    assert 0.3 < parts / profile.whole.low < 1.5
+    assert 0.3 < parts / measure_latency_ms(gm, x, backend=backend, repeats=9).low < 1.5
 
 
 def test_threads_are_put_back() -> None:

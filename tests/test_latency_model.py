@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +75,30 @@ def test_an_interrupted_build_goes_on_where_it_was(tmp_path: Path) -> None:
     again = device.measured
     build(net, device, LatencyTable.load(path, device.setting), path=path)
     assert device.measured == again
+
+
+def test_a_build_interrupted_late_goes_on_too(tmp_path: Path) -> None:
+    net, device, path = network(), FormulaDevice(noise=0.05), tmp_path / "t.json"
+    device.fail_after = FIRST + 3  # beside the networks, the empty call: two were chosen by what is uncertain
+    with pytest.raises(KeyboardInterrupt):
+        build(net, device, path=path)
+    device.fail_after = None
+    whole = build(net, device, LatencyTable.load(path, device.setting), path=path, limits=Limits(networks=FIRST + 5))
+    assert device.measured == 1 + FIRST + 5 and whole.samples == 1 + (FIRST + 5) * len(net.units)
+
+
+def test_a_build_that_is_wrong_about_itself_goes_on() -> None:
+    """Networks that take up to half longer at random are not predicted, however sure the surfaces of units are."""
+
+    class Erratic(FormulaDevice):
+        def profile(self, *args):
+            found = super().profile(*args)
+            return replace(found, whole=found.whole.scaled(1 + 0.5 * self.rng.random()))
+
+    steady, erratic = FormulaDevice(noise=0.0), Erratic(noise=0.0)
+    build(network(), steady)
+    build(network(), erratic, limits=Limits(networks=FIRST + 16))
+    assert steady.measured <= 1 + FIRST + 6 and erratic.measured == 1 + FIRST + 16
 
 
 def test_stairs_are_found_and_offered_as_steps() -> None:
@@ -213,7 +238,7 @@ def test_a_machine_that_slows_down_does_not_move_the_measurement() -> None:
         def pace(self, run, reference=None, repeats=15):
             around = np.full(repeats, 1.0 if reference is None else reference.run() * self.slower)
             quiet = 1.0 if reference is None else reference.run() * self.slower
-            return Pace(np.full(repeats, run() * self.slower), np.ones(repeats, bool), around, quiet)
+            return Pace(np.full(repeats, run() * self.slower), around, quiet)
 
     backend = Slowing()
     model = measured_model(net, build(net, device), backend)

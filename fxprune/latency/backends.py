@@ -29,11 +29,15 @@ Run = Callable[[], object]
 
 @dataclass(frozen=True)
 class Profile:
-    """How long each fx node took in each run: ms (runs, nodes), with the pace of the runs as a whole."""
+    """How long each fx node took in each run: ms (runs, nodes), with the pace of these runs.
+
+    whole: the network without anyone looking into it, in units of the reference.
+    """
 
     nodes: tuple[str, ...]
     ms: np.ndarray
     pace: Pace
+    whole: Timing
 
 
 class Backend(Protocol):
@@ -109,9 +113,11 @@ class Eager(Timed):
                 stopwatch.run(*inputs, enable_io_processing=False)
             rows.append(stopwatch.taken_ms)
 
+        whole = self.pace(self.prepare(gm, example_inputs), reference, repeats)
         found = self.pace(run, reference, repeats)
         kept = rows[-len(found.times_ms) :]
-        return Profile(tuple(kept[0]), np.array([[row[name] for name in kept[0]] for row in kept]), found)
+        ms = np.array([[row[name] for name in kept[0]] for row in kept])
+        return Profile(tuple(kept[0]), ms, found, whole.relative(whole.times_ms))
 
 
 class _Stopwatch(fx.Interpreter):

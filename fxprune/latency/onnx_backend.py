@@ -68,12 +68,14 @@ class OnnxRuntime(Timed):
 
     def profile(self, gm: fx.GraphModule, example_inputs: Any, reference: Reference | None, repeats: int) -> Profile:
         graph = record(gm, example_inputs)
+        model = to_onnx(graph)
+        whole = self.pace(self._runner(self._session(model), example_inputs, gm), reference, repeats)
         with tempfile.TemporaryDirectory() as folder:
-            session = self._session(to_onnx(graph), profile=str(Path(folder) / "profile"))
+            session = self._session(model, profile=str(Path(folder) / "profile"))
             found = self.pace(self._runner(session, example_inputs, gm), reference, repeats)
             events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
         nodes, ms = by_node(events, graph, len(found.times_ms))
-        return Profile(nodes, ms, found.uninterrupted())  # the profile has only the world's clock
+        return Profile(nodes, ms, found, whole.relative(whole.times_ms))
 
     def _session(self, model: bytes, profile: str = "") -> Any:
         import onnxruntime

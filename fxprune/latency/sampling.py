@@ -2,8 +2,8 @@
 
 Only widths on the search's grid are measured. The first networks spread over it evenly (a Latin hypercube: McKay,
 Beckman and Conover, 1979), each next one is that of a random pool whose prediction is least certain; for a backend that
-cannot tell nodes apart the same holds of single units. It ends when nine tenths of the pool are predicted to
-`tolerance`, or when no more may be measured.
+cannot tell nodes apart the same holds of single units. It ends when nine tenths of the pool should be predicted to
+`tolerance` and the last networks, predicted before they were measured, were so too; or when no more may be measured.
 """
 
 from __future__ import annotations
@@ -158,6 +158,7 @@ class _Building:
         self.seed = seed
         self.pool = spread(network.grid, _POOL, seed + 1)
         self.surfaces: dict[str, Surface] = {}
+        self.missed: list[float] = []  # shares by which networks differed from what was expected of them
         self.reference: Reference | None = None
 
     # -- whole networks -------------------------------------------------------------------------------------------
@@ -176,10 +177,10 @@ class _Building:
             if done < len(first):
                 widths = first[done]
             else:
-                if done == len(first) or done % _REFIT == 0:
+                if not self.surfaces or done % _REFIT == 0:
                     self._fit()
                 doubt, uncertainty = self._doubt()
-                if uncertainty <= limits.tolerance:
+                if uncertainty <= limits.tolerance and len(self.missed) >= _REFIT:
                     break
                 widths = self.pool[int(np.argmax(doubt))]
             self._profile(widths)
@@ -194,16 +195,25 @@ class _Building:
         self._finish(uncertainty)
 
     def _profile(self, widths: Mapping[str, int]) -> None:
+        """A sample for every unit: its share of the profile, of what the network takes when nobody looks into it."""
         network = self.network
         gm = network.at(widths)
         assert isinstance(self.backend, InSitu), "chosen for it"
         profile = self.backend.profile(gm, network.example_inputs, self.reference, self.limits.repeats)
         column = {name: profile.ms[:, i] for i, name in enumerate(profile.nodes)}
         values, _ = network.coordinates.at(widths)
-        for unit, value in zip(network.units, values, strict=True):
+        parts = []
+        for unit in network.units:
+            taken = sum((column[n] for n in unit.nodes if n in column), np.zeros(len(profile.ms)))
+            parts.append(profile.pace.part(np.maximum(taken, LEAST_MS)))
+        call = self._call_ms() / self._quiet_ms
+        if self.surfaces:
+            expected = sum(self.surfaces[u.key].ms(value)[0] for u, value in zip(network.units, values, strict=True))
+            self.missed.append(abs(expected / self._quiet_ms + call - profile.whole.ms) / profile.whole.ms)
+        factor = max(profile.whole.ms - call, 0.5 * profile.whole.ms) / sum(part.ms for part in parts)
+        for unit, value, part in zip(network.units, values, parts, strict=True):
             if unit.key in self.pending:
-                taken = sum((column[n] for n in unit.nodes if n in column), np.zeros(len(profile.ms)))
-                timing = profile.pace.part(np.maximum(taken, LEAST_MS))
+                timing = part.scaled(factor)
                 self.fresh.append((unit.key, tuple(int(v) for v in value[0]), timing))
                 point = np.asarray([value[0]])
                 if unit.key in self.surfaces:
@@ -271,12 +281,15 @@ class _Building:
             self._save()
         return self.table.entry(CALL).samples[0].timing.low
 
+    @property
+    def _quiet_ms(self) -> float:
+        return self.reference.quiet_ms if self.reference is not None else 1.0
+
     def _keep(self, key: str, widths: tuple[int, ...], timing: Timing) -> None:
-        quiet_ms = self.reference.quiet_ms if self.reference is not None else 1.0
-        self.fresh.append((key, widths, timing.scaled(1 / quiet_ms)))
+        self.fresh.append((key, widths, timing.scaled(1 / self._quiet_ms)))
 
     def _save(self) -> None:
-        quiet_ms = self.reference.quiet_ms if self.reference is not None else 1.0
+        quiet_ms = self._quiet_ms
         table = self.known.copy()
         for key, widths, timing in self.fresh:
             table.entry(key).samples.append(Sample.of(widths, timing.scaled(quiet_ms)))
@@ -293,11 +306,15 @@ class _Building:
         return sum(surface.ms(points) * surface.spread(points) for points in arrays)  # type: ignore[return-value]
 
     def _doubt(self) -> tuple[np.ndarray, float]:
-        """For each vector of the pool the share by which it may be off; and what nine tenths of them stay under."""
+        """For each vector of the pool the share by which it may be off; and what nine tenths of them stay under.
+
+        The latter is no less than half of the last networks missed: a surface does not doubt its own form.
+        """
         points = self.network.points(self.pool)
         total = sum(self.surfaces[key].ms(array) for key, arrays in points.items() for array in arrays)
         off = np.sqrt(sum(self._doubt_of(key, points[key]) ** 2 for key in self.pending)) / total
-        return off, float(np.percentile(off, 90))
+        missed = float(np.median(self.missed[-2 * _REFIT :])) if self.missed else 0.0
+        return off, max(float(np.percentile(off, 90)), missed)
 
     def _finish(self, uncertainty: float) -> None:
         if np.isfinite(uncertainty) and uncertainty > self.limits.tolerance:

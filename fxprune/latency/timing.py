@@ -1,29 +1,31 @@
-"""How a run is timed on a machine that others use too: warm-up, interleaved repeats, quiet runs only, median, interval.
+"""How a run is timed on a machine that others use too: warm-up, turns with a reference, median, interval.
 
 Two kinds of noise were met on shared x86 machines. The thread is put off the core for milliseconds: work on one thread
-is therefore timed by that thread's own clock. And the whole core is 20 to 40 % slower for a second or so (a neighbour
-on the same caches). That shows in a *reference*, a fixed workload that runs before and after each timed run: a run
-counts only where its two references are near the reference's floor, and what is left of the drift is divided out.
+is therefore timed by that thread's own clock. And the whole core is 20 to 60 % slower for seconds (neighbours on the
+same caches). That shows in a *reference*, a fixed workload that runs before and after each timed run: what both suffer
+is divided out, and the median of the quotients counts. To keep only the runs with a quick reference was tried, and is
+worse: on a machine that is never quiet they are few, and the quotient of a chance minimum is no better than another.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
 QUIET = 1.07
 """A reference up to this multiple of its floor is undisturbed."""
 
+_INTERRUPTION_MS = 1.0  # schedulers give the core away for one to four milliseconds
 
 _REMEMBERED = 500  # runs of a reference: a machine that has grown slower for good is not waited for
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Median of the quiet runs in milliseconds, with the 95 % confidence interval of that median."""
+    """Median of runs in milliseconds, with the 95 % confidence interval of that median."""
 
     ms: float
     low: float
@@ -102,45 +104,39 @@ class Reference:
 
 @dataclass(frozen=True)
 class Pace:
-    """The raw runs: time of each, which of them count, what the reference took around each, and takes in quiet.
+    """The raw runs: time of each, what the reference took around each, and takes in quiet.
 
     Without a reference `around_ms` is 1 throughout, and so is `quiet_ms`. away_ms: how long the thread was off the core
     during each run, which `times_ms` leaves out.
     """
 
     times_ms: np.ndarray
-    counts: np.ndarray
     around_ms: np.ndarray
     quiet_ms: float
     away_ms: np.ndarray | float = 0.0
 
-    def uninterrupted(self) -> Pace:
-        """For parts timed by the world's clock: only runs that kept the core count; all of them, if few did."""
-        away = np.broadcast_to(self.away_ms, self.times_ms.shape)
-        kept = self.counts & (away <= 0.03 * self.times_ms)
-        return replace(self, counts=kept) if kept.sum() >= -(-int(self.counts.sum()) // 3) else self
-
     def timing(self) -> Timing:
-        return self.corrected(self.times_ms)
-
-    def corrected(self, times_ms: np.ndarray) -> Timing:
-        """The timing of times taken in these runs: of those that count, at the speed of the quiet machine."""
-        return self.relative(times_ms).scaled(self.quiet_ms)
-
-    def part(self, times_ms: np.ndarray) -> Timing:
-        """As `relative`, for a part of each run; where most runs were interrupted, of the quickest third of that part.
-
-        An interruption falls into one part or another, and the longer a part, the more often into that one.
-        """
-        away = np.broadcast_to(self.away_ms, self.times_ms.shape)[self.counts]
-        ratios = np.sort((times_ms / self.around_ms)[self.counts])
-        if np.mean(away > 0.03 * self.times_ms[self.counts]) > 0.5:
-            ratios = ratios[: max(1, len(ratios) // 3)]
-        return timing(ratios)
+        """At the speed of the quiet machine."""
+        return self.relative(self.times_ms).scaled(self.quiet_ms)
 
     def relative(self, times_ms: np.ndarray) -> Timing:
-        """As `corrected`, in units of the reference."""
-        return timing((times_ms / self.around_ms)[self.counts])
+        """The timing of times taken in these runs, in units of the reference."""
+        return timing(times_ms / self.around_ms)
+
+    def part(self, times_ms: np.ndarray) -> Timing:
+        """As `relative`, for a part of each run by the world's clock: interrupted parts do not count.
+
+        An interruption lasts about a millisecond or more and falls into one part or another. A part that took longer
+        than its quickest runs by half of that, in a run that lost as much, holds one. Where hardly any was spared, the
+        quickest third counts.
+        """
+        ratios = times_ms / self.around_ms
+        longer_ms = (ratios - np.percentile(ratios, 10)) * self.around_ms
+        away_ms = np.broadcast_to(self.away_ms, times_ms.shape)
+        kept = (longer_ms <= np.minimum(away_ms, _INTERRUPTION_MS) / 2) | (away_ms <= 0.03 * self.times_ms)
+        if kept.sum() < len(ratios) / 4:
+            return timing(np.sort(ratios)[: -(-len(ratios) // 3)])
+        return timing(ratios[kept])
 
 
 def pace(
@@ -149,14 +145,10 @@ def pace(
     *,
     repeats: int = 15,
     warmup: int = 3,
-    patience: int = 3,
     one_thread: bool = True,
     clock: Clock = CLOCK,
 ) -> Pace:
-    """Run until `repeats` runs were undisturbed, at most `patience` times as many in all.
-
-    Where fewer than half of `repeats` were, that many with the quickest surroundings count; the interval tells more.
-    """
+    """Run `repeats` times, in turns with the reference."""
 
     def reference_ms() -> float:
         if reference is None:
@@ -166,23 +158,14 @@ def pace(
 
     for _ in range(warmup):
         run()
-    times: list[tuple[float, float]] = []
-    around: list[float] = []
-    before = reference_ms()
-    while len(times) < repeats * patience:
-        times.append(clock.time_ms(run, one_thread))
-        after = reference_ms()
-        around.append((before + after) / 2)
-        before = after
-        if len(times) >= repeats and _undisturbed(reference, around).sum() >= repeats:
-            break
-    counts = _undisturbed(reference, around)
-    enough = max(1, repeats // 2)
-    if counts.sum() < enough:
-        counts = np.zeros(len(times), dtype=bool)
-        counts[np.argsort(around, kind="stable")[:enough]] = True
-    taken, away = np.array(times).T
-    return Pace(taken, counts, np.array(around), 1.0 if reference is None else reference.quiet_ms, away)
+    taken, away, beside = [], [], [reference_ms()]
+    for _ in range(repeats):
+        ms, away_ms = clock.time_ms(run, one_thread)
+        taken.append(ms)
+        away.append(away_ms)
+        beside.append(reference_ms())
+    around = (np.array(beside[:-1]) + np.array(beside[1:])) / 2
+    return Pace(np.array(taken), around, 1.0 if reference is None else reference.quiet_ms, np.array(away))
 
 
 def warm_up(reference: Reference, *, seconds: float = 1.0, least: int = 20, one_thread: bool = True) -> None:
@@ -192,8 +175,3 @@ def warm_up(reference: Reference, *, seconds: float = 1.0, least: int = 20, one_
         reference.run()
     while len(reference.times_ms) < least or time.perf_counter() < end:
         reference.times_ms.append(CLOCK.time_ms(reference.run, one_thread)[0])
-
-
-def _undisturbed(reference: Reference | None, around: Sequence[float]) -> np.ndarray:
-    limit = np.inf if reference is None else QUIET * reference.floor_ms
-    return np.asarray(around) <= limit

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from torch.fx import GraphModule
 
@@ -31,6 +32,7 @@ from passes import Coupling, Plan, cost, verify
 log = logging.getLogger(__name__)
 
 
+@torch.inference_mode(False)  # a network that is made in that mode can never be trained
 def netadapt(
     gm: nn.Module | GraphModule,
     budget: float | int | Budget | Sequence[Budget] | None = None,

@@ -16,6 +16,7 @@ from torch import nn
 from fxprune.context import DLContext, get_device
 from fxprune.errors import InputError
 from fxprune.optimizers import Recipe, held_still, recipe_of
+from fxprune.training import begin_anew
 
 log = logging.getLogger(__name__)
 
@@ -116,20 +117,6 @@ def device_here(context: DLContext) -> torch.device:
     if device.type == "cuda" and multiprocessing.parent_process() is not None:
         return torch.device("cuda", torch.cuda.current_device())
     return device
-
-
-def begin_anew(loader: Any) -> None:
-    """Let a loader draw from the candidate's seed, whatever was drawn from it before.
-
-    Its own generators are seeded, and workers that outlive an epoch are started again.
-    """
-    seed = torch.initial_seed()
-    for holder in (loader, getattr(loader, "sampler", None)):
-        generator = getattr(holder, "generator", None)
-        if isinstance(generator, torch.Generator):
-            generator.manual_seed(seed)
-    if getattr(loader, "persistent_workers", False):
-        loader._iterator = None
 
 
 def iterations(context: DLContext, steps: int) -> int:

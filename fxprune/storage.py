@@ -102,9 +102,14 @@ class Lock:
                 f"{folder}: another process (id {holder}) is searching in this folder; "
                 "wait for it, or choose another workdir."
             ) from None
-        self._file.truncate(0)
-        self._file.write(str(os.getpid()))
-        self._file.flush()
+        try:
+            self._file.truncate(0)
+            self._file.write(str(os.getpid()))
+            self._file.flush()
+        except OSError as error:
+            with suppress(OSError):  # what could not be written is tried once more on closing
+                self._file.close()
+            raise refused(self.path, error) from error
 
     def release(self) -> None:
         self._file.close()

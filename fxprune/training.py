@@ -37,14 +37,20 @@ class Trained:
 def train_candidate(
     network: nn.Module, steps: int, seed: int, train: Train | None, evaluate: Evaluate | None
 ) -> Trained:
-    """Fine-tune a network in place and score it. An exception or a score that is no number is reported, not raised."""
+    """Fine-tune a network in place and score it. An exception, weights that are no numbers any more and a score that is
+    none are reported, not raised.
+
+    Gradients can be computed whatever the caller, or the `evaluate` of another candidate, has switched off.
+    """
     seconds_train = seconds_evaluate = 0.0
     doing, begun = "train", time.perf_counter()
     try:
-        with seeded(seed):
+        with seeded(seed), torch.enable_grad():
             if train is not None:
                 network.train()
+                before = _trained_shapes(network)
                 train(network, steps)
+                check_trained(network, before)
             doing, seconds_train = "evaluate", time.perf_counter() - begun
             score = None
             if evaluate is not None:
@@ -57,6 +63,25 @@ def train_candidate(
             return Trained(error=_said(doing, error), seconds_train=seconds)
         return Trained(error=_said(doing, error), seconds_train=seconds_train, seconds_evaluate=seconds - seconds_train)
     return Trained(score, None, seconds_train, seconds_evaluate)
+
+
+def check_trained(network: nn.Module, before: dict[str, torch.Size]) -> None:
+    """Refuse a network that training made another, or whose weights it drove to NaN: no later round could use it.
+
+    `before`: the shapes of the parameters that were to be trained.
+    """
+    after = dict(network.named_parameters(remove_duplicate=False))
+    for name, shape in before.items():
+        if name not in after or after[name].shape != shape:
+            what = "is gone" if name not in after else f"has shape {tuple(after[name].shape)}, had {tuple(shape)}"
+            raise InputError(f"train changed the network itself: {name} {what}; it must train its weights in place.")
+        if not torch.isfinite(after[name]).all():
+            raise InputError(f"training diverged: {name} holds NaN or infinity; lower the learning rate (netadapt_lr).")
+
+
+def _trained_shapes(network: nn.Module) -> dict[str, torch.Size]:
+    named = network.named_parameters(remove_duplicate=False)
+    return {name: parameter.shape for name, parameter in named if parameter.requires_grad}
 
 
 def score_of(value: Any) -> float:
@@ -103,12 +128,27 @@ def seeded(seed: int) -> Iterator[None]:
             cudnn.deterministic, cudnn.benchmark = chosen
 
 
+def begin_anew(loader: Any) -> None:
+    """Let a loader draw from the candidate's seed, whatever was drawn from it before.
+
+    Its own generators are seeded, and workers that outlive an epoch are started again.
+    """
+    seed, batches = torch.initial_seed(), getattr(loader, "batch_sampler", None)
+    for holder in (loader, getattr(loader, "sampler", None), batches, getattr(batches, "sampler", None)):
+        generator = getattr(holder, "generator", None)
+        if isinstance(generator, torch.Generator):
+            generator.manual_seed(seed)
+    if getattr(loader, "persistent_workers", False):
+        loader._iterator = None
+
+
 @dataclass
 class FineTune:
     """A `train` for `netadapt`: exactly `steps` steps of SGD over `batches`, begun anew as often as needed.
 
-    `batches` is a DataLoader or any other iterable of (inputs, targets); a new optimizer each call, so that no
-    candidate sees the state of another. Data, model and loss meet on the model's device.
+    `batches` is a DataLoader or any other iterable of (inputs, targets). A new optimizer each call, and a loader with
+    generators of its own begins anew from torch's seed, so that no candidate sees the state of another. Data, model and
+    loss meet on the model's device.
 
     >>> train = FineTune([(torch.randn(4, 3), torch.tensor([0, 1, 0, 1]))], lr=0.1)
     >>> train(nn.Linear(3, 2), steps=5)
@@ -127,6 +167,7 @@ class FineTune:
         optimizer = torch.optim.SGD(parameters, self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
         device = parameters[0].device
         model.train()
+        begin_anew(self.batches)
         for inputs, targets in endless(self.batches, steps):
             optimizer.zero_grad(set_to_none=True)
             self.loss(model(inputs.to(device)), targets.to(device)).backward()
@@ -142,6 +183,7 @@ class Accuracy:
     def __call__(self, model: nn.Module) -> float:
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         model.eval()
+        begin_anew(self.batches)
         right = total = 0
         with torch.no_grad():
             for inputs, labels in self.batches:

@@ -278,6 +278,19 @@ def test_full_disk_and_read_only_folder(
     assert_same(run(folder), whole[0])
 
 
+def test_a_disk_that_is_full_before_the_search_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system that makes an empty file, and has no room for what is written to it."""
+
+    def full() -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage.os, "getpid", full)
+        with pytest.raises(JournalError, match="lock: the disk is full"):
+            storage.Lock(tmp_path / "run")
+    storage.Lock(tmp_path / "run").release()  # it was given back
+
+
 def test_ctrl_c_leaves_a_journal_that_resumes(
     whole: tuple[NetAdaptResult, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -153,12 +153,13 @@ class NetAdaptConfig:
         return None
 
 
-def _checked(values: Mapping[str, Any], source: str, lines: Mapping[str, int]) -> dict[str, Any]:
+def _checked(values: Mapping[str, Any], source: str, lines: Mapping[rule.Place, int]) -> dict[str, Any]:
     """The values, each put through its rule; the first fault is an error that says where it stands."""
     known = {f.name: f for f in fields(NetAdaptConfig)}
 
-    def at(key: str) -> str:
-        return f"{source}, line {lines[key]}" if key in lines else source
+    def at(*place: str) -> str:
+        found = lines.get(tuple(map(str, place)), lines.get((str(place[0]),)))
+        return f"{source}, line {found}" if found else source
 
     checked = {}
     for key, value in values.items():
@@ -169,6 +170,8 @@ def _checked(values: Mapping[str, Any], source: str, lines: Mapping[str, int]) -
         check: rule.Rule = known[key].metadata["check"]
         try:
             checked[key] = check.read(value)
+        except rule.WrongEntry as error:
+            raise ConfigError(f"{at(key, error.entry)}: {key}: {error}.") from None
         except (ValueError, TypeError) as error:
             reason = f" ({error})" if str(error) else ""
             raise ConfigError(f"{at(key)}: {key}: got {value!r}, expected {check.expected}{reason}.") from None

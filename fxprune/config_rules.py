@@ -4,7 +4,7 @@ numbers."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
@@ -19,6 +19,14 @@ class Rule:
 
     expected: str
     read: Callable[[Any], Any]
+
+
+class WrongEntry(ValueError):
+    """A wrong value of one entry of a table; `entry` is its name."""
+
+    def __init__(self, entry: str, text: str):
+        super().__init__(text)
+        self.entry = entry
 
 
 def number(
@@ -104,7 +112,8 @@ def table(values: Rule | None = None) -> Rule:
             try:
                 found[str(key)] = values.read(item) if values else item
             except (ValueError, TypeError):
-                raise ValueError(f"{key}: {item!r} is not {values.expected}") from None  # type: ignore[union-attr]
+                assert values is not None, "only a rule refuses"
+                raise WrongEntry(str(key), f"{key}: {item!r} is not {values.expected}") from None
         return found
 
     return Rule("a table of names" + (f", each with {values.expected}" if values else ""), read)
@@ -149,8 +158,15 @@ def plain(value: Any) -> Any:
     return value
 
 
-def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
-    """The top-level keys of a YAML file, and the line on which each stands."""
+Place = tuple[str, ...]
+"""A key of a file, or a key and the name of an entry in its table."""
+
+
+def read_yaml(path: Path) -> tuple[dict[str, Any], dict[Place, int]]:
+    """The top-level keys of a YAML file, and the line on which each of them and each entry of their tables stands.
+
+    Names in tables are taken as they are written: a layer 1.10 is not the number 1.1.
+    """
     import yaml
 
     try:
@@ -158,8 +174,10 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: the configuration cannot be read: {error}.") from error
     try:
-        node = yaml.compose(content, Loader=yaml.SafeLoader)
-        values = yaml.safe_load(content)
+        loader = yaml.SafeLoader(content)
+        node = loader.get_single_node()
+        values = None if node is None else loader.construct_document(node)
+        tables = _tables_of(node, loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}, line {mark.line + 1}" if mark else str(path)
@@ -170,14 +188,39 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
         raise ConfigError(
             f"{path}: expected keys with values, such as `budget_ratio: 0.5`; got a {type(values).__name__}."
         )
-    lines: dict[str, int] = {}
-    for key, _ in node.value:
-        if key.value in lines:
-            raise ConfigError(
-                f"{path}, line {key.start_mark.line + 1}: {key.value} stands here again, after line {lines[key.value]}."
-            )
-        lines[key.value] = key.start_mark.line + 1
-    return values, lines
+    lines: dict[Place, int] = {}
+    for place, line in _places(node):
+        if place in lines:
+            raise ConfigError(f"{path}, line {line}: {place[-1]} stands here again, after line {lines[place]}.")
+        lines[place] = line
+    return {**values, **tables}, lines
+
+
+def _places(node: Any) -> Iterator[tuple[Place, int]]:
+    for key, value in node.value:
+        yield (key.value,), key.start_mark.line + 1
+        for entry in _entries(value):
+            yield (key.value, entry.value), entry.start_mark.line + 1
+
+
+def _entries(node: Any) -> list[Any]:
+    """The nodes of a table's names; none where it is no table, or merged from another (`<<`)."""
+    import yaml
+
+    names = [name for name, _ in node.value] if isinstance(node, yaml.MappingNode) else []
+    plain_names = all(isinstance(name, yaml.ScalarNode) and name.value != "<<" for name in names)
+    return names if plain_names else []
+
+
+def _tables_of(node: Any, loader: Any) -> dict[str, dict[str, Any]]:
+    """The tables of a file by their names as they are written."""
+    import yaml
+
+    found = {}
+    for key, table in node.value if isinstance(node, yaml.MappingNode) else ():
+        if _entries(table):
+            found[key.value] = {name.value: loader.construct_document(value) for name, value in table.value}
+    return found
 
 
 def write_yaml(entries: Mapping[str, tuple[Any, str]]) -> str:

@@ -26,7 +26,7 @@ def make_grids(
     groups = list(coupling.groups)
     layers = {group.name: layers_of(group) for group in groups}
     held = held_back(gm, groups, layers, config)
-    rates = rates_of(groups, layers, config)
+    rates = rates_of(gm, groups, layers, config)
     step, least = grid_of(coupling, config)
     grids = {}
     for group in groups:
@@ -93,10 +93,22 @@ def held_back(
     return held
 
 
-def rates_of(groups: list[Group], layers: Mapping[str, tuple[str, ...]], config: NetAdaptConfig) -> dict[str, float]:
-    """The largest share that each group may lose, by the table `sparsity`: the least of its layers' rates."""
+def rates_of(
+    gm: GraphModule, groups: list[Group], layers: Mapping[str, tuple[str, ...]], config: NetAdaptConfig
+) -> dict[str, float]:
+    """The largest share that each group may lose, by the table `sparsity`: the least of its layers' rates.
+
+    TinyNN writes layers with underscores for dots; such names count as the layer's own.
+    """
+    modules = [name for name, _ in gm.named_modules() if name]
+    known = {*modules, *(name for group in groups for name in (group.name, *layers[group.name]))}
+    spelled = {name.replace(".", "_"): name for name in modules}
     table = dict(config.sparsity)
     default = table.pop("default", 1.0)
+    for name in [name for name in table if name not in known]:
+        if name not in spelled:
+            raise unknown_layer("sparsity", name, groups, layers)
+        table.setdefault(spelled[name], table.pop(name))
     rates = {}
     used = set()
     for group in groups:

@@ -109,6 +109,25 @@ def test_wrong_value_names_key_value_range_and_line(tmp_path: Path, key: str, va
     assert "config.yml, line 2" in message and key in message and expected in message
 
 
+def test_a_wrong_entry_of_a_table_is_named_with_its_own_line(tmp_path: Path) -> None:
+    path = written(tmp_path, "budget_ratio: 0.5\nsparsity:\n  default: 0.5\n  layer1.conv: 0.25\n  layer2.conv: 1.5\n")
+    said = r"config\.yml, line 5: sparsity: layer2\.conv: 1\.5 is not a number at least 0 and less than 1"
+    with pytest.raises(ConfigError, match=said):
+        NetAdaptConfig.from_yaml(path)
+    with pytest.raises(ConfigError, match=r"line 3: layer1\.conv stands here again, after line 2"):
+        NetAdaptConfig.from_yaml(written(tmp_path, "sparsity:\n  layer1.conv: 0.5\n  layer1.conv: 0.0\n"))
+    with pytest.raises(ConfigError, match=r"line 2: unknown key 7"):
+        NetAdaptConfig.from_yaml(written(tmp_path, "seed: 1\n7: 1\n"))
+
+
+def test_names_of_layers_are_read_as_they_are_written(tmp_path: Path) -> None:
+    """Layer 1.10 of nested Sequentials is not the number 1.1, and a layer `off` is not false."""
+    text = "sparsity:\n  1.10: 0.5\n  1.1: 0.25\n  off: 0.0\n"
+    assert NetAdaptConfig.from_yaml(written(tmp_path, text)).sparsity == {"1.10": 0.5, "1.1": 0.25, "off": 0.0}
+    merged = "sparsity: &table\n  a: 0.5\nray:\n  <<: *table\n  num_cpus: 2\n"
+    assert NetAdaptConfig.from_yaml(written(tmp_path, merged)).ray == {"a": 0.5, "num_cpus": 2}
+
+
 def test_budget_excludes_budget_ratio(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="line 2: got both budget and budget_ratio"):
         NetAdaptConfig.from_yaml(written(tmp_path, "budget: 10\nbudget_ratio: 0.5\n"))

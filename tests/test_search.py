@@ -273,7 +273,7 @@ def test_select_ratio_weighs_the_score_by_what_is_saved() -> None:
     here = before
     for record in result.rounds:
         merits = {
-            c.index: (c.score - score) / ((here - c.resources["flops"]) / before)
+            c.index: (c.score - score) / ((here - max(c.resources["flops"], 0.5 * before)) / before)
             for c in record.candidates
             if c.score is not None
         }
@@ -346,6 +346,10 @@ def test_layers_are_held_back() -> None:
         run(config=by_type)
     table = run(train=None, evaluate=None, budget=0.65, config=FAST.replace(sparsity={"default": 0.5, "stem": 0.0}))
     assert table.widths["stem"] == 12 and table.widths["tail"] >= 9 and table.widths["branch.0"] >= 7
+    spelled = FAST.replace(sparsity={"default": 0.5, "branch_0": 0.0})  # as TinyNN spells branch.0
+    assert run(train=None, evaluate=None, budget=0.8, config=spelled).widths["branch.0"] == 14
+    with pytest.raises(ConfigError, match="sparsity: 'branch.00' matches no layer or group; did you mean 'branch.0'"):
+        run(config=FAST.replace(sparsity={"branch.00": 0.0}))
     most = run(train=None, evaluate=None, budget=0.5, config=FAST.replace(max_prune=0.4))
     assert all(most.widths[name] >= 0.6 * size for name, size in most.original_widths.items())
     with pytest.raises(ConfigError, match="exclude: 'brnch.0' matches no layer or group; did you mean 'branch.0'"):

@@ -118,6 +118,22 @@ def test_the_sample_of_tinynn_runs_with_its_imports_changed(tmp_path: Path, data
     assert restored["parameters"] > first["parameters"] and restored["pruner"].iteration == 2
 
 
+def test_every_module_path_of_tinynns_scripts_is_there() -> None:
+    from fxprune.tinynn.prune.netadapt_pruner import NetAdaptPruner as longer
+    from fxprune.tinynn.util.cifar100 import get_dataloader as _  # noqa: F401
+    from fxprune.tinynn.util.imagenet import get_dataloader as _  # noqa: F401, F811
+    from fxprune.tinynn.util.train_util import AverageMeter, get_module_device
+
+    assert longer is NetAdaptPruner
+    assert get_module_device(nn.Linear(2, 2)) == torch.device("cpu") and get_module_device(nn.ReLU()) is None
+    meter = AverageMeter()
+    meter.update(2.0, 3)
+    meter.update(6.0)
+    assert (meter.val, meter.sum, meter.count, meter.avg) == (6.0, 12.0, 4, 3.0)
+    meter.reset()
+    assert (meter.val, meter.sum, meter.count, meter.avg) == (0, 0, 0, 0)
+
+
 def net(width: int = 16) -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(

@@ -33,6 +33,20 @@ def test_stairs_are_found(step: int) -> None:
     assert surface.steps == (step, 1)
 
 
+def test_stairs_that_are_climbed_in_part_are_followed() -> None:
+    """The first 8 channels of a tile of 32 cost as much as the next 24, as ONNX Runtime's convolutions do."""
+
+    def cost(a, b):
+        return 0.02 + 1e-4 * a * (b + 0.5 * up(b, 32))
+
+    surface = fit(*samples(cost, count=60))
+    assert surface.steps == (1, 32)
+    widths = np.arange(8, 233, 8)
+    rises = np.diff(surface.ms(np.stack([np.full(len(widths), 120), widths], axis=1)))
+    first = widths[:-1] % 32 == 0
+    assert rises[first].min() > 2 * rises[~first].max()
+
+
 def test_a_line_has_no_stairs() -> None:
     for seed in range(5):
         assert fit(*samples(lambda a, b: 0.02 + 1e-3 * a + 2e-3 * b, seed=seed)).steps == (1, 1)

@@ -139,7 +139,7 @@ def measure_latency_ms(
     device: str = "cpu",
     repeats: int = 25,
 ) -> Timing:
-    """How long a whole network takes: the median of undisturbed runs, with its 95 % interval."""
+    """How long a whole network takes: the median of its runs, with its 95 % interval."""
     gm = gm if isinstance(gm, fx.GraphModule) else capture(gm, example_inputs)
     return find(backend, threads, device, measure).time(gm, example_inputs, None, repeats)
 

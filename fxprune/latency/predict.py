@@ -129,7 +129,7 @@ class MeasuredLatency(LatencyModel):
         """Milliseconds of a whole network."""
         return self.timing(network, example_inputs).ms
 
-    def timing(self, network: fx.GraphModule, example_inputs: Any, repeats: int = 25) -> Timing:
+    def timing(self, network: fx.GraphModule, example_inputs: Any, repeats: int = 40) -> Timing:
         """Milliseconds of a whole network, timed in turns with the dense one: their ratio outlives any drift."""
         assert self.backend is not None, "a MeasuredLatency is made with a backend"
         if self.reference is None or not isinstance(self.backend, Timed):

@@ -48,7 +48,7 @@ class Limits:
     tolerance: float = 0.02
     networks: int = 40
     points: int = 8
-    repeats: int = 12
+    repeats: int = 16
 
 
 DEFAULT = Limits()

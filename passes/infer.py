@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from torch import fx
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from passes import ops
-from passes.axes import Axis, Constant, Reason, Space
+from passes.axes import Axis, Constant, Reason
 from passes.errors import PassError
-from passes.meta import on_meta, run_on_meta
+from passes.meta import LightMode, on_meta, run_on_meta
 from passes.ops import Call, Record, Slot, Value
-from passes.skeleton import copy_with, like, owned_tensors
+from passes.skeleton import copy_module, copy_with, like, owned_tensors
+from passes.space import Space
 
 _ATTRIBUTE = "_fxprune_value"
 _SILENT = {torch.ops.aten.sym_size.int, torch.ops.aten.sym_numel.default, torch.ops.aten._version.default}
@@ -91,21 +91,6 @@ def source_of(node: fx.Node) -> str:
         return ""
     path, line = found[-1]
     return f"{path.rsplit('/', 1)[-1]}:{line}"
-
-
-class LightMode(TorchDispatchMode):
-    """A dispatch mode that is never compiled: torch imports its compiler, seconds of it, for those that might be."""
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False
-
-
-class OnMeta(LightMode):
-    """Keeps whatever a graph makes (``torch.zeros(4)``, ``x.to("cuda")``) on the meta device."""
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        return run_on_meta(func, args, on_meta(func, kwargs or {}))
 
 
 def tensors_in(*arguments: Any) -> list[torch.Tensor]:
@@ -272,8 +257,7 @@ class GraphInference(fx.Interpreter):
         if n.op == "call_module":
             original = self.fetch_attr(str(n.target))
             touched += [t for _, t in owned_tensors(original)]
-            module = copy_with(original, lambda _, t: like(t, real(t)))
-            module.__class__ = type(original)
+            module = copy_module(original, lambda _, t: like(t, real(t)))
         try:
             with torch.utils._python_dispatch._disable_current_modes():
                 if module is not None:

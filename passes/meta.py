@@ -13,9 +13,25 @@ from math import prod
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 aten = torch.ops.aten
 Shape = Sequence[int]
+
+
+class LightMode(TorchDispatchMode):
+    """A dispatch mode that is never compiled: torch imports its compiler, seconds of it, for those that might be."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+
+class OnMeta(LightMode):
+    """Keeps whatever a graph makes (``torch.zeros(4)``, ``x.to("cuda")``) on the meta device."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        return run_on_meta(func, args, on_meta(func, kwargs or {}))
 
 
 def on_meta(func: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -54,6 +70,11 @@ def run_on_meta(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
             shape = _broadcast(first, args[1])
             if shape is not None:
                 return _made(first, shape)
+    elif func is aten.native_layer_norm.default and first.is_contiguous() and first.itemsize >= 4:
+        dims, shape = len(args[1]), tuple(first.shape)
+        if 0 < dims <= len(shape) and shape[-dims:] == tuple(args[1]):
+            statistics = shape[:-dims] + (1,) * dims
+            return _made(first, shape), _made(first, statistics), _made(first, statistics)
     elif func is aten.native_batch_norm.default and not args[5] and first.is_contiguous():
         return _made(first, first.shape), _made(first, (0,)), _made(first, (0,))
     return func(*args)

@@ -16,16 +16,18 @@ from torch.fx.passes.infra.pass_base import PassResult
 from torch.utils import _pytree as pytree
 
 from passes import restate
-from passes.axes import Axis, Constant, Mask, Reason, Variable, kept, leaves, length, survivors
+from passes.axes import Axis, Constant, Reason, Variable, leaves
 from passes.coupling import Coupling, couple, recall, remember
 from passes.errors import PassError
 from passes.garbage import collector_paused
 from passes.identity import example_inputs_of
-from passes.infer import OnMeta, as_arguments, composite_attention, source_of
+from passes.infer import as_arguments, composite_attention, source_of
+from passes.meta import OnMeta
 from passes.ops import Record, Value, find
 from passes.plan import Plan
 from passes.skeleton import copy_with, like, shell
 from passes.structure import map_together
+from passes.units import Mask, kept, length, survivors
 
 aten = torch.ops.aten
 Masks = Mapping[Variable, Mask]
@@ -268,6 +270,8 @@ class _Run(fx.Interpreter):
         failure = ""
         try:
             self._restate(n, value)
+            for argument in n.all_input_nodes:
+                self._run_inserted(argument)
             if isinstance(value, Value) and (n.op == "get_attr" or self._takes_no_sizes(n)):
                 return self._promised(n, value)
             result = super().run_node(n)
@@ -284,6 +288,13 @@ class _Run(fx.Interpreter):
             rewriting.refuse(n, failure)
             return self._promised(n, value)
         return result
+
+    def _run_inserted(self, n: fx.Node) -> None:
+        """Run arithmetic that restating has put before a node."""
+        if n not in self.env:
+            for argument in n.all_input_nodes:
+                self._run_inserted(argument)
+            self.env[n] = self.rewriting.numbers[n.name] = super().run_node(n)
 
     def _takes_no_sizes(self, n: fx.Node) -> bool:
         """Whether no number that the operators of `n` take could be the length of a pruned axis: shapes follow."""
@@ -379,7 +390,7 @@ def trial(gm: fx.GraphModule, coupling: Coupling) -> list[tuple[Axis, Reason]]:
     first = Rewriting(gm, coupling, masks)
     refused = list(first.refused)
     dense = coupling.structure.vals
-    computes = any(isinstance(now, (int, float)) and now != dense[name] for name, now in first.numbers.items())
+    computes = any(isinstance(now, (int, float)) and now != dense.get(name) for name, now in first.numbers.items())
     if not refused and computes:
         refused = Rewriting(gm, coupling, dict(list(masks.items())[::2])).refused
     return list(_unique(refused))

@@ -102,8 +102,9 @@ def name_of(node: fx.Node) -> str:
 def _restated(site: Site, sizes: Sequence[Any], axes: Sequence[Axis], view: bool = False) -> list[Any]:
     """`sizes` with every number that is not the new length of its axis replaced; -1 and matching nodes stay.
 
-    A node that holds the batch size and a pruned width in one number (``n * heads``) cannot become a literal: a `view`
-    finds its length by itself (-1).
+    A node that holds a size that may vary and a pruned width in one number (``n * heads``) cannot become a literal: a
+    `view` finds its length by itself (-1), and elsewhere the number is scaled (``n * heads * 3 // 4``). So it is
+    where the example holds a single image, and the number looks like a width alone.
     """
     result: list[Any] = []
     for size, axis in zip(sizes, axes, strict=True):
@@ -112,13 +113,34 @@ def _restated(site: Site, sizes: Sequence[Any], axes: Sequence[Axis], view: bool
             result.append(size if size == -1 or axis.size == new else new)
         elif site.number(size) in (new, -1):
             result.append(size)
-        elif not _has_constant(axis):
+        elif not _has_constant(axis) and not _varies(site, size):
             result.append(new)
         elif view and -1 not in sizes and -1 not in result:
             result.append(-1)
         else:
-            raise ValueError(f"{size} holds a size that shrinks and one that may vary in one number")
+            result.append(_scaled(site, size, new))
     return result
+
+
+def _varies(site: Site, number: fx.Node, place: int | None = None) -> bool:
+    """Whether `number` (at `place`, where it is a shape) is computed from a size that no group alone decides."""
+    asked = number.args[1] if len(number.args) > 1 and isinstance(number.args[1], int) else place
+    for source in number.all_input_nodes:
+        axes = site.axes_of(source)
+        if axes is not None:
+            if asked is None or _has_constant(axes[asked]):
+                return True
+        elif _varies(site, source, asked if number.target is operator.getitem else None):
+            return True
+    return False
+
+
+def _scaled(site: Site, number: fx.Node, new: int) -> fx.Node:
+    """`number` times what remains of the axis, as nodes before the one at hand; exact whatever the batch size is."""
+    graph = site.node.graph
+    with graph.inserting_before(site.node):
+        product = graph.call_function(operator.mul, (number, new))
+        return graph.call_function(operator.floordiv, (product, site.number(number)))
 
 
 def _has_constant(axis: Axis) -> bool:

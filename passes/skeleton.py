@@ -42,14 +42,21 @@ def shell(gm: nn.Module) -> nn.Module:
     return plain
 
 
-def copy_with(gm: nn.Module, replace: Callable[[str, torch.Tensor], torch.Tensor]) -> nn.Module:
+Replace = Callable[[str, torch.Tensor], torch.Tensor]
+
+
+def copy_with(gm: nn.Module, replace: Replace) -> nn.Module:
     """Copy the modules of `gm` with each tensor replaced by ``replace(name, tensor)``; tied tensors stay tied."""
+    return copy_module(shell(gm), replace)
+
+
+def copy_module(module: nn.Module, replace: Replace) -> nn.Module:
+    """A copy of a module of any class, with each tensor replaced as `copy_with` does."""
     memo: dict[int, Any] = {}
-    hollow = shell(gm)
-    for name, tensor in owned_tensors(hollow):
+    for name, tensor in owned_tensors(module):
         if id(tensor) not in memo:
             memo[id(tensor)] = replace(name, tensor)
-    return _copied(hollow, memo)
+    return _copied(module, memo)
 
 
 _PLAIN = frozenset({int, float, str, bool, type(None), torch.Size, torch.dtype})

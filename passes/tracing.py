@@ -252,6 +252,8 @@ class Tracer(fx.Tracer):
 
     def value(self, obj: fx.Proxy) -> Any:
         """What the proxy holds, tensors on the meta device; raises Unresolved."""
+        if self._values.told(obj.node):
+            return _resolved(self._values.of, obj.node)
         return self._look_up(self._values.of, obj)
 
     def _value_and_source(self, obj: fx.Proxy, sized: bool) -> tuple[Any, str]:
@@ -270,10 +272,7 @@ class Tracer(fx.Tracer):
     def _look_up(self, how: Callable[[fx.Node], Any], obj: fx.Proxy) -> Any:
         # Without fx's patches: what torch imports or caches meanwhile must not keep a wrapper for torch.zeros.
         with _maybe_revert_all_patches():
-            try:
-                return how(obj.node)
-            except Unknown as error:
-                raise Unresolved(str(error)) from error
+            return _resolved(how, obj.node)
 
     def class_of(self, obj: fx.Proxy) -> type:
         if self.inputs is None or type(obj) is Mode:
@@ -372,6 +371,13 @@ class Tracer(fx.Tracer):
                 continue
             if note.kind != "value" and _as_decided(found) != value:
                 self.notes[replace(note, kind="batch")] = None
+
+
+def _resolved(how: Callable[[fx.Node], Any], node: fx.Node) -> Any:
+    try:
+        return how(node)
+    except Unknown as error:
+        raise Unresolved(str(error)) from error
 
 
 def _as_decided(value: Any) -> Any:

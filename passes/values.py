@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +9,9 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
+
+from passes.meta import OnMeta
+from passes.skeleton import copy_module
 
 
 class Unknown(Exception):
@@ -34,7 +36,7 @@ class Values:
     ) -> None:
         self._graph = graph
         self._inputs = None if inputs is None else pytree.tree_map(_on_meta, inputs)
-        self._device = _device_of(inputs)
+        self._placed = torch.empty(0, device=_device_of(inputs))  # answers for the device of every tensor
         self._attribute = attribute
         self._module = module
         self._known: dict[fx.Node, Any] = {}
@@ -45,7 +47,7 @@ class Values:
     def with_inputs(self, inputs: dict[str, Any] | None) -> Values:
         """The values that the same nodes have for other inputs, as if on the same device."""
         other = Values(self._graph, inputs, self._attribute, self._module)
-        other._device = self._device
+        other._placed = self._placed
         return other
 
     def of(self, node: fx.Node) -> Any:
@@ -67,18 +69,24 @@ class Values:
             return _call(node, args, kwargs)
 
     def _run_up_to(self, node: fx.Node) -> None:
+        if self.told(node):
+            return
         following = self._last.next if self._last is not None else next(iter(self._graph.nodes))
-        while node not in self._known and node not in self._unknown and following.op != "root":
-            self._run(following)
-            self._last = following
-            following = following.next
-        if node not in self._known and node not in self._unknown:
-            self._run(node)  # inserted behind the point that was reached
+        with torch.no_grad(), torch.device("meta"), OnMeta():
+            while not self.told(node) and following.op != "root":
+                self._run(following)
+                self._last = following
+                following = following.next
+            if not self.told(node):
+                self._run(node)  # inserted behind the point that was reached
+
+    def told(self, node: fx.Node) -> bool:
+        """Whether `of` answers without running anything."""
+        return node in self._known or node in self._unknown
 
     def _run(self, node: fx.Node) -> None:
         try:
-            with torch.no_grad(), torch.device("meta"):
-                self._known[node] = self._compute(node)
+            self._known[node] = self._compute(node)
         except Exception as error:  # whatever user code raises on a meta tensor: told to whoever asks
             self._unknown[node] = error
 
@@ -91,7 +99,7 @@ class Values:
         if node.op == "call_module":
             return self._meta_module(str(node.target))(*args, **kwargs)
         if node.target is getattr and args[1:] in (("device",), ("is_meta",), ("is_cpu",), ("is_cuda",)):
-            return getattr(torch.empty(0, device=self._device), args[1])
+            return getattr(self._placed, args[1])
         if node.target is not getattr and node.target not in (operator.eq, operator.ne):
             args, kwargs = fx.node.map_aggregate((args, kwargs), _nowhere)
         return _call(node, args, kwargs)
@@ -117,12 +125,7 @@ class Values:
     def _meta_module(self, name: str) -> nn.Module:
         """A copy without weights, in eval mode: shapes are the same, and batch norm does not object to few values."""
         if name not in self._copies:
-            module = self._module(name)
-            tensors = [*module.parameters(), *module.buffers()]
-            memo: dict[int, Any] = {id(tensor): _on_meta(tensor) for tensor in tensors}
-            for part in module.modules():
-                memo.update({id(v): _on_meta(v) for v in part.__dict__.values() if isinstance(v, torch.Tensor)})
-            self._copies[name] = copy.deepcopy(module, memo).eval()
+            self._copies[name] = copy_module(self._module(name), lambda _, tensor: _on_meta(tensor)).eval()
         return self._copies[name]
 
 

@@ -18,15 +18,17 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
-from passes.axes import Axis, Mask, Variable, leaves, survivors
+from passes.axes import Axis, Variable, leaves
 from passes.coupling import Coupling
 from passes.errors import EquivalenceError
-from passes.infer import LightMode, as_arguments, composite_attention, source_of
+from passes.infer import as_arguments, composite_attention, source_of
+from passes.meta import LightMode
 from passes.ops import Record, Value
 from passes.plan import Plan
 from passes.prune import coupling_for
 from passes.references import REFERENCES, column, narrowed
 from passes.skeleton import copy_with, like, owned_tensors
+from passes.units import Mask, survivors
 
 
 @dataclass(frozen=True)

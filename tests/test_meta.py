@@ -27,6 +27,11 @@ CALLS = [
     *((aten._softmax.default, (X, dim, False)) for dim in (1, -1)),
     *((aten._adaptive_avg_pool2d.default, (x, [2, 3])) for x in (X, X[0], CHANNELS_LAST)),
     (aten.native_batch_norm.default, (X, *[empty(6)] * 4, True, 0.1, 1e-5)),
+    *(
+        (aten.native_layer_norm.default, (x, shape, None, None, 1e-5))
+        for x in (X, CHANNELS_LAST, HALF)
+        for shape in ([7], [5, 7])
+    ),
     *((getattr(aten, name).default, (x,)) for name in ("relu", "sigmoid", "relu_") for x in (X, CHANNELS_LAST)),
     *(
         (func, (a, b))

@@ -16,7 +16,7 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
-from passes import ops
+from passes import numbers, ops
 from passes.axes import Axis, Constant, Reason
 from passes.errors import PassError
 from passes.meta import LightMode, on_meta, run_on_meta
@@ -25,6 +25,7 @@ from passes.skeleton import copy_module, copy_with, like, owned_tensors
 from passes.space import Space
 
 _ATTRIBUTE = "_fxprune_value"
+_INDEXING = {torch.ops.aten.index.Tensor, torch.ops.aten._unsafe_index.Tensor}
 _SILENT = {torch.ops.aten.sym_size.int, torch.ops.aten.sym_numel.default, torch.ops.aten._version.default}
 
 
@@ -125,6 +126,7 @@ class Inference(LightMode):
         self.space = Space()
         self.records: list[Record] = []
         self.node: fx.Node | None = None
+        self.rewritten = False  # an integer tensor was written to: what numbers it holds is no longer known
         self._source = ""
 
     def enter_node(self, node: fx.Node) -> None:
@@ -137,8 +139,13 @@ class Inference(LightMode):
         if known is None:
             reason = self.reason("", "a tensor that the analysis cannot follow")
             known = Value(self._label(), tuple(Constant(int(s), reason) for s in tensor.shape))
+            known.numbers = numbers.literal(self.node, tensor) if tensor.is_meta else numbers.stated(tensor)
             self.attach(tensor, known)
         return known
+
+    def numbers_of(self, tensor: torch.Tensor) -> torch.Tensor | None:
+        """The values of an index that the program states."""
+        return None if self.rewritten else self.value(tensor).numbers
 
     def attach(self, tensor: torch.Tensor, value: Value) -> None:
         """State the axes of `tensor`."""
@@ -155,6 +162,10 @@ class Inference(LightMode):
         kwargs = on_meta(func, kwargs or {})
         if func in _SILENT or func.namespace == "prim":
             return func(*args, **kwargs)
+        if func in _INDEXING:
+            args, positions = numbers.as_positions(args, self.numbers_of)
+            for index, places in positions:
+                self.value(index).numbers = places
         operands = tensors_in(args, *kwargs.values())
         before = [self.value(t) for t in operands]
         result = run_on_meta(func, args, kwargs)
@@ -166,9 +177,9 @@ class Inference(LightMode):
         return result
 
     def _record(self, func, args, kwargs, operands, before, outputs) -> None:
-        name = str(func)
         record = Record(self._label(), func, before, template=_template(args, kwargs))
-        call = Call(func, args, kwargs, outputs, self.space, self.value, record, lambda text: self.reason(name, text))
+        call = Call(func, args, kwargs, outputs, self.space, self.value, record, lambda text: self.reason(str(func), text))
+        call.numbers_of = self.numbers_of
         for value in before:
             if value.watched:
                 call.freeze(list(value.watched), "positions of this axis are used as values")
@@ -180,11 +191,14 @@ class Inference(LightMode):
             if in_place and torch.Tag.inplace_view not in func.tags:
                 for old, new in zip(self.value(tensor).axes, made, strict=True):
                     call.tie(old, new)
+                self.rewritten |= not tensor.is_floating_point()
                 record.outputs.append(self.value(tensor))
                 continue
             value = Value(
                 f"{self._label()}/{len(self.records)}", tuple(made), parameters, record.watched.get(number, ())
             )
+            if not tensor.is_floating_point():
+                value.numbers = numbers.computed(func, args, kwargs, tensor, self.numbers_of)
             self.attach(tensor, value)
             record.outputs.append(value)
         self.records.append(record)
@@ -306,7 +320,7 @@ def infer(gm: fx.GraphModule, example_inputs: Any) -> Inferred:
     def hollow(name: str, tensor: torch.Tensor) -> torch.Tensor:
         meta = like(tensor, torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta"))
         axes[name] = tuple(mode.space.variable(int(s)) for s in tensor.shape)
-        mode.attach(meta, Value(name, axes[name], frozenset([name])))
+        mode.attach(meta, Value(name, axes[name], frozenset([name]), numbers=numbers.stated(tensor)))
         return meta
 
     for name, tensor in owned_tensors(gm):

@@ -16,7 +16,9 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from passes.axes import Axis, Constant, Inexpressible, Reason, Space, nest
+from passes.axes import Axis, Constant, Inexpressible, Reason, nest
+from passes.numbers import listed
+from passes.space import Space
 
 Rule = Callable[["Call"], Sequence[Sequence[Axis]]]
 aten = torch.ops.aten
@@ -41,6 +43,7 @@ def rule(*operators: Any) -> Callable[[Rule], Rule]:
             if operator in _rules:
                 raise DuplicateRule(f"{operator} has a rule already ({_rules[operator].__name__}); remove one")
             _rules[operator] = function
+        find.cache_clear()
         return function
 
     return register
@@ -50,8 +53,10 @@ def unregister(*operators: Any) -> None:
     """Take the rules of `operators` out of the table again; an operator without one is passed over."""
     for operator in operators:
         _rules.pop(operator, None)
+    find.cache_clear()
 
 
+@cache
 def find(func: torch._ops.OpOverload) -> Rule | None:
     """The rule of an operator: its overload's, its packet's, or for an in-place variant the functional one's."""
     packet = func.overloadpacket
@@ -91,6 +96,7 @@ class Value:
     axes: tuple[Axis, ...]
     parameters: frozenset[str] = frozenset()
     watched: tuple[Axis, ...] = ()  # axes whose positions are this tensor's values: its use freezes them
+    numbers: torch.Tensor | None = None  # its values, where it is an index that the program states
     key: int = field(default_factory=itertools.count().__next__)  # one number a tensor, kept when axes are resolved
 
 
@@ -126,7 +132,12 @@ def _signature(func: torch._ops.OpOverload) -> tuple[list[str], dict[str, Any]]:
 
 
 class Call:
-    """One ATen call under analysis. Axes that cannot be tied are frozen with a reason, never guessed."""
+    """One ATen call under analysis. Axes that cannot be tied are frozen with a reason, never guessed.
+
+    numbers_of: the values of a tensor that the program states (see passes/numbers.py), None for any other.
+    """
+
+    numbers_of: Callable[[torch.Tensor], torch.Tensor | None] = staticmethod(lambda tensor: None)
 
     def __init__(
         self, func: Any, args: tuple, kwargs: dict, outputs: list[torch.Tensor], space: Space,
@@ -157,6 +168,18 @@ class Call:
             tensor = self.arguments[tensor]
         assert isinstance(tensor, torch.Tensor)
         return [self.space.resolve(a) for a in self._value_of(tensor).axes]
+
+    def positions(self, tensor: torch.Tensor, size: int) -> list[int] | None:
+        """The positions that an index tensor picks of an axis of `size`, where the program states them."""
+        return listed(self.numbers_of(tensor), size)
+
+    def pick(self, axis: Axis, order: Sequence[int], text: str) -> Axis | None:
+        """Positions `order` of `axis` (see Space.pick); frozen, and None, where that cannot be expressed."""
+        try:
+            return self.space.pick(axis, order)
+        except Inexpressible as error:
+            self.freeze(axis, f"{text}: {error}")
+            return None
 
     def fixed(self, output: int = 0) -> list[Axis]:
         """Axes of output number `output` as constants of this call: positions that no unit of the inputs maps to."""

@@ -178,7 +178,11 @@ class Inference(LightMode):
 
     def _record(self, func, args, kwargs, operands, before, outputs) -> None:
         record = Record(self._label(), func, before, template=_template(args, kwargs))
-        call = Call(func, args, kwargs, outputs, self.space, self.value, record, lambda text: self.reason(str(func), text))
+
+        def because(text: str) -> Reason:
+            return self.reason(str(func), text)
+
+        call = Call(func, args, kwargs, outputs, self.space, self.value, record, because)
         call.numbers_of = self.numbers_of
         for value in before:
             if value.watched:

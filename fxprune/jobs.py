@@ -41,8 +41,11 @@ class Job:
 
     def save(self, workdir: Path) -> None:
         """Leave the names in the folder of the search, for `resume` and `restore`; another search's are not touched."""
-        path = workdir / FILE
-        known = _read(path) if (workdir / "run.json").is_file() else None
+        path, known = workdir / FILE, None
+        try:
+            known = _read(path) if (workdir / "run.json").is_file() else None
+        except Damaged as damage:  # the names are at hand, and the search's own record still refuses another model
+            log.warning("%s; it is written again", damage)
         if known is not None and known != self:
             differences = [
                 f"{field.name}: {getattr(known, field.name)!r} there, {getattr(self, field.name)!r} here"
@@ -78,7 +81,12 @@ class Job:
 
 def job_in(workdir: str | Path) -> Job:
     """The names that the search in a folder was started with."""
-    job = _read(Path(workdir) / FILE)
+    try:
+        job = _read(Path(workdir) / FILE)
+    except Damaged as damage:
+        raise JournalError(
+            f"{damage}; `fxprune netadapt CONFIG.yml` writes it again and goes on, and restore takes --model."
+        ) from None
     if job is None:
         raise JournalError(
             f"{workdir}: there is no {FILE}, so no search was started here from the command line; name the model "
@@ -88,10 +96,7 @@ def job_in(workdir: str | Path) -> Job:
 
 
 def _read(path: Path) -> Job | None:
-    try:
-        found = read_json(path)
-    except Damaged as damage:
-        raise JournalError(f"{damage}; remove it and name the model with --model.") from None
+    found = read_json(path)
     return None if found is None else Job(**{**found, "inputs": tuple(found["inputs"])})
 
 

@@ -266,6 +266,21 @@ def test_another_search_in_the_same_folder_is_refused(run) -> None:  # type: ign
     assert other.exit_code == 1
 
 
+def test_damaged_names_of_a_search_are_written_again_by_the_same_command(run, tmp_path: Path, caplog) -> None:  # type: ignore[no-untyped-def]
+    assert run("netadapt", "config.yml", *SHAPE).exit_code == 0
+    names = tmp_path / "search" / "command.json"
+    whole = names.read_bytes()
+    names.write_bytes(whole[:20])
+    for arguments in (("resume", "search"), ("restore", "search", "-o", "x.safetensors")):
+        refused = run(*arguments)
+        assert refused.exit_code == 1 and "`fxprune netadapt CONFIG.yml` writes it again" in refused.output
+    assert run("restore", "search", "-o", "x.safetensors", "--model", "own_project:net").exit_code == 0
+    again = run("netadapt", "config.yml", *SHAPE)
+    assert again.exit_code == 0 and "training 0.0" in again.output
+    assert "command.json: the file is truncated or altered" in caplog.text
+    assert names.read_bytes() == whole and run("resume", "search").exit_code == 0
+
+
 def test_a_search_of_a_script_is_restored_with_the_model_named(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     sys.path.insert(0, str(tmp_path))
     import own_project  # type: ignore[import-not-found]

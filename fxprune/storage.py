@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import weakref
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -110,9 +111,24 @@ class Lock:
             with suppress(OSError):  # what could not be written is tried once more on closing
                 self._file.close()
             raise refused(self.path, error) from error
+        _held.add(self)
 
     def release(self) -> None:
         self._file.close()
+
+
+_held: weakref.WeakSet[Lock] = weakref.WeakSet()
+
+
+def _let_go() -> None:
+    """A forked process (of a DataLoader) shares the lock: where it outlived a killed search, the folder stayed
+    locked."""
+    for lock in list(_held):
+        lock.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)
 
 
 def refused(path: Path, error: OSError) -> JournalError:

@@ -291,6 +291,26 @@ def test_a_disk_that_is_full_before_the_search_begins(tmp_path: Path, monkeypatc
     storage.Lock(tmp_path / "run").release()  # it was given back
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked here")
+def test_what_a_search_forked_does_not_hold_its_folder(tmp_path: Path) -> None:
+    """The worker of a DataLoader lives some seconds longer than a search that was killed."""
+    lock = storage.Lock(tmp_path)
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(writer)
+        os.read(reader, 1)  # until the test ends
+        os._exit(0)
+    try:
+        with pytest.raises(JournalError, match="another process"):
+            storage.Lock(tmp_path)  # what the child gave back is still held here
+        lock.release()
+        storage.Lock(tmp_path).release()
+    finally:
+        os.close(writer)
+        os.waitpid(child, 0)
+
+
 def test_ctrl_c_leaves_a_journal_that_resumes(
     whole: tuple[NetAdaptResult, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -16,6 +16,8 @@ import numpy as np
 
 from fxprune.resources import Resource, one_at_a_time
 
+_STAIRS = 4  # a round may save so many times what its target asks for, to be rid of a whole stair
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -86,6 +88,40 @@ def propose(
         )
         for i, name in enumerate(names)
     )
+
+
+def bargains(
+    resources: Sequence[Resource],
+    widths: Mapping[str, int],
+    targets: Mapping[str, float],
+    limits: Mapping[str, float],
+    grids: Mapping[str, Grid],
+    lost: Mapping[str, np.ndarray],
+    proposals: Sequence[Proposal],
+) -> list[Proposal]:
+    """The proposals of single groups, each at the width that loses least importance per resource saved.
+
+    Latency climbs in stairs, and the largest width that meets a target stands somewhere on one: where its group can be
+    had down to the next stair for little more, that is the better offer, though it saves up to `_STAIRS` times as much.
+    What is saved below a budget's limit counts for nothing. A resource without stairs has no such widths.
+    """
+    if all(getattr(resource, "monotone", False) for resource in resources):
+        return list(proposals)
+    here, better = evaluate(resources, widths), []
+    for proposal in proposals:
+        ((name, width),) = proposal.widths.items()
+        sizes = np.array([w for w in grids[name].below(widths[name]) if w <= width][::-1])
+        found = {r.name: one_at_a_time(r, widths, [name] * len(sizes))(sizes) for r in resources}
+        saved = sum((here[r] - np.maximum(found[r], limit)) / here[r] for r, limit in limits.items() if here[r] > limit)
+        offered = _each_meets(found, targets) & (saved > 0) & (saved <= _STAIRS * saved[0])
+        if not (proposal.meets and offered.any()):
+            better.append(proposal)
+            continue
+        with np.errstate(divide="ignore"):
+            price = np.where(offered, lost[name][sizes] / saved, np.inf)
+        best = int(np.argmin(price))  # of equals the widest, which comes first
+        better.append(Proposal({name: int(sizes[best])}, {r: _number(v[best]) for r, v in found.items()}, True))
+    return better
 
 
 def propose_joint(

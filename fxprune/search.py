@@ -21,7 +21,7 @@ from fxprune.config import NetAdaptConfig
 from fxprune.errors import SearchError
 from fxprune.importance import importance, importance_lost, keep_units, ranked
 from fxprune.memory import Journal
-from fxprune.planner import Grid, Proposal, evaluate, propose, propose_joint, propose_uniform
+from fxprune.planner import Grid, Proposal, bargains, evaluate, propose, propose_joint, propose_uniform
 from fxprune.progress import Progress
 from fxprune.records import Candidate, Round
 from fxprune.resources import MeasuredResource, Resource
@@ -198,6 +198,8 @@ def make_proposals(
         proposal = propose_uniform(position.resources, widths, targets, grids, problem.coupling.widths)
         return [proposal] if proposal else []
     singles = list(propose(position.resources, widths, targets, grids)) if strategy == "netadapt" else []
+    if not problem.evaluates:  # a price is known for every width; what is to be evaluated is taken as the paper does
+        singles = bargains(position.resources, widths, targets, problem.limits, grids, lost, singles)
     if any(proposal.meets for proposal in singles) or (strategy == "netadapt" and not problem.config.joint):
         return singles
     joint = propose_joint(position.resources, widths, targets, grids, lost)
@@ -277,22 +279,32 @@ def train_all(
 def choose(
     problem: Problem, position: Position, candidates: list[Candidate] | tuple[Candidate, ...]
 ) -> Candidate | None:
-    """The feasible candidate with the best score, or the best score change per resource saved; of equals the first."""
+    """The feasible candidate with the best score or score change per resource saved (`by_ratio`); of equals the
+    first."""
     scored = [c for c in candidates if c.feasible and c.score is not None and c.error is None]
     if not scored:
         return None
     return max(scored, key=lambda c: (merit(problem, position, c), -c.index))
 
 
+def by_ratio(problem: Problem) -> bool:
+    """Whether candidates are compared by their score change per resource saved.
+
+    Always without `evaluate`: an accuracy is a judgement of the whole network, but the importance lost is a price, and
+    proposals overshoot a round's target by very different amounts (a stair of the latency, a wide group's step).
+    """
+    return problem.config.select == "ratio" or not problem.evaluates
+
+
 def merit(problem: Problem, position: Position, candidate: Candidate) -> float:
     score = _score(candidate)
-    if problem.config.select == "accuracy":
+    if not by_ratio(problem):
         return score
     before = position.score if problem.evaluates else -position.lost
     saved = sum(
-        (position.achieved[name] - candidate.resources[name]) / problem.start[name]
+        (position.achieved[name] - max(candidate.resources[name], limit)) / problem.start[name]
         for name, limit in problem.limits.items()
-        if position.achieved[name] > limit
+        if position.achieved[name] > limit  # below its limit nothing more is worth saving
     )
     return (score - before) / saved if saved > 0 else -math.inf
 
@@ -300,7 +312,7 @@ def merit(problem: Problem, position: Position, candidate: Candidate) -> float:
 def reason_of(problem: Problem, position: Position, chosen: Candidate, candidates: tuple[Candidate, ...]) -> str:
     """Why this candidate: one sentence for the record."""
     others = [c for c in candidates if c.feasible and c.score is not None and c.index != chosen.index]
-    what = "score" if problem.config.select == "accuracy" else "score change per resource saved"
+    what = "score change per resource saved" if by_ratio(problem) else "score"
     if not others:
         return "the only candidate that meets the targets"
     best = choose(problem, position, others)

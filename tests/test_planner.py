@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fxprune.importance import importance_lost
-from fxprune.planner import Grid, least_widths, make_grid, propose, propose_joint, propose_uniform
+from fxprune.planner import Grid, bargains, least_widths, make_grid, propose, propose_joint, propose_uniform
 from fxprune.resources import Counted
 
 START = {"a": 20, "b": 32, "c": 12}
@@ -159,3 +159,45 @@ def test_a_resource_that_is_not_monotone_is_looked_at_everywhere(share: float) -
         assert proposal.meets == bool(met)
         assert proposal.widths[proposal.name] == (max(met) if met else grids[proposal.name].least)
         assert proposal.resources["latency"] == stairs.value(proposal.widths)
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Time of each unit, and of each tile of 32 that is begun."""
+
+    name: str = "latency"
+    unit: str = "ms"
+
+    def value(self, widths: Any = None) -> Any:
+        return sum(np.asarray(w) + 12.0 * np.ceil(np.asarray(w) / 32) for w in (widths or {}).values())
+
+
+@pytest.mark.parametrize("limit", [0.0, 110.0])
+@pytest.mark.parametrize("widths", [{"a": 48, "b": 64}, {"a": 96, "b": 32}, {"a": 40, "b": 72}])
+def test_a_bargain_loses_least_for_what_it_saves(widths: dict[str, int], limit: float) -> None:
+    tiles, grids = Tiles(), {name: Grid(name, 8, 8) for name in "ab"}
+    lost = {name: importance_lost(np.ones(size)) for name, size in widths.items()}
+    here = tiles.value(widths)
+    targets = {"latency": here - 5.0}
+    plain = propose((tiles,), widths, targets, grids)
+    found = bargains((tiles,), widths, targets, {"latency": limit}, grids, lost, plain)
+    for (name,), before, after in zip("ab", plain, found, strict=True):
+        worth = {w: here - max(tiles.value({**widths, name: w}), limit) for w in range(8, before.widths[name] + 1, 8)}
+        price = {w: lost[name][w] / worth[w] for w in worth if worth[w] <= 4 * worth[before.widths[name]]}
+        assert after.widths == {name: min(price, key=lambda w: (price[w], -w))}
+        assert after.meets and after.resources["latency"] == tiles.value({**widths, **after.widths})
+
+
+def test_a_bargain_goes_down_to_the_next_tile_but_not_for_what_nobody_asked() -> None:
+    tiles, grids, widths = Tiles(), {"b": Grid("b", 8, 8)}, {"b": 48}
+    lost, targets = {"b": importance_lost(np.ones(48))}, {"latency": 67.0}
+    plain = propose((tiles,), widths, targets, grids)
+    assert plain[0].widths == {"b": 40}
+    assert bargains((tiles,), widths, targets, {"latency": 0.0}, grids, lost, plain)[0].widths == {"b": 32}
+    assert bargains((tiles,), widths, targets, {"latency": 64.0}, grids, lost, plain)[0].widths == {"b": 40}
+
+
+def test_without_stairs_the_largest_width_is_the_bargain() -> None:
+    grids, targets = _grids(4), {"macs": 0.9 * _macs()}
+    plain = propose((MACS,), START, targets, grids)
+    assert bargains((MACS,), START, targets, {"macs": 0}, grids, _lost(), plain) == list(plain)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -182,10 +183,11 @@ def run(job: Job, config: Any, workdir: Path, resume: bool | None, quiet: bool) 
     if evaluate is None:
         typer.secho("no data: candidates are compared by the weights that they lose", err=True)
     job.save(workdir)
-    result: NetAdaptResult = fxprune.netadapt(
-        model, None, example_inputs=job.example(), train=train, evaluate=evaluate, config=config, workdir=workdir,
-        resume=resume, progress=not quiet, seed=job.seed,
-    )  # fmt: skip
+    with rounds_told():
+        result: NetAdaptResult = fxprune.netadapt(
+            model, None, example_inputs=job.example(), train=train, evaluate=evaluate, config=config, workdir=workdir,
+            resume=resume, progress=not quiet, seed=job.seed,
+        )  # fmt: skip
     typer.echo(result.summary())
     if result.rounds:
         typer.echo(
@@ -193,6 +195,20 @@ def run(job: Job, config: Any, workdir: Path, resume: bool | None, quiet: bool) 
         )
     if not result.met:
         raise typer.Exit(NOT_MET)
+
+
+@contextmanager
+def rounds_told() -> Iterator[None]:
+    """Lines about rounds, which are logged where there is no terminal for bars, are printed."""
+    logger, printed = logging.getLogger("fxprune.progress"), logging.StreamHandler()
+    level = logger.level
+    logger.addHandler(printed)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(printed)
+        logger.setLevel(level)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
@@ -10,6 +11,9 @@ from fxprune.records import Candidate, Round
 
 if TYPE_CHECKING:
     from fxprune.search import Problem
+
+
+log = logging.getLogger(__name__)
 
 
 class Progress(Protocol):
@@ -82,35 +86,62 @@ class Bars:
 
     def round_done(self, record: Round) -> None:
         self._rounds += 1
-        start, limits = self._problem.start, self._problem.limits
-        way = {
-            name: (start[name] - record.achieved[name]) / (start[name] - limit)
-            for name, limit in limits.items()
-            if limit < start[name]
-        }
-        name = min(way, key=lambda key: way[key])
-        note = f"{name} {record.achieved[name] / start[name]:.1%} of {limits[name] / start[name]:.1%}"
-        note += self._left(record, name)
-        self._bars.update(self._way, completed=min(1.0, max(0.0, way[name])), note=note)
+        share, note = way(self._problem, record)
+        note += time_left(self._problem, record, (time.perf_counter() - self._begun) / self._rounds)
+        self._bars.update(self._way, completed=share, note=note)
 
     def finished(self) -> None:
         self._bars.stop()
 
-    def _left(self, record: Round, name: str) -> str:
-        schedule, start, limit = self._problem.config.schedule, self._problem.start[name], self._problem.limits[name]
-        achieved, number, left = record.achieved[name], record.round, 0
+
+class Lines(Quiet):
+    """Shows nothing, and logs each round in one line: a search whose output goes to a file can be followed there."""
+
+    def started(self, problem: Problem) -> None:
+        self._problem, self._begun, self._rounds = problem, time.perf_counter(), 0
+
+    def round_done(self, record: Round) -> None:
+        self._rounds += 1
+        left = time_left(self._problem, record, (time.perf_counter() - self._begun) / self._rounds)
+        log.info(
+            "round %d: %s, score %.6g, %s%s",
+            record.round, record.chosen_group, record.score, way(self._problem, record)[1], left,
+        )  # fmt: skip
+
+
+def way(problem: Problem, record: Round) -> tuple[float, str]:
+    """How much of the way to the budgets is gone after a round, 0 to 1, and in words: of the resource that has most of
+    it left."""
+    start, limits = problem.start, problem.limits
+    gone = {
+        name: (start[name] - record.achieved[name]) / (start[name] - limit)
+        for name, limit in limits.items()
+        if limit < start[name]
+    }
+    name = min(gone, key=lambda key: gone[key])
+    words = f"{name} {record.achieved[name] / start[name]:.1%} of {limits[name] / start[name]:.1%}"
+    return min(1.0, max(0.0, gone[name])), words
+
+
+def time_left(problem: Problem, record: Round, seconds: float) -> str:
+    """The time that rounds of `seconds` each would still take if they hit their targets."""
+    schedule, start, limits = problem.config.schedule, problem.start, problem.limits
+    most = 0
+    for name, limit in limits.items():
+        achieved, left = record.achieved[name], 0
         while achieved > limit and left < 1000:
-            number, left = number + 1, left + 1
-            achieved = schedule.target(number, start=start, achieved=achieved, budget=limit)
-        seconds = left * (time.perf_counter() - self._begun) / self._rounds
-        return f", about {seconds / 60:.0f} min left" if seconds >= 90 else f", about {seconds:.0f} s left"
+            left += 1
+            achieved = schedule.target(record.round + left, start=start[name], achieved=achieved, budget=limit)
+        most = max(most, left)
+    seconds *= most
+    return f", about {seconds / 60:.0f} min left" if seconds >= 90 else f", about {seconds:.0f} s left"
 
 
 def make_progress(progress: bool) -> Progress:
-    """Bars on a terminal; nothing where the output is not one, or `progress` is False."""
+    """Bars on a terminal, a line of log for each round where the output is not one; nothing if `progress` is False."""
     if not progress:
         return Quiet()
     from rich.console import Console
 
     console = Console(stderr=True)
-    return Bars(console) if console.is_terminal else Quiet()
+    return Bars(console) if console.is_terminal else Lines()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 
 import pytest
 from rich.console import Console
@@ -32,6 +33,21 @@ def test_shows_rounds_candidates_the_way_to_the_budget_and_the_time_left(monkeyp
     text = shown.getvalue()
     assert "flops" in text and "of 50.0%" in text and f"round {len(result.rounds)}" in text
     assert result.rounds[0].candidates[0].group in text and "left" in text
+
+
+def test_where_there_is_no_terminal_each_round_is_a_line_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="fxprune.progress"):
+        result = run(progress=True)
+        lines = [record.getMessage() for record in caplog.records if record.name == "fxprune.progress"]
+        assert len(lines) == len(result.rounds) > 2
+        first, last = result.rounds[0], result.rounds[-1]
+        share = first.achieved["flops"] / result.start["flops"]
+        said = f"round 1: {first.chosen_group}, score {first.score:.6g}, flops {share:.1%} of 50.0%, about "
+        assert lines[0].startswith(said)
+        assert lines[-1].startswith(f"round {last.round}: ") and lines[-1].endswith("about 0 s left")
+        caplog.clear()
+        run(config=FAST.replace(netadapt_max_rounds=1))
+        assert not [record for record in caplog.records if record.name == "fxprune.progress"]  # progress=False
 
 
 def test_a_failed_candidate_is_shown() -> None:

@@ -16,7 +16,7 @@ from fxprune.errors import WorkerError
 from fxprune.tensors import from_bytes, tensors_of, to_bytes
 from fxprune.training import Evaluate, Train, Trained
 from fxprune.transport import pack, train_packed
-from fxprune.workers import Outcome, Task
+from fxprune.workers import Outcome, Task, sent
 from passes import Coupling
 
 log = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ class OnRay:
                         running[submit(task)] = task
                         continue
                     found = Trained(error=f"the worker was lost {tries[task.index]} times: {reason}"), None
-                yield Outcome(task.index, *found)
+                yield sent(task.index, *found)
 
     def close(self) -> None:
         if self._started:

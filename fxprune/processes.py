@@ -20,7 +20,7 @@ from fxprune.errors import WorkerError
 from fxprune.tensors import from_bytes, tensors_of, to_bytes
 from fxprune.training import Evaluate, Train, Trained
 from fxprune.transport import pack, pack_functions, train_packed
-from fxprune.workers import Outcome, Task
+from fxprune.workers import Outcome, Task, sent
 from passes import Coupling
 
 log = logging.getLogger(__name__)
@@ -84,7 +84,7 @@ class Processes:
                         continue
                     found = Trained(error=f"the worker died {tries[done.index]} times (exit code {code})"), None
                 left -= 1
-                yield Outcome(done.index, *found)
+                yield sent(done.index, *found)
 
     def close(self) -> None:
         for worker in self._workers:

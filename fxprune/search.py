@@ -267,7 +267,7 @@ def train_all(
         if finished.error:
             log.warning("round %d, %s: the candidate failed: %s", number, finished.group, finished.error)
         wins = finished.error is None and choose(problem, position, [c for c in (best, finished) if c]) is finished
-        journal.save_candidate(number, finished, outcome.weights if wins else None)
+        journal.save_candidate(number, finished, outcome.weights() if wins and outcome.weights else None)
         if wins:
             if best is not None:
                 journal.drop_candidate_weights(number, best.index)
@@ -342,7 +342,7 @@ def train_again(
         raise SearchError(
             f"Round {number}, {chosen.group}: trained again, the candidate failed: {outcome.trained.error}."
         )
-    return outcome.weights
+    return outcome.weights()
 
 
 def measure(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from torch.fx import GraphModule
@@ -25,12 +26,12 @@ class Task:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a task; `weights` are the tensors afterwards (safetensors), None if it failed or nothing was
-    trained."""
+    """What came of a task. `weights` makes the tensors afterwards (safetensors), before the next outcome is asked for:
+    most candidates lose, and nobody wants theirs. None if it failed or nothing was trained."""
 
     index: int
     trained: Trained
-    weights: bytes | None
+    weights: Callable[[], bytes] | None
 
 
 class Workers(Protocol):
@@ -82,7 +83,16 @@ class Serial:
             candidate = PruneChannels(task.plan)(network).graph_module
             trained = train_candidate(candidate, task.steps, task.seed, self.train, self.evaluate)
             keep = self.train is not None and trained.error is None
-            yield Outcome(task.index, trained, to_bytes(tensors_of(candidate)) if keep else None)
+            yield Outcome(task.index, trained, partial(_bytes_of, candidate) if keep else None)
 
     def close(self) -> None:
         pass
+
+
+def _bytes_of(network: GraphModule) -> bytes:
+    return to_bytes(tensors_of(network))
+
+
+def sent(index: int, trained: Trained, weights: bytes | None) -> Outcome:
+    """The outcome of a task whose weights came from another process."""
+    return Outcome(index, trained, None if weights is None else partial(bytes, weights))

@@ -59,7 +59,7 @@ def test_gradients_that_another_function_switched_off_are_on_again() -> None:
     with torch.inference_mode():
         found = netadapt(
             model, 0.5, example_inputs=EXAMPLE, train=FineTune(data, lr=0.05), config=CONFIG, progress=False,
-            evaluate=lambda network: -sum(nn.functional.cross_entropy(network(x), y).item() for x, y in data),
+            evaluate=lambda network: -float(sum(nn.functional.cross_entropy(network(x), y).detach() for x, y in data)),
         )  # fmt: skip
     assert history(found) == expected
 

@@ -296,12 +296,15 @@ def test_what_a_search_forked_does_not_hold_its_folder(tmp_path: Path) -> None:
     """The worker of a DataLoader lives some seconds longer than a search that was killed."""
     lock = storage.Lock(tmp_path)
     reader, writer = os.pipe()
+    begun, begins = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(writer)
+        os.write(begins, b"x")
         os.read(reader, 1)  # until the test ends
         os._exit(0)
     try:
+        os.read(begun, 1)
         with pytest.raises(JournalError, match="another process"):
             storage.Lock(tmp_path)  # what the child gave back is still held here
         lock.release()
@@ -309,6 +312,8 @@ def test_what_a_search_forked_does_not_hold_its_folder(tmp_path: Path) -> None:
     finally:
         os.close(writer)
         os.waitpid(child, 0)
+        for end in (reader, begun, begins):
+            os.close(end)
 
 
 def test_ctrl_c_leaves_a_journal_that_resumes(

@@ -19,7 +19,7 @@ from fxprune.latency.onnx_backend import OnnxRuntime, by_node
 from fxprune.latency.onnx_graph import Graph, UnsupportedOperator, record, to_onnx
 from fxprune.latency.sampling import CALL, FIRST, Network, build
 from fxprune.latency.table import LatencyTable
-from fxprune.latency.units import extract, units_of
+from fxprune.latency.units import units_of
 from passes import capture, couple
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -214,15 +214,23 @@ def test_an_unknown_operator_falls_back_to_units_alone(caplog: pytest.LogCapture
 
 
 @pytest.mark.slow
-def test_compile_runs_units() -> None:
-    gm = capture(Net().eval(), INPUT)
-    unit = units_of(gm, couple(gm, INPUT))[0]
-    piece, inputs = extract(gm, unit.nodes, (INPUT,))
+def test_a_table_of_the_compiler(tmp_path) -> None:
+    """Units compiled one by one; predictions calibrated by the network compiled whole; no second build."""
+    x = torch.randn(1, 3, 24, 24)
+    gm = capture(nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 16, 3), nn.ReLU()).eval(), x)
+    given: Any = {"table": tmp_path / "t.json", "backend": "compile", "limits": Limits(points=3, repeats=5)}
     try:
-        timing = Compiled().time(piece, inputs, None, 5)
+        model = latency_model(gm, x, **given)
     except BackendError as error:
         pytest.skip(f"no working compiler here: {error}")
-    assert timing.ms > 0
+    found = LatencyTable.load(tmp_path / "t.json", Compiled().setting)
+    assert set(found.entries) == {CALL, *(unit.key for unit in units_of(gm, couple(gm, x)))}
+    assert model.predict_ms() == pytest.approx(model.dense_ms)
+    half = {name: size // 2 for name, size in model.network.coupling.widths.items()}
+    assert 0 < model.predict_ms(half) < model.predict_ms()
+    assert model.measure(model.network.at(half), x) > 0
+    latency_model(gm, x, **given)
+    assert LatencyTable.load(tmp_path / "t.json").samples == found.samples
 
 
 def test_errors_name_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

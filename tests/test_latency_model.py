@@ -15,8 +15,8 @@ from fxprune.latency import LatencyTable, Limits, UncoveredTable, latency_model,
 from fxprune.latency.backends import Timed, find
 from fxprune.latency.errors import BackendError, LatencyError
 from fxprune.latency.predict import measured_model, model_of
-from fxprune.latency.sampling import FIRST, Network, build, spread
-from fxprune.latency.timing import Pace
+from fxprune.latency.sampling import FIRST, Network, brought_to, build, spread
+from fxprune.latency.timing import Pace, Timing
 from passes import capture, couple
 
 
@@ -107,6 +107,50 @@ def test_stairs_are_found_and_offered_as_steps() -> None:
     assert model.steps() == dict.fromkeys(net.coupling.widths, 16)
     smooth = FormulaDevice(step=1)
     assert model_of(net, build(net, smooth)).steps() == {}
+
+
+def test_what_was_always_interrupted_takes_what_the_others_leave() -> None:
+    def ms(whole: float, *parts: tuple[float, bool]) -> list[float]:
+        found = brought_to(whole, [(Timing(value, value, value, 9), spared) for value, spared in parts])
+        assert sum(timing.ms for timing in found) == pytest.approx(whole)
+        return [timing.ms for timing in found]
+
+    assert ms(10, (4, True), (1, True), (9, False), (6, False)) == pytest.approx([4, 1, 3, 2])
+    assert ms(10, (4, True), (4, True)) == pytest.approx([5, 5])
+    assert ms(10, (6, True), (2, False)) == pytest.approx([7.5, 2.5])  # nothing to take away: all grow alike
+    assert ms(10, (12, True), (8, False)) == pytest.approx([6, 4])  # the others leave nothing
+
+
+def test_auto_widths_are_the_stairs_of_the_device() -> None:
+    net, device = network(step=4), FormulaDevice(step=16, noise=0.001)
+    model = model_of(net, build(net, device, limits=Limits(networks=60)))
+    result = netadapt(
+        net.gm, Budget("latency", ratio=0.6), example_inputs=INPUT, resources=[model], progress=False,
+        config={"step": "auto", "netadapt_min_feature_size": None},
+    )  # fmt: skip
+    assert result.met and all(width % 16 == 0 for width in result.widths.values())
+    assert result.widths != net.coupling.widths
+
+
+@pytest.mark.parametrize("ratio", [0.85, 0.7, 0.55, 0.45])
+def test_a_budget_of_latency_keeps_more_than_one_of_flops(ratio: float) -> None:
+    """On a device with stairs of 16 that FLOPs know nothing of, compared where both are equally fast."""
+    net, device = network(), FormulaDevice(step=16, noise=0.0)
+
+    class Truth:
+        name, unit = "latency", "ms"
+
+        def value(self, widths=None):
+            columns = np.broadcast_arrays(*(widths or net.coupling.widths).values())
+            vectors = zip(*(column.reshape(-1).tolist() for column in columns), strict=True)
+            ms = [device.true_ms(net.at(dict(zip(net.coupling.widths, v, strict=True)))) for v in vectors]
+            return ms[0] if columns[0].ndim == 0 else np.array(ms)
+
+    given = {"example_inputs": INPUT, "progress": False, "config": {"netadapt_min_feature_size": 8}}
+    mine = netadapt(net.gm, Budget("latency", ratio=ratio), resources=[Truth()], **given)
+    theirs = netadapt(net.gm, Budget("flops", ratio=0.1), **given)
+    as_fast = [r.score for r in theirs.rounds if Truth().value(r.widths) <= mine.achieved["latency"]]
+    assert mine.score >= max(as_fast) - 1e-9  # the same network, where the sums run in another order
 
 
 def test_a_backend_that_sees_only_whole_networks() -> None:

@@ -123,20 +123,20 @@ class Pace:
         """The timing of times taken in these runs, in units of the reference."""
         return timing(times_ms / self.around_ms)
 
-    def part(self, times_ms: np.ndarray) -> Timing:
-        """As `relative`, for a part of each run by the world's clock: interrupted parts do not count.
+    def part(self, times_ms: np.ndarray) -> tuple[Timing, bool]:
+        """As `relative`, for a part of each run by the world's clock; and whether it was spared often enough to tell.
 
         An interruption lasts about a millisecond or more and falls into one part or another. A part that took longer
-        than its quickest runs by half of that, in a run that lost as much, holds one. Where hardly any was spared, the
-        quickest third counts.
+        than its quickest runs by half of that, in a run that lost as much, holds one and does not count. Where hardly
+        any run was spared, as of a part that is longer than the scheduler's turns, the quickest third counts.
         """
         ratios = times_ms / self.around_ms
         longer_ms = (ratios - np.percentile(ratios, 10)) * self.around_ms
         away_ms = np.broadcast_to(self.away_ms, times_ms.shape)
         kept = (longer_ms <= np.minimum(away_ms, _INTERRUPTION_MS) / 2) | (away_ms <= 0.03 * self.times_ms)
         if kept.sum() < len(ratios) / 4:
-            return timing(np.sort(ratios)[: -(-len(ratios) // 3)])
-        return timing(ratios[kept])
+            return timing(np.sort(ratios)[: -(-len(ratios) // 3)]), False
+        return timing(ratios[kept]), True
 
 
 def pace(

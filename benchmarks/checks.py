@@ -160,7 +160,7 @@ def _describe(row: Row, model: nn.Module, found: Analysed) -> None:
 def weights_prunable(model: nn.Module, gm: fx.GraphModule, coupling: passes.Coupling) -> tuple[float, dict[str, int]]:
     """The share of conv and linear parameters that slices cover, and the reasons of the others with their numbers."""
     covered: dict[str, dict[int, np.ndarray]] = {}
-    shapes = {name: tensor.shape for name, tensor in gm.state_dict(keep_vars=True).items()}
+    shapes = {name: [axis.size for axis in axes] for name, axes in coupling.structure.tensors.items()}
     for group in coupling.groups:
         for where in group.slices:
             dims = covered.setdefault(where.tensor, {})

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from passes.axes import Axis, Variable, length
+from passes.axes import Axis, Variable
 from passes.coupling import Coupling
 from passes.errors import PlanError
+from passes.units import length
 
 Widths = Mapping[str, Any]
 _FLOPS_PER_MAC = 2

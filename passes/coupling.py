@@ -13,7 +13,7 @@ import networkx as nx
 import numpy as np
 from torch import fx
 
-from passes.axes import Axis, BlockMask, Mask, Reason, Variable, constants, kept, leaves, positions
+from passes.axes import Axis, Reason, Variable, constants, leaves
 from passes.blocks import block_of, outer_variables
 from passes.errors import PlanError
 from passes.garbage import collector_paused
@@ -24,6 +24,7 @@ from passes.plan import Plan
 from passes.references import REFERENCES
 from passes.roles import names_of, roles_of
 from passes.structure import Structure, map_values
+from passes.units import BlockMask, Mask, kept, positions
 from passes.zeros import unmasked_sums
 
 

@@ -73,3 +73,11 @@ def wanted_by_assert() -> bool:
     following = [step for step in dis.get_instructions(frame.f_code) if step.offset > frame.f_lasti]
     names = [step.opname for step in following if step.opname not in ("CACHE", "TO_BOOL")][:2]
     return len(names) == 2 and "IF_TRUE" in names[0] and names[1] in ("LOAD_ASSERTION_ERROR", "LOAD_COMMON_CONSTANT")
+
+
+@functools.cache
+def asks_for_class(code: types.CodeType) -> bool:
+    """Whether code can ask for the class of a value; what else asks is C code, which reads memory by the answer."""
+    if not {"isinstance", "issubclass", "__class__"}.isdisjoint(code.co_names):
+        return True
+    return any(instruction.opname == "MATCH_CLASS" for instruction in dis.get_instructions(code))

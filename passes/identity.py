@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,18 +11,36 @@ import torch
 from torch import fx
 
 from passes.infer import input_nodes
+from passes.numbers import stated
 from passes.skeleton import owned_tensors
 
 
 def fingerprint(gm: fx.GraphModule) -> str:
-    """A digest of a graph's structure and of its tensors' shapes: equal for equal networks, whatever the weights."""
+    """A digest of a graph's structure and of its tensors' shapes: equal for equal networks, whatever the weights.
+
+    Numbers that `x[:, self.order]` picks by are structure too, not weights.
+    """
     digest = hashlib.sha256()
     for node in gm.graph.nodes:
         target = node.target if isinstance(node.target, str) else _qualified(node.target)
         digest.update(f"{node.op}|{node.name}|{target}|{node.args}|{node.kwargs}\n".encode())
+    indices = _indices(gm.graph)
     for name, tensor in owned_tensors(gm):
         digest.update(f"{name}|{tuple(tensor.shape)}\n".encode())
+        numbers = stated(tensor) if name in indices else None
+        if numbers is not None:
+            digest.update(f"{numbers.tolist()}\n".encode())
     return digest.hexdigest()[:32]
+
+
+def _indices(graph: fx.Graph) -> set[str]:
+    """The names of tensors that some call takes positions by."""
+    picks = (operator.getitem, torch.index_select, torch.ops.aten.index.Tensor, torch.ops.aten.index_select.default)
+    return {
+        str(node.target)
+        for node in graph.nodes
+        if node.op == "get_attr" and any(user.target in picks or user.target == "index_select" for user in node.users)
+    }
 
 
 def _qualified(target: Any) -> str:

@@ -202,7 +202,7 @@ class Inference(LightMode):
                 f"{self._label()}/{len(self.records)}", tuple(made), parameters, record.watched.get(number, ())
             )
             if not tensor.is_floating_point():
-                value.numbers = numbers.computed(func, args, kwargs, tensor, self.numbers_of)
+                value.numbers = numbers.computed(func, args, kwargs, tensor, self.numbers_of, number)
             self.attach(tensor, value)
             record.outputs.append(value)
         self.records.append(record)

@@ -25,6 +25,7 @@ from passes.infer import as_arguments, composite_attention, source_of
 from passes.meta import OnMeta
 from passes.ops import Record, Value, find
 from passes.plan import Plan
+from passes.resize import resize_module, resize_view_module
 from passes.skeleton import copy_with, like, shell
 from passes.structure import map_together
 from passes.units import Mask, kept, length, survivors
@@ -186,10 +187,10 @@ class Rewriting:
         channels = None
         if before is not None and len(before) > 1:
             channels = before[-1] if isinstance(module, (nn.LayerNorm, nn.RMSNorm)) else before[1]
-        restate.resize_module(module, counts.get("groups"), counts.get("num_groups"), channels)
+        resize_module(module, counts.get("groups"), counts.get("num_groups"), channels)
         after = self._shape(node) if node is not None else None
         if before is not None and after is not None:
-            restate.resize_view_module(module, before, after)
+            resize_view_module(module, before, after)
 
     def _shape(self, node: Any) -> list[int] | None:
         value = self.coupling.structure.values.get(node.name) if isinstance(node, fx.Node) else None
@@ -319,6 +320,10 @@ class _Run(fx.Interpreter):
             known = values.get(argument.name) if isinstance(argument, fx.Node) else None
             return known.axes if isinstance(known, Value) else None
 
+        def numbers_of(argument: Any) -> Any:
+            known = values.get(argument.name) if isinstance(argument, fx.Node) else None
+            return known.numbers if isinstance(known, Value) else None
+
         leaves_ = [v for v in pytree.tree_leaves(value) if isinstance(v, Value)]
         if restate_node is not None and (leaves_ or n.target is restate.operator.setitem):
             near = [a for v in leaves_ for a in v.axes] + [a for i in n.all_input_nodes for a in axes_of(i) or ()]
@@ -328,6 +333,7 @@ class _Run(fx.Interpreter):
                         n, value, axes_of, self.rewriting.remain, lambda a: self.env[a],
                         lambda a: self.rewriting.coupling.structure.vals.get(a.name),
                         self.rewriting.records.get(n.name, ()),
+                        numbers_of,
                     )
                 )  # fmt: skip
         if leaves_:

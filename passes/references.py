@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from passes.axes import Axis, Mask, Variable, leaves, survivors
+from passes.axes import Axis, Variable, leaves
 from passes.ops import Record
+from passes.units import Mask, survivors
 
 aten = torch.ops.aten
 

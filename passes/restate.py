@@ -10,7 +10,6 @@ import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ import torch
 from torch import fx
 
 from passes.axes import Axis, Constant, Product, Sum
+from passes.numbers import listed
 from passes.ops import Record, Value
 
 
@@ -29,6 +29,7 @@ class Site:
     survivors: which positions of an axis remain. number, dense: the value of a scalar argument in the new and in the
     dense graph.
     records: the operator calls that the node made.
+    numbers_of: the values of an index that the program states, None for other arguments.
     """
 
     node: fx.Node
@@ -38,6 +39,7 @@ class Site:
     number: Callable[[fx.Node], Any]
     dense: Callable[[fx.Node], Any]
     records: Sequence[Record]
+    numbers_of: Callable[[Any], Any] = lambda argument: None
 
     def new_size(self, axis: Axis) -> int:
         """The length of `axis` after pruning."""
@@ -230,11 +232,44 @@ def _index(site: Site) -> None:
         elif item is not None:
             if isinstance(item, slice):
                 item = _moved_slice(site, axes[dim], item)
+            elif isinstance(item, list) or site.numbers_of(item) is not None:
+                item = _renumbered(site, axes[dim], item)
             else:
                 item = site.moved(item, partial(_place, site, axes[dim]))
             dim += 1
         result.append(item)
     site.node.update_arg(1, tuple(result) if isinstance(index, tuple) else result[0])
+
+
+def _renumbered(site: Site, axis: Axis, index: Any) -> Any:
+    """An index that the program states, by the new numbers of those positions that remain: a list in the graph."""
+    order = listed(index if isinstance(index, list) else site.numbers_of(index), axis.size)
+    remain = site.survivors(axis)
+    if order is None or remain.all():
+        return index
+    return [site.before(axis, position) for position in order if remain[position]]
+
+
+def _index_select(site: Site) -> None:
+    """A list in place of the index, which only square brackets take."""
+    dim, index = site.argument(1, "dim"), site.argument(2, "index")
+    assert site.input is not None
+    _picked(site, dim % len(site.input), index)
+
+
+def _aten_index(site: Site) -> None:
+    indices = list(site.argument(1, "indices"))
+    given = [dim for dim, index in enumerate(indices) if index is not None]
+    if len(given) == 1:
+        _picked(site, given[0], indices[given[0]])
+
+
+def _picked(site: Site, dim: int, index: Any) -> None:
+    assert site.input is not None
+    new = _renumbered(site, site.input[dim], index)
+    if new is not index:
+        site.node.op, site.node.target = "call_function", operator.getitem
+        site.node.args, site.node.kwargs = (site.argument(0, "self", "input"), (*[slice(None)] * dim, new)), {}
 
 
 def _place(site: Site, axis: Axis, position: int) -> int:
@@ -379,6 +414,8 @@ TABLE: dict[str, Callable[[Site], None]] = {
     "slice": _slice,
     "select": _select,
     "roll": _roll,
+    "index_select": _index_select,
+    **dict.fromkeys(["index", "_unsafe_index"], _aten_index),
     **dict.fromkeys(["scaled_dot_product_attention", "_scaled_dot_product_flash_attention_for_cpu",
                      "_scaled_dot_product_flash_attention", "_scaled_dot_product_efficient_attention",
                      "_scaled_dot_product_cudnn_attention", "_scaled_dot_product_fused_attention_overrideable"],
@@ -421,60 +458,6 @@ SIZED = (
     *(torch.nn.modules.batchnorm._NormBase, torch.nn.PReLU, torch.nn.Embedding, torch.nn.EmbeddingBag),
     *(torch.nn.RNNCellBase, torch.nn.Bilinear, torch.nn.ChannelShuffle, torch.nn.RNNBase, torch.nn.Unflatten),
 )
-
-
-def resize_module(module: Any, groups: int | None, num_groups: int | None, channels: int | None) -> None:
-    """Make the size attributes of a torch.nn module agree with its (already sliced) tensors.
-
-    groups, num_groups: new counts where an operator's rule gave them. channels: those of the module's input.
-    """
-    nn = torch.nn
-    weight = getattr(module, "weight", None)
-    if isinstance(module, nn.modules.conv._ConvNd):
-        module.groups = groups if groups is not None else module.groups
-        first, second = module.weight.shape[:2]
-        module.in_channels, module.out_channels = (
-            (first, second * module.groups) if module.transposed else (second * module.groups, first)
-        )
-    elif isinstance(module, nn.Linear):
-        module.out_features, module.in_features = module.weight.shape
-    elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
-        if weight is not None:
-            module.normalized_shape = tuple(weight.shape)
-        elif channels is not None and len(module.normalized_shape) == 1:
-            module.normalized_shape = (channels,)
-    elif isinstance(module, nn.GroupNorm):
-        module.num_groups = num_groups if num_groups is not None else module.num_groups
-        module.num_channels = weight.shape[0] if weight is not None else channels or module.num_channels
-    elif isinstance(module, nn.modules.batchnorm._NormBase):
-        mean = weight if weight is not None else module.running_mean
-        module.num_features = mean.shape[0] if mean is not None else channels or module.num_features
-    elif isinstance(module, nn.PReLU):
-        module.num_parameters = module.weight.numel()
-    elif isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
-        module.num_embeddings, module.embedding_dim = module.weight.shape
-    elif isinstance(module, nn.RNNCellBase):
-        module.hidden_size, module.input_size = module.weight_hh.shape[1], module.weight_ih.shape[1]
-    elif isinstance(module, nn.Bilinear):
-        module.out_features, module.in1_features, module.in2_features = module.weight.shape
-    elif isinstance(module, nn.ChannelShuffle):
-        module.groups = groups if groups is not None else module.groups
-    elif isinstance(module, nn.RNNBase):
-        gates = {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
-        into, again = module.get_parameter("weight_ih_l0"), module.get_parameter("weight_hh_l0")
-        module.hidden_size, module.input_size = into.shape[0] // gates, into.shape[1]
-        if module.proj_size:
-            module.proj_size = again.shape[1]
-
-
-def resize_view_module(module: torch.nn.Module, before: Sequence[int], after: Sequence[int]) -> None:
-    """nn.Unflatten: its sizes are literals of the module; `before` and `after` are input and output shapes."""
-    if isinstance(module, torch.nn.Unflatten) and isinstance(module.dim, int):
-        dim = module.dim % len(before)
-        count = len(module.unflattened_size)
-        sizes = list(after[dim : dim + count])
-        if prod(sizes) == before[dim]:
-            module.unflattened_size = torch.Size(sizes)
 
 
 def is_tensor_index(node: fx.Node) -> bool:

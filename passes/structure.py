@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from passes.axes import Axis, Mask, Variable, rename
+from passes.axes import Axis, Variable
 from passes.infer import Inferred
 from passes.ops import Record, Value
+from passes.units import Mask, rename
 
 
 @dataclass(frozen=True)

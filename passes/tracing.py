@@ -14,7 +14,7 @@ from torch import fx, nn
 from torch.fx._symbolic_trace import _maybe_revert_all_patches
 from torch.fx.proxy import Attribute, TraceError
 
-from passes.frames import describe, stack_trace, unpacked_into, user_frame, wanted_by_assert
+from passes.frames import asks_for_class, describe, stack_trace, unpacked_into, user_frame, wanted_by_assert
 from passes.patches import autocast_told, buffers_recorded, functions_recorded, own_forward
 from passes.values import Unknown, Values, one_more
 
@@ -23,6 +23,13 @@ FACTORIES = (
     *(torch.zeros, torch.ones, torch.full, torch.empty, torch.eye, torch.arange, torch.linspace, torch.logspace),
     *(torch.rand, torch.randn, torch.randint, torch.randperm, torch.tensor, torch.as_tensor),
     *(torch.tril_indices, torch.triu_indices, torch.Size),
+)
+# Functions that take a number or a tensor in one place: their parser (torch 2.13) asks isinstance, and then reads a
+# proxy that answers for its class as if it were a tensor's memory.
+MIXED = (
+    *(torch.pow, torch.where, torch.float_power, torch.remainder, torch.xlogy, torch.isin, torch.result_type),
+    *(torch.special.xlog1py, torch.special.zeta, torch.bitwise_left_shift, torch.bitwise_right_shift),
+    *(torch.bitwise_and, torch.bitwise_or, torch.bitwise_xor, torch.searchsorted, torch.bucketize),
 )
 
 
@@ -54,7 +61,7 @@ class ValueProxy(fx.Proxy):
     @property  # type: ignore[misc]
     def __class__(self) -> type:  # type: ignore[override]
         """What isinstance in the model's code is to see: the class of the value, where that is known."""
-        return self.tracer.class_of(self)
+        return self.tracer.class_of(self) if asks_for_class(sys._getframe(1).f_code) else type(self)
 
     def __getattr__(self, name: str) -> Any:
         return _ValueAttribute(self, name)
@@ -124,8 +131,8 @@ class Tracer(fx.Tracer):
         functions: tuple[Callable[..., Any], ...] = (),
         flipped: bool = False,
     ) -> None:
-        super().__init__(autowrap_modules=(math,), autowrap_functions=(*FACTORIES, *functions))
-        self._autowrap_search.append(torch)
+        super().__init__(autowrap_modules=(math,), autowrap_functions=(*FACTORIES, *MIXED, *functions))
+        self._autowrap_search += [torch, torch.special]
         self.inputs = inputs
         self.leaves = leaves
         self.functions = functions
@@ -159,7 +166,7 @@ class Tracer(fx.Tracer):
             for path, module in modules.items():
                 module.__dict__["training"] = training[path]
         for node in graph.nodes:
-            if node.target in FACTORIES:  # else the generated code has fx wrap "torch.zeros", a name no module has
+            if node.target in (*FACTORIES, *MIXED):  # else the code has fx wrap "torch.zeros", a name no module has
                 node.meta.pop("is_wrapped", None)
         if self._decisions:
             self._note_batch()

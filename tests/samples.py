@@ -120,6 +120,12 @@ def _first(result: Tensor | tuple[Tensor, ...]) -> Tensor:
     return result if isinstance(result, Tensor) else result[0]
 
 
+def _written(x: Tensor, op: Any) -> tuple[Any, ...]:
+    """What a scatter writes: each row's values at the place of its largest."""
+    index = x.argmax(2, True).expand(x.shape)
+    return (index, x, "amax") if op is aten.scatter_reduce else (index, x)
+
+
 def heads(x: Tensor) -> Tensor:
     """(n, 6, 4, 4) as (n, 2 heads, 16 places, 3)."""
     return x.flatten(2).unflatten(1, (2, 3)).transpose(2, 3).contiguous()
@@ -243,6 +249,11 @@ row(
 row("index.Tensor", lambda x: x[:, :, torch.tensor([0, 2])])
 row("_unsafe_index.Tensor", lambda x, op: op(x, [None, None, torch.tensor([0, 2])]))
 left_alone("index_select", lambda x, op: op(x, 1, x.new_zeros(2).long()), PICKED)
+row("scatter", lambda x: x + torch.zeros_like(x).scatter(2, x.argmax(2, True), 1.0))
+row("scatter_add scatter_reduce", lambda x, op: op(x, 2, *_written(x, op)))
+row("index_add index_copy", lambda x, op: op(x, 2, torch.tensor([1, 0]), x[:, :, :2]))
+row("index_fill", lambda x: x.index_fill(2, torch.tensor([1]), 0.5))
+row("index_reduce", lambda x: x.index_reduce(2, torch.tensor([1, 0]), x[:, :, :2], "amax"))
 row("gather", lambda x: torch.gather(x, 2, (x > 0).long()))
 
 # factories

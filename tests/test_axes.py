@@ -17,19 +17,16 @@ from passes.axes import (
     Permuted,
     Product,
     Reason,
-    Space,
     Sum,
     Variable,
     concat,
     constants,
     leaves,
-    length,
     nest,
     permute,
-    positions,
-    rename,
-    survivors,
 )
+from passes.space import Space
+from passes.units import length, positions, rename, survivors
 
 Label = tuple[tuple[Variable, int], ...]  # the units whose removal removes a position, sorted
 WHY = Reason("because", "node", "aten.op", "model.py:1")
@@ -298,10 +295,31 @@ def test_freezing_one_side_freezes_the_other_and_carries_the_reason() -> None:
     assert space.resolve(later).reason is WHY
 
 
-def test_an_order_that_must_equal_itself_in_another_order() -> None:
-    space, (a,) = space_and(4)
-    with pytest.raises(Inexpressible, match="another order"):
-        space.unify(a, permute(a, [3, 2, 1, 0]), WHY)
+def test_in_an_order_that_must_equal_itself_the_units_of_a_cycle_go_together() -> None:
+    space, (a,) = space_and(7)
+    space.unify(a, permute(a, [6, 2, 1, 3, 5, 4, 0]), WHY)
+    units = [sorted(row) for index in positions(space.resolve(a)).values() for row in index.tolist()]
+    assert sorted(units) == [[0, 6], [1, 2], [4, 5]], "the fixed one is single, and stays"
+
+
+def test_what_an_index_picks() -> None:
+    space, (a, b, c) = space_and(6, 6, 6)
+    order = [4, 0, 3]
+    picked = space.pick(a, order)
+    whole = labels(space.resolve(a))
+    assert labels(space.resolve(picked)) == [whole[i] for i in order]
+    assert labels(space.resolve(space.pick(b, order * 2))) == 2 * labels(space.resolve(space.pick(b, order)))
+    first, second = space.cut(permute(c, [5, 4, 3, 2, 1, 0]), 2)
+    assert labels(space.resolve(first)) + labels(space.resolve(second)) == labels(space.resolve(c))[::-1]
+    with pytest.raises(Inexpressible, match="more often"):
+        space.pick(space.variable(6), [0, 0, 1])
+
+
+def test_a_view_of_a_shuffle_that_an_index_states() -> None:
+    space, (a,) = space_and(6)
+    outer, inner = space.factor(permute(a, [0, 3, 1, 4, 2, 5]), 2)
+    assert [outer.size, inner.size] == [3, 2]
+    assert space.resolve(a) == nest([inner, outer])
 
 
 def test_orders_undo_one_another() -> None:

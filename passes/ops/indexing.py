@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from passes.axes import Axis
 from passes.ops.registry import Call, aten, rule
 
@@ -29,8 +31,22 @@ def index_select(call: Call) -> list[list[Axis]]:
     """Positions of one dimension picked by a list."""
     axes = call.axes("self")
     dim = call["dim"] % len(axes) if axes else 0
+    if axes:
+        picked = _stated(call, axes[dim], call["index"])
+        if picked is not None:
+            axes[dim] = picked
+            return [[call.space.resolve(axis) for axis in axes]]
     call.freeze([*axes[dim : dim + 1], *call.axes("index")], _PICKED)
     return [[*axes[:dim], *call.fixed()[dim : dim + 1], *axes[dim + 1 :]]]
+
+
+def _stated(call: Call, axis: Axis, index: torch.Tensor) -> Axis | None:
+    """What an index picks of `axis`, where the program states its numbers: an order of channels, or some of them."""
+    order = call.positions(index, axis.size)
+    picked = None if order is None else call.pick(axis, order, _PICKED)
+    if picked is not None:
+        call.freeze(call.axes(index), "values of this axis are used as an index")
+    return picked
 
 
 @rule(aten.index.Tensor, aten._unsafe_index.Tensor)
@@ -38,6 +54,11 @@ def index(call: Call) -> list[list[Axis]]:
     """Advanced indexing: indexed dimensions are replaced by those of the indices, the others are carried."""
     axes, indices = call.axes("self"), call["indices"]
     picked = [d for d, i in enumerate(indices) if i is not None]
+    if len(picked) == 1:
+        found = _stated(call, axes[picked[0]], indices[picked[0]])
+        if found is not None:
+            axes[picked[0]] = found
+            return [[call.space.resolve(axis) for axis in axes]]
     call.freeze([axes[d] for d in picked], _PICKED)
     if any(indices[d].dtype.is_floating_point or not _is_integer(indices[d]) for d in picked):
         call.freeze(axes, "positions are picked by a mask")
@@ -66,3 +87,35 @@ def gather(call: Call) -> list[list[Axis]]:
         else:
             call.tie(axis, other)
     return [[call.space.resolve(axis) for axis in indices]]
+
+
+@rule(aten.scatter, aten.scatter_add, aten.scatter_reduce)
+def scatter(call: Call) -> list[list[Axis]]:
+    """Values written along one dimension at places that are computed for each place apart."""
+    axes = call.axes("self")
+    dim = call["dim"] % len(axes) if axes else 0
+    written = [call[name] for name in ("index", "src") if isinstance(call.get(name), torch.Tensor)]
+    for d, axis in enumerate(axes):
+        others = [call.axes(t)[d] for t in written]
+        if d == dim or any(other.size != axis.size for other in others):
+            call.freeze([axis, *others], "values are written at computed places of this axis")
+        else:
+            for other in others:
+                call.tie(axis, other)
+    return [[call.space.resolve(axis) for axis in axes]]
+
+
+@rule(aten.index_add, aten.index_copy, aten.index_fill, aten.index_reduce)
+def index_write(call: Call) -> list[list[Axis]]:
+    """Slices written at the places of one dimension that a list names."""
+    axes = call.axes("self")
+    dim = call["dim"] % len(axes) if axes else 0
+    call.freeze([*axes[dim : dim + 1], *call.axes("index")], "values are written at listed places of this axis")
+    source = call.get("source")
+    if isinstance(source, torch.Tensor) and source.dim() == len(axes):
+        for d, (axis, other) in enumerate(zip(axes, call.axes(source), strict=True)):
+            if d == dim:
+                call.freeze(other, "values are written at listed places of this axis")
+            else:
+                call.tie(axis, other)
+    return [[call.space.resolve(axis) for axis in axes]]

@@ -57,7 +57,7 @@ class ShuffleByUnflatten(Stem):
         return x.unflatten(1, (2, 4)).swapaxes(1, 2).flatten(1, 2)
 
 
-@tiny("", why="picked by an index")
+@tiny("conv1 8")
 class ShuffleByIndex(Stem):
     def setup(self) -> None:
         self.register_buffer("order", torch.tensor([3, 1, 0, 2, 7, 4, 6, 5]))
@@ -66,7 +66,7 @@ class ShuffleByIndex(Stem):
         return x[:, self.order]
 
 
-@tiny("", why="picked by an index")
+@tiny("conv1 8")
 class ShuffleByGather(Stem):
     def middle(self, x: Tensor) -> Tensor:
         return x[:, [3, 1, 0, 2, 7, 4, 6, 5]]
@@ -102,9 +102,9 @@ class FlipChannels(Stem):
         return x.flip(1)
 
 
-@tiny("", why="an order of channels that must equal itself")
+@tiny("conv1 4")
 class FlipAndAdd(Stem):
-    """A channel is added to its mirror image: they could only go together."""
+    """A channel is added to its mirror image: they can only go together."""
 
     def middle(self, x: Tensor) -> Tensor:
         return x + torch.flip(x, [1])
@@ -220,8 +220,10 @@ class UnbindOuter(Stem):
         return a * b
 
 
-@tiny("", why="picked by an index")
+@tiny("conv1 3, conv1#2 5")
 class IndexSelect(Stem):
+    """What is not picked, nobody reads."""
+
     joined = 3
 
     def middle(self, x: Tensor) -> Tensor:

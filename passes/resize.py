@@ -1,0 +1,63 @@
+"""Size attributes of modules, made to agree with tensors that have been sliced."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+import torch
+
+
+def resize_module(module: Any, groups: int | None, num_groups: int | None, channels: int | None) -> None:
+    """Make the size attributes of a torch.nn module agree with its (already sliced) tensors.
+
+    groups, num_groups: new counts where an operator's rule gave them. channels: those of the module's input.
+    """
+    nn = torch.nn
+    weight = getattr(module, "weight", None)
+    if isinstance(module, nn.modules.conv._ConvNd):
+        module.groups = groups if groups is not None else module.groups
+        first, second = module.weight.shape[:2]
+        module.in_channels, module.out_channels = (
+            (first, second * module.groups) if module.transposed else (second * module.groups, first)
+        )
+    elif isinstance(module, nn.Linear):
+        module.out_features, module.in_features = module.weight.shape
+    elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
+        if weight is not None:
+            module.normalized_shape = tuple(weight.shape)
+        elif channels is not None and len(module.normalized_shape) == 1:
+            module.normalized_shape = (channels,)
+    elif isinstance(module, nn.GroupNorm):
+        module.num_groups = num_groups if num_groups is not None else module.num_groups
+        module.num_channels = weight.shape[0] if weight is not None else channels or module.num_channels
+    elif isinstance(module, nn.modules.batchnorm._NormBase):
+        mean = weight if weight is not None else module.running_mean
+        module.num_features = mean.shape[0] if mean is not None else channels or module.num_features
+    elif isinstance(module, nn.PReLU):
+        module.num_parameters = module.weight.numel()
+    elif isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+        module.num_embeddings, module.embedding_dim = module.weight.shape
+    elif isinstance(module, nn.RNNCellBase):
+        module.hidden_size, module.input_size = module.weight_hh.shape[1], module.weight_ih.shape[1]
+    elif isinstance(module, nn.Bilinear):
+        module.out_features, module.in1_features, module.in2_features = module.weight.shape
+    elif isinstance(module, nn.ChannelShuffle):
+        module.groups = groups if groups is not None else module.groups
+    elif isinstance(module, nn.RNNBase):
+        gates = {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
+        into, again = module.get_parameter("weight_ih_l0"), module.get_parameter("weight_hh_l0")
+        module.hidden_size, module.input_size = into.shape[0] // gates, into.shape[1]
+        if module.proj_size:
+            module.proj_size = again.shape[1]
+
+
+def resize_view_module(module: torch.nn.Module, before: Sequence[int], after: Sequence[int]) -> None:
+    """nn.Unflatten: its sizes are literals of the module; `before` and `after` are input and output shapes."""
+    if isinstance(module, torch.nn.Unflatten) and isinstance(module.dim, int):
+        dim = module.dim % len(before)
+        count = len(module.unflattened_size)
+        sizes = list(after[dim : dim + count])
+        if prod(sizes) == before[dim]:
+            module.unflattened_size = torch.Size(sizes)

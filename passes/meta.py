@@ -59,7 +59,7 @@ def run_on_meta(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
         return func(*args)
     shape_of = _SHAPES.get(func)
     if shape_of is not None:
-        if first.is_contiguous():
+        if first.is_contiguous() or func is aten.convolution.default:  # there the weight's layout decides
             shape = shape_of(*args)
             if shape is not None:
                 return _made(first, shape)
@@ -75,9 +75,13 @@ def run_on_meta(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
         if 0 < dims <= len(shape) and shape[-dims:] == tuple(args[1]):
             statistics = shape[:-dims] + (1,) * dims
             return _made(first, shape), _made(first, statistics), _made(first, statistics)
-    elif func is aten.native_batch_norm.default and not args[5] and first.is_contiguous():
-        return _made(first, first.shape), _made(first, (0,)), _made(first, (0,))
+    elif func is aten.native_batch_norm.default and not args[5] and _is_dense(first):
+        return _made(first, first.shape, first.stride()), _made(first, (0,)), _made(first, (0,))
     return func(*args)
+
+
+def _is_dense(tensor: torch.Tensor) -> bool:
+    return tensor.is_contiguous() or tensor.is_contiguous(memory_format=torch.channels_last)
 
 
 def _made(first: torch.Tensor, shape: Shape, stride: Shape | None = None) -> torch.Tensor:
@@ -159,13 +163,11 @@ def _product(left: torch.Tensor, right: torch.Tensor) -> Shape | None:
 
 
 def _product_added(bias: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> Shape | None:
-    shape = _product(left, right)
-    fits = shape is not None and bias.shape == (shape[-1],) and bias.dtype == left.dtype
-    return shape if fits else None
+    return _product(left, right) if bias.shape == right.shape[-1:] and bias.dtype == left.dtype else None
 
 
 def _softmax(x: torch.Tensor, dim: int, half_to_float: bool) -> Shape | None:
-    return None if half_to_float or not -x.dim() <= dim < x.dim() else x.shape
+    return None if half_to_float or not -x.dim() <= dim < x.dim() else tuple(x.shape)
 
 
 def _adaptive(x: torch.Tensor, size: Shape) -> Shape | None:

@@ -72,7 +72,7 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     kind = type(module)
     if not _copies_as_module(kind) or "__deepcopy__" in module.__dict__:
         return copy.deepcopy(module, memo)
-    twin = kind.__new__(kind)
+    twin: nn.Module = kind.__new__(kind)
     memo[id(module)] = twin
     attributes = twin.__dict__
     for name, value in module.__dict__.items():
@@ -89,7 +89,7 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
 
 
 @cache
-def _copies_as_module(kind: type) -> bool:
+def _copies_as_module(kind: type[nn.Module]) -> bool:
     changed = [name for name in _OWN_COPYING if getattr(kind, name, None) is not getattr(nn.Module, name, None)]
     # Those of torch's layers add what old checkpoints lack; that of recurrent ones refers to the weights anew.
     settled = kind.__setstate__.__module__.startswith("torch.nn.modules.") and not issubclass(kind, nn.RNNBase)

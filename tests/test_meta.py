@@ -50,6 +50,10 @@ CALLS = [
         for groups, k, stride, pad, bias in itertools.product((1, 2), (1, 3), (1, 2), (0, 2), (None,))
     ),
     (aten.convolution.default, (X, empty(6, 4, 3, 3), empty(4), [2, 2], [1, 1], [1, 1], True, [1, 1], 1)),
+    *(
+        (aten.convolution.default, (x, empty(4, 6, 3, 3), None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1))
+        for x in (X, CHANNELS_LAST, CHANNELS_LAST[:1], empty(1, 6, 1, 1))
+    ),
     (aten.convolution.default, (CHANNELS_LAST, empty(4, 6, 1, 1), empty(4), [1, 1], [0, 0], [1, 1], False, [0, 0], 1)),
 ]  # fmt: skip
 

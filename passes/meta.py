@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
-from math import prod
 from typing import Any
 
 import torch
@@ -171,7 +170,7 @@ def _softmax(x: torch.Tensor, dim: int, half_to_float: bool) -> Shape | None:
 
 
 def _adaptive(x: torch.Tensor, size: Shape) -> Shape | None:
-    return (*x.shape[:-2], *size) if x.dim() in (3, 4) and prod(x.shape[-2:]) and len(size) == 2 else None
+    return (*x.shape[:-2], *size) if x.dim() in (3, 4) and x.numel() and len(size) == 2 else None
 
 
 _SHAPES: dict[Any, Callable[..., Shape | None]] = {

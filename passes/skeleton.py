@@ -69,7 +69,7 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     known = memo.get(id(module))
     if known is not None:
         return known
-    kind = type(module)
+    kind: Any = type(module)
     if not _copies_as_module(kind) or "__deepcopy__" in module.__dict__:
         return copy.deepcopy(module, memo)
     twin: nn.Module = kind.__new__(kind)

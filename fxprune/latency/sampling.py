@@ -202,15 +202,15 @@ class _Building:
         profile = self.backend.profile(gm, network.example_inputs, self.reference, self.limits.repeats)
         column = {name: profile.ms[:, i] for i, name in enumerate(profile.nodes)}
         values, _ = network.coordinates.at(widths)
-        parts = []
+        profiled = []
         for unit in network.units:
             taken = sum((column[n] for n in unit.nodes if n in column), np.zeros(len(profile.ms)))
-            parts.append(profile.pace.part(np.maximum(taken, LEAST_MS)))
+            profiled.append(profile.pace.part(np.maximum(taken, LEAST_MS)))
         call = self._call_ms() / self._quiet_ms
         if self.surfaces:
             expected = sum(self.surfaces[u.key].ms(value)[0] for u, value in zip(network.units, values, strict=True))
             self.missed.append(abs(expected / self._quiet_ms + call - profile.whole.ms) / profile.whole.ms)
-        parts = brought_to(max(profile.whole.ms - call, 0.5 * profile.whole.ms), parts)
+        parts = brought_to(max(profile.whole.ms - call, 0.5 * profile.whole.ms), profiled)
         for unit, value, timing in zip(network.units, values, parts, strict=True):
             if unit.key in self.pending:
                 self.fresh.append((unit.key, tuple(int(v) for v in value[0]), timing))

@@ -18,7 +18,8 @@ from passes.axes import Axis, Variable, leaves
 from passes.ops import Record, Slot, Value, find
 
 _PROBES = 5
-_NEVER_ZERO = ("softmax", "logsumexp", "ones", "full", "empty", "arange", "rand", "eye", "fill")
+_MADE = ("ones", "full", "empty", "arange", "rand", "eye")
+_NEVER_ZERO = ("softmax", "logsumexp", *_MADE, "fill", "scatter", "_put", "index_copy")
 
 
 def _variables(axes: Sequence[Axis]) -> set[Variable]:

@@ -126,6 +126,13 @@ def _written(x: Tensor, op: Any) -> tuple[Any, ...]:
     return (index, x, "amax") if op is aten.scatter_reduce else (index, x)
 
 
+def _clipped(x: Tensor) -> Tensor:
+    """One number wherever a flag stands."""
+    x = x.clone()
+    x[x < 0.3] = 0.5
+    return x
+
+
 def heads(x: Tensor) -> Tensor:
     """(n, 6, 4, 4) as (n, 2 heads, 16 places, 3)."""
     return x.flatten(2).unflatten(1, (2, 3)).transpose(2, 3).contiguous()
@@ -252,6 +259,8 @@ left_alone("index_select", lambda x, op: op(x, 1, x.new_zeros(2).long()), PICKED
 row("scatter", lambda x: x + torch.zeros_like(x).scatter(2, x.argmax(2, True), 1.0))
 row("scatter_add scatter_reduce", lambda x, op: op(x, 2, *_written(x, op)))
 row("index_add index_copy", lambda x, op: op(x, 2, torch.tensor([1, 0]), x[:, :, :2]))
+row("index_put", _clipped)
+row("_unsafe_index_put", lambda x, op: op(x, [None, None, torch.tensor([0, 2])], x[:, :, :2]))
 row("index_fill", lambda x: x.index_fill(2, torch.tensor([1]), 0.5))
 row("index_reduce", lambda x: x.index_reduce(2, torch.tensor([1, 0]), x[:, :, :2], "amax"))
 row("gather", lambda x: torch.gather(x, 2, (x > 0).long()))

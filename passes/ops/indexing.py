@@ -105,6 +105,32 @@ def scatter(call: Call) -> list[list[Axis]]:
     return [[call.space.resolve(axis) for axis in axes]]
 
 
+@rule(aten.index_put, aten._unsafe_index_put)
+def index_put(call: Call) -> list[list[Axis]]:
+    """One number written where flags say, position by position; or values at the places that indices name."""
+    axes, values, at = call.axes("self"), call.axes("values"), 0
+    many = any(axis.size != 1 for axis in values)
+    for index in call["indices"]:
+        if index is None:
+            at += 1
+            continue
+        flags = not _is_integer(index)
+        for axis, own in zip(axes[at:], call.axes(index) if flags else [axes[at]], strict=False):
+            if flags and not many:
+                call.tie(axis, own)
+            else:
+                call.freeze(axis, "values are written at listed places of this axis")
+        if not flags or many:
+            call.freeze(call.axes(index), "values are written at listed places of this axis")
+        at += index.dim() if flags else 1
+    for axis, value in zip(reversed(axes), reversed(values), strict=False):
+        if axis.size == value.size != 1:
+            call.tie(axis, value)
+        else:
+            call.freeze(value, "values are written at listed places")
+    return [[call.space.resolve(axis) for axis in axes]]
+
+
 @rule(aten.index_add, aten.index_copy, aten.index_fill, aten.index_reduce)
 def index_write(call: Call) -> list[list[Axis]]:
     """Slices written at the places of one dimension that a list names."""

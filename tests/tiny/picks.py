@@ -138,3 +138,21 @@ class OneImageManyHeads(nn.Module):
         q, k, v = self.qkv(x).chunk(3, 1)
         q, k, v = q.reshape(n * 3, 4, -1).mT, k.reshape(n * 3, 4, -1), v.reshape(n * 3, 4, -1).mT
         return self.out(((q @ k * 0.5).softmax(-1) @ v).mT.reshape(n, c, h, w))
+
+
+@tiny("conv1 8 mixed")
+class WrittenWhereFlagged(Stem):
+    """A number that is not zero, and then a sum over the channels: it is written to removed ones too."""
+
+    def middle(self, x: Tensor) -> Tensor:
+        x = x.clone()
+        x[x < 0.3] = 0.5
+        return x / x.sum(1, keepdim=True)
+
+
+@tiny("", why="written at listed places")
+class WrittenAtChannels(Stem):
+    def middle(self, x: Tensor) -> Tensor:
+        x = x.clone()
+        x[:, [0, 5]] = 0.0
+        return x

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -216,11 +216,24 @@ def _run(root: torch.nn.Module, graph: fx.Graph, inputs: tuple, mode: _MaskedOpe
     run = _Nodes(root, graph, mode, keep)
     torch.manual_seed(0)
     inputs = pytree.tree_map_only(torch.Tensor, torch.clone, inputs)
-    with _evaluating(root):
-        if mode is None:
-            return run.run(*inputs, enable_io_processing=False)
-        with mode:
-            return run.run(*inputs, enable_io_processing=False)
+    with _evaluating(root), mode or nullcontext(), _InDouble():
+        return run.run(*inputs, enable_io_processing=False)
+
+
+_DOUBLE = {
+    **dict.fromkeys([torch.float32, torch.float16, torch.bfloat16], torch.float64),
+    **dict.fromkeys([torch.complex64, torch.complex32], torch.complex128),
+}
+
+
+class _InDouble(LightMode):
+    """Keeps double precision where a network names another (``x.float()``): rounding makes 1e-8 of 1e-16."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if kwargs.get("dtype") in _DOUBLE:
+            kwargs = {**kwargs, "dtype": _DOUBLE[kwargs["dtype"]]}
+        return func(*args, **kwargs)
 
 
 class _Nodes(fx.Interpreter):

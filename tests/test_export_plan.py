@@ -227,3 +227,25 @@ def test_weights_on_meta_are_refused(tmp_path: Path) -> None:
         model = Cnn()
     with pytest.raises(ExportError, match="device meta"):
         state_of(model)
+
+
+class Drawn(nn.Module):
+    """An order of channels that each instance draws for itself."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.register_buffer("order", torch.randperm(8, generator=torch.Generator().manual_seed(seed)))
+        self.conv1, self.conv2 = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv2(torch.relu(self.conv1(x))[:, self.order])
+
+
+def test_an_order_of_channels_is_that_of_the_file(tmp_path: Path) -> None:
+    example = torch.randn(2, 3, 8, 8)
+    gm, plan = pruned(Drawn(0), example)
+    report = export(gm.eval(), example, tmp_path / "net.safetensors", plan=plan)
+    other = Drawn(1).eval()
+    before = other.order.clone()
+    assert torch.equal(load(other, report.path)(example), gm(example))
+    assert torch.equal(other.order, before)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -189,11 +189,20 @@ WRONG_RULES: dict[str, tuple[Any, Callable[[Call], Any], Callable[[], nn.Module]
 }
 
 
+@pytest.fixture
+def rules_as_before() -> Iterator[None]:
+    """What is looked up while a rule is wrong is forgotten after."""
+    yield
+    registry.find.cache_clear()
+
+
+@pytest.mark.usefixtures("rules_as_before")
 @pytest.mark.parametrize("name", WRONG_RULES)
 def test_a_wrong_rule_is_caught(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """By verify, which names the first node that differs, and by the oracle of these tests."""
     operator, wrong, make, node = WRONG_RULES[name]
     monkeypatch.setitem(registry._rules, operator, wrong)
+    registry.find.cache_clear()
     gm, coupling = analysed(make())
     assert coupling.groups, "the wrong rule must offer something, or nothing is tested"
     plan = random_plan(coupling, 1 / 2, 1)
@@ -338,3 +347,24 @@ def test_statistics_are_taken_over_the_units_that_survive() -> None:
         assert verify(gm, pruned, plan, x).mixed == ("0",)
         by_hand = expected(model[0](x)[:, kept]) @ model[2].weight[:, kept].T + model[2].bias
         torch.testing.assert_close(pruned(x), by_hand, rtol=1e-12, atol=1e-12)
+
+
+class InSingle(nn.Module):
+    """A network that computes a part in single precision by name, as attention often does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(6, 40), nn.Linear(40, 30), nn.Linear(30, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.second(torch.tanh(self.first(x)).to(torch.float32))
+        return self.last(torch.softmax(y @ y.mT, -1, dtype=torch.float32) @ y)
+
+
+def test_precision_that_a_network_names_is_raised_in_both() -> None:
+    inputs = torch.randn(2, 7, 6)
+    for frontend in ("fx", "export"):
+        gm = capture(InSingle().eval(), inputs, frontend)
+        coupling = couple(gm, inputs)
+        plan = random_plan(coupling, 1 / 2, 0)
+        assert plan.narrows and verify(gm, pruned_by(gm, plan), plan, inputs).max_error < 1e-13

@@ -158,14 +158,25 @@ def restore_state(module: nn.Module, state: State, source: Path) -> None:
 
 
 def take_dtypes(module: nn.Module, state: State) -> None:
-    """Give the tensors of `module` the dtypes that the stored ones have; tensors are replaced, not changed."""
+    """Give the tensors of `module` the dtypes that the stored ones have; tensors are replaced, not changed.
+
+    Integers of an unchanged shape are taken whole: an order of channels that another instance drew decides its groups.
+    """
     placed: dict[int, Tensor] = {}
     for name, old in list(named_tensors(module)):
         stored = state.tensors.get(state.ties.get(name, name))
-        if stored is not None and stored.dtype != old.dtype:
+        if stored is None:
+            continue
+        values = stored if _is_index(stored, old) else old.detach().to(stored.dtype)
+        if values is stored or stored.dtype != old.dtype:
             path, _, attribute = name.rpartition(".")
-            new = placed.setdefault(id(old), _like(old, old.detach().to(stored.dtype), None))
+            new = placed.setdefault(id(old), _like(old, values, None))
             setattr(module.get_submodule(path), attribute, new)
+
+
+def _is_index(stored: Tensor, old: Tensor) -> bool:
+    integers = not (stored.is_floating_point() or stored.is_complex() or isinstance(old, nn.Parameter))
+    return integers and stored.dtype == old.dtype and stored.shape == old.shape and stored.dim() > 0 and not old.is_meta
 
 
 def _like(old: Tensor, stored: Tensor, order: list[int] | None) -> Tensor:

@@ -18,6 +18,7 @@ import passes
 from benchmarks import judge
 from benchmarks.machine import Seconds, peak_mib
 from benchmarks.networks import Network, build
+from passes.skeleton import owned_tensors
 
 TOLERANCE = 1e-9
 _WEIGHING = (nn.Linear, nn.modules.conv._ConvNd, nn.MultiheadAttention)
@@ -210,7 +211,7 @@ def count_flops(network: nn.Module, example: torch.Tensor) -> int:
 def masked_difference(found: Analysed, example: torch.Tensor) -> float:
     """The pruned network against the dense one with zeroed slices, layer norms taken over what remains."""
     dense = copy.deepcopy(found.gm)
-    tensors = dense.state_dict()  # shares memory with the copy
+    tensors = {name: tensor.detach() for name, tensor in owned_tensors(dense)}  # shares memory with the copy
     zeroed: dict[str, torch.Tensor] = {}
     for group in found.coupling.groups:
         gone = np.setdiff1d(np.arange(group.size), found.plan.keep[group.name])

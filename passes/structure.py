@@ -70,7 +70,8 @@ class Structure:
             )
             for r in self.records
         )
-        values = {name: map_values(value, v) for name, v in self.values.items()}
+        # `numbers` also tells of nodes that rewriting has put in.
+        values = {**numbers, **{name: map_values(value, v) for name, v in self.values.items()}}
         vals = {name: map_together(shrink, val, values[name]) for name, val in self.vals.items()}
         tensors = {name: tuple(map(change, axes)) for name, axes in self.tensors.items()}
         return Structure(tensors, values, records, {**vals, **numbers})

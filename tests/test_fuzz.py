@@ -13,7 +13,9 @@ from passes import Plan, PruneChannels
 COMMON = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
 
 # What hypothesis has once shrunk to, or what was found on the way.
-FOUND: dict[str, list[Step]] = {}
+FOUND: dict[str, list[Step]] = {
+    "a number that rewriting scales, pruned again": [("Conv", 0, 0, 0), ("Sliced", 0, 0, 1), ("Reshaped", 0, 0, 0)],
+}
 
 
 def laws(program: list[Step]) -> None:

@@ -25,9 +25,9 @@ from passes.infer import as_arguments, composite_attention, source_of
 from passes.meta import OnMeta
 from passes.ops import Record, Value, find
 from passes.plan import Plan
-from passes.resize import resize_module, resize_view_module
+from passes.resize import SIZED, resize_module, resize_view_module
 from passes.skeleton import copy_with, like, shell
-from passes.structure import map_together
+from passes.structure import map_together, once_each
 from passes.units import Mask, kept, length, survivors
 
 aten = torch.ops.aten
@@ -93,11 +93,10 @@ class Rewriting:
 
     def __init__(self, gm: fx.GraphModule, coupling: Coupling, masks: Masks) -> None:
         self.gm, self.coupling, self.masks = gm, coupling, masks
-        self._remaining: dict[int, np.ndarray] = {}  # by identity: to hash a long sum takes time
-        self._sizes: dict[int, int] = {}
-        self._indices: dict[int, torch.Tensor] = {}
-        self._alive: list[Axis] = []  # what is known by identity must not make room for another
-        self._widths = {variable: kept(mask) for variable, mask in masks.items()}
+        widths = {variable: kept(mask) for variable, mask in masks.items()}
+        self.remain = once_each(lambda axis: survivors(axis, masks))  # which positions of an axis remain
+        self._length = once_each(lambda axis: length(axis, lambda v: widths.get(v, v.size)))
+        self._index = once_each(lambda axis: torch.from_numpy(np.flatnonzero(self.remain(axis))))
         self.records: dict[str, list[Record]] = defaultdict(list)
         for record in coupling.structure.records:
             self.records[record.node].append(record)
@@ -114,23 +113,9 @@ class Rewriting:
         self.numbers: dict[str, Any] = {}  # what nodes that hold no tensor (sizes and their arithmetic) are now
         self._run()
 
-    def remain(self, axis: Axis) -> np.ndarray:
-        """Which positions of `axis` remain."""
-        found = self._remaining.get(id(axis))
-        if found is None:
-            found = self._remaining[id(axis)] = survivors(axis, self.masks)
-            self._alive.append(axis)
-        return found
-
     def size(self, axis: Axis) -> int:
         """The new length of `axis`."""
-        if isinstance(axis, Constant):
-            return axis.size
-        found = self._sizes.get(id(axis))
-        if found is None:
-            found = self._sizes[id(axis)] = length(axis, lambda v: self._widths.get(v, v.size))
-            self._alive.append(axis)
-        return found
+        return axis.size if isinstance(axis, Constant) else self._length(axis)
 
     def narrowed(self, axes: Iterable[Axis]) -> list[Axis]:
         """Those of `axes` that lose positions."""
@@ -165,17 +150,11 @@ class Rewriting:
                 return like(tensor, data.clone(memory_format=memory_format))
         return like(tensor, data.clone() if data.data_ptr() == tensor.data_ptr() else data)
 
-    def _index(self, axis: Axis) -> torch.Tensor:
-        found = self._indices.get(id(axis))
-        if found is None:
-            found = self._indices[id(axis)] = torch.from_numpy(np.flatnonzero(self.remain(axis)))
-        return found
-
     def _root(self, meta: bool) -> nn.Module:
         root = copy_with(self.gm, lambda name, tensor: self._sliced(name, tensor, meta))
         called = {str(n.target): n for n in self.gm.graph.nodes if n.op == "call_module"}
         for path, module in root.named_modules():
-            if path and isinstance(module, restate.SIZED):
+            if path and isinstance(module, SIZED):
                 self._resize(path, module, called.get(path))
         return root
 
@@ -363,7 +342,7 @@ class _Run(fx.Interpreter):
         return made(dense, value) if isinstance(value, Value) else map_together(made, dense, value)
 
 
-# Layers that take their sizes from their tensors, which are sliced, and from attributes that `restate` makes agree.
+# Layers that take their sizes from their tensors, which are sliced, and from attributes that `resize` makes agree.
 _SIZED_BY_TENSORS = frozenset({nn.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear, nn.LayerNorm})
 # Operators whose numbers are dimensions, strides and paddings. A pooled or convolved axis stays as it is.
 _SIZELESS = frozenset((

@@ -7,6 +7,14 @@ from math import prod
 from typing import Any
 
 import torch
+from torch import nn
+
+# What `resize_module` and `resize_view_module` know: layers with sizes as attributes.
+SIZED = (
+    *(nn.modules.conv._ConvNd, nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm),
+    *(nn.modules.batchnorm._NormBase, nn.PReLU, nn.Embedding, nn.EmbeddingBag),
+    *(nn.RNNCellBase, nn.Bilinear, nn.ChannelShuffle, nn.RNNBase, nn.Unflatten),
+)
 
 
 def resize_module(module: Any, groups: int | None, num_groups: int | None, channels: int | None) -> None:
@@ -14,7 +22,6 @@ def resize_module(module: Any, groups: int | None, num_groups: int | None, chann
 
     groups, num_groups: new counts where an operator's rule gave them. channels: those of the module's input.
     """
-    nn = torch.nn
     weight = getattr(module, "weight", None)
     if isinstance(module, nn.modules.conv._ConvNd):
         module.groups = groups if groups is not None else module.groups
@@ -53,9 +60,9 @@ def resize_module(module: Any, groups: int | None, num_groups: int | None, chann
             module.proj_size = again.shape[1]
 
 
-def resize_view_module(module: torch.nn.Module, before: Sequence[int], after: Sequence[int]) -> None:
+def resize_view_module(module: nn.Module, before: Sequence[int], after: Sequence[int]) -> None:
     """nn.Unflatten: its sizes are literals of the module; `before` and `after` are input and output shapes."""
-    if isinstance(module, torch.nn.Unflatten) and isinstance(module.dim, int):
+    if isinstance(module, nn.Unflatten) and isinstance(module.dim, int):
         dim = module.dim % len(before)
         count = len(module.unflattened_size)
         sizes = list(after[dim : dim + count])

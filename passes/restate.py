@@ -452,14 +452,6 @@ def pin_scalars(node: fx.Node, changed: Callable[[fx.Node], Any]) -> None:
     node.kwargs = fx.map_arg(node.kwargs, pinned)
 
 
-# What `resize_module` and `resize_view_module` know: layers with sizes as attributes.
-SIZED = (
-    *(torch.nn.modules.conv._ConvNd, torch.nn.Linear, torch.nn.LayerNorm, torch.nn.RMSNorm, torch.nn.GroupNorm),
-    *(torch.nn.modules.batchnorm._NormBase, torch.nn.PReLU, torch.nn.Embedding, torch.nn.EmbeddingBag),
-    *(torch.nn.RNNCellBase, torch.nn.Bilinear, torch.nn.ChannelShuffle, torch.nn.RNNBase, torch.nn.Unflatten),
-)
-
-
 def is_tensor_index(node: fx.Node) -> bool:
     """Whether a getitem node takes from a tensor (and not from a tuple)."""
     return node.target is operator.getitem and isinstance(node.args[0], fx.Node)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.utils import _pytree as pytree
@@ -13,6 +13,8 @@ from passes.axes import Axis, Variable
 from passes.infer import Inferred
 from passes.ops import Record, Value
 from passes.units import Mask, rename
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Structure:
     @classmethod
     def of(cls, inferred: Inferred) -> Structure:
         """Resolve every axis of an inference, in place: what is resolved once can be resolved again."""
-        change = _once_each(inferred.space.resolve)
+        change = once_each(inferred.space.resolve)
         values = {id(v): v for tree in inferred.values.values() for v in values_in(tree)}
         for record in inferred.records:
             values.update((id(v), v) for v in (*record.inputs, *record.outputs))
@@ -49,7 +51,7 @@ class Structure:
                 return val
             return torch.empty([a.size for a in value.axes], dtype=val.dtype, device="meta")
 
-        change = _once_each(lambda axis: rename(axis, new, keep))
+        change = once_each(lambda axis: rename(axis, new, keep))
         known: dict[int, Value] = {}
 
         def value(v: Value) -> Value:
@@ -77,11 +79,11 @@ class Structure:
         return Structure(tensors, values, records, {**vals, **numbers})
 
 
-def _once_each(function: Callable[[Axis], Axis]) -> Callable[[Axis], Axis]:
+def once_each(function: Callable[[Axis], T]) -> Callable[[Axis], T]:
     """`function`, called once an axis: many tensors share one, and to hash a long sum takes time."""
-    known: dict[int, tuple[Axis, Axis]] = {}
+    known: dict[int, tuple[Axis, T]] = {}
 
-    def change(axis: Axis) -> Axis:
+    def change(axis: Axis) -> T:
         made = known.get(id(axis))
         if made is None:
             made = known[id(axis)] = axis, function(axis)

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from passes.skeleton import modules_of
+
 # Exact types: a subclass may refuse to be emptied (fx's immutable_list) or cost more than it is worth.
 _CONTAINERS = frozenset({dict, OrderedDict, defaultdict, list, set})
 
@@ -55,17 +57,17 @@ def twin(module: nn.Module) -> nn.Module:
 
 def separate(gm: fx.GraphModule, model: nn.Module) -> None:
     """Give `gm`, just built from `model`, modules of its own, with the modes and registrations that `model` has."""
-    originals = dict(model.named_modules(remove_duplicate=False))
-    own = dict(gm.named_modules(remove_duplicate=False))
+    originals, own = modules_of(model), modules_of(gm)
+    for path, module in own.items():
+        original = originals[path]
+        if module is not original:  # what holds others, made with the graph module
+            module.training = original.training
+            module._non_persistent_buffers_set.update(original._non_persistent_buffers_set & set(module._buffers))
     for target in dict.fromkeys(str(node.target) for node in gm.graph.nodes if node.op == "call_module"):
         parent, _, name = target.rpartition(".")
         registry = own[parent]._modules
         if registry[name] is originals[target]:
             registry[name] = twin(originals[target])
-    for path, module in gm.named_modules():
-        original = originals[path]
-        module.training = original.training
-        module._non_persistent_buffers_set.update(original._non_persistent_buffers_set & set(module._buffers))
 
 
 def _containers(module: nn.Module) -> list[Any]:

@@ -19,7 +19,7 @@ from passes.errors import PlanError
 from passes.garbage import collector_paused
 from passes.identity import describe_inputs, fingerprint
 from passes.infer import infer, source_of
-from passes.ops import Value
+from passes.ops import Value, spelled
 from passes.plan import Plan
 from passes.references import REFERENCES
 from passes.roles import names_of, roles_of
@@ -267,7 +267,7 @@ class Coupling:
             for number, key in enumerate(keys):
                 for other in keys[number + 1 :]:
                     if ends[key] & ends[other]:
-                        graph.add_edge(key, other, node=record.node, op=str(record.func))
+                        graph.add_edge(key, other, node=record.node, op=spelled(record.func))
         return graph
 
     def explain(self, first: str, second: str) -> list[str]:
@@ -315,7 +315,8 @@ class Coupling:
                 np.put_along_axis(rows, np.asarray(plan.orders[name])[:, list(units)], True, axis=1)
                 masks[variable] = BlockMask(self.outers[variable], rows)
             else:
-                masks[variable] = np.isin(np.arange(variable.size), units)
+                masks[variable] = np.zeros(variable.size, dtype=bool)
+                masks[variable][list(units)] = True
         return masks
 
     def after(self, plan: Plan, numbers: Mapping[str, Any] | None = None) -> Coupling:
@@ -399,8 +400,9 @@ def couple(gm: fx.GraphModule, example_inputs: Any) -> Coupling:
     for record in inferred.records:
         if record.mixed and record.func.overloadpacket not in REFERENCES:
             text = "it mixes units, and no reference says what it gives without some"
+            reason = Reason(text, record.node, spelled(record.func), sources.get(record.node, ""))
             for axis in record.mixed:
-                inferred.space.freeze(axis, Reason(text, record.node, str(record.func), sources.get(record.node, "")))
+                inferred.space.freeze(axis, reason)
     trainable = frozenset(n for n, _ in gm.named_parameters(remove_duplicate=False))
     own = [name for name, first in inferred.canonical.items() if first == name]
     digest = fingerprint(gm)

@@ -32,6 +32,7 @@ def describe_line(filename: str, line: int, function: str) -> str:
     return f"{name}:{line} in {function}" + (f": {source}" if source else "")
 
 
+@functools.cache
 def is_user_file(filename: str) -> bool:
     """Neither torch's, nor ours, nor the interpreter's."""
     return not filename.startswith((*_OURS, "<"))
@@ -44,12 +45,12 @@ def user_frame() -> types.FrameType | None:
     return frame
 
 
-def stack_trace() -> str:
-    """The user's frames from the outermost forward inwards, written as a traceback writes them."""
+def stack_trace(within: types.CodeType) -> str:
+    """The user's frames from the outermost forward called in `within` inwards, written as a traceback writes them."""
     frames: list[str] = []
     frame: types.FrameType | None = sys._getframe(2)
     inside = 0
-    while frame is not None:
+    while frame is not None and frame.f_code is not within:
         code = frame.f_code
         if is_user_file(code.co_filename):
             frames.append(_frame_text(code, frame.f_lineno))

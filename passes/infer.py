@@ -101,7 +101,7 @@ def tensors_in(*arguments: Any) -> list[torch.Tensor]:
         if isinstance(argument, torch.Tensor):
             found.append(argument)
         elif isinstance(argument, (tuple, list)):
-            found += tensors_in(*argument)
+            found += [part for part in argument if isinstance(part, torch.Tensor)]
     return found
 
 
@@ -166,10 +166,10 @@ class Inference(LightMode):
             args, positions = numbers.as_positions(args, self.numbers_of)
             for index, places in positions:
                 self.value(index).numbers = places
-        operands = tensors_in(args, *kwargs.values())
+        operands = tensors_in(*args, *kwargs.values())
         before = [self.value(t) for t in operands]
         result = run_on_meta(func, args, kwargs)
-        outputs = tensors_in((result,))
+        outputs = tensors_in(*result) if isinstance(result, (tuple, list)) else tensors_in(result)
         if outputs:
             self._record(func, args, kwargs, operands, before, outputs)
         elif operands:
@@ -177,12 +177,16 @@ class Inference(LightMode):
         return result
 
     def _record(self, func, args, kwargs, operands, before, outputs) -> None:
-        record = Record(self._label(), func, before, template=_template(args, kwargs))
+        label = self._label()
+        record = Record(label, func, before, template=_template(args, kwargs))
+        reasons: dict[str, Reason] = {}
 
         def because(text: str) -> Reason:
-            return self.reason(str(func), text)
+            if text not in reasons:
+                reasons[text] = self.reason(ops.spelled(func), text)
+            return reasons[text]
 
-        call = Call(func, args, kwargs, outputs, self.space, self.value, record, because)
+        call = Call(func, args, kwargs, operands, outputs, self.space, self.value, record, because)
         call.numbers_of = self.numbers_of
         for value in before:
             if value.watched:
@@ -193,14 +197,13 @@ class Inference(LightMode):
         for number, (tensor, made) in enumerate(zip(outputs, axes, strict=True)):
             in_place = any(tensor is operand for operand in operands)
             if in_place and torch.Tag.inplace_view not in func.tags:
-                for old, new in zip(self.value(tensor).axes, made, strict=True):
+                known = self.value(tensor)
+                for old, new in zip(known.axes, made, strict=True):
                     call.tie(old, new)
                 self.rewritten |= not tensor.is_floating_point()
-                record.outputs.append(self.value(tensor))
+                record.outputs.append(known)
                 continue
-            value = Value(
-                f"{self._label()}/{len(self.records)}", tuple(made), parameters, record.watched.get(number, ())
-            )
+            value = Value(f"{label}/{len(self.records)}", tuple(made), parameters, record.watched.get(number, ()))
             if not tensor.is_floating_point():
                 value.numbers = numbers.computed(func, args, kwargs, tensor, self.numbers_of, number)
             self.attach(tensor, value)
@@ -228,14 +231,14 @@ class Inference(LightMode):
     def _freeze_all(self, func, values: list[Value], text: str) -> None:
         for value in values:
             for axis in value.axes:
-                self.space.freeze(axis, self.reason(str(func), text))
+                self.space.freeze(axis, self.reason(ops.spelled(func), text))
 
 
 class GraphInference(fx.Interpreter):
     """Interprets a graph over modules on meta, one node at a time, and collects each node's result."""
 
     def __init__(self, root: torch.nn.Module, graph: fx.Graph, mode: Inference) -> None:
-        super().__init__(root, graph=graph)
+        super().__init__(root, garbage_collect_values=False, graph=graph)
         self.mode = mode
         self.extra_traceback = False
         self.vals: dict[str, Any] = {}
@@ -244,11 +247,16 @@ class GraphInference(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         self.mode.enter_node(n)
         try:
-            result = super().run_node(n)
+            args, kwargs = fx.map_arg((n.args, n.kwargs), self.env.__getitem__)
+            result = getattr(self, n.op)(n.target, args, kwargs)
         except Exception as error:
             result = self._opaque(n, error)
         self._finish(n, result)
         return result
+
+    def fetch_attr(self, target: str) -> Any:
+        found = self.submodules.get(target)
+        return super().fetch_attr(target) if found is None else found
 
     def _finish(self, n: fx.Node, result: Any) -> None:
         single = isinstance(result, torch.Tensor)

@@ -18,7 +18,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from passes.axes import Axis
-from passes.ops import Record, Slot, Value
+from passes.ops import Record, Slot, Value, spelled
 
 if TYPE_CHECKING:
     from passes.cost import Cost
@@ -271,7 +271,7 @@ def _value_dtypes(
         known = [found[v.key] for v in (*record.outputs, *record.inputs) if v.key in found]
         for number, value in enumerate(record.outputs):
             if value.key not in found:
-                index = number == 1 and any(word in str(record.func) for word in _INDEX_OUTPUTS)
+                index = number == 1 and any(word in spelled(record.func) for word in _INDEX_OUTPUTS)
                 found[value.key] = torch.int64 if index else (known[0] if known else torch.get_default_dtype())
     return found
 

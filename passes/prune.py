@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import weakref
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -21,12 +21,12 @@ from passes.coupling import Coupling, couple, recall, remember
 from passes.errors import PassError
 from passes.garbage import collector_paused
 from passes.identity import example_inputs_of
-from passes.infer import as_arguments, composite_attention, source_of
+from passes.infer import composite_attention, source_of
 from passes.meta import OnMeta
 from passes.ops import Record, Value, find
 from passes.plan import Plan
 from passes.resize import SIZED, resize_module, resize_view_module
-from passes.skeleton import copy_with, like, shell
+from passes.skeleton import copy_module, like, modules_of, shell
 from passes.structure import map_together, once_each
 from passes.units import Mask, kept, length, survivors
 
@@ -89,9 +89,13 @@ def plan_of(gm: fx.GraphModule) -> Plan | None:
 
 
 class Rewriting:
-    """One rewriting: the new graph is run on meta as it is made, so that every size is known and checked."""
+    """One rewriting: the new graph is run on meta as it is made, so that every size is known and checked.
 
-    def __init__(self, gm: fx.GraphModule, coupling: Coupling, masks: Masks) -> None:
+    Only nodes that may take sizes are run; of the others, which are most, the axes tell what they give. With `whole`
+    unset the new graph holds no more than the former, and a placeholder for each of the others that they read.
+    """
+
+    def __init__(self, gm: fx.GraphModule, coupling: Coupling, masks: Masks, whole: bool = True) -> None:
         self.gm, self.coupling, self.masks = gm, coupling, masks
         widths = {variable: kept(mask) for variable, mask in masks.items()}
         self.remain = once_each(lambda axis: survivors(axis, masks))  # which positions of an axis remain
@@ -100,18 +104,51 @@ class Rewriting:
         self.records: dict[str, list[Record]] = defaultdict(list)
         for record in coupling.structure.records:
             self.records[record.node].append(record)
-        self.graph = fx.Graph(tracer_cls=getattr(gm, "_tracer_cls", None))
-        copied: dict[fx.Node, fx.Node] = {}
-        for node in gm.graph.nodes:
-            new = self.graph.node_copy(node, lambda n: copied[n])
-            copied[node] = new
-            for stale in ("tensor_meta", "example_value"):
-                new.meta.pop(stale, None)
-        self.graph._codegen = gm.graph._codegen
+        self._called = {str(n.target): n for n in gm.graph.nodes if n.op == "call_module"}
         self._counts = self._module_counts()
+        self.following = self._following()
+        self.graph = self._copied_graph(whole)
         self.refused: list[tuple[Axis, Reason]] = []
         self.numbers: dict[str, Any] = {}  # what nodes that hold no tensor (sizes and their arithmetic) are now
-        self._run()
+        with torch.no_grad(), composite_attention(), OnMeta():
+            _Run(self).run()
+
+    def _following(self) -> set[str]:
+        """The nodes that take no number which could be the length of a pruned axis: their shapes follow."""
+        values, modules = self.coupling.structure.values, modules_of(self.gm)
+
+        def takes_none(n: fx.Node) -> bool:
+            if n.op == "call_module" and type(modules[str(n.target)]) in _SIZED_BY_TENSORS:
+                return True
+            records = self.records.get(n.name)
+            if records:
+                return all(map(_sizeless, records)) and restate.name_of(n) not in restate.TABLE
+            # It gives back a tensor that it was given, as dropout does in eval mode.
+            return values[n.name].key in [values[i.name].key for i in n.all_input_nodes]
+
+        return {
+            n.name
+            for n in self.gm.graph.nodes
+            if all(isinstance(values.get(known.name), Value) for known in (n, *n.all_input_nodes))
+            and (n.op in ("placeholder", "get_attr") or takes_none(n))
+        }
+
+    def _copied_graph(self, whole: bool) -> fx.Graph:
+        graph = fx.Graph(tracer_cls=getattr(self.gm, "_tracer_cls", None))
+        graph._codegen = self.gm.graph._codegen
+        copied: dict[fx.Node, fx.Node] = {}
+
+        def known(node: fx.Node) -> fx.Node:
+            if node not in copied:
+                copied[node] = graph.create_node("placeholder", node.name, name=node.name)
+            return copied[node]
+
+        for node in self.gm.graph.nodes:
+            if whole or node.name not in self.following:
+                new = copied[node] = graph.node_copy(node, known)
+                for stale in ("tensor_meta", "example_value"):
+                    new.meta.pop(stale, None)
+        return graph
 
     def size(self, axis: Axis) -> int:
         """The new length of `axis`."""
@@ -150,13 +187,15 @@ class Rewriting:
                 return like(tensor, data.clone(memory_format=memory_format))
         return like(tensor, data.clone() if data.data_ptr() == tensor.data_ptr() else data)
 
-    def _root(self, meta: bool) -> nn.Module:
-        root = copy_with(self.gm, lambda name, tensor: self._sliced(name, tensor, meta))
-        called = {str(n.target): n for n in self.gm.graph.nodes if n.op == "call_module"}
-        for path, module in root.named_modules():
-            if path and isinstance(module, SIZED):
-                self._resize(path, module, called.get(path))
-        return root
+    def _resized(self, path: str, module: nn.Module, meta: bool) -> nn.Module:
+        """A copy of the module at `path`, sliced, with its sizes made to agree."""
+        prefix = f"{path}." if path else ""
+        copied = copy_module(module, lambda name, tensor: self._sliced(prefix + name, tensor, meta))
+        for name, inner in modules_of(copied).items():
+            if isinstance(inner, SIZED):
+                full = prefix + name if name else path
+                self._resize(full, inner, self._called.get(full))
+        return copied
 
     def _resize(self, path: str, module: nn.Module, node: fx.Node | None) -> None:
         counts: dict[str, int] = dict(self._counts.get("@" + node.name, {})) if node is not None else {}
@@ -175,28 +214,21 @@ class Rewriting:
         value = self.coupling.structure.values.get(node.name) if isinstance(node, fx.Node) else None
         return [self.size(a) for a in value.axes] if isinstance(value, Value) else None
 
-    @cached_property
-    def meta_root(self) -> nn.Module:
-        """The new modules on the meta device, in eval mode; made when a node asks for one."""
+    def on_meta(self, path: str) -> nn.Module:
+        """The new module at `path` on the meta device, in eval mode."""
         with torch.utils._python_dispatch._disable_current_modes():
-            return self._root(meta=True).eval()
-
-    def _run(self) -> None:
-        run = _Run(self)
-        arguments = self.coupling.inputs
-        with torch.no_grad(), composite_attention(), OnMeta():
-            run.run(*as_arguments(example_inputs_of(arguments), self.gm), enable_io_processing=False)
+            return self._resized(path, self.gm.get_submodule(path), meta=True).eval()
 
     def build(self) -> fx.GraphModule:
         """The new graph with real, sliced tensors."""
-        root = self._root(meta=False)
+        root = self._resized("", shell(self.gm), meta=False)
         pruned = fx.GraphModule(root, self.graph, class_name=self.gm.__class__.__name__)
         pruned.meta.update(self.gm.meta)
-        for prefix, module in shell(self.gm).named_modules():
-            for name in module._non_persistent_buffers_set:
-                owner = pruned.get_submodule(prefix) if _has(pruned, prefix) else None
-                if owner is not None and name in owner._buffers:
-                    owner._non_persistent_buffers_set.add(name)
+        made = modules_of(pruned)
+        for path, module in modules_of(self.gm).items():
+            if path in made:
+                unsaved = module._non_persistent_buffers_set & set(made[path]._buffers)
+                made[path]._non_persistent_buffers_set.update(unsaved)
         return pruned
 
     def refuse(self, node: fx.Node, text: str) -> None:
@@ -222,27 +254,25 @@ class Rewriting:
             self.refused.append((axis, reason))
 
 
-def _has(module: nn.Module, path: str) -> bool:
-    try:
-        module.get_submodule(path)
-    except AttributeError:
-        return False
-    return True
-
-
 class _Run(fx.Interpreter):
     """Runs the new graph on meta; restates each node's literals just before it is run, and checks what comes out."""
 
     def __init__(self, rewriting: Rewriting) -> None:
-        super().__init__(rewriting.gm, graph=rewriting.graph)
-        self.extra_traceback = False
+        super().__init__(nn.Module(), garbage_collect_values=False, graph=rewriting.graph)
         self.rewriting = rewriting
+        self.env = _Results(self._promised)
+
+    def run(self) -> None:  # type: ignore[override]
+        """Run all nodes whose results do not follow from their axes."""
+        for node in self.graph.nodes:
+            if node.name not in self.rewriting.following:
+                self.env[node] = self.run_node(node)
+
+    def fetch_args_kwargs_from_env(self, n: fx.Node) -> Any:
+        return fx.map_arg((n.args, n.kwargs), self.env.__getitem__)
 
     def fetch_attr(self, target: str) -> Any:
-        found: Any = self.rewriting.meta_root
-        for part in target.split("."):
-            found = getattr(found, part)
-        return found
+        return self.rewriting.on_meta(target)
 
     def run_node(self, n: fx.Node) -> Any:
         rewriting = self.rewriting
@@ -252,9 +282,7 @@ class _Run(fx.Interpreter):
             self._restate(n, value)
             for argument in n.all_input_nodes:
                 self._run_inserted(argument)
-            if isinstance(value, Value) and (n.op == "get_attr" or self._takes_no_sizes(n)):
-                return self._promised(n, value)
-            result = super().run_node(n)
+            result = self._promised(n) if n.op in ("placeholder", "get_attr") else super().run_node(n)
         except Exception as error:  # whatever a node raises on smaller sizes is the reason that its axes stay
             failure = (
                 f"the operator cannot follow a smaller size: {str(error).splitlines()[0] if str(error) else error!r}"
@@ -266,28 +294,15 @@ class _Run(fx.Interpreter):
             rewriting.numbers[n.name] = result
         if failure:
             rewriting.refuse(n, failure)
-            return self._promised(n, value)
+            return self._promised(n)
         return result
 
     def _run_inserted(self, n: fx.Node) -> None:
         """Run arithmetic that restating has put before a node."""
-        if n not in self.env:
+        if n not in self.env and n.name not in self.rewriting.following:
             for argument in n.all_input_nodes:
                 self._run_inserted(argument)
             self.env[n] = self.rewriting.numbers[n.name] = super().run_node(n)
-
-    def _takes_no_sizes(self, n: fx.Node) -> bool:
-        """Whether no number that the operators of `n` take could be the length of a pruned axis: shapes follow."""
-        records = self.rewriting.records.get(n.name)
-        if n.op == "call_module" and type(self.rewriting.gm.get_submodule(str(n.target))) in _SIZED_BY_TENSORS:
-            return True
-        return all(map(_sizeless, records)) if records else self._passes_on(n)
-
-    def _passes_on(self, n: fx.Node) -> bool:
-        """Whether the node gives back a tensor that it was given, as dropout does in eval mode."""
-        values = self.rewriting.coupling.structure.values
-        keys = [v.key for v in map(values.get, [i.name for i in n.all_input_nodes]) if isinstance(v, Value)]
-        return values[n.name].key in keys
 
     def _restate(self, n: fx.Node, value: Any) -> None:
         values = self.rewriting.coupling.structure.values
@@ -331,15 +346,28 @@ class _Run(fx.Interpreter):
             return ""
         return f"its size does not follow: expected {expected}, got {got}"
 
-    def _promised(self, n: fx.Node, value: Any) -> Any:
-        dense = self.rewriting.coupling.structure.vals.get(n.name)
+    def _promised(self, n: fx.Node) -> Any:
+        """What the axes of a node's result tell of it."""
+        structure = self.rewriting.coupling.structure
 
         def made(val: Any, known: Any) -> Any:
             if not isinstance(known, Value):
                 return val
             return torch.empty([self.rewriting.size(a) for a in known.axes], dtype=val.dtype, device="meta")
 
-        return made(dense, value) if isinstance(value, Value) else map_together(made, dense, value)
+        return map_together(made, structure.vals.get(n.name), structure.values.get(n.name))
+
+
+class _Results(dict[fx.Node, Any]):
+    """Results by node; those that nobody has put in are made when they are asked for."""
+
+    def __init__(self, make: Callable[[fx.Node], Any]) -> None:
+        super().__init__()
+        self._make = make
+
+    def __missing__(self, node: fx.Node) -> Any:
+        self[node] = self._make(node)
+        return self[node]
 
 
 # Layers that take their sizes from their tensors, which are sliced, and from attributes that `resize` makes agree.
@@ -357,7 +385,7 @@ _SIZELESS = frozenset((
 def _sizeless(record: Record) -> bool:
     if not record.inputs and all(axis.size == 0 for v in record.outputs for axis in v.axes):
         return True  # the workspace that a batch norm makes
-    return find(record.func) is find(aten.relu.default) or record.func.overloadpacket in _SIZELESS
+    return record.func.overloadpacket in _SIZELESS or find(record.func) is find(aten.relu.default)
 
 
 def trial(gm: fx.GraphModule, coupling: Coupling) -> list[tuple[Axis, Reason]]:
@@ -372,12 +400,12 @@ def trial(gm: fx.GraphModule, coupling: Coupling) -> list[tuple[Axis, Reason]]:
         masks[variable] = np.arange(variable.size) < primes[number % len(primes)]
     if not masks:
         return []
-    first = Rewriting(gm, coupling, masks)
+    first = Rewriting(gm, coupling, masks, whole=False)
     refused = list(first.refused)
     dense = coupling.structure.vals
     computes = any(isinstance(now, (int, float)) and now != dense.get(name) for name, now in first.numbers.items())
     if not refused and computes:
-        refused = Rewriting(gm, coupling, dict(list(masks.items())[::2])).refused
+        refused = Rewriting(gm, coupling, dict(list(masks.items())[::2]), whole=False).refused
     return list(_unique(refused))
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from passes.axes import Variable, leaves
-from passes.ops import Record, Value
+from passes.ops import Record, Value, spelled
 from passes.structure import Structure
 
 # What a parameter's name says beyond its module: conv.weight, conv.parametrizations.weight.original1, rnn.weight_ih_l0.
@@ -36,7 +36,7 @@ def roles_of(structure: Structure) -> dict[tuple[str, Variable, int], str]:
 def _uses(record: Record, place: int, value: Value) -> dict[Variable, str]:
     if not value.parameters:
         return {}
-    name = str(record.func)
+    name = spelled(record.func)
     mine = [v for axis in value.axes for v in leaves(axis)]
     if "norm" in name and place == 1 and len(value.axes) == 1:
         return dict.fromkeys(mine, "scale")

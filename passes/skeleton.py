@@ -15,6 +15,10 @@ from typing import Any
 import torch
 from torch import nn
 
+_PLAIN = frozenset({int, float, str, bool, type(None), torch.Size, torch.dtype})
+_EMPTIED = frozenset({dict, OrderedDict, set, list})
+_NO_TENSORS = _PLAIN | _EMPTIED | {tuple}  # asked first: isinstance of a tensor runs Python
+
 
 def owned_tensors(root: nn.Module) -> list[tuple[str, torch.Tensor]]:
     """Every parameter, buffer and plain tensor attribute below `root` with its qualified name; tied ones repeat."""
@@ -24,11 +28,25 @@ def owned_tensors(root: nn.Module) -> list[tuple[str, torch.Tensor]]:
         attributes = module.__dict__
         for held in (attributes["_parameters"], attributes["_buffers"], attributes):
             for name, value in held.items():
-                if isinstance(value, torch.Tensor):
+                if type(value) not in _NO_TENSORS and isinstance(value, torch.Tensor):
                     found.append((prefix + name, value))
         for name, child in attributes["_modules"].items():
             if child is not None:
                 visit(child, f"{prefix}{name}.")
+
+    visit(root, "")
+    return found
+
+
+def modules_of(root: nn.Module) -> dict[str, nn.Module]:
+    """Every module by its path, `root` by ""; a shared one by each of its paths."""
+    found: dict[str, nn.Module] = {}
+
+    def visit(module: nn.Module, path: str) -> None:
+        found[path] = module
+        for name, child in module._modules.items():
+            if child is not None:
+                visit(child, f"{path}.{name}" if path else name)
 
     visit(root, "")
     return found
@@ -59,8 +77,6 @@ def copy_module(module: nn.Module, replace: Replace) -> nn.Module:
     return _copied(module, memo)
 
 
-_PLAIN = frozenset({int, float, str, bool, type(None), torch.Size, torch.dtype})
-_EMPTIED = frozenset({dict, OrderedDict, set, list})
 _OWN_COPYING = ("__deepcopy__", "__reduce_ex__", "__reduce__", "__getstate__", "__setstate__")
 
 
@@ -82,7 +98,7 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
             value = {key: None if tensor is None else memo[id(tensor)] for key, tensor in value.items()}
         elif type(value) in _EMPTIED and (not value or name == "_non_persistent_buffers_set"):
             value = value.copy()
-        elif type(value) not in _PLAIN:
+        elif type(value) not in _PLAIN and not (type(value) is tuple and _PLAIN.issuperset(map(type, value))):
             value = copy.deepcopy(value, memo)
         attributes[name] = value
     return twin

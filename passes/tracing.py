@@ -16,6 +16,7 @@ from torch.fx.proxy import Attribute, TraceError
 
 from passes.frames import asks_for_class, describe, stack_trace, unpacked_into, user_frame, wanted_by_assert
 from passes.patches import autocast_told, buffers_recorded, functions_recorded, own_forward
+from passes.skeleton import modules_of
 from passes.values import Unknown, Values, one_more
 
 # Constructors whose sizes may be proxies: their parser refuses those before any dispatch, so that fx does not see them.
@@ -31,6 +32,7 @@ MIXED = (
     *(torch.special.xlog1py, torch.special.zeta, torch.bitwise_left_shift, torch.bitwise_right_shift),
     *(torch.bitwise_and, torch.bitwise_or, torch.bitwise_xor, torch.searchsorted, torch.bucketize),
 )
+_WRAPPED = frozenset((*FACTORIES, *MIXED))
 
 
 @dataclass(frozen=True)
@@ -152,13 +154,12 @@ class Tracer(fx.Tracer):
 
     def trace(self, root: nn.Module | Callable[..., Any], concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         assert isinstance(root, nn.Module), "capture takes modules only"
-        modules = dict(root.named_modules())
+        modules = modules_of(root)
         training = {path: bool(module.training) for path, module in modules.items()}
         self._modes = {path: not root.training for path in modules} if self.flipped else training
-        named = [*root.named_parameters(), *root.named_buffers()]
-        self._tensor_names = {id(tensor): name for name, tensor in reversed(named)}
+        self._tensor_names = _registered(modules)
         try:
-            for path, module in modules.items():
+            for path, module in reversed(modules.items()):  # a shared module goes by the first of its paths
                 module.__dict__["training"] = Mode(self, path, self._modes[path])
             with functions_recorded(), buffers_recorded(self._assign), autocast_told(self.resolve), own_forward(root):
                 graph = super().trace(root, concrete_args)
@@ -166,7 +167,7 @@ class Tracer(fx.Tracer):
             for path, module in modules.items():
                 module.__dict__["training"] = training[path]
         for node in graph.nodes:
-            if node.target in (*FACTORIES, *MIXED):  # else the code has fx wrap "torch.zeros", a name no module has
+            if node.target in _WRAPPED:  # else the code has fx wrap "torch.zeros", a name no module has
                 node.meta.pop("is_wrapped", None)
         if self._decisions:
             self._note_batch()
@@ -209,7 +210,7 @@ class Tracer(fx.Tracer):
             self._write_assigned()
         node = super().create_node(kind, target, args, kwargs, name, type_expr)
         if not node.stack_trace:
-            node.stack_trace = stack_trace()
+            node.stack_trace = stack_trace(self.trace.__code__)
         return node
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -378,6 +379,17 @@ class Tracer(fx.Tracer):
                 continue
             if note.kind != "value" and _as_decided(found) != value:
                 self.notes[replace(note, kind="batch")] = None
+
+
+def _registered(modules: dict[str, nn.Module]) -> dict[int, str]:
+    """The first name of each parameter, and of each buffer that is none, by its identity."""
+    names: dict[int, str] = {}
+    for kind in ("_parameters", "_buffers"):
+        for path, module in modules.items():
+            for name, tensor in module.__dict__[kind].items():
+                if tensor is not None:
+                    names.setdefault(id(tensor), f"{path}.{name}" if path else name)
+    return names
 
 
 def _resolved(how: Callable[[fx.Node], Any], node: fx.Node) -> Any:

@@ -7,7 +7,7 @@ the tape; what a pointwise operator does with zeros is found by evaluating it, s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -15,72 +15,86 @@ import torch
 from torch.utils import _pytree as pytree
 
 from passes.axes import Axis, Variable, leaves
-from passes.ops import Record, Slot, Value, find
+from passes.ops import Record, Slot, Value, find, spelled
 
 _PROBES = 5
 _MADE = ("ones", "full", "empty", "arange", "rand", "eye")
 _NEVER_ZERO = ("softmax", "logsumexp", *_MADE, "fill", "scatter", "_put", "index_copy")
 
 
-def _variables(axes: Sequence[Axis]) -> set[Variable]:
-    return {v for axis in axes for v in leaves(axis)}
-
-
 def unmasked_sums(records: Sequence[Record]) -> dict[int, set[Variable]]:
     """For each call, by its number, the contracted variables of which no operand is zero at removed units."""
-    alive: dict[int, set[Variable]] = {}  # by tensor: variables whose removed positions may hold something else than 0
+    zeros = _Zeros()
     found: dict[int, set[Variable]] = {}
-    spilled: set[Variable] = set()  # written in place through a view: counted as alive everywhere
-
-    def living(value: Value) -> set[Variable]:
-        return (alive.get(value.key, set()) | spilled) & _variables(value.axes)
-
     for number, record in enumerate(records):
         factors = [v for v in record.inputs if not _is_bias(record, v)]
         summed = {
             variable
             for variable in _variables(record.contracted)
-            if all(variable in living(v) for v in factors if variable in _variables(v.axes))
+            if all(variable in zeros.living(v) for v in factors if variable in zeros.variables(v))
         }
         if summed:
             found[number] = summed
         for output in record.outputs:
-            here = _living_result(record, output, factors, living)
-            written = record.func._schema.is_mutable
-            if written:
-                spilled |= here if "copy_" in str(record.func) else set()
-            alive[output.key] = here
+            here = _living_result(record, output, factors, zeros)
+            if record.func._schema.is_mutable and "copy_" in spelled(record.func):
+                zeros.spilled |= here
+            zeros.alive[output.key] = here
     return found
+
+
+def _variables(axes: Sequence[Axis]) -> set[Variable]:
+    return {v for axis in axes for v in leaves(axis)}
+
+
+class _Zeros:
+    """What is known so far. alive: by tensor, variables whose removed positions may hold something else than zero."""
+
+    def __init__(self) -> None:
+        self.alive: dict[int, set[Variable]] = {}
+        self.spilled: set[Variable] = set()  # written in place through a view: counted as alive everywhere
+        self._variables: dict[int, set[Variable]] = {}
+
+    def variables(self, value: Value) -> set[Variable]:
+        """The variables of a tensor's axes."""
+        found = self._variables.get(value.key)
+        if found is None:
+            found = self._variables[value.key] = _variables(value.axes)
+        return found
+
+    def living(self, value: Value) -> set[Variable]:
+        """Those of them whose removed positions may hold something else than zero."""
+        return (self.alive.get(value.key, set()) | self.spilled) & self.variables(value)
+
+    def zero(self, variable: Variable, value: Value) -> bool:
+        """Whether `value` is zero wherever `variable` is removed."""
+        return variable in self.variables(value) and variable not in self.living(value)
 
 
 def _is_bias(record: Record, value: Value) -> bool:
     return bool(record.macs) and bool(value.parameters) and len(value.axes) == 1
 
 
-def _living_result(record: Record, output: Value, factors: list[Value], living: Any) -> set[Variable]:
-    name = str(record.func)
-    mine = _variables(output.axes)
-    known = set().union(*(_variables(v.axes) for v in record.inputs)) if record.inputs else set()
+def _living_result(record: Record, output: Value, factors: list[Value], zeros: _Zeros) -> set[Variable]:
+    name = spelled(record.func)
+    mine = zeros.variables(output)
     if any(word in name for word in _NEVER_ZERO):
         return mine
     if record.macs:
-        return {v for v in mine if all(v in living(f) for f in factors if v in _variables(f.axes))}
+        return {v for v in mine if all(v in zeros.living(f) for f in factors if v in zeros.variables(f))}
     if "norm" in name and "linalg" not in name:
         affine = _variables([a for v in record.inputs[1:] if v.parameters for a in v.axes])
         centred = _variables(record.mixed)
-        return {v for v in mine - affine if v in centred or v in living(record.inputs[0])}
+        return {v for v in mine - affine if v in centred or v in zeros.living(record.inputs[0])}
     rule = find(record.func)
     if rule is not None and rule.__name__ == "pointwise":
-        return {v for v in mine if not _keeps_zero(record, tuple(_state(v, i, living) for i in record.inputs))}
-    made = mine - known
+        keeps = _keeps_zero(record)
+        return {v for v in mine if not keeps(tuple(zeros.zero(v, i) for i in record.inputs))}
     if "zeros" in name or ("pad" in name and not _pad_value(record)):
         made = set()
-    return (set().union(*(living(v) for v in record.inputs)) & mine) | made
-
-
-def _state(variable: Variable, value: Value, living: Any) -> bool:
-    """Whether `value` is zero wherever `variable` is removed."""
-    return variable in _variables(value.axes) and variable not in living(value)
+    else:
+        made = mine - set().union(*map(zeros.variables, record.inputs))
+    return (set().union(*map(zeros.living, record.inputs)) & mine) | made
 
 
 def _pad_value(record: Record) -> Any:
@@ -88,9 +102,10 @@ def _pad_value(record: Record) -> Any:
     return kwargs.get("value", args[2] if len(args) > 2 else 0)
 
 
-def _keeps_zero(record: Record, zero: tuple[bool, ...]) -> bool:
-    key = repr(record.template)
-    return _probe(record.func, key, zero, _Template(record.template))
+def _keeps_zero(record: Record) -> Callable[[tuple[bool, ...]], bool]:
+    """Whether a call gives zero where those of its operands are zero that are said to be."""
+    key, template = repr(record.template), _Template(record.template)
+    return lambda zero: _probe(record.func, key, zero, template)
 
 
 class _Template:

@@ -13,6 +13,18 @@ from passes.ops import (  # noqa: F401  (importing a family registers its rules)
     views,
 )
 from passes.ops.equation import equation_rule, solve
-from passes.ops.registry import Call, DuplicateRule, Record, Slot, Value, find, rule, unregister
+from passes.ops.registry import Call, DuplicateRule, Record, Slot, Value, find, rule, spelled, unregister
 
-__all__ = ["Call", "DuplicateRule", "Record", "Slot", "Value", "equation_rule", "find", "rule", "solve", "unregister"]
+__all__ = [
+    "Call",
+    "DuplicateRule",
+    "Record",
+    "Slot",
+    "Value",
+    "equation_rule",
+    "find",
+    "rule",
+    "solve",
+    "spelled",
+    "unregister",
+]

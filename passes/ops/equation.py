@@ -26,13 +26,29 @@ _TOKEN = re.compile(r"\(([^)]*)\)|(\*?\w+|\.\.\.)")
 
 
 @dataclass(frozen=True)
+class _Dim:
+    """One axis, the product of `names`, or with `many` any number of axes under one name."""
+
+    names: tuple[str, ...]
+    many: bool
+
+
+@dataclass(frozen=True)
 class _Operand:
-    dims: tuple[tuple[str, ...], ...]
+    dims: tuple[_Dim, ...]
     optional: bool
+    single: int  # how many of the dims are one axis each
+
+
+@dataclass(frozen=True)
+class _Equation:
+    left: tuple[_Operand, ...]
+    right: tuple[_Operand, ...]
+    contracted: tuple[str, ...]
 
 
 @cache
-def _parse(equation: str) -> tuple[tuple[_Operand, ...], tuple[_Operand, ...]]:
+def _parse(equation: str) -> _Equation:
     left, arrow, right = equation.partition("->")
     if not arrow:
         raise ValueError(f"equation {equation!r} has no '->'")
@@ -41,16 +57,16 @@ def _parse(equation: str) -> tuple[tuple[_Operand, ...], tuple[_Operand, ...]]:
         operands = []
         for part in text.split(","):
             dims = tuple(
-                tuple(m.group(1).split()) if m.group(1) is not None else (m.group(2),) for m in _TOKEN.finditer(part)
+                _Dim(tuple(product.split()) if product else (name,), name.startswith("*") or name == "...")
+                for product, name in _TOKEN.findall(part)
             )
-            operands.append(_Operand(dims, part.strip().endswith("?")))
+            operands.append(_Operand(dims, part.strip().endswith("?"), sum(not dim.many for dim in dims)))
         return tuple(operands)
 
-    return side(left), side(right)
-
-
-def _is_many(dim: tuple[str, ...]) -> bool:
-    return len(dim) == 1 and (dim[0].startswith("*") or dim[0] == "...")
+    operands, results = side(left), side(right)
+    inputs = {name for operand in operands for dim in operand.dims for name in dim.names if not dim.many}
+    kept = {name for operand in results for dim in operand.dims for name in dim.names}
+    return _Equation(operands, results, tuple(sorted(inputs - kept)))
 
 
 class Solved:
@@ -81,45 +97,43 @@ def solve(
 
     Returns the axes of the outputs, and the solved names.
     """
-    left, right = _parse(equation)
+    parsed = _parse(equation)
     solved, sizes = Solved(), sizes or {}
-    for operand, tensor in zip(left, operands, strict=True):
-        if tensor is None:
-            if not operand.optional:
-                raise ValueError(f"{call.func}: operand {operand.dims} of {equation!r} is missing")
-            continue
-        _bind(call, operand, call.axes(tensor), solved, sizes)
-    inputs = {name for operand in left for dim in operand.dims for name in dim if not _is_many(dim)}
-    kept = {name for operand in right for dim in operand.dims for name in dim}
-    call.contract(*(solved.one[n] for n in sorted(inputs - kept) if n in solved.one))
-    outputs = []
-    for number, operand in enumerate(right):
-        if number < len(call.outputs):
-            outputs.append(_build(call, operand, number, solved))
+    for operand, tensor in zip(parsed.left, operands, strict=True):
+        if tensor is not None:
+            _bind(call, operand, call.axes(tensor), solved, sizes)
+        elif not operand.optional:
+            raise ValueError(f"{call.func}: operand {operand.dims} of {equation!r} is missing")
+    call.contract(*(solved.one[n] for n in parsed.contracted if n in solved.one))
+    outputs = [
+        _build(call, operand, number, solved) for number, operand in enumerate(parsed.right[: len(call.outputs)])
+    ]
     return outputs, solved
 
 
 def _bind(call: Call, operand: _Operand, axes: list[Axis], solved: Solved, sizes: dict[str, int]) -> None:
-    spare = len(axes) - sum(not _is_many(d) for d in operand.dims)
+    spare = len(axes) - operand.single
     at = 0
     for dim in operand.dims:
-        if _is_many(dim):
-            _bind_many(call, dim[0], axes[at : at + spare], solved)
+        if dim.many:
+            _bind_many(call, dim.names[0], axes[at : at + spare], solved)
             at += spare
             continue
         rest = axes[at]
-        for number, name in reversed(list(enumerate(dim))):
+        for number in range(len(dim.names) - 1, -1, -1):
+            name = dim.names[number]
+            known = solved.one.get(name)
             if number == 0:
                 inner = rest
             else:
-                size = solved.one[name].size if name in solved.one else sizes.get(name)
+                size = known.size if known is not None else sizes.get(name)
                 if size is None:
                     outer = 1
-                    for other in dim[:number]:
+                    for other in dim.names[:number]:
                         outer *= solved.one[other].size if other in solved.one else sizes[other]
                     size = rest.size // outer
                 rest, inner = call.factor(rest, size)
-            solved.one[name] = call.tie(solved.one[name], inner) if name in solved.one else inner
+            solved.one[name] = inner if known is None else call.tie(known, inner)
         at += 1
 
 
@@ -137,18 +151,21 @@ def _bind_many(call: Call, name: str, axes: list[Axis], solved: Solved) -> None:
 
 
 def _build(call: Call, operand: _Operand, number: int, solved: Solved) -> list[Axis]:
-    fixed = call.fixed(number)
-    spare = len(fixed) - sum(not _is_many(d) for d in operand.dims)
+    rank = call.outputs[number].dim()
+    spare = rank - operand.single
     result: list[Axis] = []
     for dim in operand.dims:
-        if not _is_many(dim):
-            named = [solved.one.get(n) for n in dim]
-            result.append(fixed[len(result)] if None in named else call.space.resolve(nest(named)))  # type: ignore[arg-type]
-        elif dim[0] in solved.many and len(solved.many[dim[0]]) == spare and dim[0] == "...":
-            result.extend(solved.many[dim[0]])
+        if not dim.many:
+            named = [solved.one.get(n) for n in dim.names]
+            if None in named:
+                result.append(call.fixed(number)[len(result)])
+            else:
+                result.append(call.space.resolve(named[0] if len(named) == 1 else nest(named)))  # type: ignore[arg-type]
+        elif dim.names[0] == "..." and len(solved.many.get("...", ())) == spare and "..." in solved.many:
+            result.extend(solved.many["..."])
         else:
-            made = fixed[len(result) : len(result) + spare]
-            solved.many[dim[0]] = made
+            made = call.fixed(number)[len(result) : len(result) + spare]
+            solved.many[dim.names[0]] = made
             result.extend(made)
     return result
 

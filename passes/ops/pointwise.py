@@ -8,16 +8,17 @@ from passes.ops.registry import Call, aten, rule
 
 def broadcast(call: Call, tensors, output: int = 0) -> list[Axis]:
     """The axes of an output onto which `tensors` are broadcast, aligned at the last dimension."""
-    fixed = call.fixed(output)
-    result: list[Axis | None] = [None] * len(fixed)
+    sizes = call.outputs[output].shape
+    result: list[Axis | None] = [None] * len(sizes)
     for tensor in tensors:
         axes = call.axes(tensor)
         for back, axis in enumerate(reversed(axes), 1):
-            if back > len(fixed) or axis.size != fixed[-back].size or axis.size == 1:
+            if back > len(sizes) or axis.size != sizes[-back] or axis.size == 1:
                 continue
             known = result[-back]
             result[-back] = axis if known is None else call.tie(known, axis)
-    return [f if a is None else call.space.resolve(a) for a, f in zip(result, fixed, strict=True)]
+    fixed = call.fixed(output) if None in result else ()
+    return [fixed[dim] if axis is None else call.space.resolve(axis) for dim, axis in enumerate(result)]
 
 
 @rule("pointwise")

@@ -14,7 +14,6 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
 
 from passes.axes import Axis, Constant, Inexpressible, Reason, nest
 from passes.numbers import listed
@@ -125,6 +124,12 @@ class Record:
 
 
 @cache
+def spelled(func: Any) -> str:
+    """The name of an operator, ``aten.relu.default``; torch puts it together anew whenever it is asked."""
+    return str(func)
+
+
+@cache
 def _signature(func: torch._ops.OpOverload) -> tuple[list[str], dict[str, Any]]:
     """The names of an operator's arguments in order, and the defaults of those that have one."""
     arguments = func._schema.arguments
@@ -134,20 +139,20 @@ def _signature(func: torch._ops.OpOverload) -> tuple[list[str], dict[str, Any]]:
 class Call:
     """One ATen call under analysis. Axes that cannot be tied are frozen with a reason, never guessed.
 
+    arguments: by the names of the operator's schema. tensors: all tensor arguments, in order. outputs: the results.
     numbers_of: the values of a tensor that the program states (see passes/numbers.py), None for any other.
     """
 
     numbers_of: Callable[[torch.Tensor], torch.Tensor | None] = staticmethod(lambda tensor: None)
 
     def __init__(
-        self, func: Any, args: tuple, kwargs: dict, outputs: list[torch.Tensor], space: Space,
-        value_of: Callable[[torch.Tensor], Value], record: Record, reason: Callable[[str], Reason],
+        self, func: Any, args: tuple, kwargs: dict, tensors: list[torch.Tensor], outputs: list[torch.Tensor],
+        space: Space, value_of: Callable[[torch.Tensor], Value], record: Record, reason: Callable[[str], Reason],
     ) -> None:  # fmt: skip
-        self.func, self.outputs, self.space, self.record = func, outputs, space, record
+        self.func, self.tensors, self.outputs, self.space, self.record = func, tensors, outputs, space, record
         self._value_of, self._reason = value_of, reason
         names, defaults = _signature(func)
         self.arguments = {**defaults, **dict(zip(names, args, strict=False)), **kwargs}
-        self._args, self._kwargs = args, kwargs
 
     def __getitem__(self, name: str) -> Any:
         """The argument called `name` in the operator's schema."""
@@ -156,11 +161,6 @@ class Call:
     def get(self, *names: str) -> Any:
         """The first of several argument names that the operator's schema has; None where it has none."""
         return next((self.arguments[n] for n in names if n in self.arguments), None)
-
-    @property
-    def tensors(self) -> list[torch.Tensor]:
-        """All tensor arguments, in order."""
-        return [t for t in pytree.tree_leaves((self._args, self._kwargs)) if isinstance(t, torch.Tensor)]
 
     def axes(self, tensor: str | torch.Tensor) -> list[Axis]:
         """The axes of a tensor argument, as they stand now."""
@@ -193,10 +193,13 @@ class Call:
     def freeze(self, axes: Axis | Sequence[Axis], text: str) -> None:
         """Keep all units of `axes`; `text` says why."""
         for axis in _listed(axes):
-            self.space.freeze(axis, self._reason(text))
+            if not isinstance(axis, Constant):
+                self.space.freeze(axis, self._reason(text))
 
     def tie(self, left: Axis, right: Axis) -> Axis:
         """State that two axes are the same; both freeze where that cannot be expressed. Returns one of them."""
+        if left is right:
+            return left
         try:
             self.space.unify(
                 left, right, self._reason("tied to an axis that stays: singled out, repeated or cut apart")

@@ -106,7 +106,9 @@ def analyse(model: nn.Module, example: torch.Tensor, seconds: Seconds, seed: int
         cost = passes.cost(coupling)
         cost.macs(), cost.params()
     random = np.random.default_rng(seed)
-    keep = {g.name: np.sort(random.permutation(g.size)[: g.size - g.size // 2]).tolist() for g in coupling.groups}
+    keep = {
+        name: np.sort(random.permutation(size)[: size - size // 2]).tolist() for name, size in coupling.widths.items()
+    }
     with seconds("plan"):
         plan = coupling.plan(keep)
     with seconds("prune"):

@@ -22,7 +22,7 @@ from passes.infer import infer, source_of
 from passes.ops import Value, spelled
 from passes.plan import Plan
 from passes.references import REFERENCES
-from passes.roles import names_of, roles_of
+from passes.roles import names_of
 from passes.structure import Structure, map_values
 from passes.units import BlockMask, Mask, kept, positions
 from passes.zeros import unmasked_sums
@@ -124,7 +124,7 @@ class Coupling:
     @cached_property
     def groups(self) -> tuple[Group, ...]:
         """The groups, in the order in which the network meets them."""
-        roles = roles_of(self.structure)
+        roles = self.structure.roles
         mixed = {v for r in self.structure.records for a in r.mixed for v in leaves(a)}
         mixed.update(*self.unmasked.values())
         slices: dict[Variable, list[Slice]] = {v: [] for v in self.variables.values()}

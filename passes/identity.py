@@ -20,17 +20,18 @@ def fingerprint(gm: fx.GraphModule) -> str:
 
     Numbers that `x[:, self.order]` picks by are structure too, not weights.
     """
-    digest = hashlib.sha256()
+    lines = []
     for node in gm.graph.nodes:
         target = node.target if isinstance(node.target, str) else _qualified(node.target)
-        digest.update(f"{node.op}|{node.name}|{target}|{node.args}|{node.kwargs}\n".encode())
+        arguments = ", ".join(a.name if isinstance(a, fx.Node) else repr(a) for a in node.args)
+        lines.append(f"{node.op}|{node.name}|{target}|{arguments}|{node.kwargs or ''}")
     indices = _indices(gm.graph)
     for name, tensor in owned_tensors(gm):
-        digest.update(f"{name}|{tuple(tensor.shape)}\n".encode())
+        lines.append(f"{name}|{list(tensor.shape)}")
         numbers = stated(tensor) if name in indices else None
         if numbers is not None:
-            digest.update(f"{numbers.tolist()}\n".encode())
-    return digest.hexdigest()[:32]
+            lines.append(f"{numbers.tolist()}")
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]
 
 
 def _indices(graph: fx.Graph) -> set[str]:

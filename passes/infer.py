@@ -10,6 +10,7 @@ import itertools
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -86,7 +87,11 @@ def to_meta(tree: Any) -> Any:
 
 def source_of(node: fx.Node) -> str:
     """``file.py:line`` of the user's code that made `node`; empty where the graph does not say."""
-    trace = node.stack_trace or ""
+    return _innermost_line(node.stack_trace or "")
+
+
+@lru_cache(maxsize=4096)
+def _innermost_line(trace: str) -> str:
     found = re.findall(r'File "([^"]+)", line (\d+)', trace)
     if not found:
         return ""
@@ -170,9 +175,11 @@ class Inference(LightMode):
         before = [self.value(t) for t in operands]
         result = run_on_meta(func, args, kwargs)
         outputs = tensors_in(*result) if isinstance(result, (tuple, list)) else tensors_in(result)
+        if not operands and not any(t.numel() for t in outputs):
+            return result  # the workspace that a batch norm makes
         if outputs:
             self._record(func, args, kwargs, operands, before, outputs)
-        elif operands:
+        else:
             self._freeze_all(func, before, "its values leave the graph")
         return result
 

@@ -20,6 +20,7 @@ from passes.axes import Axis, Constant, Reason, Variable, leaves
 from passes.coupling import Coupling, couple, recall, remember
 from passes.errors import PassError
 from passes.garbage import collector_paused
+from passes.generated import graph_module
 from passes.identity import example_inputs_of
 from passes.infer import composite_attention, source_of
 from passes.meta import OnMeta
@@ -171,7 +172,7 @@ class Rewriting:
         return counts
 
     def _sliced(self, name: str, tensor: torch.Tensor, meta: bool) -> torch.Tensor:
-        axes = self.coupling.structure.tensors[name]
+        axes = self.coupling.structure.tensors[self.coupling.aliases[name]]
         if meta:
             return like(tensor, torch.empty([self.size(a) for a in axes], dtype=tensor.dtype, device="meta"))
         data = tensor.detach()
@@ -222,7 +223,7 @@ class Rewriting:
     def build(self) -> fx.GraphModule:
         """The new graph with real, sliced tensors."""
         root = self._resized("", shell(self.gm), meta=False)
-        pruned = fx.GraphModule(root, self.graph, class_name=self.gm.__class__.__name__)
+        pruned = graph_module(root, self.graph, type(self.gm).__name__)
         pruned.meta.update(self.gm.meta)
         made = modules_of(pruned)
         for path, module in modules_of(self.gm).items():
@@ -383,8 +384,6 @@ _SIZELESS = frozenset((
 
 
 def _sizeless(record: Record) -> bool:
-    if not record.inputs and all(axis.size == 0 for v in record.outputs for axis in v.axes):
-        return True  # the workspace that a batch norm makes
     return record.func.overloadpacket in _SIZELESS or find(record.func) is find(aten.relu.default)
 
 

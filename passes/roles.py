@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from passes.axes import Variable, leaves
+from passes.axes import Axis, Variable, leaves
 from passes.ops import Record, Value, spelled
-from passes.structure import Structure
+
+if TYPE_CHECKING:
+    from passes.structure import Structure
 
 # What a parameter's name says beyond its module: conv.weight, conv.parametrizations.weight.original1, rnn.weight_ih_l0.
 _PARAMETER = re.compile(r"(\.parametrizations)?\.(\w*_)?(weight|bias)(\.original\d?|_v|_g|_orig|_[ih]h(_l\d+\w*)?)?$")
 
 
-def roles_of(structure: Structure) -> dict[tuple[str, Variable, int], str]:
+def roles_of(
+    records: Iterable[Record], tensors: Mapping[str, tuple[Axis, ...]]
+) -> dict[tuple[str, Variable, int], str]:
     """The role (see `Slice`) of a variable in a dimension of a parameter; the first operator that says counts."""
     uses: dict[tuple[str, Variable], str] = {}
-    for record in structure.records:
+    for record in records:
         for place, value in enumerate(record.inputs):
             for variable, role in _uses(record, place, value).items():
                 for tensor in value.parameters:
                     uses.setdefault((tensor, variable), role)
     roles = {}
-    for tensor, axes in structure.tensors.items():
+    for tensor, axes in tensors.items():
         found = [(variable, dim) for dim, axis in enumerate(axes) for variable in leaves(axis)]
         for variable, dim in found:
             role = uses.get((tensor, variable), "")
@@ -54,7 +59,7 @@ def names_of(structure: Structure, own: Sequence[str], trainable: frozenset[str]
 
     own: parameters in order, tied ones once.
     """
-    roles = roles_of(structure)
+    roles = structure.roles
     producer: dict[Variable, str] = {}
     first: dict[Variable, str] = {}
     for tensor in own:

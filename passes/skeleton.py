@@ -91,14 +91,16 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     twin: nn.Module = kind.__new__(kind)
     memo[id(module)] = twin
     attributes = twin.__dict__
-    for name, value in module.__dict__.items():
+    attributes.update(module.__dict__)
+    for name in [name for name, value in attributes.items() if type(value) not in _PLAIN]:
+        value = attributes[name]
         if name == "_modules":
             value = {key: None if child is None else _copied(child, memo) for key, child in value.items()}
         elif name in ("_parameters", "_buffers"):
             value = {key: None if tensor is None else memo[id(tensor)] for key, tensor in value.items()}
         elif type(value) in _EMPTIED and (not value or name == "_non_persistent_buffers_set"):
             value = value.copy()
-        elif type(value) not in _PLAIN and not (type(value) is tuple and _PLAIN.issuperset(map(type, value))):
+        elif not (type(value) is tuple and _PLAIN.issuperset(map(type, value))):
             value = copy.deepcopy(value, memo)
         attributes[name] = value
     return twin
@@ -114,6 +116,6 @@ def _copies_as_module(kind: type[nn.Module]) -> bool:
 
 def like(tensor: torch.Tensor, data: torch.Tensor) -> torch.Tensor:
     """`data` as a parameter where `tensor` is one, with its `requires_grad`."""
-    if isinstance(tensor, nn.Parameter):
+    if type(tensor) is nn.Parameter or isinstance(tensor, nn.Parameter):  # the latter runs Python
         return nn.Parameter(data, requires_grad=tensor.requires_grad and data.is_floating_point())
     return data

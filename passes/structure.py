@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
@@ -12,6 +13,7 @@ from torch.utils import _pytree as pytree
 from passes.axes import Axis, Variable
 from passes.infer import Inferred
 from passes.ops import Record, Value
+from passes.roles import roles_of
 from passes.units import Mask, rename
 
 T = TypeVar("T")
@@ -42,6 +44,11 @@ class Structure:
         inferred.tensors = {name: tuple(map(change, axes)) for name, axes in inferred.tensors.items()}
         return cls(inferred.tensors, inferred.values, tuple(inferred.records), inferred.vals)
 
+    @cached_property
+    def roles(self) -> dict[tuple[str, Variable, int], str]:
+        """What a variable in a dimension of a parameter is used as (see `Slice`)."""
+        return roles_of(self.records, self.tensors)
+
     def renamed(
         self, new: Mapping[Variable, Axis], keep: Mapping[Variable, Mask], numbers: Mapping[str, Any]
     ) -> Structure:
@@ -57,11 +64,11 @@ class Structure:
         def value(v: Value) -> Value:
             made = known.get(id(v))
             if made is None:
-                made = known[id(v)] = replace(v, axes=tuple(map(change, v.axes)))
+                made = known[id(v)] = _changed(v, axes=tuple(map(change, v.axes)))
             return made
 
         records = tuple(
-            replace(
+            _changed(
                 r,
                 inputs=list(map(value, r.inputs)),
                 outputs=list(map(value, r.outputs)),
@@ -77,6 +84,13 @@ class Structure:
         vals = {name: map_together(shrink, val, values[name]) for name, val in self.vals.items()}
         tensors = {name: tuple(map(change, axes)) for name, axes in self.tensors.items()}
         return Structure(tensors, values, records, {**vals, **numbers})
+
+
+def _changed(item: T, **changes: Any) -> T:
+    """A copy with some fields replaced; dataclasses.replace takes several times as long, and there are hundreds."""
+    made = object.__new__(type(item))
+    made.__dict__.update(item.__dict__, **changes)
+    return made
 
 
 def once_each(function: Callable[[Axis], T]) -> Callable[[Axis], T]:

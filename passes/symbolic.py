@@ -18,6 +18,7 @@ from passes.borrowing import borrowed, separate
 from passes.errors import CaptureError
 from passes.frames import describe_line, is_user_file
 from passes.garbage import collector_paused
+from passes.generated import graph_module
 from passes.modes import merge
 from passes.tracing import Note, Tracer, Unresolved
 
@@ -52,7 +53,7 @@ def trace(model: nn.Module, inputs: dict[str, Any] | None) -> fx.GraphModule:
             _drop_idle_queries(graph)
             graph, notes = _switchable(graph, tracer, model, opaque)
             _keep_side_effects(graph)
-            gm = fx.GraphModule(model, graph, type(model).__name__)
+            gm = graph_module(model, graph, type(model).__name__)
             separate(gm, model)
             gm.meta["frontend"] = {"which": "fx", "why": _why(notes), "specialised": _told(notes)}
             return gm

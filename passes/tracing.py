@@ -32,6 +32,7 @@ MIXED = (
     *(torch.special.xlog1py, torch.special.zeta, torch.bitwise_left_shift, torch.bitwise_right_shift),
     *(torch.bitwise_and, torch.bitwise_or, torch.bitwise_xor, torch.searchsorted, torch.bucketize),
 )
+_PLAIN = frozenset({int, float, str, bool, type(None), torch.dtype})
 _WRAPPED = frozenset((*FACTORIES, *MIXED))
 
 
@@ -196,6 +197,10 @@ class Tracer(fx.Tracer):
     def create_arg(self, a: Any) -> Any:
         if isinstance(a, fx.Proxy):
             return a.node
+        if type(a) in _PLAIN:
+            return a
+        if type(a) is tuple:
+            return tuple(map(self.create_arg, a))
         if isinstance(a, torch.Tensor) and id(a) in self._tensor_names:
             return self.create_node("get_attr", self._tensor_names[id(a)], (), {})
         return super().create_arg(a)

@@ -265,12 +265,13 @@ def _gradients(network: nn.Module, inputs: Any) -> set[str] | None:
 
 def snapshot(gm: fx.GraphModule) -> dict[str, Any]:
     """Everything of `gm` that a functional pass must leave as it was."""
+    code = gm.code  # asked for first: that may be what generates it
     modules = {
         name: {k: v for k, v in m.__dict__.items() if isinstance(v, (int, float, bool, str, tuple))}
         for name, m in gm.named_modules()
     }
     tensors = {name: (t, t.detach().clone(), t.requires_grad) for name, t in _tensors(gm)}
-    return {"code": gm.code, "nodes": [n.name for n in gm.graph.nodes], "modules": modules, "tensors": tensors}
+    return {"code": code, "nodes": [n.name for n in gm.graph.nodes], "modules": modules, "tensors": tensors}
 
 
 def assert_same(after: dict[str, Any], before: dict[str, Any]) -> None:

@@ -212,6 +212,14 @@ def test_tied_weights_stay_tied() -> None:
     assert len(list(pruned.parameters())) == len(list(gm.parameters()))
 
 
+def test_a_layer_that_is_run_anew_may_have_another_ones_weight() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.Conv2d(8, 8, 1), nn.GroupNorm(4, 8)).eval()
+    model[3].weight = model[1].weight
+    gm, pruned, plan = halved(model.append(nn.Conv2d(8, 5, 1)))
+    assert plan.narrows and pruned.get_parameter("1.weight") is pruned.get_parameter("3.weight")
+    verify(gm, pruned, plan, INPUTS)
+
+
 def test_shared_modules_stay_shared() -> None:
     shared = nn.Conv2d(8, 8, 3, padding=1)
     gm, pruned, _ = halved(nn.Sequential(nn.Conv2d(3, 8, 3), shared, nn.ReLU(), shared, nn.Conv2d(8, 5, 1)).eval())

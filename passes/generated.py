@@ -1,0 +1,54 @@
+"""Graph modules whose Python code is generated when it is first wanted.
+
+A pipeline makes a graph module a pass and runs the last one. torch writes and compiles the code of each as soon as it
+is made, which on networks of many small layers takes as long as all else that a pass does; its own lazy variant shows
+``forward(*args, **kwargs)`` to whoever asks for the signature.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+from torch import fx, nn
+from torch.fx.graph import CodeGen
+
+
+def graph_module(root: nn.Module, graph: fx.Graph, name: str) -> fx.GraphModule:
+    """``fx.GraphModule(root, graph, name)``, whose code is generated when it is run, shown or asked for.
+
+    ``recompile()`` generates it at once, as ever.
+    """
+    if type(graph._codegen) is not CodeGen:
+        return fx.GraphModule(root, graph, name)  # others leave more behind than code
+    made: fx.GraphModule = fx.GraphModule.__new__(fx.GraphModule)
+    kind: Any = type(made)  # a class of its own, where fx puts the code
+    kind.recompile = lambda self: None
+    try:
+        made.__init__(root, graph, name)  # type: ignore[misc]
+    finally:
+        del kind.recompile
+    for attribute in ("forward", "_code", "_lineno_map", "_prologue_start"):
+        setattr(kind, attribute, _Wanted(attribute, weakref.ref(made)))
+    kind.__reduce__ = _reduced
+    return made
+
+
+def _reduced(module: fx.GraphModule) -> Any:
+    """What pickle asks for: fx looks for the code among the attributes, where it must be by then."""
+    assert module.code is not None
+    return fx.GraphModule.__reduce__(module)
+
+
+class _Wanted:
+    """Stands in the class for what code generation sets, and has it done."""
+
+    def __init__(self, name: str, module: weakref.ref[fx.GraphModule]) -> None:
+        self.name, self.module = name, module
+
+    def __get__(self, instance: fx.GraphModule | None, owner: type) -> Any:
+        module = self.module() if instance is None else instance
+        if module is None:
+            raise AttributeError(self.name)
+        module.recompile()
+        return getattr(owner if instance is None else instance, self.name)

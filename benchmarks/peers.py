@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import gc
 import sys
 import time
 import warnings
@@ -156,6 +157,7 @@ def _time(network: Network, repeats: int, pruners: Sequence[tuple[list[float], P
     for _ in range(repeats):
         for seconds, prune in pruners:
             mine = copy.deepcopy(dense)
+            gc.collect()  # what an earlier run has left is not this one's
             begun = time.process_time()
             prune(mine, example)
             seconds.append(time.process_time() - begun)

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from passes.axes import Axis, Variable
+from passes.axes import Axis, Constant, Variable
 from passes.coupling import Coupling
 from passes.errors import PlanError
+from passes.structure import once_each
 from passes.units import length
 
 Widths = Mapping[str, Any]
@@ -38,9 +39,11 @@ class Polynomial:
     __radd__ = __add__
 
     def __mul__(self, other: Polynomial | int) -> Polynomial:
+        if not isinstance(other, Polynomial):
+            return Polynomial({key: value * other for key, value in self.terms.items()})
         terms: dict[tuple[int, ...], int] = {}
         for left, a in self.terms.items():
-            for right, b in _polynomial(other).terms.items():
+            for right, b in other.terms.items():
                 key = tuple(sorted(left + right))
                 terms[key] = terms.get(key, 0) + a * b
         return Polynomial(terms)
@@ -114,17 +117,20 @@ class Cost:
         self.coupling = coupling
         self.names = list(coupling.variables)
         self._number = {v: n for n, v in enumerate(coupling.variables.values())}
+        self._length = once_each(self._counted)
 
     def polynomial(self, axes: Iterable[Axis]) -> Polynomial:
         """The product of the lengths of `axes`."""
         result = Polynomial({(): 1})
         for axis in axes:
-            result = result * self.length(axis)
+            result = result * (axis.size if isinstance(axis, Constant) else self.length(axis))
         return result
 
     def length(self, axis: Axis) -> Polynomial:
         """The length of an axis of this coupling."""
+        return self._length(axis)
 
+    def _counted(self, axis: Axis) -> Polynomial:
         def width(variable: Variable) -> Polynomial:
             number = self._number.get(variable)
             return Polynomial({(): variable.size} if number is None else {(number,): 1})

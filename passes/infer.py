@@ -130,6 +130,7 @@ class Inference(LightMode):
         super().__init__()
         self.space = Space()
         self.records: list[Record] = []
+        self.values: list[Value] = []  # all that were ever attached
         self.node: fx.Node | None = None
         self.rewritten = False  # an integer tensor was written to: what numbers it holds is no longer known
         self._source = ""
@@ -155,6 +156,7 @@ class Inference(LightMode):
     def attach(self, tensor: torch.Tensor, value: Value) -> None:
         """State the axes of `tensor`."""
         setattr(tensor, _ATTRIBUTE, value)
+        self.values.append(value)
 
     def reason(self, op: str, text: str) -> Reason:
         """`text` at the current node and operator."""
@@ -315,12 +317,15 @@ class GraphInference(fx.Interpreter):
 
 
 class Inferred:
-    """All that one inference found, unresolved axes included."""
+    """All that one inference found, unresolved axes included.
+
+    known: what was stated of any tensor. vals, values: results by node, on meta and as axes.
+    """
 
     def __init__(
         self, mode: Inference, run: GraphInference, tensors: dict[str, tuple[Axis, ...]], names: dict[str, str]
     ):
-        self.space, self.records = mode.space, mode.records
+        self.space, self.records, self.known = mode.space, mode.records, mode.values
         self.vals, self.values = run.vals, run.values
         self.tensors, self.canonical = tensors, names
 

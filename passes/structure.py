@@ -32,15 +32,13 @@ class Structure:
     def of(cls, inferred: Inferred) -> Structure:
         """Resolve every axis of an inference, in place: what is resolved once can be resolved again."""
         change = once_each(inferred.space.resolve)
-        values = {id(v): v for tree in inferred.values.values() for v in values_in(tree)}
+        for value in inferred.known:
+            value.axes = tuple(map(change, value.axes))
         for record in inferred.records:
-            values.update((id(v), v) for v in (*record.inputs, *record.outputs))
             record.contracted = list(map(change, record.contracted))
             record.mixed = list(map(change, record.mixed))
             record.macs = [tuple(map(change, m)) for m in record.macs]
             record.literals = {name: change(axis) for name, axis in record.literals.items()}
-        for value in values.values():
-            value.axes = tuple(map(change, value.axes))
         inferred.tensors = {name: tuple(map(change, axes)) for name, axes in inferred.tensors.items()}
         return cls(inferred.tensors, inferred.values, tuple(inferred.records), inferred.vals)
 
@@ -104,11 +102,6 @@ def once_each(function: Callable[[Axis], T]) -> Callable[[Axis], T]:
         return made[1]
 
     return change
-
-
-def values_in(tree: Any) -> list[Value]:
-    """The values of a node's result, which is mostly a single one."""
-    return [tree] if isinstance(tree, Value) else [v for v in pytree.tree_leaves(tree) if isinstance(v, Value)]
 
 
 def map_values(function: Callable[[Value], Any], tree: Any) -> Any:

@@ -149,6 +149,9 @@ class Rewriting:
                 new = copied[node] = graph.node_copy(node, known)
                 for stale in ("tensor_meta", "example_value"):
                     new.meta.pop(stale, None)
+        for node in self.gm.graph.nodes:
+            if node not in copied:
+                graph._graph_namespace.create_name(node.name, None)  # no node that restating inserts may take it
         return graph
 
     def size(self, axis: Axis) -> int:

@@ -101,8 +101,19 @@ def _same_tensor(node: fx.Node, stored: tuple[dict[str, Any], ...]) -> bool:
     if node.op != "get_attr" or not any(node.target in tensors for tensors in stored):
         return True
     first, second = (tensors.get(str(node.target)) for tensors in stored)
+    return _same(first, second)
+
+
+def _same(first: Any, second: Any) -> bool:
+    """Whether two stored things are alike: tensors, or graphs inside the graph (a part under autocast, say)."""
     if isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor):
         return first is second or (first.shape == second.shape and torch.equal(first, second))
+    if isinstance(first, fx.GraphModule) and isinstance(second, fx.GraphModule) and first.code == second.code:
+        parts, others = (
+            {str(n.target): operator.attrgetter(str(n.target))(part) for n in part.graph.find_nodes(op="get_attr")}
+            for part in (first, second)
+        )
+        return parts.keys() == others.keys() and all(_same(part, others[name]) for name, part in parts.items())
     return first is second
 
 

@@ -37,7 +37,19 @@ def plain_graph(source: fx.GraphModule, signature: inspect.Signature, inputs: An
         else:
             copies[node] = _copied(graph, node, copies.__getitem__)
     _drop_contiguous(graph)
+    for module in source.modules():  # a part under autocast or no_grad is a graph inside the graph
+        if isinstance(module, fx.GraphModule) and module is not source:
+            _free(module)
     return graph
+
+
+def _free(module: fx.GraphModule) -> None:
+    """What holds for the graph holds for those inside it: no checks of types, no dependence on strides."""
+    for target in _DROPPED:
+        for node in module.graph.find_nodes(op="call_function", target=target):
+            module.graph.erase_node(node)
+    _drop_contiguous(module.graph)
+    module.recompile()
 
 
 def _drop_contiguous(graph: fx.Graph) -> None:

@@ -289,9 +289,11 @@ def _moved_slice(site: Site, axis: Axis, item: slice) -> slice:
         remain = site.survivors(axis)
         return site.before(axis, next((p for p in taken if remain[p]), positive(start)))
 
-    return slice(
-        site.moved(item.start, first), site.moved(item.stop, lambda i: site.before(axis, positive(i))), item.step
-    )
+    def end(stop: int) -> int:
+        """A bound beyond the axis says "to the end", whatever the batch size is."""
+        return stop if stop > axis.size else site.before(axis, positive(stop))
+
+    return slice(site.moved(item.start, first), site.moved(item.stop, end), item.step)
 
 
 def _narrow(site: Site) -> None:

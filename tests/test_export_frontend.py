@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from passes import PruneChannels, couple, verify
 from passes.capture import capture
 from passes.errors import CaptureError
 
@@ -157,3 +158,28 @@ def test_no_front_end_can() -> None:
 def test_the_first_front_end_is_preferred() -> None:
     gm = capture(nn.Linear(4, 4), torch.rand(2, 4))
     assert gm.meta["frontend"]["which"] == "fx" and isinstance(gm, fx.GraphModule)
+
+
+class Part(nn.Module):
+    """A part without autocast, which torch.export keeps as a graph inside the graph, and batch norm outside of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.norm, self.head = nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.fc(x)
+        with torch.autocast("cpu", enabled=False):
+            x = x.float().cos().t().contiguous().view(-1, x.shape[0]).t()
+        return self.head(self.norm(x))
+
+
+def test_graphs_inside_the_graph_follow_the_mode_and_may_be_pruned() -> None:
+    model, x = Part().eval(), torch.rand(5, 3)
+    gm = capture(model, x, frontend="export")
+    assert "form only" not in gm.meta["frontend"]["why"]
+    assert_same(model, gm, torch.rand(6, 3))
+    coupling = couple(gm, x)
+    plan = coupling.plan({group.name: (0, 2, 5) for group in coupling.groups})
+    assert plan.keep
+    verify(gm, PruneChannels(plan)(gm).graph_module, plan, x)  # in float64, where checks of the type would not hold

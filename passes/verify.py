@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import fx
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
 from passes.axes import Axis, Variable, leaves
@@ -216,7 +217,9 @@ def _run(root: torch.nn.Module, graph: fx.Graph, inputs: tuple, mode: _MaskedOpe
     run = _Nodes(root, graph, mode, keep)
     torch.manual_seed(0)
     inputs = pytree.tree_map_only(torch.Tensor, torch.clone, inputs)
-    with _evaluating(root), mode or nullcontext(), _InDouble():
+    # the tape knows attention by the products it is made of, so the masked network runs these
+    products = sdpa_kernel(SDPBackend.MATH) if mode is not None else nullcontext()
+    with _evaluating(root), products, mode or nullcontext(), _InDouble():
         return run.run(*inputs, enable_io_processing=False)
 
 
@@ -348,7 +351,8 @@ class _MaskedOperators(LightMode):
             value = next(operands)
             for dim, axis in enumerate(value.axes):
                 if narrowed(axis, self.masks) and any(set(leaves(axis)) & set(leaves(c)) for c in cleared):
-                    tensor = tensor * column(survivors(axis, self.masks), tensor, dim)
+                    remain = column(survivors(axis, self.masks), tensor, dim).bool()
+                    tensor = torch.where(remain, tensor, torch.zeros((), dtype=tensor.dtype, device=tensor.device))
             return tensor
 
         args, kwargs = pytree.tree_map_only(torch.Tensor, clear, (args, kwargs))

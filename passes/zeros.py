@@ -32,11 +32,16 @@ def unmasked_sums(records: Sequence[Record]) -> dict[int, set[Variable]]:
             variable
             for variable in _variables(record.contracted)
             if all(variable in zeros.living(v) for v in factors if variable in zeros.variables(v))
+            or any(variable in zeros.wild.get(v.key, ()) for v in factors)
         }
         if summed:
             found[number] = summed
         for output in record.outputs:
             here = _living_result(record, output, factors, zeros)
+            wild = _wild_result(record, output, zeros)
+            if wild:
+                zeros.wild[output.key] = wild
+                here = here | wild
             if record.func._schema.is_mutable and "copy_" in spelled(record.func):
                 zeros.spilled |= here
             zeros.alive[output.key] = here
@@ -48,10 +53,14 @@ def _variables(axes: Sequence[Axis]) -> set[Variable]:
 
 
 class _Zeros:
-    """What is known so far. alive: by tensor, variables whose removed positions may hold something else than zero."""
+    """What is known so far. alive: by tensor, variables whose removed positions may hold something else than zero.
+
+    wild: those where it may be no number (a quotient by zero), which a product with zero does not make zero again.
+    """
 
     def __init__(self) -> None:
         self.alive: dict[int, set[Variable]] = {}
+        self.wild: dict[int, set[Variable]] = {}
         self.spilled: set[Variable] = set()  # written in place through a view: counted as alive everywhere
         self._variables: dict[int, set[Variable]] = {}
 
@@ -97,6 +106,17 @@ def _living_result(record: Record, output: Value, factors: list[Value], zeros: _
     return (set().union(*map(zeros.living, record.inputs)) & mine) | made
 
 
+def _wild_result(record: Record, output: Value, zeros: _Zeros) -> set[Variable]:
+    mine = zeros.variables(output)
+    carried: set[Variable] = set().union(*(zeros.wild.get(v.key, ()) for v in record.inputs)) & mine
+    rule = find(record.func)
+    if rule is None or rule.__name__ != "pointwise":
+        return carried
+    finite = _stays_finite(record)
+    made = {v for v in mine - carried if not finite(tuple(zeros.zero(v, i) for i in record.inputs))}
+    return carried | made
+
+
 def _pad_value(record: Record) -> Any:
     args, kwargs = record.template
     return kwargs.get("value", args[2] if len(args) > 2 else 0)
@@ -105,7 +125,14 @@ def _pad_value(record: Record) -> Any:
 def _keeps_zero(record: Record) -> Callable[[tuple[bool, ...]], bool]:
     """Whether a call gives zero where those of its operands are zero that are said to be."""
     key, template = repr(record.template), _Template(record.template)
-    return lambda zero: _probe(record.func, key, zero, template)
+    return lambda zero: _probe(record.func, key, zero, template)[0]
+
+
+def _stays_finite(record: Record) -> Callable[[tuple[bool, ...]], bool]:
+    """Whether a call gives numbers where those of its operands are zero that are said to be, or gives none anyway."""
+    key, template = repr(record.template), _Template(record.template)
+    nowhere = (False,) * len(record.inputs)
+    return lambda zero: _probe(record.func, key, zero, template)[1] or not _probe(record.func, key, nowhere, template)[1]
 
 
 class _Template:
@@ -122,7 +149,8 @@ class _Template:
 
 
 @cache
-def _probe(func: Any, key: str, zero: tuple[bool, ...], template: _Template) -> bool:
+def _probe(func: Any, key: str, zero: tuple[bool, ...], template: _Template) -> tuple[bool, bool]:
+    """Whether the result is zero everywhere, and whether it is made of numbers."""
     generator = torch.Generator().manual_seed(0)
 
     def made(slot: Any) -> Any:
@@ -141,5 +169,5 @@ def _probe(func: Any, key: str, zero: tuple[bool, ...], template: _Template) -> 
     try:
         results = [t for t in pytree.tree_leaves(func(*args, **kwargs)) if isinstance(t, torch.Tensor)]
     except Exception:  # an operator that does not run on a handful of numbers tells nothing: count it as not zero
-        return False
-    return all(bool((t == 0).all()) for t in results)
+        return False, True
+    return all(bool((t == 0).all()) for t in results), all(bool(torch.isfinite(t).all()) for t in results)

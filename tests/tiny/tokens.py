@@ -56,6 +56,21 @@ class AttentionScaledBySize(Attention):
         return self.o((weights @ v).transpose(1, 2).flatten(2))
 
 
+@tiny("embed 12, q 3, q#2 4 mixed, v 4", tokens)
+class RotaryByPeriods(Attention):
+    """Angles are quotients by a buffer: with its units zeroed the masked network has infinite ones, times zero."""
+
+    def setup(self) -> None:
+        self.register_buffer("periods", torch.tensor([1.0, 3.0, 9.0, 27.0], dtype=torch.float64))
+
+    def attend(self, x: Tensor) -> Tensor:
+        n, length, _ = x.shape
+        q, k, v = (f(x).view(n, length, 3, 4).transpose(1, 2) for f in (self.q, self.k, self.v))
+        angles = torch.arange(5, dtype=torch.float64)[:, None] / self.periods
+        mixed = F.scaled_dot_product_attention(q * angles.cos(), k * angles.cos(), v)
+        return self.o(mixed.transpose(1, 2).reshape(n, length, 12))
+
+
 @tiny("embed 12, q 3, q#2 4, v 4", tokens)
 class AttentionByBmm(Attention):
     """Heads folded into the batch, as fairseq does."""

@@ -8,6 +8,7 @@ the tape; what a pointwise operator does with zeros is found by evaluating it, s
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -97,8 +98,8 @@ def _living_result(record: Record, output: Value, factors: list[Value], zeros: _
         return {v for v in mine - affine if v in centred or v in zeros.living(record.inputs[0])}
     rule = find(record.func)
     if rule is not None and rule.__name__ == "pointwise":
-        keeps = _keeps_zero(record)
-        return {v for v in mine if not keeps(tuple(zeros.zero(v, i) for i in record.inputs))}
+        effect = _effect(record)
+        return {v for v in mine if not effect(tuple(zeros.zero(v, i) for i in record.inputs)).zero}
     if "zeros" in name or ("pad" in name and not _pad_value(record)):
         made = set()
     else:
@@ -107,14 +108,16 @@ def _living_result(record: Record, output: Value, factors: list[Value], zeros: _
 
 
 def _wild_result(record: Record, output: Value, zeros: _Zeros) -> set[Variable]:
+    """The variables whose removed positions may hold no number in `output`."""
     mine = zeros.variables(output)
     carried: set[Variable] = set().union(*(zeros.wild.get(v.key, ()) for v in record.inputs)) & mine
     rule = find(record.func)
     if rule is None or rule.__name__ != "pointwise":
         return carried
-    finite = _stays_finite(record)
-    made = {v for v in mine - carried if not finite(tuple(zeros.zero(v, i) for i in record.inputs))}
-    return carried | made
+    effect = _effect(record)
+    if not effect((False,) * len(record.inputs)).finite:
+        return carried  # it gives no numbers anyway
+    return carried | {v for v in mine - carried if not effect(tuple(zeros.zero(v, i) for i in record.inputs)).finite}
 
 
 def _pad_value(record: Record) -> Any:
@@ -122,17 +125,18 @@ def _pad_value(record: Record) -> Any:
     return kwargs.get("value", args[2] if len(args) > 2 else 0)
 
 
-def _keeps_zero(record: Record) -> Callable[[tuple[bool, ...]], bool]:
-    """Whether a call gives zero where those of its operands are zero that are said to be."""
-    key, template = repr(record.template), _Template(record.template)
-    return lambda zero: _probe(record.func, key, zero, template)[0]
+@dataclass(frozen=True)
+class _Effect:
+    """Whether a result is zero everywhere, and whether it is made of numbers."""
+
+    zero: bool
+    finite: bool
 
 
-def _stays_finite(record: Record) -> Callable[[tuple[bool, ...]], bool]:
-    """Whether a call gives numbers where those of its operands are zero that are said to be, or gives none anyway."""
+def _effect(record: Record) -> Callable[[tuple[bool, ...]], _Effect]:
+    """What a pointwise call gives where those of its operands are zero that are said to be."""
     key, template = repr(record.template), _Template(record.template)
-    nowhere = (False,) * len(record.inputs)
-    return lambda zero: _probe(record.func, key, zero, template)[1] or not _probe(record.func, key, nowhere, template)[1]
+    return lambda zero: _probe(record.func, key, zero, template)
 
 
 class _Template:
@@ -149,8 +153,7 @@ class _Template:
 
 
 @cache
-def _probe(func: Any, key: str, zero: tuple[bool, ...], template: _Template) -> tuple[bool, bool]:
-    """Whether the result is zero everywhere, and whether it is made of numbers."""
+def _probe(func: Any, key: str, zero: tuple[bool, ...], template: _Template) -> _Effect:
     generator = torch.Generator().manual_seed(0)
 
     def made(slot: Any) -> Any:
@@ -169,5 +172,5 @@ def _probe(func: Any, key: str, zero: tuple[bool, ...], template: _Template) -> 
     try:
         results = [t for t in pytree.tree_leaves(func(*args, **kwargs)) if isinstance(t, torch.Tensor)]
     except Exception:  # an operator that does not run on a handful of numbers tells nothing: count it as not zero
-        return False, True
-    return all(bool((t == 0).all()) for t in results), all(bool(torch.isfinite(t).all()) for t in results)
+        return _Effect(zero=False, finite=True)
+    return _Effect(all(bool((t == 0).all()) for t in results), all(bool(torch.isfinite(t).all()) for t in results))

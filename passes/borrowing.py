@@ -22,7 +22,7 @@ def borrowed(model: nn.Module) -> Iterator[None]:
     Tensors are not copied: a block that writes into one in place has written into it.
     """
     saved = [
-        (module, dict(module.__dict__), [(value, value.copy()) for value in _containers(module)])
+        (module, dict(module.__dict__), [(value, value.copy() if value else ()) for value in _containers(module)])
         for module in model.modules()
     ]
     try:

@@ -27,7 +27,7 @@ from passes.meta import OnMeta
 from passes.ops import Record, Value, find
 from passes.plan import Plan
 from passes.resize import SIZED, resize_module, resize_view_module
-from passes.skeleton import copy_module, like, modules_of, shell
+from passes.skeleton import copy_module, like, modules_of, owned_tensors, shell
 from passes.structure import map_together, once_each
 from passes.units import Mask, kept, length, survivors
 
@@ -203,7 +203,7 @@ class Rewriting:
 
     def _resize(self, path: str, module: nn.Module, node: fx.Node | None) -> None:
         counts: dict[str, int] = dict(self._counts.get("@" + node.name, {})) if node is not None else {}
-        for name, _ in module.named_parameters():
+        for name, _ in owned_tensors(module):
             counts.update(self._counts.get(f"{path}.{name}", {}))
         before = self._shape(node.args[0]) if node is not None and node.args else None
         channels = None

@@ -98,7 +98,9 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
             value = {key: None if child is None else _copied(child, memo) for key, child in value.items()}
         elif name in ("_parameters", "_buffers"):
             value = {key: None if tensor is None else memo[id(tensor)] for key, tensor in value.items()}
-        elif type(value) in _EMPTIED and (not value or name == "_non_persistent_buffers_set"):
+        elif type(value) in _EMPTIED and not value:
+            value = type(value)()
+        elif name == "_non_persistent_buffers_set":
             value = value.copy()
         elif not (type(value) is tuple and _PLAIN.issuperset(map(type, value))):
             value = copy.deepcopy(value, memo)

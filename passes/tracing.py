@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch.fx._symbolic_trace import _maybe_revert_all_patches
-from torch.fx.proxy import Attribute, TraceError
+from torch.fx.proxy import Attribute, Scope, TraceError
 
 from passes.frames import asks_for_class, describe, stack_trace, unpacked_into, user_frame, wanted_by_assert
 from passes.patches import autocast_told, buffers_recorded, functions_recorded, own_forward
@@ -114,6 +114,13 @@ class Mode(ValueProxy):
         return self.value
 
 
+class _Scope(Scope):
+    """fx copies the scope at every call of a module."""
+
+    def __copy__(self) -> Scope:
+        return Scope(self.module_path, self.module_type)
+
+
 class Tracer(fx.Tracer):
     """Traces a module into a graph in which train and eval mode stay switchable.
 
@@ -136,6 +143,7 @@ class Tracer(fx.Tracer):
     ) -> None:
         super().__init__(autowrap_modules=(math,), autowrap_functions=(*FACTORIES, *MIXED, *functions))
         self._autowrap_search += [torch, torch.special]
+        self.scope = _Scope("", None)
         self.inputs = inputs
         self.leaves = leaves
         self.functions = functions

@@ -32,6 +32,7 @@ from passes.structure import map_together, once_each
 from passes.units import Mask, kept, length, survivors
 
 aten = torch.ops.aten
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 Masks = Mapping[Variable, Mask]
 _plans: weakref.WeakKeyDictionary[fx.GraphModule, Plan] = weakref.WeakKeyDictionary()
 
@@ -181,14 +182,11 @@ class Rewriting:
         data = tensor.detach()
         for dim, axis in enumerate(axes):
             if self.size(axis) != axis.size:
-                data = data.index_select(dim, self._index(axis).to(data.device))
-        for memory_format, rank in ((torch.channels_last, 4), (torch.channels_last_3d, 5)):
-            if (
-                tensor.dim() == rank
-                and tensor.is_contiguous(memory_format=memory_format)
-                and not tensor.is_contiguous()
-            ):
-                return like(tensor, data.clone(memory_format=memory_format))
+                index = self._index(axis)
+                data = data.index_select(dim, index if data.is_cpu else index.to(data.device))
+        memory_format = _CHANNELS_LAST.get(tensor.dim())
+        if memory_format and tensor.is_contiguous(memory_format=memory_format) and not tensor.is_contiguous():
+            return like(tensor, data.clone(memory_format=memory_format))
         return like(tensor, data.clone() if data.data_ptr() == tensor.data_ptr() else data)
 
     def _resized(self, path: str, module: nn.Module, meta: bool) -> nn.Module:

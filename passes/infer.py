@@ -289,7 +289,11 @@ class GraphInference(fx.Interpreter):
 
     def _opaque(self, n: fx.Node, error: Exception) -> Any:
         """A node that cannot run on meta: run it on zeros to learn its shapes, and freeze what it touches."""
-        real = lambda t: torch.zeros(t.shape, dtype=t.dtype)  # noqa: E731
+
+        def real(tensor: torch.Tensor) -> torch.Tensor:
+            with torch.utils._python_dispatch._disable_current_modes():  # which keep all that is made on meta
+                return torch.zeros(tensor.shape, dtype=tensor.dtype)
+
         args, kwargs = self.fetch_args_kwargs_from_env(n)
         touched = [t for t in pytree.arg_tree_leaves(*args, **kwargs) if isinstance(t, torch.Tensor)]
         args, kwargs = pytree.tree_map_only(torch.Tensor, real, (args, kwargs))

@@ -14,7 +14,7 @@ from oracle import doubled
 from tiny import TABLE
 from torch import Tensor, fx, nn
 
-from passes import Coupling, Group, PlanError, capture, couple
+from passes import Coupling, Group, PlanError, PruneChannels, capture, couple, verify
 
 
 def of(model: nn.Module, inputs: Any) -> tuple[fx.GraphModule, Coupling]:
@@ -138,6 +138,25 @@ def test_what_stays_says_why_and_where() -> None:
 def test_an_unknown_operator_freezes_its_own_axes_alone() -> None:
     _, coupling = tiny("CustomOperator")
     assert coupling.widths == {"more": 6}
+
+
+class Limited(nn.Module):
+    """A number that is read off a tensor: nothing on the meta device can tell it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = nn.Linear(3, 6), nn.Linear(6, 7), nn.Linear(7, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).relu()
+        return self.third(self.second(torch.clamp(x, -1.0, x.amax().item())).relu())
+
+
+def test_a_number_that_only_data_tell() -> None:
+    inputs = torch.randn(5, 3)
+    gm, coupling = of(Limited(), inputs)
+    plan = coupling.plan({"first": (0, 2, 5), "second": (0, 3)})
+    verify(gm, PruneChannels(plan)(gm).graph_module, plan, inputs)
 
 
 def test_half_an_axis_may_stay() -> None:

@@ -315,8 +315,8 @@ class Coupling:
                 np.put_along_axis(rows, np.asarray(plan.orders[name])[:, list(units)], True, axis=1)
                 masks[variable] = BlockMask(self.outers[variable], rows)
             else:
-                masks[variable] = np.zeros(variable.size, dtype=bool)
-                masks[variable][list(units)] = True
+                masks[variable] = mask = np.zeros(variable.size, dtype=bool)
+                mask[list(units)] = True
         return masks
 
     def after(self, plan: Plan, numbers: Mapping[str, Any] | None = None) -> Coupling:

@@ -98,7 +98,7 @@ class Rewriting:
     """
 
     def __init__(self, gm: fx.GraphModule, coupling: Coupling, masks: Masks, whole: bool = True) -> None:
-        self.gm, self.coupling, self.masks = gm, coupling, masks
+        self.gm, self.coupling = gm, coupling
         widths = {variable: kept(mask) for variable, mask in masks.items()}
         self.remain = once_each(lambda axis: survivors(axis, masks))  # which positions of an axis remain
         self._length = once_each(lambda axis: length(axis, lambda v: widths.get(v, v.size)))

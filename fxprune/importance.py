@@ -78,17 +78,23 @@ def keep_units(scores: np.ndarray, width: int) -> tuple[int, ...]:
     return tuple(sorted(int(unit) for unit in order[:width]))
 
 
-def importance_lost(scores: np.ndarray) -> np.ndarray:
+def producers(group: Group) -> int:
+    """How many weights produce the units of a group: one inside a residual block, one a block of a residual stream."""
+    return max(1, len({item.tensor for item in group.slices if item.role == "output"}))
+
+
+def importance_lost(scores: np.ndarray, producers: int = 1) -> np.ndarray:
     """What a group loses by keeping its most important units: an array whose entry w is the loss at width w.
 
-    The loss is -log(share of the group's importance that is kept): 0 at full width, infinite at none, and it adds up
-    over groups and rounds. Relative to the group, because the importances of different layers have no common scale.
+    The loss is -log(share of the group's importance that is kept) for each weight that produces the group: 0 at full
+    width, infinite at none, and it adds up over layers, groups and rounds. Relative to the group, because the
+    importances of different layers have no common scale.
     """
     kept = np.concatenate([[0.0], np.cumsum(np.sort(scores)[::-1])])
     if kept[-1] <= 0:  # nothing to lose: all units are zero
         return np.where(np.arange(len(kept)) > 0, 0.0, np.inf)
     with np.errstate(divide="ignore"):
-        return np.maximum(0.0, -np.log(np.minimum(kept / kept[-1], 1.0)))
+        return producers * np.maximum(0.0, -np.log(np.minimum(kept / kept[-1], 1.0)))
 
 
 def _producers(group: Group) -> list:

@@ -19,7 +19,7 @@ from torch.fx import GraphModule
 from fxprune.budget import Budget
 from fxprune.config import NetAdaptConfig
 from fxprune.errors import SearchError
-from fxprune.importance import importance, importance_lost, keep_units, ranked
+from fxprune.importance import importance, importance_lost, keep_units, producers, ranked
 from fxprune.memory import Journal
 from fxprune.planner import Grid, Proposal, bargains, evaluate, propose, propose_joint, propose_uniform
 from fxprune.progress import Progress
@@ -132,8 +132,9 @@ def run_round(
         name: importance(position.network, position.coupling.group(name), metric, seed=seed)
         for name in problem.grids
     }
-    proposals = make_proposals(problem, position, targets, {name: importance_lost(s) for name, s in scores.items()})
-    candidates = as_candidates(problem, position, number, proposals, scores)
+    lost = {name: importance_lost(s, producers(position.coupling.group(name))) for name, s in scores.items()}
+    proposals = make_proposals(problem, position, targets, lost)
+    candidates = as_candidates(problem, position, number, proposals, lost)
     if not any(candidate.feasible for candidate in candidates):
         return None
     progress.round_started(number, targets, sum(candidate.trained for candidate in candidates))
@@ -207,10 +208,9 @@ def make_proposals(
 
 
 def as_candidates(
-    problem: Problem, position: Position, number: int, proposals: list[Proposal], scores: Mapping[str, np.ndarray]
+    problem: Problem, position: Position, number: int, proposals: list[Proposal], lost: Mapping[str, np.ndarray]
 ) -> tuple[Candidate, ...]:
     """The records of a round's proposals; `trained` marks those that are to be trained."""
-    lost = {name: importance_lost(score) for name, score in scores.items()}
     candidates = [
         Candidate(
             index,

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.fx import symbolic_trace
 
+from fxprune import Budget, netadapt
 from fxprune.errors import ConfigError, WeightError
-from fxprune.importance import METRICS, importance, importance_lost, keep_units, ranked
+from fxprune.importance import METRICS, importance, importance_lost, keep_units, producers, ranked
 from passes import PruneChannels, capture, couple, verify
 
 
@@ -143,6 +144,33 @@ def test_loss_is_additive_and_relative() -> None:
     assert lost[2] + again[1] == pytest.approx(lost[1])
     np.testing.assert_allclose(importance_lost(scores * 1e-9)[1:], lost[1:])
     assert list(importance_lost(np.zeros(3))) == [np.inf, 0, 0, 0]
+    np.testing.assert_allclose(importance_lost(scores, producers=3), 3 * lost)
+
+
+class Stream(nn.Module):
+    """A residual stream that five convolutions write to, and four groups inside of blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 16, 3, padding=1), nn.Linear(16, 4)
+        self.first = nn.ModuleList(nn.Conv2d(16, 16, 3, padding=1) for _ in range(4))
+        self.second = nn.ModuleList(nn.Conv2d(16, 16, 3, padding=1) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for first, second in zip(self.first, self.second, strict=True):
+            x = x + second(first(x).relu())
+        return self.head(x.mean((2, 3)))
+
+
+def test_what_many_layers_write_to_is_spared_without_data() -> None:
+    torch.manual_seed(0)
+    example = torch.randn(1, 3, 8, 8)
+    (stream, *inner) = couple(capture(Stream(), example), example).groups
+    assert producers(stream) == 5 and [producers(group) for group in inner] == [1, 1, 1, 1]
+    config = {"strategy": "knapsack", "netadapt_min_feature_size": 2}
+    result = netadapt(Stream(), Budget("macs", ratio=0.5), example_inputs=example, progress=False, config=config)
+    assert result.widths[stream.name] > max(result.widths[group.name] for group in inner)
 
 
 def test_blocks_keep_their_own_best() -> None:

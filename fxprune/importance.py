@@ -78,7 +78,7 @@ def keep_units(scores: np.ndarray, width: int) -> tuple[int, ...]:
     return tuple(sorted(int(unit) for unit in order[:width]))
 
 
-def producers(group: Group) -> int:
+def producer_count(group: Group) -> int:
     """How many weights produce the units of a group: one inside a residual block, one a block of a residual stream."""
     return max(1, len({item.tensor for item in group.slices if item.role == "output"}))
 

@@ -19,7 +19,7 @@ from torch.fx import GraphModule
 from fxprune.budget import Budget
 from fxprune.config import NetAdaptConfig
 from fxprune.errors import SearchError
-from fxprune.importance import importance, importance_lost, keep_units, producers, ranked
+from fxprune.importance import importance, importance_lost, keep_units, producer_count, ranked
 from fxprune.memory import Journal
 from fxprune.planner import Grid, Proposal, bargains, evaluate, propose, propose_joint, propose_uniform
 from fxprune.progress import Progress
@@ -132,7 +132,7 @@ def run_round(
         name: importance(position.network, position.coupling.group(name), metric, seed=seed)
         for name in problem.grids
     }
-    lost = {name: importance_lost(s, producers(position.coupling.group(name))) for name, s in scores.items()}
+    lost = {name: importance_lost(s, producer_count(position.coupling.group(name))) for name, s in scores.items()}
     proposals = make_proposals(problem, position, targets, lost)
     candidates = as_candidates(problem, position, number, proposals, lost)
     if not any(candidate.feasible for candidate in candidates):

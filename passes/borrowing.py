@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from passes.skeleton import modules_of
+from passes.skeleton import modules_of, take_persistence
 
 # Exact types: a subclass may refuse to be emptied (fx's immutable_list) or cost more than it is worth.
 _CONTAINERS = frozenset({dict, OrderedDict, defaultdict, list, set})
@@ -62,7 +62,7 @@ def separate(gm: fx.GraphModule, model: nn.Module) -> None:
         original = originals[path]
         if module is not original:  # what holds others, made with the graph module
             module.training = original.training
-            module._non_persistent_buffers_set.update(original._non_persistent_buffers_set & set(module._buffers))
+            take_persistence(module, original)
     for target in dict.fromkeys(str(node.target) for node in gm.graph.nodes if node.op == "call_module"):
         parent, _, name = target.rpartition(".")
         registry = own[parent]._modules

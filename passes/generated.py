@@ -36,7 +36,8 @@ def graph_module(root: nn.Module, graph: fx.Graph, name: str) -> fx.GraphModule:
 
 def _reduced(module: fx.GraphModule) -> Any:
     """What pickle asks for: fx looks for the code among the attributes, where it must be by then."""
-    assert module.code is not None
+    if "_code" not in vars(module):
+        module.recompile()
     return fx.GraphModule.__reduce__(module)
 
 

@@ -22,11 +22,10 @@ from passes.axes import Axis, Constant, Reason
 from passes.errors import PassError
 from passes.meta import LightMode, on_meta, run_on_meta
 from passes.ops import Call, Record, Slot, Value
-from passes.skeleton import copy_module, copy_with, like, owned_tensors
+from passes.skeleton import PLAIN, copy_module, copy_with, like, owned_tensors
 from passes.space import Space
 
 _ATTRIBUTE = "_fxprune_value"
-_NUMBERS = frozenset({int, float, bool, str, type(None)})
 _INDEXING = {torch.ops.aten.index.Tensor, torch.ops.aten._unsafe_index.Tensor}
 _SILENT = {torch.ops.aten.sym_size.int, torch.ops.aten.sym_numel.default, torch.ops.aten._version.default}
 
@@ -104,11 +103,11 @@ def tensors_in(*arguments: Any) -> list[torch.Tensor]:
     """The tensors among the arguments of an ATen call, which nests lists at most one deep."""
     found = []
     for argument in arguments:
-        if type(argument) in _NUMBERS:
+        if type(argument) in PLAIN:
             continue
         if isinstance(argument, torch.Tensor):
             found.append(argument)
-        elif isinstance(argument, (tuple, list)) and not _NUMBERS.issuperset(map(type, argument)):
+        elif isinstance(argument, (tuple, list)) and not PLAIN.issuperset(map(type, argument)):
             found += [part for part in argument if isinstance(part, torch.Tensor)]
     return found
 
@@ -117,11 +116,11 @@ def _template(args: tuple, kwargs: dict[str, Any]) -> tuple[Any, ...]:
     slots = itertools.count()
 
     def slotted(value: Any) -> Any:
-        if type(value) in _NUMBERS:
+        if type(value) in PLAIN:
             return value
         if isinstance(value, torch.Tensor):
             return Slot(next(slots), value.dtype)
-        if isinstance(value, (tuple, list)) and not _NUMBERS.issuperset(map(type, value)):
+        if isinstance(value, (tuple, list)) and not PLAIN.issuperset(map(type, value)):
             return type(value)(map(slotted, value))
         return value
 

@@ -27,7 +27,7 @@ from passes.meta import OnMeta
 from passes.ops import Record, Value, find
 from passes.plan import Plan
 from passes.resize import SIZED, resize_module, resize_view_module
-from passes.skeleton import copy_module, like, modules_of, owned_tensors, shell
+from passes.skeleton import copy_module, like, modules_of, owned_tensors, shell, take_persistence
 from passes.structure import map_together, once_each
 from passes.units import Mask, kept, length, survivors
 
@@ -226,11 +226,9 @@ class Rewriting:
         root = self._resized("", shell(self.gm), meta=False)
         pruned = graph_module(root, self.graph, type(self.gm).__name__)
         pruned.meta.update(self.gm.meta)
-        made = modules_of(pruned)
-        for path, module in modules_of(self.gm).items():
-            if path in made:
-                unsaved = module._non_persistent_buffers_set & set(made[path]._buffers)
-                made[path]._non_persistent_buffers_set.update(unsaved)
+        originals = modules_of(self.gm)
+        for path, module in modules_of(pruned).items():
+            take_persistence(module, originals[path])
         return pruned
 
     def refuse(self, node: fx.Node, text: str) -> None:

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import nn
 
-_PLAIN = frozenset({int, float, str, bool, type(None), torch.Size, torch.dtype})
+# What holds no tensor, and is nothing to copy or to trace.
+PLAIN = frozenset({int, float, str, bool, type(None), torch.Size, torch.dtype})
 _EMPTIED = frozenset({dict, OrderedDict, set, list})
-_NO_TENSORS = _PLAIN | _EMPTIED | {tuple}  # asked first: isinstance of a tensor runs Python
+_NO_TENSORS = PLAIN | _EMPTIED | {tuple}  # asked first: isinstance of a tensor runs Python
 
 
 def owned_tensors(root: nn.Module) -> list[tuple[str, torch.Tensor]]:
@@ -50,6 +51,11 @@ def modules_of(root: nn.Module) -> dict[str, nn.Module]:
 
     visit(root, "")
     return found
+
+
+def take_persistence(module: nn.Module, original: nn.Module) -> None:
+    """Keep out of the state_dict of `module` those of its buffers that `original` keeps out of its own."""
+    module._non_persistent_buffers_set.update(original._non_persistent_buffers_set & set(module._buffers))
 
 
 def shell(gm: nn.Module) -> nn.Module:
@@ -92,7 +98,7 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     memo[id(module)] = twin
     attributes = twin.__dict__
     attributes.update(module.__dict__)
-    for name in [name for name, value in attributes.items() if type(value) not in _PLAIN]:
+    for name in [name for name, value in attributes.items() if type(value) not in PLAIN]:
         value = attributes[name]
         if name == "_modules":
             value = {key: None if child is None else _copied(child, memo) for key, child in value.items()}
@@ -102,7 +108,7 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
             value = type(value)()
         elif name == "_non_persistent_buffers_set":
             value = value.copy()
-        elif not (type(value) is tuple and _PLAIN.issuperset(map(type, value))):
+        elif not (type(value) is tuple and PLAIN.issuperset(map(type, value))):
             value = copy.deepcopy(value, memo)
         attributes[name] = value
     return twin

@@ -16,7 +16,7 @@ from torch.fx.proxy import Attribute, Scope, TraceError
 
 from passes.frames import asks_for_class, describe, stack_trace, unpacked_into, user_frame, wanted_by_assert
 from passes.patches import autocast_told, buffers_recorded, functions_recorded, own_forward
-from passes.skeleton import modules_of
+from passes.skeleton import PLAIN, modules_of
 from passes.values import Unknown, Values, one_more
 
 # Constructors whose sizes may be proxies: their parser refuses those before any dispatch, so that fx does not see them.
@@ -32,7 +32,6 @@ MIXED = (
     *(torch.special.xlog1py, torch.special.zeta, torch.bitwise_left_shift, torch.bitwise_right_shift),
     *(torch.bitwise_and, torch.bitwise_or, torch.bitwise_xor, torch.searchsorted, torch.bucketize),
 )
-_PLAIN = frozenset({int, float, str, bool, type(None), torch.dtype})
 _WRAPPED = frozenset((*FACTORIES, *MIXED))
 
 
@@ -205,7 +204,7 @@ class Tracer(fx.Tracer):
     def create_arg(self, a: Any) -> Any:
         if isinstance(a, fx.Proxy):
             return a.node
-        if type(a) in _PLAIN:
+        if type(a) in PLAIN:
             return a
         if type(a) is tuple:
             return tuple(map(self.create_arg, a))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch.utils import _pytree as pytree
@@ -37,9 +37,10 @@ def unmasked_sums(records: Sequence[Record]) -> dict[int, set[Variable]]:
         }
         if summed:
             found[number] = summed
+        effect = _effect(record)
         for output in record.outputs:
-            here = _living_result(record, output, factors, zeros)
-            wild = _wild_result(record, output, zeros)
+            here = _living_result(record, output, factors, zeros, effect)
+            wild = _wild_result(record, output, zeros, effect)
             if wild:
                 zeros.wild[output.key] = wild
                 here = here | wild
@@ -85,7 +86,9 @@ def _is_bias(record: Record, value: Value) -> bool:
     return bool(record.macs) and bool(value.parameters) and len(value.axes) == 1
 
 
-def _living_result(record: Record, output: Value, factors: list[Value], zeros: _Zeros) -> set[Variable]:
+def _living_result(
+    record: Record, output: Value, factors: list[Value], zeros: _Zeros, effect: _Answers | None
+) -> set[Variable]:
     name = spelled(record.func)
     mine = zeros.variables(output)
     if any(word in name for word in _NEVER_ZERO):
@@ -96,9 +99,7 @@ def _living_result(record: Record, output: Value, factors: list[Value], zeros: _
         affine = _variables([a for v in record.inputs[1:] if v.parameters for a in v.axes])
         centred = _variables(record.mixed)
         return {v for v in mine - affine if v in centred or v in zeros.living(record.inputs[0])}
-    rule = find(record.func)
-    if rule is not None and rule.__name__ == "pointwise":
-        effect = _effect(record)
+    if effect is not None:
         return {v for v in mine if not effect(tuple(zeros.zero(v, i) for i in record.inputs)).zero}
     if "zeros" in name or ("pad" in name and not _pad_value(record)):
         made = set()
@@ -107,16 +108,12 @@ def _living_result(record: Record, output: Value, factors: list[Value], zeros: _
     return (set().union(*map(zeros.living, record.inputs)) & mine) | made
 
 
-def _wild_result(record: Record, output: Value, zeros: _Zeros) -> set[Variable]:
+def _wild_result(record: Record, output: Value, zeros: _Zeros, effect: _Answers | None) -> set[Variable]:
     """The variables whose removed positions may hold no number in `output`."""
     mine = zeros.variables(output)
     carried: set[Variable] = set().union(*(zeros.wild.get(v.key, ()) for v in record.inputs)) & mine
-    rule = find(record.func)
-    if rule is None or rule.__name__ != "pointwise":
-        return carried
-    effect = _effect(record)
-    if not effect((False,) * len(record.inputs)).finite:
-        return carried  # it gives no numbers anyway
+    if effect is None or not effect((False,) * len(record.inputs)).finite:
+        return carried  # a pointwise call that gives no numbers anyway makes none worse
     return carried | {v for v in mine - carried if not effect(tuple(zeros.zero(v, i) for i in record.inputs)).finite}
 
 
@@ -133,8 +130,14 @@ class _Effect:
     finite: bool
 
 
-def _effect(record: Record) -> Callable[[tuple[bool, ...]], _Effect]:
-    """What a pointwise call gives where those of its operands are zero that are said to be."""
+_Answers: TypeAlias = Callable[[tuple[bool, ...]], _Effect]
+
+
+def _effect(record: Record) -> _Answers | None:
+    """What a pointwise call gives where those of its operands are zero that are said to be; None for other calls."""
+    rule = find(record.func)
+    if rule is None or rule.__name__ != "pointwise":
+        return None
     key, template = repr(record.template), _Template(record.template)
     return lambda zero: _probe(record.func, key, zero, template)
 

@@ -12,7 +12,7 @@ from torch.fx import symbolic_trace
 
 from fxprune import Budget, netadapt
 from fxprune.errors import ConfigError, WeightError
-from fxprune.importance import METRICS, importance, importance_lost, keep_units, producers, ranked
+from fxprune.importance import METRICS, importance, importance_lost, keep_units, producer_count, ranked
 from passes import PruneChannels, capture, couple, verify
 
 
@@ -167,7 +167,7 @@ def test_what_many_layers_write_to_is_spared_without_data() -> None:
     torch.manual_seed(0)
     example = torch.randn(1, 3, 8, 8)
     (stream, *inner) = couple(capture(Stream(), example), example).groups
-    assert producers(stream) == 5 and [producers(group) for group in inner] == [1, 1, 1, 1]
+    assert producer_count(stream) == 5 and [producer_count(group) for group in inner] == [1, 1, 1, 1]
     config = {"strategy": "knapsack", "netadapt_min_feature_size": 2}
     result = netadapt(Stream(), Budget("macs", ratio=0.5), example_inputs=example, progress=False, config=config)
     assert result.widths[stream.name] > max(result.widths[group.name] for group in inner)

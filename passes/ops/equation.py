@@ -151,8 +151,7 @@ def _bind_many(call: Call, name: str, axes: list[Axis], solved: Solved) -> None:
 
 
 def _build(call: Call, operand: _Operand, number: int, solved: Solved) -> list[Axis]:
-    rank = call.outputs[number].dim()
-    spare = rank - operand.single
+    spare = call.outputs[number].dim() - operand.single
     result: list[Axis] = []
     for dim in operand.dims:
         if not dim.many:
@@ -161,7 +160,7 @@ def _build(call: Call, operand: _Operand, number: int, solved: Solved) -> list[A
                 result.append(call.fixed(number)[len(result)])
             else:
                 result.append(call.space.resolve(named[0] if len(named) == 1 else nest(named)))  # type: ignore[arg-type]
-        elif dim.names[0] == "..." and len(solved.many.get("...", ())) == spare and "..." in solved.many:
+        elif dim.names[0] == "..." and "..." in solved.many and len(solved.many["..."]) == spare:
             result.extend(solved.many["..."])
         else:
             made = call.fixed(number)[len(result) : len(result) + spare]

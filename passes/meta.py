@@ -53,34 +53,56 @@ def run_on_meta(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
     if kwargs or not isinstance(first, torch.Tensor):
         if func is aten.cat.default and not kwargs:
             return _joined(func, args)
+        if func is aten.clone.default and first.is_meta and kwargs == _CONTIGUOUS:
+            return _made(first, first.shape)
         return func(*args, **kwargs)
     if not (first.is_meta and first.is_floating_point()):
         return func(*args)
     shape_of = _SHAPES.get(func)
     if shape_of is not None:
-        if first.is_contiguous() or func is aten.convolution.default:  # there the weight's layout decides
+        if func in _ANY_LAYOUT or first.is_contiguous():
             shape = shape_of(*args)
             if shape is not None:
                 return _made(first, shape)
     elif func in _POINTWISE:
         if all(_alike(first, other) for other in args[1:]):
-            return first if func in _IN_PLACE else _made(first, first.shape, first.stride())
+            layout = None if func in _IN_PLACE else _filled(first)
+            if layout is not None or func in _IN_PLACE:
+                return first if layout is None else _made(first, first.shape, layout)
         if func in _BROADCAST and len(args) == 2:
-            shape = _broadcast(first, args[1])
-            if shape is not None:
-                return _made(first, shape)
-    elif func is aten.native_layer_norm.default and first.is_contiguous() and first.itemsize >= 4:
+            layout = _broadcast(first, args[1])
+            if layout is not None:
+                return _made(first, *layout)
+    elif func is aten.native_layer_norm.default and first.itemsize >= 4:
         dims, shape = len(args[1]), tuple(first.shape)
         if 0 < dims <= len(shape) and shape[-dims:] == tuple(args[1]):
             statistics = shape[:-dims] + (1,) * dims
             return _made(first, shape), _made(first, statistics), _made(first, statistics)
     elif func is aten.native_batch_norm.default and not args[5] and _is_dense(first):
         return _made(first, first.shape, first.stride()), _made(first, (0,)), _made(first, (0,))
+    elif func is aten.max_pool2d_with_indices.default and first.is_contiguous():
+        found = _pooled(*args)
+        if found is not None:
+            return _made(first, found), torch.empty(found, dtype=torch.int64, device="meta")
     return func(*args)
 
 
 def _is_dense(tensor: torch.Tensor) -> bool:
     return tensor.is_contiguous() or tensor.is_contiguous(memory_format=torch.channels_last)
+
+
+def _filled(tensor: torch.Tensor) -> Shape | None:
+    """The strides of a tensor without gaps whose dimensions are in the same order; None where they have none."""
+    stride = tensor.stride()
+    if tensor.is_contiguous():
+        return stride
+    if len(set(stride)) < len(stride) or 0 in stride:
+        return None
+    found, step = list(stride), 1
+    for _, dim in sorted(zip(stride, range(len(stride)), strict=True)):
+        found[dim] = step
+        step *= tensor.shape[dim]
+    return found
 
 
 def _made(first: torch.Tensor, shape: Shape, stride: Shape | None = None) -> torch.Tensor:
@@ -96,13 +118,22 @@ def _alike(first: torch.Tensor, other: Any) -> bool:
     return not isinstance(other, complex)
 
 
-def _broadcast(first: torch.Tensor, other: torch.Tensor) -> Shape | None:
-    """The shape of two plain tensors of equal rank, one of which is broadcast."""
-    plain = other.is_meta and other.dtype == first.dtype and other.is_contiguous() and first.is_contiguous()
-    if not plain or other.dim() != first.dim() or not other.numel() or not first.numel():
+def _broadcast(first: torch.Tensor, other: torch.Tensor) -> tuple[Shape, Shape | None] | None:
+    """Shape and strides of two tensors of which one is broadcast, where they are plain to see."""
+    if not other.is_meta or other.dtype != first.dtype or not other.numel() or not first.numel():
         return None
-    fits = all(a == b or 1 in (a, b) for a, b in zip(first.shape, other.shape, strict=True))
-    return [max(a, b) for a, b in zip(first.shape, other.shape, strict=True)] if fits else None
+    rank = max(first.dim(), other.dim())
+    left, right = ([1] * (rank - t.dim()) + list(t.shape) for t in (first, other))
+    if any(a != b and 1 not in (a, b) for a, b in zip(left, right, strict=True)):
+        return None
+    shape = [max(a, b) for a, b in zip(left, right, strict=True)]
+    if first.is_contiguous() and other.is_contiguous():
+        return shape, None
+    full, small = (first, other) if first.numel() >= other.numel() else (other, first)
+    # The order of the dimensions is that of the full one: the other has none, or comes second.
+    decided = small.shape == full.shape or sum(b > 1 for b in small.shape) <= 1
+    layout = _filled(full) if decided and list(full.shape) == shape else None
+    return None if layout is None else (shape, layout)
 
 
 def _joined(func: Any, args: tuple) -> Any:
@@ -138,13 +169,32 @@ def _convolution(
     return None if space is None else (x.shape[0], weight.shape[0], *space)
 
 
-def _windows(sizes: Shape, kernel: Shape, stride: Shape, padding: Shape, dilation: Shape) -> list[int] | None:
-    """How many windows fit, dimension by dimension; None where one does not."""
-    found = [
-        (size + 2 * pad - spread * (width - 1) - 1) // step + 1
-        for size, width, step, pad, spread in zip(sizes, kernel, stride, padding, dilation, strict=True)
-    ]
+def _windows(
+    sizes: Shape, kernel: Shape, stride: Shape, padding: Shape, dilation: Shape, ceil_mode: bool = False
+) -> list[int] | None:
+    """How many windows fit, dimension by dimension (`ceil_mode`: or begin inside); None where one does not."""
+    found = []
+    for size, width, step, pad, spread in zip(sizes, kernel, stride, padding, dilation, strict=True):
+        room = size + 2 * pad - spread * (width - 1) - 1
+        count = room // step + 1
+        if ceil_mode and room % step and count * step < size + pad:
+            count += 1
+        found.append(count)
     return found if all(size > 0 for size in found) else None
+
+
+def _pooled(
+    x: torch.Tensor, kernel: Shape, stride: Shape = (), padding: Shape = (0,), dilation: Shape = (1,),
+    ceil_mode: bool = False,
+) -> Shape | None:  # fmt: skip
+    """The shape of a maximum over windows of the last two dimensions."""
+    kernel, stride, padding, dilation = (
+        tuple(given) * (2 // len(given)) for given in (kernel, stride or kernel, padding, dilation)
+    )
+    if x.dim() not in (3, 4) or not x.numel() or any(2 * p > k for k, p in zip(kernel, padding, strict=True)):
+        return None
+    space = _windows(x.shape[-2:], kernel, stride, padding, dilation, ceil_mode)
+    return None if space is None else (*x.shape[:-2], *space)
 
 
 def _mean(x: torch.Tensor, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Shape | None:
@@ -156,6 +206,10 @@ def _mean(x: torch.Tensor, dim: Any = None, keepdim: bool = False, dtype: Any = 
     return [1 if d in gone else size for d, size in enumerate(x.shape) if keepdim or d not in gone]
 
 
+def _norm(x: torch.Tensor, order: float = 2, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Shape | None:
+    return _mean(x, dim, keepdim, dtype)
+
+
 def _product(left: torch.Tensor, right: torch.Tensor) -> Shape | None:
     fits = left.shape[-1] == right.shape[-2] and left.shape[:-2] == right.shape[:-2] and left.dtype == right.dtype
     return (*left.shape[:-1], right.shape[-1]) if fits else None
@@ -165,8 +219,13 @@ def _product_added(bias: torch.Tensor, left: torch.Tensor, right: torch.Tensor) 
     return _product(left, right) if bias.shape == right.shape[-1:] and bias.dtype == left.dtype else None
 
 
-def _softmax(x: torch.Tensor, dim: int, half_to_float: bool) -> Shape | None:
+def _softmax(x: torch.Tensor, dim: int, half_to_float: bool = False) -> Shape | None:
     return None if half_to_float or not -x.dim() <= dim < x.dim() else tuple(x.shape)
+
+
+def _rolled(x: torch.Tensor, shifts: Sequence[int], dims: Sequence[int] = ()) -> Shape | None:
+    fits = len(shifts) == len(dims) and all(-x.dim() <= d < x.dim() for d in dims)
+    return tuple(x.shape) if fits else None
 
 
 def _adaptive(x: torch.Tensor, size: Shape) -> Shape | None:
@@ -176,14 +235,28 @@ def _adaptive(x: torch.Tensor, size: Shape) -> Shape | None:
 _SHAPES: dict[Any, Callable[..., Shape | None]] = {
     aten.convolution.default: _convolution,
     aten.mean.dim: _mean,
+    aten.linalg_vector_norm.default: _norm,
     aten.mm.default: _product,
     aten.bmm.default: _product,
     aten.addmm.default: _product_added,
     aten._softmax.default: _softmax,
+    aten._safe_softmax.default: _softmax,
+    aten.roll.default: _rolled,
     aten._adaptive_avg_pool2d.default: _adaptive,
 }
 
-_SAME = ("relu", "hardtanh", "silu", "gelu", "hardswish", "sigmoid", "hardsigmoid", "tanh", "leaky_relu", "elu")
+# Operators that give a contiguous result whatever the layout of the first operand (in a convolution, the weight's
+# decides).
+_ANY_LAYOUT = frozenset((
+    *(aten.convolution.default, aten.mm.default, aten.bmm.default, aten.addmm.default),
+    *(aten.mean.dim, aten.linalg_vector_norm.default),
+))
+_CONTIGUOUS = {"memory_format": torch.contiguous_format}
+
+_SAME = (
+    *("relu", "hardtanh", "silu", "gelu", "hardswish", "sigmoid", "hardsigmoid", "tanh", "leaky_relu", "elu"),
+    *("clamp", "clamp_min", "clamp_max"),
+)
 _WITH_ONE_MORE = ("add", "sub", "mul", "div")
 
 

@@ -16,11 +16,23 @@ def empty(*shape: int) -> torch.Tensor:
 
 X, CHANNELS_LAST = empty(2, 6, 5, 7), empty(2, 6, 5, 7).to(memory_format=torch.channels_last)
 NARROW, HALF = empty(2, 6, 1, 1), X.to(torch.float16)
+MOVED, SCALE = empty(2, 5, 7, 6).permute(0, 3, 1, 2), empty(6, 1, 1)
+GAPS = empty(2, 5, 3, 6, 7).permute(2, 0, 3, 1, 4)[0]
 
 CALLS = [
-    *((aten.mean.dim, (x, dim, keep)) for x in (X, CHANNELS_LAST) for dim in ([1], [-1, -2]) for keep in (True, False)),
+    *((aten.mean.dim, (x, dim, keep)) for x in (X, CHANNELS_LAST, MOVED, GAPS) for dim in ([1], [-1, -2]) for keep in (True, False)),
     (aten.mm.default, (empty(2, 3), empty(5, 3).t())),
     (aten.bmm.default, (empty(4, 2, 3), empty(4, 3, 5))),
+    (aten.bmm.default, (empty(4, 3, 2).transpose(1, 2), empty(4, 5, 3).transpose(1, 2))),
+    (aten.mm.default, (empty(3, 2).t(), empty(3, 5))),
+    *((aten._safe_softmax.default, (x, dim)) for x in (X, MOVED) for dim in (1, -1)),
+    (aten._safe_softmax.default, (HALF, 1, torch.float32)),
+    *((aten.roll.default, (x, shifts, dims)) for x in (X, MOVED) for shifts, dims in (([1, -2], [2, 3]), ([3], []))),
+    *(
+        (aten.max_pool2d_with_indices.default, (x, [3, 2], *rest))
+        for x in (X, X[0], MOVED)
+        for rest in ((), ([2],), ([2, 1], [1, 1]), ([2, 3], [1, 0], [1, 1], True), ([3, 3], [0, 1], [2], True))
+    ),
     *((aten.addmm.default, (bias, empty(2, 3), empty(3, 5))) for bias in (empty(5), empty(2, 5), empty(1))),
     *((aten.cat.default, ([x, x], dim)) for x in (X, CHANNELS_LAST, HALF) for dim in (1, -1)),
     (aten.cat.default, ([empty(0), X], 1)),
@@ -29,16 +41,25 @@ CALLS = [
     (aten.native_batch_norm.default, (X, *[empty(6)] * 4, True, 0.1, 1e-5)),
     *(
         (aten.native_layer_norm.default, (x, shape, None, None, 1e-5))
-        for x in (X, CHANNELS_LAST, HALF)
+        for x in (X, CHANNELS_LAST, HALF, MOVED)
         for shape in ([7], [5, 7])
     ),
-    *((getattr(aten, name).default, (x,)) for name in ("relu", "sigmoid", "relu_") for x in (X, CHANNELS_LAST)),
+    *((getattr(aten, name).default, (x,)) for name in ("relu", "sigmoid", "relu_") for x in (*(X, CHANNELS_LAST, MOVED[:1], GAPS), X[:, ::2], NARROW.expand(X.shape))),
     *(
         (func, (a, b))
         for func in (aten.add.Tensor, aten.mul.Tensor, aten.div.Tensor)
         for a, b in [(X, X), (X, NARROW), (NARROW, X), (X, HALF), (X, CHANNELS_LAST), (X, empty(7)), (HALF, X)]
+        + [(MOVED, SCALE), (SCALE, MOVED), (SCALE, X), (X, SCALE), (MOVED, NARROW), (empty(5, 1), MOVED)]
+        + [(X[:, ::2], SCALE[::2]), (SCALE, GAPS), (MOVED[:1], SCALE), (MOVED, empty(5, 7)), (MOVED, X), (X, MOVED)]
+        + [(GAPS, GAPS), (GAPS, MOVED), (GAPS, NARROW.expand(X.shape)), (NARROW.expand(X.shape), GAPS)]
     ),
     *((aten.mul.Scalar, (x, 2.0)) for x in (X, HALF)),
+    *((aten.clamp.default, (x, *limits)) for x in (X, MOVED, GAPS) for limits in ((0, 1.5), (None, 2), (0.5,))),
+    *(
+        (aten.linalg_vector_norm.default, (x, 2.0, *rest))
+        for x in (X, MOVED, GAPS)
+        for rest in ((), ([-1], True), ([1], False), ([], True))
+    ),
     *(
         (
             aten.convolution.default,
@@ -78,12 +99,21 @@ def test_answers_are_those_of_torch(number):
         (aten.cat.default, ([X, empty(2, 6, 4, 7)], 1)),
         (aten.add.Tensor, (X, empty(2, 5, 5, 7))),
         (aten.mean.dim, (X, [1, -3])),
+        (aten.max_pool2d_with_indices.default, (X, [9, 9])),
+        (aten.max_pool2d_with_indices.default, (X, [3, 3], [1], [2])),
+        (aten.mul.Tensor, (MOVED, empty(5, 1, 1))),
     ],
     ids=lambda value: str(value) if callable(value) else "",
 )
 def test_wrong_calls_are_refused_by_torch(func, args):
     with pytest.raises((RuntimeError, IndexError)):
         meta.run_on_meta(func, args, {})
+
+
+@pytest.mark.parametrize("x", [X, MOVED, X[:, ::2]])
+def test_a_copy_in_order_is_that_of_torch(x):
+    kwargs = {"memory_format": torch.contiguous_format}
+    assert described(meta.run_on_meta(aten.clone.default, (x,), kwargs)) == described(aten.clone.default(x, **kwargs))
 
 
 def test_batch_norm_in_eval_mode_is_that_of_the_processor():

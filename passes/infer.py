@@ -14,15 +14,16 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from passes import numbers, ops
 from passes.axes import Axis, Constant, Reason
+from passes.emitting import emit_function, emit_layer
 from passes.errors import PassError
 from passes.meta import LightMode, on_meta, run_on_meta
 from passes.ops import Call, Record, Slot, Value
-from passes.skeleton import PLAIN, copy_module, copy_with, like, owned_tensors
+from passes.skeleton import PLAIN, Copies, copy_module, like, modules_of, owned_tensors, shell
 from passes.space import Space
 
 _ATTRIBUTE = "_fxprune_value"
@@ -170,7 +171,14 @@ class Inference(LightMode):
         return self.node.name if self.node is not None else ""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        kwargs = on_meta(func, kwargs or {})
+        return self.call(func, args, on_meta(func, kwargs or {}))
+
+    def emit(self, func: Any, *args: Any) -> Any:
+        """Make one ATen call, with the mode switched off."""
+        return self.call(func, args, {})
+
+    def call(self, func, args, kwargs):
+        """The result of an ATen call, with its axes."""
         if func in _SILENT or func.namespace == "prim":
             return func(*args, **kwargs)
         if func in _INDEXING:
@@ -250,26 +258,52 @@ class Inference(LightMode):
 class GraphInference(fx.Interpreter):
     """Interprets a graph over modules on meta, one node at a time, and collects each node's result."""
 
-    def __init__(self, root: torch.nn.Module, graph: fx.Graph, mode: Inference) -> None:
-        super().__init__(root, garbage_collect_values=False, graph=graph)
+    def __init__(self, gm: fx.GraphModule, copies: Copies, mode: Inference) -> None:
+        super().__init__(nn.Module(), garbage_collect_values=False, graph=gm.graph)
         self.mode = mode
         self.extra_traceback = False
         self.vals: dict[str, Any] = {}
         self.values: dict[str, Any] = {}
+        self._originals, self._copies = {**modules_of(gm), "": shell(gm)}, copies
 
     def run_node(self, n: fx.Node) -> Any:
         self.mode.enter_node(n)
         try:
             args, kwargs = fx.map_arg((n.args, n.kwargs), self.env.__getitem__)
-            result = getattr(self, n.op)(n.target, args, kwargs)
+            result = self._emitted(n, args, kwargs)
+            if result is NotImplemented:
+                with self.mode:
+                    result = getattr(self, n.op)(n.target, args, kwargs)
         except Exception as error:
             result = self._opaque(n, error)
         self._finish(n, result)
         return result
 
+    def _emitted(self, n: fx.Node, args: Any, kwargs: Any) -> Any:
+        """The result of a node whose ATen calls are plain to see; NotImplemented for any other."""
+        if n.op == "call_function":
+            return emit_function(n.target, args, kwargs, self.mode.emit)
+        module = self._originals.get(str(n.target)) if n.op == "call_module" else None
+        if module is None:
+            return NotImplemented
+
+        def tensors(name: str) -> torch.Tensor | None:
+            return self._copies.tensor(getattr(module, name))
+
+        return emit_layer(module, args, kwargs, self.mode.emit, tensors)
+
     def fetch_attr(self, target: str) -> Any:
-        found = self.submodules.get(target)
-        return super().fetch_attr(target) if found is None else found
+        """A module, tensor or setting, on the meta device and in eval mode."""
+        if target in self._originals:
+            return self._copies.module(self._originals[target]).eval()
+        path, _, name = target.rpartition(".")
+        holder = self._originals[path]
+        if name == "training" and type(holder).train is nn.Module.train:
+            return False
+        value = getattr(holder, name)
+        if isinstance(value, torch.Tensor):
+            return self._copies.tensor(value)
+        return getattr(self._copies.module(holder).eval(), name)
 
     def _finish(self, n: fx.Node, result: Any) -> None:
         single = isinstance(result, torch.Tensor)
@@ -346,8 +380,6 @@ def infer(gm: fx.GraphModule, example_inputs: Any) -> Inferred:
     """
     mode = Inference()
     axes: dict[str, tuple[Axis, ...]] = {}
-    first_name: dict[int, str] = {}
-    canonical: dict[str, str] = {}
 
     def hollow(name: str, tensor: torch.Tensor) -> torch.Tensor:
         meta = like(tensor, torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta"))
@@ -355,10 +387,7 @@ def infer(gm: fx.GraphModule, example_inputs: Any) -> Inferred:
         mode.attach(meta, Value(name, axes[name], frozenset([name]), numbers=numbers.stated(tensor)))
         return meta
 
-    for name, tensor in owned_tensors(gm):
-        canonical[name] = first_name.setdefault(id(tensor), name)
-    root = copy_with(gm, hollow)
-    root.eval()
+    copies = Copies(gm, hollow)
     arguments = to_meta(as_arguments(example_inputs, gm))
     placeholders = input_nodes(gm.graph)
     for node, argument in zip(placeholders, arguments, strict=True):
@@ -366,7 +395,7 @@ def infer(gm: fx.GraphModule, example_inputs: Any) -> Inferred:
             if isinstance(tensor, torch.Tensor):
                 reason = Reason("an input of the model keeps its shape", node.name)
                 mode.attach(tensor, Value(node.name, tuple(Constant(int(s), reason) for s in tensor.shape)))
-    run = GraphInference(root, gm.graph, mode)
-    with torch.no_grad(), composite_attention(), mode:
+    run = GraphInference(gm, copies, mode)
+    with torch.no_grad(), composite_attention():
         run.run(*arguments, enable_io_processing=False)
-    return Inferred(mode, run, axes, canonical)
+    return Inferred(mode, run, axes, copies.names)

@@ -66,10 +66,12 @@ def run_on_meta(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
                 return _made(first, shape)
     elif func in _POINTWISE:
         if all(_alike(first, other) for other in args[1:]):
-            layout = None if func in _IN_PLACE else _filled(first)
-            if layout is not None or func in _IN_PLACE:
-                return first if layout is None else _made(first, first.shape, layout)
-        if func in _BROADCAST and len(args) == 2:
+            if func in _IN_PLACE:
+                return first
+            strides = _filled(first)
+            if strides is not None:
+                return _made(first, first.shape, strides)
+        elif func in _BROADCAST and len(args) == 2:
             layout = _broadcast(first, args[1])
             if layout is not None:
                 return _made(first, *layout)
@@ -247,10 +249,12 @@ _SHAPES: dict[Any, Callable[..., Shape | None]] = {
 
 # Operators that give a contiguous result whatever the layout of the first operand (in a convolution, the weight's
 # decides).
-_ANY_LAYOUT = frozenset((
-    *(aten.convolution.default, aten.mm.default, aten.bmm.default, aten.addmm.default),
-    *(aten.mean.dim, aten.linalg_vector_norm.default),
-))
+_ANY_LAYOUT = frozenset(
+    (
+        *(aten.convolution.default, aten.mm.default, aten.bmm.default, aten.addmm.default),
+        *(aten.mean.dim, aten.linalg_vector_norm.default),
+    )
+)
 _CONTIGUOUS = {"memory_format": torch.contiguous_format}
 
 _SAME = (

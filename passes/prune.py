@@ -373,13 +373,15 @@ class _Results(dict[fx.Node, Any]):
 # Layers that take their sizes from their tensors, which are sliced, and from attributes that `resize` makes agree.
 _SIZED_BY_TENSORS = frozenset({nn.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear, nn.LayerNorm})
 # Operators whose numbers are dimensions, strides and paddings. A pooled or convolved axis stays as it is.
-_SIZELESS = frozenset((
-    *(aten.convolution, aten._convolution, aten.mm, aten.addmm, aten.bmm, aten.baddbmm, aten.t, aten.transpose),
-    *(aten.permute, aten.unsqueeze, aten.squeeze, aten.cat, aten.stack, aten.mean, aten.sum, aten.amax, aten.amin),
-    *(aten.native_batch_norm, aten._native_batch_norm_legit, aten._native_batch_norm_legit_no_training),
-    *(aten.max_pool2d_with_indices, aten.avg_pool2d, aten._adaptive_avg_pool2d, aten._softmax, aten.clone),
-    *(aten.detach, aten.alias),
-))
+_SIZELESS = frozenset(
+    (
+        *(aten.convolution, aten._convolution, aten.mm, aten.addmm, aten.bmm, aten.baddbmm, aten.t, aten.transpose),
+        *(aten.permute, aten.unsqueeze, aten.squeeze, aten.cat, aten.stack, aten.mean, aten.sum, aten.amax, aten.amin),
+        *(aten.native_batch_norm, aten._native_batch_norm_legit, aten._native_batch_norm_legit_no_training),
+        *(aten.max_pool2d_with_indices, aten.avg_pool2d, aten._adaptive_avg_pool2d, aten._softmax, aten.clone),
+        *(aten.detach, aten.alias),
+    )
+)
 
 
 def _sizeless(record: Record) -> bool:

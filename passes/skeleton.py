@@ -69,6 +69,30 @@ def shell(gm: nn.Module) -> nn.Module:
 Replace = Callable[[str, torch.Tensor], torch.Tensor]
 
 
+class Copies:
+    """Copies of the modules below `root`, each made when it is asked for.
+
+    Every tensor is replaced by ``replace(name, tensor)``, by its first name; tied tensors stay tied.
+    """
+
+    def __init__(self, root: nn.Module, replace: Replace) -> None:
+        self._memo: dict[int, Any] = {}
+        self.names: dict[str, str] = {}  # the first name of each
+        first: dict[int, str] = {}
+        for name, tensor in owned_tensors(root):
+            self.names[name] = first.setdefault(id(tensor), name)
+            if id(tensor) not in self._memo:
+                self._memo[id(tensor)] = replace(name, tensor)
+
+    def tensor(self, original: torch.Tensor | None) -> torch.Tensor | None:
+        """What `original`, owned by some module below the root, is replaced by."""
+        return None if original is None else self._memo[id(original)]
+
+    def module(self, original: nn.Module) -> nn.Module:
+        """The copy of `original`, the same one each time."""
+        return _copied(original, self._memo)
+
+
 def copy_with(gm: nn.Module, replace: Replace) -> nn.Module:
     """Copy the modules of `gm` with each tensor replaced by ``replace(name, tensor)``; tied tensors stay tied."""
     return copy_module(shell(gm), replace)
@@ -76,11 +100,7 @@ def copy_with(gm: nn.Module, replace: Replace) -> nn.Module:
 
 def copy_module(module: nn.Module, replace: Replace) -> nn.Module:
     """A copy of a module of any class, with each tensor replaced as `copy_with` does."""
-    memo: dict[int, Any] = {}
-    for name, tensor in owned_tensors(module):
-        if id(tensor) not in memo:
-            memo[id(tensor)] = replace(name, tensor)
-    return _copied(module, memo)
+    return Copies(module, replace).module(module)
 
 
 _OWN_COPYING = ("__deepcopy__", "__reduce_ex__", "__reduce__", "__getstate__", "__setstate__")

@@ -51,6 +51,7 @@ class Structure:
         self, new: Mapping[Variable, Axis], keep: Mapping[Variable, Mask], numbers: Mapping[str, Any]
     ) -> Structure:
         """The structure after pruning: variables replaced by smaller ones, nodes of `numbers` by these."""
+
         def shrink(val: Any, value: Any) -> Any:
             if not isinstance(value, Value):
                 return val

@@ -20,7 +20,12 @@ MOVED, SCALE = empty(2, 5, 7, 6).permute(0, 3, 1, 2), empty(6, 1, 1)
 GAPS = empty(2, 5, 3, 6, 7).permute(2, 0, 3, 1, 4)[0]
 
 CALLS = [
-    *((aten.mean.dim, (x, dim, keep)) for x in (X, CHANNELS_LAST, MOVED, GAPS) for dim in ([1], [-1, -2]) for keep in (True, False)),
+    *(
+        (aten.mean.dim, (x, dim, keep))
+        for x in (X, CHANNELS_LAST, MOVED, GAPS)
+        for dim in ([1], [-1, -2])
+        for keep in (True, False)
+    ),
     (aten.mm.default, (empty(2, 3), empty(5, 3).t())),
     (aten.bmm.default, (empty(4, 2, 3), empty(4, 3, 5))),
     (aten.bmm.default, (empty(4, 3, 2).transpose(1, 2), empty(4, 5, 3).transpose(1, 2))),
@@ -44,7 +49,11 @@ CALLS = [
         for x in (X, CHANNELS_LAST, HALF, MOVED)
         for shape in ([7], [5, 7])
     ),
-    *((getattr(aten, name).default, (x,)) for name in ("relu", "sigmoid", "relu_") for x in (*(X, CHANNELS_LAST, MOVED[:1], GAPS), X[:, ::2], NARROW.expand(X.shape))),
+    *(
+        (getattr(aten, name).default, (x,))
+        for name in ("relu", "sigmoid", "relu_")
+        for x in (*(X, CHANNELS_LAST, MOVED[:1], GAPS), X[:, ::2], NARROW.expand(X.shape))
+    ),
     *(
         (func, (a, b))
         for func in (aten.add.Tensor, aten.mul.Tensor, aten.div.Tensor)
@@ -53,7 +62,7 @@ CALLS = [
         + [(X[:, ::2], SCALE[::2]), (SCALE, GAPS), (MOVED[:1], SCALE), (MOVED, empty(5, 7)), (MOVED, X), (X, MOVED)]
         + [(GAPS, GAPS), (GAPS, MOVED), (GAPS, NARROW.expand(X.shape)), (NARROW.expand(X.shape), GAPS)]
     ),
-    *((aten.mul.Scalar, (x, 2.0)) for x in (X, HALF)),
+    *((func, (x, 2)) for func in (aten.mul.Scalar, aten.add.Tensor) for x in (X, HALF, GAPS, NARROW.chunk(2, 1)[0])),
     *((aten.clamp.default, (x, *limits)) for x in (X, MOVED, GAPS) for limits in ((0, 1.5), (None, 2), (0.5,))),
     *(
         (aten.linalg_vector_norm.default, (x, 2.0, *rest))

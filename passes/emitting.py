@@ -1,0 +1,202 @@
+"""Layers and functions that come to ATen calls which are plain to see: these are emitted without running them.
+
+On its way a layer passes hooks, torch.nn.functional, argument parsers and the dispatcher, which takes longer than all
+that inference does with the call. An entry knows the plain case of one layer in eval mode; it answers NotImplemented
+for any other, which then is run as ever. `tests/test_emitting.py` holds each against what running it records.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any, TypeAlias
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.modules import module as hooks
+
+aten = torch.ops.aten
+Emit: TypeAlias = Callable[..., Any]  # emit(func, *args) makes one ATen call
+Tensors: TypeAlias = Callable[[str], Any]  # the layer's parameter or buffer of a name, or None
+
+
+def emit_layer(module: nn.Module, args: tuple, kwargs: Mapping[str, Any], emit: Emit, tensors: Tensors) -> Any:
+    """What `module` gives for `args` on the meta device, its ATen calls made by `emit`; or NotImplemented."""
+    entry = _LAYERS.get(type(module))
+    if entry is None or kwargs or len(args) != 1 or not is_plain(args[0]) or _changed(module):
+        return NotImplemented
+    return entry(module, args[0], emit, tensors)
+
+
+def emit_function(function: Any, args: tuple, kwargs: Mapping[str, Any], emit: Emit) -> Any:
+    """The same for a call of a function."""
+    entry = _FUNCTIONS.get(function) if getattr(function, "__hash__", None) else None
+    return NotImplemented if entry is None else entry(args, kwargs, emit)
+
+
+def is_plain(value: Any) -> bool:
+    """Whether `value` is a tensor of floating point numbers with elements, of no class of its own."""
+    return type(value) in (torch.Tensor, nn.Parameter) and value.is_floating_point() and value.numel() > 0
+
+
+def _changed(module: nn.Module) -> bool:
+    """Whether a call of `module` does more, or something else, than its class says."""
+    own: Any = module.__dict__
+    if own["_forward_pre_hooks"] or own["_forward_hooks"] or "forward" in own:
+        return True
+    if hooks._global_forward_pre_hooks or hooks._global_forward_hooks:
+        return True
+    return any(getattr(type(module), name) is not method for name, method in _METHODS[type(module)])
+
+
+@cache
+def _defaults(func: Any) -> list[Any]:
+    return [argument.default_value if argument.has_default_value() else ... for argument in func._schema.arguments]
+
+
+def _without_defaults(func: Any, *args: Any) -> tuple[Any, ...]:
+    """The arguments without those at the end that have their default value, which torch leaves out."""
+    defaults = _defaults(func)
+    while args and type(args[-1]) is type(defaults[len(args) - 1]) and args[-1] == defaults[len(args) - 1]:
+        args = args[:-1]
+    return args
+
+
+def _convolution(module: Any, x: torch.Tensor, emit: Emit, tensors: Tensors) -> Any:
+    rank = len(module.kernel_size)
+    if module.padding_mode != "zeros" or isinstance(module.padding, str) or x.dim() != rank + 2:
+        return NotImplemented
+    geometry = [list(module.stride), list(module.padding), list(module.dilation), False, [0] * rank, module.groups]
+    return emit(aten.convolution.default, x, tensors("weight"), tensors("bias"), *geometry)
+
+
+def _batch_norm(module: Any, x: torch.Tensor, emit: Emit, tensors: Tensors) -> Any:
+    mean, variance = tensors("running_mean"), tensors("running_var")
+    if mean is None or variance is None or x.dim() not in _RANKS[type(module)]:
+        return NotImplemented
+    momentum = 0.0 if module.momentum is None else module.momentum
+    return emit(
+        aten.native_batch_norm.default, x, tensors("weight"), tensors("bias"), mean, variance, False, momentum,
+        module.eps,
+    )[0]  # fmt: skip
+
+
+def _linear(module: Any, x: torch.Tensor, emit: Emit, tensors: Tensors) -> Any:
+    bias, rank = tensors("bias"), x.dim()
+    if bias is None or rank not in (2, 3, 4) or not x.is_contiguous():
+        return NotImplemented
+    if rank > 2:
+        lead = list(x.shape[:-1])
+        x = emit(aten.view.default, x, [x.numel() // x.shape[-1], x.shape[-1]])
+    result = emit(aten.addmm.default, bias, x, emit(aten.t.default, tensors("weight")))
+    return result if rank == 2 else emit(aten.view.default, result, [*lead, result.shape[-1]])
+
+
+def _layer_norm(module: Any, x: torch.Tensor, emit: Emit, tensors: Tensors) -> Any:
+    args = (list(module.normalized_shape), tensors("weight"), tensors("bias"), module.eps)
+    return emit(aten.native_layer_norm.default, x, *args)[0]
+
+
+def _max_pool(module: Any, x: torch.Tensor, emit: Emit, tensors: Tensors) -> Any:
+    if module.return_indices:
+        return NotImplemented
+    sizes = [list(_pair(size)) for size in (module.kernel_size, module.stride, module.padding, module.dilation)]
+    func = aten.max_pool2d_with_indices.default
+    return emit(func, *_without_defaults(func, x, *sizes, module.ceil_mode))[0]
+
+
+def _global_pool(module: Any, x: torch.Tensor, emit: Emit, tensors: Tensors) -> Any:
+    if _pair(module.output_size) != (1, 1) or x.dim() != 4 or not x.is_contiguous():
+        return NotImplemented
+    return emit(aten.mean.dim, x, [-1, -2], True)
+
+
+def _pair(value: Any) -> tuple[Any, ...]:
+    return tuple(value) if isinstance(value, (tuple, list)) else (value, value)
+
+
+def _activation(name: str, *attributes: str) -> Callable[..., Any]:
+    """An activation: ``aten.name``, in place where the layer says so, with these of the layer's attributes."""
+    func = getattr(aten, name).default
+    in_place = getattr(getattr(aten, f"{name}_", None), "default", None)
+
+    def entry(module: Any, x: torch.Tensor, emit: Emit, tensors: Tensors) -> Any:
+        chosen = in_place if getattr(module, "inplace", False) else func
+        return emit(chosen, *_without_defaults(chosen, x, *(getattr(module, a) for a in attributes)))
+
+    return entry
+
+
+def _gelu(module: Any, x: torch.Tensor, emit: Emit, tensors: Tensors) -> Any:
+    return emit(aten.gelu.default, x) if module.approximate == "none" else NotImplemented
+
+
+def _itself(module: Any, x: torch.Tensor, emit: Emit, tensors: Tensors) -> Any:
+    return x
+
+
+def _elementwise(func: Any, in_place: bool = False) -> Callable[..., Any]:
+    """Two tensors, one of which may be broadcast."""
+
+    def entry(args: tuple, kwargs: Mapping[str, Any], emit: Emit) -> Any:
+        if kwargs or len(args) != 2 or not all(map(is_plain, args)) or args[0].dtype != args[1].dtype:
+            return NotImplemented
+        if in_place and args[0].shape != args[1].shape:
+            return NotImplemented
+        return emit(func, *args)
+
+    return entry
+
+
+def _rectified(args: tuple, kwargs: Mapping[str, Any], emit: Emit) -> Any:
+    in_place = kwargs.get("inplace", False)
+    if len(args) != 1 or not is_plain(args[0]) or type(in_place) is not bool or not kwargs.keys() <= {"inplace"}:
+        return NotImplemented
+    return emit(aten.relu_.default if in_place else aten.relu.default, args[0])
+
+
+def _joined(args: tuple, kwargs: Mapping[str, Any], emit: Emit) -> Any:
+    if len(args) != 2 or kwargs or type(args[1]) is not int or not isinstance(args[0], (tuple, list)):
+        return NotImplemented
+    if not args[0] or not all(map(is_plain, args[0])):
+        return NotImplemented
+    return emit(aten.cat.default, *_without_defaults(aten.cat.default, list(args[0]), args[1]))
+
+
+_LAYERS: dict[Any, Callable[..., Any]] = {
+    **dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), _convolution),
+    **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d), _batch_norm),
+    **dict.fromkeys((nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.Identity), _itself),
+    nn.Linear: _linear,
+    nn.LayerNorm: _layer_norm,
+    nn.MaxPool2d: _max_pool,
+    nn.AdaptiveAvgPool2d: _global_pool,
+    nn.ReLU: _activation("relu"),
+    nn.ReLU6: _activation("hardtanh", "min_val", "max_val"),
+    nn.SiLU: _activation("silu"),
+    nn.Sigmoid: _activation("sigmoid"),
+    nn.Tanh: _activation("tanh"),
+    nn.Hardswish: _activation("hardswish"),
+    nn.Hardsigmoid: _activation("hardsigmoid"),
+    nn.GELU: _gelu,
+    nn.LeakyReLU: _activation("leaky_relu", "negative_slope"),
+    nn.ELU: _activation("elu", "alpha"),
+}
+_RANKS = {nn.BatchNorm1d: (2, 3), nn.BatchNorm2d: (4,), nn.BatchNorm3d: (5,)}
+# The methods that a call of a layer runs, as they were when torch was imported.
+_METHODS = {
+    kind: [(name, getattr(kind, name)) for name in ("__call__", "forward", "_conv_forward") if hasattr(kind, name)]
+    for kind in _LAYERS
+}
+_FUNCTIONS: dict[Any, Callable[..., Any]] = {
+    operator.add: _elementwise(aten.add.Tensor),
+    operator.iadd: _elementwise(aten.add_.Tensor, in_place=True),
+    operator.mul: _elementwise(aten.mul.Tensor),
+    torch.add: _elementwise(aten.add.Tensor),
+    torch.mul: _elementwise(aten.mul.Tensor),
+    torch.relu: _rectified,
+    F.relu: _rectified,
+    torch.cat: _joined,
+}

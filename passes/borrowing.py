@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from passes.skeleton import modules_of, take_persistence
+from passes.skeleton import modules_of
 
 # Exact types: a subclass may refuse to be emptied (fx's immutable_list) or cost more than it is worth.
 _CONTAINERS = frozenset({dict, OrderedDict, defaultdict, list, set})
@@ -55,19 +55,49 @@ def twin(module: nn.Module) -> nn.Module:
     return double
 
 
-def separate(gm: fx.GraphModule, model: nn.Module) -> None:
-    """Give `gm`, just built from `model`, modules of its own, with the modes and registrations that `model` has."""
-    originals, own = modules_of(model), modules_of(gm)
+def doubled(model: nn.Module, graph: fx.Graph) -> nn.Module:
+    """What `graph` refers to of `model`: twins of the modules that it calls, in plain modules with modes of their own.
+
+    As in torch's graph modules, a tensor that is no parameter becomes a buffer, and the order is that of the graph.
+    """
+    originals = modules_of(model)
+    root = nn.Module()
+    own = {"": root}
+    called: set[str] = set()
+
+    def holder(path: str) -> nn.Module | None:
+        """The plain module at `path`; None where that lies in a module that is called."""
+        if path in called:
+            return None
+        if path not in own:
+            above, _, name = path.rpartition(".")
+            parent = holder(above)
+            if parent is None:
+                return None
+            parent._modules[name] = own[path] = nn.Module()
+        return own[path]
+
+    for node in graph.nodes:
+        if node.op not in ("call_module", "get_attr") or node.target in called:
+            continue
+        target = str(node.target)
+        path, _, name = target.rpartition(".")
+        parent = holder(path)
+        if parent is None:
+            continue
+        if node.op == "call_module":
+            called.add(target)
+            parent._modules[name] = twin(originals[target])
+            continue
+        value = getattr(originals[path], name)
+        if isinstance(value, torch.Tensor) and not isinstance(value, nn.Parameter):
+            parent.register_buffer(name, value)
+        else:
+            setattr(parent, name, value)
     for path, module in own.items():
-        original = originals[path]
-        if module is not original:  # what holds others, made with the graph module
-            module.training = original.training
-            take_persistence(module, original)
-    for target in dict.fromkeys(str(node.target) for node in gm.graph.nodes if node.op == "call_module"):
-        parent, _, name = target.rpartition(".")
-        registry = own[parent]._modules
-        if registry[name] is originals[target]:
-            registry[name] = twin(originals[target])
+        module.training = originals[path].training
+        module._non_persistent_buffers_set.update(originals[path]._non_persistent_buffers_set & set(module._buffers))
+    return root
 
 
 def _containers(module: nn.Module) -> list[Any]:

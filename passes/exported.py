@@ -17,8 +17,9 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from passes.attention import lowered
-from passes.borrowing import borrowed, separate
+from passes.borrowing import borrowed, doubled
 from passes.errors import CaptureError
+from passes.generated import graph_module
 from passes.modes import merge
 from passes.plain import plain_graph
 
@@ -51,8 +52,7 @@ def export(model: nn.Module, example: inspect.BoundArguments, why: str) -> fx.Gr
     with borrowed(model):
         for name, value in exported.constants.items():
             setattr(model.get_submodule(_path(name)), name.rpartition(".")[2], value)
-        gm = fx.GraphModule(model, exported.graph, type(model).__name__)
-        separate(gm, model)
+        gm = graph_module(doubled(model, exported.graph), exported.graph, type(model).__name__)
     leading = "free" if exported.free else "fixed to that of the example by torch.export"
     said = [why, f"the leading dimension is {leading}", *told]
     gm.meta["frontend"] = {"which": "export", "why": "; ".join(said), "specialised": ()}

@@ -12,26 +12,37 @@ from typing import Any
 
 from torch import fx, nn
 from torch.fx.graph import CodeGen
+from torch.fx.graph_module import _copy_attr
 
 
 def graph_module(root: nn.Module, graph: fx.Graph, name: str) -> fx.GraphModule:
-    """``fx.GraphModule(root, graph, name)``, whose code is generated when it is run, shown or asked for.
+    """A graph module that takes over what `root` holds; its code is generated when it is run, shown or asked for.
 
     ``recompile()`` generates it at once, as ever.
     """
-    if type(graph._codegen) is not CodeGen:
-        return fx.GraphModule(root, graph, name)  # others leave more behind than code
     made: fx.GraphModule = fx.GraphModule.__new__(fx.GraphModule)
     kind: Any = type(made)  # a class of its own, where fx puts the code
     kind.recompile = lambda self: None
     try:
-        made.__init__(root, graph, name)  # type: ignore[misc]
+        empty = fx.Graph(tracer_cls=graph._tracer_cls, tracer_extras=graph._tracer_extras)
+        made.__init__(nn.Module(), empty, name)  # type: ignore[misc]
+        made.__dict__.update({name: root.__dict__[name] for name in _HELD})
+        made.graph = graph
     finally:
         del kind.recompile
+    for node in graph.find_nodes(op="get_attr"):
+        if not hasattr(made, str(node.target).partition(".")[0]):
+            _copy_attr(root, made, str(node.target))  # a plain attribute of the root
+    if type(graph._codegen) is not CodeGen:
+        made.recompile()  # others leave more behind than code
+        return made
     for attribute in ("forward", "_code", "_lineno_map", "_prologue_start"):
         setattr(kind, attribute, _Wanted(attribute, weakref.ref(made)))
     kind.__reduce__ = _reduced
     return made
+
+
+_HELD = ("training", "_modules", "_parameters", "_buffers", "_non_persistent_buffers_set")
 
 
 def _reduced(module: fx.GraphModule) -> Any:

@@ -53,7 +53,7 @@ def run_on_meta(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
     if kwargs or not isinstance(first, torch.Tensor):
         if func is aten.cat.default and not kwargs:
             return _joined(func, args)
-        if func is aten.clone.default and first.is_meta and kwargs == _CONTIGUOUS:
+        if func is aten.clone.default and kwargs == _CONTIGUOUS and isinstance(first, torch.Tensor) and first.is_meta:
             return _made(first, first.shape)
         return func(*args, **kwargs)
     if not (first.is_meta and first.is_floating_point()):

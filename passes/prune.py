@@ -24,10 +24,11 @@ from passes.generated import graph_module
 from passes.identity import example_inputs_of
 from passes.infer import composite_attention, source_of
 from passes.meta import OnMeta
+from passes.nodes import copied
 from passes.ops import Record, Value, find
 from passes.plan import Plan
 from passes.resize import SIZED, resize_module, resize_view_module
-from passes.skeleton import copy_module, like, modules_of, owned_tensors, shell, take_persistence
+from passes.skeleton import copy_module, like, modules_of, owned_tensors, shell
 from passes.structure import map_together, once_each
 from passes.units import Mask, kept, length, survivors
 
@@ -138,20 +139,20 @@ class Rewriting:
     def _copied_graph(self, whole: bool) -> fx.Graph:
         graph = fx.Graph(tracer_cls=getattr(self.gm, "_tracer_cls", None))
         graph._codegen = self.gm.graph._codegen
-        copied: dict[fx.Node, fx.Node] = {}
+        copies: dict[fx.Node, fx.Node] = {}
 
         def known(node: fx.Node) -> fx.Node:
-            if node not in copied:
-                copied[node] = graph.create_node("placeholder", node.name, name=node.name)
-            return copied[node]
+            if node not in copies:
+                copies[node] = graph.create_node("placeholder", node.name, name=node.name)
+            return copies[node]
 
         for node in self.gm.graph.nodes:
             if whole or node.name not in self.following:
-                new = copied[node] = graph.node_copy(node, known)
+                copies[node] = new = copied(graph, node, known)
                 for stale in ("tensor_meta", "example_value"):
                     new.meta.pop(stale, None)
         for node in self.gm.graph.nodes:
-            if node not in copied:
+            if node not in copies:
                 graph._graph_namespace.create_name(node.name, None)  # no node that restating inserts may take it
         return graph
 
@@ -226,9 +227,6 @@ class Rewriting:
         root = self._resized("", shell(self.gm), meta=False)
         pruned = graph_module(root, self.graph, type(self.gm).__name__)
         pruned.meta.update(self.gm.meta)
-        originals = modules_of(self.gm)
-        for path, module in modules_of(pruned).items():
-            take_persistence(module, originals[path])
         return pruned
 
     def refuse(self, node: fx.Node, text: str) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 from torch import fx, nn
 
 from passes.attention import is_lowered, lowered
-from passes.borrowing import borrowed, separate, twin
+from passes.borrowing import borrowed, doubled, twin
+from passes.generated import graph_module
 from passes.tracing import Tracer
 
 
@@ -19,23 +20,14 @@ def taken_as_it_is(model: fx.GraphModule, inputs: dict[str, Any] | None) -> fx.G
 
     Calls of nn.MultiheadAttention and of the transformers become the nodes that they stand for.
     """
-    gm = _over_own_modules(fx.GraphModule(model, copy.deepcopy(model.graph), type(model).__name__), model)
+    gm = graph_module(twin(model), copy.deepcopy(model.graph), type(model).__name__)
     if _attention_leaves(gm):
         with borrowed(gm), lowered():
             graph = _Replay(gm, inputs).trace(gm)
             graph._tracer_cls = Tracer  # the one that unpickling makes, without arguments
-            opened = fx.GraphModule(gm, graph, type(model).__name__)
-            separate(opened, gm)
-            gm = opened
+            gm = graph_module(doubled(gm, graph), graph, type(model).__name__)
     gm.meta.update(model.meta)
     gm.meta["frontend"] = {"which": "given", "why": "the model is a GraphModule already", "specialised": ()}
-    return gm
-
-
-def _over_own_modules(gm: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
-    own = twin(model)
-    for registry in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
-        gm.__dict__[registry] = own.__dict__[registry]
     return gm
 
 

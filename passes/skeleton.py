@@ -53,11 +53,6 @@ def modules_of(root: nn.Module) -> dict[str, nn.Module]:
     return found
 
 
-def take_persistence(module: nn.Module, original: nn.Module) -> None:
-    """Keep out of the state_dict of `module` those of its buffers that `original` keeps out of its own."""
-    module._non_persistent_buffers_set.update(original._non_persistent_buffers_set & set(module._buffers))
-
-
 def shell(gm: nn.Module) -> nn.Module:
     """A plain module with the children, parameters and attributes of `gm`, without its graph and code."""
     plain = nn.Module()

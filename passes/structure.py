@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -19,14 +18,25 @@ from passes.units import Mask, rename
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
 class Structure:
-    """Axes of tensors by name, of node results by node, the tape of operator calls, and node results on meta."""
+    """Axes of tensors by name, of node results by node, the tape of operator calls, and node results on meta.
 
-    tensors: Mapping[str, tuple[Axis, ...]]
-    values: Mapping[str, Any]
-    records: tuple[Record, ...]
-    vals: Mapping[str, Any]
+    records: the tape, or what makes it when it is first asked for: of the last of a chain of networks nobody does.
+    """
+
+    def __init__(
+        self, tensors: Mapping[str, tuple[Axis, ...]], values: Mapping[str, Any],
+        records: Sequence[Record] | Callable[[], Sequence[Record]], vals: Mapping[str, Any],
+    ) -> None:  # fmt: skip
+        self.tensors, self.values, self.vals = tensors, values, vals
+        self._records = records
+
+    @property
+    def records(self) -> Sequence[Record]:
+        """The calls of operators in the order of the run."""
+        if callable(self._records):
+            self._records = self._records()
+        return self._records
 
     @classmethod
     def of(cls, inferred: Inferred) -> Structure:
@@ -40,7 +50,7 @@ class Structure:
             record.macs = [tuple(map(change, m)) for m in record.macs]
             record.literals = {name: change(axis) for name, axis in record.literals.items()}
         inferred.tensors = {name: tuple(map(change, axes)) for name, axes in inferred.tensors.items()}
-        return cls(inferred.tensors, inferred.values, tuple(inferred.records), inferred.vals)
+        return cls(inferred.tensors, inferred.values, inferred.records, inferred.vals)
 
     @cached_property
     def roles(self) -> dict[tuple[str, Variable, int], str]:
@@ -66,18 +76,20 @@ class Structure:
                 made = known[id(v)] = _changed(v, axes=tuple(map(change, v.axes)))
             return made
 
-        records = tuple(
-            _changed(
-                r,
-                inputs=list(map(value, r.inputs)),
-                outputs=list(map(value, r.outputs)),
-                contracted=list(map(change, r.contracted)),
-                mixed=list(map(change, r.mixed)),
-                macs=[tuple(map(change, m)) for m in r.macs],
-                literals={k: change(a) for k, a in r.literals.items()},
-            )
-            for r in self.records
-        )
+        def records() -> Sequence[Record]:
+            return [
+                _changed(
+                    r,
+                    inputs=list(map(value, r.inputs)),
+                    outputs=list(map(value, r.outputs)),
+                    contracted=list(map(change, r.contracted)),
+                    mixed=list(map(change, r.mixed)),
+                    macs=[tuple(map(change, m)) for m in r.macs],
+                    literals={k: change(a) for k, a in r.literals.items()},
+                )
+                for r in self.records
+            ]
+
         # `numbers` also tells of nodes that rewriting has put in.
         values = {**numbers, **{name: map_values(value, v) for name, v in self.values.items()}}
         vals = {name: map_together(shrink, val, values[name]) for name, val in self.vals.items()}

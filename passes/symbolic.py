@@ -14,7 +14,7 @@ from torch import fx, nn
 from torch.fx import _symbolic_trace
 
 from passes.attention import lowered
-from passes.borrowing import borrowed, separate
+from passes.borrowing import borrowed, doubled
 from passes.errors import CaptureError
 from passes.frames import describe_line, is_user_file
 from passes.garbage import collector_paused
@@ -53,8 +53,7 @@ def trace(model: nn.Module, inputs: dict[str, Any] | None) -> fx.GraphModule:
             _drop_idle_queries(graph)
             graph, notes = _switchable(graph, tracer, model, opaque)
             _keep_side_effects(graph)
-            gm = graph_module(model, graph, type(model).__name__)
-            separate(gm, model)
+            gm = graph_module(doubled(model, graph), graph, type(model).__name__)
             gm.meta["frontend"] = {"which": "fx", "why": _why(notes), "specialised": _told(notes)}
             return gm
 

@@ -15,6 +15,7 @@ from torch.fx._symbolic_trace import _maybe_revert_all_patches
 from torch.fx.proxy import Attribute, Scope, TraceError
 
 from passes.frames import asks_for_class, describe, stack_trace, unpacked_into, user_frame, wanted_by_assert
+from passes.nodes import give_arguments
 from passes.patches import autocast_told, buffers_recorded, functions_recorded, own_forward
 from passes.skeleton import PLAIN, modules_of
 from passes.values import Unknown, Values, one_more
@@ -220,9 +221,10 @@ class Tracer(fx.Tracer):
         self._follow_grad_mode()
         if kind == "output":
             self._write_assigned()
-        node = super().create_node(kind, target, args, kwargs, name, type_expr)
+        node = super().create_node(kind, target, (), {}, name, type_expr)
+        give_arguments(node, args, kwargs)
         if not node.stack_trace:
-            node.stack_trace = stack_trace(self.trace.__code__)
+            node.meta["stack_trace"] = stack_trace(self.trace.__code__)
         return node
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:

@@ -23,7 +23,7 @@ def borrowed(model: nn.Module) -> Iterator[None]:
     """
     saved = [
         (module, dict(module.__dict__), [(value, value.copy() if value else ()) for value in _containers(module)])
-        for module in model.modules()
+        for module in dict.fromkeys(modules_of(model).values())  # each once
     ]
     try:
         yield

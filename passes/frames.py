@@ -50,10 +50,12 @@ def stack_trace(within: types.CodeType) -> str:
     frames: list[str] = []
     frame: types.FrameType | None = sys._getframe(2)
     inside = 0
-    while frame is not None and frame.f_code is not within:
+    while frame is not None:
         code = frame.f_code
+        if code is within:
+            break
         if is_user_file(code.co_filename):
-            frames.append(_frame_text(code, frame.f_lineno))
+            frames.append(_frame_text(code.co_filename, frame.f_lineno, code.co_name))
             if code.co_name == "forward":
                 inside = len(frames)
         frame = frame.f_back
@@ -61,9 +63,9 @@ def stack_trace(within: types.CodeType) -> str:
 
 
 @functools.lru_cache(maxsize=4096)
-def _frame_text(code: types.CodeType, line: int) -> str:
-    source = linecache.getline(code.co_filename, line).strip()
-    return f'  File "{code.co_filename}", line {line}, in {code.co_name}\n    {source}'
+def _frame_text(filename: str, line: int, function: str) -> str:
+    source = linecache.getline(filename, line).strip()
+    return f'  File "{filename}", line {line}, in {function}\n    {source}'
 
 
 def wanted_by_assert() -> bool:

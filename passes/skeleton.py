@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from typing import Any
 
@@ -28,15 +28,26 @@ def owned_tensors(root: nn.Module) -> list[tuple[str, torch.Tensor]]:
     def visit(module: nn.Module, prefix: str) -> None:
         attributes = module.__dict__
         for held in (attributes["_parameters"], attributes["_buffers"], attributes):
-            for name, value in held.items():
-                if type(value) not in _NO_TENSORS and isinstance(value, torch.Tensor):
-                    found.append((prefix + name, value))
+            if not _NO_TENSORS.issuperset(map(type, held.values())):
+                for name, value in held.items():
+                    if type(value) not in _NO_TENSORS and isinstance(value, torch.Tensor):
+                        found.append((prefix + name, value))
         for name, child in attributes["_modules"].items():
             if child is not None:
                 visit(child, f"{prefix}{name}.")
 
     visit(root, "")
     return found
+
+
+def attributes_of(modules: Mapping[str, nn.Module], kinds: tuple[type, ...]) -> Iterator[tuple[str, Any]]:
+    """Plain attributes of these classes (tensors, or what holds some) with their qualified names."""
+    for path, module in modules.items():
+        attributes = module.__dict__
+        if not _NO_TENSORS.issuperset(map(type, attributes.values())):
+            for name, value in attributes.items():
+                if type(value) not in _NO_TENSORS and isinstance(value, kinds):
+                    yield f"{path}.{name}" if path else name, value
 
 
 def modules_of(root: nn.Module) -> dict[str, nn.Module]:

@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.fx._symbolic_trace import _maybe_revert_all_patches
+from torch.fx._symbolic_trace import _constant_attribute_types, _maybe_revert_all_patches
 from torch.fx.proxy import Attribute, Scope, TraceError
 
 from passes.frames import asks_for_class, describe, stack_trace, unpacked_into, user_frame, wanted_by_assert
 from passes.nodes import give_arguments
 from passes.patches import autocast_told, buffers_recorded, functions_recorded, own_forward
-from passes.skeleton import PLAIN, modules_of
+from passes.skeleton import PLAIN, attributes_of, modules_of
 from passes.values import Unknown, Values, one_more
 
 # Constructors whose sizes may be proxies: their parser refuses those before any dispatch, so that fx does not see them.
@@ -152,6 +152,9 @@ class Tracer(fx.Tracer):
         self._decisions: list[tuple[fx.Node, Any, Note]] = []
         self._modes: dict[str, bool] = {}
         self._mode_nodes: dict[str, fx.Node] = {}
+        self._model = nn.Module()
+        self._paths: dict[nn.Module, str] = {}
+        self._constants: dict[Any, str] = {}
         self._tensor_names: dict[int, str] = {}
         self._proxies: dict[str, fx.Proxy] = {}
         self._assigned: dict[str, fx.Proxy] = {}
@@ -167,11 +170,16 @@ class Tracer(fx.Tracer):
         training = {path: bool(module.training) for path, module in modules.items()}
         self._modes = {path: not root.training for path in modules} if self.flipped else training
         self._tensor_names = _registered(modules)
+        self._model, self._paths = root, {}
+        for path, module in modules.items():
+            self._paths.setdefault(module, path)
+        self._constants = {value: name for name, value in attributes_of(modules, _constant_attribute_types)}
         try:
             for path, module in reversed(modules.items()):  # a shared module goes by the first of its paths
                 module.__dict__["training"] = Mode(self, path, self._modes[path])
             with functions_recorded(), buffers_recorded(self._assign), autocast_told(self.resolve), own_forward(root):
-                graph = super().trace(root, concrete_args)
+                # The function alone: given the module, fx asks every attribute of every module whether it is a tensor.
+                graph = super().trace(getattr(type(root), self.traced_func_name), concrete_args)
         finally:
             for path, module in modules.items():
                 module.__dict__["training"] = training[path]
@@ -185,7 +193,8 @@ class Tracer(fx.Tracer):
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
     ) -> tuple[Any, list[Any]]:
-        function, args = super().create_args_for_root(root_fn, is_module, concrete_args)
+        self.root, self.submodule_paths, self.tensor_attrs = self._model, self._paths, self._constants
+        function, args = super().create_args_for_root(root_fn, True, concrete_args)
         self._values = Values(self.graph, self.inputs, self._attribute, self.root.get_submodule)
         return function, [self._present(arg) for arg in args]
 

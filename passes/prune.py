@@ -202,7 +202,8 @@ class Rewriting:
 
     def _resize(self, path: str, module: nn.Module, node: fx.Node | None) -> None:
         counts: dict[str, int] = dict(self._counts.get("@" + node.name, {})) if node is not None else {}
-        for name, _ in owned_tensors(module):
+        inner = [name for name, _ in owned_tensors(module)] if module._modules else module._parameters
+        for name in inner:
             counts.update(self._counts.get(f"{path}.{name}", {}))
         before = self._shape(node.args[0]) if node is not None and node.args else None
         channels = None

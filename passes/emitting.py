@@ -25,7 +25,7 @@ Tensors: TypeAlias = Callable[[str], Any]  # the layer's parameter or buffer of 
 def emit_layer(module: nn.Module, args: tuple, kwargs: Mapping[str, Any], emit: Emit, tensors: Tensors) -> Any:
     """What `module` gives for `args` on the meta device, its ATen calls made by `emit`; or NotImplemented."""
     entry = _LAYERS.get(type(module))
-    if entry is None or kwargs or len(args) != 1 or not is_plain(args[0]) or _changed(module):
+    if entry is None or kwargs or len(args) != 1 or not _is_plain(args[0]) or _changed(module):
         return NotImplemented
     return entry(module, args[0], emit, tensors)
 
@@ -36,7 +36,7 @@ def emit_function(function: Any, args: tuple, kwargs: Mapping[str, Any], emit: E
     return NotImplemented if entry is None else entry(args, kwargs, emit)
 
 
-def is_plain(value: Any) -> bool:
+def _is_plain(value: Any) -> bool:
     """Whether `value` is a tensor of floating point numbers with elements, of no class of its own."""
     return type(value) in (torch.Tensor, nn.Parameter) and value.is_floating_point() and value.numel() > 0
 
@@ -141,7 +141,7 @@ def _elementwise(func: Any, in_place: bool = False) -> Callable[..., Any]:
     """Two tensors, one of which may be broadcast."""
 
     def entry(args: tuple, kwargs: Mapping[str, Any], emit: Emit) -> Any:
-        if kwargs or len(args) != 2 or not all(map(is_plain, args)) or args[0].dtype != args[1].dtype:
+        if kwargs or len(args) != 2 or not all(map(_is_plain, args)) or args[0].dtype != args[1].dtype:
             return NotImplemented
         if in_place and args[0].shape != args[1].shape:
             return NotImplemented
@@ -152,7 +152,7 @@ def _elementwise(func: Any, in_place: bool = False) -> Callable[..., Any]:
 
 def _rectified(args: tuple, kwargs: Mapping[str, Any], emit: Emit) -> Any:
     in_place = kwargs.get("inplace", False)
-    if len(args) != 1 or not is_plain(args[0]) or type(in_place) is not bool or not kwargs.keys() <= {"inplace"}:
+    if len(args) != 1 or not _is_plain(args[0]) or type(in_place) is not bool or not kwargs.keys() <= {"inplace"}:
         return NotImplemented
     return emit(aten.relu_.default if in_place else aten.relu.default, args[0])
 
@@ -160,7 +160,7 @@ def _rectified(args: tuple, kwargs: Mapping[str, Any], emit: Emit) -> Any:
 def _joined(args: tuple, kwargs: Mapping[str, Any], emit: Emit) -> Any:
     if len(args) != 2 or kwargs or type(args[1]) is not int or not isinstance(args[0], (tuple, list)):
         return NotImplemented
-    if not args[0] or not all(map(is_plain, args[0])):
+    if not args[0] or not all(map(_is_plain, args[0])):
         return NotImplemented
     return emit(aten.cat.default, *_without_defaults(aten.cat.default, list(args[0]), args[1]))
 

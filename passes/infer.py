@@ -294,16 +294,21 @@ class GraphInference(fx.Interpreter):
 
     def fetch_attr(self, target: str) -> Any:
         """A module, tensor or setting, on the meta device and in eval mode."""
-        if target in self._originals:
-            return self._copies.module(self._originals[target]).eval()
-        path, _, name = target.rpartition(".")
+        path, names = target, []
+        while path not in self._originals:
+            path, _, name = path.rpartition(".")
+            names.insert(0, name)
         holder = self._originals[path]
-        if name == "training" and type(holder).train is nn.Module.train:
+        if names == ["training"] and type(holder).train is nn.Module.train:
             return False
-        value = getattr(holder, name)
-        if isinstance(value, torch.Tensor):
-            return self._copies.tensor(value)
-        return getattr(self._copies.module(holder).eval(), name)
+        if len(names) == 1:
+            for held in (holder._parameters, holder._buffers, holder.__dict__):
+                if isinstance(held.get(names[0]), torch.Tensor):
+                    return self._copies.tensor(held[names[0]])
+        found: Any = self._copies.module(holder).eval()
+        for name in names:
+            found = getattr(found, name)
+        return found
 
     def _finish(self, n: fx.Node, result: Any) -> None:
         single = isinstance(result, torch.Tensor)

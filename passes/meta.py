@@ -221,8 +221,9 @@ def _product_added(bias: torch.Tensor, left: torch.Tensor, right: torch.Tensor) 
     return _product(left, right) if bias.shape == right.shape[-1:] and bias.dtype == left.dtype else None
 
 
-def _softmax(x: torch.Tensor, dim: int, half_to_float: bool = False) -> Shape | None:
-    return None if half_to_float or not -x.dim() <= dim < x.dim() else tuple(x.shape)
+def _softmax(x: torch.Tensor, dim: int, to: Any = None) -> Shape | None:
+    """`to`: whether, or to which type, the result is converted."""
+    return None if to or not -x.dim() <= dim < x.dim() else tuple(x.shape)
 
 
 def _rolled(x: torch.Tensor, shifts: Sequence[int], dims: Sequence[int] = ()) -> Shape | None:

@@ -144,3 +144,15 @@ def test_the_tables_are_used(monkeypatch):
         "aten.convolution.default", "aten.native_batch_norm.default", "aten.relu_.default",
         "aten.max_pool2d_with_indices.default",
     ]  # fmt: skip
+
+
+def test_a_graph_may_read_what_a_parametrization_computes():
+    layer = nn.utils.parametrizations.weight_norm(nn.Linear(8, 3))
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    called = graph.call_module("layer", (x,))
+    graph.output(graph.call_function(F.linear, (x, graph.get_attr("layer.weight"), called)))
+    gm = fx.GraphModule(nn.ModuleDict({"layer": layer}), graph)
+    assert infer(gm, X2).values["layer_weight"].parameters == {
+        "layer.parametrizations.weight.original0", "layer.parametrizations.weight.original1",
+    }  # fmt: skip

@@ -115,17 +115,17 @@ def tensors_in(*arguments: Any) -> list[torch.Tensor]:
 
 def _template(args: tuple, kwargs: dict[str, Any]) -> tuple[Any, ...]:
     slots = itertools.count()
+    return tuple([_slotted(v, slots) for v in args]), {k: _slotted(v, slots) for k, v in kwargs.items()}
 
-    def slotted(value: Any) -> Any:
-        if type(value) in PLAIN:
-            return value
-        if isinstance(value, torch.Tensor):
-            return Slot(next(slots), value.dtype)
-        if isinstance(value, (tuple, list)) and not PLAIN.issuperset(map(type, value)):
-            return type(value)(map(slotted, value))
+
+def _slotted(value: Any, slots: Iterator[int]) -> Any:
+    if type(value) in PLAIN:
         return value
-
-    return tuple(map(slotted, args)), {name: slotted(v) for name, v in kwargs.items()} if kwargs else {}
+    if isinstance(value, torch.Tensor):
+        return Slot(next(slots), value.dtype)
+    if isinstance(value, (tuple, list)) and not PLAIN.issuperset(map(type, value)):
+        return type(value)([_slotted(v, slots) for v in value])
+    return value
 
 
 class Inference(LightMode):

@@ -376,7 +376,7 @@ class Tracer(fx.Tracer):
         """Whether a number was computed from a mode; one that was read off a tensor was not."""
         if node in self._mode_nodes.values():
             return True
-        if isinstance(self._look_up(self._values.of, self.proxy(node)), torch.Tensor):
+        if isinstance(self.value(self.proxy(node)), torch.Tensor):
             return False
         return any(self._hangs_on_mode(used) for used in node.all_input_nodes)
 

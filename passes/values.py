@@ -10,7 +10,8 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from passes.meta import OnMeta
+from passes.emitting import emit_function, emit_layer
+from passes.meta import OnMeta, run_on_meta
 from passes.skeleton import copy_module
 
 
@@ -72,7 +73,7 @@ class Values:
         if self.told(node):
             return
         following = self._last.next if self._last is not None else next(iter(self._graph.nodes))
-        with torch.no_grad(), torch.device("meta"), OnMeta():
+        with torch.no_grad():
             while not self.told(node) and following.op != "root":
                 self._run(following)
                 self._last = following
@@ -96,6 +97,23 @@ class Values:
         if node.op == "get_attr":
             return _on_meta(self._attribute(str(node.target)))
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), self._operand)
+        found = self._emitted(node, args, kwargs)
+        if found is not NotImplemented:
+            return found
+        if _asks_for_sizes(node, args):
+            return _call(node, args, kwargs)
+        with torch.device("meta"), OnMeta():
+            return self._called(node, args, kwargs)
+
+    def _emitted(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
+        if node.op == "call_function":
+            return emit_function(node.target, args, kwargs, _emit)
+        if node.op != "call_module":
+            return NotImplemented
+        module = self._module(str(node.target))
+        return emit_layer(module, args, kwargs, _emit, lambda name: _on_meta(getattr(module, name)))
+
+    def _called(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
         if node.op == "call_module":
             return self._meta_module(str(node.target))(*args, **kwargs)
         if node.target is getattr and args[1:] in (("device",), ("is_meta",), ("is_cpu",), ("is_cuda",)):
@@ -127,6 +145,20 @@ class Values:
         if name not in self._copies:
             self._copies[name] = copy_module(self._module(name), lambda _, tensor: _on_meta(tensor)).eval()
         return self._copies[name]
+
+
+def _emit(func: Any, *args: Any) -> Any:
+    return run_on_meta(func, args, {})
+
+
+def _asks_for_sizes(node: fx.Node, args: tuple) -> bool:
+    """Whether no tensor comes of a node: a question about a tensor's sizes, or arithmetic on the answers."""
+    if node.op == "call_method":
+        return node.target in ("size", "dim", "numel") and isinstance(args[0], torch.Tensor)
+    if node.target is getattr:
+        return args[1] in ("shape", "ndim", "dtype") and isinstance(args[0], torch.Tensor)
+    numbers = (int, float, torch.Size)
+    return getattr(node.target, "__module__", "") == "_operator" and all(isinstance(a, numbers) for a in args)
 
 
 def _call(node: fx.Node, args: Any, kwargs: Any) -> Any:

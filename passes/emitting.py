@@ -84,13 +84,17 @@ def _batch_norm(module: Any, x: torch.Tensor, emit: Emit, tensors: Tensors) -> A
 
 
 def _linear(module: Any, x: torch.Tensor, emit: Emit, tensors: Tensors) -> Any:
-    bias, rank = tensors("bias"), x.dim()
-    if bias is None or rank not in (2, 3, 4) or not x.is_contiguous():
+    return _affine(x, tensors("weight"), tensors("bias"), emit)
+
+
+def _affine(x: torch.Tensor, weight: torch.Tensor, bias: Any, emit: Emit) -> Any:
+    rank = x.dim()
+    if bias is None or weight.dim() != 2 or rank not in (2, 3, 4) or not x.is_contiguous():
         return NotImplemented
     if rank > 2:
         lead = list(x.shape[:-1])
         x = emit(aten.view.default, x, [x.numel() // x.shape[-1], x.shape[-1]])
-    result = emit(aten.addmm.default, bias, x, emit(aten.t.default, tensors("weight")))
+    result = emit(aten.addmm.default, bias, x, emit(aten.t.default, weight))
     return result if rank == 2 else emit(aten.view.default, result, [*lead, result.shape[-1]])
 
 
@@ -157,6 +161,15 @@ def _rectified(args: tuple, kwargs: Mapping[str, Any], emit: Emit) -> Any:
     return emit(aten.relu_.default if in_place else aten.relu.default, args[0])
 
 
+def _linear_function(args: tuple, kwargs: Mapping[str, Any], emit: Emit) -> Any:
+    if len(args) + len(kwargs) != 3 or not kwargs.keys() <= {"weight", "bias"} or not args:
+        return NotImplemented
+    given = dict(zip(("input", "weight", "bias"), args, strict=False)) | kwargs
+    if not all(_is_plain(tensor) for tensor in given.values()):
+        return NotImplemented
+    return _affine(given["input"], given["weight"], given["bias"], emit)
+
+
 def _joined(args: tuple, kwargs: Mapping[str, Any], emit: Emit) -> Any:
     if len(args) != 2 or kwargs or type(args[1]) is not int or not isinstance(args[0], (tuple, list)):
         return NotImplemented
@@ -169,7 +182,7 @@ _LAYERS: dict[Any, Callable[..., Any]] = {
     **dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), _convolution),
     **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d), _batch_norm),
     **dict.fromkeys((nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.Identity), _itself),
-    nn.Linear: _linear,
+    **dict.fromkeys((nn.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear), _linear),
     nn.LayerNorm: _layer_norm,
     nn.MaxPool2d: _max_pool,
     nn.AdaptiveAvgPool2d: _global_pool,
@@ -198,5 +211,6 @@ _FUNCTIONS: dict[Any, Callable[..., Any]] = {
     torch.mul: _elementwise(aten.mul.Tensor),
     torch.relu: _rectified,
     F.relu: _rectified,
+    F.linear: _linear_function,
     torch.cat: _joined,
 }

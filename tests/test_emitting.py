@@ -54,6 +54,9 @@ FUNCTIONS = [
     (F.relu, (X4,), {"inplace": True}),
     (F.relu, (X4, True), {}),
     *((torch.cat, ([x, x], dim), {}) for x in (X4, LAST, X4.half()) for dim in (0, 1, -1)),
+    *((F.linear, (x, torch.empty(3, x.shape[-1]), *bias), {})
+      for x in (X3, X2, X4[..., :5], LAST.permute(0, 2, 3, 1)) for bias in ((), (None,), (torch.empty(3),))),
+    (F.linear, (X3, X3.new_empty(8), X3.new_empty(())), {}),
     (torch.cat, ([X4, X4],), {}),
     (torch.cat, ([X4, X4],), {"dim": 1}),
     (torch.cat, ([X4, X4[:0]], 0), {}),

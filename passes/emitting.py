@@ -164,7 +164,7 @@ def _rectified(args: tuple, kwargs: Mapping[str, Any], emit: Emit) -> Any:
 def _linear_function(args: tuple, kwargs: Mapping[str, Any], emit: Emit) -> Any:
     if len(args) + len(kwargs) != 3 or not kwargs.keys() <= {"weight", "bias"} or not args:
         return NotImplemented
-    given = dict(zip(("input", "weight", "bias"), args, strict=False)) | kwargs
+    given = {**dict(zip(("input", "weight", "bias"), args, strict=False)), **kwargs}
     if not all(_is_plain(tensor) for tensor in given.values()):
         return NotImplemented
     return _affine(given["input"], given["weight"], given["bias"], emit)

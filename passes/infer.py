@@ -294,7 +294,7 @@ class GraphInference(fx.Interpreter):
 
     def fetch_attr(self, target: str) -> Any:
         """A module, tensor or setting, on the meta device and in eval mode."""
-        path, names = target, []
+        path, names = target, list[str]()
         while path not in self._originals:
             path, _, name = path.rpartition(".")
             names.insert(0, name)

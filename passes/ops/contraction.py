@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from passes.axes import ONE, Axis, Constant
+from passes.axes import ONE, Axis
 from passes.ops.equation import equation_rule, solve
-from passes.ops.pointwise import broadcast
 from passes.ops.registry import Call, aten, rule
 
 equation_rule([aten.mm], "m k, k n -> m n", ["self", "mat2"], macs="m k n")
@@ -25,15 +24,10 @@ def add_product(call: Call) -> list[list[Axis]]:
     (result,), solved = solve(call, equation, [call[name] for name in names])
     if macs:
         call.count(*solved.lookup(macs))
-    for axis, other in zip(result, broadcast(call, [call["self"]]), strict=True):
-        if axis.size == other.size and not _is_fresh(call, other):
+    for axis, other in zip(reversed(result), reversed(call.axes("self")), strict=False):
+        if axis.size == other.size:  # else the addend is broadcast
             call.tie(axis, other)
     return [[call.space.resolve(axis) for axis in result]]
-
-
-def _is_fresh(call: Call, axis: Axis) -> bool:
-    """Whether the broadcast operand had nothing to say of this dimension."""
-    return isinstance(axis, Constant) and axis.reason is not None and axis.reason.text.startswith("its positions")
 
 
 @rule(aten.convolution, aten._convolution)

@@ -84,6 +84,20 @@ class AttentionByBmm(Attention):
         return self.o(y)
 
 
+@tiny("embed 12, q 4, v 4", tokens)
+class AttentionWithAlibi(Attention):
+    """As Bloom does: a bias for each head, computed anew, is what the folded product is added to; the heads stay."""
+
+    def attend(self, x: Tensor) -> Tensor:
+        n, length, _ = x.shape
+        q, k, v = (f(x).view(n, length, 3, 4).transpose(1, 2) for f in (self.q, self.k, self.v))
+        slopes = torch.pow(torch.full((), 0.25, dtype=x.dtype), torch.arange(1, q.shape[1] + 1))
+        alibi = (slopes[:, None, None] * torch.arange(length)).repeat(n, 1, 1)
+        q, k, v = (t.reshape(n * 3, -1, 4) for t in (q, k, v))
+        weights = torch.softmax(alibi.to(x.dtype).baddbmm(q, k.transpose(1, 2), beta=1.0, alpha=0.5), -1)
+        return self.o(torch.bmm(weights, v).view(n, 3, length, 4).transpose(1, 2).reshape(n, length, 12))
+
+
 @tiny("embed 12, q 3, q#2 4, v 4", tokens, shares=(1 / 2,))
 class AttentionByEinsum(Attention):
     """With a head dim of one, torch's einsum takes no matrix product, and its counter counts none."""

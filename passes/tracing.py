@@ -67,6 +67,8 @@ class ValueProxy(fx.Proxy):
         return self.tracer.class_of(self) if asks_for_class(sys._getframe(1).f_code) else type(self)
 
     def __getattr__(self, name: str) -> Any:
+        if type(self) is ValueProxy and self.node.op == "get_attr" and not self.tracer.has(self.node, name):
+            raise AttributeError(f"{self.node.target} has no attribute {name!r}")  # what hasattr asks
         return _ValueAttribute(self, name)
 
     def __iter__(self) -> Iterator[Any]:
@@ -312,6 +314,13 @@ class Tracer(fx.Tracer):
             return type(self.value(obj))
         except Unresolved:
             return type(obj)
+
+    def has(self, node: fx.Node, name: str) -> bool:
+        """Whether the parameter or buffer that `node` reads has an attribute of this name."""
+        path, _, last = str(node.target).rpartition(".")
+        module = self.root.get_submodule(path)
+        held = module._parameters.get(last, module._buffers.get(last))
+        return held is None or hasattr(held, name)
 
     def mode_node(self, path: str) -> fx.Node:
         """The node that reads the `training` flag of the module at `path`."""

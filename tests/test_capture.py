@@ -246,3 +246,23 @@ def test_what_cannot_be_traced_is_said_with_its_line() -> None:
         capture(torch.relu)  # type: ignore[arg-type]
     with pytest.raises(CaptureError, match="do not fit OnValues.forward"):
         capture(OnValues(), (1, 2))
+
+
+class Scaled(nn.Module):
+    """What a library marks its weights with decides how they are used."""
+
+    def __init__(self, marked: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 3))
+        if marked:
+            self.weight.SCB = torch.ones(4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight = self.weight.t()
+        return x @ weight * 2 if hasattr(self.weight, "SCB") else x @ weight
+
+
+@pytest.mark.parametrize("marked", [True, False])
+def test_a_weight_is_asked_for_its_own_attributes(marked: bool) -> None:
+    model, x = Scaled(marked), torch.randn(2, 3)
+    assert torch.equal(capture(model, x)(x), model(x))

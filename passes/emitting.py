@@ -13,7 +13,7 @@ from functools import cache
 from typing import Any, TypeAlias
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.nn import functional as F
 from torch.nn.modules import module as hooks
 
@@ -22,18 +22,22 @@ Emit: TypeAlias = Callable[..., Any]  # emit(func, *args) makes one ATen call
 Tensors: TypeAlias = Callable[[str], Any]  # the layer's parameter or buffer of a name, or None
 
 
-def emit_layer(module: nn.Module, args: tuple, kwargs: Mapping[str, Any], emit: Emit, tensors: Tensors) -> Any:
-    """What `module` gives for `args` on the meta device, its ATen calls made by `emit`; or NotImplemented."""
-    entry = _LAYERS.get(type(module))
-    if entry is None or kwargs or len(args) != 1 or not _is_plain(args[0]) or _changed(module):
+def emit_node(
+    node: fx.Node, args: tuple, kwargs: Mapping[str, Any], emit: Emit, module_of: Callable[[str], nn.Module | None],
+    hollow: Callable[[torch.Tensor | None], Any],
+) -> Any:  # fmt: skip
+    """What `node` gives for `args` on the meta device, its ATen calls made by `emit`; or NotImplemented.
+
+    module_of: the layer that a target names. hollow: what stands on the meta device for a tensor of a layer, which may lack it (None).
+    """
+    if node.op == "call_function":
+        function = _FUNCTIONS.get(node.target) if getattr(node.target, "__hash__", None) else None
+        return NotImplemented if function is None else function(args, kwargs, emit)
+    module = module_of(str(node.target)) if node.op == "call_module" else None
+    layer = _LAYERS.get(type(module))
+    if module is None or layer is None or kwargs or len(args) != 1 or not _is_plain(args[0]) or _changed(module):
         return NotImplemented
-    return entry(module, args[0], emit, tensors)
-
-
-def emit_function(function: Any, args: tuple, kwargs: Mapping[str, Any], emit: Emit) -> Any:
-    """The same for a call of a function."""
-    entry = _FUNCTIONS.get(function) if getattr(function, "__hash__", None) else None
-    return NotImplemented if entry is None else entry(args, kwargs, emit)
+    return layer(module, args[0], emit, lambda name: hollow(getattr(module, name)))
 
 
 def _is_plain(value: Any) -> bool:

@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 
 from passes import numbers, ops
 from passes.axes import Axis, Constant, Reason
-from passes.emitting import emit_function, emit_layer
+from passes.emitting import emit_node
 from passes.errors import PassError
 from passes.meta import LightMode, on_meta, run_on_meta
 from passes.ops import Call, Record, Slot, Value
@@ -270,7 +270,7 @@ class GraphInference(fx.Interpreter):
         self.mode.enter_node(n)
         try:
             args, kwargs = fx.map_arg((n.args, n.kwargs), self.env.__getitem__)
-            result = self._emitted(n, args, kwargs)
+            result = emit_node(n, args, kwargs, self.mode.emit, self._originals.get, self._copies.tensor)
             if result is NotImplemented:
                 with self.mode:
                     result = getattr(self, n.op)(n.target, args, kwargs)
@@ -278,19 +278,6 @@ class GraphInference(fx.Interpreter):
             result = self._opaque(n, error)
         self._finish(n, result)
         return result
-
-    def _emitted(self, n: fx.Node, args: Any, kwargs: Any) -> Any:
-        """The result of a node whose ATen calls are plain to see; NotImplemented for any other."""
-        if n.op == "call_function":
-            return emit_function(n.target, args, kwargs, self.mode.emit)
-        module = self._originals.get(str(n.target)) if n.op == "call_module" else None
-        if module is None:
-            return NotImplemented
-
-        def tensors(name: str) -> torch.Tensor | None:
-            return self._copies.tensor(getattr(module, name))
-
-        return emit_layer(module, args, kwargs, self.mode.emit, tensors)
 
     def fetch_attr(self, target: str) -> Any:
         """A module, tensor or setting, on the meta device and in eval mode."""

@@ -10,7 +10,7 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from passes.emitting import emit_function, emit_layer
+from passes.emitting import emit_node
 from passes.meta import OnMeta, run_on_meta
 from passes.skeleton import copy_module
 
@@ -97,21 +97,13 @@ class Values:
         if node.op == "get_attr":
             return _on_meta(self._attribute(str(node.target)))
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), self._operand)
-        found = self._emitted(node, args, kwargs)
+        found = emit_node(node, args, kwargs, _emit, self._module, _on_meta)
         if found is not NotImplemented:
             return found
         if _asks_for_sizes(node, args):
             return _call(node, args, kwargs)
         with torch.device("meta"), OnMeta():
             return self._called(node, args, kwargs)
-
-    def _emitted(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
-        if node.op == "call_function":
-            return emit_function(node.target, args, kwargs, _emit)
-        if node.op != "call_module":
-            return NotImplemented
-        module = self._module(str(node.target))
-        return emit_layer(module, args, kwargs, _emit, lambda name: _on_meta(getattr(module, name)))
 
     def _called(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
         if node.op == "call_module":

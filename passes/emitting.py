@@ -28,7 +28,8 @@ def emit_node(
 ) -> Any:  # fmt: skip
     """What `node` gives for `args` on the meta device, its ATen calls made by `emit`; or NotImplemented.
 
-    module_of: the layer that a target names. hollow: what stands on the meta device for a tensor of a layer, which may lack it (None).
+    module_of: the layer that a target names. hollow: what stands on the meta device for a tensor of a layer, None for
+    one that it lacks.
     """
     if node.op == "call_function":
         function = _FUNCTIONS.get(node.target) if getattr(node.target, "__hash__", None) else None

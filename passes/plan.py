@@ -9,11 +9,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from passes.errors import PlanError
+from passes.plan_document import read, written
 
 if TYPE_CHECKING:
     from passes.coupling import Coupling
-
-FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -95,10 +94,8 @@ class Plan:
         return tuple(rows)
 
     def to_json(self) -> str:
-        """This plan as JSON: sorted keys, one group a line, so that two plans can be compared with a diff."""
-        groups = ",\n".join(f"  {json.dumps(name)}: {json.dumps(self._entry(name))}" for name in sorted(self.keep))
-        head = json.dumps({"format": FORMAT, "fingerprint": self.fingerprint, "inputs": self.inputs}, sort_keys=True)
-        return head[:-1] + ', "groups": {\n' + groups + "\n}}\n"
+        """This plan as JSON with a checksum: one group a line, sorted, so that a diff compares two plans."""
+        return written(self.fingerprint, self.inputs, {name: self._entry(name) for name in self.keep})
 
     def _entry(self, name: str) -> dict[str, Any]:
         entry: dict[str, Any] = {"size": self.sizes[name], "keep": list(self.keep[name])}
@@ -108,18 +105,15 @@ class Plan:
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
-        """Read what `to_json` wrote. Raises PlanError that says what is missing or wrong."""
-        try:
-            data = json.loads(text)
-            if data["format"] != FORMAT:
-                raise PlanError(f"the plan has format {data['format']}, this version reads format {FORMAT}")
-            groups = data["groups"]
-            keep = {name: tuple(int(u) for u in g["keep"]) for name, g in groups.items()}
-            sizes = {name: int(g["size"]) for name, g in groups.items()}
-            orders = {n: tuple(tuple(map(int, row)) for row in g["order"]) for n, g in groups.items() if "order" in g}
-            outers = {n: str(groups[n]["outer"]) for n in orders}
-            return cls(keep, str(data["fingerprint"]), sizes, data["inputs"], orders, outers)
-        except PlanError:
-            raise
-        except (KeyError, TypeError, ValueError) as error:
-            raise PlanError(f"this is no plan of fxprune: {type(error).__name__}: {error}") from error
+        """Read what `to_json` wrote. Raises PlanError that says what is missing, wrong or altered."""
+        data = read(text)
+        groups = data["groups"]
+        orders = {n: tuple(map(tuple, g["order"])) for n, g in groups.items() if "order" in g}
+        return cls(
+            {name: tuple(group["keep"]) for name, group in groups.items()},
+            data["fingerprint"],
+            {name: group["size"] for name, group in groups.items()},
+            data["inputs"],
+            orders,
+            {name: groups[name]["outer"] for name in orders},
+        )

@@ -22,6 +22,7 @@ from fxprune.optimizers import names_of
 from fxprune.sources import SourceError, default_shape, example_inputs, load_model, load_object
 from fxprune.storage import Damaged, read_json, write_json
 from fxprune.training import Accuracy, Evaluate, FineTune, Train
+from fxprune.typed_records import made
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +98,10 @@ def job_in(workdir: str | Path) -> Job:
 
 def _read(path: Path) -> Job | None:
     found = read_json(path)
-    return None if found is None else Job(**{**found, "inputs": tuple(found["inputs"])})
+    try:
+        return None if found is None else made(Job, found)
+    except ValueError as error:
+        raise Damaged(f"{path}: the record has not the form that this version writes ({error})") from None
 
 
 def load_weights(model: nn.Module, path: Path) -> None:

@@ -18,7 +18,7 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,7 +58,7 @@ class Folder:
         return replace(problem, resources=resources, start=stored)
 
     def baseline(self) -> float | None:
-        found = self._read(self.folder / "baseline.json")
+        found = self._read(self.folder / "baseline.json", "score")
         return None if found is None else float(found["score"])
 
     def save_baseline(self, score: float) -> None:
@@ -66,10 +66,10 @@ class Folder:
 
     def candidate(self, round: int, proposed: Candidate) -> Candidate | None:
         path = self._candidate(round, proposed.index)
-        found = self._read(path)
+        found = self._read(path, "candidate", "parent", "weights")
         if found is None:
             return None
-        known = candidate_from_dict(found["candidate"])
+        known = found["candidate"]
         if not same_proposal(known, proposed) or found["parent"] != self._parent:
             self._found(f"{path}: the record is of another proposal; the candidate is trained again")
             return None
@@ -85,7 +85,7 @@ class Folder:
 
     def candidate_weights(self, round: int, index: int) -> bytes | None:
         path = self._candidate(round, index)
-        found = self._read(path)
+        found = self._read(path, "candidate", "parent", "weights")
         if found is None or found["weights"] is None:
             return None
         try:
@@ -99,13 +99,13 @@ class Folder:
 
     def round(self, round: int) -> Round | None:
         folder = self._round(round)
-        found = self._read(folder / "round.json")
+        found = self._read(folder / "round.json", "round", "parent", "weights")
         if found is None:
             return None
         if found["parent"] != self._parent:
             self._found(f"{folder / 'round.json'}: the round does not continue the one before it; it is done again")
             return None
-        record = round_from_dict(found["round"])
+        record = found["round"]
         try:
             read_bytes(folder / "weights.safetensors", found["weights"])
         except Damaged as damage:
@@ -133,7 +133,7 @@ class Folder:
 
     def weights(self, round: int) -> bytes:
         folder = self._round(round)
-        found = self._read(folder / "round.json")
+        found = self._read(folder / "round.json", "round", "parent", "weights")
         if found is None:
             raise JournalError(
                 f"{folder}: the record of round {round} is missing or damaged; resume the search to mend it."
@@ -153,16 +153,17 @@ class Folder:
 
     def recorded_round(self, round: int) -> Round | None:
         """A round's record alone; its weights are not looked at."""
-        found = self._read(self._round(round) / "round.json")
-        return None if found is None else round_from_dict(found["round"])
+        found = self._read(self._round(round) / "round.json", "round", "parent", "weights")
+        return None if found is None else found["round"]
 
     def recorded_candidates(self, round: int) -> tuple[Candidate, ...]:
         """The intact records of a round's finished candidates."""
-        found = [self._read(path) for path in sorted(self._round(round).glob("candidate-*.json"))]
-        return tuple(candidate_from_dict(record["candidate"]) for record in found if record is not None)
+        paths = sorted(self._round(round).glob("candidate-*.json"))
+        found = [self._read(path, "candidate", "parent", "weights") for path in paths]
+        return tuple(record["candidate"] for record in found if record is not None)
 
     def recorded_result(self) -> dict[str, Any] | None:
-        return self._read(self.folder / "result.json")
+        return self._read(self.folder / "result.json", "accepted", "stopped")
 
     def _found(self, damage: str) -> None:
         log.warning("%s", damage)
@@ -181,17 +182,38 @@ class Folder:
     def _write(self, path: Path, payload: dict[str, Any]) -> None:
         write_json(path, {"run": self._run, **payload})
 
-    def _read(self, path: Path) -> dict[str, Any] | None:
-        """A record of this run; one that is damaged or of another is named in the log, and not used."""
+    def _read(self, path: Path, *keys: str) -> dict[str, Any] | None:
+        """A record of this run, with its entries `keys`; one that is damaged or of another is named in the log, and not
+        used."""
         try:
             found = read_json(path)
+            if found is not None and found.get("run") == self._run:
+                return _understood(path, found, keys)
         except Damaged as damage:
             self._found(f"{damage}; what it recorded is done again")
             return None
-        if found is not None and found.get("run") != self._run:
+        if found is not None:
             self._found(f"{path}: the record is of another run; what it recorded is done again")
-            return None
-        return found
+        return None
+
+
+_READERS: dict[str, Callable[[Any], Any]] = {
+    "candidate": candidate_from_dict, "round": round_from_dict, "score": float, "accepted": int,
+}  # fmt: skip
+
+
+def _understood(path: Path, found: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
+    """The record with its candidate or round built. Raises Damaged where an entry is missing or of a wrong form."""
+    try:
+        return {**found, **{key: _READERS.get(key, _as_it_is)(found[key]) for key in keys}}
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise Damaged(f"{path}: the record has not the form that this version writes ({error})") from None
+
+
+def _as_it_is(value: Any) -> Any:
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f"expected text or null, got {value!r}")
+    return value
 
 
 def open_folder(workdir: str | Path, problem: Problem, resume: bool | None) -> Folder:

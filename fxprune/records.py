@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from fxprune.typed_records import made
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -71,14 +73,18 @@ def candidate_to_dict(candidate: Candidate) -> dict[str, Any]:
     return asdict(candidate)
 
 
-def candidate_from_dict(data: dict[str, Any]) -> Candidate:
-    return Candidate(**data)
+def candidate_from_dict(data: Any) -> Candidate:
+    """Raises ValueError where `data` is no record of a candidate."""
+    return made(Candidate, data)
 
 
 def round_to_dict(record: Round) -> dict[str, Any]:
     return asdict(record)
 
 
-def round_from_dict(data: dict[str, Any]) -> Round:
-    candidates = tuple(candidate_from_dict(item) for item in data["candidates"])
-    return Round(**{**data, "candidates": candidates})
+def round_from_dict(data: Any) -> Round:
+    """Raises ValueError where `data` is no record of a round."""
+    found = made(Round, data)
+    if found.chosen not in {candidate.index for candidate in found.candidates}:
+        raise ValueError(f"Round.chosen is {found.chosen}, which is none of its candidates")
+    return found

@@ -9,7 +9,7 @@ from typing import Any
 
 from fxprune.budget import Budget, parse_budget
 from fxprune.config import NetAdaptConfig
-from fxprune.errors import JournalError
+from fxprune.errors import FxpruneError, JournalError
 from fxprune.journal import Folder
 from fxprune.records import Candidate, Round
 from fxprune.storage import Damaged, read_json
@@ -66,7 +66,18 @@ def read_run(workdir: str | Path) -> Run:
         raise JournalError(f"{damage}; start the search again as it was to mend it.") from None
     if found is None:
         raise JournalError(f"{folder}: there is no run here; expected the workdir of a search, a folder with run.json.")
-    identity, details = found["identity"], found["details"]
+    try:
+        return _run(folder, found["identity"], found["details"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, FxpruneError):
+            raise
+        raise JournalError(
+            f"{folder / 'run.json'}: the record has not the form that this version writes "
+            f"({type(error).__name__}: {error}); read it with the fxprune that wrote it."
+        ) from error
+
+
+def _run(folder: Path, identity: dict[str, Any], details: dict[str, Any]) -> Run:
     journal = Folder(folder, identity, None)
     rounds: list[Round] = []
     while (record := journal.recorded_round(len(rounds) + 1)) is not None:

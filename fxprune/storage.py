@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fxprune.errors import JournalError
+from passes.strict_json import parse
 
 TEMPORARY = ".tmp"
 
@@ -39,12 +40,11 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 def write_json(path: Path, payload: dict[str, Any]) -> None:
     """Write a JSON object with the SHA-256 of its content."""
-    document = {"payload": payload, "sha256": _digest(payload)}
-    write_bytes(path, (json.dumps(document, indent=1) + "\n").encode())
+    write_bytes(path, _document(payload))
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """What `write_json` wrote; None if there is no such file. Raises Damaged where it was truncated or altered."""
+    """What `write_json` wrote, byte for byte; None if there is no such file. Raises Damaged where it is another."""
     try:
         text = path.read_bytes()
     except FileNotFoundError:
@@ -52,11 +52,11 @@ def read_json(path: Path) -> dict[str, Any] | None:
     except OSError as error:
         raise refused(path, error) from error
     try:
-        document = json.loads(text)
+        document = parse(text, finite=False)
         payload, expected = document["payload"], document["sha256"]
     except (ValueError, KeyError, TypeError) as error:
         raise Damaged(f"{path}: the file is truncated or altered: it is no journal record ({error})") from None
-    if _digest(payload) != expected:
+    if not isinstance(payload, dict) or _digest(payload) != expected or _document(payload) != text:
         raise Damaged(f"{path}: the file was altered: its checksum does not fit its content")
     return payload
 
@@ -166,6 +166,10 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _document(payload: dict[str, Any]) -> bytes:
+    return (json.dumps({"payload": payload, "sha256": _digest(payload)}, indent=1) + "\n").encode()
 
 
 def _digest(payload: Any) -> str:

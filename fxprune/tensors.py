@@ -52,9 +52,14 @@ def to_bytes(tensors: Mapping[str, Tensor]) -> bytes:
 
 
 def from_bytes(data: bytes) -> dict[str, Tensor]:
+    """Raises JournalError where the bytes are no safetensors file."""
+    from safetensors import SafetensorError
     from safetensors.torch import load
 
-    return load(data)
+    try:
+        return load(data)
+    except SafetensorError as error:
+        raise JournalError(f"The stored weights are no safetensors file: {error}.") from error
 
 
 def fingerprint(network: nn.Module) -> str:

@@ -17,8 +17,10 @@ _TOKENS = re.compile(r'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', re.DOTALL)
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
-def parse(text: str | bytes) -> Any:
+def parse(text: str | bytes, finite: bool = True) -> Any:
     """The value of a JSON text. Raises ValueError that says what is wrong, for any text and in linear time.
+
+    finite=False takes NaN and Infinity as Python writes them, for files whose checksum says that they were meant.
 
     >>> parse('{"a": [1, 2.5, null]}')
     {'a': [1, 2.5, None]}
@@ -34,8 +36,9 @@ def parse(text: str | bytes) -> Any:
         raise ValueError("the text holds half of a surrogate pair: it was not read as UTF-8")
     _check_depth(text)
     value = json.loads(
-        text, object_pairs_hook=_object, parse_int=_integer, parse_float=_float, parse_constant=_constant
-    )
+        text, object_pairs_hook=_object, parse_int=_integer, parse_float=_float,
+        parse_constant=_constant if finite else float,
+    )  # fmt: skip
     if "\\u" in text and _SURROGATE.search(json.dumps(value, ensure_ascii=False)):
         raise ValueError("a text holds half of a surrogate pair, which is no character")
     return value

@@ -6,6 +6,7 @@ import errno
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -15,12 +16,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from test_search import EXAMPLE, FAST, batches, history, make, negative_loss
 
 from fxprune import FineTune, NetAdaptResult, netadapt, storage
-from fxprune.errors import InputError, JournalError
+from fxprune.errors import FxpruneError, InputError, JournalError
 from fxprune.runs import read_run
 from fxprune.tensors import from_bytes
 
@@ -208,6 +210,78 @@ def test_damaged_weights_cannot_be_restored_silently(whole: tuple[NetAdaptResult
     _damage_alter(folder / "round-0002" / "weights.safetensors")
     with pytest.raises(JournalError, match="weights.safetensors: the file was truncated or altered"):
         found.journal.weights(2)
+
+
+RECORDS = ["run.json", "baseline.json", "round-0001/round.json", "round-0001/candidate-000.json"]
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_no_single_bit_of_a_record_may_be_lost(whole: tuple[NetAdaptResult, Path], name: str) -> None:
+    """Also where the content would be the same: 1e-05 and 1E-05 are one bit apart."""
+    path = whole[1] / name
+    text, random = path.read_bytes(), np.random.default_rng(0)
+    try:
+        for place in random.integers(len(text) * 8, size=300):
+            path.write_bytes(flipped(text, int(place)))
+            with pytest.raises(storage.Damaged, match=re.escape(str(path))):
+                storage.read_json(path)
+    finally:
+        path.write_bytes(text)
+
+
+def flipped(text: bytes, bit: int) -> bytes:
+    damaged = bytearray(text)
+    damaged[bit // 8] ^= 1 << bit % 8
+    return bytes(damaged)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("run.json", lambda r: r["details"].pop("grids")),
+        ("run.json", lambda r: r["details"].update(config=7)),
+        ("run.json", lambda r: r["details"].update(config={"metrics": {"deep": []}})),
+        ("run.json", lambda r: r["identity"].update(budgets="many")),
+        ("run.json", lambda r: r.pop("identity")),
+    ],
+)
+def test_a_run_of_another_form_is_refused_by_name(
+    whole: tuple[NetAdaptResult, Path], tmp_path: Path, name: str, change: Callable
+) -> None:
+    """Its checksum is right: another program, or another version, wrote it."""
+    folder = tmp_path / "run"
+    shutil.copytree(whole[1], folder)
+    record = storage.read_json(folder / name)
+    assert record is not None
+    change(record)
+    storage.write_json(folder / name, record)
+    with pytest.raises(FxpruneError, match="run.json|budget"):
+        read_run(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda r: r["round"].pop("plan"),
+        lambda r: r["round"].update(chosen=99),
+        lambda r: r["round"].update(score="high"),
+        lambda r: r["round"].update(more=1),
+        lambda r: r["round"]["candidates"][0].update(widths={"stem": 2.5}),
+        lambda r: r.update(weights=[1]),
+        lambda r: r.pop("parent"),
+    ],
+)
+def test_a_round_of_another_form_is_damage(
+    whole: tuple[NetAdaptResult, Path], tmp_path: Path, change: Callable
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(whole[1], folder)
+    record = storage.read_json(folder / "round-0002/round.json")
+    assert record is not None
+    change(record)
+    storage.write_json(folder / "round-0002/round.json", record)
+    found = read_run(folder)
+    assert len(found.rounds) == 1 and "round-0002" in found.damage[0] and "form" in found.damage[0]
 
 
 def test_another_run_is_refused_with_the_difference(

@@ -11,7 +11,7 @@ from typing import Any
 
 import networkx as nx
 import numpy as np
-from torch import fx
+from torch import fx, nn
 
 from passes.axes import Axis, Reason, Variable, constants, leaves
 from passes.blocks import block_of, outer_variables
@@ -21,10 +21,11 @@ from passes.identity import describe_inputs, fingerprint
 from passes.infer import infer, source_of
 from passes.ops import Value, spelled
 from passes.plan import Plan
+from passes.reach import unused_axes
 from passes.references import REFERENCES
 from passes.roles import names_of
 from passes.structure import Structure, map_values
-from passes.units import BlockMask, Mask, kept, positions
+from passes.units import BlockMask, Mask, kept, positions, rename
 from passes.zeros import unmasked_sums
 
 
@@ -109,17 +110,50 @@ class Coverage:
     missing: Mapping[str, int]
 
 
+@dataclass(frozen=True)
+class Edit:
+    """A size that a module keeps outside its tensors: an integer attribute that is the product of lengths of axes.
+
+    path: of the module. attribute: names and positions that lead to the integer, ``("config", "heads")``.
+    """
+
+    path: str
+    attribute: tuple[str | int, ...]
+    axes: tuple[Axis, ...]
+
+
+@dataclass(frozen=True)
+class ModuleFacts:
+    """What holds of a coupling that was found by running a module.
+
+    edits: the sizes in its attributes that follow its groups. real: it was run on values. specialised: what the runs
+    were fixed to, in sentences.
+    """
+
+    edits: tuple[Edit, ...] = ()
+    real: bool = False
+    specialised: tuple[str, ...] = ()
+
+    def renamed(self, new: Mapping[Variable, Axis], keep: Mapping[Variable, Mask]) -> ModuleFacts:
+        """These facts of the network that is left when variables are replaced by smaller ones."""
+        edits = [replace(e, axes=tuple(rename(axis, new, keep) for axis in e.axes)) for e in self.edits]
+        return replace(self, edits=tuple(edits))
+
+
 class Coupling:
-    """The groups of a graph, what is frozen, and the evidence. Made by `couple`; never changed."""
+    """The groups of a network, what is frozen, and the evidence. Made by `couple`; never changed.
+
+    module: facts that hold where the network is a module and not a graph.
+    """
 
     def __init__(
         self, structure: Structure, variables: Mapping[str, Variable], fingerprint: str, inputs: Any,
         sources: Mapping[str, str], aliases: Mapping[str, str], trainable: frozenset[str],
-        orders: Mapping[str, np.ndarray] | None = None,
+        orders: Mapping[str, np.ndarray] | None = None, module: ModuleFacts | None = None,
     ) -> None:  # fmt: skip
         self.structure, self.variables, self.fingerprint = structure, dict(variables), fingerprint
         self.inputs, self.sources, self.aliases, self.trainable = inputs, sources, aliases, trainable
-        self.orders = dict(orders or {})
+        self.orders, self.module = dict(orders or {}), module
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:
@@ -176,7 +210,7 @@ class Coupling:
             checked[name] = rows
         return Coupling(
             self.structure, self.variables, self.fingerprint, self.inputs, self.sources, self.aliases, self.trainable,
-            checked,
+            checked, self.module,
         )  # fmt: skip
 
     @cached_property
@@ -332,6 +366,7 @@ class Coupling:
             {name: new.get(v, v) for name, v in self.variables.items()},
             plan.result_fingerprint,
             self.inputs, self.sources, self.aliases, self.trainable,
+            module=None if self.module is None else self.module.renamed(new, keep),
         )  # fmt: skip
 
 
@@ -384,8 +419,24 @@ def recall(gm: fx.GraphModule) -> Coupling | None:
 
 
 @collector_paused()
-def couple(gm: fx.GraphModule, example_inputs: Any) -> Coupling:
-    """Find the groups of `gm` for inputs of these shapes and dtypes (their values are not read).
+def couple(network: nn.Module, example_inputs: Any) -> Coupling:
+    """Find the groups of a network for inputs of these shapes and dtypes.
+
+    network: a GraphModule, which is interpreted, or any other module, which is run: its own Python, on the meta device.
+    example_inputs: a tensor, a tuple of positional arguments, or a dict by name. Their values are read only where a
+    module's program asks for values.
+
+    Raises PassError where the inputs do not fit the network.
+    """
+    if isinstance(network, fx.GraphModule):
+        return couple_graph(network, example_inputs)
+    from passes.module_coupling import couple_module
+
+    return couple_module(network, example_inputs)
+
+
+def couple_graph(gm: fx.GraphModule, example_inputs: Any) -> Coupling:
+    """`couple` for a graph.
 
     example_inputs: a tensor, a tuple in the order of the placeholders, or a dict by placeholder name.
     Every node gets ``meta["val"]`` (meta tensors) and ``meta["axes"]``. Weights are neither read nor copied.
@@ -407,6 +458,9 @@ def couple(gm: fx.GraphModule, example_inputs: Any) -> Coupling:
     own = [name for name, first in inferred.canonical.items() if first == name]
     digest = fingerprint(gm)
     inputs = describe_inputs(gm, inferred.vals)
+    structure = Structure.of(inferred)
+    for axis, reason in unused_axes(structure.tensors, [n for n in own if n in trainable], structure.records):
+        inferred.space.freeze(axis, reason)
     while True:
         structure = Structure.of(inferred)
         coupling = Coupling(

@@ -138,18 +138,25 @@ class Inference(LightMode):
         self.values: list[Value] = []  # all that were ever attached
         self.node: fx.Node | None = None
         self.rewritten = False  # an integer tensor was written to: what numbers it holds is no longer known
-        self._source = ""
 
     def enter_node(self, node: fx.Node) -> None:
         """Calls from here on belong to `node`."""
-        self.node, self._source = node, source_of(node)
+        self.node = node
+
+    def label(self) -> str:
+        """What the running call belongs to: the name of its node."""
+        return self.node.name if self.node is not None else ""
+
+    def source(self) -> str:
+        """``file.py:line`` of the user's code that makes the running call."""
+        return source_of(self.node) if self.node is not None else ""
 
     def value(self, tensor: torch.Tensor) -> Value:
         """What is known of `tensor`; one that inference has never seen has constant axes."""
         known = getattr(tensor, _ATTRIBUTE, None)
         if known is None:
             reason = self.reason("", "a tensor that the analysis cannot follow")
-            known = Value(self._label(), tuple(Constant(int(s), reason) for s in tensor.shape))
+            known = Value(self.label(), tuple(Constant(int(s), reason) for s in tensor.shape), from_inputs=True)
             known.numbers = numbers.literal(self.node, tensor) if tensor.is_meta else numbers.stated(tensor)
             self.attach(tensor, known)
         return known
@@ -165,10 +172,7 @@ class Inference(LightMode):
 
     def reason(self, op: str, text: str) -> Reason:
         """`text` at the current node and operator."""
-        return Reason(text, self._label(), op, self._source)
-
-    def _label(self) -> str:
-        return self.node.name if self.node is not None else ""
+        return Reason(text, self.label(), op, self.source())
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         return self.call(func, args, on_meta(func, kwargs or {}))
@@ -176,6 +180,10 @@ class Inference(LightMode):
     def emit(self, func: Any, *args: Any) -> Any:
         """Make one ATen call, with the mode switched off."""
         return self.call(func, args, {})
+
+    def run(self, func, args, kwargs):
+        """The result of an ATen call, without axes."""
+        return run_on_meta(func, args, kwargs)
 
     def call(self, func, args, kwargs):
         """The result of an ATen call, with its axes."""
@@ -187,7 +195,7 @@ class Inference(LightMode):
                 self.value(index).numbers = places
         operands = tensors_in(*args, *kwargs.values())
         before = [self.value(t) for t in operands]
-        result = run_on_meta(func, args, kwargs)
+        result = self.run(func, args, kwargs)
         outputs = tensors_in(*result) if isinstance(result, (tuple, list)) else tensors_in(result)
         if not operands and not any(t.numel() for t in outputs):
             return result  # the workspace that a batch norm makes
@@ -198,7 +206,7 @@ class Inference(LightMode):
         return result
 
     def _record(self, func, args, kwargs, operands, before, outputs) -> None:
-        label = self._label()
+        label = self.label()
         record = Record(label, func, before, template=_template(args, kwargs))
         reasons: dict[str, Reason] = {}
 
@@ -215,16 +223,19 @@ class Inference(LightMode):
         axes = self._apply_rule(func, call, before, outputs)
         static = not record.macs and all(v.parameters for v in before)
         parameters = frozenset().union(*(v.parameters for v in before)) if static else frozenset()
+        from_inputs = any(v.from_inputs for v in before)
         for number, (tensor, made) in enumerate(zip(outputs, axes, strict=True)):
             in_place = any(tensor is operand for operand in operands)
             if in_place and torch.Tag.inplace_view not in func.tags:
                 known = self.value(tensor)
                 for old, new in zip(known.axes, made, strict=True):
                     call.tie(old, new)
+                known.from_inputs |= from_inputs
                 self.rewritten |= not tensor.is_floating_point()
                 record.outputs.append(known)
                 continue
-            value = Value(f"{label}/{len(self.records)}", tuple(made), parameters, record.watched.get(number, ()))
+            watched = record.watched.get(number, ())
+            value = Value(f"{label}/{len(self.records)}", tuple(made), parameters, watched, from_inputs)
             if not tensor.is_floating_point():
                 value.numbers = numbers.computed(func, args, kwargs, tensor, self.numbers_of, number)
             self.attach(tensor, value)
@@ -386,7 +397,8 @@ def infer(gm: fx.GraphModule, example_inputs: Any) -> Inferred:
         for tensor in pytree.tree_leaves(argument):
             if isinstance(tensor, torch.Tensor):
                 reason = Reason("an input of the model keeps its shape", node.name)
-                mode.attach(tensor, Value(node.name, tuple(Constant(int(s), reason) for s in tensor.shape)))
+                axes_ = tuple(Constant(int(s), reason) for s in tensor.shape)
+                mode.attach(tensor, Value(node.name, axes_, from_inputs=True))
     run = GraphInference(gm, copies, mode)
     with torch.no_grad(), composite_attention():
         run.run(*arguments, enable_io_processing=False)

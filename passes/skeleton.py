@@ -21,8 +21,12 @@ _EMPTIED = frozenset({dict, OrderedDict, set, list})
 _NO_TENSORS = PLAIN | _EMPTIED | {tuple}  # asked first: isinstance of a tensor runs Python
 
 
-def owned_tensors(root: nn.Module) -> list[tuple[str, torch.Tensor]]:
-    """Every parameter, buffer and plain tensor attribute below `root` with its qualified name; tied ones repeat."""
+def owned_tensors(root: nn.Module, skipped: Mapping[int, Any] | None = None) -> list[tuple[str, torch.Tensor]]:
+    """Every parameter, buffer and plain tensor attribute below `root` with its qualified name; tied ones repeat.
+
+    skipped: the ids of modules to leave out.
+    """
+    skipped = skipped or {}
     found: list[tuple[str, torch.Tensor]] = []
 
     def visit(module: nn.Module, prefix: str) -> None:
@@ -33,7 +37,7 @@ def owned_tensors(root: nn.Module) -> list[tuple[str, torch.Tensor]]:
                     if type(value) not in _NO_TENSORS and isinstance(value, torch.Tensor):
                         found.append((prefix + name, value))
         for name, child in attributes["_modules"].items():
-            if child is not None:
+            if child is not None and id(child) not in skipped:
                 visit(child, f"{prefix}{name}.")
 
     visit(root, "")
@@ -79,13 +83,14 @@ class Copies:
     """Copies of the modules below `root`, each made when it is asked for.
 
     Every tensor is replaced by ``replace(name, tensor)``, by its first name; tied tensors stay tied.
+    instead: by the id of an object below the root, what stands for it in every copy.
     """
 
-    def __init__(self, root: nn.Module, replace: Replace) -> None:
-        self._memo: dict[int, Any] = {}
+    def __init__(self, root: nn.Module, replace: Replace, instead: Mapping[int, Any] | None = None) -> None:
+        self._memo: dict[int, Any] = dict(instead or {})
         self.names: dict[str, str] = {}  # the first name of each
         first: dict[int, str] = {}
-        for name, tensor in owned_tensors(root):
+        for name, tensor in owned_tensors(root, self._memo):
             self.names[name] = first.setdefault(id(tensor), name)
             if id(tensor) not in self._memo:
                 self._memo[id(tensor)] = replace(name, tensor)
@@ -135,9 +140,17 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
         elif name == "_non_persistent_buffers_set":
             value = value.copy()
         elif not (type(value) is tuple and PLAIN.issuperset(map(type, value))):
-            value = copy.deepcopy(value, memo)
+            value = _copied_or_shared(value, memo)
         attributes[name] = value
     return twin
+
+
+def _copied_or_shared(value: Any, memo: dict[int, Any]) -> Any:
+    """A deep copy of an attribute; a lock, a file or what else refuses to be copied is shared."""
+    try:
+        return copy.deepcopy(value, memo)
+    except Exception:  # an object's own copying may raise anything, and none of them holds the module's weights
+        return value
 
 
 @cache

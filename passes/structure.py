@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch.utils import _pytree as pytree
@@ -14,6 +14,9 @@ from passes.infer import Inferred
 from passes.ops import Record, Value
 from passes.roles import roles_of
 from passes.units import Mask, rename
+
+if TYPE_CHECKING:
+    from passes.module_stream import ModuleInferred
 
 T = TypeVar("T")
 
@@ -39,7 +42,7 @@ class Structure:
         return self._records
 
     @classmethod
-    def of(cls, inferred: Inferred) -> Structure:
+    def of(cls, inferred: Inferred | ModuleInferred) -> Structure:
         """Resolve every axis of an inference, in place: what is resolved once can be resolved again."""
         change = once_each(inferred.space.resolve)
         for value in inferred.known:

@@ -89,12 +89,14 @@ class Value:
     """What inference knows of a tensor: its label (parameter or node name) and its axes.
 
     parameters: the parameters and buffers that it is made of, empty where data of the inputs enters.
+    from_inputs: whether data of the inputs enters.
     """
 
     label: str
     axes: tuple[Axis, ...]
     parameters: frozenset[str] = frozenset()
     watched: tuple[Axis, ...] = ()  # axes whose positions are this tensor's values: its use freezes them
+    from_inputs: bool = False
     numbers: torch.Tensor | None = None  # its values, where it is an index that the program states
     key: int = field(default_factory=itertools.count().__next__)  # one number a tensor, kept when axes are resolved
 

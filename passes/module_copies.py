@@ -1,0 +1,86 @@
+"""Copies of a user's module that an analysis may run: parts that no dispatch mode sees stand apart, paths are known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from passes.errors import PassError
+from passes.head_attention import is_torchs_attention, with_heads
+from passes.skeleton import Copies, Replace, modules_of
+
+Enter = Callable[[str], None]
+
+
+class Opaque(nn.Module):
+    """Stands for a scripted module: `run` is asked for its results."""
+
+    def __init__(self, original: nn.Module, path: str, run: Callable[..., Any]) -> None:
+        super().__init__()
+        self.__dict__["original"], self.path, self.run = original, path, run
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.run(self.path, self.original, args, kwargs)
+
+
+def scripted_modules(root: nn.Module) -> dict[str, nn.Module]:
+    """The outermost scripted modules by path. Raises PassError where the whole model is one."""
+    if isinstance(root, torch.jit.ScriptModule):
+        raise PassError(
+            f"{type(root).__name__}: the model is a scripted module, whose code cannot be changed; "
+            "pass the nn.Module that it was scripted from"
+        )
+    found: dict[str, nn.Module] = {}
+
+    def visit(module: nn.Module, path: str) -> None:
+        for name, child in module._modules.items():
+            if child is None:
+                continue
+            inner = f"{path}.{name}" if path else name
+            if isinstance(child, torch.jit.ScriptModule):
+                found[inner] = child
+            else:
+                visit(child, inner)
+
+    visit(root, "")
+    return found
+
+
+def stream_copy(
+    root: nn.Module, replace: Replace, run: Callable[..., Any], paths: list[str]
+) -> tuple[nn.Module, Copies]:
+    """A copy of `root` with each tensor replaced, which keeps in `paths` the path of the module that runs.
+
+    run: called with (path, module, args, kwargs) in place of a scripted module. Attention of torch's class takes the
+    form of `HeadAttention`.
+    """
+    opaque = {id(module): Opaque(module, path, run) for path, module in scripted_modules(root).items()}
+    copies = Copies(root, replace, opaque)
+    copied = copies.module(root)
+    for path, module in modules_of(copied).items():
+        if isinstance(module, Opaque):
+            continue
+        if is_torchs_attention(module):
+            with_heads(module)  # type: ignore[arg-type]
+        if isinstance(module, nn.TransformerEncoder):
+            module.enable_nested_tensor = False
+        _follow(module, path, paths)
+    return copied, copies
+
+
+def _follow(module: nn.Module, path: str, paths: list[str]) -> None:
+    """Have calls of `module` note its path while they run."""
+    inner = type(module)._call_impl
+    module.__dict__["_compiled_call_impl"] = None
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        paths.append(path)
+        try:
+            return inner(module, *args, **kwargs)
+        finally:
+            paths.pop()
+
+    module.__dict__["_call_impl"] = call

@@ -1,0 +1,417 @@
+"""The operators of a module as it runs: its own Python under a dispatch mode, with axes attached to its tensors.
+
+Parameters and buffers are replaced by ones on the meta device in a copy of the module, so nothing of it is computed or
+changed. What the program makes of sizes alone (positions, masks, grids) is computed, so that its numbers are known and
+whatever a program keeps of it is real. Where the program asks for values of its inputs, it runs on the example's.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+
+from passes import numbers
+from passes.axes import Axis, Constant, Reason
+from passes.errors import PassError
+from passes.infer import Inference, composite_attention, tensors_in
+from passes.meta import on_meta, run_on_meta
+from passes.module_copies import scripted_modules, stream_copy
+from passes.module_inputs import Arguments, replaced, tensors_of
+from passes.ops import Record, Value, spelled
+from passes.references import REFERENCES
+from passes.skeleton import like, owned_tensors
+
+aten = torch.ops.aten
+_OWN_FILES = (os.path.dirname(torch.__file__) + os.sep, os.path.dirname(__file__) + os.sep)
+_VALUES = frozenset({aten._local_scalar_dense.default, aten.is_nonzero.default, aten.equal.default})
+
+
+class ValuesNeeded(Exception):
+    """The program asks for numbers that the meta device does not hold."""
+
+
+class ModuleInference(Inference):
+    """The dispatch mode for a module. `real`: everything is computed, on the example's values.
+
+    Tensors on the meta device are those of the module and what is computed of them; others are the program's constants.
+    """
+
+    def __init__(self, real: bool) -> None:
+        super().__init__()
+        self.real = real
+        self.device = torch.device("cpu")
+        self.names: dict[int, torch.Tensor] = {}  # the caller's tensor, by its id -> what stands for it
+        self.paths = [""]
+        self.function = ""
+        self.freed: list[tuple[int, int]] = []  # (records so far, key of a tensor that nothing holds any more)
+        self.keep: list[torch.Tensor] = []  # tensors of the module and of its inputs
+        self._attentions = 0
+        self._constants: dict[int, tuple[Any, Value]] = {}
+        self._on_meta: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._written: set[int] = set()  # storages of constants into which data was written
+
+    # -- where a call belongs -----------------------------------------------------------------------------------------
+
+    def label(self) -> str:
+        path = self.paths[-1] or "forward"
+        return f"{path}:{self.function}" if self.function else path
+
+    def source(self) -> str:
+        return users_line(sys._getframe(1))
+
+    # -- what is known of a tensor ------------------------------------------------------------------------------------
+
+    def value(self, tensor: torch.Tensor) -> Value:
+        if not self._is_constant(tensor):
+            return super().value(tensor)
+        known = self._constants.get(id(tensor))
+        if known is not None and known[0]() is tensor:
+            return known[1]
+        twin = self.names.get(id(tensor))
+        if twin is not None:
+            return super().value(twin)
+        reason = self.reason("", "a constant of the program")
+        value = Value(self.label(), tuple(Constant(int(s), reason) for s in tensor.shape))
+        value.numbers = numbers.stated(tensor)
+        self.attach(tensor, value)
+        return value
+
+    def attach(self, tensor: torch.Tensor, value: Value) -> None:
+        if self._is_constant(tensor):
+            self.values.append(value)
+            self._constants[id(tensor)] = weakref.ref(tensor), value
+            return
+        super().attach(tensor, value)
+        freed, key, records = self.freed, value.key, self.records
+        weakref.finalize(tensor, lambda: freed.append((len(records), key))).atexit = False
+
+    def _is_constant(self, tensor: torch.Tensor) -> bool:
+        return self.real or not tensor.is_meta
+
+    # -- running a call -----------------------------------------------------------------------------------------------
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        return self.call(func, args, kwargs or {})
+
+    def run(self, func, args, kwargs):
+        if self.real:
+            return func(*args, **kwargs)
+        operands = tensors_in(*args, *kwargs.values())
+        if not any(self._holds_data(t) for t in operands):
+            return func(*args, **kwargs)  # made of sizes and constants alone
+        if func in _VALUES:
+            raise ValuesNeeded(f"{spelled(func)} asks for values")
+        meta = {id(t): self._meta_of(t) for t in operands if not t.is_meta}
+        if meta:
+            written = [t for t in _written_operands(func, args, kwargs) if id(t) in meta]
+            self._written.update(t.untyped_storage()._cdata for t in written)
+            args, kwargs = (_swapped(item, meta) for item in (args, kwargs))
+        result = run_on_meta(func, args, on_meta(func, kwargs))
+        return _swapped(result, {id(m): t for t, m in self._on_meta.values()}) if meta else result
+
+    def _holds_data(self, tensor: torch.Tensor) -> bool:
+        return tensor.is_meta or id(tensor) in self.names or tensor.untyped_storage()._cdata in self._written
+
+    def _meta_of(self, tensor: torch.Tensor) -> torch.Tensor:
+        """What stands on the meta device for a constant, with its axes."""
+        own = self.names.get(id(tensor))
+        if own is not None:
+            return own
+        known = self._on_meta.get(id(tensor))
+        if known is None or known[0] is not tensor:
+            made = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+            known = self._on_meta[id(tensor)] = tensor, made
+        return known[1]
+
+    def _record(self, func, args, kwargs, operands, before, outputs) -> None:
+        super()._record(func, args, kwargs, operands, before, outputs)
+        record = self.records[-1]
+        if record.mixed and func.overloadpacket not in REFERENCES:
+            reason = self.reason(spelled(func), "it mixes units, and no reference says what it gives without some")
+            for axis in record.mixed:
+                self.space.freeze(axis, reason)
+
+    def opaque(self, label: str, inputs: Sequence[torch.Tensor], outputs: Any, macs: int, why: str) -> None:
+        """A part that runs where no mode sees it: what enters stays, what leaves is made of constants."""
+        reason = self.reason(label, why)
+        for tensor in inputs:
+            for axis in self.value(tensor).axes:
+                self.space.freeze(axis, reason)
+        made = [Value(label, tuple(Constant(int(s), reason) for s in t.shape), from_inputs=True) for t in outputs]
+        for tensor, value in zip(outputs, made, strict=True):
+            self.attach(tensor, value)
+        operator = aten.alias.default
+        record = Record(self.label(), operator, [self.value(t) for t in inputs], made)
+        record.macs = [(Constant(macs),)] if macs else []
+        self.records.append(record)
+
+
+def _written_operands(func: Any, args: tuple, kwargs: dict[str, Any]) -> Iterator[torch.Tensor]:
+    for formal, actual in zip(func._schema.arguments, args, strict=False):
+        if formal.alias_info is not None and formal.alias_info.is_write:
+            yield from tensors_in(actual)
+    for formal in func._schema.arguments:
+        if formal.name in kwargs and formal.alias_info is not None and formal.alias_info.is_write:
+            yield from tensors_in(kwargs[formal.name])
+
+
+def _swapped(item: Any, tensors: dict[int, torch.Tensor]) -> Any:
+    if isinstance(item, torch.Tensor):
+        return tensors.get(id(item), item)
+    if isinstance(item, (tuple, list)):
+        return type(item)(_swapped(part, tensors) for part in item)
+    if isinstance(item, dict):
+        return {name: _swapped(part, tensors) for name, part in item.items()}
+    return item
+
+
+def users_line(frame: Any) -> str:
+    """``file.py:line`` of the innermost frame outside torch and this package."""
+    while frame is not None:
+        path = frame.f_code.co_filename
+        if not path.startswith(_OWN_FILES):
+            return f"{os.path.basename(path)}:{frame.f_lineno}"
+        frame = frame.f_back
+    return ""
+
+
+class _Functions(TorchFunctionMode):
+    """Calls that hide from a dispatch mode what it needs to know: devices, lists used as indices, fused attention."""
+
+    def __init__(self, mode: ModuleInference) -> None:
+        super().__init__()
+        self.mode = mode
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        special = _SPECIAL.get(func)
+        if special is not None:
+            return special(self.mode, func, args, kwargs or {})
+        return func(*args, **(kwargs or {}))
+
+
+def _device(mode: ModuleInference, func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+    return mode.device if args[0].is_meta and not mode.real else func(*args)
+
+
+def _on_kind(kind: str) -> Callable[..., Any]:
+    def asked(mode: ModuleInference, func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+        with torch._C.DisableTorchFunction():
+            return mode.device.type == kind if args[0].is_meta and not mode.real else func(*args)
+
+    return asked
+
+
+def _item(mode: ModuleInference, func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+    """``x[..., [2, 0, 1]]``: as a tensor the list keeps its numbers."""
+    key = args[1]
+    parts = key if isinstance(key, tuple) else (key,)
+    if any(isinstance(part, list) for part in parts):
+        made = tuple(_as_index(part) if isinstance(part, list) else part for part in parts)
+        args = (args[0], made if isinstance(key, tuple) else made[0], *args[2:])
+    return func(*args, **kwargs)
+
+
+def _as_index(part: list[Any]) -> Any:
+    flat = all(isinstance(number, (bool, int)) for number in part)
+    return torch.tensor(part, device="cpu") if flat and part else part
+
+
+def _attention(mode: ModuleInference, func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+    """Attention by the products that it is made of: a fused kernel would hide them."""
+    names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+    given = {**dict(zip(names, args, strict=False)), **kwargs}
+    scale, grouped = given.pop("scale", None), given.pop("enable_gqa", False)
+    mode._attentions += 1
+    before, mode.function = mode.function, f"scaled_dot_product_attention{mode._attentions}"
+    try:
+        return aten._scaled_dot_product_attention_math(
+            given["query"], given["key"], given["value"], given.get("attn_mask"), given.get("dropout_p", 0.0),
+            given.get("is_causal", False), scale=scale, enable_gqa=grouped,
+        )[0]  # fmt: skip
+    finally:
+        mode.function = before
+
+
+def _getter(name: str) -> Any:
+    return getattr(torch.Tensor, name).__get__
+
+
+_SPECIAL: dict[Any, Callable[..., Any]] = {
+    _getter("device"): _device,
+    _getter("is_meta"): lambda mode, func, args, kwargs: False if not mode.real else func(*args),
+    _getter("is_cuda"): _on_kind("cuda"),
+    _getter("is_cpu"): _on_kind("cpu"),
+    torch.Tensor.__getitem__: _item,
+    torch.nn.functional.scaled_dot_product_attention: _attention,
+}
+
+
+class ModuleInferred:
+    """All that was found in the runs of one module (see `passes.infer.Inferred`), and how it was run.
+
+    specialised: sentences that say what the runs were fixed to.
+    """
+
+    def __init__(
+        self, mode: ModuleInference, tensors: dict[str, tuple[Axis, ...]], names: dict[str, str],
+        inputs: list[Value], outputs: list[Value],
+    ) -> None:  # fmt: skip
+        self.space, self.records, self.known = mode.space, mode.records, mode.values
+        self.vals: dict[str, Any] = {}
+        self.values: dict[str, Any] = {}
+        self.tensors, self.canonical = tensors, names
+        self.inputs, self.outputs, self.freed, self.real = inputs, outputs, mode.freed, mode.real
+        self.specialised: list[str] = []
+        self.beside: list[Record] = []  # calls of runs that count for no cost: the other mode, another size
+
+
+class ModuleRun:
+    """One module, ready to be run several times: what each run finds is stated in one space of axes."""
+
+    def __init__(self, module: nn.Module, real: bool) -> None:
+        self.mode = mode = ModuleInference(real)
+        self.tensors: dict[str, tuple[Axis, ...]] = {}
+
+        def stand_in(name: str, tensor: torch.Tensor) -> torch.Tensor:
+            if real:
+                data = tensor.detach() if isinstance(tensor, nn.Parameter) else tensor.detach().clone()
+            else:
+                data = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+            made = like(tensor, data)
+            self.tensors[name] = tuple(mode.space.variable(int(s)) for s in tensor.shape)
+            value = Value(name, self.tensors[name], frozenset([name]), numbers=numbers.stated(tensor))
+            mode.attach(made, value)
+            mode.keep.append(made)
+            mode.names[id(tensor)] = made
+            return made
+
+        self.copy, copies = stream_copy(module, stand_in, self._opaque, mode.paths)
+        self.names = copies.names
+        self.scripted = _scripted_tensors(module)
+        for name, tensor in self.scripted.items():
+            reason = Reason("it belongs to a scripted module, whose code cannot be changed", name)
+            self.tensors[name] = tuple(Constant(int(s), reason) for s in tensor.shape)
+            self.names[name] = name
+        first = next((t for _, t in owned_tensors(module)), None)
+        mode.device = first.device if first is not None else torch.device("cpu")
+
+    def run(self, arguments: Arguments, training: bool = False) -> tuple[list[Value], list[Value], Any]:
+        """Run once; the values of inputs and outputs, and what the module returned."""
+        mode = self.mode
+        given: dict[int, torch.Tensor] = {}
+        inputs: list[Value] = []
+        for tensor in tensors_of(arguments):
+            if id(tensor) not in given:
+                given[id(tensor)] = made = tensor.detach().clone() if mode.real else _on_meta(tensor)
+                reason = Reason("an input of the model keeps its shape", "input")
+                axes = tuple(Constant(int(s), reason) for s in tensor.shape)
+                inputs.append(Value("input", axes, from_inputs=True))
+                mode.attach(made, inputs[-1])
+                mode.keep.append(made)
+        args, kwargs = replaced(arguments, given)
+        self.copy.train(training)
+        with _recording(mode):
+            result = self.copy(*args, **kwargs)
+        outputs = []
+        reason = Reason("an output of the model keeps its shape", "output")
+        for tensor in tensors_of(result, caches=False):
+            value = mode.value(tensor)
+            outputs.append(value)
+            for axis in (*value.axes, *value.watched):
+                mode.space.freeze(axis, reason)
+        return inputs, outputs, result
+
+    def _opaque(self, path: str, original: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """Run a scripted module where no mode sees it, for its shapes (on zeros) or its values."""
+        from torch.utils.flop_counter import FlopCounterMode
+
+        mode = self.mode
+        given = list(tensors_of((args, kwargs)))
+        with torch.utils._python_dispatch._disable_current_modes(), torch._C.DisableTorchFunction():
+            real = {id(t): t if mode.real else torch.zeros(t.shape, dtype=t.dtype, device=mode.device) for t in given}
+            counter = FlopCounterMode(display=False)
+            with counter:
+                result = original(*replaced(args, real), **replaced(kwargs, real))
+            made = {id(t): t if mode.real else _on_meta(t) for t in tensors_of(result)}
+            result = replaced(result, made)
+        outputs = list(tensors_of(result))
+        why = "a scripted module, whose code cannot be read"
+        mode.opaque(path, given, outputs, counter.get_total_flops() // 2, why)
+        return result
+
+
+def _scripted_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
+    return {
+        f"{path}.{name}": tensor
+        for path, scripted in scripted_modules(module).items()
+        for name, tensor in owned_tensors(scripted)
+    }
+
+
+def _on_meta(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+
+
+@contextmanager
+def _recording(mode: ModuleInference) -> Iterator[None]:
+    """Inside, calls go to `mode`; random numbers, gradients and flags are as before afterwards."""
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=[]))
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(composite_attention())
+        if mode.real:
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
+        stack.enter_context(_Functions(mode))
+        stack.enter_context(mode)
+        yield
+
+
+@torch.inference_mode(False)
+def infer_module(module: nn.Module, arguments: Arguments) -> ModuleInferred:
+    """Infer the axes of every tensor of `module` by running it; it is not changed.
+
+    Runs on the meta device first, and on the values of `arguments` where the program asks for values.
+
+    Raises PassError where the module does not run on the arguments.
+    """
+    run, found, problem = None, None, ""
+    for real in (False, True):
+        run = ModuleRun(module, real)
+        try:
+            found = run.run(arguments)
+            break
+        except Exception as error:  # the user's own code may raise anything; the second run tells what is wrong
+            problem = problem or _said(error)
+            if real:
+                raise PassError(
+                    f"{type(module).__name__} does not run on the example inputs: {_said(error)}; "
+                    "pass inputs that it takes: a tensor, a tuple of positional arguments, or a dict of keywords"
+                ) from error
+    assert run is not None and found is not None, "one of the two runs returned"
+    inputs, outputs, _ = found
+    inferred = ModuleInferred(run.mode, run.tensors, run.names, inputs, outputs)
+    if run.mode.real:
+        inferred.specialised.append(f"its program asks for values ({problem}); it was followed on those of the example")
+    return inferred
+
+
+def _said(error: Exception) -> str:
+    """One line: what was raised, and the innermost line of the user's code on the way."""
+    place, trace = "", error.__traceback__
+    while trace is not None:
+        path = trace.tb_frame.f_code.co_filename
+        if not path.startswith(_OWN_FILES):
+            place = f" ({os.path.basename(path)}:{trace.tb_lineno})"
+        trace = trace.tb_next
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0] if text else ''}{place}"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import logging
 import os
 import sys
 import warnings
@@ -20,6 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.errors import FxpruneError
+
+log = logging.getLogger(__name__)
 
 
 class SourceError(FxpruneError, ValueError):
@@ -82,7 +85,11 @@ def _own_model(place: str, name: str) -> nn.Module:
 
 
 def load_object(place: str, name: str) -> Any:
-    """What `name` is in the module `place`, which may lie where the command is called. Raises SourceError."""
+    """What `name` is in the module `place`, which may lie where the command is called. Raises SourceError.
+
+    The module may import torchvision, now or when it is used: that is made possible first.
+    """
+    _make_torchvision_importable()
     # An installed command does not look for modules where it is called; `python -m` does.
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
@@ -95,6 +102,18 @@ def load_object(place: str, name: str) -> Any:
     if not hasattr(module, name):
         raise SourceError(f"{place} has no {name!r}{_nearest(name, vars(module))}")
     return getattr(module, name)
+
+
+def _make_torchvision_importable() -> None:
+    """Where it is installed. An installed one that cannot be imported matters only to code that imports it."""
+    from fxprune.torchvision_support import TorchvisionError, ensure_torchvision
+
+    try:
+        ensure_torchvision()
+    except ModuleNotFoundError as error:
+        log.debug("%s", error)
+    except TorchvisionError as error:
+        log.warning("%s", error)
 
 
 def _nearest(name: str, names: Iterable[str]) -> str:

@@ -127,6 +127,16 @@ def test_a_part_of_a_detector_needs_no_download() -> None:
         load_model("torchvision:ssdlite320_mobilenet_v3_large.backbon")
 
 
+def test_a_model_of_ones_own_may_import_torchvision(tmp_path: Path) -> None:
+    (tmp_path / "own_vision.py").write_text(
+        "from torch import nn\nfrom torchvision.ops import Conv2dNormActivation\n"
+        "def small(): return nn.Sequential(Conv2dNormActivation(3, 8), nn.Conv2d(8, 4, 3))\n"
+    )
+    command = [sys.executable, "-m", "fxprune", "analyze", "own_vision:small", "--input", "2,3,8,8"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0 and "1 groups" in done.stdout, done.stderr[-2000:]
+
+
 def test_starting_up_imports_nothing_heavy() -> None:
     script = """
 import sys

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -148,3 +150,91 @@ def test_every_model_builds(family: str, count: int) -> None:
         # Detection models compute with the values of a layer while they are built; then all of it has to be on meta.
         with torch.device("meta") if family == "detection" else EmptyOnMeta():
             assert sum(p.numel() for p in models.get_model(name, **without_weights).parameters()) > 0, name
+
+
+# A torchvision whose library ends the process where an operator of its own is defined already, as the real one does.
+NATIVE = """
+import os, torch
+if hasattr(torch.ops.torchvision, "nms"):
+    os.abort()
+library = torch.library.Library("torchvision", "FRAGMENT")
+library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+"""
+DEFINED_BEFORE = """
+import torch
+library = torch.library.Library("torchvision", "FRAGMENT")
+library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+"""
+
+
+def _ensured(folder: Path, package: str, before: str = "", after: str = "") -> str:
+    """What comes of `ensure_torchvision` in a new process, beside a torchvision of this text in `folder`."""
+    (folder / "torchvision").mkdir(exist_ok=True)
+    (folder / "torchvision" / "__init__.py").write_text(package)
+    script = f"""{before}
+from fxprune import torchvision_support as support
+try:
+    support.ensure_torchvision()
+except ImportError as error:
+    print(type(error).__name__, error)
+else:
+    print("imported", "with stand-ins" if support._library is not None else "as it is")
+{after}
+"""
+    path = os.pathsep.join([str(folder), str(Path(__file__).parents[1]), *filter(None, sys.path)])
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}
+    )
+    assert done.returncode == 0, (done.returncode, done.stderr[-2000:])
+    return done.stdout
+
+
+def test_its_own_library_is_tried_before_anything_is_defined(tmp_path: Path) -> None:
+    assert _ensured(tmp_path, NATIVE) == "imported as it is\n"
+
+
+def test_an_operator_that_others_defined_is_named_and_the_process_goes_on(tmp_path: Path) -> None:
+    said = _ensured(tmp_path, NATIVE, before=DEFINED_BEFORE)
+    assert said.startswith("TorchvisionError") and "torchvision::nms is defined already" in said
+
+
+def test_operators_that_others_defined_are_completed_where_the_library_does_not_load(tmp_path: Path) -> None:
+    package = """
+import torch
+torch.library.register_fake("torchvision::nms")(lambda *_: None)
+torch.library.register_fake("torchvision::qnms")(lambda *_: None)
+from torchvision import ops
+"""
+    (tmp_path / "torchvision" / "ops").mkdir(parents=True)
+    (tmp_path / "torchvision" / "ops" / "__init__.py").write_text("from torchvision.ops import boxes, roi_align")
+    for name in ("boxes", "roi_align"):
+        (tmp_path / "torchvision" / "ops" / f"{name}.py").write_text("")
+    (tmp_path / "torchvision" / "__init__.py").write_text(package)
+    assert _ensured(tmp_path, package) == "imported with stand-ins\n"
+
+
+@pytest.mark.parametrize(
+    ("package", "said"),
+    [
+        ("import os; os.abort()", "it ends the process"),
+        ("import torch; torch.no_such_function", "no_such_function"),
+        ("raise RuntimeError('compiled for another CUDA\\nlong story')", "compiled for another CUDA. Install"),
+    ],
+    ids=["abort", "another torch", "another CUDA"],
+)
+def test_a_torchvision_that_cannot_be_imported_is_an_error_that_says_why(
+    tmp_path: Path, package: str, said: str
+) -> None:
+    found = _ensured(tmp_path, package)
+    assert found.startswith("TorchvisionError") and said in found and "long story" not in found
+
+
+def test_without_torchvision_models_of_ones_own_load(tmp_path: Path) -> None:
+    hidden = """
+import importlib.util
+found = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name == "torchvision" else found(name, *rest)
+"""
+    after = "from fxprune.sources import load_object; print(load_object('json', 'dumps')([1]))"
+    said = _ensured(tmp_path, "", before=hidden, after=after).splitlines()
+    assert said[0].startswith("ModuleNotFoundError torchvision is not installed") and said[1] == "[1]"

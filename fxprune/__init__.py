@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from fxprune.config import NetAdaptConfig
     from fxprune.context import DLContext, get_device
     from fxprune.errors import FxpruneError, InfeasibleBudget
-    from fxprune.export import ExportError, ExportReport, export, load
+    from fxprune.export import ExportError, ExportReport, check_files, export, load
     from fxprune.long_training import FineTuned, finetune, train
     from fxprune.pipeline import PrunePass
     from fxprune.pruner import NetAdaptPruner
@@ -36,6 +36,7 @@ _HOMES = {
     "NetAdaptPruner": "fxprune.pruner",
     "NetAdaptResult": "fxprune.result",
     "PrunePass": "fxprune.pipeline",
+    "check_files": "fxprune.export",
     "data": "fxprune",
     "export": "fxprune.export",
     "finetune": "fxprune.long_training",
@@ -59,6 +60,7 @@ __all__ = [
     "NetAdaptPruner",
     "NetAdaptResult",
     "PrunePass",
+    "check_files",
     "data",
     "export",
     "finetune",

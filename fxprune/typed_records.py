@@ -41,6 +41,8 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     if origin is tuple and isinstance(value, list):
         assert arguments[1:] == (...,), "records hold tuples of any length and one type"
         return tuple(_value(arguments[0], item, where) for item in value)
+    if origin is list and isinstance(value, list):
+        return [_value(arguments[0], item, where) for item in value]
     if origin is dict and isinstance(value, dict):
         return {name: _value(arguments[1], item, f"{where}[{name!r}]") for name, item in value.items()}
     if hint is Any:

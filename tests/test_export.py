@@ -199,7 +199,7 @@ def test_a_wrong_copy_is_caught_and_leaves_the_old_file(tmp_path: Path, monkeypa
 
     monkeypatch.setattr(onnx_form, "_session", wrong)
     with pytest.raises(ExportError, match=r"differs from the original by 0\.001"):
-        export(nn.Linear(3, 4), torch.randn(2, 3), path)
+        export(nn.Linear(3, 4), torch.randn(2, 3), path, overwrite=True)
     assert path.read_bytes() == b"the old one" and list(tmp_path.iterdir()) == [path]
 
 

@@ -81,7 +81,7 @@ def test_the_source_runs_alone(make: type[nn.Module], tmp_path: Path) -> None:
     for name, tensor in given.items():
         torch.testing.assert_close(outputs[name], gm(tensor), atol=1e-5, rtol=1e-5)
     network = imported(tmp_path / "net.py").load()
-    assert set(network.state_dict()) == set(gm.state_dict()) == set(load_file(tmp_path / "net.safetensors"))
+    assert set(network.state_dict()) == set(gm.state_dict()) == set(load_file(tmp_path / "net.py.safetensors"))
 
 
 def test_run_as_a_program(tmp_path: Path) -> None:

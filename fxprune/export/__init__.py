@@ -11,8 +11,9 @@ from torch import fx, nn
 
 from fxprune.carrier import assembled_from
 from fxprune.export.check import check_runs
-from fxprune.export.files import checked_target
+from fxprune.export.files import check_free, checked_target
 from fxprune.export.inputs import evaluating, inputs_of
+from fxprune.export.intact import check_files
 from fxprune.export.onnx import write_onnx
 from fxprune.export.report import ExportError, ExportReport, default_tolerance
 from fxprune.export.safetensors_plan import load, write_safetensors
@@ -20,7 +21,7 @@ from fxprune.export.source import write_source
 from fxprune.export.torch_export import write_pt2
 from passes import CaptureError, Plan, capture, plan_of
 
-__all__ = ["ExportError", "ExportReport", "export", "load"]
+__all__ = ["ExportError", "ExportReport", "check_files", "export", "load"]
 
 SUFFIXES = {
     ".pt2": "torch.export",
@@ -39,10 +40,11 @@ def export(
     batch_dim: int = 0,
     dynamic_batch: bool = True,
     tolerance: float | None = None,
+    overwrite: bool = False,
 ) -> ExportReport:
     """Write a network, pruned or not, in the form that the suffix of `path` names, and prove the written form.
 
-    `.pt2` (torch.export), `.onnx`, `.py` (readable source, with its weights in a `.safetensors` beside it), or
+    `.pt2` (torch.export), `.onnx`, `.py` (readable source, its weights beside it in a `.py.safetensors`), or
     `.safetensors` (weights, with the plan in a `.json` beside it, for `load`; `plan` is that of a search, and may be
     left out where `gm` is what PruneChannels returned).
 
@@ -50,7 +52,9 @@ def export(
     of those tensors that are as long there as the first; where the network allows it, the written form takes any batch
     size, else the report says why not. What was written is loaded and run beside the network at two batch sizes: a
     difference above `tolerance` (absolute, or relative to the largest element; 1e-5 unless the dtype is coarser) is
-    an ExportError. Files appear whole, after the check, or not at all.
+    an ExportError. Files appear whole, after the check, or not at all; they carry a checksum over all that they hold,
+    and nothing of the values of `example_inputs`. A file that fxprune did not write, or that was changed since, is
+    left alone, and is an ExportError; `overwrite` insists.
 
     The written form is that of eval mode; `gm` is left in the mode in which it was.
 
@@ -63,17 +67,18 @@ def export(
         raise ExportError(f"{target}: unknown suffix {target.suffix!r}; the known ones are {known}")
     if not isinstance(gm, nn.Module):
         raise ExportError(f"export: got a {type(gm).__name__}; expected a GraphModule or another nn.Module")
+    check_free(target, overwrite=overwrite)
     inputs = inputs_of(example_inputs, gm, batch_dim)
     limit = default_tolerance(gm, (inputs.args, inputs.kwargs)) if tolerance is None else tolerance
     with evaluating(gm):
         check_runs(gm, inputs)
         if target.suffix == ".pt2":
-            return write_pt2(gm, inputs, target, limit, dynamic_batch)
+            return write_pt2(gm, inputs, target, limit, dynamic_batch, overwrite)
         if target.suffix == ".onnx":
-            return write_onnx(gm, inputs, target, limit, dynamic_batch)
+            return write_onnx(gm, inputs, target, limit, dynamic_batch, overwrite)
         if target.suffix == ".safetensors":
-            return write_safetensors(gm, inputs, target, plan or _known_plan(gm))
-        return write_source(_graph(gm, example_inputs), inputs, target, limit, dynamic_batch)
+            return write_safetensors(gm, inputs, target, plan or _known_plan(gm), overwrite)
+        return write_source(_graph(gm, example_inputs), inputs, target, limit, dynamic_batch, overwrite)
 
 
 def _known_plan(gm: nn.Module) -> Plan | None:

@@ -15,20 +15,24 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from fxprune.export.check import agreement, first_line
-from fxprune.export.files import staged
+from fxprune.export.files import DATA, staged
 from fxprune.export.inputs import Inputs
 from fxprune.export.report import ExportError, ExportReport
-from fxprune.export.torch_export import exported_program
+from fxprune.export.seal import UNSEALED, seal, sha256_of
+from fxprune.export.torch_export import exported_program, without_user_data
 
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
-def write_onnx(module: nn.Module, inputs: Inputs, path: Path, tolerance: float, dynamic_batch: bool) -> ExportReport:
+def write_onnx(
+    module: nn.Module, inputs: Inputs, path: Path, tolerance: float, dynamic_batch: bool, overwrite: bool = False
+) -> ExportReport:
     """Export, translate, save, check and run; the module is in eval mode. Weights above 2 GB go to a file beside."""
     require_packages()
     _refuse_bfloat16(module, inputs)
     exported = exported_program(module, inputs, dynamic_batch)
-    with staged(path) as folder:
+    without_user_data(exported.program)
+    with staged(path, overwrite) as folder:
         with _quiet():
             try:
                 program = torch.onnx.export(exported.program, (), dynamo=True, verbose=False)
@@ -36,6 +40,7 @@ def write_onnx(module: nn.Module, inputs: Inputs, path: Path, tolerance: float, 
                 program.save(folder / path.name)
             except torch.onnx.OnnxExporterError as error:
                 raise ExportError(f"torch.onnx cannot translate the network: {_cause(error)}") from error
+        _seal_model(folder / path.name)
         opset = _checked(folder / path.name)
         found = agreement(module, _session(folder / path.name), inputs, exported.sizes, tolerance)
         files = tuple(sorted((path.parent / file.name for file in folder.iterdir()), key=lambda file: file != path))
@@ -50,6 +55,30 @@ def write_onnx(module: nn.Module, inputs: Inputs, path: Path, tolerance: float, 
         tolerance=tolerance,
         opset=opset,
     )
+
+
+def _seal_model(path: Path) -> None:
+    """Leave the network alone in the file (no traces, which name the user's folders), and seal it, with the digest of
+    the file of large weights where there is one."""
+    import onnx
+
+    model = onnx.load(str(path), load_external_data=False)
+    for function in [model.graph, *model.functions]:
+        for node in function.node:
+            kept = [entry for entry in node.metadata_props if "stack_trace" not in entry.key]
+            del node.metadata_props[:]
+            node.metadata_props.extend(kept)
+    data = path.with_name(path.name + DATA)
+    onnx.helper.set_model_props(
+        model,
+        {
+            **{entry.key: entry.value for entry in model.metadata_props},
+            "fxprune": UNSEALED,
+            **({"fxprune_data": sha256_of(data)} if data.is_file() else {}),
+        },
+    )
+    path.write_bytes(model.SerializeToString(deterministic=True))
+    seal(path)
 
 
 def require_packages() -> None:

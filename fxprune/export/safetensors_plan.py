@@ -14,17 +14,29 @@ import torch
 from torch import fx, nn
 
 from fxprune.carrier import assembled_from, describe, described
-from fxprune.export.files import staged
+from fxprune.export.files import check_free, staged
 from fxprune.export.inputs import Inputs
 from fxprune.export.report import ExportError, ExportReport
-from fxprune.export.state import State, named_tensors, read_state, restore_state, state_of, take_dtypes, write_state
+from fxprune.export.state import (
+    State,
+    check_same_form,
+    named_tensors,
+    read_state,
+    restore_state,
+    state_of,
+    take_dtypes,
+    text_digest,
+    write_state,
+)
 from passes import CaptureError, PassError, Plan, PlanError, PruneChannels, capture
 from passes.identity import example_inputs_of
 
 _MOST_LISTED = 20
 
 
-def write_safetensors(gm: nn.Module, inputs: Inputs, path: Path, plan: Plan | None) -> ExportReport:
+def write_safetensors(
+    gm: nn.Module, inputs: Inputs, path: Path, plan: Plan | None, overwrite: bool = False
+) -> ExportReport:
     """Write the weights and the plan, read both back and compare them bit by bit."""
     if plan is None:
         raise ExportError(
@@ -34,9 +46,11 @@ def write_safetensors(gm: nn.Module, inputs: Inputs, path: Path, plan: Plan | No
     scoped = assembled_from(gm)
     state = state_of(gm) if scoped is None else replace(state_of(gm), parts=describe(scoped[0]))
     plan_path = path.with_suffix(".json")
-    with staged(path) as folder:
-        write_state(state, folder / path.name)
-        (folder / plan_path.name).write_text(plan.to_json(), encoding="utf-8")
+    check_free(path, plan_path, overwrite=overwrite)
+    check_same_form(path, True, overwrite)
+    with staged(path, overwrite) as folder:
+        write_state(state, folder / path.name, plan.to_json())
+        (folder / plan_path.name).write_bytes(plan.to_json().encode())
         _check_written(folder / path.name, folder / plan_path.name, state, plan)
     notes = ("read back bit by bit; fxprune.load(model, path) builds the network",)
     return ExportReport("safetensors", path, (path, plan_path), notes=notes)
@@ -49,14 +63,12 @@ def load(model: nn.Module, path: str | os.PathLike[str], example_inputs: Any = N
     its device: a graph, or the whole model where `netadapt(..., scope=...)` pruned parts of it. `example_inputs`: as
     for `capture`, where inputs of the shapes that the plan knows do not do.
 
-    Raises ExportError that lists what differs when the files were written for another network.
+    Raises ExportError that lists what differs when the files were written for another network, and names the file and
+    the tensors that are damaged.
     """
-    weights, plan_path = _pair(Path(path))
-    try:
-        plan = Plan.from_json(plan_path.read_text(encoding="utf-8"))
-    except PlanError as error:
-        raise ExportError(f"{plan_path}: {error}") from error
-    state = read_state(weights)
+    if not isinstance(model, nn.Module):
+        raise ExportError(f"load: model is a {type(model).__name__}; expected the original model, as before pruning")
+    (weights, plan_path), plan, state = read_pair(path)
     make = _whole if state.parts else _pruned
     pruned = make(model, example_inputs, plan, state, plan_path)
     restore_state(pruned, state, weights)
@@ -64,6 +76,27 @@ def load(model: nn.Module, path: str | os.PathLike[str], example_inputs: Any = N
     for name, module in pruned.named_modules():
         module.training = modes.get(name, model.training)
     return pruned
+
+
+def read_pair(path: str | os.PathLike[str]) -> tuple[tuple[Path, Path], Plan, State]:
+    """The two files of an export, the plan and the tensors. Raises ExportError where they are damaged or not a pair."""
+    weights, plan_path = _pair(path)
+    text, plan = _read_plan(plan_path)
+    state = read_state(weights)
+    if state.plan != text_digest(text):
+        raise ExportError(
+            f"{plan_path} is not the plan that was written with {weights}: its checksum is another one; an export of "
+            "weights and plan is two files, which stay together"
+        )
+    return (weights, plan_path), plan, state
+
+
+def _read_plan(path: Path) -> tuple[str, Plan]:
+    try:
+        text = path.read_bytes().decode("utf-8")
+        return text, Plan.from_json(text)
+    except (OSError, UnicodeDecodeError, PlanError) as error:
+        raise ExportError(f"{path}: {error}") from error
 
 
 def _pruned(model: nn.Module, example_inputs: Any, plan: Plan, state: State, plan_path: Path) -> fx.GraphModule:
@@ -118,7 +151,11 @@ def _zeros(model: nn.Module, plan: Plan) -> tuple[Any, ...]:
     return torch.utils._pytree.tree_map(zeros, example_inputs_of(plan.inputs))
 
 
-def _pair(path: Path) -> tuple[Path, Path]:
+def _pair(given: str | os.PathLike[str]) -> tuple[Path, Path]:
+    try:
+        path = Path(given)
+    except TypeError:
+        raise ExportError(f"load: path is a {type(given).__name__}; expected the name of a .safetensors file") from None
     if path.suffix not in (".safetensors", ".json"):
         raise ExportError(
             f"{path}: load takes the .safetensors file of an export (or the .json beside it); a .pt2 is read by "
@@ -152,7 +189,7 @@ def _check_written(weights: Path, plan_path: Path, state: State, plan: Plan) -> 
         tensor.dtype == meant[name].dtype and torch.equal(_bits(tensor), _bits(meant[name]))
         for name, tensor in again.tensors.items()
     )
-    if not same or Plan.from_json(plan_path.read_text(encoding="utf-8")) != plan:
+    if not same or _read_plan(plan_path)[1] != plan:
         raise ExportError(f"{weights}: what was written does not read back as it was; is the disk full or damaged?")
 
 

@@ -9,9 +9,10 @@ Both forms that have weights beside them write this file, byte for byte the same
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,13 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxprune.export.report import ExportError
+from fxprune.export.seal import UNSEALED, is_sealed, seal
+from fxprune.typed_records import made
+from passes.strict_json import parse
 
 _HEADER = "fxprune"
 _MOST_WRITTEN_OUT = 64
+_MOST_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,8 @@ class State:
     tensors: stored name -> tensor. ties: further name -> the stored name of the same tensor. order: stored name -> its
     dimensions from outermost to innermost in memory, where that is not 0, 1, 2, ... transient: names of non-persistent
     buffers and plain attributes, which a state_dict leaves out. frontend and inputs: how the graph was captured.
-    parts: where only parts of a model are graphs, what `fxprune.carrier.describe` says of them.
+    parts: where only parts of a model are graphs, what `fxprune.carrier.describe` says of them. plan: the SHA-256 of
+    the text of the plan that belongs to the tensors, None where none does.
     """
 
     tensors: dict[str, Tensor]
@@ -41,6 +47,7 @@ class State:
     frontend: str = "auto"
     inputs: tuple[str, ...] = ()
     parts: dict[str, Any] = field(default_factory=dict)
+    plan: str | None = None
 
     @property
     def small(self) -> dict[str, Tensor]:
@@ -101,39 +108,97 @@ def state_of(module: nn.Module) -> State:
     return State(tensors, ties, order, transient_names(module), *_captured(module))
 
 
-def write_state(state: State, path: Path) -> None:
-    """Write the tensors; equal states give equal files."""
+def write_state(state: State, path: Path, plan: str | None = None) -> None:
+    """Write the tensors, sealed; equal states give equal files. `plan`: the text of the plan that goes with them."""
     from safetensors.torch import save_file
 
     small = {name: [str(t.dtype), t.detach().cpu().tolist()] for name, t in state.small.items()}
-    described = {
-        "ties": state.ties, "memory_order": state.order, "non_persistent": list(state.transient), "small": small,
-        "frontend": state.frontend, "inputs": list(state.inputs), "parts": state.parts,
-    }  # fmt: skip
     # Parts of one storage (a view kept as a buffer) are copied apart: only whole tensors are tied.
     apart = {name: t.detach().cpu().contiguous().clone() for name, t in state.tensors.items() if name not in small}
-    save_file(apart, path, metadata={_HEADER: json.dumps(described, sort_keys=True)})
+    header = Header(
+        state.ties, state.order, state.transient, small, state.frontend, state.inputs, state.parts,
+        {name: _digest(tensor) for name, tensor in apart.items()}, None if plan is None else text_digest(plan),
+        UNSEALED,
+    )  # fmt: skip
+    save_file(apart, path, metadata={_HEADER: json.dumps(asdict(header), sort_keys=True)})
+    seal(path)
 
 
 def read_state(path: Path) -> State:
-    """Read what `write_state` wrote: the tensors, contiguous and on the CPU."""
+    """Read what `write_state` wrote: the tensors, contiguous and on the CPU.
+
+    Raises ExportError where the file is of another program, or not as it was written; the damaged tensors are named.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no mapping
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise ExportError(f"{path}: not a safetensors file, or a damaged one: {error}") from error
     if _HEADER not in metadata:
         raise ExportError(f"{path}: written by another program; fxprune.load reads what fxprune.export wrote")
-    header = json.loads(metadata[_HEADER])
-    for name, (dtype, values) in header["small"].items():
+    header = _header(path, metadata[_HEADER])
+    if not is_sealed(path):
+        damaged = [name for name, tensor in tensors.items() if header.digests.get(name) != _digest(tensor)]
+        where = f"the values of {', '.join(damaged[:_MOST_NAMED])}" if damaged else "its header"
+        more = f" and of {len(damaged) - _MOST_NAMED} more tensors" if len(damaged) > _MOST_NAMED else ""
+        raise ExportError(
+            f"{path}: damaged: {where}{more} are not those that were written; its checksum does not fit. "
+            "Take the file from where it was exported, or export it again."
+        )
+    for name, (dtype, values) in header.small.items():
         tensors[name] = torch.tensor(values, dtype=getattr(torch, dtype.removeprefix("torch.")))
+    order = {name: list(dims) for name, dims in header.memory_order.items()}
     return State(
-        tensors, header["ties"], header["memory_order"], tuple(header["non_persistent"]), header["frontend"],
-        tuple(header["inputs"]), header["parts"],
-    )  # fmt: skip
+        tensors, header.ties, order, header.non_persistent, header.frontend, header.inputs, header.parts, header.plan
+    )
+
+
+def check_same_form(path: Path, planned: bool, overwrite: bool) -> None:
+    """ExportError where the file holds the weights of another form: those of a `.py`, or those that go with a plan."""
+    if overwrite or not path.is_file() or (read_state(path).plan is not None) == planned:
+        return
+    other = "a .py export" if planned else "an export of weights and plan"
+    raise ExportError(f"{path} holds the weights of {other}, which would be lost; choose another name")
+
+
+@dataclass(frozen=True)
+class Header:
+    """What stands beside the tensors: the fields of State, then their digests, that of the plan, and the seal."""
+
+    ties: dict[str, str]
+    memory_order: dict[str, list[int]]
+    non_persistent: tuple[str, ...]
+    small: dict[str, list[Any]]
+    frontend: str
+    inputs: tuple[str, ...]
+    parts: dict[str, Any]
+    digests: dict[str, str]
+    plan: str | None
+    seal: str
+
+
+def _header(path: Path, text: str) -> Header:
+    try:
+        return made(Header, parse(text, finite=False))  # a buffer may hold infinity
+    except ValueError as error:
+        raise ExportError(
+            f"{path}: its header is damaged, or of another version of fxprune ({error}); export it again"
+        ) from None
+
+
+def text_digest(text: str) -> str:
+    """The SHA-256 of a text."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _digest(tensor: Tensor) -> str:
+    """Names the values of a tensor where a file is damaged; what finds the damage is the seal."""
+    flat = tensor.contiguous().reshape(-1).view(torch.uint8)
+    kind = f"{tensor.dtype} {list(tensor.shape)}".encode()
+    return hashlib.sha256(kind + flat.numpy().tobytes()).hexdigest()[:16]
 
 
 def restore_state(module: nn.Module, state: State, source: Path) -> None:

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
+from torch.utils import _pytree as pytree
 
 from fxprune.export.check import agreement, first_line, fixed_batch_reason, other_size
 from fxprune.export.files import staged
 from fxprune.export.inputs import Inputs, call
 from fxprune.export.report import ExportError, ExportReport
+from fxprune.export.seal import UNSEALED, seal
 
 
 @dataclass(frozen=True)
@@ -56,15 +58,19 @@ def _export(module: nn.Module, inputs: Inputs, shapes: dict[str, Any] | None) ->
         return torch.export.export(module, inputs.args, inputs.kwargs, dynamic_shapes=shapes)
 
 
-def write_pt2(module: nn.Module, inputs: Inputs, path: Path, tolerance: float, dynamic_batch: bool) -> ExportReport:
+def write_pt2(
+    module: nn.Module, inputs: Inputs, path: Path, tolerance: float, dynamic_batch: bool, overwrite: bool = False
+) -> ExportReport:
     """Export, save, load what was saved and run it beside the network; the module is in eval mode."""
     exported = exported_program(module, inputs, dynamic_batch)
-    with staged(path) as folder, warnings.catch_warnings():
+    without_user_data(exported.program)
+    with staged(path, overwrite) as folder, warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning)
         try:
             torch.export.save(exported.program, folder / path.name)
         except Exception as error:  # an output class without a name for files, a constant of an unknown type, ...
             raise ExportError(f"torch.export cannot save the network: {first_line(error)}") from error
+        _seal_archive(folder / path.name)
         loaded = torch.export.load(folder / path.name).module()
         found = agreement(module, lambda given: call(loaded, given), inputs, exported.sizes, tolerance)
     return ExportReport(
@@ -77,3 +83,42 @@ def write_pt2(module: nn.Module, inputs: Inputs, path: Path, tolerance: float, d
         max_rel_error=found.relative,
         tolerance=tolerance,
     )
+
+
+def without_user_data(program: torch.export.ExportedProgram) -> None:
+    """Leave the network alone in a program, in place.
+
+    torch.export.save writes the example inputs, and of each tensor the whole storage, which may hold all the images of
+    which the example is the first two. Zeros of the same shapes stand for the inputs. Traces name the user's folders.
+    """
+    if program.example_inputs is not None:
+        program._example_inputs = pytree.tree_map_only(torch.Tensor, torch.zeros_like, program.example_inputs)
+    for table in (program._state_dict, program._constants):
+        apart: dict[int, Any] = {}
+        for name, tensor in table.items():
+            if isinstance(tensor, torch.Tensor) and _is_part(tensor):
+                if id(tensor) not in apart:
+                    values = tensor.detach().clone()
+                    is_parameter = isinstance(tensor, nn.Parameter)
+                    apart[id(tensor)] = nn.Parameter(values, tensor.requires_grad) if is_parameter else values
+                table[name] = apart[id(tensor)]
+    for part in program.graph_module.modules():
+        for node in part.graph.nodes if isinstance(part, fx.GraphModule) else ():
+            node.meta.pop("stack_trace", None)
+
+
+def _is_part(tensor: torch.Tensor) -> bool:
+    if tensor.layout is not torch.strided or tensor.is_meta:
+        return False
+    return tensor.untyped_storage().nbytes() > tensor.numel() * tensor.element_size()
+
+
+def _seal_archive(path: Path) -> None:
+    """Give the zip archive a comment with the seal: its last record says how long a comment follows."""
+    with open(path, "rb+") as file:
+        file.seek(-22, 2)
+        end = file.read(22)
+        assert end[:4] == b"PK\5\6" and end[20:] == b"\0\0", "torch.export.save writes a zip archive without a comment"
+        file.seek(-2, 2)
+        file.write(len(UNSEALED).to_bytes(2, "little") + UNSEALED.encode())
+    seal(path)

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxprune.export.check import agreement, fixed_batch_reason, other_size
-from fxprune.export.files import staged
+from fxprune.export.files import check_free, staged
 from fxprune.export.inputs import Inputs, call
 from fxprune.export.report import ExportError, ExportReport
+from fxprune.export.seal import UNSEALED, seal, sha256_of
 from fxprune.export.source.constructors import Constructors
 from fxprune.export.source.containers import (
     Container,
@@ -28,7 +29,7 @@ from fxprune.export.source.flatten import flattened
 from fxprune.export.source.forward import forward_lines, used_targets
 from fxprune.export.source.literals import Imports, literal, quoted
 from fxprune.export.source.tensors import tensor_lines
-from fxprune.export.state import State, named_tensors, state_of, write_state
+from fxprune.export.state import State, check_same_form, named_tensors, state_of, write_state
 
 _CONTAINER = '''\
 class Container(nn.Module):
@@ -42,13 +43,27 @@ class Container(nn.Module):
 
 _LOAD = '''\
 def load(weights=None, device="cpu"):
-    """{name} in eval mode, with the weights of a safetensors file: the one beside this file, unless told."""
+    """{name} in eval mode, with the weights of a safetensors file: the one beside this file, unless told.
+
+    ValueError where this file or the one beside it is damaged. Whoever changes this file deletes its last line.
+    """
     from safetensors.torch import load_model
 
+    text, mark, digest = Path(__file__).read_bytes().rpartition(b"\\n# fxprune sha256 ")
+    if mark and sha256(text + mark + b"\\n").hexdigest().encode() + b"\\n" != digest:
+        raise ValueError(f"{{__file__}} is damaged, or was changed; where that was meant, delete its last line")
+    if weights is None:
+        weights = Path(__file__).with_suffix("{suffix}")
+        if sha256(weights.read_bytes()).hexdigest() != "{digest}":
+            raise ValueError(f"{{weights}} is damaged, or not what was written with {{__file__}}; name it to insist")
     network = {name}()
-    load_model(network, weights or Path(__file__).with_suffix(".safetensors"))
+    load_model(network, weights)
     return network.to(device).eval()
 '''
+
+_STANDARD = ("from hashlib import sha256", "from pathlib import Path")
+WEIGHTS = ".py.safetensors"
+_UNKNOWN = "sha256 of the weights"
 
 
 @dataclass(frozen=True)
@@ -61,7 +76,9 @@ class Source:
     notes: tuple[str, ...] = ()
 
 
-def write_source(gm: fx.GraphModule, inputs: Inputs, path: Path, tolerance: float, dynamic_batch: bool) -> ExportReport:
+def write_source(
+    gm: fx.GraphModule, inputs: Inputs, path: Path, tolerance: float, dynamic_batch: bool, overwrite: bool = False
+) -> ExportReport:
     """Write the file and its weights, execute what was written and run it beside the network (in eval mode)."""
     if not path.stem.isidentifier() or keyword.iskeyword(path.stem):
         raise ExportError(f"{path}: no Python module can be called {path.stem!r}; use letters, digits and underscores")
@@ -69,10 +86,14 @@ def write_source(gm: fx.GraphModule, inputs: Inputs, path: Path, tolerance: floa
     reason = fixed_batch_reason(gm, inputs) if dynamic_batch else "asked for with dynamic_batch=False"
     size = inputs.batch_size
     sizes = () if size is None else (size,) if reason else (size, other_size(size))
-    weights = path.with_suffix(".safetensors")
-    with staged(path) as folder:
+    weights = path.with_suffix(WEIGHTS)
+    check_free(path, weights, overwrite=overwrite)
+    check_same_form(weights, False, overwrite)
+    with staged(path, overwrite) as folder:
         write_state(source.state, folder / weights.name)
-        (folder / path.name).write_text(source.text, encoding="utf-8")
+        text = source.text.replace(_UNKNOWN, sha256_of(folder / weights.name))
+        (folder / path.name).write_bytes(text.encode())
+        seal(folder / path.name)
         network = _executed(folder / path.name)
         device = next((tensor.device for _, tensor in named_tensors(gm)), torch.device("cpu"))
         network.to(device)
@@ -106,15 +127,17 @@ def network_source(gm: fx.GraphModule, inputs: Inputs, stem: str) -> Source:
     check = list(_check_lines(name, inputs, imports))
     parts = [
         _docstring(name, stem),
-        "\n".join([*imports.standard(), "from pathlib import Path", "", *imports.lines()]),
+        "\n".join(
+            [*imports.standard(), "from hashlib import sha256", "from pathlib import Path", "", *imports.lines()]
+        ),
         *([_CONTAINER] if uses_container_class(root) else []),
         *constructors.carried.values(),
         "\n".join([*_class_lines(name, root, after), "", *forward]),
-        _LOAD.format(name=name),
+        _LOAD.format(name=name, suffix=WEIGHTS, digest=_UNKNOWN),
         "\n".join(check),
     ]
     head, imported, *rest = (part.strip("\n") for part in parts)
-    text = f"{head}\n\n{imported}\n\n\n" + "\n\n\n".join(rest) + "\n"
+    text = f"{head}\n\n{imported}\n\n\n" + "\n\n\n".join(rest) + f"\n\n# {UNSEALED}\n"
     return Source(text, name, state, _notes(state))
 
 
@@ -151,7 +174,7 @@ def _notes(state: State) -> tuple[str, ...]:
 def _class_name(gm: fx.GraphModule, imports: Imports, constructors: Constructors) -> str:
     """The name that the traced class had, where it is free, else Network."""
     name = type(gm).__name__
-    blocked = {"GraphModule", "Container", "Path", "F", "Module", *imports.names, *constructors.carried}
+    blocked = {"GraphModule", "Container", "Path", "sha256", "F", "Module", *imports.names, *constructors.carried}
     return "Network" if name in blocked or not is_plain(name) or not name[0].isupper() else name
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from fxprune.config import NetAdaptConfig
 from fxprune.errors import BudgetError, InputError
 from fxprune.inputs import captured, coupled, frozen_reasons
 from fxprune.layers import grid_of, make_grids
+from fxprune.lifetime import forked_processes_end_here
 from fxprune.memory import Journal, Memory
 from fxprune.planner import evaluate, least_widths
 from fxprune.progress import Progress, make_progress
@@ -25,9 +27,10 @@ from fxprune.result import NetAdaptResult, Timings, rebuild
 from fxprune.schedule import check_feasible
 from fxprune.search import Found, Problem, search
 from fxprune.tensors import clone, modes_of
-from fxprune.training import Evaluate, Train, seeded, train_candidate
+from fxprune.training import Evaluate, Train, checked_seed, seeded, train_candidate
 from fxprune.workers import Serial, Timed, Workers
 from passes import Coupling, Plan, cost, verify
+from passes.settings import torch_threads
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +45,7 @@ def netadapt(
     train: Train | None = None,
     evaluate: Evaluate | None = None,
     config: NetAdaptConfig | dict | str | Path | None = None,
-    workdir: str | Path | None = None,
+    workdir: str | os.PathLike | None = None,
     resume: bool | None = None,
     resources: Sequence[Resource] = (),
     progress: bool = True,
@@ -59,8 +62,9 @@ def netadapt(
     `evaluate(model)` returns one number, higher is better (it is in eval mode). Without evaluate the search is
     data-free: candidates are compared by the importance that they lose, which takes seconds.
 
-    `workdir` keeps a journal: the same call continues there after a kill, and ends in the same network. `resume=True`
-    says that it should, `resume=False` that it must not. `resources` replaces or adds resources by name (a measured
+    `workdir` keeps a journal: the same call continues there after a kill, and ends in the same network; it takes the
+    number of torch's threads that the run began with. `resume=True` says that it should, `resume=False` that it must
+    not. `resources` replaces or adds resources by name (a measured
     latency table). `seed`, where it is not 0, goes before the configuration's.
 
     `scope` names submodules (``"backbone"``) where the rest is Python that cannot be traced: they alone are captured,
@@ -71,6 +75,7 @@ def netadapt(
     >>> result.model(torch.randn(2, 3, 9, 9)).shape
     torch.Size([2, 4, 5, 5])
     """
+    seed = checked_seed(seed, "netadapt")
     if scope is not None:
         from fxprune.scope import netadapt_inside
 
@@ -97,17 +102,18 @@ def netadapt(
     problem = journal.resumed(problem)
     workers = Timed(make_workers(problem, train, evaluate))
     try:
-        if not within:
-            workers.start()
-        baseline = 0.0 if evaluate is None else score_dense(problem, evaluate, journal, workers)
-        if within:
-            found = Found((), 0, "the network is within its budget already", True)
-        else:
-            found = run(problem, baseline, workers, journal, make_progress(progress))
-        return finish(problem, found, baseline, journal, workers, modes, begun, analysed - begun)
+        with torch_threads(problem.threads), forked_processes_end_here():
+            if not within:
+                workers.start()
+            baseline = 0.0 if evaluate is None else score_dense(problem, evaluate, journal, workers)
+            if within:
+                found = Found((), 0, "the network is within its budget already", True)
+            else:
+                found = run(problem, baseline, workers, journal, make_progress(progress))
+            return finish(problem, found, baseline, journal, workers, modes, begun, analysed - begun)
     except KeyboardInterrupt:
         if workdir is not None:
-            log.warning("interrupted; the same call with workdir=%r goes on where it stopped", str(workdir))
+            log.warning("interrupted; the same call with workdir=%r goes on where it stopped", os.fspath(workdir))
         raise
     finally:
         workers.close()
@@ -191,7 +197,7 @@ def make_problem(
     grids = make_grids(dense, coupling, config, suggested) if coupling.groups else {}
     return Problem(
         dense, coupling, tuple(chosen), budgets, start, grids, config, seed or config.seed, example_inputs,
-        train is not None and evaluate_ is not None, evaluate_ is not None,
+        train is not None and evaluate_ is not None, evaluate_ is not None, torch.get_num_threads(),
     )  # fmt: skip
 
 
@@ -232,7 +238,7 @@ def check_problem(problem: Problem) -> None:
             )  # fmt: skip
 
 
-def open_journal(workdir: str | Path | None, resume: bool | None, problem: Problem) -> Journal:
+def open_journal(workdir: str | os.PathLike | None, resume: bool | None, problem: Problem) -> Journal:
     if workdir is None:
         if resume:
             raise InputError("netadapt: resume=True needs the workdir of the run that it should continue.")
@@ -246,14 +252,14 @@ def make_workers(problem: Problem, train: Train | None, evaluate: Evaluate | Non
     """Serial, local processes or Ray, as the configuration says; a data-free search trains nothing and needs none."""
     config = problem.config
     if not problem.evaluates or config.workers == 1:
-        return Serial(train, evaluate)
+        return Serial(train, evaluate, config.worker_retries, config.candidate_time_limit)
     if config.workers == "ray":
         from fxprune.on_ray import OnRay
 
-        return OnRay(train, evaluate, config.worker_retries, config.ray)
+        return OnRay(train, evaluate, config.worker_retries, config.candidate_time_limit, config.ray)
     from fxprune.processes import Processes
 
-    return Processes(int(config.workers), train, evaluate, config.worker_retries)
+    return Processes(int(config.workers), train, evaluate, config.worker_retries, config.candidate_time_limit)
 
 
 def score_dense(problem: Problem, evaluate: Evaluate, journal: Journal, clock: Timed) -> float:
@@ -261,7 +267,8 @@ def score_dense(problem: Problem, evaluate: Evaluate, journal: Journal, clock: T
     known = journal.baseline()
     if known is not None:
         return known
-    trained = train_candidate(clone(problem.dense), 0, problem.seed, None, evaluate)
+    limit_s = problem.config.candidate_time_limit
+    trained = train_candidate(clone(problem.dense), 0, problem.seed, None, evaluate, limit_s)
     if trained.score is None:
         raise InputError(f"netadapt: the unpruned network cannot be evaluated: {trained.error}.")
     clock.evaluate += trained.seconds_evaluate
@@ -326,5 +333,13 @@ def finish(
         modes=modes,
         journal=journal,
     )
-    journal.save_result(result.to_dict())
+    remember(result, journal)
     return result
+
+
+def remember(result: NetAdaptResult, journal: Journal) -> None:
+    """Record the result, unless the same one is recorded already: the record keeps the timings of the run that found
+    it."""
+    known, now = journal.recorded_result(), result.to_dict()
+    if known is None or any(known.get(key) != now[key] for key in now if key not in ("timings", "certificate")):
+        journal.save_result(now)

@@ -49,6 +49,9 @@ def reported_errors() -> Iterator[None]:
 
     try:
         yield
+    except SystemExit as error:  # of a model's or a data set's code: it must not look like success
+        typer.secho(f"fxprune: code of the model or the data called sys.exit({error.code!r})", fg="red", err=True)
+        raise typer.Exit(1) from error
     except (FxpruneError, PassError, ModuleNotFoundError) as error:
         typer.secho(f"fxprune: {error}", fg=typer.colors.RED, err=True)
         raise typer.Exit(2 if isinstance(error, SourceError) else 1) from error
@@ -72,7 +75,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="folder for the pruned network, its plan and the figures")] = Path(
         "fxprune-demo"
     ),
-    seed: Annotated[int, typer.Option(help="same seed, same networks")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="same seed, same networks")] = 0,
 ) -> None:
     """Train a small residual network on real digit images and prune it to 40 % of its MACs."""
     with reported_errors():

@@ -23,7 +23,7 @@ EXIT_CODES = (
 )
 
 Workdir = Annotated[Path, typer.Argument(help="folder of a search (netadapt_dir of its configuration)")]
-Seed = Annotated[int, typer.Option(help="same seed, same networks; 0: the configuration's")]
+Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="same seed, same networks; 0: the configuration's")]
 
 
 def mount(app: typer.Typer) -> None:
@@ -177,15 +177,16 @@ def report(
 def run(job: Job, config: Any, workdir: Path, resume: bool | None, quiet: bool) -> None:
     """Search, and say what came of it; exits with NOT_MET where the budget is not met."""
     import fxprune
+    from fxprune.storage import Lock
 
     model = job.build()
     train, evaluate = job.functions(model, config)
     if evaluate is None:
         typer.secho("no data: candidates are compared by the weights that they lose", err=True)
-    job.save(workdir)
-    with rounds_told():
+    with Lock(workdir) as lock, rounds_told():
+        job.save(lock)
         result: NetAdaptResult = fxprune.netadapt(
-            model, None, example_inputs=job.example(), train=train, evaluate=evaluate, config=config, workdir=workdir,
+            model, None, example_inputs=job.example(), train=train, evaluate=evaluate, config=config, workdir=lock,
             resume=resume, progress=not quiet, seed=job.seed,
         )  # fmt: skip
     typer.echo(result.summary())

@@ -96,11 +96,16 @@ class NetAdaptConfig:
         None, rule.optional(rule.number()), "stop when a round's score is lower, and return the last that was not"
     )
     patience: int = _key(0, rule.integer(least=0), "how many rounds in a row may be below min_accuracy before that")
-    seed: int = _key(0, rule.integer(least=0), "all randomness of the search")
+    seed: int = _key(0, rule.integer(least=0, most=2**32 - 1), "all randomness of the search")
     workers: int | str = _key(
         1, rule.either(rule.integer(least=1), rule.choice("ray")), "processes that train candidates, or ray"
     )
     worker_retries: int = _key(1, rule.integer(least=0), "how often the candidate of a lost worker is tried again")
+    candidate_time_limit: float | None = _key(
+        86400, rule.optional(rule.number(above=0)),
+        "seconds for training and evaluating one candidate: then it is stopped, tried again (worker_retries) and "
+        "reported; null: no limit; with workers: 1 code in C that never returns to Python is not stopped",
+    )  # fmt: skip
     ray: dict[str, Any] = _key({}, rule.table(), "Ray: address, and num_cpus, num_gpus, resources of one candidate")
     latency: dict[str, Any] = _key({}, rule.table(), "latency budgets: table, backend, ...")
     model: str | None = _key(

@@ -50,17 +50,19 @@ def number(
     return Rule(f"a number {said}".rstrip(), read)
 
 
-def integer(*, least: int, also: int | None = None) -> Rule:
+def integer(*, least: int, most: int | None = None, also: int | None = None) -> Rule:
     def read(value: Any) -> int:
         if isinstance(value, float | str) and float(value).is_integer():  # 1e4 in YAML
             value = int(float(value))
         if isinstance(value, bool) or not isinstance(value, Integral):
             raise ValueError
-        if value < least and value != also:
+        found = int(value)
+        if (found < least and found != also) or (most is not None and found > most):
             raise ValueError
-        return int(value)
+        return found
 
-    return Rule(f"an integer of at least {least}" + (f", or {also}" if also is not None else ""), read)
+    said = f"an integer of at least {least}" if most is None else f"an integer from {least} to {most}"
+    return Rule(said + (f", or {also}" if also is not None else ""), read)
 
 
 def choice(*names: str) -> Rule:

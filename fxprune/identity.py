@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
 import time
@@ -22,9 +23,11 @@ from passes import cost
 if TYPE_CHECKING:
     from fxprune.search import Problem
 
-FORMAT = 1
+log = logging.getLogger(__name__)
+
+FORMAT = 2
 # What may differ between a run and its continuation: who trains and where things lie, not what comes out.
-FREE = ("workers", "worker_retries", "ray", "netadapt_dir")
+FREE = ("workers", "worker_retries", "candidate_time_limit", "ray", "netadapt_dir")
 
 
 def identity_of(problem: Problem) -> dict[str, Any]:
@@ -44,10 +47,18 @@ def identity_of(problem: Problem) -> dict[str, Any]:
                 "train": problem.trains,
                 "evaluate": problem.evaluates,
                 "config": config,
+                "threads": problem.threads,
+                "device": device_of(problem),
             },
             default=_named,
         )
     )
+
+
+def device_of(problem: Problem) -> str:
+    """The kind of device that computes: bits may differ between two kinds."""
+    device = next((p.device for p in problem.dense.parameters()), torch.device("cpu"))
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def details_of(problem: Problem) -> dict[str, Any]:
@@ -64,7 +75,8 @@ def details_of(problem: Problem) -> dict[str, Any]:
                     "device": torch.cuda.get_device_name()
                     if device.startswith("cuda")
                     else platform.processor() or device,
-                    "threads": torch.get_num_threads(),
+                    "instructions": torch.backends.cpu.get_cpu_capability(),
+                    "threads": problem.threads,
                     "cores": os.cpu_count(),
                 },
                 "config": problem.config.to_dict(),
@@ -85,12 +97,25 @@ def details_of(problem: Problem) -> dict[str, Any]:
     )
 
 
+def adopted(identity: Mapping[str, Any], stored: Mapping[str, Any]) -> dict[str, Any]:
+    """The identity of a run with the number of threads that the stored one began with: going on takes that number,
+    since another would end in another network."""
+    threads = stored.get("threads")
+    if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1 or threads == identity["threads"]:
+        return dict(identity)
+    log.warning(
+        "the run began with torch.get_num_threads() == %d and goes on with as many; here it was %d",
+        threads, identity["threads"],
+    )  # fmt: skip
+    return {**identity, "threads": threads}
+
+
 def check_same(folder: Path, stored: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Refuse to go on with a run that is not this one; every difference is named."""
     said = {
         "format": "the journal's format", "fxprune": "fxprune's version", "torch": "torch's version",
         "graph": "the model's graph", "weights": "the model's weights", "train": "whether there is a train function",
-        "evaluate": "whether there is an evaluate function",
+        "evaluate": "whether there is an evaluate function", "threads": "the number of torch's threads",
     }  # fmt: skip
     differences = []
     for key in sorted({*stored, *now}):

@@ -20,7 +20,7 @@ from fxprune.errors import JournalError
 from fxprune.flow import search_functions
 from fxprune.optimizers import names_of
 from fxprune.sources import SourceError, default_shape, example_inputs, load_model, load_object
-from fxprune.storage import Damaged, read_json, write_json
+from fxprune.storage import Damaged, Lock, read_json, write_json
 from fxprune.training import Accuracy, Evaluate, FineTune, Train
 from fxprune.typed_records import made
 
@@ -40,9 +40,10 @@ class Job:
     weights: str | None = None
     seed: int = 0
 
-    def save(self, workdir: Path) -> None:
+    def save(self, lock: Lock) -> None:
         """Leave the names in the folder of the search, for `resume` and `restore`; another search's are not touched."""
-        path, known = workdir / FILE, None
+        workdir, known = lock.folder, None
+        path = workdir / FILE
         try:
             known = _read(path) if (workdir / "run.json").is_file() else None
         except Damaged as damage:  # the names are at hand, and the search's own record still refuses another model
@@ -57,7 +58,8 @@ class Job:
                 f"{workdir}: the search that is kept here is another one: {'; '.join(differences)}. "
                 "Choose another workdir."
             )
-        write_json(path, json.loads(json.dumps(asdict(self))))
+        if known is None:
+            write_json(path, json.loads(json.dumps(asdict(self))))
 
     def build(self, device: torch.device | str | None = None) -> nn.Module:
         """The model, with its weights, on a device."""

@@ -18,13 +18,14 @@ import hashlib
 import json
 import logging
 import math
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fxprune.errors import JournalError
-from fxprune.identity import check_same, details_of, identity_of
+from fxprune.identity import adopted, check_same, details_of, identity_of
 from fxprune.records import Candidate, Round, candidate_from_dict, candidate_to_dict, round_from_dict, round_to_dict
 from fxprune.resources import MeasuredResource
 from fxprune.storage import TEMPORARY, Damaged, Lock, read_bytes, read_json, remove, write_bytes, write_json
@@ -47,21 +48,24 @@ class Folder:
         self._parent = identity["weights"]  # checksum of what the next round starts from
 
     def resumed(self, problem: Problem) -> Problem:
-        """With the start that was recorded: a measured resource would come out a little different today."""
-        stored = _details(self.folder).get("start", problem.start)
+        """With the number of threads, and the start, that was recorded: a measured resource would come out a little
+        different today."""
+        details = _details(self.folder)
+        stored = details.get("start", problem.start)
         resources = tuple(
             r.calibrated(problem.start[r.name], stored[r.name])
             if isinstance(r, MeasuredResource) and stored[r.name] != problem.start[r.name]
             else r
             for r in problem.resources
         )
-        return replace(problem, resources=resources, start=stored)
+        return replace(problem, resources=resources, start=stored, threads=self.identity["threads"])
 
     def baseline(self) -> float | None:
         found = self._read(self.folder / "baseline.json", "score")
         return None if found is None else float(found["score"])
 
     def save_baseline(self, score: float) -> None:
+        self._check()
         self._write(self.folder / "baseline.json", {"score": score})
 
     def candidate(self, round: int, proposed: Candidate) -> Candidate | None:
@@ -76,6 +80,7 @@ class Folder:
         return known
 
     def save_candidate(self, round: int, candidate: Candidate, weights: bytes | None) -> None:
+        self._check()
         path = self._candidate(round, candidate.index)
         if weights is not None:
             write_bytes(path.with_suffix(".safetensors"), weights)
@@ -122,6 +127,7 @@ class Folder:
 
     def save_round(self, record: Round, weights: bytes | None) -> None:
         assert weights is not None, "a folder keeps the weights of every round"
+        self._check()
         folder, checksum = self._round(record.round), hashlib.sha256(weights).hexdigest()
         write_bytes(folder / "plan.json", record.plan.encode())
         write_bytes(folder / "weights.safetensors", weights)
@@ -144,7 +150,9 @@ class Folder:
             raise JournalError(f"{damage}; resume the search to mend it.") from None
 
     def save_result(self, result: Mapping[str, Any]) -> None:
+        self._check()
         self._write(self.folder / "result.json", dict(result))
+        self._check()
 
     def close(self) -> None:
         if self._lock is not None:
@@ -164,6 +172,15 @@ class Folder:
 
     def recorded_result(self) -> dict[str, Any] | None:
         return self._read(self.folder / "result.json", "accepted", "stopped")
+
+    def _check(self) -> None:
+        """Refuse to write into a folder that is not the one the search began in, or has lost its run."""
+        assert self._lock is not None, "only a search writes, and it holds the lock"
+        self._lock.check()
+        if not (self.folder / "run.json").is_file():
+            raise JournalError(
+                f"{self.folder / 'run.json'}: the record of the run was deleted while the search ran; start it again."
+            )
 
     def _found(self, damage: str) -> None:
         log.warning("%s", damage)
@@ -216,15 +233,15 @@ def _as_it_is(value: Any) -> Any:
     return value
 
 
-def open_folder(workdir: str | Path, problem: Problem, resume: bool | None) -> Folder:
-    """Begin a journal in `workdir`, or go on with the one that is there.
+def open_folder(workdir: str | os.PathLike, problem: Problem, resume: bool | None) -> Folder:
+    """Begin a journal in `workdir`, or go on with the one that is there. The folder's Lock, held, stands for it.
 
     resume: True goes on (or begins, where the run was killed before it wrote anything), False refuses a folder that
     holds a run, None does what is called for. A journal of another model, configuration or version is refused, with
     the difference named.
     """
     folder = Path(workdir)
-    lock = Lock(folder)
+    lock = workdir if isinstance(workdir, Lock) else Lock(folder)
     try:
         identity = identity_of(problem)
         path = folder / "run.json"
@@ -238,6 +255,7 @@ def open_folder(workdir: str | Path, problem: Problem, resume: bool | None) -> F
                 raise JournalError(
                     f"{folder}: a run is kept here already, and resume=False; choose another workdir, or resume it."
                 )
+            identity = adopted(identity, found["identity"])
             check_same(folder, found["identity"], identity)
             log.info("%s: going on with the run of %s", folder, found["details"]["environment"]["begun"])
         else:

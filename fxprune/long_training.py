@@ -25,7 +25,7 @@ from fxprune.result import NetAdaptResult
 from fxprune.runs import read_run
 from fxprune.storage import write_bytes
 from fxprune.tensors import clone, modes_of, put_modes, put_tensors, tensors_of, to_bytes
-from fxprune.training import Evaluate, score_of, seeded
+from fxprune.training import Evaluate, checked_seed, score_of, seeded
 from passes import Certificate, Plan, verify
 
 log = logging.getLogger(__name__)
@@ -140,6 +140,7 @@ def finetune(
     2
     """
     _checked(epochs, distill, temperature)
+    seed = checked_seed(seed, "finetune")
     start = _start(source, round, model, example_inputs)
     network = start.network
     if distill and teacher is None and start.dense is None:

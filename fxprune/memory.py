@@ -47,6 +47,9 @@ class Journal(Protocol):
     def weights(self, round: int) -> bytes | None:
         """The weights of the network that a round chose; None where its plan and the unpruned network tell them."""
 
+    def recorded_result(self) -> dict[str, Any] | None:
+        """How the search ended, if it did."""
+
     def save_result(self, result: Mapping[str, Any]) -> None:
         """Remember how the search ended."""
 
@@ -93,6 +96,9 @@ class Memory:
 
     def weights(self, round: int) -> bytes | None:
         return self._rounds[round]
+
+    def recorded_result(self) -> dict[str, Any] | None:
+        return None
 
     def save_result(self, result: Mapping[str, Any]) -> None:
         pass

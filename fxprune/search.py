@@ -48,6 +48,7 @@ class Problem:
     example_inputs: Any
     trains: bool
     evaluates: bool
+    threads: int
 
     @property
     def limits(self) -> dict[str, float]:

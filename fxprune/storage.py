@@ -82,10 +82,14 @@ def remove(path: Path) -> None:
 
 
 class Lock:
-    """One process at a time in a folder: an advisory lock that the system drops when its holder dies."""
+    """One process at a time in a folder: an advisory lock that the system drops when its holder dies.
+
+    It stands for the path of its folder, so that who holds it can hand both on. Its file holds the id of the process
+    while it is held. (filelock has the same lock, but empties the file of a holder, and what was forked keeps it.)
+    """
 
     def __init__(self, folder: Path):
-        self.path = folder / "lock"
+        self.folder, self.path = folder, folder / "lock"
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._file = open(self.path, "a+")  # noqa: SIM115 - held as long as the lock
@@ -113,7 +117,40 @@ class Lock:
             raise refused(self.path, error) from error
         _held.add(self)
 
+    def __fspath__(self) -> str:
+        return str(self.folder)
+
+    def __enter__(self) -> Lock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def check(self) -> None:
+        """Raises JournalError where the folder was deleted, moved or replaced since: nothing written there would be
+        found again."""
+        try:
+            same = os.path.samestat(os.stat(self.path), os.fstat(self._file.fileno()))
+        except FileNotFoundError:
+            same = False
+        except OSError as error:
+            raise refused(self.path, error) from error
+        if not same:
+            raise JournalError(
+                f"{self.folder}: the folder was deleted or moved while the search ran in it, and what it kept with it; "
+                "start the search again."
+            )
+
     def release(self) -> None:
+        """Give the folder back; once more does nothing."""
+        if self._file.closed:
+            return
+        with suppress(OSError):  # a full disk: the file then names a process that is gone, and says no more than that
+            self._file.truncate(0)
+        self._file.close()
+
+    def let_go(self) -> None:
+        """In a forked process, which shares the lock: close it, and leave it to its holder."""
         self._file.close()
 
 
@@ -124,7 +161,7 @@ def _let_go() -> None:
     """A forked process (of a DataLoader) shares the lock: where it outlived a killed search, the folder stayed
     locked."""
     for lock in list(_held):
-        lock.release()
+        lock.let_go()
 
 
 if hasattr(os, "register_at_fork"):

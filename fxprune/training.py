@@ -8,10 +8,11 @@ import math
 import random
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from numbers import Real
+from dataclasses import dataclass, field, replace
+from numbers import Integral, Real
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,36 +20,69 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.errors import InputError
+from fxprune.interruption import Ending, OutOfTime, watched
+from fxprune.tensors import named_tensors
+from passes.settings import settings_kept
 
 Train = Callable[[nn.Module, int], Any]
 Evaluate = Callable[[nn.Module], float]
 
+MOST_SEED = 2**32 - 1  # NumPy takes no larger one
+
 
 @dataclass(frozen=True)
 class Trained:
-    """What came of training and evaluating one network; `error` says why there is no score."""
+    """What came of training and evaluating one network; `error` says why there is no score. `late`: because its time
+    was over."""
 
     score: float | None = None
     error: str | None = None
     seconds_train: float = 0.0
     seconds_evaluate: float = 0.0
+    late: bool = False
 
 
 def train_candidate(
-    network: nn.Module, steps: int, seed: int, train: Train | None, evaluate: Evaluate | None
+    network: nn.Module,
+    steps: int,
+    seed: int,
+    train: Train | None,
+    evaluate: Evaluate | None,
+    limit_s: float | None = None,
 ) -> Trained:
-    """Fine-tune a network in place and score it. An exception, weights that are no numbers any more and a score that is
-    none are reported, not raised.
+    """Fine-tune a network in place and score it. Whatever the user's functions raise, `sys.exit` included, weights that
+    are no numbers any more and a score that is none are reported, not raised; so is the end of `limit_s` seconds.
 
-    Gradients can be computed whatever the caller, or the `evaluate` of another candidate, has switched off.
+    What a signal raises (Ctrl-C) is raised again. Settings of the process (threads, default dtype, autocast, ...) are
+    put back as they were, and gradients can be computed whatever the caller, or the `evaluate` of another candidate,
+    has switched off.
     """
+    with settings_kept():
+        try:
+            with watched(limit_s) as ending:
+                trained = _attempt(network, steps, seed, train, evaluate, ending)
+        except OutOfTime:  # between the end of its work and that of the watch
+            trained = Trained(late=True)
+    if trained.late:
+        return replace(trained, score=None, error=f"it was stopped ({out_of_time(limit_s)})")
+    return trained
+
+
+def out_of_time(limit_s: float | None) -> str:
+    """Why a candidate was stopped, in the words of the configuration."""
+    return f"longer than candidate_time_limit={limit_s:g} seconds"
+
+
+def _attempt(
+    network: nn.Module, steps: int, seed: int, train: Train | None, evaluate: Evaluate | None, ending: Ending
+) -> Trained:
     clock, doing = {"train": 0.0, "evaluate": 0.0}, "train"
-    score = None
+    score = error = None
     try:
-        with seeded(seed), torch.enable_grad():
+        with torch.inference_mode(False), seeded(seed), torch.enable_grad():
+            before = _described_tensors(network)
             if train is not None:
                 network.train()
-                before = _trained_shapes(network)
                 with _timed(clock, "train"):
                     train(network, steps)
                 check_trained(network, before)
@@ -58,9 +92,15 @@ def train_candidate(
                 with _timed(clock, "evaluate"):
                     found = evaluate(network)
                 score = score_of(found)
-    except Exception as error:  # a user's function may raise anything, and one candidate is not the search
-        return Trained(None, _said(doing, error), clock["train"], clock["evaluate"])
-    return Trained(score, None, clock["train"], clock["evaluate"])
+                if train is not None:  # else its weights are not kept
+                    check_trained(network, before, doing)
+    except BaseException as raised:  # a user's function may raise anything, and one candidate is not the search
+        if ending.is_interruption(raised):
+            raise ending.raised or raised from None
+        error = said(doing, raised)
+    if ending.raised is not None:  # a function that catches Ctrl-C does not keep it to itself
+        raise ending.raised
+    return Trained(None if error else score, error, clock["train"], clock["evaluate"], ending.late)
 
 
 @contextmanager
@@ -73,23 +113,33 @@ def _timed(clock: dict[str, float], name: str) -> Iterator[None]:
         clock[name] += time.perf_counter() - begun
 
 
-def check_trained(network: nn.Module, before: dict[str, torch.Size]) -> None:
+def check_trained(network: nn.Module, before: Mapping[str, tuple], doing: str = "train") -> None:
     """Refuse a network that training made another, or whose weights it drove to NaN: no later round could use it.
 
-    `before`: the shapes of the parameters that were to be trained.
+    `before`: the shape and type of each of its tensors, and whether it was to be trained.
     """
-    after = dict(network.named_parameters(remove_duplicate=False))
-    for name, shape in before.items():
-        if name not in after or after[name].shape != shape:
-            what = "is gone" if name not in after else f"has shape {tuple(after[name].shape)}, had {tuple(shape)}"
-            raise InputError(f"train changed the network itself: {name} {what}; it must train its weights in place.")
-        if not torch.isfinite(after[name]).all():
+    after = dict(named_tensors(network))
+    wrong = f"{doing} changed the network itself: {{}}; it must train its weights in place."
+    for name, (shape, dtype, trained) in before.items():
+        if name not in after:
+            raise InputError(wrong.format(f"{name} is gone"))
+        tensor = after[name]
+        if (tensor.shape, tensor.dtype) != (shape, dtype):
+            differs = f"shape {tuple(tensor.shape)}, had {tuple(shape)}"
+            if tensor.shape == shape:
+                differs = f"type {tensor.dtype}, had {dtype}"
+            raise InputError(wrong.format(f"{name} has {differs}"))
+        if trained and not torch.isfinite(tensor).all():
             raise InputError(f"training diverged: {name} holds NaN or infinity; lower the learning rate (netadapt_lr).")
+    if added := [name for name in after if name not in before]:
+        raise InputError(wrong.format(f"{added[0]} is new"))
 
 
-def _trained_shapes(network: nn.Module) -> dict[str, torch.Size]:
-    named = network.named_parameters(remove_duplicate=False)
-    return {name: parameter.shape for name, parameter in named if parameter.requires_grad}
+def _described_tensors(network: nn.Module) -> dict[str, tuple]:
+    return {
+        name: (tensor.shape, tensor.dtype, isinstance(tensor, nn.Parameter) and tensor.requires_grad)
+        for name, tensor in named_tensors(network)
+    }
 
 
 def score_of(value: Any) -> float:
@@ -106,6 +156,13 @@ def score_of(value: Any) -> float:
             f"evaluate returned {float(value)}; {expected}, and networks cannot be compared by {float(value)}."
         )
     return float(value)
+
+
+def checked_seed(seed: Any, where: str) -> int:
+    """A seed that Python, NumPy and torch all take, as an int; anything else is an error before any work."""
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= int(seed) <= MOST_SEED:
+        raise InputError(f"{where}: seed is {seed!r}; expected an integer from 0 to {MOST_SEED}.")
+    return int(seed)
 
 
 def seed_of(run_seed: int, round: int, name: str) -> int:
@@ -216,8 +273,14 @@ def endless(batches: Iterable[Any], steps: int) -> Iterator[Any]:
             raise InputError("FineTune: the data holds no batch; expected batches of (inputs, targets).")
 
 
-def _said(doing: str, error: Exception) -> str:
-    """One line for the record: what was raised, and the last line of code on the way."""
-    frames = traceback.extract_tb(error.__traceback__)
-    where = f" ({frames[-1].filename.rsplit('/', 1)[-1]}:{frames[-1].lineno})" if frames else ""
-    return f"{doing}: {type(error).__name__}: {error}{where}"
+def said(doing: str, error: BaseException) -> str:
+    """One line for the record: what was raised, and the last line of code on the way. The exception is a user's, and
+    even its text may raise."""
+    try:
+        text = str(error)
+    except BaseException as second:  # whatever `__str__` does
+        text = f"(its text cannot be had: __str__ raised {type(second).__name__})"
+    text = "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+    steps = list(traceback.walk_tb(error.__traceback__))
+    where = f" ({Path(steps[-1][0].f_code.co_filename).name}:{steps[-1][1]})" if steps else ""
+    return f"{doing}: {type(error).__name__}: {text}{where}"

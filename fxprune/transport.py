@@ -20,7 +20,7 @@ from torch.fx import GraphModule
 
 from fxprune.errors import WorkerError
 from fxprune.tensors import named_tensors, tensors_of, to_bytes
-from fxprune.training import Trained, train_candidate
+from fxprune.training import Trained, said, train_candidate
 from passes import Coupling, Plan, PruneChannels
 
 Kept = dict[str, dict[int, np.ndarray]]
@@ -118,8 +118,8 @@ def train_packed(
     train, evaluate = functions
     try:
         candidate = unpack(packed, weights)
-    except Exception as error:  # a module that pickles but does not unpickle: one candidate's failure, not the worker's
-        return Trained(error=f"unpack: {type(error).__name__}: {error}"), None
+    except BaseException as error:  # what pickles but does not unpickle is one candidate's failure, not the worker's
+        return Trained(error=said("unpack", error)), None
     trained = train_candidate(candidate, steps, seed, train, evaluate)
     keep = train is not None and trained.error is None
     return trained, to_bytes(tensors_of(candidate)) if keep else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,6 +13,8 @@ from torch.fx import GraphModule
 from fxprune.tensors import tensors_of, to_bytes
 from fxprune.training import Evaluate, Train, Trained, train_candidate
 from passes import Coupling, Plan, PruneChannels
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -70,18 +73,30 @@ class Timed:
 
 @dataclass
 class Serial:
-    """One candidate after the other, in this process."""
+    """One candidate after the other, in this process.
+
+    One that takes longer than `limit_s` seconds is stopped where Python code runs in the main thread, tried again up to
+    `retries` times, then reported as failed. One that hangs in compiled code, crashes or calls `os._exit` takes this
+    process with it; only workers of their own processes survive that.
+    """
 
     train: Train | None
     evaluate: Evaluate | None
+    retries: int = 1
+    limit_s: float | None = None
 
     def start(self) -> None:
         pass
 
     def run(self, network: GraphModule, coupling: Coupling, tasks: Sequence[Task]) -> Iterator[Outcome]:
+        attempts = 1 + self.retries
         for task in tasks:
-            candidate = PruneChannels(task.plan)(network).graph_module
-            trained = train_candidate(candidate, task.steps, task.seed, self.train, self.evaluate)
+            for attempt in range(attempts):
+                candidate = PruneChannels(task.plan)(network).graph_module
+                trained = train_candidate(candidate, task.steps, task.seed, self.train, self.evaluate, self.limit_s)
+                if not trained.late:
+                    break
+                log.warning("candidate %d, attempt %d of %d: %s", task.index, attempt + 1, attempts, trained.error)
             keep = self.train is not None and trained.error is None
             yield Outcome(task.index, trained, partial(_bytes_of, candidate) if keep else None)
 

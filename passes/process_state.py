@@ -17,6 +17,8 @@ from typing import Any, ParamSpec, TypeVar
 import numpy as np
 import torch
 
+from passes.settings import settings_kept
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -34,12 +36,13 @@ def exclusive() -> Iterator[None]:
 @contextmanager
 def state_kept() -> Iterator[None]:
     """On leaving, also by an error, random states and torch's settings are what they were on entering."""
-    restore = [*_random_states(), *_settings()]
-    try:
-        yield
-    finally:
-        for put_back in restore:
-            put_back()
+    restore = list(_random_states())
+    with settings_kept():
+        try:
+            yield
+        finally:
+            for put_back in restore:
+                put_back()
 
 
 def leaves_no_trace(function: Callable[P, T]) -> Callable[P, T]:
@@ -67,36 +70,3 @@ def _random_states() -> Iterator[Callable[[], Any]]:
         yield functools.partial(torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all())
     if torch.backends.mps.is_available():
         yield functools.partial(torch.mps.set_rng_state, torch.mps.get_rng_state())
-
-
-def _settings() -> Iterator[Callable[[], Any]]:
-    """What torch would do from here on: each setting is written only where it was changed."""
-    for read, write in _SETTINGS:
-        yield functools.partial(_put_back, read, write, read())
-    for kind in ("cpu", "cuda"):
-        yield functools.partial(
-            _put_back, functools.partial(torch.is_autocast_enabled, kind),
-            functools.partial(torch.set_autocast_enabled, kind), torch.is_autocast_enabled(kind),
-        )  # fmt: skip
-        yield functools.partial(
-            _put_back, functools.partial(torch.get_autocast_dtype, kind),
-            functools.partial(torch.set_autocast_dtype, kind), torch.get_autocast_dtype(kind),
-        )  # fmt: skip
-
-
-def _put_back(read: Callable[[], Any], write: Callable[[Any], Any], before: Any) -> None:
-    if read() != before:
-        write(before)
-
-
-_SETTINGS: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
-    (torch.is_grad_enabled, torch._C._set_grad_enabled),
-    (torch.get_default_dtype, torch.set_default_dtype),
-    (torch.get_num_threads, torch.set_num_threads),
-    (torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms),
-    (torch.is_deterministic_algorithms_warn_only_enabled,
-     lambda only: torch.use_deterministic_algorithms(torch.are_deterministic_algorithms_enabled(), warn_only=only)),
-    (torch.backends.mha.get_fastpath_enabled, torch.backends.mha.set_fastpath_enabled),
-    (torch.is_autocast_cache_enabled, torch.set_autocast_cache_enabled),
-    (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
-)  # fmt: skip

@@ -23,7 +23,7 @@ from fxprune.jobs import Job, functions_of, load_data
 from fxprune.sources import SourceError
 
 PROJECT = """
-import os, time
+import os, signal, time
 import torch
 from torch import nn
 import fxprune
@@ -60,7 +60,7 @@ made = net()
 
 def interrupted():
     def stop(model, steps):
-        raise KeyboardInterrupt
+        signal.raise_signal(signal.SIGINT)
     return stop, fxprune.Accuracy(batches())
 
 nothing = 7

@@ -398,7 +398,7 @@ def test_ctrl_c_leaves_a_journal_that_resumes(
     def evaluate(model: torch.nn.Module) -> float:
         calls.append(1)
         if len(calls) == 5:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
         return negative_loss(model)
 
     with pytest.raises(KeyboardInterrupt):

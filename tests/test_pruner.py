@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import runpy
+import signal
 from pathlib import Path
 
 import pytest
@@ -361,7 +362,7 @@ def test_a_search_that_stops_leaves_the_model_as_it_was(tmp_path: Path) -> None:
     pruner = make_pruner(model, tmp_path)
 
     def stop(network: nn.Module, context: DLContext) -> float:
-        raise KeyboardInterrupt
+        signal.raise_signal(signal.SIGINT)
 
     pruner.context.train_func = stop
     with pytest.raises(KeyboardInterrupt):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -161,7 +162,7 @@ def test_a_search_that_runs_may_be_looked_at(tmp_path: Path) -> None:
     def stop(model: nn.Module, steps: int) -> None:
         calls.append(1)
         if len(calls) == 4:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
         search(tmp_path, stop)
@@ -172,7 +173,7 @@ def test_a_search_that_runs_may_be_looked_at(tmp_path: Path) -> None:
 
 def test_before_the_first_candidate(tmp_path: Path) -> None:
     def stop(model: nn.Module, steps: int) -> None:
-        raise KeyboardInterrupt
+        signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
         search(tmp_path, stop)

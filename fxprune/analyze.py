@@ -94,7 +94,7 @@ def print_analysis(analysis: Analysis, console: Console) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    groups = Table(title=f"{analysis.model}: {len(analysis.groups)} groups of units that can be removed")
+    groups = Table(title=escape(f"{analysis.model}: {len(analysis.groups)} groups of units that can be removed"))
     for column, justify in (("group", "left"), ("size", "right"), ("slices", "right"), ("mixed", "left")):
         groups.add_column(column, justify=justify)  # type: ignore[arg-type]
     groups.add_column("MACs", justify="right")

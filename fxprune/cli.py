@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ import typer
 
 from fxprune import commands
 from fxprune.latency.cli import app as latency
+from fxprune.printed import EscapingFormatter, echo, terminal
 
 app = typer.Typer(
     name="fxprune",
@@ -35,6 +37,8 @@ Inputs = Annotated[
 @app.callback()
 def main() -> None:
     """Structured pruning for PyTorch."""
+    if logging.lastResort is not None:  # what prints warnings where nobody set up logging
+        logging.lastResort.setFormatter(EscapingFormatter())
 
 
 @contextmanager
@@ -53,7 +57,7 @@ def reported_errors() -> Iterator[None]:
         typer.secho(f"fxprune: code of the model or the data called sys.exit({error.code!r})", fg="red", err=True)
         raise typer.Exit(1) from error
     except (FxpruneError, PassError, ModuleNotFoundError) as error:
-        typer.secho(f"fxprune: {error}", fg=typer.colors.RED, err=True)
+        echo(f"fxprune: {error}", err=True, color=typer.colors.RED)
         raise typer.Exit(2 if isinstance(error, SourceError) else 1) from error
 
 
@@ -61,13 +65,11 @@ def reported_errors() -> Iterator[None]:
 def analyze(model: Model, input: Inputs = None) -> None:
     """Print what can be pruned, what cannot and why, and the share of MACs and parameters that this makes."""
     with reported_errors():
-        from rich.console import Console
-
         from fxprune.analyze import analyze_model, print_analysis
         from fxprune.sources import default_shape, example_inputs, load_model
 
         inputs = example_inputs(input or [default_shape(model)])
-        print_analysis(analyze_model(load_model(model), inputs), Console())
+        print_analysis(analyze_model(load_model(model), inputs), terminal())
 
 
 @app.command()
@@ -79,13 +81,11 @@ def demo(
 ) -> None:
     """Train a small residual network on real digit images and prune it to 40 % of its MACs."""
     with reported_errors():
-        from rich.console import Console
-
         from fxprune.demo import print_demo, run_demo
 
-        console = Console()
+        console = terminal()
         print_demo(run_demo(out, seed=seed, say=console.print), console)
-        console.print(f"saved in {out}/: pruned.safetensors, plan.json, summary.json")
+        console.print(f"saved in {out}/: pruned.safetensors, plan.json, summary.json", markup=False)
 
 
 commands.mount(app)

@@ -1,4 +1,4 @@
-"""The commands around a search: netadapt, resume, rounds, restore, report. `cli.py` mounts them."""
+"""The commands around a search: netadapt, resume, rounds, restore, check, report. `cli.py` mounts them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fxprune.printed import EscapingFormatter, echo, terminal
+
 if TYPE_CHECKING:
     from fxprune.jobs import Job
     from fxprune.result import NetAdaptResult
+    from fxprune.runs import Run
 
 NOT_MET, INTERRUPTED = 3, 130
 
@@ -23,6 +26,12 @@ EXIT_CODES = (
 )
 
 Workdir = Annotated[Path, typer.Argument(help="folder of a search (netadapt_dir of its configuration)")]
+Trust = Annotated[bool, typer.Option("--trust", help="import the code that the folder names")]
+OwnConfig = Annotated[
+    Path | None, typer.Option(help="your own configuration of the search; the code that it names is trusted")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="also in the place of files that fxprune did not write")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress")]
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="same seed, same networks; 0: the configuration's")]
 
 
@@ -32,6 +41,7 @@ def mount(app: typer.Typer) -> None:
     app.command(epilog=EXIT_CODES)(resume)
     app.command()(rounds)
     app.command()(restore)
+    app.command()(check)
     app.command()(report)
 
 
@@ -53,7 +63,7 @@ def netadapt(
     weights: Annotated[Path | None, typer.Option(help="safetensors file with the model's weights")] = None,
     workdir: Annotated[Path | None, typer.Option(help="where the search is kept; else netadapt_dir of CONFIG")] = None,
     seed: Seed = 0,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="no progress")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Prune a model until it meets the budget of CONFIG, and prove the result.
 
@@ -88,15 +98,24 @@ def netadapt(
         run(job, settings, workdir or Path(settings.netadapt_dir), None, quiet)
 
 
-def resume(workdir: Workdir, quiet: Annotated[bool, typer.Option("--quiet", "-q", help="no progress")] = False) -> None:
-    """Go on with a search that was interrupted, where it was: finished candidates are not trained again."""
+def resume(workdir: Workdir, trust: Trust = False, config: OwnConfig = None, quiet: Quiet = False) -> None:
+    """Go on with a search that was interrupted, where it was: finished candidates are not trained again.
+
+    The folder names the model and the data of the search, which are code. It
+    is imported with --trust, or where your own --config names the same; never
+    from inside the folder.
+    """
     from fxprune.cli import reported_errors
 
     with reported_errors(), interruptible():
         from fxprune.jobs import job_in
         from fxprune.runs import read_run
+        from fxprune.trust import nothing_from
 
-        run(job_in(workdir), read_run(workdir).config, workdir, True, quiet)
+        job, settings = job_in(workdir), read_run(workdir).config
+        say_trusted(job, workdir, settings, config, trust)
+        with nothing_from(workdir):
+            run(job, settings, workdir, True, quiet)
 
 
 def rounds(
@@ -110,16 +129,14 @@ def rounds(
     from fxprune.cli import reported_errors
 
     with reported_errors():
-        from rich.console import Console
-
         from fxprune.rounds_table import print_rounds, rounds_data
         from fxprune.runs import read_run
 
         found = read_run(workdir)
         if as_json:
-            typer.echo(json.dumps(rounds_data(found), indent=1))
+            echo(json.dumps(rounds_data(found), indent=1))
         else:
-            print_rounds(found, Console())
+            print_rounds(found, terminal())
 
 
 def restore(
@@ -132,34 +149,92 @@ def restore(
         int | None, typer.Option(help="the round; 0 is the unpruned network; else the one returned")
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="the original model, if the search was not started from the command line")
+        str | None, typer.Option(help="the original model; else the one that the folder names, with --trust")
     ] = None,
     input: Annotated[list[str] | None, typer.Option(help="shape of one input, with --model")] = None,
+    trust: Trust = False,
+    config: OwnConfig = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Write the network that a round chose, in the form that the suffix of OUT names; every form is checked.
 
     A .safetensors is read by fxprune.load(model, path), a .pt2 by
     torch.export.load, an .onnx by any ONNX runtime; a .py is source that
     needs torch alone.
+
+    A .safetensors is written from the folder alone. The other forms need the
+    original model: name it with --model; or let the one that the folder names
+    be imported, with --trust, or with your own --config that names the same.
     """
     from fxprune.cli import reported_errors
 
     with reported_errors():
-        from fxprune.export import export
-        from fxprune.jobs import Job, job_in
-        from fxprune.restoring import restored
         from fxprune.runs import read_run
+        from fxprune.trust import nothing_from
 
-        run = read_run(workdir)
-        job = Job(model, None, tuple(input or ())) if model else job_in(workdir)
-        found = restored(run, job.build("cpu"), job.example() if job.inputs else None, round)
-        written = export(found.network, found.example_inputs, out, plan=found.plan)
-        typer.echo(f"round {found.number}: {', '.join(map(str, written.files))}")
+        found = read_run(workdir)
+        if model is None and out.suffix == ".safetensors" and round != 0 and found.outline and not found.outline.plain:
+            number, files = _restored_alone(found, out, round, overwrite)
+        else:
+            with nothing_from(workdir):
+                number, files = _restored(found, out, round, _job(workdir, model, input, config, trust), overwrite)
+        echo(f"round {number}: {', '.join(map(str, files))}")
+
+
+def _restored_alone(run: Run, out: Path, round: int | None, overwrite: bool) -> tuple[int, tuple[Path, ...]]:
+    from fxprune.export.files import checked_target
+    from fxprune.export.safetensors_plan import write_pair
+    from fxprune.restoring import stored
+
+    number, state, plan = stored(run, round)
+    return number, write_pair(state, plan, checked_target(out), overwrite).files
+
+
+def _job(workdir: Path, model: str | None, input: list[str] | None, config: Path | None, trust: bool) -> Job:
+    """The model by the user's own name, or by the folder's, once that is trusted."""
+    from fxprune.jobs import Job, job_in
+
+    if model is not None:
+        return Job(model, None, tuple(input or ()))
+    job = job_in(workdir)
+    say_trusted(job, workdir, None, config, trust)
+    return job
+
+
+def _restored(run: Run, out: Path, round: int | None, job: Job, overwrite: bool) -> tuple[int, tuple[Path, ...]]:
+    from fxprune.export import export
+    from fxprune.restoring import restored
+
+    found = restored(run, job.build("cpu"), job.example() if job.inputs else None, round)
+    written = export(found.network, found.example_inputs, out, plan=found.plan, overwrite=overwrite)
+    return found.number, written.files
+
+
+def say_trusted(job: Job, workdir: Path, kept: Any, config: Path | None, trust: bool) -> None:
+    """Show what a folder has imported, once it is known that it may be."""
+    from fxprune.config import NetAdaptConfig
+    from fxprune.trust import check_trusted
+
+    own = None if config is None else NetAdaptConfig.from_yaml(config)
+    for line in check_trusted(job, workdir, kept, own, trust):
+        echo(f"{workdir}: running {line}", err=True)
+
+
+def check(files: Annotated[list[Path], typer.Argument(help="files that export or restore wrote")]) -> None:
+    """Read exported files against their checksums, and name what is damaged, changed or missing; nothing is run."""
+    from fxprune.cli import reported_errors
+
+    with reported_errors():
+        from fxprune.export import check_files
+
+        for path in files:
+            echo(f"as written: {', '.join(map(str, check_files(path)))}")
 
 
 def report(
     workdir: Workdir,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="HTML file; else WORKDIR/report.html")] = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Write one HTML page about a search, finished or not: trade-off, widths, choices and their reasons, timings.
 
@@ -171,7 +246,7 @@ def report(
     with reported_errors():
         from fxprune.report import write_report
 
-        typer.echo(write_report(workdir, out))
+        echo(write_report(workdir, out, overwrite))
 
 
 def run(job: Job, config: Any, workdir: Path, resume: bool | None, quiet: bool) -> None:
@@ -182,18 +257,16 @@ def run(job: Job, config: Any, workdir: Path, resume: bool | None, quiet: bool) 
     model = job.build()
     train, evaluate = job.functions(model, config)
     if evaluate is None:
-        typer.secho("no data: candidates are compared by the weights that they lose", err=True)
+        echo("no data: candidates are compared by the weights that they lose", err=True)
     with Lock(workdir) as lock, rounds_told():
         job.save(lock)
         result: NetAdaptResult = fxprune.netadapt(
             model, None, example_inputs=job.example(), train=train, evaluate=evaluate, config=config, workdir=lock,
             resume=resume, progress=not quiet, seed=job.seed,
         )  # fmt: skip
-    typer.echo(result.summary())
+    echo(result.summary())
     if result.rounds:
-        typer.echo(
-            f"\nkept in {workdir}; next: fxprune rounds {workdir}, fxprune restore {workdir} -o pruned.safetensors"
-        )
+        echo(f"\nkept in {workdir}; next: fxprune rounds {workdir}, fxprune restore {workdir} -o pruned.safetensors")
     if not result.met:
         raise typer.Exit(NOT_MET)
 
@@ -202,6 +275,7 @@ def run(job: Job, config: Any, workdir: Path, resume: bool | None, quiet: bool) 
 def rounds_told() -> Iterator[None]:
     """Lines about rounds, which are logged where there is no terminal for bars, are printed."""
     logger, printed = logging.getLogger("fxprune.progress"), logging.StreamHandler()
+    printed.setFormatter(EscapingFormatter())
     level = logger.level
     logger.addHandler(printed)
     logger.setLevel(logging.INFO)
@@ -218,5 +292,5 @@ def interruptible() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        typer.secho("interrupted; what is finished is kept, `fxprune resume WORKDIR` goes on", err=True)
+        echo("interrupted; what is finished is kept, `fxprune resume WORKDIR` goes on", err=True)
         raise typer.Exit(INTERRUPTED) from None

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -23,6 +24,8 @@ from torch.nn import functional as F
 
 import passes
 from fxprune import Budget, NetAdaptConfig, NetAdaptResult, netadapt
+from fxprune.errors import InputError
+from fxprune.export.files import written_by_fxprune
 from fxprune.training import seeded
 
 if TYPE_CHECKING:
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 BUDGET_RATIO = 0.4
 BATCH_SIZE = 64
 LATENCY_BATCH = 64
+WRITTEN = ("dense.safetensors", "pruned.safetensors", "plan.json", "summary.json")
 
 
 @dataclass(frozen=True)
@@ -189,6 +193,9 @@ def run_demo(out: Path, *, seed: int = 0, steps: Steps | None = None, say: Calla
 def _run(out: Path, seed: int, steps: Steps, say: Callable[[str], None], progress: bool) -> Demo:
     start = time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
+    there = [name for name in WRITTEN if os.path.lexists(out / name)]
+    if there and not written_by_fxprune(out / "plan.json"):
+        raise InputError(f"{out / there[0]} exists, and is of no demo; nothing was written. Choose another folder.")
     digits = load_digits(seed)
     example = digits.train.images[:1]
 

@@ -48,3 +48,7 @@ class WorkerError(FxpruneError, RuntimeError):
 
 class JournalError(FxpruneError, RuntimeError):
     """A working folder cannot be used: locked, damaged, full, read-only, or of another run."""
+
+
+class TrustError(FxpruneError, RuntimeError):
+    """The folder of a search names code that the user has not said to trust; nothing was imported."""

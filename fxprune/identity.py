@@ -8,6 +8,7 @@ import os
 import platform
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ import fxprune
 from fxprune.errors import JournalError
 from fxprune.inputs import described
 from fxprune.layers import layers_of
+from fxprune.outline import outline_of
 from fxprune.tensors import fingerprint
 from passes import cost
 
@@ -83,6 +85,7 @@ def details_of(problem: Problem) -> dict[str, Any]:
                 "start": problem.start,
                 "limits": problem.limits,
                 "class": type(problem.dense).__name__,
+                "outline": asdict(outline_of(problem.dense)),
                 "totals": {name: costs.resource(name)(None) for name in ("macs", "flops", "params")},
                 "widths": dict(problem.coupling.widths),
                 "grids": {name: (grid.step, grid.least) for name, grid in problem.grids.items()},

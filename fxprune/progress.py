@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
+from fxprune.printed import printed, terminal
 from fxprune.records import Candidate, Round
 
 if TYPE_CHECKING:
@@ -81,8 +82,10 @@ class Bars:
         self._bars.reset(self._candidates, total=max(1, candidates), description=f"round {number}", note="")
 
     def candidate_done(self, candidate: Candidate) -> None:
+        from rich.markup import escape
+
         note = f"{candidate.group}: " + ("failed" if candidate.error else f"{candidate.score:.4g}")
-        self._bars.update(self._candidates, advance=1, note=note, refresh=True)
+        self._bars.update(self._candidates, advance=1, note=escape(printed(note)), refresh=True)
 
     def round_done(self, record: Round) -> None:
         self._rounds += 1
@@ -141,7 +144,6 @@ def make_progress(progress: bool) -> Progress:
     """Bars on a terminal, a line of log for each round where the output is not one; nothing if `progress` is False."""
     if not progress:
         return Quiet()
-    from rich.console import Console
 
-    console = Console(stderr=True)
+    console = terminal(stderr=True)
     return Bars(console) if console.is_terminal else Lines()

@@ -11,10 +11,11 @@ from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 from fxprune.errors import InputError, JournalError
+from fxprune.export.state import State
 from fxprune.inputs import captured, coupled
 from fxprune.result import rebuild
 from fxprune.runs import Run
-from fxprune.tensors import modes_of
+from fxprune.tensors import from_bytes, modes_of
 from passes import Plan
 from passes.identity import example_inputs_of
 
@@ -36,9 +37,7 @@ def restored(run: Run, model: nn.Module, example_inputs: Any = None, round: int 
 
     `model` is the original one, with any weights; `example_inputs` may be left out once a round is finished.
     """
-    number = run.accepted if round is None else round
-    if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number <= len(run.rounds):
-        raise InputError(f"{run.folder} has no round {number!r}; expected 0 (unpruned) to {len(run.rounds)}.")
+    number = _number(run, round)
     if example_inputs is None and run.rounds:
         example_inputs = zeros(Plan.from_json(run.rounds[0].plan))
     dense, example_inputs = captured(model, example_inputs)
@@ -51,6 +50,36 @@ def restored(run: Run, model: nn.Module, example_inputs: Any = None, round: int 
     modes = modes_of(model)
     plan = Plan.from_json(run.rounds[number - 1].plan) if number else coupling.plan({})
     return Restored(number, rebuild(dense, run.rounds, number, run.journal, modes), dense, plan, example_inputs, modes)
+
+
+def stored(run: Run, round: int | None = None) -> tuple[int, State, Plan]:
+    """The number, tensors and plan of a round from the folder alone, without the model and without importing code.
+
+    Raises InputError where the folder does not hold all of it, and the original model is needed.
+    """
+    number = _number(run, round)
+    if number == 0:
+        raise InputError(
+            f"{run.folder}: the weights of the unpruned network are not kept; name the model with --model."
+        )
+    outline = run.outline
+    if outline is None or outline.plain:
+        why = f"tensors that are no buffers ({', '.join(outline.plain)})" if outline else "no outline of the network"
+        raise InputError(f"{run.folder}: the network has {why}, so its model is needed; name it with --model.")
+    found = from_bytes(run.weights(number))
+    tensors = {name: tensor for name, tensor in found.items() if name not in outline.ties}
+    lost = sorted({*outline.ties, *outline.order, *outline.transient, *outline.ties.values()} - found.keys())
+    if lost:
+        raise JournalError(f"{run.folder}: round {number} has no weights of {lost[0]}, which its outline names.")
+    state = State(tensors, outline.ties, outline.order, outline.transient, outline.frontend, outline.inputs)
+    return number, state, Plan.from_json(run.rounds[number - 1].plan)
+
+
+def _number(run: Run, round: int | None) -> int:
+    number = run.accepted if round is None else round
+    if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number <= len(run.rounds):
+        raise InputError(f"{run.folder} has no round {number!r}; expected 0 (unpruned) to {len(run.rounds)}.")
+    return number
 
 
 def zeros(plan: Plan) -> Any:

@@ -10,6 +10,7 @@ from torch.fx import GraphModule
 from fxprune.budget import UNITS, Budget
 from fxprune.errors import InputError
 from fxprune.memory import Journal
+from fxprune.printed import printed
 from fxprune.records import Round
 from fxprune.search import restore_network
 from fxprune.tensors import clone, put_modes
@@ -154,7 +155,7 @@ def summary(result: NetAdaptResult) -> str:
             f"{timings.overhead:.1%} of the time outside training and evaluation"
         )
     lines += ["", spent]
-    return "\n".join(lines)
+    return printed("\n".join(lines))
 
 
 def _amount(value: float, name: str) -> str:

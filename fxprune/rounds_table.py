@@ -62,7 +62,7 @@ def print_rounds(run: Run, console: Console) -> None:
         )  # fmt: skip
         before = record.widths
     console.print(table)
-    console.print(state(run) + ("; * is the network that is returned" if run.result else ""))
+    console.print(state(run) + ("; * is the network that is returned" if run.result else ""), markup=False)
     for damage in run.damage:
         console.print(f"damaged: {damage}", style="red", markup=False)
 

@@ -11,8 +11,10 @@ from fxprune.budget import Budget, parse_budget
 from fxprune.config import NetAdaptConfig
 from fxprune.errors import FxpruneError, JournalError
 from fxprune.journal import Folder
+from fxprune.outline import Outline
 from fxprune.records import Candidate, Round
 from fxprune.storage import Damaged, read_json
+from fxprune.typed_records import made
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +26,8 @@ class Run:
     `rounds` are the intact ones in a row, `unfinished` the candidates of the round in progress, `result` how the
     search ended (None while it has not), `damage` what was found truncated, altered or foreign. `model`: class name
     and fingerprints of graph and weights. `frozen`: of the analysis, each with tensor, dim, reason, node and source.
-    `grids`: group to (step, least width).
+    `grids`: group to (step, least width). `outline`: what stands beside the tensors; None in a folder of an older
+    fxprune.
     """
 
     folder: Path
@@ -39,6 +42,7 @@ class Run:
     grids: dict[str, tuple[int, int]]
     layers: dict[str, tuple[str, ...]]
     frozen: tuple[dict[str, Any], ...]
+    outline: Outline | None
     data_free: bool
     baseline: float
     rounds: tuple[Round, ...]
@@ -95,6 +99,7 @@ def _run(folder: Path, identity: dict[str, Any], details: dict[str, Any]) -> Run
         grids={name: (step, least) for name, (step, least) in details["grids"].items()},
         layers={name: tuple(layers) for name, layers in details["layers"].items()},
         frozen=tuple(details["frozen"]),
+        outline=made(Outline, details["outline"]) if "outline" in details else None,
         data_free=not identity["evaluate"],
         baseline=journal.baseline() or 0.0,
         rounds=tuple(rounds),

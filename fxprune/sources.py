@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.errors import FxpruneError
+from fxprune.trust import may_hold_modules
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +92,7 @@ def load_object(place: str, name: str) -> Any:
     """
     _make_torchvision_importable()
     # An installed command does not look for modules where it is called; `python -m` does.
-    if os.getcwd() not in sys.path:
+    if os.getcwd() not in sys.path and may_hold_modules(os.getcwd()):
         sys.path.insert(0, os.getcwd())
     try:
         module = importlib.import_module(place)

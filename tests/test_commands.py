@@ -113,7 +113,8 @@ def test_a_search_from_start_to_report(run, tmp_path: Path) -> None:  # type: ig
     assert data[-1]["achieved"]["flops"] <= 0.6 * data[0]["achieved"]["flops"]
 
     for number in (0, 1, len(data) - 1):
-        written = run("restore", "search", "--round", number, "-o", f"{number}.safetensors")
+        trust = [] if number else ["--trust"]  # the unpruned weights are not kept, so the model is built
+        written = run("restore", "search", "--round", number, "-o", f"{number}.safetensors", *trust)
         assert written.exit_code == 0 and f"round {number}:" in written.output, written.output
         import own_project  # type: ignore[import-not-found]
 
@@ -122,7 +123,7 @@ def test_a_search_from_start_to_report(run, tmp_path: Path) -> None:  # type: ig
         if number:
             kept = load_file(tmp_path / "search" / f"round-{number:04d}" / "weights.safetensors")
             assert all(torch.equal(tensor, kept[name]) for name, tensor in network.state_dict().items())
-    assert run("restore", "search", "-o", "net.py").exit_code == 0 and (tmp_path / "net.py").is_file()
+    assert run("restore", "search", "-o", "net.py", "--trust").exit_code == 0 and (tmp_path / "net.py").is_file()
     assert f"round {len(data) - 1}:" in run("restore", "search", "-o", "chosen.safetensors").output
 
     page = run("report", "search", "-o", "page.html")
@@ -149,7 +150,7 @@ def test_an_interrupted_search_is_resumed_in_the_same_network(run, tmp_path: Pat
     listed = run("rounds", "search")
     assert listed.exit_code == 0 and "in progress or interrupted" in listed.output, listed.output
     assert run("report", "search").exit_code == 0
-    resumed = run("resume", "search", "--quiet")
+    resumed = run("resume", "search", "--quiet", "--config", "config.yml")
     assert resumed.exit_code == 0 and "s left" not in resumed.output, resumed.output
     whole = run("netadapt", "config.yml", *SHAPE, "--workdir", "whole")
     assert whole.exit_code == 0
@@ -261,7 +262,7 @@ def test_another_search_in_the_same_folder_is_refused(run) -> None:  # type: ign
     assert run("netadapt", "config.yml", *SHAPE).exit_code == 0
     refused = run("netadapt", "config.yml", "--input", "1,3,10,10")
     assert refused.exit_code == 1 and "('1,3,8,8',) there, ('1,3,10,10',) here" in refused.output
-    assert run("resume", "search").exit_code == 0
+    assert run("resume", "search", "--trust").exit_code == 0
     assert "no round 99" in run("restore", "search", "--round", 99, "-o", "x.safetensors").output
     other = run("restore", "search", "-o", "x.safetensors", "--model", "torchvision:alexnet", *SHAPE)
     assert other.exit_code == 1
@@ -272,14 +273,14 @@ def test_damaged_names_of_a_search_are_written_again_by_the_same_command(run, tm
     names = tmp_path / "search" / "command.json"
     whole = names.read_bytes()
     names.write_bytes(whole[:20])
-    for arguments in (("resume", "search"), ("restore", "search", "-o", "x.safetensors")):
+    for arguments in (("resume", "search", "--trust"), ("restore", "search", "-o", "x.pt2", "--trust")):
         refused = run(*arguments)
         assert refused.exit_code == 1 and "`fxprune netadapt CONFIG.yml` writes it again" in refused.output
     assert run("restore", "search", "-o", "x.safetensors", "--model", "own_project:net").exit_code == 0
     again = run("netadapt", "config.yml", *SHAPE)
     assert again.exit_code == 0 and "training 0.0" in again.output
     assert "command.json: the file is truncated or altered" in caplog.text
-    assert names.read_bytes() == whole and run("resume", "search").exit_code == 0
+    assert names.read_bytes() == whole and run("resume", "search", "--trust").exit_code == 0
 
 
 def test_a_search_of_a_script_is_restored_with_the_model_named(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
@@ -288,7 +289,11 @@ def test_a_search_of_a_script_is_restored_with_the_model_named(run, tmp_path: Pa
 
     fxprune.netadapt(own_project.net(), 0.6, example_inputs=torch.zeros(1, 3, 8, 8), workdir="scripted", progress=False,
                      config={"budget_reduce_rate_init": 0.2})  # fmt: skip
-    asked = run("restore", "scripted", "-o", "x.safetensors")
+    asked = run("restore", "scripted", "-o", "x.pt2")
     assert asked.exit_code == 1 and "--model" in asked.output
     done = run("restore", "scripted", "-o", "x.safetensors", "--model", "own_project:net")
     assert done.exit_code == 0, done.output
+    alone = run("restore", "scripted", "-o", "y.safetensors")
+    assert alone.exit_code == 0 and (tmp_path / "x.json").read_bytes() == (tmp_path / "y.json").read_bytes()
+    whole, again = (fxprune.load(own_project.net(), tmp_path / f"{name}.safetensors") for name in "xy")
+    assert torch.equal(whole(torch.ones(1, 3, 8, 8)), again(torch.ones(1, 3, 8, 8)))

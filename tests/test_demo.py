@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 
 from fxprune.demo import BUDGET_RATIO, Demo, Steps, accuracy, load_digits, load_pruned, print_demo, run_demo
+from fxprune.errors import InputError
 from passes import Plan
 
 pytest.importorskip("sklearn")
@@ -81,3 +82,10 @@ def test_the_whole_demo_stays_within_a_point_of_the_dense_network(tmp_path: Path
     _, tuned, pruned = demo.networks
     assert pruned.test >= tuned.test - 0.01
     assert demo.seconds < 180
+
+
+def test_a_folder_of_others_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_text('{"my": "plan"}')
+    with pytest.raises(InputError, match=r"plan\.json exists, and is of no demo"):
+        run_demo(tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["plan.json"]

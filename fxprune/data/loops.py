@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from fxprune.context import DLContext, device_of
 from fxprune.data.errors import DataError
+from fxprune.printed import terminal
 
 log = logging.getLogger(__name__)
 
@@ -173,11 +174,10 @@ def shown(batches: Any, description: str, context: DLContext) -> Iterator[Any]:
     if not context.progress or not sys.stderr.isatty() or (distributed and torch.distributed.get_rank() != 0):
         yield from batches
         return
-    from rich.console import Console
     from rich.progress import track
 
     total = len(batches) if hasattr(batches, "__len__") else None
-    yield from track(batches, description, total, console=Console(stderr=True), transient=True)
+    yield from track(batches, description, total, console=terminal(stderr=True), transient=True)
 
 
 def placed(model: nn.Module, context: DLContext) -> torch.device:

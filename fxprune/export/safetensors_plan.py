@@ -45,6 +45,11 @@ def write_safetensors(
         )
     scoped = assembled_from(gm)
     state = state_of(gm) if scoped is None else replace(state_of(gm), parts=describe(scoped[0]))
+    return write_pair(state, plan, path, overwrite)
+
+
+def write_pair(state: State, plan: Plan, path: Path, overwrite: bool = False) -> ExportReport:
+    """Write tensors and plan, read both back and compare them bit by bit."""
     plan_path = path.with_suffix(".json")
     check_free(path, plan_path, overwrite=overwrite)
     check_same_form(path, True, overwrite)

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from fxprune.export.report import ExportError
 from fxprune.export.seal import UNSEALED, is_sealed, seal
+from fxprune.outline import captured_by, memory_order
 from fxprune.typed_records import made
 from passes.strict_json import parse
 
@@ -76,15 +77,6 @@ def transient_names(module: nn.Module) -> tuple[str, ...]:
     )
 
 
-def _captured(module: nn.Module) -> tuple[str, tuple[str, ...]]:
-    """How a graph was captured ("fx" or "export", else "auto") and the names of its inputs; nothing for no graph."""
-    if not isinstance(module, fx.GraphModule):
-        return "auto", ()
-    which = module.meta.get("frontend", {}).get("which")
-    names = tuple(str(node.target) for node in module.graph.find_nodes(op="placeholder"))
-    return which if which in ("fx", "export") else "auto", names
-
-
 def _plain(module: nn.Module) -> dict[str, Tensor]:
     return {name: value for name, value in vars(module).items() if isinstance(value, Tensor)}
 
@@ -104,8 +96,8 @@ def state_of(module: nn.Module) -> State:
             ties[name] = stored[id(tensor)]
         else:
             tensors[name], stored[id(tensor)] = tensor, name
-    order = {name: permutation for name, tensor in tensors.items() if (permutation := _memory_order(tensor))}
-    return State(tensors, ties, order, transient_names(module), *_captured(module))
+    order = {name: permutation for name, tensor in tensors.items() if (permutation := memory_order(tensor))}
+    return State(tensors, ties, order, transient_names(module), *captured_by(module))
 
 
 def write_state(state: State, path: Path, plan: str | None = None) -> None:
@@ -251,15 +243,6 @@ def _like(old: Tensor, stored: Tensor, order: list[int] | None) -> Tensor:
         inverse = sorted(range(len(order)), key=order.__getitem__)
         values = values.permute(order).contiguous().permute(inverse)
     return nn.Parameter(values, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else values
-
-
-def _memory_order(tensor: Tensor) -> list[int] | None:
-    """The dimensions from outermost to innermost, None for the usual order and for tensors with gaps or overlaps."""
-    if tensor.is_contiguous():
-        return None
-    strides = tensor.stride()
-    order = sorted(range(tensor.dim()), key=lambda dim: (-strides[dim], dim))
-    return order if tensor.permute(order).is_contiguous() else None
 
 
 def _name_faults(owned: set[str], given: set[str]) -> list[str]:

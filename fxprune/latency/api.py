@@ -19,6 +19,7 @@ from fxprune.latency.sampling import DEFAULT, Limits, Network, Report, build
 from fxprune.latency.table import LatencyTable
 from fxprune.latency.timing import Timing
 from fxprune.layers import default_step
+from fxprune.printed import terminal
 from passes import Coupling, capture, couple
 
 log = logging.getLogger(__name__)
@@ -191,7 +192,6 @@ def _bar(shown: bool, text: str) -> Iterator[Report | None]:
     if not shown:
         yield None
         return
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (
@@ -201,7 +201,7 @@ def _bar(shown: bool, text: str) -> Iterator[Report | None]:
         TimeElapsedColumn(),
         TextColumn("{task.fields[doubt]}"),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Progress(*columns, console=terminal(stderr=True), transient=True) as bar:
         task: Any = None
 
         def report(done: int, most: int, uncertainty: float) -> None:

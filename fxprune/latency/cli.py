@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fxprune.printed import terminal
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -46,8 +48,6 @@ def build(
     from fxprune.cli import reported_errors
 
     with reported_errors():
-        from rich.console import Console
-
         from fxprune.latency.api import build_table, default_path, latency_model
         from fxprune.latency.backends import find
         from fxprune.latency.sampling import Limits
@@ -60,8 +60,9 @@ def build(
             network, inputs, backend=backend, threads=threads, path=path, step=grid,
             limits=Limits(tolerance=tolerance, networks=networks), progress=True,
         )  # fmt: skip
-        console = Console()
-        console.print(f"{path}: {len(made)} units, {made.samples} samples, {made.setting}", soft_wrap=True)
+        console = terminal()
+        size = f"{len(made)} units, {made.samples} samples"
+        console.print(f"{path}: {size}, {made.setting}", soft_wrap=True, markup=False)
         predictor = latency_model(network, inputs, table=path, backend=backend, threads=threads, step=grid)
         console.print(by_unit(predictor))
 
@@ -76,14 +77,12 @@ def show(
     from fxprune.cli import reported_errors
 
     with reported_errors():
-        from rich.console import Console
-
         from fxprune.latency.api import latency_model
         from fxprune.latency.table import merge_files
         from fxprune.sources import default_shape, example_inputs, load_model
 
-        found, console = merge_files(tables), Console()
-        console.print(str(found.setting), soft_wrap=True)
+        found, console = merge_files(tables), terminal()
+        console.print(str(found.setting), soft_wrap=True, markup=False)
         if model is None:
             console.print(contents(found))
             return
@@ -97,14 +96,12 @@ def compare(first: Path, second: Path) -> None:
     from fxprune.cli import reported_errors
 
     with reported_errors():
-        from rich.console import Console
-
         from fxprune.latency.table import LatencyTable
 
         tables = LatencyTable.load(first), LatencyTable.load(second)
-        console = Console()
+        console = terminal()
         for name, table in zip((first, second), tables, strict=True):
-            console.print(f"{name.name}: {table.setting}", soft_wrap=True)
+            console.print(f"{name.name}: {table.setting}", soft_wrap=True, markup=False)
         console.print(comparison(*tables))
 
 

@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
-from fxprune.report.page import page_of
+from fxprune.errors import JournalError
+from fxprune.report.page import GENERATOR, page_of
 from fxprune.runs import read_run
 from fxprune.storage import write_bytes
 
 __all__ = ["page_of", "write_report"]
 
 
-def write_report(workdir: str | Path, out: str | Path | None = None) -> Path:
+def write_report(workdir: str | Path, out: str | Path | None = None, overwrite: bool = False) -> Path:
     """Write the report of the search in `workdir` to `out` (`report.html` beside its journal), and return where.
 
-    The folder is read, not locked: a search that runs may be looked at. Raises JournalError where there is none, and
-    ModuleNotFoundError where matplotlib is missing.
+    The folder is read, not locked: a search that runs may be looked at. Raises JournalError where there is none or
+    where `out` is a file that is no report of fxprune (`overwrite` insists), and ModuleNotFoundError where matplotlib
+    is missing.
     """
     run = read_run(workdir)
     path = Path(out) if out is not None else run.folder / "report.html"
+    if not overwrite and os.path.lexists(path) and not _is_report(path):
+        raise JournalError(
+            f"{path} exists, and is no report of fxprune; nothing was written. Choose another name, or insist with "
+            "overwrite=True (--overwrite on the command line)."
+        )
     write_bytes(path, page_of(run).encode())
     return path
+
+
+def _is_report(path: Path) -> bool:
+    if path.is_symlink() or not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        return GENERATOR.encode() in file.read(1000)

@@ -6,6 +6,7 @@ import html
 from collections.abc import Iterable, Sequence
 
 from fxprune.budget import UNITS
+from fxprune.printed import printed
 
 
 class Markup(str):
@@ -15,13 +16,13 @@ class Markup(str):
 
 
 def escape(value: object) -> Markup:
-    return value if isinstance(value, Markup) else Markup(html.escape(str(value)))
+    return value if isinstance(value, Markup) else Markup(html.escape(printed(value)))
 
 
 def element(tag: str, *content: object, **attributes: object) -> Markup:
     """An element; a trailing underscore keeps Python's words apart (class_), an inner one is a dash (data_label)."""
     given = "".join(
-        f' {name.rstrip("_").replace("_", "-")}="{html.escape(str(value))}"'
+        f' {name.rstrip("_").replace("_", "-")}="{html.escape(printed(value))}"'
         for name, value in attributes.items()
         if value
     )

@@ -9,6 +9,8 @@ from fxprune.report.plots import schedule, score_name, tradeoff
 from fxprune.report.style import CSS
 from fxprune.runs import Run
 
+GENERATOR = '<meta name="generator" content="fxprune">'
+
 
 def page_of(run: Run) -> str:
     """The whole page; it loads nothing, runs no script, and is the same for the same run."""
@@ -31,6 +33,7 @@ def page_of(run: Run) -> str:
     return (
         "<!DOCTYPE html>\n"
         '<html lang="en"><head><meta charset="utf-8">'
+        f"{GENERATOR}"
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>{CSS}</style></head>\n<body>{body}</body></html>\n"
     )

@@ -1,16 +1,17 @@
 """Structured pruning as torch.fx passes: capture, couple, cost, plan, prune, verify. Each can be used alone."""
 
+from passes.apply_plan import apply_plan, plan_of
 from passes.capture import capture
 from passes.cost import Cost, cost
 from passes.coupling import Coupling, Coverage, Frozen, Group, Slice, couple
 from passes.errors import CaptureError, EquivalenceError, PassError, PlanError
 from passes.ops import equation_rule, rule
 from passes.plan import Plan
-from passes.prune import PruneChannels, plan_of
+from passes.prune import PruneChannels
 from passes.verify import Certificate, verify
 
 __all__ = [
     "CaptureError", "Certificate", "Cost", "Coupling", "Coverage", "EquivalenceError", "Frozen", "Group", "PassError",
-    "Plan", "PlanError", "PruneChannels", "Slice", "capture", "cost", "couple", "equation_rule", "plan_of", "rule",
-    "verify",
+    "Plan", "PlanError", "PruneChannels", "Slice", "apply_plan", "capture", "cost", "couple", "equation_rule",
+    "plan_of", "rule", "verify",
 ]  # fmt: skip

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import weakref
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
-from passes.coupling import Coupling, ModuleFacts
+from passes.axes import Axis, Reason
+from passes.coupling import Coupling, Edit, ModuleFacts
 from passes.errors import PassError
 from passes.module_inputs import Arguments, bound, described
 from passes.module_stream import ModuleInferred, infer_module
+from passes.module_trial import Trial, edits_that_follow, refused_axes
+from passes.prune import masks_of_all
 from passes.reach import unused_axes
 from passes.roles import names_of
 from passes.skeleton import modules_of, owned_tensors
+from passes.slicing import Slicing
 from passes.structure import Structure
 
 
@@ -24,23 +29,53 @@ def couple_module(module: nn.Module, example_inputs: Any) -> Coupling:
         raise PassError(f"couple: got a {type(module).__name__}; expected a torch.nn.Module")
     arguments = bound(module, example_inputs)
     inferred = infer_module(module, arguments)
-    coupling = resolved(module, inferred, arguments)
+    while True:
+        coupling = _resolved(module, inferred, arguments)
+        edits, refused = _tried(module, coupling, arguments)
+        if not refused:
+            break
+        for axis, reason in refused:
+            inferred.space.freeze(axis, reason)
+    assert coupling.module is not None, "it was made for a module"
+    coupling.module = replace(coupling.module, edits=tuple(edits))
     remember_module(module, coupling)
     return coupling
 
 
-def resolved(module: nn.Module, inferred: ModuleInferred, arguments: Arguments) -> Coupling:
+def _resolved(module: nn.Module, inferred: ModuleInferred, arguments: Arguments) -> Coupling:
     trainable = frozenset(name for name, _ in module.named_parameters(remove_duplicate=False))
     own = [name for name, first in inferred.canonical.items() if first == name]
     structure = Structure.of(inferred)
-    for axis, reason in unused_axes(structure.tensors, [n for n in own if n in trainable], structure.records):
-        inferred.space.freeze(axis, reason)
-    structure = Structure.of(inferred)
+    unused = list(unused_axes(structure.tensors, [n for n in own if n in trainable], structure.records))
+    if unused:
+        for axis, reason in unused:
+            inferred.space.freeze(axis, reason)
+        structure = Structure.of(inferred)
     facts = ModuleFacts(real=inferred.real, specialised=tuple(inferred.specialised))
     return Coupling(
         structure, names_of(structure, own, trainable), module_fingerprint(module), described(arguments), {},
         inferred.canonical, trainable, module=facts,
     )  # fmt: skip
+
+
+def _tried(
+    module: nn.Module, coupling: Coupling, arguments: Arguments
+) -> tuple[list[Edit], list[tuple[Axis, Reason]]]:
+    """The attributes that follow when every group is reduced at once; or the axes that cannot, with reasons."""
+    masks = masks_of_all(coupling)
+    if not masks:
+        return [], []
+    assert coupling.module is not None, "it was made for a module"
+    trial = Trial(
+        module, coupling, arguments, Slicing(coupling, masks), coupling.module.real, coupling.structure.records
+    )
+    edits, failure = edits_that_follow(trial)
+    if failure is None:
+        return edits, []
+    refused = refused_axes(trial, failure)
+    if not refused:
+        raise PassError(f"{type(module).__name__}: {failure.path or 'forward'} ({failure.source}): {failure.text}")
+    return edits, refused
 
 
 def module_fingerprint(module: nn.Module) -> str:

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from passes import numbers
 from passes.axes import Axis, Constant, Reason
@@ -176,12 +177,20 @@ def _swapped(item: Any, tensors: dict[int, torch.Tensor]) -> Any:
 
 def users_line(frame: Any) -> str:
     """``file.py:line`` of the innermost frame outside torch and this package."""
-    while frame is not None:
-        path = frame.f_code.co_filename
-        if not path.startswith(_OWN_FILES):
-            return f"{os.path.basename(path)}:{frame.f_lineno}"
+    while frame is not None and frame.f_code.co_filename.startswith(_OWN_FILES):
         frame = frame.f_back
-    return ""
+    return "" if frame is None else f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}"
+
+
+def innermost_line(error: Exception) -> str:
+    """``file.py:line`` of the user's code that an error passed last."""
+    place, trace = "", error.__traceback__
+    while trace is not None:
+        path = trace.tb_frame.f_code.co_filename
+        if not path.startswith(_OWN_FILES):
+            place = f"{os.path.basename(path)}:{trace.tb_lineno}"
+        trace = trace.tb_next
+    return place
 
 
 class _Functions(TorchFunctionMode):
@@ -311,7 +320,7 @@ class ModuleRun:
         inputs: list[Value] = []
         for tensor in tensors_of(arguments):
             if id(tensor) not in given:
-                given[id(tensor)] = made = tensor.detach().clone() if mode.real else _on_meta(tensor)
+                given[id(tensor)] = made = tensor.detach().clone() if mode.real else on_meta_device(tensor)
                 reason = Reason("an input of the model keeps its shape", "input")
                 axes = tuple(Constant(int(s), reason) for s in tensor.shape)
                 inputs.append(Value("input", axes, from_inputs=True))
@@ -319,7 +328,7 @@ class ModuleRun:
                 mode.keep.append(made)
         args, kwargs = replaced(arguments, given)
         self.copy.train(training)
-        with _recording(mode):
+        with recording(mode):
             result = self.copy(*args, **kwargs)
         outputs = []
         reason = Reason("an output of the model keeps its shape", "output")
@@ -331,22 +340,28 @@ class ModuleRun:
         return inputs, outputs, result
 
     def _opaque(self, path: str, original: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
-        """Run a scripted module where no mode sees it, for its shapes (on zeros) or its values."""
-        from torch.utils.flop_counter import FlopCounterMode
-
-        mode = self.mode
+        result, outputs, macs = run_scripted(self.mode, original, args, kwargs)
         given = list(tensors_of((args, kwargs)))
-        with torch.utils._python_dispatch._disable_current_modes(), torch._C.DisableTorchFunction():
-            real = {id(t): t if mode.real else torch.zeros(t.shape, dtype=t.dtype, device=mode.device) for t in given}
-            counter = FlopCounterMode(display=False)
-            with counter:
-                result = original(*replaced(args, real), **replaced(kwargs, real))
-            made = {id(t): t if mode.real else _on_meta(t) for t in tensors_of(result)}
-            result = replaced(result, made)
-        outputs = list(tensors_of(result))
-        why = "a scripted module, whose code cannot be read"
-        mode.opaque(path, given, outputs, counter.get_total_flops() // 2, why)
+        self.mode.opaque(path, given, outputs, macs, "a scripted module, whose code cannot be read")
         return result
+
+
+def run_scripted(
+    mode: ModuleInference, original: nn.Module, args: tuple, kwargs: dict[str, Any]
+) -> tuple[Any, list[torch.Tensor], int]:
+    """Run a scripted module where no mode sees it: on zeros for its shapes, or on values.
+
+    Returns its result, the tensors in it, and its multiply-accumulates.
+    """
+    given = list(tensors_of((args, kwargs)))
+    with torch.utils._python_dispatch._disable_current_modes(), torch._C.DisableTorchFunction():
+        real = {id(t): t if mode.real else torch.zeros(t.shape, dtype=t.dtype, device=mode.device) for t in given}
+        counter = FlopCounterMode(display=False)
+        with counter:
+            result = original(*replaced(args, real), **replaced(kwargs, real))
+        made = {id(t): t if mode.real else on_meta_device(t) for t in tensors_of(result)}
+        result = replaced(result, made)
+    return result, list(tensors_of(result)), counter.get_total_flops() // 2
 
 
 def _scripted_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -357,12 +372,12 @@ def _scripted_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
     }
 
 
-def _on_meta(tensor: torch.Tensor) -> torch.Tensor:
+def on_meta_device(tensor: torch.Tensor) -> torch.Tensor:
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
 
 
 @contextmanager
-def _recording(mode: ModuleInference) -> Iterator[None]:
+def recording(mode: ModuleInference) -> Iterator[None]:
     """Inside, calls go to `mode`; random numbers, gradients and flags are as before afterwards."""
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=[]))
@@ -391,10 +406,10 @@ def infer_module(module: nn.Module, arguments: Arguments) -> ModuleInferred:
             found = run.run(arguments)
             break
         except Exception as error:  # the user's own code may raise anything; the second run tells what is wrong
-            problem = problem or _said(error)
+            problem = problem or said(error)
             if real:
                 raise PassError(
-                    f"{type(module).__name__} does not run on the example inputs: {_said(error)}; "
+                    f"{type(module).__name__} does not run on the example inputs: {said(error)}; "
                     "pass inputs that it takes: a tensor, a tuple of positional arguments, or a dict of keywords"
                 ) from error
     assert run is not None and found is not None, "one of the two runs returned"
@@ -405,13 +420,7 @@ def infer_module(module: nn.Module, arguments: Arguments) -> ModuleInferred:
     return inferred
 
 
-def _said(error: Exception) -> str:
+def said(error: Exception) -> str:
     """One line: what was raised, and the innermost line of the user's code on the way."""
-    place, trace = "", error.__traceback__
-    while trace is not None:
-        path = trace.tb_frame.f_code.co_filename
-        if not path.startswith(_OWN_FILES):
-            place = f" ({os.path.basename(path)}:{trace.tb_lineno})"
-        trace = trace.tb_next
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0] if text else ''}{place}"
+    text, place = str(error).strip().splitlines(), innermost_line(error)
+    return f"{type(error).__name__}: {text[0] if text else ''}" + (f" ({place})" if place else "")

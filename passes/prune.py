@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -16,7 +16,7 @@ from torch.fx.passes.infra.pass_base import PassResult
 from torch.utils import _pytree as pytree
 
 from passes import restate
-from passes.axes import Axis, Constant, Reason, Variable, leaves
+from passes.axes import Axis, Reason, Variable, leaves
 from passes.coupling import Coupling, couple, recall, remember
 from passes.errors import PassError
 from passes.garbage import collector_paused
@@ -27,14 +27,12 @@ from passes.meta import OnMeta
 from passes.nodes import copied
 from passes.ops import Record, Value, find
 from passes.plan import Plan
-from passes.resize import SIZED, resize_module, resize_view_module
-from passes.skeleton import copy_module, like, modules_of, owned_tensors, shell
-from passes.structure import map_together, once_each
-from passes.units import Mask, kept, length, survivors
+from passes.resize import SIZED, resize_view_module
+from passes.skeleton import copy_module, modules_of, shell
+from passes.slicing import Masks, Slicing
+from passes.structure import map_together
 
 aten = torch.ops.aten
-_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
-Masks = Mapping[Variable, Mask]
 _plans: weakref.WeakKeyDictionary[fx.GraphModule, Plan] = weakref.WeakKeyDictionary()
 
 
@@ -100,15 +98,12 @@ class Rewriting:
 
     def __init__(self, gm: fx.GraphModule, coupling: Coupling, masks: Masks, whole: bool = True) -> None:
         self.gm, self.coupling = gm, coupling
-        widths = {variable: kept(mask) for variable, mask in masks.items()}
-        self.remain = once_each(lambda axis: survivors(axis, masks))  # which positions of an axis remain
-        self._length = once_each(lambda axis: length(axis, lambda v: widths.get(v, v.size)))
-        self._index = once_each(lambda axis: torch.from_numpy(np.flatnonzero(self.remain(axis))))
+        self.slicing = Slicing(coupling, masks)
+        self.size, self.narrowed, self.remain = self.slicing.size, self.slicing.narrowed, self.slicing.remain
         self.records: dict[str, list[Record]] = defaultdict(list)
         for record in coupling.structure.records:
             self.records[record.node].append(record)
         self._called = {str(n.target): n for n in gm.graph.nodes if n.op == "call_module"}
-        self._counts = self._module_counts()
         self.following = self._following()
         self.graph = self._copied_graph(whole)
         self.refused: list[tuple[Axis, Reason]] = []
@@ -156,44 +151,10 @@ class Rewriting:
                 graph._graph_namespace.create_name(node.name, None)  # no node that restating inserts may take it
         return graph
 
-    def size(self, axis: Axis) -> int:
-        """The new length of `axis`."""
-        return axis.size if isinstance(axis, Constant) else self._length(axis)
-
-    def narrowed(self, axes: Iterable[Axis]) -> list[Axis]:
-        """Those of `axes` that lose positions."""
-        return [a for a in axes if self.size(a) != a.size]
-
-    def _module_counts(self) -> dict[str, dict[str, int]]:
-        """For each parameter the counts (groups, num_groups) of the operator that it enters."""
-        counts: dict[str, dict[str, int]] = defaultdict(dict)
-        for record in self.coupling.structure.records:
-            if record.literals:
-                sizes = {name: self.size(axis) for name, axis in record.literals.items()}
-                counts["@" + record.node].update(sizes)
-                for value in record.inputs[1:]:
-                    for parameter in value.parameters:
-                        counts[parameter].update(sizes)
-        return counts
-
-    def _sliced(self, name: str, tensor: torch.Tensor, meta: bool) -> torch.Tensor:
-        axes = self.coupling.structure.tensors[self.coupling.aliases[name]]
-        if meta:
-            return like(tensor, torch.empty([self.size(a) for a in axes], dtype=tensor.dtype, device="meta"))
-        data = tensor.detach()
-        for dim, axis in enumerate(axes):
-            if self.size(axis) != axis.size:
-                index = self._index(axis)
-                data = data.index_select(dim, index if data.is_cpu else index.to(data.device))
-        memory_format = _CHANNELS_LAST.get(tensor.dim())
-        if memory_format and tensor.is_contiguous(memory_format=memory_format) and not tensor.is_contiguous():
-            return like(tensor, data.clone(memory_format=memory_format))
-        return like(tensor, data.clone() if data.data_ptr() == tensor.data_ptr() else data)
-
     def _resized(self, path: str, module: nn.Module, meta: bool) -> nn.Module:
         """A copy of the module at `path`, sliced, with its sizes made to agree."""
         prefix = f"{path}." if path else ""
-        copied = copy_module(module, lambda name, tensor: self._sliced(prefix + name, tensor, meta))
+        copied = copy_module(module, lambda name, tensor: self.slicing.sliced(prefix + name, tensor, meta))
         for name, inner in modules_of(copied).items():
             if isinstance(inner, SIZED):
                 full = prefix + name if name else path
@@ -201,15 +162,11 @@ class Rewriting:
         return copied
 
     def _resize(self, path: str, module: nn.Module, node: fx.Node | None) -> None:
-        counts: dict[str, int] = dict(self._counts.get("@" + node.name, {})) if node is not None else {}
-        inner = [name for name, _ in owned_tensors(module)] if module._modules else module._parameters
-        for name in inner:
-            counts.update(self._counts.get(f"{path}.{name}", {}))
         before = self._shape(node.args[0]) if node is not None and node.args else None
         channels = None
         if before is not None and len(before) > 1:
             channels = before[-1] if isinstance(module, (nn.LayerNorm, nn.RMSNorm)) else before[1]
-        resize_module(module, counts.get("groups"), counts.get("num_groups"), channels)
+        self.slicing.resize(path, module, node.name if node is not None else "", channels)
         after = self._shape(node) if node is not None else None
         if before is not None and after is not None:
             resize_view_module(module, before, after)
@@ -393,10 +350,7 @@ def trial(gm: fx.GraphModule, coupling: Coupling) -> list[tuple[Axis, Reason]]:
     Groups keep prime numbers of units, different ones where they can, so that a size hidden in a program does not
     fit by accident. Where the program computes with sizes, a second trial reduces every other group alone.
     """
-    masks = {}
-    for number, variable in enumerate(coupling.variables.values()):
-        primes = _primes_below(variable.size)
-        masks[variable] = np.arange(variable.size) < primes[number % len(primes)]
+    masks = masks_of_all(coupling)
     if not masks:
         return []
     first = Rewriting(gm, coupling, masks, whole=False)
@@ -406,6 +360,15 @@ def trial(gm: fx.GraphModule, coupling: Coupling) -> list[tuple[Axis, Reason]]:
     if not refused and computes:
         refused = Rewriting(gm, coupling, dict(list(masks.items())[::2]), whole=False).refused
     return list(_unique(refused))
+
+
+def masks_of_all(coupling: Coupling) -> dict[Variable, np.ndarray]:
+    """Every group reduced, to different prime numbers of units where it can be."""
+    masks = {}
+    for number, variable in enumerate(coupling.variables.values()):
+        primes = _primes_below(variable.size)
+        masks[variable] = np.arange(variable.size) < primes[number % len(primes)]
+    return masks
 
 
 @cache

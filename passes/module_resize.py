@@ -1,0 +1,71 @@
+"""A copy of a module whose tensors are cut already: its layers' sizes, and its attributes, made to agree."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+import numpy as np
+from torch import nn
+
+from passes.axes import Axis
+from passes.coupling import Edit
+from passes.head_attention import HeadAttention, is_torchs_attention, with_heads
+from passes.resize import SIZED
+from passes.size_attributes import set_integer
+from passes.skeleton import modules_of
+from passes.slicing import Slicing
+
+
+def fit(module: nn.Module, slicing: Slicing, edits: Sequence[Edit]) -> None:
+    """Make sizes in layers and attributes of `module`, whose tensors are cut, agree with the axes."""
+    inputs = _first_inputs(slicing)
+    modules = modules_of(module)
+    for path, part in modules.items():
+        if isinstance(part, SIZED):
+            shape = inputs.get(path)
+            channels = None
+            if shape is not None and len(shape) > 1:
+                channels = shape[-1] if isinstance(part, (nn.LayerNorm, nn.RMSNorm)) else shape[1]
+            slicing.resize(path, part, path, channels)
+        elif isinstance(part, HeadAttention) or is_torchs_attention(part):
+            _fit_attention(part, path, slicing)  # type: ignore[arg-type]
+    for edit in edits:
+        set_integer(modules[edit.path], edit.attribute, prod(slicing.size(axis) for axis in edit.axes))
+
+
+def _fit_attention(part: nn.MultiheadAttention, path: str, slicing: Slicing) -> None:
+    """The sizes of attention: torch's class holds them while ``embed_dim = heads * head_dim``, a subclass any."""
+
+    def axis_of(name: str, dim: int) -> Axis:
+        return slicing.coupling.structure.tensors[f"{path}.{name}" if path else name][dim]
+
+    heads, size = part.num_heads, part.head_dim
+    if part.in_proj_weight is not None:
+        kept = slicing.remain(axis_of("in_proj_weight", 0)).reshape(3, heads, size)
+    else:
+        projections = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
+        kept = np.stack([slicing.remain(axis_of(name, 0)) for name in projections]).reshape(3, heads, size)
+    embedded = slicing.size(axis_of("out_proj.weight", 0))
+    left = int(kept[0].any(axis=1).sum())
+    sizes, value_sizes = (int(part_kept.sum(axis=1).max()) for part_kept in (kept[0], kept[2]))
+    if not isinstance(part, HeadAttention):
+        if left * sizes == embedded == left * value_sizes and sizes == size:
+            part.num_heads = left
+        else:
+            part = with_heads(part)
+    if isinstance(part, HeadAttention):
+        part.num_heads, part.head_dim, part.value_head_dim = left, sizes, value_sizes
+    part.embed_dim = embedded
+    for attribute, name in (("kdim", "k_proj_weight"), ("vdim", "v_proj_weight")):
+        separate = part.in_proj_weight is None
+        setattr(part, attribute, slicing.size(axis_of(name, 1)) if separate else embedded)
+
+
+def _first_inputs(slicing: Slicing) -> dict[str, list[int]]:
+    """The new shape of the first tensor that enters the calls of each path."""
+    found: dict[str, list[int]] = {}
+    for record in slicing.coupling.structure.records:
+        if record.node not in found and record.inputs:
+            found[record.node] = [slicing.size(axis) for axis in record.inputs[0].axes]
+    return found

@@ -2,13 +2,14 @@
 
 from passes.apply_plan import apply_plan, plan_of
 from passes.capture import capture
+from passes.certificate import Certificate
 from passes.cost import Cost, cost
 from passes.coupling import Coupling, Coverage, Frozen, Group, Slice, couple
 from passes.errors import CaptureError, EquivalenceError, PassError, PlanError
 from passes.ops import equation_rule, rule
 from passes.plan import Plan
 from passes.prune import PruneChannels
-from passes.verify import Certificate, verify
+from passes.verify import verify
 
 __all__ = [
     "CaptureError", "Certificate", "Cost", "Coupling", "Coverage", "EquivalenceError", "Frozen", "Group", "PassError",

@@ -159,8 +159,10 @@ class Coupling:
     def groups(self) -> tuple[Group, ...]:
         """The groups, in the order in which the network meets them."""
         roles = self.structure.roles
-        mixed = {v for r in self.structure.records for a in r.mixed for v in leaves(a)}
+        mixed = {v for r in self.structure.all_records for a in r.mixed for v in leaves(a)}
         mixed.update(*self.unmasked.values())
+        if self.structure.beside:
+            mixed.update(*unmasked_sums(self.structure.beside).values())
         slices: dict[Variable, list[Slice]] = {v: [] for v in self.variables.values()}
         for tensor, axes in self._own_tensors():
             for dim, axis in enumerate(axes):
@@ -181,7 +183,7 @@ class Coupling:
     @cached_property
     def outers(self) -> dict[Variable, Variable]:
         """For each variable that may be chosen apart in the blocks of an outer one, that outer one."""
-        values = [v.axes for r in self.structure.records for v in (*r.inputs, *r.outputs)]
+        values = [v.axes for r in self.structure.all_records for v in (*r.inputs, *r.outputs)]
         return outer_variables(self.structure.tensors.values(), values, self.variables.values())
 
     def formed(self, orders: Mapping[str, np.ndarray]) -> Coupling:

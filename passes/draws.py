@@ -184,7 +184,7 @@ def _lengths(
         chosen.append((frozenset(where), first))
     chosen.append((single[0], second))
     for places, after in chosen:
-        some = "" if len(places) == len(where) else " in some dimensions"
+        some = "" if len(places) == len(where) else " in one dimension"
         yield _Size(f"length {length}", f"length {after} instead of {length}{some}", places, length, after)
 
 

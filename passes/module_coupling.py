@@ -29,6 +29,7 @@ def couple_module(module: nn.Module, example_inputs: Any) -> Coupling:
         raise PassError(f"couple: got a {type(module).__name__}; expected a torch.nn.Module")
     arguments = bound(module, example_inputs)
     inferred = infer_module(module, arguments)
+    _reach_the_rest(module, inferred, arguments)
     while True:
         coupling = _resolved(module, inferred, arguments)
         edits, refused = _tried(module, coupling, arguments)
@@ -42,11 +43,31 @@ def couple_module(module: nn.Module, example_inputs: Any) -> Coupling:
     return coupling
 
 
+def _reach_the_rest(module: nn.Module, inferred: ModuleInferred, arguments: Arguments) -> None:
+    """Where evaluation mode left parameters unused (auxiliary heads), run in train mode as well."""
+    trainable = _trainable(module)
+    structure = Structure.of(inferred)
+    unused = {r.node for _, r in unused_axes(structure.tensors, _own(inferred, trainable), structure.records)}
+    if unused and any(not name.startswith("_") for name in unused):
+        problem = inferred.run_beside(arguments, training=True)
+        if problem:
+            what = f"{len(unused)} parameters were not used in evaluation mode"
+            inferred.specialised.append(f"{what}, and it does not run in train mode: {problem}")
+
+
+def _trainable(module: nn.Module) -> frozenset[str]:
+    return frozenset(name for name, _ in module.named_parameters(remove_duplicate=False))
+
+
+def _own(inferred: ModuleInferred, trainable: frozenset[str]) -> list[str]:
+    return [name for name, first in inferred.canonical.items() if first == name and name in trainable]
+
+
 def _resolved(module: nn.Module, inferred: ModuleInferred, arguments: Arguments) -> Coupling:
-    trainable = frozenset(name for name, _ in module.named_parameters(remove_duplicate=False))
+    trainable = _trainable(module)
     own = [name for name, first in inferred.canonical.items() if first == name]
     structure = Structure.of(inferred)
-    unused = list(unused_axes(structure.tensors, [n for n in own if n in trainable], structure.records))
+    unused = list(unused_axes(structure.tensors, _own(inferred, trainable), structure.all_records))
     if unused:
         for axis, reason in unused:
             inferred.space.freeze(axis, reason)
@@ -66,16 +87,19 @@ def _tried(
     if not masks:
         return [], []
     assert coupling.module is not None, "it was made for a module"
-    trial = Trial(
-        module, coupling, arguments, Slicing(coupling, masks), coupling.module.real, coupling.structure.records
-    )
-    edits, failure = edits_that_follow(trial)
-    if failure is None:
-        return edits, []
-    refused = refused_axes(trial, failure)
-    if not refused:
-        raise PassError(f"{type(module).__name__}: {failure.path or 'forward'} ({failure.source}): {failure.text}")
-    return edits, refused
+    slicing, edits = Slicing(coupling, masks), list[Edit]()
+    for tape, training in ((coupling.structure.records, False), (coupling.structure.beside, True)):
+        if not tape:
+            continue
+        trial = Trial(module, coupling, arguments, slicing, coupling.module.real, tape, training)
+        edits, failure = edits_that_follow(trial, edits)
+        if failure is not None:
+            refused = refused_axes(trial, failure)
+            if not refused:
+                place = f"{failure.path or 'forward'} ({failure.source})"
+                raise PassError(f"{type(module).__name__}: {place}: {failure.text}")
+            return edits, refused
+    return edits, []
 
 
 def module_fingerprint(module: nn.Module) -> str:

@@ -29,7 +29,7 @@ from passes.module_copies import scripted_modules, stream_copy
 from passes.module_inputs import Arguments, replaced, tensors_of
 from passes.ops import Record, Value, spelled
 from passes.references import REFERENCES
-from passes.skeleton import like, owned_tensors
+from passes.skeleton import Replace, like, owned_tensors
 
 aten = torch.ops.aten
 _OWN_FILES = (os.path.dirname(torch.__file__) + os.sep, os.path.dirname(__file__) + os.sep)
@@ -49,6 +49,7 @@ class ModuleInference(Inference):
     def __init__(self, real: bool) -> None:
         super().__init__()
         self.real = real
+        self.training = False  # dropout keeps everything then: what it drops is drawn anew for any width
         self.device = torch.device("cpu")
         self.names: dict[int, torch.Tensor] = {}  # the caller's tensor, by its id -> what stands for it
         self.paths = [""]
@@ -101,6 +102,8 @@ class ModuleInference(Inference):
     # -- running a call -----------------------------------------------------------------------------------------------
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if self.training and func.overloadpacket in _DROPS:
+            return _DROPS[func.overloadpacket](self.call, *args)
         return self.call(func, args, kwargs or {})
 
     def run(self, func, args, kwargs):
@@ -154,6 +157,18 @@ class ModuleInference(Inference):
         record = Record(self.label(), operator, [self.value(t) for t in inputs], made)
         record.macs = [(Constant(macs),)] if macs else []
         self.records.append(record)
+
+
+def _keep(call: Any, tensor: torch.Tensor, *args: Any) -> Any:
+    """Dropout that drops nothing, and its mask."""
+    return call(aten.clone.default, (tensor,), {}), call(aten.ones_like.default, (tensor,), {"dtype": torch.bool})
+
+
+def _keep_flags(call: Any, tensor: torch.Tensor, p: Any = 1.0, *args: Any) -> Any:
+    return call(aten.fill_.Scalar, (tensor, p if isinstance(p, float) else 1.0), {})
+
+
+_DROPS: dict[Any, Any] = {aten.native_dropout: _keep, aten.bernoulli_: _keep_flags}
 
 
 def _written_operands(func: Any, args: tuple, kwargs: dict[str, Any]) -> Iterator[torch.Tensor]:
@@ -267,46 +282,57 @@ _SPECIAL: dict[Any, Callable[..., Any]] = {
 class ModuleInferred:
     """All that was found in the runs of one module (see `passes.infer.Inferred`), and how it was run.
 
-    specialised: sentences that say what the runs were fixed to.
+    records: the calls on the example, whose costs count. beside: those of other runs, the other mode or another size,
+    whose equalities hold as well. specialised: sentences that say what the runs were fixed to.
     """
 
-    def __init__(
-        self, mode: ModuleInference, tensors: dict[str, tuple[Axis, ...]], names: dict[str, str],
-        inputs: list[Value], outputs: list[Value],
-    ) -> None:  # fmt: skip
-        self.space, self.records, self.known = mode.space, mode.records, mode.values
+    def __init__(self, run: ModuleRun, inputs: list[Value], outputs: list[Value]) -> None:
+        mode = run.mode
+        self.run, self.space, self.known = run, mode.space, mode.values
         self.vals: dict[str, Any] = {}
         self.values: dict[str, Any] = {}
-        self.tensors, self.canonical = tensors, names
-        self.inputs, self.outputs, self.freed, self.real = inputs, outputs, mode.freed, mode.real
+        self.tensors, self.canonical = run.tensors, run.names
+        self.inputs, self.outputs, self.real = inputs, outputs, mode.real
+        self.records, self.freed = list(mode.records), list(mode.freed)
+        self.beside: list[Record] = []
         self.specialised: list[str] = []
-        self.beside: list[Record] = []  # calls of runs that count for no cost: the other mode, another size
+
+    def run_beside(self, arguments: Arguments, training: bool = False) -> str:
+        """Run once more, in the other mode or on other inputs; why that cannot be, or ""."""
+        mode = self.run.mode
+        mode.records.clear()
+        try:
+            self.run.run(arguments, training)
+        except Exception as error:  # what a module raises in a mode, or at a size, that it does not take
+            return said(error)
+        self.beside += mode.records
+        return ""
+
+
+AxesOf = Callable[[str, torch.Tensor], tuple[Axis, ...]]
 
 
 class ModuleRun:
-    """One module, ready to be run several times: what each run finds is stated in one space of axes."""
+    """A copy of one module, ready to be run several times under `mode`: what each run finds is stated in one space.
 
-    def __init__(self, module: nn.Module, real: bool) -> None:
-        self.mode = mode = ModuleInference(real)
+    replace: by (name, tensor) what stands for a tensor of the module in the copy. axes_of: by the same its axes.
+    """
+
+    def __init__(self, module: nn.Module, mode: ModuleInference, replace: Replace, axes_of: AxesOf) -> None:
+        self.mode = mode
         self.tensors: dict[str, tuple[Axis, ...]] = {}
 
         def stand_in(name: str, tensor: torch.Tensor) -> torch.Tensor:
-            if real:
-                data = tensor.detach() if isinstance(tensor, nn.Parameter) else tensor.detach().clone()
-            else:
-                data = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
-            made = like(tensor, data)
-            self.tensors[name] = tuple(mode.space.variable(int(s)) for s in tensor.shape)
-            value = Value(name, self.tensors[name], frozenset([name]), numbers=numbers.stated(tensor))
-            mode.attach(made, value)
+            made = replace(name, tensor)
+            self.tensors[name] = axes_of(name, tensor)
+            mode.attach(made, Value(name, self.tensors[name], frozenset([name]), numbers=numbers.stated(tensor)))
             mode.keep.append(made)
             mode.names[id(tensor)] = made
             return made
 
         self.copy, copies = stream_copy(module, stand_in, self._opaque, mode.paths)
         self.names = copies.names
-        self.scripted = _scripted_tensors(module)
-        for name, tensor in self.scripted.items():
+        for name, tensor in _scripted_tensors(module).items():
             reason = Reason("it belongs to a scripted module, whose code cannot be changed", name)
             self.tensors[name] = tuple(Constant(int(s), reason) for s in tensor.shape)
             self.names[name] = name
@@ -328,6 +354,7 @@ class ModuleRun:
                 mode.keep.append(made)
         args, kwargs = replaced(arguments, given)
         self.copy.train(training)
+        mode.training = training
         with recording(mode):
             result = self.copy(*args, **kwargs)
         outputs = []
@@ -391,6 +418,18 @@ def recording(mode: ModuleInference) -> Iterator[None]:
         yield
 
 
+def analysing_run(module: nn.Module, real: bool) -> ModuleRun:
+    """A run in which every dimension of every tensor of `module` is a variable of its own."""
+    mode = ModuleInference(real)
+
+    def replace(name: str, tensor: torch.Tensor) -> torch.Tensor:
+        if not real:
+            return like(tensor, on_meta_device(tensor))
+        return like(tensor, tensor.detach() if isinstance(tensor, nn.Parameter) else tensor.detach().clone())
+
+    return ModuleRun(module, mode, replace, lambda _, t: tuple(mode.space.variable(int(s)) for s in t.shape))
+
+
 @torch.inference_mode(False)
 def infer_module(module: nn.Module, arguments: Arguments) -> ModuleInferred:
     """Infer the axes of every tensor of `module` by running it; it is not changed.
@@ -401,7 +440,7 @@ def infer_module(module: nn.Module, arguments: Arguments) -> ModuleInferred:
     """
     run, found, problem = None, None, ""
     for real in (False, True):
-        run = ModuleRun(module, real)
+        run = analysing_run(module, real)
         try:
             found = run.run(arguments)
             break
@@ -414,7 +453,7 @@ def infer_module(module: nn.Module, arguments: Arguments) -> ModuleInferred:
                 ) from error
     assert run is not None and found is not None, "one of the two runs returned"
     inputs, outputs, _ = found
-    inferred = ModuleInferred(run.mode, run.tensors, run.names, inputs, outputs)
+    inferred = ModuleInferred(run, inputs, outputs)
     if run.mode.real:
         inferred.specialised.append(f"its program asks for values ({problem}); it was followed on those of the example")
     return inferred

@@ -96,6 +96,7 @@ class Trial:
     slicing: Slicing
     real: bool
     tape: Sequence[Record]
+    training: bool = False
 
     def run(self, edits: Sequence[Edit]) -> Failure | None:
         """Run the cut module; None where every call gives what its axes promise."""
@@ -125,7 +126,8 @@ class Trial:
         for made in given.values():
             mode.attach(made, Value("input", ()))
         args, kwargs = replaced(self.arguments, given)
-        copied.train(False)
+        copied.train(self.training)
+        mode.training = self.training
         try:
             with recording(mode):
                 copied(*args, **kwargs)

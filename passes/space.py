@@ -53,6 +53,10 @@ class Space:
         self._count += 1
         return Variable(self._count - 1, size)
 
+    def start_at(self, number: int) -> None:
+        """Number new variables from `number` on: where two meet, the one with the lower number stays."""
+        self._count = number
+
     def resolve(self, axis: Axis) -> Axis:
         """`axis` with every variable replaced by what it has become, in normal form."""
         if isinstance(axis, Variable):

@@ -25,14 +25,16 @@ class Structure:
     """Axes of tensors by name, of node results by node, the tape of operator calls, and node results on meta.
 
     records: the tape, or what makes it when it is first asked for: of the last of a chain of networks nobody does.
+    beside: calls of other runs (the other mode, another size), which say what must go together but count for no cost.
     """
 
     def __init__(
         self, tensors: Mapping[str, tuple[Axis, ...]], values: Mapping[str, Any],
         records: Sequence[Record] | Callable[[], Sequence[Record]], vals: Mapping[str, Any],
+        beside: Sequence[Record] | Callable[[], Sequence[Record]] = (),
     ) -> None:  # fmt: skip
         self.tensors, self.values, self.vals = tensors, values, vals
-        self._records = records
+        self._records, self._beside = records, beside
 
     @property
     def records(self) -> Sequence[Record]:
@@ -41,24 +43,37 @@ class Structure:
             self._records = self._records()
         return self._records
 
+    @property
+    def beside(self) -> Sequence[Record]:
+        """The calls of runs beside that on the example."""
+        if callable(self._beside):
+            self._beside = self._beside()
+        return self._beside
+
+    @property
+    def all_records(self) -> Sequence[Record]:
+        """The calls of every run."""
+        return [*self.records, *self.beside] if self.beside else self.records
+
     @classmethod
     def of(cls, inferred: Inferred | ModuleInferred) -> Structure:
         """Resolve every axis of an inference, in place: what is resolved once can be resolved again."""
         change = once_each(inferred.space.resolve)
         for value in inferred.known:
             value.axes = tuple(map(change, value.axes))
-        for record in inferred.records:
+        beside = getattr(inferred, "beside", ())
+        for record in (*inferred.records, *beside):
             record.contracted = list(map(change, record.contracted))
             record.mixed = list(map(change, record.mixed))
             record.macs = [tuple(map(change, m)) for m in record.macs]
             record.literals = {name: change(axis) for name, axis in record.literals.items()}
         inferred.tensors = {name: tuple(map(change, axes)) for name, axes in inferred.tensors.items()}
-        return cls(inferred.tensors, inferred.values, inferred.records, inferred.vals)
+        return cls(inferred.tensors, inferred.values, inferred.records, inferred.vals, beside)
 
     @cached_property
     def roles(self) -> dict[tuple[str, Variable, int], str]:
         """What a variable in a dimension of a parameter is used as (see `Slice`)."""
-        return roles_of(self.records, self.tensors)
+        return roles_of(self.all_records, self.tensors)
 
     def renamed(
         self, new: Mapping[Variable, Axis], keep: Mapping[Variable, Mask], numbers: Mapping[str, Any]
@@ -79,7 +94,7 @@ class Structure:
                 made = known[id(v)] = _changed(v, axes=tuple(map(change, v.axes)))
             return made
 
-        def records() -> Sequence[Record]:
+        def changed(records: Sequence[Record]) -> Sequence[Record]:
             return [
                 _changed(
                     r,
@@ -90,14 +105,16 @@ class Structure:
                     macs=[tuple(map(change, m)) for m in r.macs],
                     literals={k: change(a) for k, a in r.literals.items()},
                 )
-                for r in self.records
+                for r in records
             ]
 
         # `numbers` also tells of nodes that rewriting has put in.
         values = {**numbers, **{name: map_values(value, v) for name, v in self.values.items()}}
         vals = {name: map_together(shrink, val, values[name]) for name, val in self.vals.items()}
         tensors = {name: tuple(map(change, axes)) for name, axes in self.tensors.items()}
-        return Structure(tensors, values, records, {**vals, **numbers})
+        return Structure(
+            tensors, values, lambda: changed(self.records), {**vals, **numbers}, lambda: changed(self.beside)
+        )
 
 
 def _changed(item: T, **changes: Any) -> T:

@@ -10,16 +10,17 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import fx
+from torch import fx, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
+from passes.apply_plan import module_coupling_for
 from passes.axes import Axis, Variable, leaves
+from passes.certificate import Certificate
 from passes.coupling import Coupling
 from passes.errors import EquivalenceError
 from passes.infer import as_arguments, composite_attention, source_of
@@ -30,38 +31,37 @@ from passes.prune import coupling_for
 from passes.references import REFERENCES, column, narrowed
 from passes.skeleton import copy_with, like, owned_tensors
 from passes.units import Mask, survivors
-
-
-@dataclass(frozen=True)
-class Certificate:
-    """What was compared and how well it agreed.
-
-    max_error: largest difference of an output over the largest magnitude of that output, over all runs. outputs:
-    how many output tensors were compared a run. batch_sizes: those that both networks ran at; one alone where the
-    dense graph itself accepts no other, as `note` then says. mixed: groups proven on surviving units. perturbed: how
-    many parameters had elements all alike (a zero-initialised head, norm weights of one), which would hide a wrong
-    index; one more run was made with noise added to them in both networks.
-    """
-
-    max_error: float
-    tol: float
-    batch_sizes: tuple[int, ...]
-    runs: int
-    outputs: int
-    seed: int
-    removed_units: int
-    mixed: tuple[str, ...]
-    trained: bool
-    perturbed: int
-    note: str = ""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data, for JSON."""
-        return asdict(self)
+from passes.verify_module import verify_module
 
 
 @torch.inference_mode(False)
 def verify(
+    network: nn.Module, pruned: nn.Module, plan: Plan, example_inputs: Any, tol: float = 1e-9,
+    *, trained: bool = False, seed: int = 0, runs: int = 2,
+) -> Certificate:  # fmt: skip
+    """Prove that `pruned` computes what `network` computes with the units removed that `plan` removes.
+
+    Both are graphs (see `verify_graph`), or both are modules (see `passes.verify_module`).
+    """
+    kinds = {isinstance(one, fx.GraphModule) for one in (network, pruned)}
+    if len(kinds) > 1:
+        raise EquivalenceError(
+            f"verify: one is a graph and the other a module ({type(network).__name__}, {type(pruned).__name__}); "
+            "compare two of one form"
+        )
+    if kinds == {True}:
+        return verify_graph(
+            network, pruned, plan, example_inputs, tol, trained=trained, seed=seed, runs=runs  # type: ignore[arg-type]
+        )
+    coupling = module_coupling_for(network, plan)
+    plan.check(coupling)
+    coupling = coupling.formed({name: np.asarray(order) for name, order in plan.orders.items()})
+    return verify_module(
+        network, pruned, coupling, plan, example_inputs, tol, trained=trained, seed=seed, runs=runs
+    )  # fmt: skip
+
+
+def verify_graph(
     gm: fx.GraphModule, pruned: fx.GraphModule, plan: Plan, example_inputs: Any, tol: float = 1e-9,
     *, trained: bool = False, seed: int = 0, runs: int = 2,
 ) -> Certificate:  # fmt: skip

@@ -1,0 +1,276 @@
+"""The proof for a module: the original with its removed units at zero beside the cut one, both run as they are.
+
+Both run in double precision through their own `forward`: in evaluation and in train mode (with every random number
+replaced by a constant), on the example, on values like it, on random ones and at other sizes (`passes.draws`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from passes.certificate import Certificate
+from passes.comparison import Comparison, compare
+from passes.coupling import Coupling
+from passes.double import InDouble, double
+from passes.draws import Draw, draws, map_tensors
+from passes.errors import EquivalenceError, PassError
+from passes.infer import composite_attention
+from passes.masked_stream import MaskedInference
+from passes.meta import LightMode
+from passes.module_inputs import Arguments, bound, tensors_of
+from passes.module_stream import ModuleInference, ModuleRun, innermost_line, said
+from passes.ops import spelled
+from passes.plan import Plan
+from passes.process_state import state_kept
+from passes.proof_weights import dense_weights, equal_elements, finite_parameters, pruned_weights
+from passes.skeleton import copy_module, owned_tensors
+
+aten = torch.ops.aten
+
+
+def verify_module(
+    module: nn.Module, pruned: nn.Module, coupling: Coupling, plan: Plan, example_inputs: Any, tol: float,
+    *, trained: bool, seed: int, runs: int,
+) -> Certificate:  # fmt: skip
+    """`verify` for a module, coupled as `coupling`, whose groups have the order that `plan` gives them."""
+    for network, name in ((pruned, "pruned"), *(() if trained else ((module, "dense"),))):
+        finite_parameters(network, name)
+    arguments = bound(module, example_inputs)
+    proof = _Proof(module, pruned, coupling, plan, trained, tol)
+    device = next((t.device for _, t in owned_tensors(pruned)), torch.device("cpu"))
+    first: Draw | None = None
+    pair = proof.pair({})
+    for draw in draws(arguments, seed, runs, device):
+        if draw.varies not in proof.varied:
+            proof.on(draw, pair)
+        first = first or draw
+    assert first is not None, "there is one draw at least"
+    alike = equal_elements(module, pruned, seed)
+    if alike:
+        proof.on(first, proof.pair(alike), label="noise in the place of equal weights")
+    proof.on(first, proof.pair({}), training=True)
+    proof.in_own_precision(first)
+    mixed = tuple(g.name for g in coupling.groups if g.mixed and len(plan.keep[g.name]) < g.size)
+    removed = sum(size - len(plan.keep[name]) for name, size in plan.sizes.items())
+    facts = coupling.module
+    return Certificate(
+        proof.worst, tol, tuple(dict.fromkeys(proof.batches)), len(proof.inputs), proof.outputs, seed, removed, mixed,
+        trained, len(alike), "; ".join(proof.notes), tuple(proof.inputs), tuple(proof.varied.values()), proof.finite,
+        facts.specialised if facts is not None else (),
+    )  # fmt: skip
+
+
+@dataclass
+class _Pair:
+    """Both networks in double precision, ready to run."""
+
+    dense: ModuleRun
+    mode: MaskedInference
+    pruned: nn.Module
+
+
+@dataclass
+class _Proof:
+    """Runs both networks on one set of inputs after another, and keeps what was seen."""
+
+    module: nn.Module
+    small: nn.Module
+    coupling: Coupling
+    plan: Plan
+    trained: bool
+    tol: float
+    worst: float = 0.0
+    finite: float = 1.0
+    outputs: int = 0
+    batches: list[int] = field(default_factory=list)
+    inputs: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    varied: dict[str, str] = field(default_factory=dict)
+
+    def pair(self, noise: Mapping[str, torch.Tensor]) -> _Pair:
+        """Copies of both: the dense one masked (or, after training, with the pruned weights embedded)."""
+        masks = self.coupling.masks(self.plan)
+        mode = MaskedInference(self.coupling, masks)
+        weights = dense_weights(self.coupling, self.plan, self.small, self.trained, noise)
+        tensors = self.coupling.structure.tensors
+        dense = ModuleRun(self.module, mode, weights, lambda name, _: tensors[self.coupling.aliases[name]])
+        return _Pair(dense, mode, copy_module(self.small, pruned_weights(self.coupling, masks, noise)))
+
+    def on(self, draw: Draw, pair: _Pair, label: str = "", training: bool = False) -> None:
+        """Compare the two on one draw; raises EquivalenceError."""
+        label = label or (f"{draw.label}, in train mode" if training else draw.label)
+        try:
+            with _double(training):
+                expected = pair.dense.run(_cloned(draw.inputs), training)[2]
+        except PassError:
+            raise
+        except Exception as error:  # what user code raises on inputs, or in a mode, that it does not take
+            if draw.required and not training:
+                raise EquivalenceError(
+                    f"the dense module does not run in double precision on {label}: {said(error)}; nothing can be "
+                    "compared"
+                ) from error
+            self._refused(draw, label, f"the dense module does not run so: {said(error)}")
+            return
+        try:
+            got = run_pruned(pair.pruned, draw.inputs, training)
+        except Exception as error:
+            raise EquivalenceError(
+                f"the pruned module fails on {label}, where the dense one runs: {said(error)}"
+            ) from error
+        found = compare(_tensors(expected), _tensors(got))
+        if not found.error <= self.tol:
+            where = self._first_difference(pair, draw, training)
+            raise EquivalenceError(
+                f"{where}: outputs differ by {found.error:.3g} relative (tolerance {self.tol:g}, on {label}); "
+                "the pruned module does not compute what the masked one does and must not be used"
+            )
+        if self._says_nothing(draw, label, found, training):
+            return
+        self.worst, self.finite = max(self.worst, found.error), min(self.finite, found.least_finite)
+        self.outputs = max(self.outputs, found.tensors)
+        self.inputs.append(label)
+        leading = next((t for t in tensors_of(draw.inputs) if t.dim()), None)
+        if leading is not None and draw.varies in ("", "batch"):
+            self.batches.append(int(leading.shape[0]))
+        if draw.varies:
+            self.varied[draw.varies] = draw.label
+
+    def in_own_precision(self, draw: Draw) -> None:
+        """The pruned module runs in its own types and modes as well, and gives numbers where it did in double."""
+        arguments = map_tensors(lambda tensor: tensor, draw.inputs)
+        kind = next((p.dtype for p in self.small.parameters() if p.is_floating_point()), torch.get_default_dtype())
+        own = map_tensors(lambda t: t.to(kind) if t.is_floating_point() else t, arguments)
+        copied = copy_module(self.small, lambda _, tensor: tensor.detach().clone()).eval()
+        try:
+            with state_kept(), torch.no_grad():
+                copied(*own[0], **own[1])
+        except Exception as error:
+            dense = copy_module(self.module, lambda _, tensor: tensor.detach().clone()).eval()
+            try:
+                with state_kept(), torch.no_grad():
+                    dense(*own[0], **own[1])
+            except Exception:  # the original does not run so either: nothing was lost
+                self.notes.append(f"not run in {kind}: the dense module does not")
+                return
+            raise EquivalenceError(
+                f"the pruned module fails in its own precision, where the dense one runs: {said(error)}"
+            ) from error
+
+    def _says_nothing(self, draw: Draw, label: str, found: Comparison, training: bool) -> bool:
+        if found.least_finite > 0:
+            return False
+        if not draw.required or training:
+            self._refused(draw, label, "an output holds no finite number")
+            return True
+        raise EquivalenceError(
+            f"an output holds no finite number on {label}, so there is nothing to compare and nothing is certified; "
+            "give example inputs (with values, not on the meta device) on which the module computes numbers"
+        )
+
+    def _refused(self, draw: Draw, label: str, why: str) -> None:
+        if not draw.varies or not any(draw.varies in note for note in self.notes):
+            self.notes.append(f"not proven {f'for another {draw.varies}' if draw.varies else f'on {label}'}: {why}")
+
+    def _first_difference(self, pair: _Pair, draw: Draw, training: bool) -> str:
+        """The first call whose surviving positions differ, in the words of an error message."""
+        pair = self.pair({})
+        pair.mode.results = []
+        follow = Results()
+        again = ModuleRun(self.small, follow, lambda _, t: _parameter(t, double(t)), lambda _, t: ())
+        try:
+            with _double(training):
+                pair.dense.run(_cloned(draw.inputs), training)
+                again.run(_cloned(draw.inputs), training)
+        except Exception as error:
+            return f"the two do not call the same operators ({innermost_line(error)})"
+        for (func, label, expected), (other, source, got) in zip(pair.mode.results, follow.results, strict=False):
+            if func is not other or not compare(expected, got).error <= self.tol:
+                return f"{label} ({spelled(func)}, {source}) is the first call that differs"
+        return "no single call differs by itself"
+
+
+class Results(ModuleInference):
+    """Keeps what each call gives, and the line of the program that made it; infers no axes."""
+
+    def __init__(self) -> None:
+        super().__init__(real=True)
+        self.results: list[tuple[Any, str, list[torch.Tensor]]] = []
+
+    def _record(self, func, args, kwargs, operands, before, outputs) -> None:
+        self.results.append((func, self.source(), [tensor.detach().clone() for tensor in outputs]))
+
+
+def run_pruned(module: nn.Module, arguments: Arguments, training: bool) -> Any:
+    """What a module in double precision returns."""
+    module.train(training)
+    args, kwargs = _cloned(arguments)
+    with _double(training), torch.no_grad(), composite_attention():
+        return module(*args, **kwargs)
+
+
+def _tensors(output: Any) -> list[torch.Tensor]:
+    return list(tensors_of(output, caches=False))
+
+
+def _cloned(arguments: Any) -> Any:
+    return map_tensors(lambda tensor: tensor.detach().clone(), arguments)
+
+
+def _parameter(tensor: torch.Tensor, data: torch.Tensor) -> torch.Tensor:
+    return nn.Parameter(data, requires_grad=False) if isinstance(tensor, nn.Parameter) else data
+
+
+@contextmanager
+def _double(training: bool) -> Iterator[None]:
+    """Inside, every type is double and every random number a constant; all settings are as before afterwards."""
+    with ExitStack() as stack:
+        stack.enter_context(state_kept())
+        stack.enter_context(InDouble())
+        stack.enter_context(_NothingRandom())
+        torch.manual_seed(0)
+        yield
+
+
+class _NothingRandom(LightMode):
+    """Replaces what is drawn by what is expected: dropout keeps everything, noise is zero.
+
+    Two networks of different sizes draw different numbers from one seed, and could not be compared.
+    """
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        expected = _EXPECTED.get(func.overloadpacket)
+        return func(*args, **kwargs) if expected is None else expected(func, *args, **kwargs)
+
+
+def _chance(func: Any, tensor: torch.Tensor, p: Any = None, *args: Any, **kwargs: Any) -> torch.Tensor:
+    """Flags drawn with a probability: that probability."""
+    expected = tensor if p is None else torch.full_like(tensor, float(p)) if not torch.is_tensor(p) else p
+    return tensor.copy_(expected) if func._schema.is_mutable else expected.clone()
+
+
+def _kept_whole(func: Any, tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    return tensor.clone(), torch.ones_like(tensor, dtype=torch.bool)
+
+
+def _level(level: float) -> Any:
+    def expected(func: Any, *args: Any, **kwargs: Any) -> Any:
+        made = func(*args, **kwargs)
+        return made.fill_(level)
+
+    return expected
+
+
+_EXPECTED: dict[Any, Any] = {
+    **dict.fromkeys([aten.bernoulli, aten.bernoulli_], _chance),
+    aten.native_dropout: _kept_whole,
+    **dict.fromkeys([aten.rand, aten.rand_like, aten.uniform_], _level(0.5)),
+    **dict.fromkeys([aten.randn, aten.randn_like, aten.normal_], _level(0.0)),
+}

@@ -13,6 +13,7 @@ from fxprune import config_rules as rule
 from fxprune.budget import Budget, parse_budget, resource_name
 from fxprune.errors import BudgetError, ConfigError
 from fxprune.schedule import Schedule
+from fxprune.strict_yaml import Place, read_yaml, write_yaml
 
 
 def _key(default: Any, check: rule.Rule, doc: str) -> Any:
@@ -127,7 +128,7 @@ class NetAdaptConfig:
     @classmethod
     def from_yaml(cls, path: str | Path) -> NetAdaptConfig:
         """Read a YAML file; errors name the file and the line."""
-        values, lines = rule.read_yaml(Path(path))
+        values, lines = read_yaml(Path(path))
         return cls(**_checked(values, str(path), lines))
 
     def to_dict(self) -> dict[str, Any]:
@@ -135,7 +136,7 @@ class NetAdaptConfig:
 
     def to_yaml(self, path: str | Path | None = None) -> str:
         """Every key with its meaning as YAML; written to `path` if there is one."""
-        text = rule.write_yaml({f.name: (rule.plain(getattr(self, f.name)), f.metadata["doc"]) for f in fields(self)})
+        text = write_yaml({f.name: (rule.plain(getattr(self, f.name)), f.metadata["doc"]) for f in fields(self)})
         if path is not None:
             Path(path).write_text(text, encoding="utf-8")
         return text
@@ -158,7 +159,7 @@ class NetAdaptConfig:
         return None
 
 
-def _checked(values: Mapping[str, Any], source: str, lines: Mapping[rule.Place, int]) -> dict[str, Any]:
+def _checked(values: Mapping[str, Any], source: str, lines: Mapping[Place, int]) -> dict[str, Any]:
     """The values, each put through its rule; the first fault is an error that says where it stands."""
     known = {f.name: f for f in fields(NetAdaptConfig)}
 
@@ -177,9 +178,10 @@ def _checked(values: Mapping[str, Any], source: str, lines: Mapping[rule.Place, 
             checked[key] = check.read(value)
         except rule.WrongEntry as error:
             raise ConfigError(f"{at(key, error.entry)}: {key}: {error}.") from None
-        except (ValueError, TypeError) as error:
-            reason = f" ({error})" if str(error) else ""
-            raise ConfigError(f"{at(key)}: {key}: got {value!r}, expected {check.expected}{reason}.") from None
+        except (ValueError, TypeError, OverflowError) as error:
+            reason = f" ({str(error)[:200]})" if str(error) else ""
+            got = rule.short(value)
+            raise ConfigError(f"{at(key)}: {key}: got {got}, expected {check.expected}{reason}.") from None
     given = [key for key in ("budget", "budget_ratio", "budgets") if checked.get(key) is not None]
     if len(given) > 1:
         raise ConfigError(f"{at(given[1])}: got both {given[0]} and {given[1]}; keep one of them.")

@@ -1,16 +1,13 @@
-"""What a configuration value may be: small rules, each with the words that an error says; and YAML with line
-numbers."""
+"""What a configuration value may be: small rules, each with the words that an error says."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
-
-from fxprune.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -113,9 +110,9 @@ def table(values: Rule | None = None) -> Rule:
         for key, item in value.items():
             try:
                 found[str(key)] = values.read(item) if values else item
-            except (ValueError, TypeError):
+            except (ValueError, TypeError, OverflowError):
                 assert values is not None, "only a rule refuses"
-                raise WrongEntry(str(key), f"{key}: {item!r} is not {values.expected}") from None
+                raise WrongEntry(str(key), f"{key}: {short(item)} is not {values.expected}") from None
         return found
 
     return Rule("a table of names" + (f", each with {values.expected}" if values else ""), read)
@@ -125,8 +122,8 @@ def tables() -> Rule:
     def read(value: Any) -> tuple[dict[str, Any], ...]:
         if isinstance(value, str) or not hasattr(value, "__iter__"):
             raise ValueError
-        items = [item if isinstance(item, Mapping) else item.to_dict() for item in value]
-        if not items:
+        items = [item.to_dict() if hasattr(item, "to_dict") else item for item in value]
+        if not items or not all(isinstance(item, Mapping) for item in items):
             raise ValueError
         return tuple(dict(item) for item in items)
 
@@ -141,7 +138,7 @@ def either(first: Rule, second: Rule) -> Rule:
     def read(value: Any) -> Any:
         try:
             return first.read(value)
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, OverflowError):
             return second.read(value)
 
     return Rule(f"{first.expected}, or {second.expected}", read)
@@ -151,6 +148,15 @@ def checked_by(function: Callable[[Any], Any], expected: str) -> Rule:
     return Rule(expected, function)
 
 
+def short(value: Any) -> str:
+    """A value as an error shows it."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer of more digits than Python writes, a list that holds itself
+        return f"a {type(value).__name__}"
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
 def plain(value: Any) -> Any:
     """As JSON and YAML have it: lists for tuples, all the way down."""
     if isinstance(value, tuple | list):
@@ -158,80 +164,3 @@ def plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     return value
-
-
-Place = tuple[str, ...]
-"""A key of a file, or a key and the name of an entry in its table."""
-
-
-def read_yaml(path: Path) -> tuple[dict[str, Any], dict[Place, int]]:
-    """The top-level keys of a YAML file, and the line on which each of them and each entry of their tables stands.
-
-    Names in tables are taken as they are written: a layer 1.10 is not the number 1.1.
-    """
-    import yaml
-
-    try:
-        content = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: the configuration cannot be read: {error}.") from error
-    try:
-        loader = yaml.SafeLoader(content)
-        node = loader.get_single_node()
-        values = None if node is None else loader.construct_document(node)
-        tables = _tables_of(node, loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}, line {mark.line + 1}" if mark else str(path)
-        raise ConfigError(f"{where}: not valid YAML: {getattr(error, 'problem', None) or error}.") from error
-    if values is None:
-        return {}, {}
-    if not isinstance(node, yaml.MappingNode) or not isinstance(values, dict):
-        raise ConfigError(
-            f"{path}: expected keys with values, such as `budget_ratio: 0.5`; got a {type(values).__name__}."
-        )
-    lines: dict[Place, int] = {}
-    for place, line in _places(node):
-        if place in lines:
-            raise ConfigError(f"{path}, line {line}: {place[-1]} stands here again, after line {lines[place]}.")
-        lines[place] = line
-    return {**values, **tables}, lines
-
-
-def _places(node: Any) -> Iterator[tuple[Place, int]]:
-    for key, value in node.value:
-        yield (key.value,), key.start_mark.line + 1
-        for entry in _entries(value):
-            yield (key.value, entry.value), entry.start_mark.line + 1
-
-
-def _entries(node: Any) -> list[Any]:
-    """The nodes of a table's names; none where it is no table, or merged from another (`<<`)."""
-    import yaml
-
-    names = [name for name, _ in node.value] if isinstance(node, yaml.MappingNode) else []
-    plain_names = all(isinstance(name, yaml.ScalarNode) and name.value != "<<" for name in names)
-    return names if plain_names else []
-
-
-def _tables_of(node: Any, loader: Any) -> dict[str, dict[str, Any]]:
-    """The tables of a file by their names as they are written."""
-    import yaml
-
-    found = {}
-    for key, table in node.value if isinstance(node, yaml.MappingNode) else ():
-        if _entries(table):
-            found[key.value] = {name.value: loader.construct_document(value) for name, value in table.value}
-    return found
-
-
-def write_yaml(entries: Mapping[str, tuple[Any, str]]) -> str:
-    """`# meaning`, then `key: value`, for each entry."""
-    import yaml
-
-    parts = []
-    for key, (value, doc) in entries.items():
-        parts.append(
-            f"# {doc}\n" + yaml.safe_dump({key: value}, sort_keys=False, default_flow_style=False, allow_unicode=True)
-        )
-    return "".join(parts)

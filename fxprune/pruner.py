@@ -14,7 +14,7 @@ from torch.fx import GraphModule
 
 from fxprune.api import netadapt, read_budgets
 from fxprune.config import NetAdaptConfig
-from fxprune.config_rules import plain, read_yaml
+from fxprune.config_rules import plain
 from fxprune.context import DLContext
 from fxprune.errors import InputError, JournalError
 from fxprune.flow import search_functions
@@ -23,6 +23,7 @@ from fxprune.optimizers import names_of, recipe_of
 from fxprune.rates import binding_rates, layer_rates, layer_shares
 from fxprune.result import NetAdaptResult, rebuild
 from fxprune.runs import read_run
+from fxprune.strict_yaml import read_yaml
 from fxprune.tensors import modes_of
 from passes import Plan, cost
 

@@ -23,7 +23,7 @@ class Damaged(Exception):
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Put `data` at `path`: a reader sees the old file or the whole new one, also after a power cut."""
-    temporary = path.with_name(path.name + TEMPORARY)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")  # two processes may write one table
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
@@ -181,7 +181,7 @@ def refused(path: Path, error: OSError) -> JournalError:
         )
     if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
         return JournalError(f"{path}: a folder is needed here, and something else is in the way ({error.strerror}).")
-    return JournalError(f"{path}: the journal cannot be read or written: {error}.")
+    return JournalError(f"{path}: it cannot be read or written: {error}.")
 
 
 def _lock(file: Any) -> None:

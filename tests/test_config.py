@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 from dataclasses import FrozenInstanceError
 from pathlib import Path
 
@@ -148,3 +150,63 @@ def test_files_that_are_no_configuration(tmp_path: Path) -> None:
 
 def test_a_whole_number_may_be_written_as_a_float() -> None:
     assert NetAdaptConfig.from_dict({"netadapt_max_iter": "1e4"}).netadapt_max_iter == 10000
+
+
+BOMB = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
+    f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n" for old, new in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize("under", ["", "ray:\n", "latency:\n", "sparsity:\n", "budgets:\n"])
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (BOMB, "line [0-9]+: the file stands for more than 20,000 values, aliases written out"),
+        ("x: &x\n  y: *x\n", r"line [0-9]: the alias \*x stands inside of what it stands for"),
+        ("x: " + "[" * 5000 + "]" * 5000 + "\n", "line [0-9]: lists and tables are nested more than 32 deep"),
+        ("x: " + "{a: " * 5000 + "}" * 5000 + "\n", "line [0-9]: lists and tables are nested more than 32 deep"),
+        ("x: [" + "1, " * 30_000 + "]\n", "line [0-9]: the file stands for more than 20,000 values"),
+        ("x: " + "9" * 5000 + "\n", "line [0-9]: a number has 5,000 digits"),
+        ("x: 0x" + "f" * 100_000 + "\n", "line [0-9]: a number has 100,002 digits"),
+        ("x: " + "1:" * 50_000 + "1\n", "line [0-9]: a number has 100,001 digits"),
+        ("x: .nan\n", "line [0-9]: .nan is no finite number"),
+        ("x: -.inf\n", "line [0-9]: -.inf is no finite number"),
+        ("x: 1.0e+999\n", r"line [0-9]: 1.0e\+999 is no finite number"),
+        ("x: {y: {z: 1, z: 2}}\n", "line [0-9]: z stands here again, after line [0-9]"),
+        ("x: 1\nx: 2\n", "line [0-9]: x stands here again, after line [0-9]"),
+        ("x: 2001-02-30\n", "a value cannot be read: day"),
+        ("x: !!float many\n", "a value cannot be read|could not convert"),
+        ("x: !!timestamp 7\n", "a value cannot be read"),
+        ("x: !!python/object/apply:os.getcwd []\n", "not valid YAML"),
+        ("? [1, 2]\n: 3\n", "not valid YAML|unknown key"),
+        ("x: *nowhere\n", "not valid YAML: found undefined alias"),
+        ("# " + "x" * 1_000_001, "more than 1,000,000 bytes"),
+        ("x: \x00\n", "not valid YAML"),
+    ],
+)
+def test_hostile_yaml_is_refused_by_its_line_in_no_time(tmp_path: Path, under: str, text: str, words: str) -> None:
+    nested = under + "".join(f"  {line}\n" for line in text.splitlines()) if under else text
+    with pytest.raises(ConfigError, match=words) as caught:
+        NetAdaptConfig.from_yaml(written(tmp_path, nested))
+    assert "config.yml" in str(caught.value) and len(str(caught.value)) < 1000
+
+
+HOSTILE = {
+    "large": 10**400, "unprintable": 10**5000, "digits": "1" * 5000, "nan": float("nan"), "lists": [[]] * 3,
+    "long": "x" * 10**6, "bytes": b"x", "type": object,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_values_of_a_dict_are_refused_shortly(name: str) -> None:
+    for field in dataclasses.fields(NetAdaptConfig):
+        try:
+            NetAdaptConfig.from_dict({field.name: HOSTILE[name]})
+        except ConfigError as error:
+            assert len(str(error)) < 1000
+
+
+def test_a_pipe_is_no_configuration(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "config.yml")
+    with pytest.raises(ConfigError, match="there is no such file"):
+        NetAdaptConfig.from_yaml(tmp_path / "config.yml")

@@ -54,6 +54,27 @@ def test_corrupted_files_are_refused_by_name(tmp_path: Path, damage: str) -> Non
         LatencyTable.load(path)
 
 
+def test_no_single_bit_of_a_table_may_be_lost(tmp_path: Path) -> None:
+    path = tmp_path / "table.json"
+    table(ms=1e-05).save(path)
+    whole = path.read_bytes()
+    for place in range(0, len(whole) * 8, 5):
+        damaged = bytearray(whole)
+        damaged[place // 8] ^= 1 << place % 8
+        path.write_bytes(bytes(damaged))
+        with pytest.raises(TableError, match="table.json"):
+            LatencyTable.load(path)
+
+
+def test_others_may_read_a_table(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        table().save(tmp_path / "table.json")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "table.json").stat().st_mode & 0o777 == 0o644
+
+
 def test_a_missing_form_is_corruption_even_under_a_good_checksum(tmp_path: Path) -> None:
     path = tmp_path / "odd.json"
     good = table()
@@ -115,7 +136,7 @@ def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.M
     path = tmp_path / "t.json"
     table().save(path)
     monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(TableError, match="t.json: it cannot be read or written: disk full"):
         table(ms=9).save(path)
     assert LatencyTable.load(path) == table()
     assert [p.name for p in tmp_path.iterdir()] == ["t.json"]

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fxprune.errors import JournalError
 from fxprune.latency.device import Setting
 from fxprune.latency.errors import CorruptedTable, ForeignTable, TableError, TableVersionError
 from fxprune.latency.timing import Timing
+from fxprune.storage import write_bytes
+from passes.strict_json import parse
 
 FORMAT, VERSION = "fxprune latency table", 1
 
@@ -135,17 +136,10 @@ class LatencyTable:
             },
         }
         data = {"format": FORMAT, "version": VERSION, "checksum": _checksum(content), **content}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(_as_text(data))
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(name, path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+            write_bytes(path, _as_text(data).encode())
+        except JournalError as error:  # the words for a full disk, a folder that is read-only, ...
+            raise TableError(str(error)) from error
 
     @staticmethod
     def load(path: str | Path, setting: Setting | None = None) -> LatencyTable:
@@ -155,8 +149,9 @@ class LatencyTable:
         """
         path = Path(path)
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            text = path.read_bytes()
+            data = parse(text)
+        except (OSError, ValueError) as error:
             raise CorruptedTable(f"{path}: the latency table cannot be read: {error}; build it anew.") from error
         if not isinstance(data, Mapping) or data.get("format") != FORMAT:
             raise CorruptedTable(f"{path}: this is no latency table of fxprune (no format {FORMAT!r}); build one.")
@@ -166,7 +161,9 @@ class LatencyTable:
                 "build it anew."
             )
         content = {"setting": data.get("setting"), "entries": data.get("entries")}
-        if data.get("checksum") != _checksum(content):
+        known = data.get("checksum") == _checksum(content) and isinstance(content["entries"], Mapping)
+        # The text as well as what it says: 1e-05 and 1E-05 are one bit apart.
+        if not known or _as_text({**data, **content}).encode() != text:
             raise CorruptedTable(
                 f"{path}: the table's content does not match its checksum; it was damaged, build it anew."
             )

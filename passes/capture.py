@@ -9,12 +9,14 @@ from torch import fx, nn
 
 from passes.errors import CaptureError
 from passes.exported import export
+from passes.process_state import leaves_no_trace
 from passes.replay import taken_as_it_is
 from passes.symbolic import trace
 
 FRONTENDS = ("auto", "fx", "export")
 
 
+@leaves_no_trace
 def capture(model: nn.Module, example_inputs: Any = None, frontend: str = "auto") -> fx.GraphModule:
     """Capture `model` as a graph in which train() and eval() work as on the model, in the mode that it is in.
 

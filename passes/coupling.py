@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,6 +12,7 @@ import networkx as nx
 import numpy as np
 from torch import fx, nn
 
+from passes.annotations import facts_of, note
 from passes.axes import Axis, Reason, Variable, constants, leaves
 from passes.blocks import block_of, outer_variables
 from passes.errors import PlanError
@@ -21,6 +21,7 @@ from passes.identity import describe_inputs, fingerprint
 from passes.infer import infer, source_of
 from passes.ops import Value, spelled
 from passes.plan import Plan
+from passes.process_state import leaves_no_trace
 from passes.reach import unused_axes
 from passes.references import REFERENCES
 from passes.roles import names_of
@@ -402,12 +403,9 @@ def _checked_units(name: str, units: Sequence[int], size: int) -> tuple[int, ...
     return tuple(listed)
 
 
-_couplings: weakref.WeakKeyDictionary[fx.GraphModule, tuple[Coupling, str]] = weakref.WeakKeyDictionary()
-
-
 def remember(gm: fx.GraphModule, coupling: Coupling, digest: str = "") -> None:
     """Keep the coupling of `gm` (whose fingerprint is `digest`) for later passes, and write axes beside each node."""
-    _couplings[gm] = coupling, digest or fingerprint(gm)
+    note(gm, coupling=coupling, digest=digest or fingerprint(gm))
     for node in gm.graph.nodes:
         values = coupling.structure.values.get(node.name)
         node.meta["val"] = coupling.structure.vals.get(node.name)
@@ -416,10 +414,11 @@ def remember(gm: fx.GraphModule, coupling: Coupling, digest: str = "") -> None:
 
 def recall(gm: fx.GraphModule) -> Coupling | None:
     """The coupling that `gm` was last given, unless its graph has changed since."""
-    coupling, digest = _couplings.get(gm, (None, ""))
-    return coupling if digest == fingerprint(gm) else None
+    facts = facts_of(gm)
+    return facts.coupling if facts.coupling is not None and facts.digest == fingerprint(gm) else None
 
 
+@leaves_no_trace
 @collector_paused()
 def couple(network: nn.Module, example_inputs: Any) -> Coupling:
     """Find the groups of a network for inputs of these shapes and dtypes.

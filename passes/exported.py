@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 from passes.attention import lowered
 from passes.borrowing import borrowed, doubled
 from passes.errors import CaptureError
-from passes.generated import graph_module
+from passes.generated import any_names, graph_module
 from passes.modes import merge
 from passes.plain import plain_graph
 
@@ -45,7 +45,7 @@ def export(model: nn.Module, example: inspect.BoundArguments, why: str) -> fx.Gr
 
     Raises CaptureError with what torch.export says.
     """
-    with borrowed(model), lowered():
+    with borrowed(model), lowered(), any_names():
         training = model.training
         exported = _exported(model, example, training)
         exported, told = _in_both_modes(model, example, exported, training)

@@ -79,9 +79,7 @@ def _resolved(module: nn.Module, inferred: ModuleInferred, arguments: Arguments)
     )  # fmt: skip
 
 
-def _tried(
-    module: nn.Module, coupling: Coupling, arguments: Arguments
-) -> tuple[list[Edit], list[tuple[Axis, Reason]]]:
+def _tried(module: nn.Module, coupling: Coupling, arguments: Arguments) -> tuple[list[Edit], list[tuple[Axis, Reason]]]:
     """The attributes that follow when every group is reduced at once; or the axes that cannot, with reasons."""
     masks = masks_of_all(coupling)
     if not masks:

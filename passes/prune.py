@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from torch.fx.passes.infra.pass_base import PassResult
 from torch.utils import _pytree as pytree
 
 from passes import restate
+from passes.annotations import KEY, Facts, facts_of, note, specialised_in
 from passes.axes import Axis, Reason, Variable, leaves
 from passes.coupling import Coupling, couple, recall, remember
 from passes.errors import PassError
@@ -27,13 +27,13 @@ from passes.meta import OnMeta
 from passes.nodes import copied
 from passes.ops import Record, Value, find
 from passes.plan import Plan
+from passes.process_state import leaves_no_trace
 from passes.resize import SIZED, resize_view_module
 from passes.skeleton import copy_module, modules_of, shell
 from passes.slicing import Masks, Slicing
 from passes.structure import map_together
 
 aten = torch.ops.aten
-_plans: weakref.WeakKeyDictionary[fx.GraphModule, Plan] = weakref.WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ class PruneChannels:
 
     plan: Plan
 
+    @leaves_no_trace
     @collector_paused()
     @torch.inference_mode(False)
     def __call__(self, gm: fx.GraphModule) -> PassResult:
@@ -72,7 +73,8 @@ class PruneChannels:
         pruned = rewriting.build()
         remember(pruned, coupling.after(self.plan, rewriting.numbers))
         earlier = plan_of(gm)
-        _plans[pruned] = earlier.then(self.plan) if earlier is not None else self.plan
+        chained = earlier is not None and earlier.result_fingerprint == self.plan.fingerprint
+        note(pruned, plan=earlier.then(self.plan) if earlier is not None and chained else self.plan)
         return PassResult(pruned, True)
 
 
@@ -86,7 +88,7 @@ def coupling_for(gm: fx.GraphModule, plan: Plan) -> Coupling:
 
 def plan_of(gm: fx.GraphModule) -> Plan | None:
     """The plan that made `gm`, relative to the first graph of a chain of prunings; None for any other graph."""
-    return _plans.get(gm)
+    return facts_of(gm).plan
 
 
 class Rewriting:
@@ -185,6 +187,7 @@ class Rewriting:
         root = self._resized("", shell(self.gm), meta=False)
         pruned = graph_module(root, self.graph, type(self.gm).__name__)
         pruned.meta.update(self.gm.meta)
+        pruned.meta[KEY] = Facts(specialised=specialised_in(self.gm))
         return pruned
 
     def refuse(self, node: fx.Node, text: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from passes.annotations import KEY, Facts, specialised_in
 from passes.attention import is_lowered, lowered
 from passes.borrowing import borrowed, doubled, twin
 from passes.generated import graph_module
@@ -27,6 +28,7 @@ def taken_as_it_is(model: fx.GraphModule, inputs: dict[str, Any] | None) -> fx.G
             graph._tracer_cls = Tracer  # the one that unpickling makes, without arguments
             gm = graph_module(doubled(gm, graph), graph, type(model).__name__)
     gm.meta.update(model.meta)
+    gm.meta[KEY] = Facts(specialised=specialised_in(model))
     gm.meta["frontend"] = {"which": "given", "why": "the model is a GraphModule already", "specialised": ()}
     return gm
 

@@ -273,12 +273,16 @@ def _picked(site: Site, dim: int, index: Any) -> None:
 
 
 def _place(site: Site, axis: Axis, position: int) -> int:
-    return site.before(axis, position % axis.size)
+    """The new place; one that is counted from the end stays so, and one on an axis that stays is as it was."""
+    if axis.size == site.new_size(axis):
+        return position
+    place = site.before(axis, position % axis.size)
+    return place if position >= 0 else place - site.new_size(axis)
 
 
 def _moved_slice(site: Site, axis: Axis, item: slice) -> slice:
-    if axis.size == site.new_size(axis) and not site.shifted:
-        return item
+    if axis.size == site.new_size(axis):  # a length that may be another one: its bounds hold as they are written
+        return slice(site.moved(item.start, int), site.moved(item.stop, int), item.step)
 
     def positive(bound: int) -> int:
         return bound if bound >= 0 else max(0, axis.size + bound)

@@ -164,5 +164,6 @@ def _copies_as_module(kind: type[nn.Module]) -> bool:
 def like(tensor: torch.Tensor, data: torch.Tensor) -> torch.Tensor:
     """`data` as a parameter where `tensor` is one, with its `requires_grad`."""
     if type(tensor) is nn.Parameter or isinstance(tensor, nn.Parameter):  # the latter runs Python
-        return nn.Parameter(data, requires_grad=tensor.requires_grad and data.is_floating_point())
+        differentiable = data.is_floating_point() or data.is_complex()
+        return nn.Parameter(data, requires_grad=tensor.requires_grad and differentiable)
     return data

@@ -85,5 +85,3 @@ class Slicing:
         for name in inner:
             counts.update(self._counts.get(f"{path}.{name}" if path else name, {}))
         resize_module(module, counts.get("groups"), counts.get("num_groups"), channels)
-
-

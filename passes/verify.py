@@ -1,15 +1,16 @@
-"""The proof that a pruned network computes what the masked dense one computes, in float64, on random inputs.
+"""The proof that a pruned network computes what the masked dense one computes, in double precision.
 
 Two networks run side by side. The dense one keeps its shape: every slice that a removed unit occupies is zeroed, and
 operators that take statistics over a pruned axis take them over the surviving positions only (`passes.references`,
-written apart from the rewriting). The pruned one runs as it is. Outputs must agree at two batch sizes.
+written apart from the rewriting). The pruned one runs as it is, node by node and by its own compiled forward. Outputs
+must be numbers somewhere and agree on inputs like the example, on random ones and at other sizes (`passes.draws`).
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,22 +19,29 @@ from torch import fx, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
+from passes.annotations import note, specialised_in
 from passes.apply_plan import module_coupling_for
-from passes.axes import Axis, Variable, leaves
+from passes.axes import Axis
 from passes.certificate import Certificate
+from passes.comparison import Comparison, compare
 from passes.coupling import Coupling
-from passes.errors import EquivalenceError
-from passes.infer import as_arguments, composite_attention, source_of
-from passes.meta import LightMode
-from passes.ops import Record, Value
+from passes.double import in_double
+from passes.draws import Draw, draws, map_tensors, tensors_of
+from passes.errors import EquivalenceError, PassError
+from passes.infer import as_arguments, source_of
+from passes.masked import MaskedOperators
+from passes.ops import Value
 from passes.plan import Plan
+from passes.process_state import leaves_no_trace
+from passes.proof_weights import dense_weights, equal_elements, finite_parameters, pruned_weights
 from passes.prune import coupling_for
-from passes.references import REFERENCES, column, narrowed
-from passes.skeleton import copy_with, like, owned_tensors
-from passes.units import Mask, survivors
+from passes.references import narrowed
+from passes.skeleton import copy_with, owned_tensors
+from passes.units import survivors
 from passes.verify_module import verify_module
 
 
+@leaves_no_trace
 @torch.inference_mode(False)
 def verify(
     network: nn.Module, pruned: nn.Module, plan: Plan, example_inputs: Any, tol: float = 1e-9,
@@ -41,208 +49,250 @@ def verify(
 ) -> Certificate:  # fmt: skip
     """Prove that `pruned` computes what `network` computes with the units removed that `plan` removes.
 
-    Both are graphs (see `verify_graph`), or both are modules (see `passes.verify_module`).
+    Both are graphs (see `verify_graph`), or both are modules (see `passes.verify_module`). Neither is changed, nor is
+    the random state of the caller.
     """
-    kinds = {isinstance(one, fx.GraphModule) for one in (network, pruned)}
-    if len(kinds) > 1:
+    if isinstance(network, fx.GraphModule) and isinstance(pruned, fx.GraphModule):
+        return verify_graph(network, pruned, plan, example_inputs, tol, trained=trained, seed=seed, runs=runs)
+    if isinstance(network, fx.GraphModule) or isinstance(pruned, fx.GraphModule):
         raise EquivalenceError(
             f"verify: one is a graph and the other a module ({type(network).__name__}, {type(pruned).__name__}); "
             "compare two of one form"
         )
-    if kinds == {True}:
-        return verify_graph(
-            network, pruned, plan, example_inputs, tol, trained=trained, seed=seed, runs=runs  # type: ignore[arg-type]
-        )
     coupling = module_coupling_for(network, plan)
     plan.check(coupling)
     coupling = coupling.formed({name: np.asarray(order) for name, order in plan.orders.items()})
-    return verify_module(
-        network, pruned, coupling, plan, example_inputs, tol, trained=trained, seed=seed, runs=runs
-    )  # fmt: skip
+    return verify_module(network, pruned, coupling, plan, example_inputs, tol, trained=trained, seed=seed, runs=runs)
 
 
 def verify_graph(
     gm: fx.GraphModule, pruned: fx.GraphModule, plan: Plan, example_inputs: Any, tol: float = 1e-9,
     *, trained: bool = False, seed: int = 0, runs: int = 2,
 ) -> Certificate:  # fmt: skip
-    """Prove that `pruned` computes what `gm` computes with the units removed that `plan` removes.
+    """`verify` for graphs.
 
-    example_inputs: as for `couple`; floating point ones are replaced by normal random numbers (`runs` different
-    ones at the given batch size and one at a second), others are used as they are. Both networks run in evaluation
-    mode, in float64, on the device of their parameters; neither is changed.
+    example_inputs: as for `couple`. `runs` sets of inputs have its sizes: its own values first, then values drawn from
+    them; one of normal random numbers and one for each size that the dense network leaves free follow. Both networks
+    run in evaluation mode, in float64, on the device of their parameters. The certificate is also noted in the pruned
+    graph's meta.
     trained: prove it for pruned's own weights (after fine-tuning): embedded in the dense network, zeros elsewhere.
 
-    Raises EquivalenceError that names the first differing node, PlanError where the plan is for another graph.
+    Raises EquivalenceError that names the first differing node, or says why nothing can be compared (outputs or
+    parameters that are no numbers); PlanError where the plan is for another graph; ValueError where runs is not
+    positive.
     """
     coupling = coupling_for(gm, plan)
     plan.check(coupling)
     masks = coupling.masks(plan)
     coupling = coupling.formed({name: np.asarray(order) for name, order in plan.orders.items()})
-    pairs = [_pair(gm, pruned, coupling, plan, trained, {})]
-    alike = _noise(gm, pruned, seed)
-    if alike:
-        pairs.append(_pair(gm, pruned, coupling, plan, trained, alike))
+    for network, name in ((pruned, "pruned"), *(() if trained else ((gm, "dense"),))):
+        finite_parameters(network, name)
+
+    def pair(noise: Mapping[str, torch.Tensor]) -> tuple[nn.Module, nn.Module]:
+        dense = copy_with(gm, dense_weights(coupling, plan, pruned, trained, noise))
+        return dense, copy_with(pruned, pruned_weights(coupling, masks, noise))
+
+    dense64, pruned64 = pair({})
+    proof = _Proof(gm, pruned, coupling, masks, tol)
     device = next((t.device for _, t in owned_tensors(pruned)), torch.device("cpu"))
-    worst, compared, sizes, note = 0.0, 0, [], ""
-    inputs_of = list(_inputs(as_arguments(example_inputs, gm), device, seed, runs))
-    cases = [(batch, inputs, pairs[0]) for batch, inputs in inputs_of]
-    cases += [(*inputs_of[0], pair) for pair in pairs[1:]]
-    for case, (batch, inputs, (dense64, pruned64)) in enumerate(cases):
-        try:
-            expected = _run(dense64, gm.graph, inputs, _MaskedOperators(coupling, masks))
-        except Exception as error:
-            if case == 0:
-                raise
-            note = f"the dense graph runs at batch size {cases[0][0]} alone: {str(error).splitlines()[0]}"
-            continue
-        try:
-            got = _run(pruned64, pruned.graph, inputs)
-        except Exception as error:
-            raise EquivalenceError(
-                f"the pruned network fails at batch size {batch} where the dense one runs: {error}"
-            ) from error
-        difference, compared = _compare(expected, got)
-        if not difference <= tol:
-            where = _first_difference(gm, pruned, dense64, pruned64, coupling, masks, inputs, tol)
-            raise EquivalenceError(
-                f"{where}: outputs differ by {difference:.3g} relative (tolerance {tol:g}, batch size {batch}); "
-                "the pruned network does not compute what the masked one does and must not be used"
-            )
-        worst = max(worst, difference)
-        sizes.append(batch)
+    first: Draw | None = None
+    for draw in draws(as_arguments(example_inputs, gm), seed, runs, device):
+        if draw.varies not in proof.varied:
+            proof.on(draw, dense64, pruned64)
+        if first is None:
+            first = draw
+            proof.compiled(draw, pruned64)
+    assert first is not None, "there is one draw at least"
+    alike = equal_elements(gm, pruned, seed)
+    if alike:
+        del dense64, pruned64
+        proof.on(first, *pair(alike), "noise in the place of equal weights")
     mixed = tuple(g.name for g in coupling.groups if g.mixed and len(plan.keep[g.name]) < g.size)
     removed = sum(size - len(plan.keep[name]) for name, size in plan.sizes.items())
-    return Certificate(
-        worst, tol, tuple(dict.fromkeys(sizes)), len(sizes), compared, seed, removed, mixed, trained, len(alike), note
+    certificate = Certificate(
+        proof.worst, tol, tuple(dict.fromkeys(proof.batches)), len(proof.inputs), proof.outputs, seed, removed, mixed,
+        trained, len(alike), "; ".join(proof.notes), tuple(proof.inputs), tuple(proof.varied.values()), proof.finite,
+        specialised_in(gm),
     )  # fmt: skip
+    note(pruned, certificate=certificate)
+    return certificate
 
 
-def _double(tensor: torch.Tensor) -> torch.Tensor:
-    data = tensor.detach()
-    return data.to(torch.float64, copy=True) if data.is_floating_point() else data.clone()
+@dataclass
+class _Proof:
+    """Runs both networks on one set of inputs after another, and keeps what was seen.
+
+    varied: what was tried with success, by the size that differed ("" for none).
+    """
+
+    gm: fx.GraphModule
+    pruned: fx.GraphModule
+    coupling: Coupling
+    masks: Mapping
+    tol: float
+    worst: float = 0.0
+    finite: float = 1.0
+    outputs: int = 0
+    batches: list[int] = field(default_factory=list)
+    inputs: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    varied: dict[str, str] = field(default_factory=dict)
+    _leading: list[int | None] = field(default_factory=list)
+
+    def on(self, draw: Draw, dense: nn.Module, pruned: nn.Module, label: str = "") -> None:
+        """Compare the two on one draw; raises EquivalenceError."""
+        label = label or draw.label
+        try:
+            expected = self._run(dense, self.gm.graph, draw.inputs, MaskedOperators(self.coupling, self.masks))
+        except PassError:
+            raise
+        except Exception as error:  # what user code raises on inputs that it does not take
+            if draw.required:
+                raise EquivalenceError(
+                    f"the dense graph does not run in double precision on {label}: {_first_line(error)}; nothing "
+                    "can be compared"
+                ) from error
+            self._refused(draw, f"the dense graph does not run on them: {_first_line(error)}")
+            return
+        moved = self._moves_the_batch(draw, expected)
+        if moved:
+            self._refused(draw, moved)
+            return
+        try:
+            got = self._run(pruned, self.pruned.graph, draw.inputs)
+        except Exception as error:
+            raise EquivalenceError(
+                f"the pruned network fails on {label}, where the dense one runs: {_first_line(error)}"
+            ) from error
+        found = compare(expected, got)
+        if not found.error <= self.tol:
+            where = self._first_difference(dense, pruned, draw)
+            raise EquivalenceError(
+                f"{where}: outputs differ by {found.error:.3g} relative (tolerance {self.tol:g}, on {label}); "
+                "the pruned network does not compute what the masked one does and must not be used"
+            )
+        if self._says_nothing(draw, label, found):
+            return
+        self.worst = max(self.worst, found.error)
+        self.finite = min(self.finite, found.least_finite)
+        self.outputs = found.tensors
+        self.inputs.append(label)
+        self.batches += _batch_of(draw)
+        if draw.varies:
+            self.varied[draw.varies] = draw.label
+
+    def compiled(self, draw: Draw, pruned: nn.Module) -> None:
+        """Compare the pruned network's own forward, as a user calls it, with its nodes one by one."""
+        expected = self._run(pruned, self.pruned.graph, draw.inputs)
+        try:
+            got = _run_forward(self.pruned, pruned, draw.inputs)
+        except Exception as error:
+            raise EquivalenceError(
+                "the nodes of the pruned graph run one by one, but its generated code does not: "
+                f"{type(error).__name__}: {_first_line(error)}; call recompile() where the graph was edited"
+            ) from error
+        found = compare(expected, got)
+        if not found.error <= self.tol:
+            raise EquivalenceError(
+                f"the pruned network's generated code differs by {found.error:.3g} from its nodes run one by one; "
+                "call recompile() where the graph was edited"
+            )
+
+    def _moves_the_batch(self, draw: Draw, expected: Any) -> str:
+        """Why inputs of another size are none of this network's: sizes that stand in it make other examples of them.
+
+        ``x.view(-1, 64)`` on rows of 128 gives twice as many rows and no error.
+        """
+        leading = [int(t.shape[0]) if t.dim() else None for t in tensors_of(expected)]
+        if not draw.varies:
+            self._leading = leading
+            return ""
+        before = next(_batch_of(replace(draw, varies="")), None)
+        batch = draw.before if draw.varies == "batch" else before
+        for old, new in zip(self._leading, leading, strict=False):
+            wanted = draw.after if draw.varies == "batch" and old == batch else old
+            if old == batch and new != wanted:
+                return f"the leading dimension of an output becomes {new}, expected {wanted}: sizes are written into it"
+        return ""
+
+    def _says_nothing(self, draw: Draw, label: str, found: Comparison) -> bool:
+        """Whether an output holds no number at all; an error where the draw is the example itself."""
+        empty = [number for number, share in enumerate(found.finite) if share == 0]
+        if found.least_finite > 0:
+            return False
+        what = f"output {empty[0]} holds no finite number" if empty else "no output holds a number"
+        if not draw.required:
+            self._refused(draw, what)
+            return True
+        holding = [name for name, buffer in self.pruned.named_buffers() if not bool(torch.isfinite(buffer).all())]
+        also = f" (buffers that hold NaN or infinity: {', '.join(holding)})" if empty and holding else ""
+        raise EquivalenceError(
+            f"{what} on {label}{also}, so there is nothing to compare and nothing is certified; give example inputs "
+            "(with values, not on the meta device) on which the network computes numbers"
+        )
+
+    def _refused(self, draw: Draw, why: str) -> None:
+        if draw.varies and any(draw.varies in note for note in self.notes):
+            return
+        where = f"not proven for another {draw.varies}" if draw.varies else f"not proven on {draw.label}"
+        self.notes.append(f"{where}: {why}")
+
+    def _run(self, root: nn.Module, graph: fx.Graph, inputs: tuple, mode: Any = None, keep: Any = None) -> Any:
+        run = _Nodes(root, graph, mode, keep)
+        # the tape knows attention by the products it is made of, so the masked network runs these
+        products = sdpa_kernel(SDPBackend.MATH) if mode is not None else nullcontext()
+        with products, mode or nullcontext(), in_double(root):
+            result = run.run(*map_tensors(torch.clone, inputs), enable_io_processing=False)
+        if mode is not None:
+            mode.enter("")
+        return result
+
+    def _first_difference(self, dense: nn.Module, pruned: nn.Module, draw: Draw) -> str:
+        """The first node whose surviving positions differ, in the words of an error message."""
+        dense_values: dict[str, Any] = {}
+        pruned_values: dict[str, Any] = {}
+        self._run(dense, self.gm.graph, draw.inputs, MaskedOperators(self.coupling, self.masks), dense_values)
+        self._run(pruned, self.pruned.graph, draw.inputs, None, pruned_values)
+        for node in self.gm.graph.nodes:
+            value = self.coupling.structure.values.get(node.name)
+            known = [v for v in pytree.tree_leaves(value) if isinstance(v, Value)]
+            expected = [t for t in pytree.tree_leaves(dense_values.get(node.name)) if isinstance(t, torch.Tensor)]
+            if len(known) == len(expected):
+                expected = [_surviving(t, v.axes, self.masks) for t, v in zip(expected, known, strict=True)]
+            got = [t for t in pytree.tree_leaves(pruned_values.get(node.name)) if isinstance(t, torch.Tensor)]
+            if not compare(expected, got).error <= self.tol:
+                place = ", ".join(p for p in (str(node.target), source_of(node)) if p)
+                return f"node {node.name} ({place}) is the first that differs"
+        return "no single node differs by itself"
 
 
-def _noise(gm: fx.GraphModule, pruned: fx.GraphModule, seed: int) -> dict[str, torch.Tensor]:
-    """Noise of the dense shape for every parameter of `pruned` whose elements are all alike."""
-    generator = torch.Generator().manual_seed(seed)
-    dense, noise = dict(gm.named_parameters()), {}
-    for name, small in pruned.named_parameters():
-        if (
-            name in dense
-            and small.numel() > 1
-            and small.is_floating_point()
-            and bool((small == small.flatten()[0]).all())
-        ):
-            shape = dense[name].shape
-            noise[name] = 0.1 * torch.randn(shape, generator=generator, dtype=torch.float64).to(small.device)
-    return noise
+def _batch_of(draw: Draw) -> Iterator[int]:
+    first = next((t for t in pytree.tree_leaves(draw.inputs) if isinstance(t, torch.Tensor) and t.dim()), None)
+    if first is not None and draw.varies in ("", "batch"):
+        yield int(first.shape[0])
 
 
-def _pair(
-    gm: fx.GraphModule, pruned: fx.GraphModule, coupling: Coupling, plan: Plan, trained: bool,
-    noise: Mapping[str, torch.Tensor],
-) -> tuple[torch.nn.Module, torch.nn.Module]:  # fmt: skip
-    """Both networks' modules in float64: the dense one with removed slices zeroed, or pruned's weights embedded."""
-    masks = coupling.masks(plan)
-    removed: dict[str, list[tuple[int, np.ndarray]]] = defaultdict(list)
-    for group in coupling.groups:
-        gone = np.setdiff1d(np.arange(group.size), plan.keep[group.name])
-        if len(gone):
-            for where in group.slices:
-                removed[where.tensor].append((where.dim, where.index[gone].ravel()))
-    small = dict(owned_tensors(pruned))
-
-    def remaining(name: str) -> list[np.ndarray]:
-        return [np.flatnonzero(survivors(a, masks)) for a in coupling.structure.tensors[name]]
-
-    def masked(name: str, tensor: torch.Tensor) -> torch.Tensor:
-        data = _double(tensor)
-        if trained and name in small:
-            data = _embedded(data, small[name], remaining(name))
-        data = data + noise[name] if name in noise else data
-        for dim, positions in removed[coupling.aliases[name]]:
-            data.index_fill_(dim, torch.from_numpy(positions).to(data.device), 0)
-        return like(tensor, data)
-
-    def shrunk(name: str, tensor: torch.Tensor) -> torch.Tensor:
-        data = _double(tensor)
-        if name in noise:
-            index = np.ix_(*remaining(name))
-            data = data + noise[name][tuple(torch.from_numpy(i).to(data.device) for i in index)]
-        return like(tensor, data)
-
-    return copy_with(gm, masked), copy_with(pruned, shrunk)
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
 
 
-def _embedded(data: torch.Tensor, small: torch.Tensor, remain: list[np.ndarray]) -> torch.Tensor:
-    if not remain:
-        return _double(small).to(data.device)
-    result = torch.zeros_like(data)
-    index = np.ix_(*remain)
-    result[tuple(torch.from_numpy(i).to(data.device) for i in index)] = _double(small).to(data.device)
-    return result
-
-
-def _inputs(arguments: tuple[Any, ...], device: torch.device, seed: int, runs: int) -> Iterator[tuple[int, tuple]]:
-    """Random inputs: `runs` at the example batch size, one at another."""
-    first = next((t for t in pytree.tree_leaves(arguments) if isinstance(t, torch.Tensor) and t.dim()), None)
-    batch = int(first.shape[0]) if first is not None else 1
-    for run in range(runs + (first is not None)):
-        generator = torch.Generator().manual_seed(seed + run)
-        size = batch if run < runs else batch + 1 + (batch == 1)
-
-        def made(tensor: torch.Tensor, size: int = size, generator: torch.Generator = generator) -> torch.Tensor:
-            shape = list(tensor.shape)
-            if shape and shape[0] == batch:
-                shape[0] = size
-            if tensor.is_floating_point():
-                return torch.randn(shape, generator=generator, dtype=torch.float64).to(device)
-            if tensor.device.type == "meta":
-                return torch.ones(shape, dtype=tensor.dtype, device=device)
-            if list(tensor.shape) == shape:
-                return tensor.detach().clone().to(device)
-            return torch.cat([tensor, tensor, tensor])[:size].detach().to(device)
-
-        yield size, pytree.tree_map_only(torch.Tensor, made, arguments)
-
-
-@contextmanager
-def _evaluating(root: torch.nn.Module) -> Iterator[None]:
-    with torch.no_grad(), composite_attention():
-        root.eval()
-        yield
-
-
-def _run(root: torch.nn.Module, graph: fx.Graph, inputs: tuple, mode: _MaskedOperators | None = None, keep: Any = None):
-    run = _Nodes(root, graph, mode, keep)
-    torch.manual_seed(0)
-    inputs = pytree.tree_map_only(torch.Tensor, torch.clone, inputs)
-    # the tape knows attention by the products it is made of, so the masked network runs these
-    products = sdpa_kernel(SDPBackend.MATH) if mode is not None else nullcontext()
-    with _evaluating(root), products, mode or nullcontext(), _InDouble():
-        return run.run(*inputs, enable_io_processing=False)
-
-
-_DOUBLE = {
-    **dict.fromkeys([torch.float32, torch.float16, torch.bfloat16], torch.float64),
-    **dict.fromkeys([torch.complex64, torch.complex32], torch.complex128),
-}
-
-
-class _InDouble(LightMode):
-    """Keeps double precision where a network names another (``x.float()``): rounding makes 1e-8 of 1e-16."""
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if kwargs.get("dtype") in _DOUBLE:
-            kwargs = {**kwargs, "dtype": _DOUBLE[kwargs["dtype"]]}
-        return func(*args, **kwargs)
+def _run_forward(pruned: fx.GraphModule, root: nn.Module, inputs: tuple) -> Any:
+    """The generated forward of `pruned` over the modules of `root`."""
+    args, kwargs = map_tensors(torch.clone, tuple(inputs)), dict[str, Any]()
+    info = getattr(pruned.graph._codegen, "pytree_info", None)
+    if info is not None and info.in_spec is not None:  # it takes the nested arguments, of which placeholders are leaves
+        args, kwargs = pytree.tree_unflatten(list(args), info.in_spec), {}
+        if len(args) == 2 and isinstance(args[0], tuple) and isinstance(args[1], dict):
+            args, kwargs = args
+    with in_double(root):
+        return type(pruned).forward(root, *args, **kwargs)
 
 
 class _Nodes(fx.Interpreter):
     """Runs a graph over given modules, tells the mode which node runs, and keeps results if asked to."""
 
-    def __init__(self, root, graph: fx.Graph, mode: _MaskedOperators | None, keep: dict[str, Any] | None) -> None:
+    def __init__(self, root, graph: fx.Graph, mode: MaskedOperators | None, keep: dict[str, Any] | None) -> None:
         super().__init__(root, graph=graph)
         self.extra_traceback = False
         self.mode, self.keep = mode, keep
@@ -256,104 +306,9 @@ class _Nodes(fx.Interpreter):
         return result
 
 
-def _compare(expected: Any, got: Any) -> tuple[float, int]:
-    """The largest relative difference, and how many tensors were compared."""
-    first = [t for t in pytree.tree_leaves(expected) if isinstance(t, torch.Tensor)]
-    second = [t for t in pytree.tree_leaves(got) if isinstance(t, torch.Tensor)]
-    if [t.shape for t in first] != [t.shape for t in second]:
-        return float("inf"), len(first)
-    return max((_difference(a, b) for a, b in zip(first, second, strict=True)), default=0.0), len(first)
-
-
-def _difference(a: torch.Tensor, b: torch.Tensor) -> float:
-    if torch.equal(a, b):
-        return 0.0
-    if not a.is_floating_point():
-        return float((a != b).any())
-    finite = torch.isfinite(a)
-    if not torch.equal(
-        torch.nan_to_num(a, posinf=2, neginf=-2)[~finite], torch.nan_to_num(b, posinf=2, neginf=-2)[~finite]
-    ):
-        return float("inf")
-    gap = (a - b)[finite].abs().max().item() if finite.any() else 0.0
-    size = a[finite].abs().max().item() if finite.any() else 0.0
-    return gap / size if size else gap
-
-
-def _first_difference(gm, pruned, dense64, pruned64, coupling: Coupling, masks, inputs, tol: float) -> str:
-    """The first node whose surviving positions differ, in the words of an error message."""
-    dense_values: dict[str, Any] = {}
-    pruned_values: dict[str, Any] = {}
-    _run(dense64, gm.graph, inputs, _MaskedOperators(coupling, masks), dense_values)
-    _run(pruned64, pruned.graph, inputs, None, pruned_values)
-    for node in gm.graph.nodes:
-        value = coupling.structure.values.get(node.name)
-        known = [v for v in pytree.tree_leaves(value) if isinstance(v, Value)]
-        dense = [t for t in pytree.tree_leaves(dense_values.get(node.name)) if isinstance(t, torch.Tensor)]
-        if len(known) == len(dense):
-            dense = [_surviving(t, v.axes, masks) for t, v in zip(dense, known, strict=True)]
-        error, _ = _compare(dense, pruned_values.get(node.name))
-        if not error <= tol:
-            place = ", ".join(p for p in (str(node.target), source_of(node)) if p)
-            return f"node {node.name} ({place}) is the first that differs"
-    return "no single node differs by itself"
-
-
 def _surviving(tensor: torch.Tensor, axes: tuple[Axis, ...], masks) -> torch.Tensor:
     for dim, axis in enumerate(axes):
         if narrowed(axis, masks):
             index = np.flatnonzero(survivors(axis, masks))
             tensor = tensor.index_select(dim, torch.from_numpy(index).to(tensor.device))
     return tensor
-
-
-class _MaskedOperators(LightMode):
-    """Applies operators that mix, or sum what is not zero, to the surviving positions."""
-
-    def __init__(self, coupling: Coupling, masks: Mapping[Variable, Mask]) -> None:
-        super().__init__()
-        self.masks = masks
-        self.special: dict[tuple[str, Any], list[Record | None]] = defaultdict(list)
-        for number, record in enumerate(coupling.structure.records):
-            mixes = any(narrowed(a, masks) for a in record.mixed)
-            sums = any(v in masks for v in coupling.unmasked.get(number, ()))
-            self.special[record.node, record.func].append(record if mixes or sums else None)
-        self._waiting: dict[tuple[str, Any], Iterator[Record | None]] = {}
-        self._node = ""
-
-    def enter(self, node: str) -> None:
-        """Calls from here on belong to this node."""
-        self._node, self._waiting = node, {}
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        key = (self._node, func)
-        if key not in self.special or all(r is None for r in self.special[key]):
-            return func(*args, **kwargs)
-        waiting = self._waiting.setdefault(key, iter(self.special[key]))
-        record = next(waiting, None)
-        if record is None:
-            return func(*args, **kwargs)
-        return self._masked(record, func, args, kwargs)
-
-    def _masked(self, record: Record, func, args, kwargs):
-        if record.mixed and any(narrowed(a, self.masks) for a in record.mixed):
-            reference = REFERENCES.get(func.overloadpacket)
-            if reference is None:
-                raise EquivalenceError(
-                    f"{func} mixes a pruned axis at {self._node}, and no reference says what it should give"
-                )
-            return reference(func, args, kwargs, record, self.masks)
-        operands = iter(record.inputs)
-        cleared = {a for a in record.contracted}
-
-        def clear(tensor: torch.Tensor) -> torch.Tensor:
-            value = next(operands)
-            for dim, axis in enumerate(value.axes):
-                if narrowed(axis, self.masks) and any(set(leaves(axis)) & set(leaves(c)) for c in cleared):
-                    remain = column(survivors(axis, self.masks), tensor, dim).bool()
-                    tensor = torch.where(remain, tensor, torch.zeros((), dtype=tensor.dtype, device=tensor.device))
-            return tensor
-
-        args, kwargs = pytree.tree_map_only(torch.Tensor, clear, (args, kwargs))
-        return func(*args, **kwargs)

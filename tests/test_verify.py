@@ -46,7 +46,10 @@ def test_a_certificate_says_what_was_done() -> None:
     certificate = verify(gm, pruned, plan, INPUTS, seed=3)
     assert isinstance(certificate, Certificate)
     assert certificate.max_error <= certificate.tol == 1e-9
-    assert certificate.batch_sizes == (2, 3) and certificate.runs == 3 and certificate.outputs == 1
+    assert certificate.batch_sizes == (2, 3) and certificate.runs == len(certificate.inputs) == 5
+    assert certificate.inputs[:3] == ("the example", "like the example", "normal random numbers")
+    assert certificate.sizes == ("batch of 3 instead of 2", "length 16 instead of 8 in one dimension")
+    assert certificate.outputs == 1 and certificate.finite == 1.0 and certificate.specialised == ()
     assert certificate.removed_units == 4 + 3 + 5 and certificate.mixed == () and not certificate.trained
     assert json.loads(json.dumps(certificate.to_dict()))["seed"] == 3
     assert verify(gm, pruned, plan, INPUTS, seed=3) == certificate
@@ -69,7 +72,7 @@ def test_nothing_is_changed() -> None:
 
 def test_a_network_with_its_batch_size_written_in() -> None:
     certificate = verify(*halved("HardCodedBatch"), INPUTS)
-    assert certificate.batch_sizes == (2,) and "batch size 2 alone" in certificate.note
+    assert certificate.batch_sizes == (2,) and "not proven for another batch" in certificate.note
 
 
 def test_a_plan_for_another_network_is_refused() -> None:
@@ -291,7 +294,7 @@ def test_an_output_of_another_shape_is_caught() -> None:
 def test_a_pruned_network_that_fails_at_another_batch_size_is_caught() -> None:
     gm, pruned, plan = halved("FlattenNchw")
     literal(pruned, "flatten", lambda n: n.replace_all_uses_with(_viewed(pruned, n)))
-    with pytest.raises(EquivalenceError, match="fails at batch size 3 where the dense one runs"):
+    with pytest.raises(EquivalenceError, match="fails on batch of 3 instead of 2, where the dense one runs"):
         verify(gm, pruned, plan, INPUTS)
 
 

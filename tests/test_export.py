@@ -12,7 +12,8 @@ from export_nets import Cnn, Lstm, Odd, Vit, inputs_of
 from torch import Tensor, fx, nn
 
 import fxprune.export.onnx as onnx_form
-from fxprune.export import ExportError, ExportReport, export
+import fxprune.export.torch_export as torch_export
+from fxprune.export import ExportError, ExportReport, check_files, export
 from fxprune.export.report import Difference, difference
 from passes import PruneChannels, capture, couple
 
@@ -232,3 +233,135 @@ def test_the_package_is_the_function(tmp_path: Path) -> None:
     import fxprune.export as package
 
     assert isinstance(package(nn.Linear(3, 4), torch.randn(2, 3), tmp_path / "net.pt2"), ExportReport)
+
+
+class Skipping(nn.Module):
+    """Optional arguments, of which a call may skip some in the middle."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(4, 6)
+
+    def forward(self, x: Tensor, scale: float | None = None, shift: Tensor | None = None, flag: bool = True) -> Any:
+        y = self.inner(x).relu()
+        if shift is not None:
+            y = y + shift
+        return {"y": y} if flag else (y, y * (2 if scale is None else scale))
+
+
+@pytest.mark.parametrize(
+    ("suffix", "graph", "names"),
+    [
+        ("pt2", True, ("x", "flag")), ("pt2", True, ("flag", "x")), ("pt2", True, ("x", "shift")),
+        ("pt2", False, ("shift", "x", "flag")), ("py", True, ("x", "flag")), ("py", False, ("flag", "x")),
+        ("onnx", True, ("x", "flag")),
+    ],
+)  # fmt: skip
+def test_arguments_in_the_middle_may_be_skipped(
+    suffix: str, graph: bool, names: tuple[str, ...], tmp_path: Path
+) -> None:
+    values = {"x": torch.randn(2, 4), "flag": False, "shift": torch.randn(2, 6)}
+    inputs = {name: values[name] for name in names}
+    model = Skipping().eval()
+    report = export(capture(model, inputs) if graph else model, inputs, tmp_path / f"net.{suffix}")
+    assert report.dynamic_batch and report.max_abs_error is not None
+
+
+class Modulated(nn.Module):
+    """StyleGAN2's convolution (Karras et al., 2020, section 2.2): one kernel a sample, as groups of one convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernel, self.style = nn.Parameter(torch.randn(6, 3, 3, 3)), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor, style: Tensor) -> Tensor:
+        n, i, h, w = x.shape
+        kernel = self.kernel * self.style(style).view(n, 1, i, 1, 1)
+        kernel = kernel * torch.rsqrt(kernel.square().sum((2, 3, 4), keepdim=True) + 1e-8)
+        y = nn.functional.conv2d(x.reshape(1, n * i, h, w), kernel.view(n * 6, i, 3, 3), padding=1, groups=n)
+        return y.view(n, 6, h, w)
+
+
+class Correlated(nn.Module):
+    """Depthwise cross-correlation of two branches, as Siamese trackers have it."""
+
+    def forward(self, z: Tensor, x: Tensor) -> Tensor:
+        n, c, h, w = x.shape
+        y = nn.functional.conv2d(x.reshape(1, n * c, h, w), z.reshape(n * c, 1, *z.shape[2:]), groups=n * c)
+        return y.view(n, c, *y.shape[2:])
+
+
+class Routed(nn.Module):
+    """CondConv (Yang et al., 2019): each sample's kernel is a mixture of four."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernels, self.route = nn.Parameter(torch.randn(4, 5, 3, 3, 3)), nn.Linear(3, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, c, h, w = x.shape
+        kernel = (self.route(x.mean((2, 3))).sigmoid() @ self.kernels.view(4, -1)).view(n * 5, c, 3, 3)
+        return nn.functional.conv2d(x.reshape(1, n * c, h, w), kernel, padding=1, groups=n).view(n, 5, h, w)
+
+
+@pytest.mark.parametrize(
+    ("make", "inputs"),
+    [
+        (Modulated, (torch.randn(2, 3, 8, 8), torch.randn(2, 5))),
+        (Correlated, (torch.randn(2, 3, 3, 3), torch.randn(2, 3, 8, 8))),
+        (Routed, torch.randn(2, 3, 8, 8)),
+    ],
+)
+def test_a_batch_that_cannot_be_free_is_fixed_and_said(make: type[nn.Module], inputs: Any, tmp_path: Path) -> None:
+    model = make().eval()
+    report = export(model, inputs, tmp_path / "net.onnx")
+    assert not report.dynamic_batch and report.batch_sizes == (2,)
+    assert "one batch size (with a free batch torch.onnx cannot translate the network" in str(report)
+    assert export(model, inputs, tmp_path / "net.pt2").dynamic_batch
+    assert check_files(report.path)
+
+
+def test_a_form_that_fails_at_another_size_is_written_for_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = torch_export._run
+
+    def failing(loaded: nn.Module, inputs: Any) -> Any:
+        if inputs.batch_size == 3:
+            raise ExportError("the written network fails at batch size 3")
+        return right(loaded, inputs)
+
+    monkeypatch.setattr(torch_export, "_run", failing)
+    report = export(nn.Linear(3, 4), torch.randn(2, 3), tmp_path / "net.pt2")
+    assert report.static_reason == "with a free batch the written network fails at batch size 3"
+    assert torch.export.load(report.path).module()(torch.randn(2, 3)).shape == (2, 4)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda y: y + 1e-3, r"output 0, 8 of 8 elements; tolerance=1e-05 may be set higher"),
+        (
+            lambda y: y.index_put((torch.tensor([0]), torch.tensor([1])), torch.tensor(9.0)),
+            "1 of 8 elements. So few may",
+        ),
+        (lambda y: y * float("nan"), "output 0, 8 of 8 elements; tolerance"),
+    ],
+)
+def test_a_difference_says_where_and_what_decides(
+    change: Any, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = onnx_form._session
+    monkeypatch.setattr(onnx_form, "_session", lambda file: lambda inputs: [change(y) for y in right(file)(inputs)])
+    with pytest.raises(ExportError, match=said):
+        export(nn.Linear(3, 4), torch.randn(2, 3), tmp_path / "net.onnx", dynamic_batch=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_class_that_differs_may_be_a_near_tie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Argmax(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.argmax(1)
+
+    right = onnx_form._session
+    monkeypatch.setattr(onnx_form, "_session", lambda file: lambda inputs: [y + 1 for y in right(file)(inputs)])
+    with pytest.raises(ExportError, match="near-tie: where a network orders, rounds or compares .argmax"):
+        export(Argmax(), torch.randn(2, 3), tmp_path / "net.onnx")

@@ -317,15 +317,27 @@ class Names(nn.Module):
 
 def test_awkward_names(tmp_path: Path) -> None:
     gm = fx.symbolic_trace(Names())
-    with pytest.raises(ExportError, match="an input named l"):
-        export(gm, (torch.randn(2, 3), torch.randn(2, 2)), tmp_path / "net.py")
-    placeholder = next(iter(gm.graph.nodes))
-    placeholder.target = placeholder.name = "given"
-    gm.recompile()
-    _, module, _ = written(gm, (torch.randn(2, 3), torch.randn(2, 2)), tmp_path)
+    text, module, _ = written(gm, (torch.randn(2, 3), torch.randn(2, 2)), tmp_path)
+    assert "def forward(self, l, y):  # noqa: E741" in text
     assert set(module.load().state_dict()) == set(gm.state_dict())
     with pytest.raises(ExportError, match="no Python module can be called"):
         export(gm, (torch.randn(2, 3), torch.randn(2, 2)), tmp_path / "my-net.py")
+
+
+HIDING = ["l", "O", "nn", "F", "math", "operator", "Path", "sha256", "load", "Container", "Network", "print", "x1", "é"]
+
+
+@pytest.mark.parametrize("name", HIDING)
+def test_inputs_may_hide_what_the_file_needs(name: str, tmp_path: Path) -> None:
+    namespace: dict[str, Any] = {"torch": torch}
+    exec(f"def forward(self, y, {name}, *, z=None): return torch.relu(self.a({name})) % y.shape[0] + y", namespace)
+    model = type("Model", (nn.Module,), {"forward": namespace["forward"]})()
+    model.a = nn.Linear(4, 4)
+    inputs = {"y": torch.randn(3, 4), name: torch.randn(3, 4)}
+    _, module, _ = written(capture(model.eval(), inputs), inputs, tmp_path)
+    more = {key: torch.cat([value, value]) for key, value in inputs.items()}
+    torch.testing.assert_close(module.load()(**more), model(**more))
+    torch.testing.assert_close(module.load()(*more.values()), model(*more.values()))
 
 
 LEAVES = """

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from fxprune.export.inputs import Inputs, call
-from fxprune.export.report import Difference, ExportError, difference
+from fxprune.export.report import Difference, ExportError, difference, where_different
 
 
 def other_size(size: int) -> int:
@@ -44,7 +44,8 @@ def agreement(
     for size in sizes or (inputs.batch_size,):
         given = inputs if size == inputs.batch_size else inputs.resized(int(size or 0))
         expected = call(module, given)
-        found = difference(expected, run(given))
+        got = run(given)
+        found = difference(expected, got)
         if not found.scaled <= tolerance:
             if difference(expected, call(module, given)).absolute > 0:
                 raise ExportError(
@@ -53,7 +54,9 @@ def agreement(
                 )
             raise ExportError(
                 f"the written network differs from the original by {found.absolute:.3g} (relative "
-                f"{found.relative:.3g}) at batch size {size}; the tolerance is {tolerance:.3g}, and nothing was written"
+                f"{found.relative:.3g}) at batch size {size}, and nothing was written: "
+                f"{where_different(expected, got, tolerance)}; tolerance={tolerance:.3g} may be set higher where that "
+                "is meant"
             )
         worst = worst.worse(found)
     return worst

@@ -97,6 +97,7 @@ def inputs_of(example_inputs: Any, module: nn.Module, batch_dim: int = 0) -> Inp
         bound = inspect.signature(module.forward).bind(*args, **kwargs)
     except TypeError as error:
         raise ExportError(f"example inputs do not fit {type(module).__name__}.forward: {error}") from error
+    args, kwargs = _without_gaps(bound, args, kwargs)
     device = next((tensor.device for tensor in [*module.parameters(), *module.buffers()]), None)
     by_name = _keyword_names(module)
     if by_name is not None:
@@ -106,6 +107,22 @@ def inputs_of(example_inputs: Any, module: nn.Module, batch_dim: int = 0) -> Inp
     if device is None or device.type == "meta":
         return found
     return found.map(lambda leaf: leaf.to(device) if isinstance(leaf, torch.Tensor) else leaf)
+
+
+def _without_gaps(
+    bound: inspect.BoundArguments, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The same call with the defaults of arguments that it skips before its last one.
+
+    torch.export (2.13) gives keywords to a graph by position: `f(x, extra=None, flag=True)` called with x and flag
+    would be exported with flag in the place of extra.
+    """
+    parameters = bound.signature.parameters
+    ordinary = [n for n, p in parameters.items() if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
+    given = [place for place, name in enumerate(ordinary) if name in bound.arguments]
+    named = ordinary[len(args) : given[-1] + 1] if given else []
+    filled = {name: kwargs.get(name, parameters[name].default) for name in named}
+    return args, {**filled, **kwargs}
 
 
 def _keyword_names(module: nn.Module) -> frozenset[str] | None:

@@ -19,7 +19,7 @@ from fxprune.export.files import DATA, staged
 from fxprune.export.inputs import Inputs
 from fxprune.export.report import ExportError, ExportReport
 from fxprune.export.seal import UNSEALED, seal, sha256_of
-from fxprune.export.torch_export import exported_program, without_user_data
+from fxprune.export.torch_export import Exported, exported_program, or_fixed, without_user_data
 
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
@@ -31,6 +31,12 @@ def write_onnx(
     require_packages()
     _refuse_bfloat16(module, inputs)
     exported = exported_program(module, inputs, dynamic_batch)
+    return or_fixed(lambda form: _written(form, module, inputs, path, tolerance, overwrite), module, inputs, exported)
+
+
+def _written(
+    exported: Exported, module: nn.Module, inputs: Inputs, path: Path, tolerance: float, overwrite: bool
+) -> ExportReport:
     without_user_data(exported.program)
     with staged(path, overwrite) as folder:
         with _quiet():

@@ -119,6 +119,33 @@ def tensors_of(outputs: Any) -> list[torch.Tensor]:
     return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, torch.Tensor)]
 
 
+def where_different(expected: Any, got: Any, tolerance: float) -> str:
+    """Which outputs differ by more than the tolerance, in how many elements; and whether near-ties may be why."""
+    parts, few = [], True
+    for position, (a, b) in enumerate(zip(tensors_of(expected), tensors_of(got), strict=True)):
+        wrong = _scaled(a, b) > tolerance
+        if not (count := int(wrong.sum())):
+            continue
+        parts.append(f"output {position}, {count:,} of {a.numel():,} elements")
+        few = few and (count <= max(1, a.numel() // 20) or not (a.is_floating_point() or a.is_complex()))
+    tie = (
+        ". So few may be a near-tie: where a network orders, rounds or compares (argmax, topk, sort, a threshold), two "
+        "values that are nearly equal may fall either way; try other example inputs"
+    )
+    return "; ".join(parts[:5]) + (tie if few else "")
+
+
+def _scaled(expected: torch.Tensor, got: torch.Tensor) -> torch.Tensor:
+    """The difference of each element as a share of the largest one of its output, or of 1."""
+    wide = torch.complex128 if expected.is_complex() else torch.float64
+    a, b = (tensor.detach().to("cpu", wide) for tensor in (expected, got))
+    same = (a == b) | (a.isnan() & b.isnan())
+    finite = a[a.isfinite()].abs()
+    largest = finite.max().item() if finite.numel() else 0.0
+    apart = torch.where(same, 0.0, (a - b).abs() / max(1.0, largest))
+    return apart.nan_to_num(nan=math.inf, posinf=math.inf)
+
+
 def _tensor_difference(expected: torch.Tensor, got: torch.Tensor) -> Difference:
     if expected.numel() == 0:
         return Difference()

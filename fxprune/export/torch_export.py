@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,13 @@ from fxprune.export.seal import UNSEALED, seal
 
 @dataclass(frozen=True)
 class Exported:
-    """An ExportedProgram, why its batch size is fixed (None: it is free), and the batch sizes to check it at."""
+    """An ExportedProgram, why its batch size is fixed (None: it is free), the batch sizes to check it at, and that of
+    the example inputs."""
 
     program: torch.export.ExportedProgram
     static_reason: str | None
     sizes: tuple[int, ...]
+    size: int | None = None
 
 
 def exported_program(module: nn.Module, inputs: Inputs, dynamic_batch: bool = True) -> Exported:
@@ -43,12 +46,12 @@ def exported_program(module: nn.Module, inputs: Inputs, dynamic_batch: bool = Tr
         except Exception as error:  # torch.export has no common base for what it raises
             reason = f"torch.export: {first_line(error)}"
         else:
-            return Exported(program, None, (size, other_size(size)))
+            return Exported(program, None, (size, other_size(size)), size)
     try:
         program = _export(module, inputs, None)
     except Exception as error:  # see above
         raise ExportError(f"torch.export refuses the network: {first_line(error)}") from error
-    return Exported(program, reason, () if size is None else (size,))
+    return Exported(program, reason, () if size is None else (size,), size)
 
 
 def _export(module: nn.Module, inputs: Inputs, shapes: dict[str, Any] | None) -> torch.export.ExportedProgram:
@@ -63,6 +66,30 @@ def write_pt2(
 ) -> ExportReport:
     """Export, save, load what was saved and run it beside the network; the module is in eval mode."""
     exported = exported_program(module, inputs, dynamic_batch)
+    return or_fixed(lambda form: _written(form, module, inputs, path, tolerance, overwrite), module, inputs, exported)
+
+
+def or_fixed(
+    write: Callable[[Exported], ExportReport], module: nn.Module, inputs: Inputs, exported: Exported
+) -> ExportReport:
+    """What `write` makes of a program; where it cannot with a free batch, of the one with the batch of the inputs.
+
+    A batch that is also a number of groups (the weights of a modulated convolution, one a sample) can be said to
+    torch.export and to no translator; some programs run at no other size than they were exported at.
+    """
+    try:
+        return write(exported)
+    except ExportError as error:
+        if exported.static_reason is not None or exported.size is None:
+            raise
+        fixed = exported_program(module, inputs, False)
+        reason = f"with a free batch {first_line(error)[:300]}"
+        return write(Exported(fixed.program, reason, (exported.size,), exported.size))
+
+
+def _written(
+    exported: Exported, module: nn.Module, inputs: Inputs, path: Path, tolerance: float, overwrite: bool
+) -> ExportReport:
     without_user_data(exported.program)
     with staged(path, overwrite) as folder, warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning)
@@ -72,7 +99,7 @@ def write_pt2(
             raise ExportError(f"torch.export cannot save the network: {first_line(error)}") from error
         _seal_archive(folder / path.name)
         loaded = torch.export.load(folder / path.name).module()
-        found = agreement(module, lambda given: call(loaded, given), inputs, exported.sizes, tolerance)
+        found = agreement(module, lambda given: _run(loaded, given), inputs, exported.sizes, tolerance)
     return ExportReport(
         "pt2",
         path,
@@ -83,6 +110,16 @@ def write_pt2(
         max_rel_error=found.relative,
         tolerance=tolerance,
     )
+
+
+def _run(loaded: nn.Module, inputs: Inputs) -> Any:
+    try:
+        return call(loaded, inputs)
+    except Exception as error:  # its guards raise AssertionError, its operators whatever they raise
+        raise ExportError(
+            f"the written network fails at batch size {inputs.batch_size}, and the original does not: "
+            f"{first_line(error)}"
+        ) from error
 
 
 def without_user_data(program: torch.export.ExportedProgram) -> None:

@@ -18,7 +18,9 @@ from fxprune.export.source.signature import Signature
 
 _POOL = ("x", "y", "z", "u", "v", "w", "s", "t", "p", "q", "r", "a", "b", "c", "d")
 # Names of the file itself, and those that ruff calls ambiguous.
-_TAKEN = frozenset({"self", "torch", "nn", "F", "math", "operator", "Path", "Container", "load", "l", "O", "I"})
+_NEEDED = frozenset({"self", "torch", "nn", "F", "math", "operator"})
+_AMBIGUOUS = frozenset({"l", "O", "I"})
+_TAKEN = _NEEDED | _AMBIGUOUS | {"Path", "sha256", "Container", "load"}
 _SIZE_METHODS = frozenset({"size", "dim", "numel", "ndimension", "stride"})
 _SIZE_ATTRIBUTES = frozenset({"shape", "ndim", "dtype", "device"})
 _ARITHMETIC = frozenset({operator.add, operator.sub, operator.mul, operator.floordiv, operator.truediv, operator.mod})
@@ -47,12 +49,25 @@ class _Forward:
         self.inputs = frozenset(self.signature.names) | frozenset(self.signature.leaves.values())
         self.writer = Writer(gm, root, imports, self.written.__getitem__)
         self.taken = _TAKEN | set(imports.names) | imports.modules
+        hidden = sorted(self.inputs & (_NEEDED | set(imports.names) | imports.modules))
+        unusable = [name for name in self.inputs if name == "self" or keyword.iskeyword(name)]
+        unusable += [name for name in self.signature.names if name.startswith("*") and name.lstrip("*") in hidden]
+        if unusable:
+            raise ExportError(f"forward: no plain source has an input named {sorted(unusable)[0]}; rename it")
+        self.hidden = {name: self._unused(f"{name}_input") for name in hidden}
+        self.inputs |= frozenset(self.hidden.values())
 
     def lines(self, indent: str) -> Iterator[str]:
-        faulty = sorted(name for name in self.inputs if name in _TAKEN or keyword.iskeyword(name))
-        if faulty:
-            raise ExportError(f"forward: an input named {faulty[0]} hides a name that the source file needs; rename it")
-        yield f"{indent}def forward({', '.join(['self', *self.signature.parameters(self.writer)])}):"
+        method, comment = "forward", "  # noqa: E741" if self.inputs & _AMBIGUOUS else ""
+        parameters = ["self", *self.signature.parameters(self.writer)]
+        if self.hidden:
+            # An input called `nn` hides what the body needs: its value goes on to a method that calls it otherwise.
+            yield f"{indent}def forward({', '.join(parameters)}):{comment}"
+            yield f"{indent}    return self._forward({', '.join(self.signature.names)})"
+            yield ""
+            self.signature, method, comment = self.signature.renamed(self.hidden), "_forward", ""
+            parameters = ["self", *self.signature.names]
+        yield f"{indent}def {method}({', '.join(parameters)}):{comment}"
         body = f"{indent}    "
         for line in self.signature.unpacking():
             yield body + line
@@ -73,6 +88,13 @@ class _Forward:
                 scope = found or ""
                 yield f"{body}# {scope}"
             yield from self._statement(node, expression, body)
+
+    def _unused(self, name: str) -> str:
+        return next(
+            found
+            for found in (name, *(f"{name}_{number}" for number in range(1, len(self.inputs) + 2)))
+            if found not in self.inputs | self.taken
+        )
 
     def _statement(self, node: fx.Node, expression: Expression, indent: str) -> list[str]:
         left = ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +44,16 @@ class Signature:
         for name, spec in zip(names, [*positional, *keyword], strict=True):
             trees[name] = _leaves(spec, name, rest, leaves)
         return Signature(names, leaves, trees, len(keyword), info.out_spec)
+
+    def renamed(self, names: Mapping[str, str]) -> Signature:
+        """The same with other names for some of its parameters, all of them positional and without defaults."""
+        return Signature(
+            tuple(names.get(name, name) for name in self.names),
+            {node: names.get(name, name) for node, name in self.leaves.items()},
+            {names.get(name, name): tree for name, tree in self.trees.items()},
+            0,
+            self.out_spec,
+        )
 
     def parameters(self, writer: Writer) -> list[str]:
         """The text of each parameter, defaults included."""

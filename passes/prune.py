@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -220,6 +221,7 @@ class _Run(fx.Interpreter):
         super().__init__(nn.Module(), garbage_collect_values=False, graph=rewriting.graph)
         self.rewriting = rewriting
         self.env = _Results(self._promised)
+        self._olds: dict[fx.Node, Any] = {}
 
     def run(self) -> None:  # type: ignore[override]
         """Run all nodes whose results do not follow from their axes."""
@@ -236,25 +238,45 @@ class _Run(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         rewriting = self.rewriting
         value = rewriting.coupling.structure.values.get(n.name)
-        failure = ""
+        followed: tuple[Any, Any] | None = None
         try:
             self._restate(n, value)
-            for argument in n.all_input_nodes:
-                self._run_inserted(argument)
-            result = self._promised(n) if n.op in ("placeholder", "get_attr") else super().run_node(n)
-        except Exception as error:  # whatever a node raises on smaller sizes is the reason that its axes stay
-            failure = (
-                f"the operator cannot follow a smaller size: {str(error).splitlines()[0] if str(error) else error!r}"
-            )
-            result = None
-        if not failure:
-            failure = self._difference(value, result)
+            restated = n.args, n.kwargs
+            if self._holds_tensors(n, value) and restate.pin_values(n, self._old):
+                followed = restated
+        except Exception as error:  # what a node's arguments do not fit is the reason that its axes stay
+            result, failure = None, _refusal(error)
+        else:
+            result, failure = self._attempt(n, value)
+            if failure and followed is not None:  # a number of an operator that nobody knows was a size, not a value
+                pinned = n.args, n.kwargs
+                n.args, n.kwargs = followed
+                result, still = self._attempt(n, value)
+                if still:
+                    n.args, n.kwargs = pinned
+                failure = failure if still else ""
         if any(isinstance(leaf, (int, float)) for leaf in pytree.tree_leaves(result)):
             rewriting.numbers[n.name] = result
         if failure:
             rewriting.refuse(n, failure)
             return self._promised(n)
         return result
+
+    def _attempt(self, n: fx.Node, value: Any) -> tuple[Any, str]:
+        """What `n` gives on the smaller sizes, and why that is not what its axes promise."""
+        try:
+            for argument in n.all_input_nodes:
+                self._run_inserted(argument)
+            result = self._promised(n) if n.op in ("placeholder", "get_attr") else super().run_node(n)
+        except Exception as error:  # whatever a node raises on smaller sizes is the reason that its axes stay
+            return None, _refusal(error)
+        return result, self._difference(value, result)
+
+    def _holds_tensors(self, n: fx.Node, value: Any) -> bool:
+        """Whether `n` makes, writes or returns tensors: there a number that was a width keeps its old value."""
+        if n.op == "output" or n.target is operator.setitem:
+            return True
+        return any(isinstance(leaf, Value) for leaf in pytree.tree_leaves(value))
 
     def _run_inserted(self, n: fx.Node) -> None:
         """Run arithmetic that restating has put before a node."""
@@ -266,31 +288,67 @@ class _Run(fx.Interpreter):
     def _restate(self, n: fx.Node, value: Any) -> None:
         values = self.rewriting.coupling.structure.values
         restate_node = restate.TABLE.get(restate.name_of(n))
-        if restate_node is None and not restate.takes_scalars(n):
+        if restate_node is None:
             return
-
-        def axes_of(argument: Any) -> tuple[Axis, ...] | None:
-            known = values.get(argument.name) if isinstance(argument, fx.Node) else None
-            return known.axes if isinstance(known, Value) else None
 
         def numbers_of(argument: Any) -> Any:
             known = values.get(argument.name) if isinstance(argument, fx.Node) else None
             return known.numbers if isinstance(known, Value) else None
 
         leaves_ = [v for v in pytree.tree_leaves(value) if isinstance(v, Value)]
-        if restate_node is not None and (leaves_ or n.target is restate.operator.setitem):
-            near = [a for v in leaves_ for a in v.axes] + [a for i in n.all_input_nodes for a in axes_of(i) or ()]
+        if leaves_ or n.target is operator.setitem:
+            near = [a for v in leaves_ for a in v.axes] + [a for i in n.all_input_nodes for a in self._axes_of(i) or ()]
             if self.rewriting.narrowed(near) or any(self._pinned(i) is not None for i in n.all_input_nodes):
                 restate_node(
                     restate.Site(
-                        n, value, axes_of, self.rewriting.remain, lambda a: self.env[a],
+                        n, value, self._axes_of, self.rewriting.remain, lambda a: self.env[a],
                         lambda a: self.rewriting.coupling.structure.vals.get(a.name),
                         self.rewriting.records.get(n.name, ()),
                         numbers_of,
                     )
                 )  # fmt: skip
-        if leaves_:
-            restate.pin_scalars(n, self._pinned)
+
+    def _old(self, argument: fx.Node) -> Any:
+        """The dense network's number, or shape, where `argument` is another one now; None for all others.
+
+        A literal, or nodes that compute it where it hangs on a size that may vary as well (``c * h * w``).
+        """
+        dense, now = self.rewriting.coupling.structure.vals.get(argument.name), self.env.get(argument)
+        if type(dense) not in (int, float, torch.Size) or type(now) is not type(dense) or dense == now:
+            return None
+        if not isinstance(dense, torch.Size) and not restate.varies(self._axes_of, argument):
+            return dense
+        if argument not in self._olds:
+            self._olds[argument] = self._old_nodes(argument, dense, now)
+        return self._olds[argument]
+
+    def _old_nodes(self, argument: fx.Node, dense: Any, now: Any) -> Any:
+        """The same computation over the dense network's widths, inserted behind `argument`."""
+        graph = argument.graph
+        olds = {used: self._old(used) for used in argument.all_input_nodes if self._axes_of(used) is None}
+        if len(olds) == len(argument.all_input_nodes) and any(old is not None for old in olds.values()):
+            args, kwargs = fx.map_arg(
+                (argument.args, argument.kwargs), lambda used: used if olds[used] is None else olds[used]
+            )
+            with graph.inserting_after(argument):
+                return graph.create_node(argument.op, argument.target, args, kwargs)
+        if isinstance(dense, torch.Size):
+            parts: list[Any] = list(dense)
+            at = argument
+            for place in range(len(dense)):
+                if dense[place] == now[place]:
+                    with graph.inserting_after(at):
+                        at = parts[place] = graph.call_function(operator.getitem, (argument, place))
+            with graph.inserting_after(at):
+                return graph.call_function(torch.Size, (tuple(parts),))
+        with graph.inserting_after(argument):  # of all lengths of a tensor, one of which is a width: in proportion
+            product = graph.call_function(operator.mul, (argument, dense))
+        with graph.inserting_after(product):
+            return graph.call_function(operator.floordiv, (product, now))
+
+    def _axes_of(self, argument: Any) -> tuple[Axis, ...] | None:
+        known = self.rewriting.coupling.structure.values.get(argument.name) if isinstance(argument, fx.Node) else None
+        return known.axes if isinstance(known, Value) else None
 
     def _pinned(self, argument: fx.Node) -> Any:
         dense = self.rewriting.coupling.structure.vals.get(argument.name)
@@ -315,6 +373,10 @@ class _Run(fx.Interpreter):
             return torch.empty([self.rewriting.size(a) for a in known.axes], dtype=val.dtype, device="meta")
 
         return map_together(made, structure.vals.get(n.name), structure.values.get(n.name))
+
+
+def _refusal(error: Exception) -> str:
+    return f"the operator cannot follow a smaller size: {str(error).splitlines()[0] if str(error) else error!r}"
 
 
 class _Results(dict[fx.Node, Any]):

@@ -115,7 +115,7 @@ def _restated(site: Site, sizes: Sequence[Any], axes: Sequence[Axis], view: bool
             result.append(size if size == -1 or axis.size == new else new)
         elif site.number(size) in (new, -1):
             result.append(size)
-        elif not _has_constant(axis) and not _varies(site, size):
+        elif not _has_constant(axis) and not varies(site.axes_of, size):
             result.append(new)
         elif view and -1 not in sizes and -1 not in result:
             result.append(-1)
@@ -124,15 +124,15 @@ def _restated(site: Site, sizes: Sequence[Any], axes: Sequence[Axis], view: bool
     return result
 
 
-def _varies(site: Site, number: fx.Node, place: int | None = None) -> bool:
+def varies(axes_of: Callable[[Any], tuple[Axis, ...] | None], number: fx.Node, place: int | None = None) -> bool:
     """Whether `number` (at `place`, where it is a shape) is computed from a size that no group alone decides."""
     asked = number.args[1] if len(number.args) > 1 and isinstance(number.args[1], int) else place
     for source in number.all_input_nodes:
-        axes = site.axes_of(source)
+        axes = axes_of(source)
         if axes is not None:
-            if asked is None or _has_constant(axes[asked]):
+            if any(map(_has_constant, axes)) if asked is None else _has_constant(axes[asked]):
                 return True
-        elif _varies(site, source, asked if number.target is operator.getitem else None):
+        elif varies(axes_of, source, asked if number.target is operator.getitem else None):
             return True
     return False
 
@@ -428,34 +428,42 @@ TABLE: dict[str, Callable[[Site], None]] = {
                     _attention),
 }  # fmt: skip
 
-_ARITHMETIC = frozenset(
-    [
-        *("add", "sub", "mul", "div", "pow", "truediv", "true_divide", "rsub", "floordiv", "mod", "multiply", "divide"),
-        *("subtract", "add_", "sub_", "mul_", "div_", "pow_", "iadd", "isub", "imul", "itruediv", "clamp"),
-        *("masked_fill", "scaled_dot_product_attention"),
-    ]
-)
+# Where operators of the table take numbers that are values: position and keyword. All their others are sizes or places.
+_VALUES: dict[str, tuple[tuple[int, str], ...]] = {
+    "full": ((1, "fill_value"),),
+    "new_full": ((2, "fill_value"),),
+    "setitem": ((2, ""),),
+    **dict.fromkeys(["pad", "_pad"], ((3, "value"),)),
+    "constant_pad_nd": ((2, "value"),),
+    **dict.fromkeys(["layer_norm", "native_layer_norm", "group_norm"], ((4, "eps"),)),
+    "rms_norm": ((3, "eps"),),
+    "native_group_norm": ((7, "eps"),),
+    **{name: ((4, "dropout_p"), (6, "scale")) for name, restated in TABLE.items() if restated is _attention},
+}
 
 
-def takes_scalars(node: fx.Node) -> bool:
-    """Whether a scalar argument of `node` may enter a tensor's values."""
-    return name_of(node) in _ARITHMETIC
+def pin_values(node: fx.Node, old: Callable[[fx.Node], Any]) -> bool:
+    """Give numbers that enter what `node` computes the dense network's values; whether there were any.
 
-
-def pin_scalars(node: fx.Node, changed: Callable[[fx.Node], Any]) -> None:
-    """Scalars that enter a tensor's values keep the dense network's number: `changed` gives it, or None if it holds.
-
-    Such a scalar (``q / math.sqrt(q.size(-1))``) follows a size, but the masked network divides by the old one.
+    Such a number (``q / math.sqrt(q.size(-1))``, ``torch.tensor(d)``) follows a size, but the masked network computes
+    with the old one. `old` gives it for an argument that has changed, None for others. Where an operator is not in the
+    table, every number counts as a value.
     """
-    if not takes_scalars(node):
-        return
 
-    def pinned(argument: fx.Node) -> Any:
-        number = changed(argument)
-        return argument if number is None else number
+    def pinned(argument: Any) -> Any:
+        found = fx.map_arg(argument, lambda used: used if (number := old(used)) is None else number)
+        return found
 
-    node.args = fx.map_arg(node.args, pinned)
-    node.kwargs = fx.map_arg(node.kwargs, pinned)
+    before = node.args, node.kwargs
+    places = _VALUES.get(name_of(node), ()) if name_of(node) in TABLE else None
+    if places is None:
+        node.args, node.kwargs = pinned(node.args), pinned(node.kwargs)
+    for position, keyword in places or ():
+        if position < len(node.args):
+            node.update_arg(position, pinned(node.args[position]))
+        elif keyword in node.kwargs:
+            node.update_kwarg(keyword, pinned(node.kwargs[keyword]))
+    return (node.args, node.kwargs) != before
 
 
 def is_tensor_index(node: fx.Node) -> bool:

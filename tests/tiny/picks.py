@@ -21,9 +21,9 @@ class OrderSelected(Ordered):
         return x.index_select(1, self.order)
 
 
-@tiny("", why="its size does not follow")
+@tiny("conv1 8")
 class OrderComputed(Stem):
-    """The numbers are made anew from the size: a smaller one gives another order."""
+    """The numbers are made of the size, which keeps its old value in them; then they are places that remain."""
 
     def middle(self, x: Tensor) -> Tensor:
         return x[:, torch.arange(x.shape[1] - 1, -1, -1)]

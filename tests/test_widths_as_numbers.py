@@ -1,0 +1,107 @@
+"""A width that enters a network's values as a number keeps the value that it had, whatever it passes through."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from passes import PruneChannels, capture, couple, verify
+
+Use = Callable[[Tensor, Tensor, int], Any]
+
+
+class Correlation(nn.Module):
+    """A product over channels, of which `use` makes something together with their number."""
+
+    def __init__(self, use: Use) -> None:
+        super().__init__()
+        self.a, self.b, self.use = nn.Conv2d(3, 16, 3), nn.Conv2d(3, 16, 3), use
+
+    def forward(self, x: Tensor) -> Any:
+        a, b = self.a(x), self.b(x)
+        n, d, h, w = a.shape
+        return self.use(a.view(n, d, h * w).transpose(1, 2) @ b.view(n, d, h * w), a, d)
+
+
+def written(c: Tensor, a: Tensor, d: int) -> Tensor:
+    y = torch.zeros_like(c)
+    y[:, 0] = d
+    return c + y
+
+
+USES: dict[str, Use] = {
+    "a tensor": lambda c, a, d: c / torch.sqrt(torch.tensor(d).float()),
+    "a tensor of two": lambda c, a, d: c / torch.tensor([d, a.shape[2]]).sum(),
+    "as_tensor": lambda c, a, d: c / torch.as_tensor(d, dtype=a.dtype) ** 0.5,
+    "new_tensor": lambda c, a, d: c / a.new_tensor(d).sqrt(),
+    "a shape": lambda c, a, d: c / torch.tensor(a.shape).sum(),
+    "full": lambda c, a, d: c / torch.full((1,), d, dtype=a.dtype),
+    "new_full": lambda c, a, d: c / a.new_full((1,), d),
+    "full_like": lambda c, a, d: c + torch.full_like(c, d),
+    "fill_": lambda c, a, d: c + torch.zeros_like(c).fill_(d),
+    "written": written,
+    "a power": lambda c, a, d: c * d**-0.5,
+    "a root": lambda c, a, d: c / math.sqrt(a.size(1)),
+    "a half": lambda c, a, d: c / (d // 2),
+    "a length": lambda c, a, d: c / len(a[0]),
+    "in place": lambda c, a, d: c.mul_(d),
+    "chosen": lambda c, a, d: torch.where(c > 0, c, d),
+    "a bound": lambda c, a, d: c.clamp(max=d),
+    "a slope": lambda c, a, d: F.leaky_relu(c, 1 / d),
+    "an epsilon": lambda c, a, d: F.layer_norm(c, (c.shape[-1],), eps=1 / d),
+    "a padding's value": lambda c, a, d: F.pad(c, (1, 1), value=d),
+    "a diagonal": lambda c, a, d: c.tril(d),
+    "a keyword": lambda c, a, d: torch.add(c, c, alpha=d),
+    "a weight": lambda c, a, d: torch.lerp(c, 2 * c, d),
+    "attention's scale": lambda c, a, d: F.scaled_dot_product_attention(a.flatten(2).mT, a.flatten(2).mT, c),
+    "numbers up to it": lambda c, a, d: c + torch.arange(d).sum(),
+    "an output": lambda c, a, d: (c, d),
+    "with a free size": lambda c, a, d: c / (d * a.shape[2]),
+    "a root with a free size": lambda c, a, d: c / math.sqrt(d + a.shape[-1]),
+    "all elements": lambda c, a, d: c / a.numel(),
+    "a shape's elements": lambda c, a, d: c / a.size()[1:].numel(),
+    "a free size returned": lambda c, a, d: (c, d * a.shape[2]),
+    "a step": lambda c, a, d: c / a.stride()[0],
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_the_old_value_stays_at_every_size(use: str) -> None:
+    model, x = Correlation(USES[use]).double().eval(), torch.randn(1, 3, 8, 8, dtype=torch.float64)
+    gm = capture(model, x)
+    coupling = couple(gm, x)
+    assert coupling.groups
+    plan = coupling.plan({group.name: tuple(range(0, group.size, 2)) for group in coupling.groups})
+    certificate = verify(gm, PruneChannels(plan)(gm).graph_module, plan, x)
+    assert certificate.batch_sizes == (1, 3) and len(certificate.sizes) == 2
+
+
+@torch.library.custom_op("fxprune_tests::halved", mutates_args=())
+def halved(x: Tensor, size: int) -> Tensor:
+    """The first half of the channels, whose number the caller gives."""
+    return x[:, : size // 2].clone()
+
+
+@halved.register_fake
+def _(x: Tensor, size: int) -> Tensor:
+    return x.new_empty(x.shape[0], size // 2, *x.shape[2:])
+
+
+def test_a_number_of_an_unknown_operator_is_no_reason_to_fail() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(4, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.a(x)
+            return self.b(torch.ops.fxprune_tests.halved(y, y.shape[1]))
+
+    x = torch.randn(2, 3, 5, 5)
+    assert couple(capture(Net().eval(), x), x).groups == ()

@@ -82,13 +82,13 @@ def test_the_old_value_stays_at_every_size(use: str) -> None:
     assert certificate.batch_sizes == (1, 3) and len(certificate.sizes) == 2
 
 
-@torch.library.custom_op("fxprune_tests::halved", mutates_args=())
-def halved(x: Tensor, size: int) -> Tensor:
+@torch.library.custom_op("fxprune_tests::first_half", mutates_args=())
+def first_half(x: Tensor, size: int) -> Tensor:
     """The first half of the channels, whose number the caller gives."""
     return x[:, : size // 2].clone()
 
 
-@halved.register_fake
+@first_half.register_fake
 def _(x: Tensor, size: int) -> Tensor:
     return x.new_empty(x.shape[0], size // 2, *x.shape[2:])
 
@@ -101,7 +101,7 @@ def test_a_number_of_an_unknown_operator_is_no_reason_to_fail() -> None:
 
         def forward(self, x: Tensor) -> Tensor:
             y = self.a(x)
-            return self.b(torch.ops.fxprune_tests.halved(y, y.shape[1]))
+            return self.b(torch.ops.fxprune_tests.first_half(y, y.shape[1]))
 
     x = torch.randn(2, 3, 5, 5)
     assert couple(capture(Net().eval(), x), x).groups == ()

@@ -65,7 +65,7 @@ def apply_plan(network: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.M
     assert coupling.module is not None, "it was made for a module"
     slicing = Slicing(coupling, coupling.masks(plan))
     cut = _cut_in_place(network, slicing) if inplace else copy_module(network, slicing.kept)
-    fit(cut, slicing, coupling.module.edits)
+    fit(cut, slicing, coupling.module.edits, coupling.module.literals)
     if plan.narrows:
         earlier = plan_of(network)
         made = earlier.then(plan) if earlier is not None else plan

@@ -24,6 +24,7 @@ from passes.plan import Plan
 from passes.process_state import leaves_no_trace
 from passes.reach import unused_axes
 from passes.references import REFERENCES
+from passes.restated_calls import Position, Site
 from passes.roles import names_of
 from passes.structure import Structure, map_values
 from passes.units import BlockMask, Mask, kept, positions, rename
@@ -124,21 +125,39 @@ class Edit:
 
 
 @dataclass(frozen=True)
+class Literal:
+    """A number in a module's program that has to change: an argument of a call (see `passes.restated_calls`).
+
+    path: of the module that makes the call. axes: the argument is the product of their lengths; for a call that splits
+    its argument the sizes of the pieces, one axis each. value: where `axes` is empty, what the argument was before
+    anything was removed, which it has to remain.
+    """
+
+    path: str
+    site: Site
+    position: Position
+    axes: tuple[Axis, ...] = ()
+    value: Any = None
+
+
+@dataclass(frozen=True)
 class ModuleFacts:
     """What holds of a coupling that was found by running a module.
 
-    edits: the sizes in its attributes that follow its groups. real: it was run on values. specialised: what the runs
-    were fixed to, in sentences.
+    edits: the sizes in its attributes that follow its groups. literals: those in its program. real: it was run on
+    values. specialised: what the runs were fixed to, in sentences.
     """
 
     edits: tuple[Edit, ...] = ()
+    literals: tuple[Literal, ...] = ()
     real: bool = False
     specialised: tuple[str, ...] = ()
 
     def renamed(self, new: Mapping[Variable, Axis], keep: Mapping[Variable, Mask]) -> ModuleFacts:
         """These facts of the network that is left when variables are replaced by smaller ones."""
         edits = [replace(e, axes=tuple(rename(axis, new, keep) for axis in e.axes)) for e in self.edits]
-        return replace(self, edits=tuple(edits))
+        literals = [replace(i, axes=tuple(rename(axis, new, keep) for axis in i.axes)) for i in self.literals]
+        return replace(self, edits=tuple(edits), literals=tuple(literals))
 
 
 class Coupling:

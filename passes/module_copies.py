@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,23 @@ from passes.errors import PassError
 from passes.head_attention import is_torchs_attention, with_heads
 from passes.skeleton import Copies, Replace, modules_of
 
-Enter = Callable[[str], None]
+
+class CallStack:
+    """The modules that are running, outermost first: their paths, and a number for each run of one."""
+
+    def __init__(self) -> None:
+        self.paths, self.runs = [""], [0]
+        self._numbers = itertools.count(1)
+
+    def enter(self, path: str) -> None:
+        """A module begins to run."""
+        self.paths.append(path)
+        self.runs.append(next(self._numbers))
+
+    def leave(self) -> None:
+        """It has returned, or raised."""
+        self.paths.pop()
+        self.runs.pop()
 
 
 class Opaque(nn.Module):
@@ -50,9 +67,9 @@ def scripted_modules(root: nn.Module) -> dict[str, nn.Module]:
 
 
 def stream_copy(
-    root: nn.Module, replace: Replace, run: Callable[..., Any], paths: list[str]
+    root: nn.Module, replace: Replace, run: Callable[..., Any], stack: CallStack
 ) -> tuple[nn.Module, Copies]:
-    """A copy of `root` with each tensor replaced, which keeps in `paths` the path of the module that runs.
+    """A copy of `root` with each tensor replaced, whose modules say in `stack` when they run.
 
     run: called with (path, module, args, kwargs) in place of a scripted module. Attention of torch's class takes the
     form of `HeadAttention`.
@@ -67,20 +84,20 @@ def stream_copy(
             with_heads(module)  # type: ignore[arg-type]
         if isinstance(module, nn.TransformerEncoder):
             module.enable_nested_tensor = False
-        _follow(module, path, paths)
+        _follow(module, path, stack)
     return copied, copies
 
 
-def _follow(module: nn.Module, path: str, paths: list[str]) -> None:
-    """Have calls of `module` note its path while they run."""
+def _follow(module: nn.Module, path: str, stack: CallStack) -> None:
+    """Have calls of `module` say when they begin and end."""
     inner = type(module)._call_impl
     module.__dict__["_compiled_call_impl"] = None
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        paths.append(path)
+        stack.enter(path)
         try:
             return inner(module, *args, **kwargs)
         finally:
-            paths.pop()
+            stack.leave()
 
     module.__dict__["_call_impl"] = call

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import weakref
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from torch import nn
 
-from passes.axes import Axis, Reason
-from passes.coupling import Coupling, Edit, ModuleFacts
+from passes.axes import Axis, Reason, Variable
+from passes.coupling import Coupling, ModuleFacts
 from passes.errors import PassError
 from passes.module_inputs import Arguments, bound, described
 from passes.module_stream import ModuleInferred, infer_module
-from passes.module_trial import Trial, edits_that_follow, refused_axes
-from passes.prune import masks_of_all
+from passes.module_trial import Changes, Trial, changes_that_follow, refused_axes
 from passes.reach import unused_axes
 from passes.roles import names_of
 from passes.skeleton import modules_of, owned_tensors
@@ -32,13 +33,13 @@ def couple_module(module: nn.Module, example_inputs: Any) -> Coupling:
     _reach_the_rest(module, inferred, arguments)
     while True:
         coupling = _resolved(module, inferred, arguments)
-        edits, refused = _tried(module, coupling, arguments)
+        changes, refused = _tried(module, coupling, arguments)
         if not refused:
             break
         for axis, reason in refused:
             inferred.space.freeze(axis, reason)
     assert coupling.module is not None, "it was made for a module"
-    coupling.module = replace(coupling.module, edits=tuple(edits))
+    coupling.module = replace(coupling.module, edits=changes.edits, literals=changes.literals)
     remember_module(module, coupling)
     return coupling
 
@@ -79,25 +80,45 @@ def _resolved(module: nn.Module, inferred: ModuleInferred, arguments: Arguments)
     )  # fmt: skip
 
 
-def _tried(module: nn.Module, coupling: Coupling, arguments: Arguments) -> tuple[list[Edit], list[tuple[Axis, Reason]]]:
-    """The attributes that follow when every group is reduced at once; or the axes that cannot, with reasons."""
-    masks = masks_of_all(coupling)
-    if not masks:
-        return [], []
+def _tried(
+    module: nn.Module, coupling: Coupling, arguments: Arguments
+) -> tuple[Changes, list[tuple[Axis, Reason]]]:
+    """What follows in the module when every group is reduced at once; or the axes that cannot, with reasons.
+
+    A second trial with other widths follows where something was found: two groups of one size may have had one width.
+    """
+    changes = Changes()
+    if not coupling.variables:
+        return changes, []
     assert coupling.module is not None, "it was made for a module"
-    slicing, edits = Slicing(coupling, masks), list[Edit]()
-    for tape, training in ((coupling.structure.records, False), (coupling.structure.beside, True)):
-        if not tape:
-            continue
-        trial = Trial(module, coupling, arguments, slicing, coupling.module.real, tape, training)
-        edits, failure = edits_that_follow(trial, edits)
-        if failure is not None:
-            refused = refused_axes(trial, failure)
-            if not refused:
-                place = f"{failure.path or 'forward'} ({failure.source})"
-                raise PassError(f"{type(module).__name__}: {place}: {failure.text}")
-            return edits, refused
-    return edits, []
+    for shift in (0, 1):
+        slicing = Slicing(coupling, _masks(coupling, shift))
+        for tape, training in ((coupling.structure.records, False), (coupling.structure.beside, True)):
+            if not tape:
+                continue
+            trial = Trial(module, coupling, arguments, slicing, coupling.module.real, tape, training)
+            changes, failure = changes_that_follow(trial, changes)
+            if failure is not None:
+                refused = refused_axes(trial, failure)
+                if not refused:
+                    place = f"{failure.path or 'forward'} ({failure.source})"
+                    raise PassError(f"{type(module).__name__}: {place}: {failure.text}")
+                return changes, refused
+        if not changes.edits and not changes.literals:
+            break
+    return changes, []
+
+
+def _masks(coupling: Coupling, shift: int) -> dict[Variable, np.ndarray]:
+    """Every group reduced, groups of one size to different widths as far as there are any."""
+    masks, met = {}, Counter[int]()
+    for variable in coupling.variables.values():
+        size = variable.size
+        widths = range(size - 1, size // 2, -1) if size > 2 else range(1, 0, -1)
+        width = widths[(met[size] + shift * (len(widths) // 2 + 1)) % len(widths)]
+        met[size] += 1
+        masks[variable] = np.arange(size) < width
+    return masks
 
 
 def module_fingerprint(module: nn.Module) -> str:

@@ -9,16 +9,17 @@ import numpy as np
 from torch import nn
 
 from passes.axes import Axis
-from passes.coupling import Edit
+from passes.coupling import Edit, Literal
 from passes.head_attention import HeadAttention, is_torchs_attention, with_heads
 from passes.resize import SIZED
+from passes.restated_calls import SIZES, Restated, RestatedForward
 from passes.size_attributes import set_integer
 from passes.skeleton import modules_of
 from passes.slicing import Slicing
 
 
-def fit(module: nn.Module, slicing: Slicing, edits: Sequence[Edit]) -> None:
-    """Make sizes in layers and attributes of `module`, whose tensors are cut, agree with the axes."""
+def fit(module: nn.Module, slicing: Slicing, edits: Sequence[Edit], literals: Sequence[Literal]) -> None:
+    """Make sizes in layers, attributes and calls of `module`, whose tensors are cut, agree with the axes."""
     inputs = _first_inputs(slicing)
     modules = modules_of(module)
     for path, part in modules.items():
@@ -32,6 +33,17 @@ def fit(module: nn.Module, slicing: Slicing, edits: Sequence[Edit]) -> None:
             _fit_attention(part, path, slicing)  # type: ignore[arg-type]
     for edit in edits:
         set_integer(modules[edit.path], edit.attribute, prod(slicing.size(axis) for axis in edit.axes))
+    for path in dict.fromkeys(literal.path for literal in literals):
+        part = modules[path]
+        here = [_restated(literal, slicing) for literal in literals if literal.path == path]
+        part.forward = RestatedForward(part, here)  # type: ignore[method-assign]
+
+
+def _restated(literal: Literal, slicing: Slicing) -> Restated:
+    sizes = [slicing.size(axis) for axis in literal.axes]
+    if literal.position == SIZES:
+        return Restated(literal.site, literal.position, tuple(sizes))
+    return Restated(literal.site, literal.position, prod(sizes) if literal.axes else literal.value)
 
 
 def _fit_attention(part: nn.MultiheadAttention, path: str, slicing: Slicing) -> None:

@@ -7,6 +7,7 @@ whatever a program keeps of it is real. Where the program asks for values of its
 
 from __future__ import annotations
 
+import copy
 import os
 import sys
 import weakref
@@ -25,14 +26,15 @@ from passes.axes import Axis, Constant, Reason
 from passes.errors import PassError
 from passes.infer import Inference, composite_attention, tensors_in
 from passes.meta import on_meta, run_on_meta
-from passes.module_copies import scripted_modules, stream_copy
+from passes.module_copies import CallStack, scripted_modules, stream_copy
 from passes.module_inputs import Arguments, replaced, tensors_of
-from passes.ops import Record, Value, spelled
+from passes.ops import Record, Slot, Value, spelled
 from passes.references import REFERENCES
 from passes.skeleton import Replace, like, owned_tensors
 
 aten = torch.ops.aten
 _OWN_FILES = (os.path.dirname(torch.__file__) + os.sep, os.path.dirname(__file__) + os.sep)
+FEW = 64  # elements of a constant whose values are looked at
 _VALUES = frozenset({aten._local_scalar_dense.default, aten.is_nonzero.default, aten.equal.default})
 
 
@@ -52,7 +54,7 @@ class ModuleInference(Inference):
         self.training = False  # dropout keeps everything then: what it drops is drawn anew for any width
         self.device = torch.device("cpu")
         self.names: dict[int, torch.Tensor] = {}  # the caller's tensor, by its id -> what stands for it
-        self.paths = [""]
+        self.stack = CallStack()
         self.function = ""
         self.freed: list[tuple[int, int]] = []  # (records so far, key of a tensor that nothing holds any more)
         self.keep: list[torch.Tensor] = []  # tensors of the module and of its inputs
@@ -64,7 +66,7 @@ class ModuleInference(Inference):
     # -- where a call belongs -----------------------------------------------------------------------------------------
 
     def label(self) -> str:
-        path = self.paths[-1] or "forward"
+        path = self.stack.paths[-1] or "forward"
         return f"{path}:{self.function}" if self.function else path
 
     def source(self) -> str:
@@ -110,7 +112,7 @@ class ModuleInference(Inference):
         if self.real:
             return func(*args, **kwargs)
         operands = tensors_in(*args, *kwargs.values())
-        if not any(self._holds_data(t) for t in operands):
+        if not any(self.holds_data(t) for t in operands):
             return func(*args, **kwargs)  # made of sizes and constants alone
         if func in _VALUES:
             raise ValuesNeeded(f"{spelled(func)} asks for values")
@@ -122,7 +124,7 @@ class ModuleInference(Inference):
         result = run_on_meta(func, args, on_meta(func, kwargs))
         return _swapped(result, {id(m): t for t, m in self._on_meta.values()}) if meta else result
 
-    def _holds_data(self, tensor: torch.Tensor) -> bool:
+    def holds_data(self, tensor: torch.Tensor) -> bool:
         return tensor.is_meta or id(tensor) in self.names or tensor.untyped_storage()._cdata in self._written
 
     def _meta_of(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -136,13 +138,38 @@ class ModuleInference(Inference):
             known = self._on_meta[id(tensor)] = tensor, made
         return known[1]
 
+    def all_on_meta(self, func: Any, args: tuple, kwargs: dict[str, Any], error: Exception) -> Any:
+        """Call a function again that wants its tensors on one device; its constants go to where the data are."""
+        given = [tensor for tensor in tensors_of((args, kwargs)) if not tensor.is_meta]
+        if not given:
+            raise error
+        meta = {}
+        for tensor in given:
+            meta[id(tensor)] = made = self._meta_of(tensor)
+            super().attach(made, self.value(tensor))
+        return func(*_swapped(args, meta), **_swapped(kwargs, meta))
+
     def _record(self, func, args, kwargs, operands, before, outputs) -> None:
         super()._record(func, args, kwargs, operands, before, outputs)
         record = self.records[-1]
+        record.constants = self.constants_among(operands)
         if record.mixed and func.overloadpacket not in REFERENCES:
             reason = self.reason(spelled(func), "it mixes units, and no reference says what it gives without some")
             for axis in record.mixed:
                 self.space.freeze(axis, reason)
+
+    def constants_among(self, operands: Sequence[torch.Tensor]) -> dict[int, list[Any]]:
+        """The values of small constants that meet data in a call, by their number among its operands."""
+        if self.real or all(tensor.is_meta for tensor in operands):
+            return {}
+        data = [self.holds_data(tensor) for tensor in operands]
+        if not any(data):
+            return {}
+        return {
+            number: tensor.flatten().tolist()
+            for number, (tensor, holds) in enumerate(zip(operands, data, strict=True))
+            if not holds and tensor.numel() <= FEW
+        }
 
     def opaque(self, label: str, inputs: Sequence[torch.Tensor], outputs: Any, macs: int, why: str) -> None:
         """A part that runs where no mode sees it: what enters stays, what leaves is made of constants."""
@@ -154,7 +181,9 @@ class ModuleInference(Inference):
         for tensor, value in zip(outputs, made, strict=True):
             self.attach(tensor, value)
         operator = aten.alias.default
-        record = Record(self.label(), operator, [self.value(t) for t in inputs], made)
+        operands = [self.value(t) for t in inputs]
+        slots = tuple(Slot(number, tensor.dtype) for number, tensor in enumerate(inputs))
+        record = Record(self.label(), operator, operands, made, template=(slots, {}))
         record.macs = [(Constant(macs),)] if macs else []
         self.records.append(record)
 
@@ -208,7 +237,7 @@ def innermost_line(error: Exception) -> str:
     return place
 
 
-class _Functions(TorchFunctionMode):
+class Functions(TorchFunctionMode):
     """Calls that hide from a dispatch mode what it needs to know: devices, lists used as indices, fused attention."""
 
     def __init__(self, mode: ModuleInference) -> None:
@@ -219,7 +248,12 @@ class _Functions(TorchFunctionMode):
         special = _SPECIAL.get(func)
         if special is not None:
             return special(self.mode, func, args, kwargs or {})
-        return func(*args, **(kwargs or {}))
+        try:
+            return func(*args, **(kwargs or {}))
+        except RuntimeError as error:
+            if self.mode.real or "device" not in str(error):
+                raise
+            return self.mode.all_on_meta(func, args, kwargs or {}, error)
 
 
 def _device(mode: ModuleInference, func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
@@ -242,6 +276,13 @@ def _item(mode: ModuleInference, func: Any, args: tuple, kwargs: dict[str, Any])
         made = tuple(_as_index(part) if isinstance(part, list) else part for part in parts)
         args = (args[0], made if isinstance(key, tuple) else made[0], *args[2:])
     return func(*args, **kwargs)
+
+
+def _new_tensor(mode: ModuleInference, func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+    """``x.new_tensor(number)``: a constant of the program, of the type of `x`."""
+    if mode.real or not args[0].is_meta or isinstance(args[1], torch.Tensor):
+        return func(*args, **kwargs)
+    return torch.tensor(args[1], **{"dtype": args[0].dtype, "device": mode.device, **kwargs})
 
 
 def _as_index(part: list[Any]) -> Any:
@@ -275,6 +316,7 @@ _SPECIAL: dict[Any, Callable[..., Any]] = {
     _getter("is_cuda"): _on_kind("cuda"),
     _getter("is_cpu"): _on_kind("cpu"),
     torch.Tensor.__getitem__: _item,
+    torch.Tensor.new_tensor: _new_tensor,
     torch.nn.functional.scaled_dot_product_attention: _attention,
 }
 
@@ -330,7 +372,7 @@ class ModuleRun:
             mode.names[id(tensor)] = made
             return made
 
-        self.copy, copies = stream_copy(module, stand_in, self._opaque, mode.paths)
+        self.copy, copies = stream_copy(module, stand_in, self._opaque, mode.stack)
         self.names = copies.names
         for name, tensor in _scripted_tensors(module).items():
             reason = Reason("it belongs to a scripted module, whose code cannot be changed", name)
@@ -339,7 +381,9 @@ class ModuleRun:
         first = next((t for _, t in owned_tensors(module)), None)
         mode.device = first.device if first is not None else torch.device("cpu")
 
-    def run(self, arguments: Arguments, training: bool = False) -> tuple[list[Value], list[Value], Any]:
+    def run(
+        self, arguments: Arguments, training: bool = False, functions: Functions | None = None
+    ) -> tuple[list[Value], list[Value], Any]:
         """Run once; the values of inputs and outputs, and what the module returned."""
         mode = self.mode
         given: dict[int, torch.Tensor] = {}
@@ -355,7 +399,7 @@ class ModuleRun:
         args, kwargs = replaced(arguments, given)
         self.copy.train(training)
         mode.training = training
-        with recording(mode):
+        with recording(mode, functions):
             result = self.copy(*args, **kwargs)
         outputs = []
         reason = Reason("an output of the model keeps its shape", "output")
@@ -383,6 +427,8 @@ def run_scripted(
     given = list(tensors_of((args, kwargs)))
     with torch.utils._python_dispatch._disable_current_modes(), torch._C.DisableTorchFunction():
         real = {id(t): t if mode.real else torch.zeros(t.shape, dtype=t.dtype, device=mode.device) for t in given}
+        if any(t.dtype == torch.float64 for t in given):
+            original = copy.deepcopy(original).double()
         counter = FlopCounterMode(display=False)
         with counter:
             result = original(*replaced(args, real), **replaced(kwargs, real))
@@ -404,7 +450,7 @@ def on_meta_device(tensor: torch.Tensor) -> torch.Tensor:
 
 
 @contextmanager
-def recording(mode: ModuleInference) -> Iterator[None]:
+def recording(mode: ModuleInference, functions: Functions | None = None) -> Iterator[None]:
     """Inside, calls go to `mode`; random numbers, gradients and flags are as before afterwards."""
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=[]))
@@ -413,7 +459,7 @@ def recording(mode: ModuleInference) -> Iterator[None]:
         if mode.real:
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
-        stack.enter_context(_Functions(mode))
+        stack.enter_context(functions or Functions(mode))
         stack.enter_context(mode)
         yield
 

@@ -2,15 +2,17 @@
 
 A size can hide where no rule sees it: an attribute, a list, a configuration object. The module is run with every group
 reduced at once. Where a call fails, or gives another shape than promised, integers of the modules that are running
-which equal an old size there are changed until the run gets further. What cannot be made to follow stays, with the
-reason.
+which equal an old size there are changed until the run gets further; where none helps, the arguments of the call itself
+(see `passes.restated_calls`). What cannot be made to follow stays, with the reason.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
 from typing import Any
 
 import torch
@@ -18,35 +20,53 @@ from torch import nn
 
 from passes import numbers
 from passes.axes import Axis, Reason
-from passes.coupling import Coupling, Edit
+from passes.call_log import LoggedCall, Logging, call_at, is_split, paths_of
+from passes.coupling import Coupling, Edit, Literal
 from passes.module_copies import stream_copy
 from passes.module_inputs import Arguments, replaced, tensors_of
 from passes.module_resize import fit
-from passes.module_stream import ModuleInference, innermost_line, on_meta_device, recording, run_scripted, said
+from passes.module_stream import (
+    ModuleInference,
+    analysing_run,
+    innermost_line,
+    on_meta_device,
+    recording,
+    run_scripted,
+    said,
+)  # fmt: skip
 from passes.ops import Record, Value, spelled
-from passes.size_attributes import Key, Sizes, integers_of, same_elsewhere
+from passes.restated_calls import SIZES, Position
+from passes.size_attributes import Key, Sizes, axes_elsewhere, edits_elsewhere, integers_of
 from passes.skeleton import modules_of
 from passes.slicing import Slicing
 
-_MOST_TRIES = 150  # of edits at one failure
+_MOST_TRIES = 60  # of edits at one failure
+aten = torch.ops.aten
 _NEAR = 6  # calls before a failure whose axes may explain an integer
 
 
 @dataclass
 class Failure:
-    """Where a run differs from what its axes promise. place: number of the call. path: of the module that ran."""
+    """Where a run differs from what its axes promise. place: number of the call. path: of the module that ran.
+
+    is_number: a number that a size was made into differs, and no shape.
+    """
 
     place: int
     text: str
     path: str
     source: str
-    error: Exception | None = field(default=None, repr=False)
+    is_number: bool = False
 
 
 class _Differs(Exception):
     def __init__(self, failure: Failure) -> None:
         super().__init__(failure.text)
         self.failure = failure
+
+
+# A chunk whose halves differ in size is called as a split into stated sizes.
+_SPLITS = frozenset({aten.split.Tensor, aten.split_with_sizes.default})
 
 
 class Following(ModuleInference):
@@ -66,13 +86,14 @@ class Following(ModuleInference):
         if self.place >= len(self.tape):
             self._differ(f"{spelled(func)} is called, which was not before")
         record = self.tape[self.place]
-        if record.func is not func:
+        if record.func is not func and not {record.func, func} <= _SPLITS:
             self._differ(f"{spelled(func)} is called in place of {spelled(record.func)}")
         expected = [[self.slicing.size(axis) for axis in value.axes] for value in record.outputs]
         got = [list(tensor.shape) for tensor in outputs]
         if expected != got:
             self._differ(f"its size does not follow: expected {expected}, got {got}")
-        for tensor, number in zip(outputs, itertools.count()):
+        self._compare_numbers(record, func, args, kwargs, operands)
+        for number, tensor in enumerate(outputs):
             if any(tensor is operand for operand in operands):
                 self.rewritten |= not tensor.is_floating_point()
                 continue
@@ -82,13 +103,52 @@ class Following(ModuleInference):
             self.attach(tensor, value)
         self.place += 1
 
-    def _differ(self, text: str) -> None:
-        raise _Differs(Failure(self.place, text, self.paths[-1], self.source()))
+    def _compare_numbers(self, record: Record, func: Any, args: tuple, kwargs: dict[str, Any], operands: list) -> None:
+        """A number that was made of a size must remain what it was where it meets data."""
+        if not operands or not any(self.holds_data(tensor) for tensor in operands):
+            return
+        wrong: list[tuple[Any, Any]] = [
+            (old, new)
+            for old, new in zip(_scalars(func, *record.template), _scalars(func, args, kwargs), strict=True)
+            if None not in (old, new) and old != new and not (old != old and new != new)
+        ]
+        now = self.constants_among(operands)
+        for number, old in record.constants.items():
+            new = now.get(number, old)
+            if len(new) == len(old) and new != old:
+                wrong.append((old, new))
+        if wrong:
+            self._differ(f"a number that is made of a size changes from {wrong[0][0]} to {wrong[0][1]}", True)
+
+    def _differ(self, text: str, is_number: bool = False) -> None:
+        raise _Differs(Failure(self.place, text, self.stack.paths[-1], self.source(), is_number))
+
+
+def _scalars(func: Any, args: tuple, kwargs: dict[str, Any]) -> list[Any]:
+    """The arguments of a call that are numbers to compute with, and no sizes; None for those that are tensors."""
+    found = []
+    for place, formal in enumerate(func._schema.arguments):
+        kind = str(formal.type).removeprefix("Optional[")
+        if kind.startswith(("number", "float", "Tensor")):
+            actual = kwargs.get(formal.name, args[place] if place < len(args) else None)
+            found.append(actual if isinstance(actual, (int, float)) else None)
+    return found
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What is changed in a cut module so that it follows: integers in its attributes, arguments of its calls."""
+
+    edits: tuple[Edit, ...] = ()
+    literals: tuple[Literal, ...] = ()
+
+    def __add__(self, other: Changes) -> Changes:
+        return Changes(self.edits + other.edits, self.literals + other.literals)
 
 
 @dataclass
 class Trial:
-    """One module, its coupling, and what each group is reduced to; `run` says how far a set of edits gets."""
+    """One module, its coupling, and what each group is reduced to; `run` says how far a set of changes gets."""
 
     module: nn.Module
     coupling: Coupling
@@ -98,7 +158,7 @@ class Trial:
     tape: Sequence[Record]
     training: bool = False
 
-    def run(self, edits: Sequence[Edit]) -> Failure | None:
+    def run(self, changes: Changes) -> Failure | None:
         """Run the cut module; None where every call gives what its axes promise."""
         mode = Following(self.tape, self.slicing, self.real)
 
@@ -119,9 +179,9 @@ class Trial:
             mode.place += 1
             return result
 
-        copied, _ = stream_copy(self.module, cut, scripted, mode.paths)
+        copied, _ = stream_copy(self.module, cut, scripted, mode.stack)
         mode.device = next((t.device for t in self.module.parameters()), torch.device("cpu"))
-        fit(copied, self.slicing, edits)
+        fit(copied, self.slicing, changes.edits, changes.literals)
         given = {id(t): (t.detach().clone() if self.real else on_meta_device(t)) for t in tensors_of(self.arguments)}
         for made in given.values():
             mode.attach(made, Value("input", ()))
@@ -135,10 +195,18 @@ class Trial:
             return difference.failure
         except Exception as error:  # whatever the user's program raises on a smaller size
             path, source = _innermost(error, {id(m): p for p, m in modules_of(copied).items()})
-            return Failure(mode.place, f"the module cannot follow a smaller size: {said(error)}", path, source, error)
+            return Failure(mode.place, f"the module cannot follow a smaller size: {said(error)}", path, source)
         if mode.place < len(self.tape):
             return Failure(mode.place, "fewer operators are called than before", "", "")
         return None
+
+    @cached_property
+    def log(self) -> list[LoggedCall]:
+        """The calls of the module's program before anything was cut."""
+        run = analysing_run(self.module, self.real)
+        functions = Logging(run.mode, paths_of(modules_of(run.copy)))
+        run.run(self.arguments, self.training, functions)
+        return functions.log
 
 
 def _innermost(error: Exception, paths: dict[int, str]) -> tuple[str, str]:
@@ -152,36 +220,133 @@ def _innermost(error: Exception, paths: dict[int, str]) -> tuple[str, str]:
     return path, innermost_line(error)
 
 
-def edits_that_follow(trial: Trial, known: Sequence[Edit] = ()) -> tuple[list[Edit], Failure | None]:
-    """The integers that have to follow, and where even so the module cannot (None: it can)."""
-    edits = list(known)
-    failure = trial.run(edits)
+def changes_that_follow(trial: Trial, known: Changes) -> tuple[Changes, Failure | None]:
+    """What has to be changed, and where even so the module cannot follow (None: it can)."""
+    changes = known
+    failure = trial.run(changes)
     while failure is not None:
-        step = next(_steps(trial, edits, failure), None)
+        step = next(_steps(trial, changes, failure), None)
         if step is None:
-            return edits, failure
+            return changes, failure
         added, failure = step
-        edits = [*edits, *added]
-        others = same_elsewhere(trial.module, added, trial.coupling.structure.tensors, edits)
-        if others and failure is not None:
-            further = trial.run([*edits, *others])
+        changes = changes + added
+        others = _elsewhere(trial, added, changes)
+        if failure is not None and (others.edits or others.literals):
+            further = trial.run(changes + others)
             if further is None or further.place > failure.place:
-                edits, failure = [*edits, *others], further
-    return edits, None
+                changes, failure = changes + others, further
+    return changes, None
 
 
-def _steps(trial: Trial, edits: list[Edit], failure: Failure) -> Iterator[tuple[list[Edit], Failure | None]]:
-    """Sets of further edits with which the module gets further, the likeliest first."""
-    tried = 0
-    for path in _stack(failure.path):
-        choices = _choices(trial, path, failure.place, edits)
-        for added in _combinations(path, choices):
-            if tried >= _MOST_TRIES:
-                return
-            tried += 1
-            after = trial.run([*edits, *added])
-            if after is None or after.place > failure.place:
-                yield added, after
+def _elsewhere(trial: Trial, added: Changes, known: Changes) -> Changes:
+    """What other modules of the same classes need, where they keep the same sizes in the same places."""
+    tensors = trial.coupling.structure.tensors
+    edits = edits_elsewhere(trial.module, added.edits, tensors, known.edits)
+    literals, modules = list[Literal](), modules_of(trial.module)
+    taken = {(item.path, item.site, item.position) for item in known.literals}
+    for literal in added.literals:
+        calls = {call.path: call for call in trial.log if call.site == literal.site}
+        if literal.axes:
+            others = list(axes_elsewhere(modules, literal.path, literal.axes, tensors))
+        else:
+            kind = type(modules[literal.path])
+            others = [(path, ()) for path in calls if type(modules[path]) is kind]
+        for path, axes in others:
+            if path not in calls or (path, literal.site, literal.position) in taken:
+                continue
+            value = dict(calls[path].numbers).get(literal.position)
+            if literal.position == ("scale",) and value is None and calls[path].head_size is not None:
+                value = calls[path].head_size**-0.5  # type: ignore[operator]
+            if axes and literal.position != SIZES and value != prod(axis.size for axis in axes):
+                continue
+            literals.append(Literal(path, literal.site, literal.position, axes, None if axes else value))
+    return Changes(tuple(edits), tuple(literals))
+
+
+def _steps(trial: Trial, changes: Changes, failure: Failure) -> Iterator[tuple[Changes, Failure | None]]:
+    """Sets of further changes with which the module gets further, the likeliest first."""
+    around = list(_stack(failure.path))
+    candidates = itertools.chain(
+        _attributes(trial, changes, failure, around[:1]),
+        _literals(trial, changes, failure),
+        _attributes(trial, changes, failure, around[1:]),
+    )
+    for added in itertools.islice(candidates, _MOST_TRIES):
+        after = trial.run(changes + added)
+        if after is None or after.place > failure.place:
+            yield _fewest(trial, changes, added, after), after
+
+
+def _fewest(trial: Trial, changes: Changes, added: Changes, after: Failure | None) -> Changes:
+    """`added` without the attributes that the module gets as far without: they equal an old size by accident."""
+    kept = list(added.edits)
+    for edit in added.edits if len(added.edits) > 1 else ():
+        fewer = Changes(tuple(other for other in kept if other is not edit))
+        found = trial.run(changes + fewer)
+        if found is None or (after is not None and found.place >= after.place):
+            kept.remove(edit)
+    return Changes(tuple(kept), added.literals)
+
+
+def _attributes(trial: Trial, changes: Changes, failure: Failure, paths: Sequence[str]) -> Iterator[Changes]:
+    for path in paths:
+        choices = _choices(trial, path, failure.place, changes.edits)
+        for added in itertools.islice(_combinations(path, choices), _MOST_TRIES // 3):
+            yield Changes(tuple(added))
+
+
+def _literals(trial: Trial, changes: Changes, failure: Failure) -> Iterator[Changes]:
+    """Arguments of the call that fails: those that equal an old size there, or a number that a size was made into."""
+    call = call_at(trial.log, failure.place)
+    if call is None:
+        return
+    taken = {(item.path, item.site, item.position) for item in changes.literals}
+
+    def free(position: Position) -> bool:
+        return (call.path, call.site, position) not in taken
+
+    if failure.is_number:
+        known = [(position, number) for position, number in call.numbers if free(position)]
+        if call.head_size is not None and free(("scale",)):
+            known.append((("scale",), call.head_size**-0.5))
+        for position, number in known:
+            yield Changes((), (Literal(call.path, call.site, position, (), number),))
+        return
+    records = trial.tape[call.start : call.stop]
+    if is_split(call) and free(SIZES):
+        pieces = [value.axes for record in records for value in record.outputs]
+        for dim in range(len(pieces[0])):
+            if trial.slicing.narrowed(axes[dim] for axes in pieces):
+                yield Changes((), (Literal(call.path, call.site, SIZES, tuple(axes[dim] for axes in pieces)),))
+    shape = records[-1].outputs[0].axes if records[-1].outputs else ()
+    stated = tuple(
+        Literal(call.path, call.site, position, (axis,))
+        for position, axis in _as_shape(call, shape)
+        if free(position) and trial.slicing.size(axis) != axis.size
+    )
+    if stated:
+        yield Changes((), stated)
+    near = [axis for record in records for v in (*record.outputs, *record.inputs) for axis in v.axes]
+    near += [axis for record in records for axis in record.literals.values()]
+    sizes = Sizes(trial.slicing.narrowed(near), trial.slicing.size)
+    options = [
+        [Literal(call.path, call.site, position, (axis,)) for axis in sizes.of(number)]
+        for position, number in call.numbers
+        if isinstance(number, int) and number > 1 and free(position) and sizes.of(number)
+    ]
+    for count in (1, 2):
+        for chosen in itertools.combinations(options, count):
+            yield from (Changes((), one) for one in itertools.product(*chosen))
+
+
+def _as_shape(call: LoggedCall, shape: Sequence[Axis]) -> Iterator[tuple[Position, Axis]]:
+    """The arguments that state the shape of what a call gives, dimension by dimension from the last."""
+    numbers = [(position, number) for position, number in call.numbers if isinstance(number, int)]
+    for (position, number), axis in zip(reversed(numbers), reversed(shape), strict=False):
+        if number not in (-1, axis.size):
+            return
+        if number == axis.size:
+            yield position, axis
 
 
 def _stack(path: str) -> Iterator[str]:
@@ -214,7 +379,7 @@ def _combinations(path: str, choices: list[tuple[Key, list[Axis]]]) -> Iterator[
     options = [[Edit(path, key, (axis,)) for axis in axes] for key, axes in choices]
     own = [edits for (key, _), edits in zip(choices, options, strict=True) if len(key) == 1]
     yield from ([edits[0] for edits in some] for some in (own, options) if len(some) > 1)
-    for count in (1, 2, 3):
+    for count in (1, 2):
         for chosen in itertools.combinations(options, count):
             yield from (list(one) for one in itertools.product(*chosen))
 

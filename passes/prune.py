@@ -415,7 +415,10 @@ def trial(gm: fx.GraphModule, coupling: Coupling) -> list[tuple[Axis, Reason]]:
     Groups keep prime numbers of units, different ones where they can, so that a size hidden in a program does not
     fit by accident. Where the program computes with sizes, a second trial reduces every other group alone.
     """
-    masks = masks_of_all(coupling)
+    masks = {}
+    for number, variable in enumerate(coupling.variables.values()):
+        primes = _primes_below(variable.size)
+        masks[variable] = np.arange(variable.size) < primes[number % len(primes)]
     if not masks:
         return []
     first = Rewriting(gm, coupling, masks, whole=False)
@@ -425,15 +428,6 @@ def trial(gm: fx.GraphModule, coupling: Coupling) -> list[tuple[Axis, Reason]]:
     if not refused and computes:
         refused = Rewriting(gm, coupling, dict(list(masks.items())[::2]), whole=False).refused
     return list(_unique(refused))
-
-
-def masks_of_all(coupling: Coupling) -> dict[Variable, np.ndarray]:
-    """Every group reduced, to different prime numbers of units where it can be."""
-    masks = {}
-    for number, variable in enumerate(coupling.variables.values()):
-        primes = _primes_below(variable.size)
-        masks[variable] = np.arange(variable.size) < primes[number % len(primes)]
-    return masks
 
 
 @cache

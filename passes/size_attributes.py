@@ -106,7 +106,7 @@ class Sizes:
             for axis in parts_of(whole):
                 if new_size(axis) != axis.size:
                     known = self.by_size.setdefault(axis.size, [])
-                    if not any(new_size(axis) == new_size(other) for other in known):
+                    if axis not in known:
                         known.append(axis)
 
     def of(self, number: int) -> list[Axis]:
@@ -114,7 +114,7 @@ class Sizes:
         return self.by_size.get(number, [])
 
 
-def same_elsewhere(
+def edits_elsewhere(
     root: nn.Module, edits: Sequence[Edit], tensors: Mapping[str, tuple[Axis, ...]], known: Iterable[Edit]
 ) -> list[Edit]:
     """The edits that other modules of the same classes need: where the same integer stands for the same own axis.
@@ -125,20 +125,27 @@ def same_elsewhere(
     taken = {(edit.path, edit.attribute) for edit in known}
     found = []
     for edit in edits:
-        places = [_place(edit.path, axis, tensors) for axis in edit.axes]
-        if any(place is None for place in places):
-            continue
-        kind, old = type(modules[edit.path]), prod(axis.size for axis in edit.axes)
-        for path, module in modules.items():
-            if type(module) is not kind or (path, edit.attribute) in taken:
-                continue
-            axes = [_at(path, place, tensors) for place in places if place is not None]
-            here = tuple(axis for axis in axes if axis is not None)
-            same = dict(integers_of(module)).get(edit.attribute) == old
-            if same and len(here) == len(axes) and prod(axis.size for axis in here) == old:
-                found.append(Edit(path, edit.attribute, here))
+        for path, axes in axes_elsewhere(modules, edit.path, edit.axes, tensors):
+            same = dict(integers_of(modules[path])).get(edit.attribute) == prod(axis.size for axis in axes)
+            if same and (path, edit.attribute) not in taken:
+                found.append(Edit(path, edit.attribute, axes))
                 taken.add((path, edit.attribute))
     return found
+
+
+def axes_elsewhere(
+    modules: Mapping[str, nn.Module], path: str, axes: Sequence[Axis], tensors: Mapping[str, tuple[Axis, ...]]
+) -> Iterator[tuple[str, tuple[Axis, ...]]]:
+    """For each other module of the class of that at `path` the axes that take the places of `axes` in its tensors."""
+    places = [_place(path, axis, tensors) for axis in axes]
+    if any(place is None for place in places):
+        return
+    kind = type(modules[path])
+    for other, module in modules.items():
+        if type(module) is kind and other != path:
+            there = [_at(other, place, tensors) for place in places if place is not None]
+            if all(axis is not None for axis in there):
+                yield other, tuple(axis for axis in there if axis is not None)
 
 
 _Place = tuple[str, int, int]

@@ -23,6 +23,7 @@ from passes.errors import EquivalenceError, PassError
 from passes.infer import composite_attention
 from passes.masked_stream import MaskedInference
 from passes.meta import LightMode
+from passes.module_copies import scripted_modules
 from passes.module_inputs import Arguments, bound, tensors_of
 from passes.module_stream import ModuleInference, ModuleRun, innermost_line, said
 from passes.ops import spelled
@@ -100,7 +101,10 @@ class _Proof:
         weights = dense_weights(self.coupling, self.plan, self.small, self.trained, noise)
         tensors = self.coupling.structure.tensors
         dense = ModuleRun(self.module, mode, weights, lambda name, _: tensors[self.coupling.aliases[name]])
-        return _Pair(dense, mode, copy_module(self.small, pruned_weights(self.coupling, masks, noise)))
+        pruned = copy_module(self.small, pruned_weights(self.coupling, masks, noise))
+        for part in scripted_modules(pruned).values():
+            part.double()
+        return _Pair(dense, mode, pruned)
 
     def on(self, draw: Draw, pair: _Pair, label: str = "", training: bool = False) -> None:
         """Compare the two on one draw; raises EquivalenceError."""
@@ -176,7 +180,8 @@ class _Proof:
 
     def _refused(self, draw: Draw, label: str, why: str) -> None:
         if not draw.varies or not any(draw.varies in note for note in self.notes):
-            self.notes.append(f"not proven {f'for another {draw.varies}' if draw.varies else f'on {label}'}: {why}")
+            short = f"not proven for another {draw.varies}, which the dense module does not take"
+            self.notes.append(short if draw.varies else f"not proven on {label}: {why}")
 
     def _first_difference(self, pair: _Pair, draw: Draw, training: bool) -> str:
         """The first call whose surviving positions differ, in the words of an error message."""

@@ -123,6 +123,7 @@ class Record:
     literals: dict[str, Axis] = field(default_factory=dict)
     watched: dict[int, tuple[Axis, ...]] = field(default_factory=dict)
     template: tuple[Any, ...] = ()  # (args, kwargs) with a `Slot` for each tensor
+    constants: dict[int, list[Any]] = field(default_factory=dict)  # values of small operands that no data entered
 
 
 @cache

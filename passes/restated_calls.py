@@ -1,0 +1,154 @@
+"""Sizes that are written in a module's program, replaced where the program calls torch: no source is changed.
+
+``x.view(n, 3, 8, 4)``, ``x.chunk(2, 1)``, ``torch.zeros(n, 16)`` and the default scale of attention state sizes that no
+attribute holds. A module whose units were removed gets a forward that runs its class's own, and replaces those
+arguments of those calls. The module keeps its class; the replacements are plain data, which copies and pickles keep.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode, resolve_name
+from torch.utils._python_dispatch import _disable_current_modes
+
+_TORCH = (os.path.dirname(torch.__file__) + os.sep, os.path.dirname(__file__) + os.sep)
+Position = tuple[str | int, ...]
+SIZES: Position = ("sizes",)  # of a call that splits its first argument
+
+
+@dataclass(frozen=True)
+class Site:
+    """One call in a module's program: the function, the line below the head of the code that calls it, which time.
+
+    times: how often that line had called the function before, within one run of the module's forward.
+    """
+
+    function: str
+    code: str
+    line: int
+    times: int
+
+
+@dataclass(frozen=True)
+class Restated:
+    """What a call is given instead: `value`, at `position`, which leads to the argument, ``(1, 2)`` or ``("scale",)``.
+
+    The position `SIZES` says that the call splits its first argument: into pieces of these sizes.
+    """
+
+    site: Site
+    position: Position
+    value: Any
+
+
+class RestatedForward:
+    """The forward of a module, with some arguments of some calls replaced."""
+
+    def __init__(self, module: nn.Module, restated: Sequence[Restated]) -> None:
+        before = module.__dict__.get("forward")
+        self.module = module
+        self.forward: Any = before.forward if isinstance(before, RestatedForward) else before
+        self.restated = list(restated)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        forward = self.forward if self.forward is not None else MethodType(type(self.module).forward, self.module)
+        with _Restating(self.module, self.restated):
+            return forward(*args, **kwargs)
+
+
+class _Restating(TorchFunctionMode):
+    def __init__(self, module: nn.Module, restated: Sequence[Restated]) -> None:
+        super().__init__()
+        self.module = module
+        self.functions = {item.site.function for item in restated}
+        self.by_site: dict[Site, list[Restated]] = {}
+        for item in restated:
+            self.by_site.setdefault(item.site, []).append(item)
+        self.times: Counter[tuple[str, str, int]] = Counter()
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        name = name_of(func)
+        if name not in self.functions:
+            return func(*args, **(kwargs or {}))
+        found = calling(sys._getframe(1))
+        if found is None or found[0] is not self.module:
+            return func(*args, **(kwargs or {}))
+        key = (name, *found[1])
+        site = Site(*key, self.times[key])
+        self.times[key] += 1
+        return called(func, args, kwargs or {}, self.by_site.get(site, ()))
+
+
+def called(func: Any, args: tuple, kwargs: Mapping[str, Any], restated: Sequence[Restated]) -> Any:
+    """``func(*args, **kwargs)`` with arguments replaced."""
+    given: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
+    for item in restated:
+        if item.position == SIZES:
+            dim = _dimension(given)
+            return torch.split(given[0], list(item.value), dim)
+        given = replaced_at(given, item.position, item.value)
+    positional = [given.pop(place) for place in range(len(args))]
+    return func(*positional, **{str(name): value for name, value in given.items()})
+
+
+def _dimension(given: Mapping[Any, Any]) -> int:
+    return int(given.get("dim", given.get(2, 0)))
+
+
+def replaced_at(value: Any, position: Position, new: Any) -> Any:
+    """A copy of nested arguments with the one at `position` replaced."""
+    if not position:
+        return _constant(new, value) if isinstance(new, tuple) and isinstance(value, torch.Tensor) else new
+    first, rest = position[0], position[1:]
+    if isinstance(value, slice):
+        parts = {name: getattr(value, name) for name in ("start", "stop", "step")}
+        parts[str(first)] = replaced_at(parts[str(first)], rest, new)
+        return slice(parts["start"], parts["stop"], parts["step"])
+    if isinstance(value, Mapping):
+        return {**value, first: replaced_at(value.get(first), rest, new)}
+    items = list(value)
+    items[int(first)] = replaced_at(items[int(first)], rest, new)
+    return tuple(items) if isinstance(value, tuple) else items
+
+
+def _constant(new: tuple[Any, torch.dtype], old: torch.Tensor) -> Any:
+    """A number in place of a tensor without dimensions, or a tensor that no mode sees being made."""
+    if not isinstance(new[0], list):
+        return new[0]
+    with _disable_current_modes():
+        return torch.tensor(new[0], dtype=new[1], device=old.device)
+
+
+def name_of(func: Any) -> str:
+    """A function's name that another process knows as well."""
+    return _NAMES.get(func) or _NAMES.setdefault(func, resolve_name(func) or getattr(func, "__name__", repr(func)))
+
+
+_NAMES: dict[Any, str] = {}
+
+
+def calling(frame: Any) -> tuple[nn.Module, tuple[str, int]] | None:
+    """The innermost module whose method is running in `frame` or below it, and the user's line that is being run.
+
+    The line is counted from the head of its function, so that edits elsewhere in a file do not move it.
+    """
+    line: tuple[str, int] | None = None
+    while frame is not None:
+        code = frame.f_code
+        if line is None and not code.co_filename.startswith(_TORCH):
+            line = code.co_name, frame.f_lineno - code.co_firstlineno
+        if code.co_varnames[:1] == ("self",):
+            holder = frame.f_locals.get("self")
+            if isinstance(holder, nn.Module):
+                return (holder, line) if line is not None else None
+        frame = frame.f_back
+    return None

@@ -25,32 +25,25 @@ _AT_ONCE = (
     "import ctypes, os, signal; ctypes.CDLL(None).prctl({pdeathsig}, signal.SIGKILL, 0, 0, 0); "
     "os.getppid() == {parent} or os._exit(1); "
 )
-_launching = threading.Lock()
+_libc = ctypes.CDLL(None) if LINUX else None
+_lock = threading.Lock()
+_users = 0
+_plain_command_line = spawn.get_command_line
+_searching: tuple[int, int | None] | None = None
+_here = threading.local()
 
 
 class EndingProcess(SpawnProcess):
-    """A process started anew that ends with the thread that starts it. A plain one is on its own while it imports
-    torch, which takes seconds."""
+    """A process started anew that ends with the thread that starts it."""
 
     @staticmethod
     def _Popen(process_obj: Any) -> Any:
-        if not LINUX or getattr(sys, "frozen", False):
-            return SpawnProcess._Popen(process_obj)  # type: ignore[attr-defined]
-        with _launching:
-            plain = spawn.get_command_line
-            spawn.get_command_line = _ending_command_line  # type: ignore[assignment]
+        with _ending_command_lines():
+            _here.starts = True
             try:
                 return SpawnProcess._Popen(process_obj)  # type: ignore[attr-defined]
             finally:
-                spawn.get_command_line = plain
-
-
-def _ending_command_line(**given: Any) -> list[str]:
-    program = _AT_ONCE.format(pdeathsig=_PDEATHSIG, parent=os.getpid())
-    arguments = ", ".join(f"{name}={value!r}" for name, value in given.items())
-    program += f"from multiprocessing.spawn import spawn_main; spawn_main({arguments})"
-    flags = multiprocessing.util._args_from_interpreter_flags()  # type: ignore[attr-defined]
-    return [os.fsdecode(spawn.get_executable()), *flags, "-c", program, "--multiprocessing-fork"]
+                _here.starts = False
 
 
 def end_with_parent() -> None:
@@ -66,28 +59,51 @@ def end_with_parent() -> None:
 
 
 @contextmanager
-def forked_processes_end_here() -> Iterator[None]:
-    """What is forked inside (the workers of a DataLoader) ends with this process, at once.
+def processes_end_here() -> Iterator[None]:
+    """What multiprocessing starts inside (the workers of a DataLoader), forked or anew, ends with this process, at
+    once.
 
-    Of forks of the main thread alone: the kernel counts the end of a thread as that of the parent.
+    In the main thread alone: the kernel counts the end of a thread as that of the parent. What a fork server starts
+    (Python 3.14's own choice) is its child, and ends when it looks for its parent.
     """
-    global _forking
-    outer, _forking = _forking, (os.getpid(), threading.main_thread().ident)
+    global _searching
+    outer, _searching = _searching, (os.getpid(), threading.main_thread().ident)
+    try:
+        with _ending_command_lines():
+            yield
+    finally:
+        _searching = outer
+
+
+@contextmanager
+def _ending_command_lines() -> Iterator[None]:
+    """Processes that are started anew ask the kernel for their end first of all: importing torch takes seconds."""
+    global _users
+    with _lock:
+        _users += 1
+        spawn.get_command_line = _command_line  # type: ignore[assignment]
     try:
         yield
     finally:
-        _forking = outer
+        with _lock:
+            _users -= 1
+            if not _users:
+                spawn.get_command_line = _plain_command_line
 
 
-_forking: tuple[int, int | None] | None = None
-_libc = ctypes.CDLL(None) if LINUX else None
+def _command_line(**given: Any) -> list[str]:
+    line = _plain_command_line(**given)
+    ends = getattr(_here, "starts", False) or _searching == (os.getpid(), threading.get_ident())
+    if LINUX and ends and line[-3:-2] == ["-c"]:  # else a program that was frozen
+        line[-2] = _AT_ONCE.format(pdeathsig=_PDEATHSIG, parent=os.getpid()) + line[-2]
+    return line
 
 
 def _in_forked() -> None:
-    if _forking is None or _libc is None or _forking != (os.getppid(), threading.get_ident()):
+    if _libc is None or _searching is None or _searching != (os.getppid(), threading.get_ident()):
         return
     _libc.prctl(_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != _forking[0]:  # it ended in between
+    if os.getppid() != _searching[0]:  # it ended in between
         os._exit(1)
 
 

@@ -20,7 +20,7 @@ import torch
 from torch.fx import GraphModule
 
 from fxprune.errors import WorkerError
-from fxprune.lifetime import EndingProcess, end_with_parent, forked_processes_end_here
+from fxprune.lifetime import EndingProcess, end_with_parent, processes_end_here
 from fxprune.tensors import from_bytes, tensors_of, to_bytes
 from fxprune.training import Evaluate, Train, Trained, out_of_time, said
 from fxprune.transport import pack, pack_functions, train_packed
@@ -219,7 +219,7 @@ def work(pipe: Connection, functions: bytes, settings: dict[str, Any], number: i
         return
     pipe.send_bytes(b"ready")
     weights: dict[str, torch.Tensor] = {}
-    with suppress(EOFError, OSError), forked_processes_end_here():  # the search is gone
+    with suppress(EOFError, OSError), processes_end_here():  # the search is gone
         while message := pipe.recv_bytes():
             if message[:1] == b"W":
                 weights = from_bytes(message[1:])

@@ -19,11 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fxprune.batches import pairs
 from fxprune.errors import InputError
 from fxprune.interruption import Ending, OutOfTime, watched
 from fxprune.tensors import named_tensors
-from passes.arguments import integer, is_a, number
 from passes.settings import settings_kept
 
 Train = Callable[[nn.Module, int], Any]
@@ -85,7 +83,7 @@ def _attempt(
             before = _described_tensors(network)
             if train is not None:
                 network.train()
-                with _timed(clock, "train"):
+                with settings_kept(), _timed(clock, "train"):  # nor does evaluate see what train left
                     train(network, steps)
                 check_trained(network, before)
             doing = "evaluate"
@@ -228,13 +226,10 @@ class FineTune:
     loss: Callable[[Any, Any], Tensor] = field(default_factory=nn.CrossEntropyLoss)
 
     def __call__(self, model: nn.Module, steps: int) -> None:
-        is_a(model, nn.Module, "FineTune", "the network to train, a torch.nn.Module", InputError)
-        steps = integer(steps, "FineTune: steps", least=0, error=InputError)
-        lr = number(self.lr, "FineTune: lr", least=0, error=InputError)
         parameters = [p for p in model.parameters() if p.requires_grad]
-        if not parameters or not steps:
+        if not parameters or steps <= 0:
             return
-        optimizer = torch.optim.SGD(parameters, lr, momentum=self.momentum, weight_decay=self.weight_decay)
+        optimizer = torch.optim.SGD(parameters, self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
         device = parameters[0].device
         model.train()
         begin_anew(self.batches)
@@ -251,13 +246,12 @@ class Accuracy:
     batches: Iterable[Any]
 
     def __call__(self, model: nn.Module) -> float:
-        is_a(model, nn.Module, "Accuracy", "the network to evaluate, a torch.nn.Module", InputError)
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         model.eval()
         begin_anew(self.batches)
         right = total = 0
         with torch.no_grad():
-            for inputs, labels in pairs(self.batches, "Accuracy"):
+            for inputs, labels in self.batches:
                 right += int((model(inputs.to(device)).argmax(1) == labels.to(device)).sum())
                 total += len(labels)
         if not total:
@@ -270,7 +264,7 @@ def endless(batches: Iterable[Any], steps: int) -> Iterator[Any]:
     given = 0
     while given < steps:
         before = given
-        for batch in pairs(batches, "FineTune"):
+        for batch in batches:
             yield batch
             given += 1
             if given == steps:

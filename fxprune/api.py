@@ -30,6 +30,7 @@ from fxprune.tensors import clone, modes_of
 from fxprune.training import Evaluate, Train, checked_seed, seeded, train_candidate
 from fxprune.workers import Serial, Timed, Workers
 from passes import Coupling, Plan, cost, verify
+from passes.arguments import got, is_a
 from passes.settings import torch_threads
 
 log = logging.getLogger(__name__)
@@ -87,6 +88,9 @@ def netadapt(
     settings = read_config(config)
     budgets = read_budgets(budget, settings)
     check_functions(train, evaluate)
+    check_resources(resources)
+    if workdir is not None:
+        is_a(workdir, str | os.PathLike, "netadapt: workdir", "the name of a folder", InputError)
     modes = modes_of(gm) if isinstance(gm, nn.Module) else {}
     dense, example_inputs = captured(gm, example_inputs)
     coupling = coupled(dense, example_inputs)
@@ -161,6 +165,14 @@ def check_functions(train: Any, evaluate: Any) -> None:
             "netadapt: got train but no evaluate, so the trained candidates could not be compared; pass "
             "evaluate(model) -> float (higher is better), or leave both out for a data-free search."
         )
+
+
+def check_resources(resources: Any) -> None:
+    what = "a list of resources, each with a name, such as fxprune.latency.latency_model(...)"
+    is_a(resources, list | tuple, "netadapt: resources", what, InputError)
+    for resource in resources:
+        if not isinstance(getattr(resource, "name", None), str):
+            raise InputError(f"netadapt: resources: one is {got(resource)}; expected {what}.")
 
 
 def make_problem(

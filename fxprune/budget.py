@@ -10,6 +10,7 @@ from numbers import Integral, Real
 from typing import Any
 
 from fxprune.errors import BudgetError, BudgetTypeError
+from passes.arguments import got
 
 RESOURCES = ("flops", "macs", "params", "memory", "latency")
 ALIASES = {"weights": "params"}
@@ -36,9 +37,9 @@ class Budget:
     def __post_init__(self) -> None:
         object.__setattr__(self, "resource", resource_name(self.resource))
         if (self.ratio is None) == (self.value is None):
-            got = "both" if self.ratio is not None else "neither"
+            which = "both" if self.ratio is not None else "neither"
             raise BudgetError(
-                f"Budget({self.resource!r}): got {got} of ratio and value, expected one of them; "
+                f"Budget({self.resource!r}): got {which} of ratio and value, expected one of them; "
                 f"write Budget({self.resource!r}, ratio=0.5) or Budget({self.resource!r}, value=...)."
             )
         if self.ratio is not None:
@@ -48,6 +49,8 @@ class Budget:
 
     def limit(self, start: float) -> float:
         """The absolute number that meets this budget, for a network that uses `start`."""
+        if isinstance(start, bool) or not isinstance(start, Real):
+            raise BudgetTypeError(f"Budget.limit: start: got {got(start)}; expected what the network uses, a number.")
         return self.value if self.value is not None else self.ratio * start  # type: ignore[operator]
 
     def __str__(self) -> str:
@@ -114,7 +117,7 @@ def _parse_one(budget: Any) -> Budget:
     if isinstance(budget, Real) and not isinstance(budget, bool):
         return Budget("flops", ratio=_checked_ratio(float(budget), "budget"))
     raise BudgetTypeError(
-        f"budget: got {budget!r}, a {type(budget).__name__}; expected a float in (0, 1] (a share of the FLOPs), an int "
+        f"budget: got {got(budget)}; expected a float in (0, 1] (a share of the FLOPs), an int "
         "(an absolute number of FLOPs), a Budget(resource, ratio=... or value=...), or a list of Budgets."
     )
 
@@ -122,7 +125,7 @@ def _parse_one(budget: Any) -> Budget:
 def _checked_ratio(ratio: Any, where: str) -> float:
     if isinstance(ratio, bool) or not isinstance(ratio, Real):
         raise BudgetTypeError(f"{where}: got {ratio!r}, a {type(ratio).__name__}; expected a number in (0, 1].")
-    ratio = float(ratio)
+    ratio = _as_float(ratio)
     if not 0 < ratio <= 1:
         hint = (
             "an absolute number of FLOPs is written as an int" if ratio > 1 else "a network cannot be pruned to nothing"
@@ -135,14 +138,21 @@ def _checked_value(value: Any, resource: str) -> float:
     where = f"Budget({resource!r}, value=...)"
     if isinstance(value, bool) or not isinstance(value, Real):
         raise BudgetTypeError(f"{where}: got {value!r}, a {type(value).__name__}; expected {UNITS[resource]}.")
-    number = float(value)
+    number = _as_float(value)
     if not math.isfinite(number) or number <= 0:
-        raise BudgetError(f"{where}: got {value!r}; expected more than 0 {UNITS[resource]}.")
+        raise BudgetError(f"{where}: got {got(value)}; expected more than 0 {UNITS[resource]}.")
     if resource != "latency" and number < 1:
         raise BudgetError(
             f"{where}: got {value!r} {UNITS[resource]}; a share of the network's own {resource} is ratio={value!r}."
         )
     return int(number) if number.is_integer() else number
+
+
+def _as_float(value: Any) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
 
 
 def _known() -> str:

@@ -3,8 +3,9 @@ it."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from fxprune.budget import Budget, parse_budget, resource_name
 from fxprune.errors import BudgetError, ConfigError
 from fxprune.schedule import Schedule
 from fxprune.strict_yaml import Place, read_yaml, write_yaml
+from passes.arguments import is_a
 
 
 def _key(default: Any, check: rule.Rule, doc: str) -> Any:
@@ -123,11 +125,13 @@ class NetAdaptConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], source: str = "NetAdaptConfig") -> NetAdaptConfig:
         """Read a mapping; an unknown key is an error with the nearest known name."""
+        is_a(values, Mapping, source, "a mapping of keys to values, such as {'budget_ratio': 0.5}", ConfigError)
         return cls(**_checked(values, source, {}))
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> NetAdaptConfig:
         """Read a YAML file; errors name the file and the line."""
+        is_a(path, str | os.PathLike, "NetAdaptConfig.from_yaml", "the name of a YAML file", ConfigError)
         values, lines = read_yaml(Path(path))
         return cls(**_checked(values, str(path), lines))
 
@@ -138,11 +142,15 @@ class NetAdaptConfig:
         """Every key with its meaning as YAML; written to `path` if there is one."""
         text = write_yaml({f.name: (rule.plain(getattr(self, f.name)), f.metadata["doc"]) for f in fields(self)})
         if path is not None:
-            Path(path).write_text(text, encoding="utf-8")
+            is_a(path, str | os.PathLike, "NetAdaptConfig.to_yaml", "the name of the file to write", ConfigError)
+            try:
+                Path(path).write_text(text, encoding="utf-8")
+            except OSError as error:
+                raise ConfigError(f"{path}: the configuration cannot be written: {error}.") from error
         return text
 
     def replace(self, **changes: Any) -> NetAdaptConfig:
-        return replace(self, **changes)
+        return NetAdaptConfig.from_dict({**self.to_dict(), **changes}, "NetAdaptConfig.replace")
 
     @property
     def schedule(self) -> Schedule:

@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
+from fxprune.batches import check_iterable, pairs
 from fxprune.context import DLContext, TrainFunction, ValidateFunction, device_of
 from fxprune.data.loops import autocast, main_output, placed, shown
 from fxprune.errors import InputError
+from fxprune.inputs import described
 from fxprune.restoring import restored, zeros
 from fxprune.result import NetAdaptResult
 from fxprune.runs import read_run
@@ -27,6 +29,7 @@ from fxprune.storage import write_bytes
 from fxprune.tensors import clone, modes_of, put_modes, put_tensors, tensors_of, to_bytes
 from fxprune.training import Evaluate, checked_seed, score_of, seeded
 from passes import Certificate, Plan, verify
+from passes.arguments import got, integer, is_a, number
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +51,8 @@ def train(
     the model is a DistributedDataParallel, and `main_process` says whether this process validates and saves.
     Returns the best score, which `context.best_acc` and `context.best_epoch` hold too.
     """
+    is_a(model, nn.Module, "train", "the network to train, a torch.nn.Module", InputError)
+    is_a(context, DLContext, "train: context", "a DLContext", InputError)
     train_func, validate_func = train_func or context.train_func, validate_func or context.validate_func
     if train_func is None or validate_func is None:
         raise InputError("train: there is no train_func or no validate_func; pass both, or set them in the context.")
@@ -139,7 +144,13 @@ def finetune(
     >>> len(tuned.losses)
     2
     """
-    _checked(epochs, distill, temperature)
+    _checked(epochs, distill, temperature, lr, momentum, weight_decay, warmup)
+    check_iterable(batches, "finetune")
+    _checked_functions(optimizer=optimizer, loss=loss, evaluate=evaluate)
+    if teacher is not None:
+        is_a(teacher, nn.Module, "finetune: teacher", "a torch.nn.Module", InputError)
+    if amp is not None:
+        is_a(amp, bool | torch.dtype, "finetune: amp", "True, False or a floating dtype of torch", InputError)
     seed = checked_seed(seed, "finetune")
     start = _start(source, round, model, example_inputs)
     network = start.network
@@ -149,7 +160,8 @@ def finetune(
         teacher = copy.deepcopy(teacher) if teacher is not None else start.dense()  # type: ignore[misc]
         teacher.eval().requires_grad_(False)
     home = next((p.device for p in network.parameters()), torch.device("cpu"))
-    context = DLContext(device=device or home, amp=amp, channels_last=channels_last, progress=progress)
+    there = home if device is None else _usable(device)
+    context = DLContext(device=there, amp=amp, channels_last=channels_last, progress=progress)
     parameters = [p for p in network.parameters() if p.requires_grad]
     if not parameters:
         raise InputError("finetune: no parameter of the network requires a gradient.")
@@ -234,15 +246,20 @@ def _epochs(
     for epoch in range(epochs):
         network.train()
         total, count = torch.zeros((), device=device), 0
-        for inputs, targets in shown(batches, f"fine-tune, epoch {epoch + 1} of {epochs}", context):
+        for inputs, targets in pairs(shown(batches, f"fine-tune, epoch {epoch + 1} of {epochs}", context), "finetune"):
             done = epoch + (count / length if length else 0.0)
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = peak * rate(done, epochs, warmup, 1 / length if length else 1.0)
             inputs, targets = pytree.tree_map_only(Tensor, move, (inputs, targets))
             optimizer.zero_grad(set_to_none=True)
-            with autocast(context, device):
-                found = objective(_called(network, inputs), inputs, targets)
-            found.backward()
+            try:
+                with autocast(context, device):
+                    found = objective(_called(network, inputs), inputs, targets)
+                found.backward()
+            except Exception as error:
+                if epoch or count:
+                    raise
+                raise _first_batch_fails(error, inputs, targets) from error
             optimizer.step()
             total, count = total + found.detach(), count + 1
         if not count:
@@ -258,6 +275,14 @@ def _epochs(
     if best is not None:
         put_tensors(network, best)
     return chosen, scores, losses
+
+
+def _first_batch_fails(error: Exception, inputs: Any, targets: Any) -> InputError:
+    said = (str(error).strip().splitlines() or [""])[0][:500]
+    return InputError(
+        f"finetune: the network or the loss fails on the first batch (inputs: {described(inputs)}; targets: "
+        f"{described(targets)}): {type(error).__name__}: {said}. Pass batches that both take."
+    )
 
 
 def _called(network: nn.Module, inputs: Any) -> Any:
@@ -304,10 +329,28 @@ def _sgd(parameters: list[nn.Parameter], lr: float, momentum: float, weight_deca
     return torch.optim.SGD(parameters, lr, momentum=momentum, weight_decay=weight_decay, nesterov=momentum > 0)
 
 
-def _checked(epochs: int, distill: float, temperature: float) -> None:
-    if epochs < 1:
-        raise InputError(f"finetune: epochs is {epochs}; expected at least 1.")
-    if not 0 <= distill <= 1:
-        raise InputError(f"finetune: distill is {distill}; expected a share of the loss, 0 to 1.")
-    if temperature <= 0:
+def _usable(device: Any) -> torch.device:
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, TypeError, AssertionError, ValueError) as error:  # an unknown, absent or wrongly named one
+        said = (str(error).strip().splitlines() or [""])[0][:200]
+        raise InputError(f"finetune: device: got {got(device)}, which cannot be used here: {said}.") from error
+
+
+def _checked(
+    epochs: int, distill: float, temperature: float, lr: float, momentum: float, weight_decay: float, warmup: float
+) -> None:
+    integer(epochs, "finetune: epochs", least=1, error=InputError)
+    number(distill, "finetune: distill, a share of the loss", least=0, most=1, error=InputError)
+    number(lr, "finetune: lr", least=0, error=InputError)
+    number(momentum, "finetune: momentum", least=0, most=1, error=InputError)
+    number(weight_decay, "finetune: weight_decay", least=0, error=InputError)
+    number(warmup, "finetune: warmup, in epochs", least=0, error=InputError)
+    if number(temperature, "finetune: temperature", error=InputError) <= 0:
         raise InputError(f"finetune: temperature is {temperature}; expected more than 0.")
+
+
+def _checked_functions(**functions: Any) -> None:
+    for name, function in functions.items():
+        if function is not None and not callable(function):
+            raise InputError(f"finetune: {name}: got {got(function)}; expected a function.")

@@ -16,6 +16,7 @@ from fxprune.budget import Budget
 from fxprune.config import NetAdaptConfig
 from fxprune.errors import FxpruneError
 from passes import Certificate, Plan
+from passes.arguments import got
 
 RECORD = "fxprune"
 
@@ -97,11 +98,19 @@ class PrunePass(PassBase):
 
     def before(self, *passes: Callable[..., Any]) -> list[Callable[..., bool]]:
         """Constraints for a PassManager: this pass runs before each of these."""
+        _check_passes(passes)
         return [this_before_that_pass_constraint(self, that) for that in passes]
 
     def after(self, *passes: Callable[..., Any]) -> list[Callable[..., bool]]:
         """Constraints for a PassManager: this pass runs after each of these."""
+        _check_passes(passes)
         return [this_before_that_pass_constraint(this, self) for this in passes]
+
+
+def _check_passes(passes: tuple[Any, ...]) -> None:
+    for that in passes:
+        if not callable(that):
+            raise PipelineError(f"PrunePass: got {got(that)}; expected the passes of a PassManager, which are callable")
 
 
 def _quantized(gm: fx.GraphModule) -> str | None:

@@ -26,6 +26,7 @@ from fxprune.runs import read_run
 from fxprune.strict_yaml import read_yaml
 from fxprune.tensors import modes_of
 from passes import Plan, cost
+from passes.arguments import is_a
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +58,8 @@ class NetAdaptPruner:
     def __init__(self, model: nn.Module, dummy_input: Any, config: Any, context: DLContext):
         if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
             model = model.module
+        is_a(model, nn.Module, "NetAdaptPruner: model", "a torch.nn.Module", InputError)
+        is_a(context, DLContext, "NetAdaptPruner: context", "a DLContext with train_func and validate_func", InputError)
         self.model, self.dummy_input, self.context = model, _arguments(dummy_input), context
         self.config = _read(config, context)
         self._modes = modes_of(model)

@@ -21,6 +21,7 @@ from fxprune.errors import BudgetError, InputError
 from fxprune.resources import Counted, Widths
 from fxprune.result import NetAdaptResult
 from passes import CaptureError, Cost, EquivalenceError, Plan, capture, cost, couple
+from passes.arguments import got
 
 _COUNTED = ("flops", "macs", "params")
 
@@ -113,6 +114,8 @@ def netadapt_inside(
 
 def scope_names(model: nn.Module, scope: str | Sequence[str]) -> list[str]:
     """The names, checked: in the model, none inside another, none twice."""
+    if not isinstance(scope, str | tuple | list):
+        raise InputError(f"netadapt: scope: got {got(scope)}; expected the name of a submodule, or a list of names.")
     names = [scope] if isinstance(scope, str) else list(scope)
     known = [name for name, _ in model.named_modules() if name]
     if not names:

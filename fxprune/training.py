@@ -19,9 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fxprune.batches import pairs
 from fxprune.errors import InputError
 from fxprune.interruption import Ending, OutOfTime, watched
 from fxprune.tensors import named_tensors
+from passes.arguments import integer, is_a, number
 from passes.settings import settings_kept
 
 Train = Callable[[nn.Module, int], Any]
@@ -226,10 +228,13 @@ class FineTune:
     loss: Callable[[Any, Any], Tensor] = field(default_factory=nn.CrossEntropyLoss)
 
     def __call__(self, model: nn.Module, steps: int) -> None:
+        is_a(model, nn.Module, "FineTune", "the network to train, a torch.nn.Module", InputError)
+        steps = integer(steps, "FineTune: steps", least=0, error=InputError)
+        lr = number(self.lr, "FineTune: lr", least=0, error=InputError)
         parameters = [p for p in model.parameters() if p.requires_grad]
-        if not parameters or steps <= 0:
+        if not parameters or not steps:
             return
-        optimizer = torch.optim.SGD(parameters, self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
+        optimizer = torch.optim.SGD(parameters, lr, momentum=self.momentum, weight_decay=self.weight_decay)
         device = parameters[0].device
         model.train()
         begin_anew(self.batches)
@@ -246,12 +251,13 @@ class Accuracy:
     batches: Iterable[Any]
 
     def __call__(self, model: nn.Module) -> float:
+        is_a(model, nn.Module, "Accuracy", "the network to evaluate, a torch.nn.Module", InputError)
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         model.eval()
         begin_anew(self.batches)
         right = total = 0
         with torch.no_grad():
-            for inputs, labels in self.batches:
+            for inputs, labels in pairs(self.batches, "Accuracy"):
                 right += int((model(inputs.to(device)).argmax(1) == labels.to(device)).sum())
                 total += len(labels)
         if not total:
@@ -264,7 +270,7 @@ def endless(batches: Iterable[Any], steps: int) -> Iterator[Any]:
     given = 0
     while given < steps:
         before = given
-        for batch in batches:
+        for batch in pairs(batches, "FineTune"):
             yield batch
             given += 1
             if given == steps:

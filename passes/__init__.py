@@ -5,14 +5,14 @@ from passes.capture import capture
 from passes.certificate import Certificate
 from passes.cost import Cost, cost
 from passes.coupling import Coupling, Coverage, Frozen, Group, Slice, couple
-from passes.errors import CaptureError, EquivalenceError, PassError, PlanError
+from passes.errors import ArgumentError, CaptureError, EquivalenceError, PassError, PlanError
 from passes.ops import equation_rule, rule
 from passes.plan import Plan
 from passes.prune import PruneChannels
 from passes.verify import verify
 
 __all__ = [
-    "CaptureError", "Certificate", "Cost", "Coupling", "Coverage", "EquivalenceError", "Frozen", "Group", "PassError",
-    "Plan", "PlanError", "PruneChannels", "Slice", "apply_plan", "capture", "cost", "couple", "equation_rule",
-    "plan_of", "rule", "verify",
+    "ArgumentError", "CaptureError", "Certificate", "Cost", "Coupling", "Coverage", "EquivalenceError", "Frozen",
+    "Group", "PassError", "Plan", "PlanError", "PruneChannels", "Slice", "apply_plan", "capture", "cost", "couple",
+    "equation_rule", "plan_of", "rule", "verify",
 ]  # fmt: skip

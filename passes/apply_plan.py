@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from passes.arguments import is_a
 from passes.coupling import Coupling, couple
 from passes.errors import PlanError
 from passes.garbage import collector_paused
@@ -54,8 +55,8 @@ def apply_plan(network: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.M
     >>> apply_plan(net, plan)[0]
     Linear(in_features=3, out_features=3, bias=True)
     """
-    if not isinstance(plan, Plan):
-        raise PlanError(f"apply_plan: got a {type(plan).__name__} for the plan; make one with couple(...).plan(...)")
+    is_a(plan, Plan, "apply_plan: plan", "a Plan, which couple(...).plan(...) makes", PlanError)
+    is_a(network, nn.Module, "apply_plan", "a torch.nn.Module or a torch.fx.GraphModule")
     if isinstance(network, fx.GraphModule):
         if inplace:
             raise PlanError("apply_plan: a graph is rewritten into a new one; leave inplace out for a GraphModule")
@@ -77,6 +78,7 @@ def apply_plan(network: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.M
 
 def plan_of(network: nn.Module) -> Plan | None:
     """The plan that made `network`, relative to the first network of a chain of prunings; None for any other."""
+    is_a(network, nn.Module, "plan_of", "a torch.nn.Module or a torch.fx.GraphModule")
     if isinstance(network, fx.GraphModule):
         return plan_of_graph(network)
     provenance = network.__dict__.get(_PROVENANCE)
@@ -91,6 +93,11 @@ def module_coupling_for(module: nn.Module, plan: Plan) -> Coupling:
         known = provenance.coupling
     if known is not None and known.fingerprint == plan.fingerprint:
         return known
+    if [next(iter(item)) for item in plan.inputs] != ["tuple", "dict"]:
+        raise PlanError(
+            f"the plan is for graph {plan.fingerprint[:12]}, got a {type(module).__name__}; make a plan for the module "
+            "itself with couple(module, example_inputs), or apply this one to its graph (capture)"
+        )
     return couple(module, example_of(plan.inputs))
 
 

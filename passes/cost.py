@@ -11,7 +11,9 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 
+from passes.arguments import got, is_a
 from passes.axes import Axis, Constant, Variable
 from passes.coupling import Coupling
 from passes.errors import PlanError
@@ -186,7 +188,7 @@ class Cost:
             "flops": self.flops, "macs": self.macs, "params": self.params, "weights": self.params,
             "memory": self.memory,
         }  # fmt: skip
-        if name not in known:
+        if not isinstance(name, str) or name not in known:
             raise PlanError(f"no resource is called {name!r}; there are {', '.join(known)}")
         return known[name]
 
@@ -195,30 +197,58 @@ class Cost:
 
         The other groups stay at `widths`. Returns {group name: coefficients, lowest power first}, integers.
         """
-        compiled = {"flops": self._macs, "macs": self._macs, "params": self._params, "weights": self._params}[name]
+        known = {"flops": self._macs, "macs": self._macs, "params": self._params, "weights": self._params}
+        if not isinstance(name, str) or name not in known:
+            raise PlanError(f"along: got {got(name)}; expected the name of a resource, one of {', '.join(known)}")
+        compiled = known[name]
         scale = _FLOPS_PER_MAC if name == "flops" else 1
-        vector, _ = self.vector(widths)
+        vector, scalar = self.vector(widths)
+        if not scalar:
+            raise PlanError("along: widths: got arrays; expected one integer a group")
         return dict(zip(self.names, scale * compiled.along(vector), strict=True))
 
     def vector(self, widths: Widths | None) -> tuple[np.ndarray, bool]:
         """`widths` as an integer array (groups, ...), and whether every given size was a scalar."""
-        given = widths or {}
+        given = {} if widths is None else widths
+        is_a(given, Mapping, "widths", "a mapping of group names to integers, such as plan.widths", PlanError)
         unknown = [name for name in given if name not in self.coupling.variables]
         if unknown:
             self.coupling.group(unknown[0])
         sizes = self.coupling.widths
-        columns = [np.asarray(given.get(name, sizes[name])) for name in self.names]
-        if any(c.dtype.kind not in "iu" for c in columns):
-            raise PlanError("widths are integers")
-        scalar = all(c.ndim == 0 for c in columns)
+        columns = [np.asarray(_without_device(given.get(name, sizes[name]))) for name in self.names]
         if not columns:
             return np.zeros((0,), dtype=np.int64), True
-        return np.stack(np.broadcast_arrays(*columns)).astype(np.int64), scalar
+        scalar = all(c.ndim == 0 for c in columns)
+        try:
+            widths_of = np.stack(np.broadcast_arrays(*columns))
+        except ValueError:
+            shapes = {name: c.shape for name, c in zip(self.names, columns, strict=True) if c.ndim}
+            raise PlanError(f"widths: arrays of these shapes do not broadcast together: {shapes}") from None
+        most = np.array(list(sizes.values())).reshape(-1, *[1] * (widths_of.ndim - 1))
+        if widths_of.dtype.kind not in "iu" or (widths_of < 1).any() or (widths_of > most).any():
+            _refuse(self.names, columns, sizes)
+        return widths_of.astype(np.int64), scalar
 
     def _evaluate(self, compiled: Callable[[np.ndarray], np.ndarray], widths: Widths | None) -> Any:
         vector, scalar = self.vector(widths)
         value = compiled(vector)
         return int(value) if scalar else value
+
+
+def _without_device(value: Any) -> Any:
+    return value.detach().cpu() if isinstance(value, torch.Tensor) and not value.is_meta else value
+
+
+def _refuse(names: Sequence[str], columns: Sequence[np.ndarray], sizes: Mapping[str, int]) -> None:
+    """PlanError that names the first group whose width is none."""
+    for name, column in zip(names, columns, strict=True):
+        expected = f"expected integers in 1..{sizes[name]}, as many as units may be kept"
+        if column.dtype.kind not in "iu":
+            given = got(column.item() if column.ndim == 0 else column)
+            raise PlanError(f"widths: group {name!r}: got {given}; {expected}")
+        if column.size and (column.min() < 1 or column.max() > sizes[name]):
+            raise PlanError(f"widths: group {name!r}: got {column.min()}..{column.max()}; {expected}")
+    raise PlanError("widths: integers of these sizes cannot be held together; expected ordinary integers")
 
 
 def cost(coupling: Coupling) -> Cost:
@@ -232,4 +262,5 @@ def cost(coupling: Coupling) -> Cost:
     >>> c.macs(), c.macs({"0": 4}), c.params({"0": 4})
     (40, 20, 26)
     """
+    is_a(coupling, Coupling, "cost", "a Coupling, which couple(network, example_inputs) returns")
     return Cost(coupling)

@@ -10,9 +10,11 @@ from typing import Any
 
 import networkx as nx
 import numpy as np
+import torch
 from torch import fx, nn
 
 from passes.annotations import facts_of, note
+from passes.arguments import got, is_a
 from passes.axes import Axis, Reason, Variable, constants, leaves
 from passes.blocks import block_of, outer_variables
 from passes.errors import PlanError
@@ -332,6 +334,7 @@ class Coupling:
         Raises PlanError where an axis is unknown or they are independent.
         """
         for end in (first, second):
+            is_a(end, str, "explain", "an axis, such as 'conv1.weight:0'", PlanError)
             if end not in self.graph:
                 raise PlanError(f"{end!r} is no prunable axis of this network; axes look like 'conv1.weight:0'")
         if not nx.has_path(self.graph, first, second):
@@ -347,6 +350,7 @@ class Coupling:
 
         Raises PlanError for an unknown group, and for empty, duplicate, unsorted or out-of-range indices.
         """
+        is_a(keep, Mapping, "plan: keep", "a mapping of groups to kept units, such as {'conv1': range(8)}", PlanError)
         checked = {}
         for name, units in keep.items():
             if name not in self.variables:
@@ -361,6 +365,7 @@ class Coupling:
 
     def masks(self, plan: Plan) -> dict[Variable, Mask]:
         """The kept units of each variable that the plan narrows."""
+        is_a(plan, Plan, "masks: plan", "a Plan, which coupling.plan(...) makes", PlanError)
         masks: dict[Variable, Mask] = {}
         for name, units in plan.keep.items():
             variable = self.variables[name]
@@ -380,6 +385,7 @@ class Coupling:
 
         numbers: by node, what sizes and their arithmetic are in that network, where the rewriting has found them.
         """
+        is_a(plan, Plan, "after: plan", "a Plan, which coupling.plan(...) makes", PlanError)
         plan.check(self)
         keep = self.masks(plan)
         new = {v: Variable(v.number, kept(mask)) for v, mask in keep.items()}
@@ -403,11 +409,16 @@ def _in_order(group: Group, order: np.ndarray) -> Group:
 
 
 def _unknown_group(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f"no group is called {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+    near = difflib.get_close_matches(name, list(known), n=1) if isinstance(name, str) else []
+    hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(list(known)[:10]) or 'none'}"
+    return f"no group is called {name!r}; {hint}"
 
 
 def _checked_units(name: str, units: Sequence[int], size: int) -> tuple[int, ...]:
+    if isinstance(units, str | Mapping) or not hasattr(units, "__iter__") or getattr(units, "ndim", 1) != 1:
+        raise PlanError(f"group {name!r}: got {got(units)}; expected the kept units, integers in 0..{size - 1}")
+    if isinstance(units, torch.Tensor) and units.is_meta:
+        raise PlanError(f"group {name!r}: got {got(units)}, which has no values; expected the kept units")
     listed = list(units.tolist() if hasattr(units, "tolist") else units)
     if not listed:
         raise PlanError(f"group {name!r}: no unit is kept; keep at least one of {size}")
@@ -448,6 +459,7 @@ def couple(network: nn.Module, example_inputs: Any) -> Coupling:
 
     Raises PassError where the inputs do not fit the network.
     """
+    is_a(network, nn.Module, "couple", "a torch.nn.Module or a torch.fx.GraphModule")
     if isinstance(network, fx.GraphModule):
         return couple_graph(network, example_inputs)
     from passes.module_coupling import couple_module

@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 
 from passes.axes import Axis
 from passes.ops import Record, Slot, Value, spelled
+from passes.structure import Lifetimes
 
 if TYPE_CHECKING:
     from passes.cost import Cost
@@ -113,7 +114,8 @@ def resident_tensors(costs: Cost) -> Iterator[tuple[tuple[Axis, ...], int]]:
 def liveness(costs: Cost) -> Liveness:
     """Births and deaths of all storages of one forward pass."""
     structure = costs.coupling.structure
-    return _Walk(structure.records, structure.values, structure.vals, frozenset(structure.tensors)).run()
+    walk = _Walk(structure.records, structure.values, structure.vals, frozenset(structure.tensors))
+    return walk.run() if structure.lifetimes is None else walk.follow(structure.lifetimes)
 
 
 class _Walk:
@@ -163,6 +165,39 @@ class _Walk:
                 if ends.get(storage, place) <= place:
                     self._dies(storage)
         return Liveness(tuple(self.storages), tuple(self.events))
+
+    def follow(self, lifetimes: Lifetimes) -> Liveness:
+        """The same for a module, of whose run is known when each tensor was freed."""
+        for value in lifetimes.inputs:
+            self.given.add(self._born(value.key, value.axes))
+        freed: dict[int, list[int]] = {}
+        for made, key in lifetimes.freed:
+            freed.setdefault(made, []).append(key)
+        holders: dict[int, set[int]] = {}
+        place = 0
+        while place < len(self.records):
+            stop = self._end_of_attention(place)
+            calls = self.records[place:stop]
+            fused = stop > place + 1
+            for value in self._fused(calls, {calls[-1].outputs[0].key}) if fused else self._calls(calls):
+                holders.setdefault(self.home[value.key], set()).add(value.key)
+            for made in range(place + 1, stop + 1):
+                for key in freed.get(made, ()):
+                    storage = self.home.get(key)
+                    if storage is not None and key in holders.get(storage, ()):
+                        holders[storage].discard(key)
+                        if not holders[storage] and storage in self.alive - self.given:
+                            self._dies(storage)
+            place = stop
+        return Liveness(tuple(self.storages), tuple(self.events))
+
+    def _end_of_attention(self, place: int) -> int:
+        """Where the calls of one attention end, which a device does in one kernel; for other calls the next place."""
+        label, stop = self.records[place].node, place + 1
+        if label.rpartition(":")[2].startswith(_FUSED_NODES):
+            while stop < len(self.records) and self.records[stop].node == label:
+                stop += 1
+        return stop
 
     def _last_uses(self, nodes: Sequence[str], by_node: Mapping[str, Sequence[Record]]) -> dict[int, int]:
         """For each tensor the place of the last node that reads it; what leaves the graph outlives all."""

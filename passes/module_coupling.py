@@ -15,8 +15,9 @@ from passes.axes import Axis, Reason, Variable
 from passes.coupling import Coupling, ModuleFacts
 from passes.errors import PassError
 from passes.module_inputs import Arguments, bound, described
-from passes.module_stream import ModuleInferred, infer_module
-from passes.module_trial import Changes, Trial, changes_that_follow, refused_axes
+from passes.module_stream import Beside, ModuleInferred, infer_module
+from passes.module_trial import Changes, RealTrial, Trial, changes_that_follow, refused_axes
+from passes.other_runs import look_at_other_sizes, look_at_other_values
 from passes.reach import unused_axes
 from passes.roles import names_of
 from passes.skeleton import modules_of, owned_tensors
@@ -30,10 +31,14 @@ def couple_module(module: nn.Module, example_inputs: Any) -> Coupling:
         raise PassError(f"couple: got a {type(module).__name__}; expected a torch.nn.Module")
     arguments = bound(module, example_inputs)
     inferred = infer_module(module, arguments)
+    if inferred.real:
+        look_at_other_values(inferred, arguments)
+    else:
+        look_at_other_sizes(module, inferred, arguments)
     _reach_the_rest(module, inferred, arguments)
     while True:
         coupling = _resolved(module, inferred, arguments)
-        changes, refused = _tried(module, coupling, arguments)
+        changes, refused = _tried(module, coupling, inferred, arguments)
         if not refused:
             break
         for axis, reason in refused:
@@ -81,22 +86,19 @@ def _resolved(module: nn.Module, inferred: ModuleInferred, arguments: Arguments)
 
 
 def _tried(
-    module: nn.Module, coupling: Coupling, arguments: Arguments
+    module: nn.Module, coupling: Coupling, inferred: ModuleInferred, arguments: Arguments
 ) -> tuple[Changes, list[tuple[Axis, Reason]]]:
     """What follows in the module when every group is reduced at once; or the axes that cannot, with reasons.
 
     A second trial with other widths follows where something was found: two groups of one size may have had one width.
     """
     changes = Changes()
-    if not coupling.variables:
-        return changes, []
-    assert coupling.module is not None, "it was made for a module"
-    for shift in (0, 1):
+    runs = [Beside(inferred.records, arguments, False), *inferred.runs_beside]
+    for shift in (0, 1) if coupling.variables else ():
         slicing = Slicing(coupling, _masks(coupling, shift))
-        for tape, training in ((coupling.structure.records, False), (coupling.structure.beside, True)):
-            if not tape:
-                continue
-            trial = Trial(module, coupling, arguments, slicing, coupling.module.real, tape, training)
+        for run in runs:
+            kind = RealTrial if inferred.real else Trial
+            trial = kind(module, coupling, run.arguments, slicing, run.records, run.training)
             changes, failure = changes_that_follow(trial, changes)
             if failure is not None:
                 refused = refused_axes(trial, failure)

@@ -13,6 +13,7 @@ import sys
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ from passes.module_inputs import Arguments, replaced, tensors_of
 from passes.ops import Record, Slot, Value, spelled
 from passes.references import REFERENCES
 from passes.skeleton import Replace, like, owned_tensors
+from passes.structure import Lifetimes
 
 aten = torch.ops.aten
 _OWN_FILES = (os.path.dirname(torch.__file__) + os.sep, os.path.dirname(__file__) + os.sep)
@@ -93,8 +95,8 @@ class ModuleInference(Inference):
         if self._is_constant(tensor):
             self.values.append(value)
             self._constants[id(tensor)] = weakref.ref(tensor), value
-            return
-        super().attach(tensor, value)
+        else:
+            super().attach(tensor, value)
         freed, key, records = self.freed, value.key, self.records
         weakref.finalize(tensor, lambda: freed.append((len(records), key))).atexit = False
 
@@ -321,10 +323,19 @@ _SPECIAL: dict[Any, Callable[..., Any]] = {
 }
 
 
+@dataclass(frozen=True)
+class Beside:
+    """A run that counts for no cost: its calls, what it was given, and the mode."""
+
+    records: list[Record]
+    arguments: Arguments
+    training: bool
+
+
 class ModuleInferred:
     """All that was found in the runs of one module (see `passes.infer.Inferred`), and how it was run.
 
-    records: the calls on the example, whose costs count. beside: those of other runs, the other mode or another size,
+    records: the calls on the example, whose costs count. runs_beside: other runs, in the other mode or at another size,
     whose equalities hold as well. specialised: sentences that say what the runs were fixed to.
     """
 
@@ -334,10 +345,15 @@ class ModuleInferred:
         self.vals: dict[str, Any] = {}
         self.values: dict[str, Any] = {}
         self.tensors, self.canonical = run.tensors, run.names
-        self.inputs, self.outputs, self.real = inputs, outputs, mode.real
-        self.records, self.freed = list(mode.records), list(mode.freed)
-        self.beside: list[Record] = []
+        self.outputs, self.real, self.records = outputs, mode.real, list(mode.records)
+        self.lifetimes = Lifetimes(tuple(inputs), tuple(mode.freed))
+        self.runs_beside: list[Beside] = []
         self.specialised: list[str] = []
+
+    @property
+    def beside(self) -> list[Record]:
+        """The calls of all runs beside that on the example."""
+        return [record for run in self.runs_beside for record in run.records]
 
     def run_beside(self, arguments: Arguments, training: bool = False) -> str:
         """Run once more, in the other mode or on other inputs; why that cannot be, or ""."""
@@ -347,7 +363,7 @@ class ModuleInferred:
             self.run.run(arguments, training)
         except Exception as error:  # what a module raises in a mode, or at a size, that it does not take
             return said(error)
-        self.beside += mode.records
+        self.runs_beside.append(Beside(list(mode.records), arguments, training))
         return ""
 
 

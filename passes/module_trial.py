@@ -10,23 +10,29 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import nn
 
 from passes import numbers
 from passes.axes import Axis, Reason
 from passes.call_log import LoggedCall, Logging, call_at, is_split, paths_of
+from passes.constant_double import constant_double
 from passes.coupling import Coupling, Edit, Literal
+from passes.double import double
+from passes.masked_stream import MaskedInference
 from passes.module_copies import stream_copy
 from passes.module_inputs import Arguments, replaced, tensors_of
 from passes.module_resize import fit
 from passes.module_stream import (
     ModuleInference,
+    ModuleRun,
     analysing_run,
     innermost_line,
     on_meta_device,
@@ -37,7 +43,7 @@ from passes.module_stream import (
 from passes.ops import Record, Value, spelled
 from passes.restated_calls import SIZES, Position
 from passes.size_attributes import Key, Sizes, axes_elsewhere, edits_elsewhere, integers_of
-from passes.skeleton import modules_of
+from passes.skeleton import like, modules_of
 from passes.slicing import Slicing
 
 _MOST_TRIES = 60  # of edits at one failure
@@ -148,23 +154,26 @@ class Changes:
 
 @dataclass
 class Trial:
-    """One module, its coupling, and what each group is reduced to; `run` says how far a set of changes gets."""
+    """One module, its coupling, and what each group is reduced to; `run` says how far a set of changes gets.
+
+    tape: the calls of the dense module, which those of the cut one are compared with.
+    """
 
     module: nn.Module
     coupling: Coupling
     arguments: Arguments
     slicing: Slicing
-    real: bool
     tape: Sequence[Record]
     training: bool = False
+    real: ClassVar[bool] = False
 
     def run(self, changes: Changes) -> Failure | None:
         """Run the cut module; None where every call gives what its axes promise."""
         mode = Following(self.tape, self.slicing, self.real)
 
         def cut(name: str, tensor: torch.Tensor) -> torch.Tensor:
-            made = self.slicing.sliced(name, tensor, meta=not self.real)
-            value = Value(name, (), numbers=None)
+            made = self.cut(name, tensor)
+            value = Value(name, ())
             if numbers.stated(tensor) is not None:
                 value.numbers = numbers.stated(self.slicing.sliced(name, tensor))
             mode.attach(made, value)
@@ -182,14 +191,14 @@ class Trial:
         copied, _ = stream_copy(self.module, cut, scripted, mode.stack)
         mode.device = next((t.device for t in self.module.parameters()), torch.device("cpu"))
         fit(copied, self.slicing, changes.edits, changes.literals)
-        given = {id(t): (t.detach().clone() if self.real else on_meta_device(t)) for t in tensors_of(self.arguments)}
+        given = {id(t): self.given(t) for t in tensors_of(self.arguments)}
         for made in given.values():
             mode.attach(made, Value("input", ()))
         args, kwargs = replaced(self.arguments, given)
         copied.train(self.training)
         mode.training = self.training
         try:
-            with recording(mode):
+            with self.settings(), recording(mode):
                 copied(*args, **kwargs)
         except _Differs as difference:
             return difference.failure
@@ -200,6 +209,18 @@ class Trial:
             return Failure(mode.place, "fewer operators are called than before", "", "")
         return None
 
+    def cut(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """What stands for a tensor of the module in the cut one."""
+        return self.slicing.sliced(name, tensor, meta=True)
+
+    def given(self, tensor: torch.Tensor) -> torch.Tensor:
+        """What stands for an input."""
+        return on_meta_device(tensor)
+
+    def settings(self) -> AbstractContextManager[None]:
+        """Inside, the module runs."""
+        return nullcontext()
+
     @cached_property
     def log(self) -> list[LoggedCall]:
         """The calls of the module's program before anything was cut."""
@@ -207,6 +228,40 @@ class Trial:
         functions = Logging(run.mode, paths_of(modules_of(run.copy)))
         run.run(self.arguments, self.training, functions)
         return functions.log
+
+
+@dataclass
+class RealTrial(Trial):
+    """A trial on values, for a program that asks for some: in double precision, beside the masked original.
+
+    What a program decides by values it decides alike in both, as they compute the same.
+    """
+
+    real: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        mode = MaskedInference(self.coupling, self.slicing.masks, tape=True)
+        tensors, aliases = self.coupling.structure.tensors, self.coupling.aliases
+        run = ModuleRun(self.module, mode, self._masked, lambda name, _: tensors[aliases[name]])
+        with constant_double():
+            run.run(replaced(self.arguments, {id(t): double(t) for t in tensors_of(self.arguments)}), self.training)
+        self.tape = mode.records
+
+    def _masked(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        data = double(tensor)
+        for dim, axis in enumerate(self.coupling.structure.tensors[self.coupling.aliases[name]]):
+            gone = torch.from_numpy(np.flatnonzero(~self.slicing.remain(axis)))
+            data.index_fill_(dim, gone.to(data.device), 0)
+        return like(tensor, data)
+
+    def cut(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        return like(tensor, double(self.slicing.sliced(name, tensor)))
+
+    def given(self, tensor: torch.Tensor) -> torch.Tensor:
+        return double(tensor)
+
+    def settings(self) -> AbstractContextManager[None]:
+        return constant_double()
 
 
 def _innermost(error: Exception, paths: dict[int, str]) -> tuple[str, str]:

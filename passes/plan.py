@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from passes.arguments import got, is_a
 from passes.errors import PlanError
 from passes.plan_document import read, written
 
@@ -53,6 +54,8 @@ class Plan:
 
     def check(self, coupling: Coupling) -> None:
         """Raise PlanError unless this plan was made for `coupling`."""
+        if not hasattr(coupling, "widths") or not hasattr(coupling, "fingerprint"):
+            raise PlanError(f"check: got {got(coupling)}; expected a Coupling, which couple(...) returns")
         if self.fingerprint != coupling.fingerprint or dict(self.sizes) != coupling.widths:
             differing = sorted(
                 name for name in {*self.sizes, *coupling.widths} if self.sizes.get(name) != coupling.widths.get(name)
@@ -67,6 +70,7 @@ class Plan:
 
     def then(self, later: Plan) -> Plan:
         """This plan followed by one for its result: the kept units relative to this plan's graph."""
+        is_a(later, Plan, "then", "a later Plan, for the network that this one makes", PlanError)
         if later.fingerprint != self.result_fingerprint:
             raise PlanError("the later plan is not for the network that this plan makes")
         keep = {name: tuple(units[u] for u in later.keep[name]) for name, units in self.keep.items()}
@@ -77,6 +81,8 @@ class Plan:
 
     def kept_in_block(self, name: str, block: int) -> list[int]:
         """The positions, ascending, that group `name` keeps in one outer block of this plan's graph."""
+        if name not in self.keep:
+            raise PlanError(f"no group of this plan is called {name!r}; it has {', '.join(list(self.keep)[:10])}")
         rows = self.orders.get(name)
         return sorted(rows[block][u] for u in self.keep[name]) if rows else list(self.keep[name])
 
@@ -95,7 +101,14 @@ class Plan:
 
     def to_json(self) -> str:
         """This plan as JSON with a checksum: one group a line, sorted, so that a diff compares two plans."""
-        return written(self.fingerprint, self.inputs, {name: self._entry(name) for name in self.keep})
+        try:
+            text = written(self.fingerprint, self.inputs, {name: self._entry(name) for name in self.keep})
+        except (KeyError, TypeError, ValueError) as error:
+            raise PlanError(
+                f"to_json: a part of the plan cannot be written ({error!r}); make plans with coupling.plan(...)"
+            ) from error
+        read(text)  # what is written can be read
+        return text
 
     def _entry(self, name: str) -> dict[str, Any]:
         entry: dict[str, Any] = {"size": self.sizes[name], "keep": list(self.keep[name])}

@@ -17,9 +17,10 @@ from torch.utils import _pytree as pytree
 
 from passes import restate
 from passes.annotations import KEY, Facts, facts_of, note, specialised_in
+from passes.arguments import is_a
 from passes.axes import Axis, Reason, Variable, leaves
 from passes.coupling import Coupling, couple, recall, remember
-from passes.errors import PassError
+from passes.errors import PassError, PlanError
 from passes.garbage import collector_paused
 from passes.generated import graph_module
 from passes.identity import example_inputs_of
@@ -62,6 +63,8 @@ class PruneChannels:
 
         Raises PlanError where the plan was made for another graph.
         """
+        is_a(self.plan, Plan, "PruneChannels: plan", "a Plan, which coupling.plan(...) makes", PlanError)
+        is_a(gm, fx.GraphModule, "PruneChannels", "a GraphModule (capture makes one); apply_plan takes any module")
         coupling = coupling_for(gm, self.plan)
         self.plan.check(coupling)
         if not self.plan.narrows:

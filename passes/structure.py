@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -21,20 +22,32 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+@dataclass(frozen=True)
+class Lifetimes:
+    """When the tensors of a module's run came and went.
+
+    inputs: what the caller gave. freed: (how many calls had been made, key of a tensor that nothing held any more).
+    """
+
+    inputs: tuple[Value, ...]
+    freed: tuple[tuple[int, int], ...]
+
+
 class Structure:
     """Axes of tensors by name, of node results by node, the tape of operator calls, and node results on meta.
 
     records: the tape, or what makes it when it is first asked for: of the last of a chain of networks nobody does.
     beside: calls of other runs (the other mode, another size), which say what must go together but count for no cost.
+    lifetimes: of the tensors, where a module was run; a graph tells them by its nodes.
     """
 
     def __init__(
         self, tensors: Mapping[str, tuple[Axis, ...]], values: Mapping[str, Any],
         records: Sequence[Record] | Callable[[], Sequence[Record]], vals: Mapping[str, Any],
-        beside: Sequence[Record] | Callable[[], Sequence[Record]] = (),
+        beside: Sequence[Record] | Callable[[], Sequence[Record]] = (), lifetimes: Lifetimes | None = None,
     ) -> None:  # fmt: skip
         self.tensors, self.values, self.vals = tensors, values, vals
-        self._records, self._beside = records, beside
+        self._records, self._beside, self.lifetimes = records, beside, lifetimes
 
     @property
     def records(self) -> Sequence[Record]:
@@ -68,7 +81,8 @@ class Structure:
             record.macs = [tuple(map(change, m)) for m in record.macs]
             record.literals = {name: change(axis) for name, axis in record.literals.items()}
         inferred.tensors = {name: tuple(map(change, axes)) for name, axes in inferred.tensors.items()}
-        return cls(inferred.tensors, inferred.values, inferred.records, inferred.vals, beside)
+        lifetimes = getattr(inferred, "lifetimes", None)
+        return cls(inferred.tensors, inferred.values, inferred.records, inferred.vals, beside, lifetimes)
 
     @cached_property
     def roles(self) -> dict[tuple[str, Variable, int], str]:
@@ -113,7 +127,8 @@ class Structure:
         vals = {name: map_together(shrink, val, values[name]) for name, val in self.vals.items()}
         tensors = {name: tuple(map(change, axes)) for name, axes in self.tensors.items()}
         return Structure(
-            tensors, values, lambda: changed(self.records), {**vals, **numbers}, lambda: changed(self.beside)
+            tensors, values, lambda: changed(self.records), {**vals, **numbers}, lambda: changed(self.beside),
+            self.lifetimes,
         )
 
 

@@ -21,13 +21,14 @@ from torch.utils import _pytree as pytree
 
 from passes.annotations import note, specialised_in
 from passes.apply_plan import module_coupling_for
+from passes.arguments import integer, is_a, number
 from passes.axes import Axis
 from passes.certificate import Certificate
 from passes.comparison import Comparison, compare
 from passes.coupling import Coupling
 from passes.double import in_double
 from passes.draws import Draw, draws, map_tensors, tensors_of
-from passes.errors import EquivalenceError, PassError
+from passes.errors import EquivalenceError, PassError, PlanError
 from passes.infer import as_arguments, source_of
 from passes.masked import MaskedOperators
 from passes.ops import Value
@@ -52,6 +53,7 @@ def verify(
     Both are graphs (see `verify_graph`), or both are modules (see `passes.verify_module`). Neither is changed, nor is
     the random state of the caller.
     """
+    _check_arguments(network, pruned, plan, tol, seed, runs)
     if isinstance(network, fx.GraphModule) and isinstance(pruned, fx.GraphModule):
         return verify_graph(network, pruned, plan, example_inputs, tol, trained=trained, seed=seed, runs=runs)
     if isinstance(network, fx.GraphModule) or isinstance(pruned, fx.GraphModule):
@@ -63,6 +65,15 @@ def verify(
     plan.check(coupling)
     coupling = coupling.formed({name: np.asarray(order) for name, order in plan.orders.items()})
     return verify_module(network, pruned, coupling, plan, example_inputs, tol, trained=trained, seed=seed, runs=runs)
+
+
+def _check_arguments(network: Any, pruned: Any, plan: Any, tol: Any, seed: Any, runs: Any) -> None:
+    is_a(network, nn.Module, "verify: network", "the network before pruning")
+    is_a(pruned, nn.Module, "verify: pruned", "the network after pruning")
+    is_a(plan, Plan, "verify: plan", "the Plan that made one of the other", PlanError)
+    number(tol, "verify: tol", least=0)
+    integer(seed, "verify: seed", least=0, below=2**63)
+    integer(runs, "verify: runs", least=1)
 
 
 def verify_graph(

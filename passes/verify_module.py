@@ -6,8 +6,7 @@ replaced by a constant), on the example, on values like it, on random ones and a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,13 +15,13 @@ from torch import nn
 
 from passes.certificate import Certificate
 from passes.comparison import Comparison, compare
+from passes.constant_double import constant_double
 from passes.coupling import Coupling
-from passes.double import InDouble, double
+from passes.double import double
 from passes.draws import Draw, draws, map_tensors
 from passes.errors import EquivalenceError, PassError
 from passes.infer import composite_attention
 from passes.masked_stream import MaskedInference
-from passes.meta import LightMode
 from passes.module_copies import scripted_modules
 from passes.module_inputs import Arguments, bound, tensors_of
 from passes.module_stream import ModuleInference, ModuleRun, innermost_line, said
@@ -110,7 +109,7 @@ class _Proof:
         """Compare the two on one draw; raises EquivalenceError."""
         label = label or (f"{draw.label}, in train mode" if training else draw.label)
         try:
-            with _double(training):
+            with constant_double():
                 expected = pair.dense.run(_cloned(draw.inputs), training)[2]
         except PassError:
             raise
@@ -190,7 +189,7 @@ class _Proof:
         follow = Results()
         again = ModuleRun(self.small, follow, lambda _, t: _parameter(t, double(t)), lambda _, t: ())
         try:
-            with _double(training):
+            with constant_double():
                 pair.dense.run(_cloned(draw.inputs), training)
                 again.run(_cloned(draw.inputs), training)
         except Exception as error:
@@ -216,7 +215,7 @@ def run_pruned(module: nn.Module, arguments: Arguments, training: bool) -> Any:
     """What a module in double precision returns."""
     module.train(training)
     args, kwargs = _cloned(arguments)
-    with _double(training), torch.no_grad(), composite_attention():
+    with constant_double(), torch.no_grad(), composite_attention():
         return module(*args, **kwargs)
 
 
@@ -230,52 +229,3 @@ def _cloned(arguments: Any) -> Any:
 
 def _parameter(tensor: torch.Tensor, data: torch.Tensor) -> torch.Tensor:
     return nn.Parameter(data, requires_grad=False) if isinstance(tensor, nn.Parameter) else data
-
-
-@contextmanager
-def _double(training: bool) -> Iterator[None]:
-    """Inside, every type is double and every random number a constant; all settings are as before afterwards."""
-    with ExitStack() as stack:
-        stack.enter_context(state_kept())
-        stack.enter_context(InDouble())
-        stack.enter_context(_NothingRandom())
-        torch.manual_seed(0)
-        yield
-
-
-class _NothingRandom(LightMode):
-    """Replaces what is drawn by what is expected: dropout keeps everything, noise is zero.
-
-    Two networks of different sizes draw different numbers from one seed, and could not be compared.
-    """
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        expected = _EXPECTED.get(func.overloadpacket)
-        return func(*args, **kwargs) if expected is None else expected(func, *args, **kwargs)
-
-
-def _chance(func: Any, tensor: torch.Tensor, p: Any = None, *args: Any, **kwargs: Any) -> torch.Tensor:
-    """Flags drawn with a probability: that probability."""
-    expected = tensor if p is None else torch.full_like(tensor, float(p)) if not torch.is_tensor(p) else p
-    return tensor.copy_(expected) if func._schema.is_mutable else expected.clone()
-
-
-def _kept_whole(func: Any, tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-    return tensor.clone(), torch.ones_like(tensor, dtype=torch.bool)
-
-
-def _level(level: float) -> Any:
-    def expected(func: Any, *args: Any, **kwargs: Any) -> Any:
-        made = func(*args, **kwargs)
-        return made.fill_(level)
-
-    return expected
-
-
-_EXPECTED: dict[Any, Any] = {
-    **dict.fromkeys([aten.bernoulli, aten.bernoulli_], _chance),
-    aten.native_dropout: _kept_whole,
-    **dict.fromkeys([aten.rand, aten.rand_like, aten.uniform_], _level(0.5)),
-    **dict.fromkeys([aten.randn, aten.randn_like, aten.normal_], _level(0.0)),
-}

@@ -146,8 +146,8 @@ def test_the_rate_rises_in_a_line_and_falls_in_a_cosine() -> None:
 
 def test_what_finetune_refuses() -> None:
     for options, said in (
-        ({"epochs": 0}, "epochs is 0"),
-        ({"distill": 1.5}, "distill is 1.5"),
+        ({"epochs": 0}, "epochs: got 0; expected an integer of at least 1"),
+        ({"distill": 1.5}, "distill, a share of the loss: got 1.5"),
         ({"temperature": 0}, "temperature is 0"),
         ({"round": 2}, "no rounds"),
     ):

@@ -20,6 +20,7 @@ from fxprune.export.safetensors_plan import load, write_safetensors
 from fxprune.export.source import write_source
 from fxprune.export.torch_export import write_pt2
 from passes import CaptureError, Plan, capture, plan_of
+from passes.arguments import integer, is_a, number
 
 __all__ = ["ExportError", "ExportReport", "check_files", "export", "load"]
 
@@ -68,7 +69,11 @@ def export(
     if not isinstance(gm, nn.Module):
         raise ExportError(f"export: got a {type(gm).__name__}; expected a GraphModule or another nn.Module")
     check_free(target, overwrite=overwrite)
-    inputs = inputs_of(example_inputs, gm, batch_dim)
+    if plan is not None:
+        is_a(plan, Plan, "export: plan", "the Plan of a search, result.plan", ExportError)
+    if tolerance is not None:
+        number(tolerance, "export: tolerance", least=0, error=ExportError)
+    inputs = inputs_of(example_inputs, gm, integer(batch_dim, "export: batch_dim", error=ExportError))
     limit = default_tolerance(gm, (inputs.args, inputs.kwargs)) if tolerance is None else tolerance
     with evaluating(gm):
         check_runs(gm, inputs)

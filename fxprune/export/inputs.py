@@ -98,6 +98,8 @@ def inputs_of(example_inputs: Any, module: nn.Module, batch_dim: int = 0) -> Inp
     except TypeError as error:
         raise ExportError(f"example inputs do not fit {type(module).__name__}.forward: {error}") from error
     args, kwargs = _without_gaps(bound, args, kwargs)
+    if any(isinstance(leaf, torch.Tensor) and leaf.is_meta for leaf in pytree.tree_leaves((args, kwargs))):
+        raise ExportError("example inputs: a tensor has no values (device meta); the written network is run on them")
     device = next((tensor.device for tensor in [*module.parameters(), *module.buffers()]), None)
     by_name = _keyword_names(module)
     if by_name is not None:

@@ -11,6 +11,7 @@ from fxprune.export.safetensors_plan import read_pair
 from fxprune.export.seal import is_sealed, mentions, sha256_of
 from fxprune.export.source.writer import WEIGHTS
 from fxprune.export.state import read_state
+from passes.arguments import is_a
 
 
 def check_files(path: str | os.PathLike[str]) -> tuple[Path, ...]:
@@ -19,6 +20,7 @@ def check_files(path: str | os.PathLike[str]) -> tuple[Path, ...]:
     Raises ExportError that names the file, and for weights the tensors, that are damaged, changed or missing. Nothing
     is executed: what does not pass need not be loaded.
     """
+    is_a(path, str | os.PathLike, "check_files", "the name of a file that export wrote", ExportError)
     file = Path(path)
     if not file.is_file():
         raise ExportError(f"{file} does not exist, or is no file")

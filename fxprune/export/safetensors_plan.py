@@ -28,8 +28,8 @@ from fxprune.export.state import (
     text_digest,
     write_state,
 )
-from passes import CaptureError, PassError, Plan, PlanError, PruneChannels, capture
-from passes.identity import example_inputs_of
+from passes import CaptureError, PassError, Plan, PlanError, PruneChannels, capture, plan_of
+from passes.identity import example_inputs_of, fingerprint
 
 _MOST_LISTED = 20
 
@@ -44,8 +44,21 @@ def write_safetensors(
             "not pruned: couple(gm, example_inputs).plan({}))"
         )
     scoped = assembled_from(gm)
+    _check_plan(gm, plan, scoped[1] if scoped is not None else plan_of(gm))
     state = state_of(gm) if scoped is None else replace(state_of(gm), parts=describe(scoped[0]))
     return write_pair(state, plan, path, overwrite)
+
+
+def _check_plan(gm: nn.Module, plan: Plan, known: Plan | None) -> None:
+    """ExportError where the plan is not the one that made the network: nothing could load what is written."""
+    other = known is not None and (
+        known.result_fingerprint != plan.result_fingerprint
+        or (known.fingerprint == plan.fingerprint and known.keep != plan.keep)
+    )
+    dense = known is None and plan.narrows and isinstance(gm, fx.GraphModule) and fingerprint(gm) == plan.fingerprint
+    if other or dense:
+        which = "another network" if other else "the network before pruning, and this is that one"
+        raise ExportError(f"export: the plan is for {which}; pass plan=result.plan with result.model, of one search")
 
 
 def write_pair(state: State, plan: Plan, path: Path, overwrite: bool = False) -> ExportReport:

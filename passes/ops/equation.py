@@ -19,7 +19,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from passes.arguments import got, is_a
 from passes.axes import Axis, nest
+from passes.errors import ArgumentError
 from passes.ops.registry import Call, Rule, rule
 
 _TOKEN = re.compile(r"\(([^)]*)\)|(\*?\w+|\.\.\.)")
@@ -180,6 +182,8 @@ def equation_rule(
         equation_rule([torch.ops.mine.mix], "n c *s, c d -> n d *s", ["x", "weight"], macs="n c d *s")
     """
 
+    _check(operators, equation, operands, macs, sizes)
+
     def apply(call: Call) -> list[list[Axis]]:
         tensors = [call.get(*name.split("|")) for name in operands]
         outputs, solved = solve(call, equation, tensors, sizes(call) if sizes else None)
@@ -189,3 +193,38 @@ def equation_rule(
 
     apply.__name__ = equation
     return rule(*operators)(apply)
+
+
+def _check(operators: Any, equation: Any, operands: Any, macs: Any, sizes: Any) -> None:
+    """Refuse what could not be applied to any call of the operators."""
+    if isinstance(operators, str) or not isinstance(operators, Sequence) or not operators:
+        raise ArgumentError(f"equation_rule: operators: got {got(operators)}; expected a list, [torch.ops.mine.mix]")
+    is_a(equation, str, "equation_rule: equation", "a text such as 'n i, o i -> n o'")
+    is_a(macs, str, "equation_rule: macs", "the names whose product is the MACs, such as 'n i o'")
+    if isinstance(operands, str) or not isinstance(operands, Sequence) or not all(isinstance(o, str) for o in operands):
+        raise ArgumentError(f"equation_rule: operands: got {got(operands)}; expected a list of argument names")
+    if sizes is not None and not callable(sizes):
+        raise ArgumentError(f"equation_rule: sizes: got {got(sizes)}; expected a function of the call, or None")
+    if equation.count("->") != 1 or re.sub(_TOKEN, "", equation).replace("->", "").strip(" ,?"):
+        raise ArgumentError(
+            f"equation_rule: {equation!r} is no equation; expected names, products (g o), *s, ..., commas and one '->'"
+        )
+    parsed = _parse(equation)
+    if len(parsed.left) != len(operands):
+        raise ArgumentError(
+            f"equation_rule: {equation!r} has {len(parsed.left)} operands on its left, and {len(operands)} are named: "
+            f"{', '.join(operands)}; name one argument for each"
+        )
+    dims = [dim for operand in (*parsed.left, *parsed.right) for dim in operand.dims]
+    known = {name for dim in dims for name in dim.names}
+    unknown = [name for name in macs.split() if name not in known]
+    if unknown:
+        raise ArgumentError(f"equation_rule: macs names {unknown[0]!r}, which is no axis of {equation!r}")
+    for operator in operators:
+        schema = getattr(operator, "_schema", None)
+        arguments = [a.name for a in schema.arguments] if schema is not None else None
+        missing = [o for o in operands if arguments is not None and not set(o.split("|")) & set(arguments)]
+        if missing:
+            raise ArgumentError(
+                f"equation_rule: {operator} has no argument {missing[0]!r}; it has {', '.join(arguments or ())}"
+            )

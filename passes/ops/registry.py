@@ -15,7 +15,9 @@ from typing import Any
 
 import torch
 
+from passes.arguments import got, is_a
 from passes.axes import Axis, Constant, Inexpressible, Reason, nest
+from passes.errors import ArgumentError, PassError
 from passes.numbers import listed
 from passes.space import Space
 
@@ -25,7 +27,7 @@ aten = torch.ops.aten
 _rules: dict[Any, Rule] = {}
 
 
-class DuplicateRule(ValueError):
+class DuplicateRule(PassError, ValueError):
     """Two rules for one operator."""
 
 
@@ -37,10 +39,20 @@ def rule(*operators: Any) -> Callable[[Rule], Rule]:
     ... def my_identity(call): return [call.axes("self")]
     """
 
+    kinds = (torch._ops.OpOverload, torch._ops.OpOverloadPacket)
+    for operator in operators:
+        if operator != "pointwise":
+            is_a(operator, kinds, "rule", "an operator such as torch.ops.aten.relu or torch.ops.aten.relu.default")
+    if not operators:
+        raise ArgumentError("rule: got no operator; expected at least one, such as torch.ops.aten.relu")
+
     def register(function: Rule) -> Rule:
+        if not callable(function):
+            raise ArgumentError(f"rule: got {got(function)}; expected a function of a Call that returns axes")
         for operator in operators:
             if operator in _rules:
-                raise DuplicateRule(f"{operator} has a rule already ({_rules[operator].__name__}); remove one")
+                name = getattr(_rules[operator], "__name__", "")
+                raise DuplicateRule(f"{operator} has a rule already ({name}); remove one")
             _rules[operator] = function
         find.cache_clear()
         return function

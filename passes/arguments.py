@@ -1,0 +1,92 @@
+"""What a caller hands in, checked where it enters: an error that says where, what was got and what is expected."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from numbers import Integral, Real
+from types import UnionType
+from typing import Any
+
+import torch
+
+from passes.errors import ArgumentError, PassError
+
+Kind = type | UnionType | tuple[type, ...]
+
+
+def is_a(value: Any, kind: Kind, where: str, expected: str, error: type[Exception] = ArgumentError) -> None:
+    """Raise unless `value` is an instance of `kind`; `expected` says what to pass.
+
+    >>> is_a("3", int, "f: runs", "an integer")
+    Traceback (most recent call last):
+    passes.errors.ArgumentError: f: runs: got the text '3'; expected an integer
+    """
+    if not isinstance(value, kind):
+        raise error(f"{where}: got {got(value)}; expected {expected}")
+
+
+def integer(
+    value: Any, where: str, least: int | None = None, below: int | None = None, error: type[Exception] = ArgumentError
+) -> int:
+    """`value` as an int. Raises unless it is a whole number of at least `least` and less than `below`."""
+    bounds = [f"of at least {least}"] if least is not None else []
+    bounds += [f"less than {below}"] if below is not None else []
+    expected = " ".join(["an integer", " and ".join(bounds)]).strip()
+    is_a(value, Integral, where, expected, error)
+    if isinstance(value, bool) or (least is not None and value < least) or (below is not None and value >= below):
+        raise error(f"{where}: got {got(value)}; expected {expected}")
+    return int(value)
+
+
+def number(
+    value: Any, where: str, least: float | None = None, most: float | None = None,
+    error: type[Exception] = ArgumentError,
+) -> float:  # fmt: skip
+    """`value` as a float. Raises unless it is a finite number of at least `least` and at most `most`."""
+    bounds = [f"of at least {least:g}"] if least is not None else []
+    bounds += [f"at most {most:g}"] if most is not None else []
+    expected = " ".join(["a number", " and ".join(bounds)]).strip()
+    is_a(value, Real, where, expected, error)
+    try:
+        found = float(value)
+    except OverflowError:
+        found = math.inf
+    wrong = isinstance(value, bool) or not math.isfinite(found)
+    if wrong or (least is not None and found < least) or (most is not None and found > most):
+        raise error(f"{where}: got {got(value)}; expected {expected}")
+    return found
+
+
+def got(value: Any) -> str:
+    """What a value is, in a few words: "None", "the text 'net'", "a Tensor of shape (2, 3)", "the class Net"."""
+    if value is None or isinstance(value, bool):
+        return str(value)
+    if isinstance(value, str):
+        return f"the text {_short(value)}"
+    if isinstance(value, Integral | Real):
+        return _short(value)
+    if isinstance(value, torch.Tensor):
+        return f"a {type(value).__name__} of shape {tuple(value.shape)}, {value.dtype} on {value.device}"
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if isinstance(value, tuple | list | set | frozenset | Mapping) and not value:
+        return f"an empty {type(value).__name__}"
+    if isinstance(value, tuple | list | set | frozenset):
+        kinds = ", ".join(sorted({type(item).__name__ for item in value}))
+        return f"a {type(value).__name__} of {len(value)} ({kinds})"
+    return f"{'an' if type(value).__name__[:1] in 'aeiouAEIOU' else 'a'} {type(value).__name__}"
+
+
+def refused(error: Exception, where: str, expected: str) -> PassError:
+    """The words for what somebody else's code raised on an argument."""
+    said = (str(error).strip().splitlines() or ["without words"])[0][:500]
+    return ArgumentError(f"{where}: {type(error).__name__}: {said}; expected {expected}")
+
+
+def _short(value: Any) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of more digits than Python writes
+        return f"a very large {type(value).__name__}"
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,0 +1,133 @@
+"""What the example fixed: the module is run at another size and on other values, and its operators are compared.
+
+The same operators in the same order say that nothing else has to hold. Others are a branch, on a size or on data: what
+they state holds beside what the example stated, and the branch is named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from passes.axes import Reason
+from passes.draws import draws
+from passes.module_inputs import Arguments, replaced, tensors_of
+from passes.module_stream import ModuleInference, ModuleInferred, ModuleRun, on_meta_device
+from passes.ops import Record, Value, spelled
+from passes.skeleton import like
+
+aten = torch.ops.aten
+_CUTS = frozenset({aten.slice.Tensor, aten.select.int, aten.narrow.default, aten.split_with_sizes.default})
+_OTHER_VALUES = 2  # draws of other values, where a program asks for values
+
+
+def look_at_other_sizes(module: nn.Module, inferred: ModuleInferred, arguments: Arguments) -> None:
+    """Run `module` with other sizes of its inputs; where it calls other operators, note what these state as well."""
+    for resized in _resized(arguments):
+        found = _calls_at(module, resized)
+        if found is None:
+            continue
+        if [func for func, _ in found] == [record.func for record in inferred.records]:
+            _freeze_moving(inferred, found)
+        elif not inferred.run_beside(resized):
+            inferred.specialised.append("its program calls other operators at other sizes of the inputs")
+        return
+
+
+def _freeze_moving(inferred: ModuleInferred, found: Sequence[Any]) -> None:
+    """Parameters of which an input uses as many positions as it is long keep all of them."""
+    for record, call in zip(inferred.records, found, strict=True):
+        if call != _call(record):
+            text = "it is cut at a position that moves with the size of the inputs"
+            reason = Reason(text, record.node, spelled(record.func))
+            for axis in record.inputs[0].axes:
+                inferred.space.freeze(axis, reason)
+
+
+def look_at_other_values(inferred: ModuleInferred, arguments: Arguments) -> None:
+    """Run a module whose program asks for values on others than the example's."""
+    expected = [record.func for record in inferred.records]
+    branches = False
+    for number, draw in enumerate(draws(arguments, seed=1, runs=1 + _OTHER_VALUES)):
+        if number and not draw.varies:
+            problem = inferred.run_beside(_in_own_types(arguments, draw.inputs))
+            branches |= not problem and [r.func for r in inferred.runs_beside[-1].records] != expected
+    if branches:
+        inferred.specialised.append("its program branches on the values of the inputs")
+
+
+class _Calls(ModuleInference):
+    """Keeps which operators are called, and where they cut parameters; infers no axes."""
+
+    def __init__(self) -> None:
+        super().__init__(real=False)
+        self.calls: list[Any] = []
+
+    def attach(self, tensor: torch.Tensor, value: Value) -> None:
+        if self._is_constant(tensor):
+            super().attach(tensor, value)
+        else:
+            tensor._fxprune_value = value  # type: ignore[attr-defined]
+
+    def _record(self, func, args, kwargs, operands, before, outputs) -> None:
+        static = bool(before) and all(value.parameters for value in before)
+        self.calls.append((func, tuple(map(str, args[1:])) if static and func in _CUTS else ()))
+        names = frozenset().union(*(value.parameters for value in before)) if static else frozenset()
+        for tensor in outputs:
+            if not any(tensor is operand for operand in operands):
+                self.attach(tensor, Value("", (), names))
+
+
+def _call(record: Record) -> Any:
+    static = bool(record.inputs) and all(value.parameters for value in record.inputs)
+    return record.func, tuple(map(str, record.template[0][1:])) if static and record.func in _CUTS else ()
+
+
+def _calls_at(module: nn.Module, arguments: Arguments) -> list[Any] | None:
+    """The calls that `module` makes on these inputs; None where it does not take them."""
+    mode = _Calls()
+    try:
+        ModuleRun(module, mode, lambda _, t: like(t, on_meta_device(t)), lambda _, t: ()).run(arguments)
+    except Exception:  # what a module raises at a size that it does not take
+        return None
+    return mode.calls
+
+
+def _resized(arguments: Arguments) -> Iterator[Arguments]:
+    """The arguments, on the meta device, with every size that is likely free another; then with the batch alone."""
+    tensors = list({id(t): t for t in tensors_of(arguments)}.values())
+    shaped = [t for t in tensors if t.dim()]
+    if not shaped:
+        return
+    batch = int(shaped[0].shape[0])
+    lengths = {int(t.shape[dim]) for t in shaped for dim in _lengths(t)} - {1}
+    for also in (True, False):
+        sizes = {length: length + max(1, length // 2) for length in lengths} if also else {}
+        yield replaced(arguments, {id(t): _other(t, batch, sizes) for t in tensors})
+
+
+def _lengths(tensor: torch.Tensor) -> Sequence[int]:
+    """The dimensions that are likely a length or an image size: no batch and no channels."""
+    if not (tensor.is_floating_point() or tensor.is_complex()):
+        return range(1, tensor.dim())
+    return range(2, tensor.dim()) if tensor.dim() > 3 else range(1, tensor.dim() - 1)
+
+
+def _other(tensor: torch.Tensor, batch: int, sizes: dict[int, int]) -> torch.Tensor:
+    shape = list(tensor.shape)
+    if shape and shape[0] == batch:
+        shape[0] += 1
+    for dim in _lengths(tensor):
+        shape[dim] = sizes.get(shape[dim], shape[dim])
+    return torch.empty(shape, dtype=tensor.dtype, device="meta")
+
+
+def _in_own_types(arguments: Arguments, drawn: Any) -> Arguments:
+    """What was drawn (in double precision) in the types of the example."""
+    pairs = zip(tensors_of(arguments), tensors_of(drawn), strict=True)
+    own = {id(there): there.to(here.dtype) for here, there in pairs}
+    made: Arguments = replaced(drawn, own)
+    return made

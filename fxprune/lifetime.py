@@ -12,9 +12,10 @@ import os
 import signal
 import sys
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from multiprocessing import spawn
+from multiprocessing import spawn, util
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
 from typing import Any
@@ -34,7 +35,12 @@ _here = threading.local()
 
 
 class EndingProcess(SpawnProcess):
-    """A process started anew that ends with the thread that starts it."""
+    """A process started anew that ends with the thread that starts it, and is not awaited where the program ends in the
+    middle of its work: multiprocessing would."""
+
+    def start(self) -> None:
+        super().start()
+        util.Finalize(None, _end, (weakref.ref(self),), exitpriority=10)
 
     @staticmethod
     def _Popen(process_obj: Any) -> Any:
@@ -44,6 +50,12 @@ class EndingProcess(SpawnProcess):
                 return SpawnProcess._Popen(process_obj)  # type: ignore[attr-defined]
             finally:
                 _here.starts = False
+
+
+def _end(process: weakref.ref[EndingProcess]) -> None:
+    found = process()
+    if found is not None and found.is_alive():
+        found.kill()
 
 
 def end_with_parent() -> None:

@@ -74,7 +74,7 @@ class Processes:
     def start(self) -> None:
         self._functions, self._settings = pack_functions(self.train, self.evaluate), computing_settings()
         for number in range(self.count):
-            self._workers.append(self._spawn(number))
+            self._spawn(number)
         for worker in self._workers:
             self._await_ready(worker)
 
@@ -119,15 +119,18 @@ class Processes:
         self._workers = []
 
     def _spawn(self, number: int) -> _Worker:
+        """Start a worker and put it in its place; Ctrl-C in between would leave one that nobody ends."""
         mine, theirs = multiprocessing.Pipe()
         # Not daemonic: a DataLoader in the user's train function may start processes of its own.
         process = EndingProcess(
             target=work, args=(theirs, self._functions, self._settings, number), name=f"fxprune-{number}"
         )
+        worker = _Worker(number, process, mine)
         with _held_back(signal.SIGINT):
             process.start()
+            self._workers[number : number + 1] = [worker]
         theirs.close()
-        return _Worker(number, process, mine)
+        return worker
 
     def _await_ready(self, worker: _Worker) -> None:
         text: str | None = None
@@ -182,9 +185,7 @@ class Processes:
         worker.process.join()
         worker.pipe.close()
         code, was_late = worker.process.exitcode, self.limit_s is not None and worker.spent_s > self.limit_s
-        fresh = self._spawn(worker.number)
-        self._workers[self._workers.index(worker)] = fresh
-        self._await_ready(fresh)
+        self._await_ready(self._spawn(worker.number))
         return ("was stopped", out_of_time(self.limit_s)) if was_late else ("died", f"exit code {code}")
 
 

@@ -133,7 +133,7 @@ def test_kills_of_the_search(searches: Searches) -> None:
         if process.poll() is None:
             process.send_signal(searches.random.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT]))
             killed += 1
-        process.wait(timeout=60)
+        process.wait(timeout=600)
         searches.end()
         if process.returncode == 0 or (searches.folder / workdir / "result.json").is_file():
             finished += 1

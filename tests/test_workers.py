@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,8 @@ from torch import nn
 
 from fxprune import FineTune, NetAdaptResult, netadapt, transport
 from fxprune.errors import WorkerError
+from fxprune.lifetime import EndingProcess
+from fxprune.on_ray import CLUSTER_SWITCH, _OwnCluster
 from fxprune.tensors import named_tensors, tensors_of
 from passes import PruneChannels, capture, couple
 
@@ -83,6 +86,21 @@ def test_a_candidate_that_kills_its_workers_is_reported() -> None:
     assert errors["tail"] == "the worker died 2 times (exit code 17)"
     assert "train: ValueError: not this one (test_workers.py:" in str(errors["branch.0"])
     assert set(errors) == {"tail", "branch.0"} and record.chosen_group == "stem"
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="signals cannot be held back here")
+def test_ctrl_c_while_workers_start_leaves_none_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    start, started = EndingProcess.start, []
+
+    def interrupted(self: EndingProcess) -> None:
+        start(self)
+        started.append(self)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(EndingProcess, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(2)
+    assert len(started) == 1 and all(process.exitcode is not None for process in started)
 
 
 def test_what_cannot_be_pickled_is_said_before_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,6 +198,38 @@ def test_ray_finds_the_same_and_survives_what_dies(
     errors = {c.group: c.error for c in record.candidates if c.error}
     assert set(errors) == {"tail", "branch.0"} and "the worker was lost 2 times" in str(errors["tail"])
     assert "it is tried again" in caplog.text
+
+
+class FakeRay:
+    """Says what it was started with."""
+
+    def __init__(self, address: str):
+        self.util, self._address, self.given = self, address, {}
+
+    def get_node_ip_address(self) -> str:
+        return self._address
+
+    def init(self, **given: Any) -> None:
+        self.given = {**given, "switch": os.environ.get(CLUSTER_SWITCH)}
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "10.0.0.7"])
+def test_ray_listens_on_loopback_by_itself(address: str, caplog: pytest.LogCaptureFixture) -> None:
+    fake = FakeRay(address)
+    cluster = _OwnCluster(fake)
+    try:
+        cluster.start({"num_cpus": 1})
+        assert fake.given == {"address": "local", "_node_ip_address": "127.0.0.1", "num_cpus": 1, "switch": "0"}
+        assert ("listens on 10.0.0.7" in caplog.text) == (address != "127.0.0.1")
+    finally:
+        cluster.close()
+    assert CLUSTER_SWITCH not in os.environ
+    caplog.clear()
+    try:
+        cluster.start({"_node_ip_address": address})
+        assert fake.given == {"address": "local", "_node_ip_address": address, "switch": None} and not caplog.text
+    finally:
+        cluster.close()
 
 
 def test_ray_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from passes.ops import (  # noqa: F401  (importing a family registers its rules)
     views,
 )
 from passes.ops.equation import equation_rule, solve
-from passes.ops.registry import Call, DuplicateRule, Record, Slot, Value, find, rule, spelled, unregister
+from passes.ops.registry import Call, DuplicateRule, Record, Slot, Value, find, rule, spelled, unregister, zeros_of
 
 __all__ = [
     "Call",
@@ -27,4 +27,5 @@ __all__ = [
     "solve",
     "spelled",
     "unregister",
+    "zeros_of",
 ]

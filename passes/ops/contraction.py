@@ -5,15 +5,18 @@ from __future__ import annotations
 from passes.axes import ONE, Axis
 from passes.ops.equation import equation_rule, solve
 from passes.ops.registry import Call, aten, rule
+from passes.ops.zeros import NEVER, PRODUCT, product, taken
 
-equation_rule([aten.mm], "m k, k n -> m n", ["self", "mat2"], macs="m k n")
-equation_rule([aten.bmm], "b m k, b k n -> b m n", ["self", "mat2"], macs="b m k n")
-equation_rule([aten.mv], "m k, k -> m", ["self", "vec"])  # torch counts no FLOPs for products with one vector
-equation_rule([aten.dot, aten.vdot], "k, k -> ", ["self", "tensor|other"])
-equation_rule([aten._cdist_forward], "... m k, ... n k -> ... m n", ["x1", "x2"])
+equation_rule([aten.mm], "m k, k n -> m n", ["self", "mat2"], macs="m k n", zeros=PRODUCT)
+equation_rule([aten.bmm], "b m k, b k n -> b m n", ["self", "mat2"], macs="b m k n", zeros=PRODUCT)
+# torch counts no FLOPs for products with one vector
+equation_rule([aten.mv], "m k, k -> m", ["self", "vec"], zeros=PRODUCT)
+equation_rule([aten.dot, aten.vdot], "k, k -> ", ["self", "tensor|other"], zeros=PRODUCT)
+# A distance from zero is none; a coordinate that is zero on both sides adds nothing.
+equation_rule([aten._cdist_forward], "... m k, ... n k -> ... m n", ["x1", "x2"], zeros=NEVER)
 
 
-@rule(aten.addmm, aten.baddbmm, aten.addmv)
+@rule(aten.addmm, aten.baddbmm, aten.addmv, zeros=product(["mat1|batch1|mat", "mat2|batch2|vec"], ["self"]))
 def add_product(call: Call) -> list[list[Axis]]:
     """A matrix product added to a tensor that is broadcast to it."""
     equation, names, macs = {
@@ -30,7 +33,7 @@ def add_product(call: Call) -> list[list[Axis]]:
     return [[call.space.resolve(axis) for axis in result]]
 
 
-@rule(aten.convolution, aten._convolution)
+@rule(aten.convolution, aten._convolution, zeros=product(["input", "weight"], ["bias"]))
 def convolution(call: Call) -> list[list[Axis]]:
     """Convolution of any rank, grouped and transposed: MACs are the weight's elements at every place it is applied."""
     weight = "(g i) o *k" if call["transposed"] else "(g o) i *k"
@@ -43,7 +46,7 @@ def convolution(call: Call) -> list[list[Axis]]:
     return outputs
 
 
-@rule(aten._trilinear)
+@rule(aten._trilinear, zeros=PRODUCT)
 def trilinear(call: Call) -> list[list[Axis]]:
     """The product of three broadcast tensors summed over some dimensions (nn.Bilinear); no MACs by torch."""
     rank = len(call.outputs[0].shape) + len(call["sumdim"])
@@ -60,7 +63,7 @@ def trilinear(call: Call) -> list[list[Axis]]:
 @rule(
     aten._scaled_dot_product_flash_attention, aten._scaled_dot_product_flash_attention_for_cpu,
     aten._scaled_dot_product_efficient_attention, aten._scaled_dot_product_cudnn_attention,
-    aten._scaled_dot_product_fused_attention_overrideable,
+    aten._scaled_dot_product_fused_attention_overrideable, zeros=taken("value"),
 )  # fmt: skip
 def fused_attention(call: Call) -> list[list[Axis]]:
     """softmax(q k) v for each head: head dims of q and k are contracted, those of v carried; keys stay."""

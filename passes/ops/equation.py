@@ -23,6 +23,7 @@ from passes.arguments import got, is_a
 from passes.axes import Axis, nest
 from passes.errors import ArgumentError
 from passes.ops.registry import Call, Rule, rule
+from passes.ops.zeros import Zeros
 
 _TOKEN = re.compile(r"\(([^)]*)\)|(\*?\w+|\.\.\.)")
 
@@ -173,13 +174,15 @@ def _build(call: Call, operand: _Operand, number: int, solved: Solved) -> list[A
 
 def equation_rule(
     operators: Sequence[Any], equation: str, operands: Sequence[str], macs: str = "",
-    sizes: Callable[[Call], dict[str, int]] | None = None,
+    sizes: Callable[[Call], dict[str, int]] | None = None, zeros: Zeros | bool | None = None,
 ) -> Rule:  # fmt: skip
     """Register an equation for `operators`: argument names of its operands, and the names whose product is its MACs.
 
     This is the way to teach fxprune an operator of your own in one line:
 
         equation_rule([torch.ops.mine.mix], "n c *s, c d -> n d *s", ["x", "weight"], macs="n c d *s")
+
+    zeros: as for `rule`.
     """
 
     _check(operators, equation, operands, macs, sizes)
@@ -192,7 +195,7 @@ def equation_rule(
         return outputs
 
     apply.__name__ = equation
-    return rule(*operators)(apply)
+    return rule(*operators, zeros=zeros)(apply)
 
 
 def _check(operators: Any, equation: Any, operands: Any, macs: Any, sizes: Any) -> None:

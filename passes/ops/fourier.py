@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from passes.axes import Axis
 from passes.ops.registry import Call, aten, rule
+from passes.ops.zeros import CARRIED
 
 
-@rule(aten._fft_r2c, aten._fft_c2c, aten._fft_c2r)
+@rule(aten._fft_r2c, aten._fft_c2c, aten._fft_c2r, zeros=CARRIED)
 def fourier(call: Call) -> list[list[Axis]]:
     """Every frequency depends on every position of the transformed dimensions."""
     axes, fixed = call.axes("self"), call.fixed()
@@ -15,13 +16,13 @@ def fourier(call: Call) -> list[list[Axis]]:
     return [[fixed[dim] if dim in transformed else axis for dim, axis in enumerate(axes)]]
 
 
-@rule(aten.view_as_real)
+@rule(aten.view_as_real, zeros=CARRIED)
 def view_as_real(call: Call) -> list[list[Axis]]:
     """Complex numbers as pairs along a new last dimension."""
     return [[*call.axes("self"), call.fixed()[-1]]]
 
 
-@rule(aten.view_as_complex)
+@rule(aten.view_as_complex, zeros=CARRIED)
 def view_as_complex(call: Call) -> list[list[Axis]]:
     """Pairs along the last dimension as complex numbers."""
     *axes, pair = call.axes("self")

@@ -6,11 +6,12 @@ import torch
 
 from passes.axes import Axis
 from passes.ops.registry import Call, aten, rule
+from passes.ops.zeros import NEVER, taken
 
 _PICKED = "positions of this axis are picked by an index"
 
 
-@rule(aten.embedding)
+@rule(aten.embedding, zeros=taken("weight"))
 def embedding(call: Call) -> list[list[Axis]]:
     """Rows of a table: its columns are carried."""
     rows, columns = call.axes("weight")
@@ -18,7 +19,7 @@ def embedding(call: Call) -> list[list[Axis]]:
     return [[*call.axes("indices"), columns]]
 
 
-@rule(aten._embedding_bag, aten._embedding_bag_forward_only)
+@rule(aten._embedding_bag, aten._embedding_bag_forward_only, zeros=taken("weight"))
 def embedding_bag(call: Call) -> list[list[Axis]]:
     """Sums or means of rows of a table: its columns are carried."""
     rows, columns = call.axes("weight")
@@ -26,7 +27,7 @@ def embedding_bag(call: Call) -> list[list[Axis]]:
     return [[call.fixed()[0], columns]]
 
 
-@rule(aten.index_select)
+@rule(aten.index_select, zeros=taken("self"))
 def index_select(call: Call) -> list[list[Axis]]:
     """Positions of one dimension picked by a list."""
     axes = call.axes("self")
@@ -49,7 +50,7 @@ def _stated(call: Call, axis: Axis, index: torch.Tensor) -> Axis | None:
     return picked
 
 
-@rule(aten.index.Tensor, aten._unsafe_index.Tensor)
+@rule(aten.index.Tensor, aten._unsafe_index.Tensor, zeros=taken("self"))
 def index(call: Call) -> list[list[Axis]]:
     """Advanced indexing: indexed dimensions are replaced by those of the indices, the others are carried."""
     axes, indices = call.axes("self"), call["indices"]
@@ -76,7 +77,7 @@ def _is_integer(tensor) -> bool:
     return tensor.dtype not in (tensor.new_empty(0).bool().dtype,) and tensor.dtype.itemsize >= 2
 
 
-@rule(aten.gather)
+@rule(aten.gather, zeros=taken("self"))
 def gather(call: Call) -> list[list[Axis]]:
     """Positions along one dimension picked for each place apart."""
     axes, indices = call.axes("self"), call.axes("index")
@@ -89,7 +90,7 @@ def gather(call: Call) -> list[list[Axis]]:
     return [[call.space.resolve(axis) for axis in indices]]
 
 
-@rule(aten.scatter, aten.scatter_add, aten.scatter_reduce)
+@rule(aten.scatter, aten.scatter_add, aten.scatter_reduce, zeros=NEVER)
 def scatter(call: Call) -> list[list[Axis]]:
     """Values written along one dimension at places that are computed for each place apart."""
     axes = call.axes("self")
@@ -105,7 +106,7 @@ def scatter(call: Call) -> list[list[Axis]]:
     return [[call.space.resolve(axis) for axis in axes]]
 
 
-@rule(aten.index_put, aten._unsafe_index_put)
+@rule(aten.index_put, aten._unsafe_index_put, zeros=NEVER)
 def index_put(call: Call) -> list[list[Axis]]:
     """One number written where flags say, position by position; or values at the places that indices name."""
     axes, values, at = call.axes("self"), call.axes("values"), 0
@@ -131,7 +132,7 @@ def index_put(call: Call) -> list[list[Axis]]:
     return [[call.space.resolve(axis) for axis in axes]]
 
 
-@rule(aten.index_add, aten.index_copy, aten.index_fill, aten.index_reduce)
+@rule(aten.index_add, aten.index_copy, aten.index_fill, aten.index_reduce, zeros=NEVER)
 def index_write(call: Call) -> list[list[Axis]]:
     """Slices written at the places of one dimension that a list names."""
     axes = call.axes("self")

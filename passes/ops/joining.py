@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from passes.axes import Axis, concat
 from passes.ops.registry import Call, aten, rule
+from passes.ops.zeros import CARRIED, Unit, Zeros
 
 
-@rule(aten.cat)
+def _padded(unit: Unit) -> bool:
+    """Zeros, where it pads with these; of a unit that the padding makes no operand says otherwise."""
+    return not unit.argument("value") and all(unit.zeros())
+
+
+_PADDED = Zeros(_padded, _padded)
+
+
+@rule(aten.cat, zeros=CARRIED)
 def cat(call: Call) -> list[list[Axis]]:
     """A sum of the operands' axes; the other dimensions are the same."""
     parts = [call.axes(t) for t in call["tensors"] if tuple(t.shape) != (0,)]
@@ -20,7 +29,7 @@ def cat(call: Call) -> list[list[Axis]]:
     return [[call.space.resolve(axis) for axis in result]]
 
 
-@rule(aten.stack)
+@rule(aten.stack, zeros=CARRIED)
 def stack(call: Call) -> list[list[Axis]]:
     """A new dimension, one position an operand; the operands' dimensions are the same."""
     parts = [call.axes(t) for t in call["tensors"]]
@@ -34,7 +43,7 @@ def stack(call: Call) -> list[list[Axis]]:
     return [result[:dim] + [fixed[dim]] + result[dim:]]
 
 
-@rule(aten.constant_pad_nd)
+@rule(aten.constant_pad_nd, zeros=_PADDED)
 def constant_pad(call: Call) -> list[list[Axis]]:
     """New units before and after an axis, whose numbers are literals of the program; negative padding cuts."""
     axes, pad = call.axes("self"), call["pad"]

@@ -7,6 +7,7 @@ import torch
 from passes.axes import ONE, Axis
 from passes.ops.equation import solve
 from passes.ops.registry import Call, aten, rule
+from passes.ops.zeros import FIRST, normalised
 
 
 def _others(call: Call) -> list[tuple[int, torch.Tensor]]:
@@ -17,7 +18,7 @@ def _others(call: Call) -> list[tuple[int, torch.Tensor]]:
 @rule(
     aten.native_batch_norm, aten._native_batch_norm_legit, aten._native_batch_norm_legit_no_training,
     aten._native_batch_norm_legit_functional, aten._batch_norm_no_update, aten._batch_norm_with_update,
-    aten.cudnn_batch_norm, aten.miopen_batch_norm,
+    aten.cudnn_batch_norm, aten.miopen_batch_norm, zeros=normalised(centred=True, mean="running_mean"),
 )  # fmt: skip
 def batch_norm(call: Call) -> list[list[Axis]]:
     """Channels are carried; statistics of the batch (weights standardised by batch_norm, say) mix all other axes."""
@@ -29,7 +30,7 @@ def batch_norm(call: Call) -> list[list[Axis]]:
     return outputs + [[channels] if tuple(t.shape) == (channels.size,) else call.fixed(n) for n, t in _others(call)]
 
 
-@rule(aten.native_layer_norm)
+@rule(aten.native_layer_norm, zeros=normalised(centred=True))
 def layer_norm(call: Call) -> list[list[Axis]]:
     """Statistics over the last dimensions, then an affine map of them."""
     axes = call.axes("input")
@@ -44,7 +45,7 @@ def layer_norm(call: Call) -> list[list[Axis]]:
     return [result, *([*lead, *call.fixed(n)[len(lead) :]] for n, _ in _others(call))]
 
 
-@rule(aten._weight_norm_interface)
+@rule(aten._weight_norm_interface, zeros=FIRST)
 def weight_norm(call: Call) -> list[list[Axis]]:
     """g v / |v|, normed over all dimensions but one; along that one a zeroed unit is 0/0, so it is mixed."""
     axes, scale = call.axes("v"), call.axes("g")
@@ -57,7 +58,7 @@ def weight_norm(call: Call) -> list[list[Axis]]:
     return [axes, [axis if d == dim else ONE for d, axis in enumerate(axes)]]
 
 
-@rule(aten.native_group_norm)
+@rule(aten.native_group_norm, zeros=normalised(centred=True))
 def group_norm(call: Call) -> list[list[Axis]]:
     """Statistics over each group of channels: whole groups can go, or the same number of channels from each."""
     outputs, solved = solve(

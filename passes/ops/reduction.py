@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from passes.axes import ONE, Axis
 from passes.ops.registry import Call, aten, rule
+from passes.ops.zeros import CARRIED, FIRST, NEVER
 
 
 def dims_of(call: Call, rank: int) -> list[int]:
@@ -23,7 +24,7 @@ def reduced(call: Call) -> tuple[list[Axis], list[Axis]]:
     return [axes[d] for d in dims], result
 
 
-@rule(aten.sum, aten.nansum, aten.linalg_vector_norm, aten.norm, aten.count_nonzero)
+@rule(aten.sum, aten.nansum, aten.linalg_vector_norm, aten.norm, aten.count_nonzero, zeros=CARRIED)
 def contract(call: Call) -> list[list[Axis]]:
     """A zeroed unit adds nothing."""
     gone, result = reduced(call)
@@ -35,8 +36,8 @@ def contract(call: Call) -> list[list[Axis]]:
 
 
 @rule(
-    aten.mean, aten.amax, aten.amin, aten.prod, aten.var, aten.std, aten.var_mean, aten.std_mean, aten.logsumexp,
-    aten.any, aten.all, aten.aminmax, aten.max.default, aten.min.default,
+    aten.mean, aten.amax, aten.amin, aten.prod, aten.var, aten.std, aten.var_mean, aten.std_mean, aten.any, aten.all,
+    aten.aminmax, aten.max.default, aten.min.default, zeros=CARRIED,
 )  # fmt: skip
 def mix(call: Call) -> list[list[Axis]]:
     """A statistic over the units that are there."""
@@ -45,7 +46,10 @@ def mix(call: Call) -> list[list[Axis]]:
     return [result] * len(call.outputs)
 
 
-@rule(aten.max.dim, aten.min.dim, aten.median.dim, aten.mode)
+rule(aten.logsumexp, zeros=NEVER)(mix)
+
+
+@rule(aten.max.dim, aten.min.dim, aten.median.dim, aten.mode, zeros=FIRST)
 def mix_and_index(call: Call) -> list[list[Axis]]:
     """A statistic, and where it was found: the second output speaks of positions, so its use freezes them."""
     gone, result = reduced(call)
@@ -54,7 +58,7 @@ def mix_and_index(call: Call) -> list[list[Axis]]:
     return [result, result]
 
 
-@rule(aten.argmax, aten.argmin)
+@rule(aten.argmax, aten.argmin, zeros=NEVER)
 def index(call: Call) -> list[list[Axis]]:
     """Positions as values."""
     gone, result = reduced(call)
@@ -63,8 +67,7 @@ def index(call: Call) -> list[list[Axis]]:
 
 
 @rule(
-    aten._softmax, aten._log_softmax, aten.cumsum, aten.cumprod, aten.logcumsumexp,
-    aten.cummax, aten.cummin, aten.sort, aten._safe_softmax,
+    aten.cumsum, aten.cumprod, aten.cummax, aten.cummin, aten.sort, zeros=FIRST,
 )  # fmt: skip
 def scan(call: Call) -> list[list[Axis]]:
     """Every position depends on the others of its axis, whose number and order therefore stay."""
@@ -74,7 +77,10 @@ def scan(call: Call) -> list[list[Axis]]:
     return [[call.space.resolve(axis) for axis in axes]] * len(call.outputs)
 
 
-@rule(aten.topk, aten.kthvalue)
+rule(aten._softmax, aten._log_softmax, aten.logcumsumexp, aten._safe_softmax, zeros=NEVER)(scan)
+
+
+@rule(aten.topk, aten.kthvalue, zeros=FIRST)
 def choose(call: Call) -> list[list[Axis]]:
     """Some positions chosen by their values."""
     axes = call.axes("self")

@@ -19,20 +19,25 @@ from passes.arguments import got, is_a
 from passes.axes import Axis, Constant, Inexpressible, Reason, nest
 from passes.errors import ArgumentError, PassError
 from passes.numbers import listed
+from passes.ops.zeros import CARRIED, EVALUATED, NEVER, Zeros
 from passes.space import Space
 
 Rule = Callable[["Call"], Sequence[Sequence[Axis]]]
 aten = torch.ops.aten
 
 _rules: dict[Any, Rule] = {}
+_zeros: dict[Any, Zeros] = {}
 
 
 class DuplicateRule(PassError, ValueError):
     """Two rules for one operator."""
 
 
-def rule(*operators: Any) -> Callable[[Rule], Rule]:
+def rule(*operators: Any, zeros: Zeros | bool | None = None) -> Callable[[Rule], Rule]:
     """Register a rule for operators: overload packets (all overloads) or single overloads.
+
+    zeros: whether a unit that is zero in all operands is zero in the results (or a trait of passes/ops/zeros.py that
+    says more). What is not stated is tried out on numbers.
 
     >>> import torch
     >>> @rule(torch.ops.aten.my_identity)                      # doctest: +SKIP
@@ -54,7 +59,10 @@ def rule(*operators: Any) -> Callable[[Rule], Rule]:
                 name = getattr(_rules[operator], "__name__", "")
                 raise DuplicateRule(f"{operator} has a rule already ({name}); remove one")
             _rules[operator] = function
+            if zeros is not None:
+                _zeros[operator] = zeros if isinstance(zeros, Zeros) else CARRIED if zeros else NEVER
         find.cache_clear()
+        zeros_of.cache_clear()
         return function
 
     return register
@@ -64,7 +72,9 @@ def unregister(*operators: Any) -> None:
     """Take the rules of `operators` out of the table again; an operator without one is passed over."""
     for operator in operators:
         _rules.pop(operator, None)
+        _zeros.pop(operator, None)
     find.cache_clear()
+    zeros_of.cache_clear()
 
 
 @cache
@@ -83,6 +93,24 @@ def find(func: torch._ops.OpOverload) -> Rule | None:
             ):
                 return _rules["pointwise"]
     return found
+
+
+@cache
+def zeros_of(func: torch._ops.OpOverload) -> Zeros | None:
+    """What is stated of an operator and zeros, found as `find` finds its rule; None where nothing is."""
+    packet = func.overloadpacket
+    stated = _zeros.get(func) or _zeros.get(packet)
+    if stated is not None:
+        return stated
+    if func in _rules or packet in _rules:
+        return None
+    if torch.Tag.pointwise in func.tags:
+        return EVALUATED
+    functional = _functional(packet)
+    if functional is not None and functional not in _zeros and functional not in _rules:
+        tagged = any(torch.Tag.pointwise in getattr(functional, name).tags for name in functional.overloads())
+        return EVALUATED if tagged else None
+    return _zeros.get(functional)
 
 
 def _functional(packet: Any) -> Any:
@@ -145,7 +173,7 @@ def spelled(func: Any) -> str:
 
 
 @cache
-def _signature(func: torch._ops.OpOverload) -> tuple[list[str], dict[str, Any]]:
+def signature(func: torch._ops.OpOverload) -> tuple[list[str], dict[str, Any]]:
     """The names of an operator's arguments in order, and the defaults of those that have one."""
     arguments = func._schema.arguments
     return [a.name for a in arguments], {a.name: a.default_value for a in arguments if a.has_default_value()}
@@ -166,7 +194,7 @@ class Call:
     ) -> None:  # fmt: skip
         self.func, self.tensors, self.outputs, self.space, self.record = func, tensors, outputs, space, record
         self._value_of, self._reason = value_of, reason
-        names, defaults = _signature(func)
+        names, defaults = signature(func)
         self.arguments = {**defaults, **dict(zip(names, args, strict=False)), **kwargs}
 
     def __getitem__(self, name: str) -> Any:

@@ -6,6 +6,7 @@ from math import prod
 
 from passes.axes import Axis, Constant, nest
 from passes.ops.registry import Call, Rule, aten, rule
+from passes.ops.zeros import CARRIED, FIRST, NEVER, taken
 
 
 def spatial(dimensions: int) -> Rule:
@@ -29,10 +30,10 @@ _NAMES = {
     "upsample_trilinear3d _upsample_nearest_exact3d reflection_pad3d replication_pad3d",
 }
 for _dimensions, _names in _NAMES.items():
-    rule(*(getattr(aten, name) for name in _names.split() if hasattr(aten, name)))(spatial(_dimensions))
+    rule(*(getattr(aten, name) for name in _names.split() if hasattr(aten, name)), zeros=FIRST)(spatial(_dimensions))
 
 
-@rule(aten.im2col)
+@rule(aten.im2col, zeros=CARRIED)
 def im2col(call: Call) -> list[list[Axis]]:
     """Windows laid out beside their channels: c h w -> (c k) places."""
     *lead, channels, height, width = call.axes("self")
@@ -40,7 +41,7 @@ def im2col(call: Call) -> list[list[Axis]]:
     return [[*lead, nest([channels, Constant(prod(call["kernel_size"]))]), *call.fixed()[-1:]]]
 
 
-@rule(aten.col2im)
+@rule(aten.col2im, zeros=CARRIED)
 def col2im(call: Call) -> list[list[Axis]]:
     """Windows put back and added up: (c k) places -> c h w."""
     *lead, channels, places = call.axes("self")
@@ -49,7 +50,7 @@ def col2im(call: Call) -> list[list[Axis]]:
     return [[*lead, channels, *call.fixed()[-2:]]]
 
 
-@rule(aten.affine_grid_generator)
+@rule(aten.affine_grid_generator, zeros=NEVER)
 def affine_grid(call: Call) -> list[list[Axis]]:
     """Places to read from, computed from a matrix for each image."""
     batch, *matrix = call.axes("theta")
@@ -57,7 +58,7 @@ def affine_grid(call: Call) -> list[list[Axis]]:
     return [[batch, *call.fixed()[1:]]]
 
 
-@rule(aten.grid_sampler_2d, aten.grid_sampler_3d)
+@rule(aten.grid_sampler_2d, aten.grid_sampler_3d, zeros=taken("input"))
 def grid_sampler(call: Call) -> list[list[Axis]]:
     """Channels are carried; where they are read is computed from the grid."""
     batch, channels, *space = call.axes("input")

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from passes.axes import ONE, Axis, Constant, concat, nest, permute
 from passes.ops.registry import Call, aten, rule
+from passes.ops.zeros import CARRIED
 
 
 def segments(before: Sequence[int], after: Sequence[int]) -> Iterator[tuple[list[int], list[int]]]:
@@ -29,7 +30,7 @@ def segments(before: Sequence[int], after: Sequence[int]) -> Iterator[tuple[list
         yield taken_left, taken_right
 
 
-@rule(aten.view.default, aten._unsafe_view, aten.view_copy.default)
+@rule(aten.view.default, aten._unsafe_view, aten.view_copy.default, zeros=CARRIED)
 def view(call: Call) -> list[list[Axis]]:
     """Merge and split neighbouring dimensions: a product on either side."""
     axes, result = call.axes("self"), call.fixed()
@@ -47,7 +48,7 @@ def view(call: Call) -> list[list[Axis]]:
     return [[call.space.resolve(axis) for axis in result]]
 
 
-@rule(aten.as_strided)
+@rule(aten.as_strided, zeros=CARRIED)
 def restride(call: Call) -> list[list[Axis]]:
     """A view by strides: the same tensor where shape and strides stay (single positions aside), else unknown."""
     axes, sizes, strides = call.axes("self"), list(call["size"]), call["stride"]
@@ -59,20 +60,20 @@ def restride(call: Call) -> list[list[Axis]]:
     return [call.fixed()]
 
 
-@rule(aten.permute)
+@rule(aten.permute, zeros=CARRIED)
 def permute_dims(call: Call) -> list[list[Axis]]:
     """Dimensions in another order."""
     axes = call.axes("self")
     return [[axes[d] for d in call["dims"]]]
 
 
-@rule(aten.t)
+@rule(aten.t, zeros=CARRIED)
 def reverse_dims(call: Call) -> list[list[Axis]]:
     """Dimensions in reverse order."""
     return [call.axes("self")[::-1]]
 
 
-@rule(aten.transpose)
+@rule(aten.transpose, zeros=CARRIED)
 def transpose(call: Call) -> list[list[Axis]]:
     """Two dimensions exchanged."""
     axes = call.axes("self")
@@ -82,14 +83,14 @@ def transpose(call: Call) -> list[list[Axis]]:
     return [axes]
 
 
-@rule(aten.unsqueeze, aten.squeeze)
+@rule(aten.unsqueeze, aten.squeeze, zeros=CARRIED)
 def squeeze(call: Call) -> list[list[Axis]]:
     """Dimensions of size one come or go; the others keep their order."""
     others = iter([axis for axis in call.axes("self") if axis.size != 1])
     return [[ONE if fixed.size == 1 else next(others) for fixed in call.fixed()]]
 
 
-@rule(aten.expand)
+@rule(aten.expand, zeros=CARRIED)
 def expand(call: Call) -> list[list[Axis]]:
     """A dimension of size one becomes alike units, whose number is a literal of the program."""
     axes, fixed = call.axes("self"), call.fixed()
@@ -97,7 +98,7 @@ def expand(call: Call) -> list[list[Axis]]:
     return [[a if a.size == f.size else call.fresh(f.size) for a, f in zip(axes, fixed, strict=True)]]
 
 
-@rule(aten.repeat)
+@rule(aten.repeat, zeros=CARRIED)
 def repeat(call: Call) -> list[list[Axis]]:
     """Copies of a whole axis one after another; of a single position, alike units."""
     axes, times = call.axes("self"), call["repeats"]
@@ -105,7 +106,7 @@ def repeat(call: Call) -> list[list[Axis]]:
     return [[call.fresh(n) if a.size == 1 else nest([Constant(n), a]) for a, n in zip(axes, times, strict=True)]]
 
 
-@rule(aten.select)
+@rule(aten.select, zeros=CARRIED)
 def select(call: Call) -> list[list[Axis]]:
     """One position of an axis, which therefore stays."""
     axes = call.axes("self")
@@ -115,7 +116,7 @@ def select(call: Call) -> list[list[Axis]]:
     return [axes[:dim] + axes[dim + 1 :]]
 
 
-@rule(aten.slice.Tensor)
+@rule(aten.slice.Tensor, zeros=CARRIED)
 def slice_axis(call: Call) -> list[list[Axis]]:
     """A run of an axis, or every step-th position of it."""
     axes = call.axes("self")
@@ -146,7 +147,7 @@ def every(call: Call, axis: Axis, taken: range) -> Axis:
 
 @rule(
     aten.split.Tensor, aten.split_with_sizes, aten.split_with_sizes_copy,
-    aten.unsafe_split, aten.unsafe_split_with_sizes,
+    aten.unsafe_split, aten.unsafe_split_with_sizes, zeros=CARRIED,
 )  # fmt: skip
 def split(call: Call) -> list[list[Axis]]:
     """Runs of an axis, one after another."""
@@ -159,7 +160,7 @@ def split(call: Call) -> list[list[Axis]]:
     return [axes[:dim] + [call.space.resolve(part)] + axes[dim + 1 :] for part, _ in outputs]
 
 
-@rule(aten.unbind)
+@rule(aten.unbind, zeros=CARRIED)
 def unbind(call: Call) -> list[list[Axis]]:
     """An axis taken apart, position by position."""
     axes = call.axes("self")
@@ -168,7 +169,7 @@ def unbind(call: Call) -> list[list[Axis]]:
     return [axes[:dim] + axes[dim + 1 :]] * len(call.outputs)
 
 
-@rule(aten.flip)
+@rule(aten.flip, zeros=CARRIED)
 def flip(call: Call) -> list[list[Axis]]:
     """Axes in reverse order."""
     axes = call.axes("self")
@@ -177,7 +178,7 @@ def flip(call: Call) -> list[list[Axis]]:
     return [axes]
 
 
-@rule(aten.rot90)
+@rule(aten.rot90, zeros=CARRIED)
 def rot90(call: Call) -> list[list[Axis]]:
     """A plane turned by quarters: its two dimensions reversed, exchanged, or both."""
     axes = call.axes("self")
@@ -190,7 +191,7 @@ def rot90(call: Call) -> list[list[Axis]]:
     return [axes]
 
 
-@rule(aten.roll)
+@rule(aten.roll, zeros=CARRIED)
 def roll(call: Call) -> list[list[Axis]]:
     """The end of an axis moved to its front; of the flattened tensor, nothing that axes could say."""
     axes, dims = call.axes("self"), call["dims"]
@@ -204,7 +205,7 @@ def roll(call: Call) -> list[list[Axis]]:
     return [axes]
 
 
-@rule(aten.pixel_shuffle)
+@rule(aten.pixel_shuffle, zeros=CARRIED)
 def pixel_shuffle(call: Call) -> list[list[Axis]]:
     """(c r r) h w -> c (h r) (w r)."""
     *lead, channels, height, width = call.axes("self")
@@ -214,7 +215,7 @@ def pixel_shuffle(call: Call) -> list[list[Axis]]:
     return [[*lead, outer, *call.fixed()[-2:]]]
 
 
-@rule(aten.pixel_unshuffle)
+@rule(aten.pixel_unshuffle, zeros=CARRIED)
 def pixel_unshuffle(call: Call) -> list[list[Axis]]:
     """c (h r) (w r) -> (c r r) h w."""
     *lead, channels, height, width = call.axes("self")
@@ -223,7 +224,7 @@ def pixel_unshuffle(call: Call) -> list[list[Axis]]:
     return [[*lead, nest([channels, inner]), *call.fixed()[-2:]]]
 
 
-@rule(aten.channel_shuffle)
+@rule(aten.channel_shuffle, zeros=CARRIED)
 def channel_shuffle(call: Call) -> list[list[Axis]]:
     """(g c) -> (c g)."""
     batch, channels, *space = call.axes("self")
@@ -232,7 +233,7 @@ def channel_shuffle(call: Call) -> list[list[Axis]]:
     return [[batch, nest([inner, outer]), *space]]
 
 
-@rule(aten.diagonal)
+@rule(aten.diagonal, zeros=CARRIED)
 def diagonal(call: Call) -> list[list[Axis]]:
     """Two dimensions become one that runs along both."""
     axes = call.axes("self")
@@ -241,7 +242,7 @@ def diagonal(call: Call) -> list[list[Axis]]:
     return [[axis for d, axis in enumerate(axes) if d not in chosen] + call.fixed()[-1:]]
 
 
-@rule(aten.unfold)
+@rule(aten.unfold, zeros=CARRIED)
 def unfold(call: Call) -> list[list[Axis]]:
     """Sliding windows over one dimension."""
     axes = call.axes("self")

@@ -327,7 +327,7 @@ class TemporalShift(Stem):
         return out.view(n, c, h, w)
 
 
-@tiny("conv1 2 mixed, conv1#2 3, conv1#3 2")
+@tiny("conv1 2, conv1#2 3, conv1#3 2")
 class InPlaceSlices(Stem):
     """A run of channels changed where it stands."""
 

@@ -85,7 +85,7 @@ def test_parameters_that_are_no_numbers_are_named(name: str, value: float) -> No
 def test_no_run_proves_nothing() -> None:
     gm, pruned, plan, _ = halves(Guarded(lambda x: x), torch.rand(4, 6))
     for runs in (0, -1):
-        with pytest.raises(ValueError, match="at least one run"):
+        with pytest.raises(ValueError, match="at least"):
             verify(gm, pruned, plan, torch.rand(4, 6), runs=runs)
 
 

@@ -171,7 +171,7 @@ class Folder:
         return tuple(record["candidate"] for record in found if record is not None)
 
     def recorded_result(self) -> dict[str, Any] | None:
-        return self._read(self.folder / "result.json", "accepted", "stopped")
+        return self._read(self.folder / "result.json", "accepted", "stopped", "met", "certificate")
 
     def _check(self) -> None:
         """Refuse to write into a folder that is not the one the search began in, or has lost its run."""
@@ -214,8 +214,27 @@ class Folder:
         return None
 
 
+def _result_of(accepted: Any) -> int:
+    if type(accepted) is not int or accepted < 0:
+        raise ValueError(f"'accepted' is {accepted!r}, expected the number of a round")
+    return accepted
+
+
+def _flag_of(found: Any) -> bool:
+    if not isinstance(found, bool):
+        raise ValueError(f"'met' is {found!r}, expected true or false")
+    return found
+
+
+def _certificate_of(found: Any) -> dict[str, Any]:
+    if not isinstance(found, dict) or not isinstance(found.get("max_error"), int | float):
+        raise ValueError("'certificate' has no largest error")
+    return found
+
+
 _READERS: dict[str, Callable[[Any], Any]] = {
-    "candidate": candidate_from_dict, "round": round_from_dict, "score": float, "accepted": int,
+    "candidate": candidate_from_dict, "round": round_from_dict, "score": float, "accepted": _result_of,
+    "certificate": _certificate_of, "met": _flag_of,
 }  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from fxprune.journal import Folder
 from fxprune.outline import Outline
 from fxprune.records import Candidate, Round
 from fxprune.storage import Damaged, read_json
-from fxprune.typed_records import made
+from fxprune.typed_records import made, typed
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +71,9 @@ def read_run(workdir: str | Path) -> Run:
     if found is None:
         raise JournalError(f"{folder}: there is no run here; expected the workdir of a search, a folder with run.json.")
     try:
-        return _run(folder, found["identity"], found["details"])
+        run = _run(folder, found["identity"], found["details"])
+        _check_together(run)
+        return run
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         if isinstance(error, FxpruneError):
             raise
@@ -81,24 +83,39 @@ def read_run(workdir: str | Path) -> Run:
         ) from error
 
 
+def _check_together(run: Run) -> None:
+    """ValueError where records do not speak of one search: each is intact, and somebody put them together."""
+    names, groups = set(run.limits), set(run.original_widths)
+    if not names or not all(isinstance(run.start.get(name), int | float) and run.start[name] > 0 for name in names):
+        raise ValueError("the start of the search does not say what each budgeted resource was")
+    for number, record in enumerate(run.rounds, 1):
+        if record.round != number or not names <= record.targets.keys() & record.achieved.keys():
+            raise ValueError(f"round {number} is not one of a search for {', '.join(sorted(names))}")
+        if set(record.widths) != groups or not set(record.winner.widths) <= groups:
+            raise ValueError(f"round {number} has other groups than the network")
+
+
 def _run(folder: Path, identity: dict[str, Any], details: dict[str, Any]) -> Run:
     journal = Folder(folder, identity, None)
     rounds: list[Round] = []
     while (record := journal.recorded_round(len(rounds) + 1)) is not None:
         rounds.append(record)
+    def kept(name: str, hint: Any) -> Any:
+        return typed(hint, details[name], name)
+
     return Run(
         folder=folder,
-        config=NetAdaptConfig.from_dict(details["config"], str(folder / "run.json")),
-        environment=details["environment"],
-        model={"class": details["class"], "graph": identity["graph"], "weights": identity["weights"]},
+        config=NetAdaptConfig.from_dict(kept("config", dict[str, Any]), str(folder / "run.json")),
+        environment=kept("environment", dict[str, Any]),
+        model={"class": kept("class", str), "graph": identity["graph"], "weights": identity["weights"]},
         budgets=parse_budget(identity["budgets"]),
-        start=details["start"],
-        limits=details["limits"],
-        totals=details["totals"],
-        original_widths=details["widths"],
-        grids={name: (step, least) for name, (step, least) in details["grids"].items()},
-        layers={name: tuple(layers) for name, layers in details["layers"].items()},
-        frozen=tuple(details["frozen"]),
+        start=kept("start", dict[str, float]),
+        limits=kept("limits", dict[str, float]),
+        totals=kept("totals", dict[str, int]),
+        original_widths=kept("widths", dict[str, int]),
+        grids={name: (step, least) for name, (step, least) in kept("grids", dict[str, list[int]]).items()},
+        layers=kept("layers", dict[str, tuple[str, ...]]),
+        frozen=kept("frozen", tuple[dict[str, Any], ...]),
         outline=made(Outline, details["outline"]) if "outline" in details else None,
         data_free=not identity["evaluate"],
         baseline=journal.baseline() or 0.0,

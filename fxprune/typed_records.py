@@ -29,22 +29,23 @@ def made(kind: type[T], data: Any) -> T:
     ]
     if missing:
         raise ValueError(f"{kind.__name__} is without its field {missing[0]!r}")
-    return kind(**{name: _value(hints[name], value, f"{kind.__name__}.{name}") for name, value in data.items()})
+    return kind(**{name: typed(hints[name], value, f"{kind.__name__}.{name}") for name, value in data.items()})
 
 
-def _value(hint: Any, value: Any, where: str) -> Any:
+def typed(hint: Any, value: Any, where: str) -> Any:
+    """`value` as what `hint` says, tuples for lists. Raises ValueError that names where it stands."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (types.UnionType, Union):
         if value is None and type(None) in arguments:
             return None
-        return _value(next(item for item in arguments if item is not type(None)), value, where)
+        return typed(next(item for item in arguments if item is not type(None)), value, where)
     if origin is tuple and isinstance(value, list):
         assert arguments[1:] == (...,), "records hold tuples of any length and one type"
-        return tuple(_value(arguments[0], item, where) for item in value)
+        return tuple(typed(arguments[0], item, where) for item in value)
     if origin is list and isinstance(value, list):
-        return [_value(arguments[0], item, where) for item in value]
+        return [typed(arguments[0], item, where) for item in value]
     if origin is dict and isinstance(value, dict):
-        return {name: _value(arguments[1], item, f"{where}[{name!r}]") for name, item in value.items()}
+        return {name: typed(arguments[1], item, f"{where}[{name!r}]") for name, item in value.items()}
     if hint is Any:
         return value
     if hint is float and type(value) is int:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import re
+import shutil
 import stat
 import zipfile
 from pathlib import Path
@@ -13,10 +15,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import fx, nn
 
 import fxprune
 from fxprune import ExportError, check_files, export, load, netadapt
+from fxprune.export.seal import UNSEALED, seal
 from passes import Plan, PruneChannels, capture, couple
 
 X = torch.randn(2, 3, 9, 9, generator=torch.Generator().manual_seed(0))
@@ -229,3 +234,51 @@ def test_a_search_result_survives_all_of_it(tmp_path: Path) -> None:
     again = load(network(), tmp_path / "net.json")
     torch.testing.assert_close(again(X), result.model(X), atol=0, rtol=0)
     assert fxprune.check_files is check_files and pickle.dumps(ExportError("x"))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("ties", {"0.bias": "nothing"}, "speaks of 'nothing'"),
+        ("memory_order", {"0.weight": [0, 0, 1, 2]}, "no order of the dimensions of '0.weight'"),
+        ("memory_order", {"nothing": [0]}, "speaks of 'nothing'"),
+        ("small", {"x": ["torch.nothing", [1]]}, "a small tensor cannot be made"),
+        ("small", {"x": ["torch.float32", "many"]}, "a small tensor cannot be made"),
+        ("ties", [1], "Header.ties is"),
+        ("parts", 3, "Header.parts is"),
+        ("inputs", [3], "Header.inputs is"),
+        ("seal", None, "Header.seal is"),
+        ("more", 1, "Header has no field 'more'"),
+    ],
+)
+def test_a_header_that_somebody_else_sealed_is_refused(
+    written: Path, tmp_path: Path, key: str, value: Any, words: str
+) -> None:
+    """Its checksum fits: it was not lost on the way, it was made."""
+    with safe_open(written / "net.safetensors", framework="pt") as file:
+        header, tensors = json.loads(file.metadata()["fxprune"]), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    header = {**header, "seal": UNSEALED, key: value}
+    save_file(tensors, tmp_path / "net.safetensors", metadata={"fxprune": json.dumps(header)})
+    if key != "seal":
+        seal(tmp_path / "net.safetensors")
+    shutil.copy(written / "net.json", tmp_path / "net.json")
+    with pytest.raises(ExportError, match=words):
+        load(network(), tmp_path / "net.safetensors")
+
+
+def test_large_weights_of_onnx_are_part_of_the_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They lie in a file beside it; torch does so above 2 GB."""
+    save = torch.onnx.ONNXProgram.save
+    monkeypatch.setattr(torch.onnx.ONNXProgram, "save", lambda self, path: save(self, path, external_data=True))
+    gm, _ = pruned()
+    path, data = export(gm, X, tmp_path / "net.onnx").files
+    assert data.name == "net.onnx.data" and check_files(path) == check_files(data) == (path, data)
+    whole = data.read_bytes()
+    data.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(ExportError, match=r"net\.onnx\.data is damaged, or is not what was written with"):
+        check_files(path)
+    with pytest.raises(ExportError, match=r"net\.onnx\.data exists, and fxprune did not write it"):
+        export(gm, X, tmp_path / "net.onnx")
+    data.unlink()
+    with pytest.raises(ExportError, match="they stay together"):
+        check_files(path)

@@ -216,3 +216,39 @@ def test_escapes_of_a_folder_are_shown(foreign: Path) -> None:
     assert r"\x1b[2J" in invoke("rounds", foreign).output
     page = (foreign / "report.html").read_text(encoding="utf-8")
     assert not set(page) & set("\x1b\x07\u202e") and r"\x1b[2J" in page
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("result.json", lambda r: r.pop("certificate")),
+        ("result.json", lambda r: r.update(accepted="last")),
+        ("result.json", lambda r: r.update(accepted=-3)),
+        ("result.json", lambda r: r.update(met="yes")),
+        ("round-0001/round.json", lambda r: r["round"].update(targets={})),
+        ("round-0001/round.json", lambda r: r["round"].update(widths={})),
+        ("round-0001/round.json", lambda r: r["round"].update(round=7)),
+        ("run.json", lambda r: r["details"].update(start={})),
+        ("run.json", lambda r: r["details"].update(limits={})),
+        ("run.json", lambda r: r["details"].update(outline={"ties": {"a": "b"}})),
+        ("run.json", lambda r: r["details"]["outline"].update(ties={"0.bias": "nothing"})),
+        ("run.json", lambda r: r["details"].update(grids={"0": [1]})),
+        ("run.json", lambda r: r["details"].update(config={"exclude": 7})),
+        ("run.json", lambda r: r["details"].update(environment=3)),
+        ("command.json", lambda r: r.update(inputs="1,3,8,8")),
+        ("command.json", lambda r: r.update(code="import os")),
+    ],
+)
+def test_records_that_somebody_made_are_refused_in_words(foreign: Path, name: str, change: Any) -> None:
+    """Each with a checksum that fits."""
+    record = storage.read_json(foreign / name)
+    assert record is not None
+    change(record)
+    storage.write_json(foreign / name, record)
+    for arguments in (
+        ("rounds", "run"), ("rounds", "run", "--json"), ("report", "run"), ("resume", "run"),
+        ("restore", "run", "-o", "net.safetensors", "--round", 1), ("restore", "run", "-o", "net.pt2"),
+    ):  # fmt: skip
+        done = invoke(*arguments)
+        assert done.exception is None or isinstance(done.exception, SystemExit), (arguments, done.exception)
+        assert done.exit_code in (0, 1, 2) and "Traceback" not in done.output

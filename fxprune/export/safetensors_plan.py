@@ -142,7 +142,10 @@ def _whole(model: nn.Module, example_inputs: Any, plan: Plan, state: State, plan
     missing = [name for name in state.parts if name not in dict(model.named_modules())]
     if missing:
         raise ExportError(f"{plan_path} was made for another network: it prunes {missing[0]}, which is not in this one")
-    carrier = described(model, state.parts, _zeros(model, plan))
+    try:
+        carrier = described(model, state.parts, _zeros(model, plan))
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise ExportError(f"{plan_path}: what its weights say of the parts is not of fxprune: {error!r}") from error
     dense = carrier.build()
     take_dtypes(dense, state)
     try:

@@ -140,9 +140,18 @@ def read_state(path: Path) -> State:
             f"{path}: damaged: {where}{more} are not those that were written; its checksum does not fit. "
             "Take the file from where it was exported, or export it again."
         )
-    for name, (dtype, values) in header.small.items():
-        tensors[name] = torch.tensor(values, dtype=getattr(torch, dtype.removeprefix("torch.")))
+    try:
+        for name, (dtype, values) in header.small.items():
+            tensors[name] = torch.tensor(values, dtype=getattr(torch, dtype.removeprefix("torch.")))
+    except (ValueError, TypeError, AttributeError, RuntimeError, OverflowError) as error:
+        raise _forged(path, f"a small tensor cannot be made: {error}") from None
+    lost = sorted({*header.ties.values(), *header.memory_order} - tensors.keys())
+    if lost:
+        raise _forged(path, f"it speaks of {lost[0]!r}, which the file does not hold")
     order = {name: list(dims) for name, dims in header.memory_order.items()}
+    for name, dims in order.items():
+        if sorted(dims) != list(range(tensors[name].dim())):
+            raise _forged(path, f"{dims} is no order of the dimensions of {name!r}")
     return State(
         tensors, header.ties, order, header.non_persistent, header.frontend, header.inputs, header.parts, header.plan
     )
@@ -170,6 +179,10 @@ class Header:
     digests: dict[str, str]
     plan: str | None
     seal: str
+
+
+def _forged(path: Path, what: str) -> ExportError:
+    return ExportError(f"{path}: its header is not one that fxprune writes: {what}; export it again")
 
 
 def _header(path: Path, text: str) -> Header:

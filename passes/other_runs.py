@@ -21,7 +21,7 @@ from passes.skeleton import like
 
 aten = torch.ops.aten
 _CUTS = frozenset({aten.slice.Tensor, aten.select.int, aten.narrow.default, aten.split_with_sizes.default})
-_OTHER_VALUES = 2  # draws of other values, where a program asks for values
+_OTHER_VALUES = 3  # seeds of other values, where a program asks for values
 
 
 def look_at_other_sizes(module: nn.Module, inferred: ModuleInferred, arguments: Arguments) -> None:
@@ -51,8 +51,9 @@ def look_at_other_values(inferred: ModuleInferred, arguments: Arguments) -> None
     """Run a module whose program asks for values on others than the example's."""
     expected = [record.func for record in inferred.records]
     branches = False
-    for number, draw in enumerate(draws(arguments, seed=1, runs=1 + _OTHER_VALUES)):
-        if number and not draw.varies:
+    drawn = [draw for seed in range(_OTHER_VALUES) for draw in draws(arguments, seed, runs=2)]
+    for draw in drawn:
+        if not draw.required and not draw.varies:
             problem = inferred.run_beside(_in_own_types(arguments, draw.inputs))
             branches |= not problem and [r.func for r in inferred.runs_beside[-1].records] != expected
     if branches:

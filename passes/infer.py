@@ -27,7 +27,7 @@ from passes.skeleton import PLAIN, Copies, copy_module, like, modules_of, owned_
 from passes.space import Space
 
 _ATTRIBUTE = "_fxprune_value"
-_INDEXING = {torch.ops.aten.index.Tensor, torch.ops.aten._unsafe_index.Tensor}
+INDEXING = {torch.ops.aten.index.Tensor, torch.ops.aten._unsafe_index.Tensor}
 _SILENT = {torch.ops.aten.sym_size.int, torch.ops.aten.sym_numel.default, torch.ops.aten._version.default}
 
 
@@ -189,7 +189,7 @@ class Inference(LightMode):
         """The result of an ATen call, with its axes."""
         if func in _SILENT or func.namespace == "prim":
             return func(*args, **kwargs)
-        if func in _INDEXING:
+        if func in INDEXING:
             args, positions = numbers.as_positions(args, self.numbers_of)
             for index, places in positions:
                 self.value(index).numbers = places

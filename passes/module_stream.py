@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from passes import numbers
 from passes.axes import Axis, Constant, Reason
 from passes.errors import PassError
-from passes.infer import Inference, composite_attention, tensors_in
+from passes.infer import INDEXING, Inference, composite_attention, tensors_in
 from passes.meta import on_meta, run_on_meta
 from passes.module_copies import CallStack, scripted_modules, stream_copy
 from passes.module_inputs import Arguments, replaced, tensors_of
@@ -59,6 +59,7 @@ class ModuleInference(Inference):
         self.stack = CallStack()
         self.function = ""
         self.freed: list[tuple[int, int]] = []  # (records so far, key of a tensor that nothing holds any more)
+        self.asked: dict[str, None] = {}  # lines that ask for values of inputs
         self.keep: list[torch.Tensor] = []  # tensors of the module and of its inputs
         self._attentions = 0
         self._constants: dict[int, tuple[Any, Value]] = {}
@@ -114,10 +115,15 @@ class ModuleInference(Inference):
         if self.real:
             return func(*args, **kwargs)
         operands = tensors_in(*args, *kwargs.values())
-        if not any(self.holds_data(t) for t in operands):
-            return func(*args, **kwargs)  # made of sizes and constants alone
+        if not any(self.holds_data(t) for t in operands):  # made of sizes, constants and whole numbers of the inputs
+            if func in _VALUES and any(self.value(t).from_inputs for t in operands):
+                self.asked.setdefault(self.source(), None)
+            return func(*args, **kwargs)
         if func in _VALUES:
             raise ValuesNeeded(f"{spelled(func)} asks for values")
+        if func in INDEXING:
+            args = (args[0], [_as_places(index) for index in args[1]], *args[2:])
+            operands = tensors_in(*args, *kwargs.values())
         meta = {id(t): self._meta_of(t) for t in operands if not t.is_meta}
         if meta:
             written = [t for t in _written_operands(func, args, kwargs) if id(t) in meta]
@@ -406,7 +412,7 @@ class ModuleRun:
         inputs: list[Value] = []
         for tensor in tensors_of(arguments):
             if id(tensor) not in given:
-                given[id(tensor)] = made = tensor.detach().clone() if mode.real else on_meta_device(tensor)
+                given[id(tensor)] = made = tensor.detach().clone() if mode.real else input_on_meta(tensor)
                 reason = Reason("an input of the model keeps its shape", "input")
                 axes = tuple(Constant(int(s), reason) for s in tensor.shape)
                 inputs.append(Value("input", axes, from_inputs=True))
@@ -459,6 +465,20 @@ def _scripted_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
         for path, scripted in scripted_modules(module).items()
         for name, tensor in owned_tensors(scripted)
     }
+
+
+def input_on_meta(tensor: torch.Tensor) -> torch.Tensor:
+    """What stands for an input: whole numbers and flags keep their values (masks, places, lengths), others none."""
+    if tensor.is_floating_point() or tensor.is_complex() or tensor.is_meta:
+        return on_meta_device(tensor)
+    return tensor.detach().clone()
+
+
+def _as_places(index: Any) -> Any:
+    """Flags with values, as an index, become the places where they are set: how many follows from the values."""
+    if not isinstance(index, torch.Tensor) or index.is_meta or index.dtype != torch.bool or index.dim() != 1:
+        return index
+    return index.nonzero().flatten()
 
 
 def on_meta_device(tensor: torch.Tensor) -> torch.Tensor:
@@ -518,6 +538,9 @@ def infer_module(module: nn.Module, arguments: Arguments) -> ModuleInferred:
     inferred = ModuleInferred(run, inputs, outputs)
     if run.mode.real:
         inferred.specialised.append(f"its program asks for values ({problem}); it was followed on those of the example")
+    elif run.mode.asked:
+        lines = ", ".join(list(run.mode.asked)[:3])
+        inferred.specialised.append(f"its program asks for values of whole-number inputs ({lines}), as in the example")
     return inferred
 
 

@@ -123,7 +123,11 @@ def _other(tensor: torch.Tensor, batch: int, sizes: dict[int, int]) -> torch.Ten
         shape[0] += 1
     for dim in _lengths(tensor):
         shape[dim] = sizes.get(shape[dim], shape[dim])
-    return torch.empty(shape, dtype=tensor.dtype, device="meta")
+    if tensor.is_floating_point() or tensor.is_complex() or tensor.is_meta or not tensor.numel():
+        return torch.empty(shape, dtype=tensor.dtype, device="meta")
+    for dim, (old, new) in enumerate(zip(tensor.shape, shape, strict=True)):
+        tensor = tensor.index_select(dim, (torch.arange(new) % old).to(tensor.device))
+    return tensor
 
 
 def _in_own_types(arguments: Arguments, drawn: Any) -> Arguments:

@@ -1,0 +1,71 @@
+"""How far a network's outputs are from those of the dense one, as one number, for outputs of any structure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from passes.statistics.batches import Batch
+from passes.statistics.observing import evaluating
+
+
+def tensors_out(output: Any) -> list[Tensor]:
+    """The floating-point tensors of a network's output: of tuples, mappings and dataclass-like outputs."""
+    if isinstance(output, Mapping):
+        output = list(output.values())
+    leaves = pytree.tree_leaves(output)
+    found: list[Tensor] = []
+    for leaf in leaves:
+        if isinstance(leaf, Tensor):
+            if leaf.is_floating_point():
+                found.append(leaf)
+        elif isinstance(leaf, Mapping):
+            found += tensors_out(leaf)
+    return found
+
+
+def distance(dense: Sequence[Tensor], other: Sequence[Tensor]) -> Tensor:
+    """The mean over tensors of a distance that is 0 for equal ones.
+
+    Scores of classes (the last dimension, or dimension 1 of dense maps) are compared by the Kullback-Leibler divergence
+    of their softmax, whatever else by the squared difference relative to the dense one's variance.
+    """
+    parts = []
+    for a, b in zip(dense, other, strict=True):
+        a, b = a.float(), b.float()
+        if a.dim() >= 2 and classes_of(a) is not None:
+            dim = classes_of(a)
+            p, q = a.log_softmax(dim), b.log_softmax(dim)  # type: ignore[arg-type]
+            parts.append((p.exp() * (p - q)).sum(dim).mean())
+        else:
+            parts.append((a - b).square().mean() / a.var(unbiased=False).clamp_min(1e-12))
+    return torch.stack(parts).mean() if parts else torch.zeros(())
+
+
+def classes_of(scores: Tensor) -> int | None:
+    """The dimension of `scores` that looks like classes: the last, of 4 and more dimensions the second."""
+    dim = 1 if scores.dim() >= 4 else scores.dim() - 1
+    return dim if scores.shape[dim] > 1 else None
+
+
+@torch.no_grad()
+def outputs_of(network: nn.Module, batches: Sequence[Batch]) -> list[list[Tensor]]:
+    """The output tensors of each batch."""
+    with evaluating(network):
+        return [tensors_out(batch.run(network)) for batch in batches]
+
+
+@torch.no_grad()
+def divergence(network: nn.Module, batches: Sequence[Batch], dense: Sequence[Sequence[Tensor]]) -> float:
+    """The mean distance of a network's outputs from `dense` ones (of `outputs_of`), weighted by samples."""
+    total, count = 0.0, 0
+    with evaluating(network):
+        for batch, expected in zip(batches, dense, strict=True):
+            size = max(batch.size, 1)
+            total += float(distance(expected, tensors_out(batch.run(network)))) * size
+            count += size
+    return total / max(count, 1)

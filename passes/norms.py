@@ -1,0 +1,100 @@
+"""Running statistics of batch norms, estimated anew from data, in a copy, and kept only where they help."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from passes.compensate import copied_network
+from passes.meta import LightMode
+from passes.skeleton import owned_tensors
+from passes.statistics.batches import Batch
+from passes.statistics.observing import evaluating
+
+_NORMS = {
+    "native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm", "_native_batch_norm_legit",
+    "_native_batch_norm_legit_no_training", "_batch_norm_no_update", "_batch_norm_with_update", "batch_norm",
+}  # fmt: skip
+
+
+@dataclass
+class _Sum:
+    count: float = 0.0
+    mean: Tensor | None = None
+    square: Tensor | None = None
+    tensors: tuple[Tensor, Tensor] | None = None
+
+    def add(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        dims = [d for d in range(x.dim()) if d != 1]
+        wide = x.double() if x.device.type != "mps" else x.cpu().double()
+        mean, square = wide.mean(dims), wide.square().mean(dims)
+        n = x.numel() / x.shape[1]
+        self.mean = mean * n if self.mean is None else self.mean + mean * n
+        self.square = square * n if self.square is None else self.square + square * n
+        self.count += n
+        return mean, square - mean**2
+
+
+class _BatchNorms(LightMode):
+    """Normalises by the batch's own statistics where running ones would be used, and sums them up."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.own = {id(t): t for _, t in owned_tensors(network)}
+        self.sums: dict[int, _Sum] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func.overloadpacket.__name__ not in _NORMS:
+            return func(*args, **kwargs)
+        names = [a.name for a in func._schema.arguments]
+        call = {**dict(zip(names, args, strict=False)), **kwargs}
+        mean, var, x = call.get("running_mean"), call.get("running_var"), call["input"]
+        if mean is None or var is None or id(mean) not in self.own or x.numel() <= x.shape[1]:
+            return func(*args, **kwargs)
+        known = self.sums.setdefault(id(mean), _Sum(tensors=(mean, var)))
+        found_mean, found_var = known.add(x)
+        call["running_mean"] = found_mean.to(mean)
+        call["running_var"] = found_var.to(var)
+        return func(*[call[name] for name in names if name in call])
+
+
+def has_batch_norms(network: nn.Module) -> bool:
+    """Whether some buffer looks like the running statistics of a batch norm."""
+    return any(name.rpartition(".")[2] == "running_mean" for name, _ in network.named_buffers())
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def reestimated(network: nn.Module, batches: Sequence[Batch]) -> nn.Module:
+    """A copy of `network` whose batch norms hold the statistics of what they read on `batches`.
+
+    Of every kind, functional ones included; the network itself where it has none.
+    """
+    if not has_batch_norms(network):
+        return network
+    made = copied_network(network)
+    mode = _BatchNorms(made)
+    with evaluating(made):
+        for batch in batches:
+            with mode:
+                batch.run(made)
+    for known in mode.sums.values():
+        assert known.tensors is not None and known.mean is not None and known.square is not None, "it was added to"
+        mean, var = known.tensors
+        new = known.mean / known.count
+        mean.copy_(new)
+        spread = (known.square / known.count - new**2).clamp_min(0) * (known.count / max(known.count - 1, 1))
+        var.copy_(spread)
+    return made
+
+
+def reestimated_where_better(
+    network: nn.Module, batches: Sequence[Batch], worth: Callable[[nn.Module], float]
+) -> nn.Module:
+    """`reestimated`, or the network itself where `worth` (the higher the better, on held-out data) does not rise."""
+    made = reestimated(network, batches)
+    return made if made is not network and worth(made) > worth(network) else network

@@ -1,0 +1,157 @@
+"""A dense graph and its pruned form, cut at the same places into short stretches with as little as possible between."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+FEWEST, MOST = 2, 8  # weights in one segment: two can be fitted together, more than eight take long
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stretch of a graph as a module: from values that were made before, by name, to those that are used after."""
+
+    module: fx.GraphModule
+    takes: tuple[str, ...]
+    gives: tuple[str, ...]
+    nodes: tuple[str, ...]
+
+    def run(self, known: dict[str, Any]) -> dict[str, Any]:
+        """What it gives, by name, from `known` values."""
+        results = self.module(*[known[name] for name in self.takes])
+        return dict(zip(self.gives, results, strict=True))
+
+
+def cuts(dense: fx.GraphModule, pruned: fx.GraphModule, weighted: Iterable[str]) -> list[str]:
+    """The nodes after which both graphs are cut; the last is the last node of both before the output.
+
+    weighted: the nodes of `pruned` that hold a weight to be fitted. A cut is where the same values are used later in
+    both graphs, and few of them.
+    """
+    mine, theirs = _uses(dense), _uses(pruned)
+    weights = set(weighted)
+    chosen: list[str] = []
+    found, open_since = 0, list[tuple[int, int, str]]()
+    for position, node in enumerate(pruned.graph.nodes):
+        if node.op == "output":
+            break
+        found += node.name in weights
+        if node.name not in mine or mine[node.name] != theirs[node.name]:
+            continue
+        live = len(theirs[node.name])
+        if found < FEWEST:
+            continue
+        open_since.append((live, -position, node.name))
+        if live == 1:
+            chosen.append(node.name)
+        elif found >= MOST:
+            chosen.append(min(open_since)[2])
+        else:
+            continue
+        later = _after(pruned, chosen[-1], node.name)
+        found, open_since = sum(name in weights for name in later), []
+    return chosen
+
+
+def _after(gm: fx.GraphModule, first: str, last: str) -> list[str]:
+    names = [n.name for n in gm.graph.nodes]
+    return names[names.index(first) + 1 : names.index(last) + 1]
+
+
+def _uses(gm: fx.GraphModule) -> dict[str, frozenset[str]]:
+    """For each node the values that are made at or before it and used after it, inputs and attributes left out."""
+    nodes = list(gm.graph.nodes)
+    place = {node: number for number, node in enumerate(nodes)}
+    last = {node: max((place[user] for user in node.users), default=-1) for node in nodes}
+    return {
+        node.name: frozenset(
+            n.name for n in nodes[: number + 1] if n.op not in ("placeholder", "get_attr") and last[n] > number
+        )
+        for number, node in enumerate(nodes)
+    }
+
+
+def segments(gm: fx.GraphModule, ends: Sequence[str], extra: Iterable[str] = ()) -> list[Segment]:
+    """`gm` cut after each node of `ends`; what follows the last one, the output included, is the last segment.
+
+    extra: nodes whose values are given as well by the segment that makes them.
+    """
+    nodes = [n for n in gm.graph.nodes if n.op not in ("placeholder", "output")]
+    result = next(n for n in gm.graph.nodes if n.op == "output")
+    stretches: list[list[fx.Node]] = [[]]
+    remaining = list(ends)
+    for node in nodes:
+        stretches[-1].append(node)
+        if remaining and node.name == remaining[0]:
+            remaining.pop(0)
+            stretches.append([])
+    made = []
+    wanted = set(extra)
+    for number, stretch in enumerate(stretches):
+        here = set(stretch)
+        last = number == len(stretches) - 1
+        leaves = [n for n in stretch if any(u not in here and not (last and u is result) for u in n.users)]
+        gives = [n for n in stretch if n.name in wanted or n in leaves]
+        made.append(_segment(gm, stretch, gives, result if last else None))
+    return made
+
+
+OUTPUT = "__output__"
+
+
+def _segment(gm: fx.GraphModule, stretch: list[fx.Node], gives: list[fx.Node], result: fx.Node | None) -> Segment:
+    here, graph = set(stretch), fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    takes: list[fx.Node] = []
+    users = [*stretch, *([result] if result is not None else [])]
+    for node in users:
+        for source in node.all_input_nodes:
+            if source not in here and source not in copies:
+                if source.op == "get_attr":
+                    copies[source] = graph.node_copy(source)
+                else:
+                    copies[source] = graph.placeholder(source.name)
+                    takes.append(source)
+    # placeholders come first in a graph
+    ordered = [copies[n] for n in takes]
+    for node in reversed(ordered):
+        graph._root.append(node)
+    for node in stretch:
+        copies[node] = graph.node_copy(node, lambda n: copies[n])
+    names = [n.name for n in gives]
+    values: list[Any] = [copies[n] for n in gives]
+    if result is not None:
+        names.append(OUTPUT)
+        values.append(fx.map_arg(result.args[0], lambda n: copies[n]))
+    graph.output(tuple(values))
+    module = fx.GraphModule(gm, graph)
+    return Segment(module, tuple(n.name for n in takes), tuple(names), tuple(n.name for n in stretch))
+
+
+def clamped(gm: fx.GraphModule, node: fx.Node) -> tuple[fx.Node, float, float] | None:
+    """Where `node` only clamps one value (ReLU, ReLU6, hardtanh): that value and the bounds; else None."""
+    bounds: tuple[float, float] | None = None
+    if node.op == "call_module":
+        module: Any = gm.get_submodule(str(node.target))
+        if type(module) is nn.ReLU:
+            bounds = (0.0, float("inf"))
+        elif type(module) in (nn.ReLU6, nn.Hardtanh):
+            bounds = (float(module.min_val), float(module.max_val))
+    elif node.target in (torch.relu, torch.relu_, nn.functional.relu, "relu", "relu_"):
+        bounds = (0.0, float("inf"))
+    elif node.target is nn.functional.relu6:
+        bounds = (0.0, 6.0)
+    elif node.target in (torch.ops.aten.relu.default, torch.ops.aten.relu_.default):
+        bounds = (0.0, float("inf"))
+    sources = node.all_input_nodes
+    return (sources[0], *bounds) if bounds is not None and len(sources) == 1 else None
+
+
+def only_tensors(values: dict[str, Any]) -> dict[str, Tensor]:
+    """Those of `values` that are floating-point tensors."""
+    return {n: v for n, v in values.items() if isinstance(v, Tensor) and v.is_floating_point()}

@@ -1,0 +1,96 @@
+"""Second moments of what an operator reads: sums over data that can be added up, in double precision.
+
+Of the symmetric matrix only blocks on and above the diagonal are held, which halves memory and work.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+_TILE = 512
+HELD_ROWS = 768
+
+
+@dataclass
+class Moments:
+    """Sums of u u^T over rows u = (what is read, 1), for each group, and held-out rows that are in no sum.
+
+    columns: how many entries a row has, without the 1. tiles: for each stretch of 512 rows of the matrix its part on
+    and right of the diagonal, (groups, rows, rest), float64. held: (groups, rows, columns), float32.
+    """
+
+    groups: int
+    columns: int
+    count: float = 0.0
+    tiles: list[Tensor] = field(default_factory=list)
+    held: Tensor | None = None
+    held_seen: int = 0
+
+    def add(self, rows: Tensor, weight: float = 1.0) -> None:
+        """Add readings (groups, n, columns), each standing for `weight` rows."""
+        device = torch.device("cpu") if rows.device.type == "mps" else rows.device
+        rows = rows.detach().to(device)
+        rows = rows if rows.dtype == torch.float64 else rows.float()
+        ones = rows.new_ones(*rows.shape[:2], 1)
+        rows = torch.cat([rows, ones], 2)
+        size = self.columns + 1
+        if not self.tiles:
+            self.tiles = [
+                torch.zeros(self.groups, min(_TILE, size - at), size - at, dtype=torch.float64, device=device)
+                for at in range(0, size, _TILE)
+            ]
+        for part in rows.split(16384, dim=1):  # float32 products of a bounded number of rows, float64 sums of them
+            for number, tile in enumerate(self.tiles):
+                at = number * _TILE
+                product = part[:, :, at : at + tile.shape[1]].mT @ part[:, :, at:]
+                tile.add_(product, alpha=weight)
+        self.count += weight * rows.shape[1]
+
+    def hold(self, rows: Tensor, generator: torch.Generator) -> None:
+        """Keep some of these readings for measuring errors on data that no sum has seen: a uniform sample of all."""
+        rows = rows.detach().to("cpu", torch.float32)
+        take = min(rows.shape[1], max(32, HELD_ROWS // 4))
+        chosen = rows[:, torch.randperm(rows.shape[1], generator=generator)[:take]]
+        both = chosen if self.held is None else torch.cat([self.held, chosen], 1)
+        self.held_seen += rows.shape[1]
+        if both.shape[1] > HELD_ROWS:
+            both = both[:, torch.randperm(both.shape[1], generator=generator)[:HELD_ROWS]]
+        self.held = both.contiguous()
+
+    def matrix(self, group: int = 0) -> Tensor:
+        """The mean of u u^T of one group, (columns + 1, columns + 1), float64; the last row and column are the mean."""
+        size = self.columns + 1
+        full = torch.empty(size, size, dtype=torch.float64, device=self.tiles[0].device if self.tiles else None)
+        if not self.tiles:
+            return full.zero_()
+        for number, tile in enumerate(self.tiles):
+            at = number * _TILE
+            full[at : at + tile.shape[1], at:] = tile[group]
+            full[at:, at : at + tile.shape[1]] = tile[group].mT
+        return full / max(self.count, 1.0)
+
+    def merge(self, other: Moments) -> None:
+        """Add what `other` has summed over other data."""
+        if (self.groups, self.columns) != (other.groups, other.columns):
+            expected = f"{self.groups} x {self.columns}"
+            raise ValueError(f"moments of {other.groups} x {other.columns} columns, expected {expected}")
+        if not self.tiles:
+            self.tiles = [t.clone() for t in other.tiles]
+        else:
+            for mine, theirs in zip(self.tiles, other.tiles, strict=bool(other.tiles)):
+                mine += theirs.to(mine.device)
+        self.count += other.count
+        self.held_seen += other.held_seen
+        if other.held is not None:
+            both = other.held if self.held is None else torch.cat([self.held, other.held], 1)
+            step = max(1, -(-both.shape[1] // HELD_ROWS))
+            self.held = both[:, ::step].contiguous()
+
+    @property
+    def size_bytes(self) -> int:
+        """Memory that the sums and the held-out rows take."""
+        held = [] if self.held is None else [self.held]
+        return sum(t.numel() * t.element_size() for t in [*self.tiles, *held])

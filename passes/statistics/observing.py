@@ -1,0 +1,145 @@
+"""One pass of data over the dense network: what every weight reads, summed up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from passes.coupling import Coupling
+from passes.errors import PassError
+from passes.infer import composite_attention
+from passes.statistics.batches import Batch, batches_of
+from passes.statistics.contractions import Contraction
+from passes.statistics.gradients import GradientSums, Loss
+from passes.statistics.moments import Moments
+from passes.statistics.record import Statistics
+from passes.statistics.sites import Site
+from passes.statistics.watching import Watcher
+
+HELD_SHARE = 5  # every fifth sample is held out
+
+
+@torch.inference_mode(False)
+def observe(
+    model: nn.Module,
+    coupling: Coupling,
+    batches: Any,
+    *,
+    gradients: Loss | str | None = None,
+    rows: int = 16384,
+    seed: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> Statistics:
+    """Second moments of the contracted operand of every operator that meets a parameter, over all `batches`.
+
+    model: the network that `coupling` was made of, a graph or any module; it runs in eval mode and is left as it was.
+    batches: tensors, tuples or dicts of inputs, with or without labels. gradients: a loss of ``(output, labels)``, or
+    "sampled" for labels drawn from the network's own outputs; then importance by gradients is summed as well. rows: how
+    many readings of one operator are used of a batch at most (a convolution reads each place of each image); drawn at
+    random where there are more. progress: called with the number of samples so far.
+
+    A fifth of the samples is held out of all sums and only measures errors. Memory: one symmetric matrix an operand in
+    double precision, held by halves, and activations of one batch.
+
+    Raises PassError where there is no batch, or one does not fit.
+
+    >>> from passes import capture, couple
+    >>> from passes.statistics import observe
+    >>> gm = capture(nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)))
+    >>> statistics = observe(gm, couple(gm, torch.randn(1, 3)), [torch.randn(50, 3)])
+    >>> {name: (site.rows, site.columns) for name, site in statistics.sites.items()}
+    {'0.weight': (8, 3), '2.weight': (2, 8)}
+    """
+    moments: dict[str, Moments] = {}
+    generator = torch.Generator().manual_seed(seed)
+    held = [False]
+
+    def seen(site: Site, found: Contraction) -> None:
+        if site.moments != site.name:
+            return
+        known = moments.get(site.name)
+        if known is None:
+            known = moments[site.name] = Moments(site.groups, site.columns)
+        if held[0]:
+            known.hold(found.read(max(32, rows // 16), generator), generator)
+            return
+        read = found.read(rows, generator)
+        if read.shape[1]:
+            known.add(read, found.count / read.shape[1])
+
+    watcher = Watcher(model, seen)
+    sums = GradientSums(coupling, gradients, seed) if gradients is not None else None
+    samples = 0
+    with evaluating(model), composite_attention(), plain_recurrence(model):
+        for batch in batches_of(model, batches, inputs_of(coupling)):
+            for part, is_held in _parts(batch, samples):
+                held[0] = is_held
+                with torch.no_grad(), watcher:
+                    part.run(model)
+                watcher.forget()
+                if sums is not None and not is_held:
+                    sums.add(model, part)
+            samples += max(batch.size, 1)
+            if progress is not None:
+                progress(samples)
+    if not samples:
+        raise PassError("observe: there is no batch; pass at least one")
+    made = Statistics(
+        coupling.fingerprint, dict(watcher.sites), moments, samples,
+        sums.fisher if sums else {}, sums.taylor if sums else {}, sums.count if sums else 0, model,
+    )  # fmt: skip
+    made.all_reduce()
+    return made
+
+
+def inputs_of(coupling: Coupling) -> int | None:
+    """How many positional inputs the example had; None where they were given by name."""
+    if coupling.module is None:
+        return len(coupling.inputs)
+    positional, named = coupling.inputs[0]["tuple"], coupling.inputs[1]["dict"]
+    return len(positional) if positional or not named else None
+
+
+def _parts(batch: Batch, samples: int) -> Iterator[tuple[Batch, bool]]:
+    """The samples of a batch that are summed, and those that are held out."""
+    size = batch.size
+    if size >= HELD_SHARE:
+        cut = size - size // HELD_SHARE
+        yield batch.part(0, cut), False
+        yield batch.part(cut, size), True
+    elif size:
+        yield batch, samples // max(size, 1) % HELD_SHARE == HELD_SHARE - 1
+    else:
+        yield batch, False
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside the block; each module's own flag outside."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
+def plain_recurrence(model: nn.Module) -> Iterator[None]:
+    """Recurrent layers as the products that they consist of: fused kernels hide them."""
+    if not any(isinstance(module, nn.RNNBase) for module in model.modules()):
+        yield
+        return
+    before = torch._C._get_mkldnn_enabled(), torch._C._get_cudnn_enabled()
+    try:
+        torch._C._set_mkldnn_enabled(False)
+        torch._C._set_cudnn_enabled(False)
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(before[0])
+        torch._C._set_cudnn_enabled(before[1])

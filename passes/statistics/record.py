@@ -1,0 +1,98 @@
+"""What was observed of a network, as a value: sites, moments and importance; they add up, and go to a file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from passes.errors import PassError
+from passes.statistics.moments import Moments
+from passes.statistics.sites import Site
+
+
+@dataclass
+class Statistics:
+    """Sums over data of one network, named by its coupling's fingerprint.
+
+    sites: each use of a parameter by a contracting operator. moments: by the name of the site that first read the
+    operand. samples: how many were seen. fisher, taylor: for each group the sums over `gradients` small batches of
+    (g.w)^2 and of abs(g.w), g.w being summed over all that makes the unit; empty without a loss. network: what was
+    observed; not saved.
+    """
+
+    fingerprint: str
+    sites: dict[str, Site]
+    moments: dict[str, Moments]
+    samples: int = 0
+    fisher: Mapping[str, np.ndarray] = field(default_factory=dict)
+    taylor: Mapping[str, np.ndarray] = field(default_factory=dict)
+    gradients: int = 0
+    network: nn.Module | None = field(default=None, repr=False, compare=False)
+
+    def of(self, site: Site) -> Moments:
+        """The moments of what `site` reads."""
+        return self.moments[site.moments]
+
+    @property
+    def size_bytes(self) -> int:
+        """Memory that all sums take."""
+        return sum(m.size_bytes for m in self.moments.values())
+
+    def merge(self, other: Statistics) -> Statistics:
+        """These and `other`, of the same network over other data. Raises PassError for another network."""
+        if other.fingerprint != self.fingerprint or other.sites.keys() != self.sites.keys():
+            raise PassError(
+                f"statistics of network {other.fingerprint[:12]} cannot be added to those of {self.fingerprint[:12]}; "
+                "observe the same network"
+            )
+        moments = {name: Moments(m.groups, m.columns) for name, m in self.moments.items()}
+        for name, made in moments.items():
+            made.merge(self.moments[name])
+            made.merge(other.moments[name])
+        return Statistics(
+            self.fingerprint, dict(self.sites), moments, self.samples + other.samples,
+            _added(self.fisher, other.fisher), _added(self.taylor, other.taylor),
+            self.gradients + other.gradients, self.network,
+        )  # fmt: skip
+
+    def all_reduce(self) -> None:
+        """Add up the sums of all processes of torch.distributed, where it is running; each then holds the whole."""
+        distributed = torch.distributed
+        if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
+            return
+        for name in sorted(self.moments):
+            moments = self.moments[name]
+            counts = torch.tensor([moments.count, moments.held_seen], dtype=torch.float64)
+            if moments.tiles:
+                counts = counts.to(moments.tiles[0].device)
+            for tensor in [*moments.tiles, counts]:
+                distributed.all_reduce(tensor)
+            moments.count, moments.held_seen = float(counts[0]), int(counts[1])
+        for sums in (self.fisher, self.taylor):
+            for name in sorted(sums):
+                tensor = torch.from_numpy(sums[name])
+                distributed.all_reduce(tensor)
+
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file with a checksum; a file that is there is replaced at once or not at all."""
+        from passes.statistics.storing import write
+
+        write(self, Path(path))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Statistics:
+        """Read what `save` wrote. Raises PassError where the file is damaged or of another kind."""
+        from passes.statistics.storing import read
+
+        return read(Path(path))
+
+
+def _added(first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    if first.keys() != second.keys():
+        return {}
+    return {name: first[name] + second[name] for name in first}

@@ -1,0 +1,127 @@
+"""Statistics as one safetensors file: tensors, and what is not a tensor as JSON in its header. Never pickle."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import uuid
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from passes.errors import PassError
+from passes.statistics.contractions import Form
+from passes.statistics.moments import Moments
+from passes.statistics.record import Statistics
+from passes.statistics.sites import Layout, Norm, Site
+
+FORMAT = "fxprune-statistics-1"
+_DTYPES = {"F64": torch.float64, "F32": torch.float32}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+
+
+def write(statistics: Statistics, path: Path) -> None:
+    """Write `statistics` to `path` through a temporary file beside it."""
+    tensors: dict[str, Tensor] = {}
+    described: dict[str, Any] = {}
+    for name, moments in statistics.moments.items():
+        described[name] = {
+            "groups": moments.groups, "columns": moments.columns, "count": moments.count, "seen": moments.held_seen,
+            "tiles": len(moments.tiles), "held": moments.held is not None,
+        }  # fmt: skip
+        tensors.update({f"{name}/tile{n}": tile for n, tile in enumerate(moments.tiles)})
+        if moments.held is not None:
+            tensors[f"{name}/held"] = moments.held
+    for kind, sums in (("fisher", statistics.fisher), ("taylor", statistics.taylor)):
+        tensors.update({f"{kind}/{name}": torch.from_numpy(np.ascontiguousarray(s)) for name, s in sums.items()})
+    facts = {
+        "format": FORMAT, "fingerprint": statistics.fingerprint, "samples": statistics.samples,
+        "gradients": statistics.gradients, "moments": described, "fisher": sorted(statistics.fisher),
+        "taylor": sorted(statistics.taylor), "sites": [dataclasses.asdict(s) for s in statistics.sites.values()],
+    }  # fmt: skip
+    header: dict[str, Any] = {}
+    data, digest, at = [], hashlib.sha256(), 0
+    for name in sorted(tensors):
+        block = tensors[name].detach().cpu().contiguous().numpy().tobytes()
+        kind = _NAMES[tensors[name].dtype]
+        header[name] = {"dtype": kind, "shape": list(tensors[name].shape), "data_offsets": [at, at + len(block)]}
+        at += len(block)
+        digest.update(block)
+        data.append(block)
+    text = json.dumps(facts, sort_keys=True)
+    digest.update(text.encode())
+    header["__metadata__"] = {"statistics": text, "sha256": digest.hexdigest()}
+    head = json.dumps(header).encode()
+    head += b" " * (-len(head) % 8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        with part.open("wb") as file:
+            file.write(len(head).to_bytes(8, "little") + head)
+            for block in data:
+                file.write(block)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def read(path: Path) -> Statistics:
+    """What `write` wrote. Raises PassError that says what is wrong with the file."""
+    try:
+        raw = path.read_bytes()
+        size = int.from_bytes(raw[:8], "little")
+        header = json.loads(raw[8 : 8 + size])
+        meta = header.pop("__metadata__")
+        body = memoryview(raw)[8 + size :]
+        digest = hashlib.sha256(body)
+        digest.update(meta["statistics"].encode())
+        facts = json.loads(meta["statistics"])
+        if facts["format"] != FORMAT:
+            raise PassError(f"{path}: it has format {facts['format']!r}, this version reads {FORMAT!r}")
+        if digest.hexdigest() != meta["sha256"]:
+            raise PassError(f"{path}: its content does not match its checksum; it is damaged, so observe anew")
+        return _statistics(facts, {name: _tensor(entry, body) for name, entry in header.items()})
+    except OSError as error:
+        raise PassError(f"{path}: cannot be read: {error}") from error
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise PassError(f"{path}: these are no statistics of fxprune: {type(error).__name__}: {error}") from error
+
+
+def _tensor(entry: Any, body: memoryview) -> Tensor:
+    start, stop = entry["data_offsets"]
+    dtype = _DTYPES[entry["dtype"]]
+    if start == stop:
+        return torch.empty(entry["shape"], dtype=dtype)
+    return torch.frombuffer(bytearray(body[start:stop]), dtype=dtype).reshape(entry["shape"])
+
+
+def _statistics(facts: Any, tensors: dict[str, Tensor]) -> Statistics:
+    moments = {}
+    for name, entry in facts["moments"].items():
+        tiles = [tensors[f"{name}/tile{n}"] for n in range(entry["tiles"])]
+        held = tensors[f"{name}/held"] if entry["held"] else None
+        moments[name] = Moments(entry["groups"], entry["columns"], entry["count"], tiles, held, entry["seen"])
+    sums = {kind: {n: tensors[f"{kind}/{n}"].numpy() for n in facts[kind]} for kind in ("fisher", "taylor")}
+    sites = {entry["name"]: _site(entry) for entry in facts["sites"]}
+    return Statistics(
+        facts["fingerprint"], sites, moments, facts["samples"], sums["fisher"], sums["taylor"], facts["gradients"]
+    )
+
+
+def _site(entry: dict[str, Any]) -> Site:
+    made = dict(entry)
+    made["form"] = Form(**entry["form"])
+    for key in ("layout", "bias_layout"):
+        if entry[key] is not None:
+            shape, own, size, stride = (tuple(entry[key][name]) for name in ("shape", "own", "size", "stride"))
+            made[key] = Layout(shape, own, size, stride, int(entry[key]["offset"]))
+    if entry["norm"] is not None:
+        made["norm"] = Norm(**entry["norm"])
+    return Site(**made)

@@ -1,0 +1,175 @@
+"""Repair is least squares: exact where it can be, never worse than slicing on held-out data, and says what it did."""
+
+import pytest
+import torch
+from torch import nn
+
+from passes import PassError, PlanError, PruneChannels, apply_plan, capture, couple, verify
+from passes.compensate import Compensate, compensate, repairs_of
+from passes.divergence import divergence, outputs_of
+from passes.norms import reestimated, reestimated_where_better
+from passes.refinement import refine
+from passes.statistics import Batch, observe
+
+
+def error(network, dense, x):
+    with torch.no_grad():
+        return float((network.eval()(x) - dense.eval()(x)).square().mean())
+
+
+class Redundant(nn.Module):
+    """Units 4 to 7 are mixtures of units 0 to 3 and a constant, so that nothing is lost without them."""
+
+    def __init__(self, kind="linear"):
+        super().__init__()
+        torch.manual_seed(0)
+        conv = kind != "linear"
+        make = (lambda i, o, k=1, **kw: nn.Conv2d(i, o, k, **kw)) if conv else (lambda i, o, k=1, **kw: nn.Linear(i, o))
+        self.first = make(3, 8)
+        mix = torch.randn(4, 4)
+        with torch.no_grad():
+            weight = self.first.weight.flatten(1)
+            weight[4:] = mix @ weight[:4]
+            self.first.bias[4:] = mix @ self.first.bias[:4] + 1.0
+        extra = {"grouped": dict(groups=1, padding=1, bias=False)}.get(kind, {})
+        self.second = make(8, 5, 3, **extra) if conv else make(8, 5)
+        self.norm = nn.BatchNorm2d(5) if kind == "grouped" else nn.Identity()
+
+    def forward(self, x):
+        return self.norm(self.second(self.first(x)))
+
+
+@pytest.mark.parametrize("kind, shape", [("linear", (3,)), ("conv", (3, 7, 6))])
+@pytest.mark.parametrize("form", ["graph", "module"])
+def test_units_that_others_can_stand_for_are_given_back_exactly(kind, shape, form):
+    net = Redundant(kind).eval()
+    x = torch.randn(100, *shape)
+    dense = capture(net) if form == "graph" else net
+    coupling = couple(dense, x[:2])
+    plan = coupling.plan({"first": (0, 1, 2, 3)})
+    statistics = observe(dense, coupling, [x])
+    pruned = apply_plan(dense, plan)
+    repaired = compensate(pruned, statistics, plan, ridges=(1e-5,))
+    assert error(pruned, dense, x) > 1e-2
+    assert error(repaired, dense, x) < 1e-4 * error(pruned, dense, x)
+    (repair,) = repairs_of(repaired)
+    assert repair.repaired and repair.before < 0.9 and repair.after > 1 - 1e-4
+    assert error(pruned, dense, x) > 1e-2, "the pruned network itself is left as it was"
+
+
+def test_a_running_mean_takes_the_constant_where_there_is_no_bias():
+    net = Redundant("grouped").eval()
+    x = torch.randn(60, 3, 6, 6)
+    gm = capture(net)
+    coupling = couple(gm, x[:2])
+    plan = coupling.plan({"first": (0, 1, 2, 3)})
+    pruned = PruneChannels(plan)(gm).graph_module
+    repaired = Compensate(observe(gm, coupling, [x]), plan)(pruned).graph_module
+    assert not torch.equal(repaired.get_submodule("norm").running_mean, pruned.get_submodule("norm").running_mean)
+    # padding reads zeros where a constant unit would read ones, so the borders differ
+    wanted, sliced, got = (n.eval()(x)[..., 1:-1, 1:-1].detach() for n in (net, pruned, repaired))
+    assert (got - wanted).square().mean() < 0.2 * (sliced - wanted).square().mean()
+
+
+def test_never_worse_than_slicing_on_held_out_data():
+    """Sixteen units seen on four samples: a fit to so little would be worse than the slice, which is kept."""
+    torch.manual_seed(1)
+    net = nn.Sequential(nn.Linear(20, 16), nn.Linear(16, 3)).eval()
+    with torch.no_grad():
+        net[1].weight[:, 8:] = 0  # nothing is lost by slicing
+    x = torch.randn(6, 20)
+    coupling = couple(net, x[:2])
+    plan = coupling.plan({"0": tuple(range(8))})
+    statistics = observe(net, coupling, [x])
+    pruned = apply_plan(net, plan)
+    assert compensate(pruned, statistics, plan) is pruned
+    gm = capture(net)
+    coupling = couple(gm, x[:2])
+    result = Compensate(observe(gm, coupling, [x]), coupling.plan({"0": tuple(range(8))}))(
+        PruneChannels(coupling.plan({"0": tuple(range(8))}))(gm).graph_module
+    )
+    assert not result.modified
+
+
+def test_what_does_not_belong_together_is_refused():
+    net, other = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 3)), nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 3))
+    x = torch.randn(30, 4)
+    coupling, second = couple(net, x[:2]), couple(other, x[:2])
+    plan = coupling.plan({"0": (0, 1)})
+    statistics = observe(other, second, [x])
+    with pytest.raises((PlanError, PassError)):
+        compensate(apply_plan(net, plan), statistics, plan, net)
+    mine = observe(net, coupling, [x])
+    with pytest.raises(PlanError, match="the plan leaves"):
+        compensate(net, mine, plan)
+
+
+def small_network():
+    torch.manual_seed(0)
+
+    class Block(nn.Module):
+        def __init__(self, width, inner):
+            super().__init__()
+            self.a, self.n = nn.Conv2d(width, inner, 3, padding=1, bias=False), nn.BatchNorm2d(inner)
+            self.b, self.m = nn.Conv2d(inner, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
+
+        def forward(self, x):
+            return torch.relu(x + self.m(self.b(torch.relu(self.n(self.a(x))))))
+
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), Block(8, 12), Block(8, 12), nn.Flatten(), nn.Linear(8 * 36, 5))
+    net.train()
+    for _ in range(20):
+        net(torch.randn(32, 3, 8, 8))
+    return net.eval()
+
+
+def test_refinement_on_own_inputs_explains_more_in_every_segment_and_is_no_worse_held_out():
+    net = small_network()
+    gm = capture(net)
+    x, held = torch.randn(120, 3, 8, 8), torch.randn(60, 3, 8, 8)
+    coupling = couple(gm, x[:2])
+    plan = coupling.plan({g.name: tuple(range(5)) for g in coupling.groups if g.size == 12})
+    assert len([g for g in coupling.groups if g.size == 12]) == 2
+    pruned = PruneChannels(plan)(gm).graph_module
+    repaired = Compensate(observe(gm, coupling, [x]), plan)(pruned).graph_module
+    batches = [Batch((held,))]
+    dense = outputs_of(gm, batches)
+    refined = refine(repaired, plan, gm, [x[:60], x[60:]])
+    assert all(s.after >= s.before for s in refined.segments)
+    assert sum(s.repaired for s in refined.segments) >= 2
+    scores = [divergence(n, batches, dense) for n in (pruned, repaired, refined.network)]
+    assert scores[2] < 0.9 * scores[1] < 0.9 * scores[0]
+    assert verify(gm, refined.network, plan, x[:2], trained=True).max_error < 1e-9
+
+
+def test_refinement_changes_neither_network_and_repeats_itself():
+    net = small_network()
+    gm = capture(net)
+    x = torch.randn(30, 3, 8, 8)
+    coupling = couple(gm, x[:2])
+    plan = coupling.plan({g.name: tuple(range(4)) for g in coupling.groups if g.size == 12})
+    pruned = PruneChannels(plan)(gm).graph_module
+    before = {k: v.clone() for m in (gm, pruned) for k, v in m.state_dict().items()}
+    flags = [p.requires_grad for p in pruned.parameters()]
+    first, second = (refine(pruned, plan, gm, [x], rounds=1).network.state_dict() for _ in range(2))
+    assert all(torch.equal(first[k], second[k]) for k in first)
+    after = {k: v for m in (gm, pruned) for k, v in m.state_dict().items()}
+    assert all(torch.equal(before[k], after[k]) for k in before)
+    assert flags == [p.requires_grad for p in pruned.parameters()]
+    assert list(first) == list(pruned.state_dict())
+
+
+def test_norms_are_estimated_in_a_copy_and_kept_only_where_better():
+    torch.manual_seed(0)
+    last = nn.BatchNorm2d(2, affine=False)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Conv2d(4, 2, 1), last)
+    x = 3 * torch.randn(40, 3, 6, 6) + 1
+    made = reestimated(net, [Batch((x,))])
+    with torch.no_grad():
+        read = net[0](x)
+    assert torch.allclose(made[1].running_mean, read.mean((0, 2, 3)), atol=1e-4)
+    assert torch.allclose(made[1].running_var, read.transpose(0, 1).flatten(1).var(1), rtol=1e-3)
+    assert torch.equal(net[1].running_mean, torch.zeros(4))
+    assert reestimated_where_better(net, [Batch((x,))], lambda n: float(n is net)) is net
+    plain = nn.Sequential(nn.Linear(3, 2))
+    assert reestimated(plain, [Batch((torch.randn(4, 3),))]) is plain

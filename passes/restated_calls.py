@@ -7,6 +7,7 @@ arguments of those calls. The module keeps its class; the replacements are plain
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 from collections import Counter
@@ -60,9 +61,20 @@ class RestatedForward:
         self.restated = list(restated)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        forward = self.forward if self.forward is not None else MethodType(type(self.module).forward, self.module)
         with _Restating(self.module, self.restated):
-            return forward(*args, **kwargs)
+            return self._original(*args, **kwargs)
+
+    @property
+    def _original(self) -> Any:
+        return self.forward if self.forward is not None else MethodType(type(self.module).forward, self.module)
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(self._original)
+
+    @property
+    def __code__(self) -> Any:
+        return self._original.__code__  # what torch.export asks a forward for
 
 
 class _Restating(TorchFunctionMode):

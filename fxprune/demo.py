@@ -26,6 +26,7 @@ import passes
 from fxprune import Budget, NetAdaptConfig, NetAdaptResult, netadapt
 from fxprune.errors import InputError
 from fxprune.export.files import written_by_fxprune
+from fxprune.export.seal import UNSEALED, is_sealed, seal
 from fxprune.training import seeded
 
 if TYPE_CHECKING:
@@ -218,8 +219,9 @@ def _run(out: Path, seed: int, steps: Steps, say: Callable[[str], None], progres
     networks = _measured({"dense": gm, "dense, fine-tuned": tuned, "pruned": pruned}, result, digits, example)
     seconds = time.perf_counter() - start
     demo = Demo(networks, len(result.rounds), certificate.max_error, steps, seed, seconds)
-    save_file(gm.state_dict(), out / "dense.safetensors")
-    save_file(pruned.state_dict(), out / "pruned.safetensors")
+    for name, network in (("dense", gm), ("pruned", pruned)):
+        save_file(network.state_dict(), out / f"{name}.safetensors", metadata={"fxprune": UNSEALED})
+        seal(out / f"{name}.safetensors")
     (out / "plan.json").write_text(result.plan.to_json())
     (out / "summary.json").write_text(json.dumps(asdict(demo), indent=2) + "\n")
     return demo
@@ -261,6 +263,8 @@ def _measured(
 
 def load_pruned(out: Path) -> nn.Module:
     """The network that `run_demo` saved, from its class, its plan and its weights: nothing is unpickled."""
+    if not is_sealed(out / "pruned.safetensors"):
+        raise InputError(f"{out / 'pruned.safetensors'} is damaged, or is missing; run the demo again.")
     plan = passes.Plan.from_json((out / "plan.json").read_text())
     gm = passes.capture(DigitNet())
     passes.couple(gm, torch.zeros(1, 1, 8, 8))

@@ -111,8 +111,9 @@ class Compiled:
 class Cost:
     """The resources of a coupled network as functions of its group widths.
 
-    Every method takes ``widths``, {group name: size}; a group that is not named has its full size. A size may be an
-    integer array: all arrays broadcast together and the result is an array. Scalars give Python integers.
+    Every method takes ``widths``, {group name: size}; a group that is not named has its full size, and 0 leaves out all
+    that has a part in it. A size may be an integer array: all arrays broadcast together and the result is an array.
+    Scalars give Python integers.
     """
 
     def __init__(self, coupling: Coupling) -> None:
@@ -225,7 +226,7 @@ class Cost:
             shapes = {name: c.shape for name, c in zip(self.names, columns, strict=True) if c.ndim}
             raise PlanError(f"widths: arrays of these shapes do not broadcast together: {shapes}") from None
         most = np.array(list(sizes.values())).reshape(-1, *[1] * (widths_of.ndim - 1))
-        if widths_of.dtype.kind not in "iu" or (widths_of < 1).any() or (widths_of > most).any():
+        if widths_of.dtype.kind not in "iu" or (widths_of < 0).any() or (widths_of > most).any():
             _refuse(self.names, columns, sizes)
         return widths_of.astype(np.int64), scalar
 
@@ -242,11 +243,11 @@ def _without_device(value: Any) -> Any:
 def _refuse(names: Sequence[str], columns: Sequence[np.ndarray], sizes: Mapping[str, int]) -> None:
     """PlanError that names the first group whose width is none."""
     for name, column in zip(names, columns, strict=True):
-        expected = f"expected integers in 1..{sizes[name]}, as many as units may be kept"
+        expected = f"expected integers in 0..{sizes[name]}"
         if column.dtype.kind not in "iu":
             given = got(column.item() if column.ndim == 0 else column)
             raise PlanError(f"widths: group {name!r}: got {given}; {expected}")
-        if column.size and (column.min() < 1 or column.max() > sizes[name]):
+        if column.size and (column.min() < 0 or column.max() > sizes[name]):
             raise PlanError(f"widths: group {name!r}: got {column.min()}..{column.max()}; {expected}")
     raise PlanError("widths: integers of these sizes cannot be held together; expected ordinary integers")
 

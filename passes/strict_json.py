@@ -13,7 +13,8 @@ from typing import Any
 
 MOST_DEPTH = 64
 MOST_DIGITS = 64  # of one number; an index, a seed or a float64 needs fewer
-_TOKENS = re.compile(r'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', re.DOTALL)
+# A string that does not end is taken to the end of the text, or each of its quotes would be tried anew.
+_TOKENS = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?|[\[{]|[\]}]', re.DOTALL)
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 

@@ -151,7 +151,7 @@ def test_what_is_refused() -> None:
     _, _, costs = analysed(Grouped)
     with pytest.raises(PlanError, match="no group is called 'fcc'; did you mean 'fc'"):
         costs.macs({"fcc": 3})
-    with pytest.raises(PlanError, match="got 3.5; expected integers in 1..7"):
+    with pytest.raises(PlanError, match="got 3.5; expected integers in 0..7"):
         costs.macs({"fc": 3.5})
     with pytest.raises(
         PlanError, match="no resource is called 'joules'; there are flops, macs, params, weights, memory"

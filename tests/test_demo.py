@@ -89,3 +89,12 @@ def test_a_folder_of_others_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"plan\.json exists, and is of no demo"):
         run_demo(tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["plan.json"]
+
+
+def test_damaged_weights_are_not_loaded(short_run: tuple[Demo, Path], tmp_path: Path) -> None:
+    for name in ("pruned.safetensors", "plan.json"):
+        (tmp_path / name).write_bytes((short_run[1] / name).read_bytes())
+    whole = (tmp_path / "pruned.safetensors").read_bytes()
+    (tmp_path / "pruned.safetensors").write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(InputError, match=r"pruned\.safetensors is damaged"):
+        load_pruned(tmp_path)

@@ -64,7 +64,7 @@ class Bars:
         self._bars = RichProgress(
             TextColumn("{task.description}"),
             BarColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),  # a group may be called [0]
             TimeElapsedColumn(),
             console=console,
             transient=True,

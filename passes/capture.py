@@ -1,4 +1,4 @@
-"""Any nn.Module to a GraphModule that still trains, and whose structure a later pass can read and restate."""
+"""A module to a GraphModule that computes the same, and whose structure a later pass can read and restate."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import fx, nn
 from passes.errors import CaptureError
 from passes.exported import export
 from passes.process_state import leaves_no_trace
+from passes.refusals import both
 from passes.replay import taken_as_it_is
 from passes.symbolic import trace
 
@@ -18,8 +19,10 @@ FRONTENDS = ("auto", "fx", "export")
 
 @leaves_no_trace
 def capture(model: nn.Module, example_inputs: Any = None, frontend: str = "auto") -> fx.GraphModule:
-    """Capture `model` as a graph in which train() and eval() work as on the model, in the mode that it is in.
+    """Capture `model` as a graph, in the mode that it is in.
 
+    train() and eval() work as on the model where it hands its mode on to layers and functions, or branches on it in a
+    module or function without weights; where it branches otherwise, and in a graph by torch.export, the mode is fixed.
     `example_inputs` (a tensor, a tuple of arguments or a dict of keyword arguments; only shapes, types and
     structure are used) let control flow over shapes be followed and functions registered by
     `torch.fx.wrap` be traced through; without them such a function stays one opaque call.
@@ -30,6 +33,10 @@ def capture(model: nn.Module, example_inputs: Any = None, frontend: str = "auto"
     The result SHARES parameters and buffers with the model, as `torch.fx.symbolic_trace` does, but no module:
     what is set on it (a mode, an attribute, another parameter) does not reach the model, and names in its state_dict
     are those of the model. `gm.meta["frontend"]` says which front end was used, why, and what was specialised.
+
+    Refused is what a graph cannot say: regions under torch.autocast (torch.export can), torch.utils.checkpoint,
+    function transforms, values that Python asks for. `couple` and fxprune's netadapt take the module itself, without
+    a graph.
 
     Raises CaptureError, which names the line of the model that cannot be captured and what to do.
     """
@@ -54,9 +61,9 @@ def capture(model: nn.Module, example_inputs: Any = None, frontend: str = "auto"
 
 def _exported_instead(model: nn.Module, example: inspect.BoundArguments, error: CaptureError) -> fx.GraphModule:
     try:
-        return export(model, example, f"torch.fx could not: {error}")
+        return export(model, example, f"torch.fx could not: {error.found}")
     except CaptureError as second:
-        raise CaptureError(f"{error}. The second front end failed as well: {second}") from error
+        raise both(error, second) from None
 
 
 def _needed(example: inspect.BoundArguments | None) -> inspect.BoundArguments:

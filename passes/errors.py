@@ -1,5 +1,9 @@
 """What the passes raise: one base class, one subclass for each stage that can refuse."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
 
 class PassError(Exception):
     """Base of every error that a pass raises on purpose; its text says what, where and what to do."""
@@ -10,7 +14,16 @@ class ArgumentError(PassError, TypeError, ValueError):
 
 
 class CaptureError(PassError):
-    """A model that cannot be turned into a graph."""
+    """A model that cannot be turned into a graph. `found` says what and where, `advice` what to try."""
+
+    def __init__(self, found: str, advice: Sequence[str] = ()) -> None:
+        super().__init__(f"{found}. To try: {'; '.join(advice)}" if advice else found)
+        self.found = found
+        self.advice = tuple(advice)
+
+
+class NotInAGraph(CaptureError):
+    """What the model does is nothing that this kind of graph can say; another front end is tried, if there is one."""
 
 
 class PlanError(PassError, ValueError):

@@ -1,14 +1,19 @@
 """The second front end: torch.export, for models whose Python cannot be traced by torch.fx.
 
-An exported graph has parameters as get_attr nodes and ATen calls. What export fixed is freed where it can be: the model
-is exported in both modes and the constants in which the two graphs differ follow the live mode; the guards and the
-module that refuses train() are left out; the leading dimension is dynamic where export allows it.
+An exported graph has parameters as get_attr nodes and ATen calls, in the mode that the model is in. What export fixed
+beyond that is freed where it can be: the guards and the module that refuses train() are left out; the leading
+dimension is dynamic where export allows it.
 """
 
 from __future__ import annotations
 
 import inspect
+import io
+import logging
 import operator
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,28 +21,25 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
+from passes.annotations import note
 from passes.attention import lowered
 from passes.borrowing import borrowed, doubled
-from passes.errors import CaptureError
+from passes.errors import NotInAGraph
 from passes.generated import any_names, graph_module
-from passes.modes import merge
+from passes.patches import gradients_refused
 from passes.plain import plain_graph
+from passes.refusals import refusal
 
-_ADD = torch.ops.aten.add_.Tensor
-_COUNTER = "num_batches_tracked"
+log = logging.getLogger(__name__)
 
 
 @dataclass
 class _Exported:
-    """One exported graph in plain form, with the tensors that export stored under names of its own.
-
-    counters: the counters of batches that it counts up (taken out of the graph), and before which node it does.
-    """
+    """One exported graph in plain form, with the tensors that export stored under names of its own."""
 
     graph: fx.Graph
     constants: dict[str, Any]
     free: bool
-    counters: list[tuple[str, fx.Node]]
 
 
 def export(model: nn.Module, example: inspect.BoundArguments, why: str) -> fx.GraphModule:
@@ -46,60 +48,86 @@ def export(model: nn.Module, example: inspect.BoundArguments, why: str) -> fx.Gr
     Raises CaptureError with what torch.export says.
     """
     with borrowed(model), lowered(), any_names():
-        training = model.training
-        exported = _exported(model, example, training)
-        exported, told = _in_both_modes(model, example, exported, training)
+        exported = _exported(model, example)
     with borrowed(model):
         for name, value in exported.constants.items():
             setattr(model.get_submodule(_path(name)), name.rpartition(".")[2], value)
         gm = graph_module(doubled(model, exported.graph), exported.graph, type(model).__name__)
     leading = "free" if exported.free else "fixed to that of the example by torch.export"
-    said = [why, f"the leading dimension is {leading}", *told]
-    gm.meta["frontend"] = {"which": "export", "why": "; ".join(said), "specialised": ()}
+    mode = f"torch.export captured it in {'train' if model.training else 'eval'} mode, which this graph stays in"
+    said = [why, f"the leading dimension is {leading}", mode]
+    gm.meta["frontend"] = {"which": "export", "why": "; ".join(said), "specialised": (mode,)}
+    note(gm, specialised=(mode,))
     return gm
 
 
-def _in_both_modes(
-    model: nn.Module, example: inspect.BoundArguments, exported: _Exported, training: bool
-) -> tuple[_Exported, list[str]]:
-    """One graph for both modes if there is one, else that of the mode the model is in; and what is to be told."""
-    try:
-        other = _exported(model, example, not training)
-    except CaptureError as error:
-        told = [f"captured in {_form(training)} form only, since in the other mode {error}"]
-    else:
-        trained, evaluated = (exported, other) if training else (other, exported)
-        if merge(trained.graph, evaluated.graph, model, (trained.constants, evaluated.constants)):
-            _count(trained, live=True)
-            return trained, []
-        told = [f"captured in {_form(training)} form only, since the graphs of the two modes differ in structure"]
-    _count(exported, live=False)
-    return exported, told
-
-
-def _form(training: bool) -> str:
-    return "train" if training else "eval"
-
-
-def _exported(model: nn.Module, example: inspect.BoundArguments, training: bool) -> _Exported:
-    """Export in one mode, with a free leading dimension if that is possible."""
-    model.train(training)
+def _exported(model: nn.Module, example: inspect.BoundArguments) -> _Exported:
+    """Export with a free leading dimension if that is possible."""
     args, kwargs = _at_least_two((example.args, example.kwargs))
-    reasons: dict[str, None] = {}
     for shapes in (_dynamic_shapes(args, kwargs), None):
         try:
-            program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+            with _silent(), gradients_refused():
+                program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
         except Exception as error:  # torch.export raises what the model's code raises, and much of its own
-            lines = str(error).strip().splitlines() or [""]
-            reasons[f"{type(error).__name__}: {lines[0]}"] = None
-            continue
+            if shapes is not None and not isinstance(error, NotInAGraph):
+                log.debug("torch.export with a free leading dimension", exc_info=error)
+                continue
+            raise refusal(model, "cannot be captured by torch.export", error) from None
         source = program.module()
+        _refuse_function_transforms(source, model)
+        _refuse_buffers_of_another_size(source, model)
         graph = plain_graph(source, inspect.signature(model.forward), (args, kwargs))
         _name_as_the_model_does(graph, model)
-        counters = _taken_counters(graph)
         graph.eliminate_dead_code()
-        return _Exported(graph, _constants(graph, source, model), _is_free(program), counters)
-    raise CaptureError(f"torch.export cannot capture {type(model).__name__}: {'; '.join(reasons)}")
+        return _Exported(graph, _constants(graph, source, model), _is_free(program))
+    raise AssertionError("the export with fixed sizes returns or raises")
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """What torch.export prints, logs and warns of (graphs of thousands of lines) goes to the debug log."""
+    said = io.StringIO()
+    loggers = [one for one in logging.Logger.manager.loggerDict.values() if isinstance(one, logging.Logger)]
+    handlers = {handler for one in loggers if one.name.split(".")[0] == "torch" for handler in one.handlers}
+
+    def keep(record: logging.LogRecord) -> bool:
+        said.write(f"{record.name}: {record.getMessage()}\n")
+        return False
+
+    for handler in handlers:
+        handler.addFilter(keep)
+    try:
+        with warnings.catch_warnings(record=True) as warned, redirect_stderr(said), redirect_stdout(said):
+            yield
+        said.writelines(f"{warning.message}\n" for warning in warned)
+    finally:
+        for handler in handlers:
+            handler.removeFilter(keep)
+        if said.getvalue():
+            log.debug("torch.export said:\n%s", said.getvalue())
+
+
+def _refuse_function_transforms(source: fx.GraphModule, model: nn.Module) -> None:
+    """torch.func leaves levels of its own in an exported graph, and tensors of a level that has ended."""
+    for node in source.graph.nodes:
+        if getattr(node.target, "__module__", "").startswith("torch._functorch"):
+            error = NotInAGraph("it transforms functions (torch.func), which a graph of calls does not say")
+            raise refusal(model, "cannot be captured by torch.export", error)
+
+
+def _refuse_buffers_of_another_size(source: fx.GraphModule, model: nn.Module) -> None:
+    """A buffer that forward replaces by one of another size is no memory, and export writes into the old one."""
+    for node in source.graph.find_nodes(op="call_function", target=torch.ops.aten.copy_.default):
+        buffer, value = node.args[:2]
+        made = value.meta.get("val") if isinstance(value, fx.Node) else None
+        if buffer.op != "get_attr" or not isinstance(made, torch.Tensor):
+            continue
+        held = operator.attrgetter(str(buffer.target))(source)
+        fits = zip(reversed(made.shape), reversed(held.shape), strict=False)
+        if made.dim() > held.dim() or not all(new in (1, old) for new, old in fits):
+            sizes = f"{tuple(held.shape)} is replaced by one of size {tuple(made.shape)}"
+            error = NotInAGraph(f"the buffer {buffer.target} of size {sizes}")
+            raise refusal(model, "cannot be captured by torch.export", error)
 
 
 def _at_least_two(inputs: Any) -> Any:
@@ -128,31 +156,6 @@ def _is_batched(leaf: Any, size: int | None) -> bool:
 def _is_free(program: torch.export.ExportedProgram) -> bool:
     inputs = [node.meta.get("val") for node in program.graph.find_nodes(op="placeholder")]
     return any(isinstance(x, torch.Tensor) and x.dim() and isinstance(x.shape[0], torch.SymInt) for x in inputs)
-
-
-def _taken_counters(graph: fx.Graph) -> list[tuple[str, fx.Node]]:
-    """Take `num_batches_tracked += 1` out: only the graph of train mode has it, which would keep it from merging."""
-    taken = []
-    for node in reversed(graph.find_nodes(op="call_function", target=_ADD)):
-        counter, one = node.args
-        if not node.users and one == 1 and isinstance(counter, fx.Node) and str(counter.target).endswith(_COUNTER):
-            taken.append((str(counter.target), node.next))
-            graph.erase_node(node)
-    return taken
-
-
-def _count(exported: _Exported, live: bool) -> None:
-    """Put the counting of batches back, by the live mode of each batch norm if it is to follow that."""
-    graph = exported.graph
-    for name, following in exported.counters:
-        with graph.inserting_before(following):
-            counter = graph.create_node("get_attr", name)
-            one: Any = 1
-            if live:
-                path = name.rpartition(".")[0]
-                flag = graph.create_node("get_attr", f"{path}.training" if path else "training")
-                one = graph.call_function(operator.mul, (1, flag))
-            graph.call_function(_ADD, (counter, one))
 
 
 def _name_as_the_model_does(graph: fx.Graph, model: nn.Module) -> None:

@@ -28,6 +28,7 @@ def describe(frame: types.FrameType, line: int | None = None) -> str:
 
 def describe_line(filename: str, line: int, function: str) -> str:
     source = linecache.getline(filename, line).strip()
+    source = source if len(source) <= 100 else source[:97] + "..."
     name = filename.replace("\\", "/").rsplit("/", 1)[-1]
     return f"{name}:{line} in {function}" + (f": {source}" if source else "")
 
@@ -66,21 +67,3 @@ def stack_trace(within: types.CodeType) -> str:
 def _frame_text(filename: str, line: int, function: str) -> str:
     source = linecache.getline(filename, line).strip()
     return f'  File "{filename}", line {line}, in {function}\n    {source}'
-
-
-def wanted_by_assert() -> bool:
-    """Whether the truth value is wanted by an `assert` statement: then it may be taken to hold."""
-    frame = user_frame()
-    if frame is None:
-        return False
-    following = [step for step in dis.get_instructions(frame.f_code) if step.offset > frame.f_lasti]
-    names = [step.opname for step in following if step.opname not in ("CACHE", "TO_BOOL")][:2]
-    return len(names) == 2 and "IF_TRUE" in names[0] and names[1] in ("LOAD_ASSERTION_ERROR", "LOAD_COMMON_CONSTANT")
-
-
-@functools.cache
-def asks_for_class(code: types.CodeType) -> bool:
-    """Whether code can ask for the class of a value; what else asks is C code, which reads memory by the answer."""
-    if not {"isinstance", "issubclass", "__class__"}.isdisjoint(code.co_names):
-        return True
-    return any(instruction.opname == "MATCH_CLASS" for instruction in dis.get_instructions(code))

@@ -1,66 +1,113 @@
-"""What of torch, and of the model, is replaced while the model is traced, each for the time of one block."""
+"""What of Python, of torch and of the model is replaced while a model is traced.
+
+All replacements belong to fx's patcher: they end with the trace, and where torch runs for itself within it, or a module
+is imported for the first time, they are taken back for that time.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import builtins
+import functools
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass, field
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import FunctionType, ModuleType
+from typing import Any, Protocol
 
 import torch
+import torch.utils.checkpoint
 from torch import fx, nn
+from torch.fx import _symbolic_trace
+from torch.nn.modules._functions import BackwardHookFunction
 
-from passes.errors import CaptureError
+from passes.errors import CaptureError, NotInAGraph
+
+originals_back = _symbolic_trace._maybe_revert_all_patches
 
 
-@contextmanager
-def buffers_recorded(assign: Callable[[nn.Module, str, fx.Proxy], None]) -> Iterator[None]:
-    """Inside, setting a buffer to a proxy calls `assign`; torch alone refuses it or forgets the buffer."""
+class TracesModules(Protocol):
+    """What the replacements ask of a tracer."""
+
+    def assign(self, module: nn.Module, name: str, value: fx.Proxy) -> None: ...
+
+    def class_of(self, obj: fx.Proxy) -> type: ...
+
+
+@dataclass
+class _Replaced:
+    """`holder.name` is `new`, in the form of fx's patches."""
+
+    holder: Any
+    name: str
+    new: Any
+    original: Any = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.original = vars(self.holder)[self.name]
+
+    def patch(self) -> None:
+        setattr(self.holder, self.name, self.new)
+
+    def revert(self) -> None:
+        setattr(self.holder, self.name, self.original)
+
+
+def replace_while_tracing(tracer: TracesModules, proxies: type[fx.Proxy]) -> None:
+    """Make the replacements, within a trace of `tracer`, whose proxies are of this class; they end with the trace."""
+    patcher = _symbolic_trace.CURRENT_PATCHER
+    assert patcher is not None, "called by the function that fx traces"
+    replaced: list[Any] = [
+        _Replaced(nn.Module, "__setattr__", _setting_buffers(tracer)),
+        _Replaced(torch.autograd.Function, "apply", classmethod(_applied)),
+        *_checkpoints_refused(),
+        _Replaced(torch.autocast, "__init__", _refusing("torch.autocast")),
+        _Replaced(torch.autograd.graph.saved_tensors_hooks, "__init__", _refusing("a hook on saved tensors")),
+        _Replaced(builtins, "isinstance", _telling_classes(tracer, proxies)),
+        _ImportsUntouched(),
+    ]
+    for one in replaced:
+        one.patch()
+        patcher.patches_made.append(one)
+
+
+def _telling_classes(tracer: TracesModules, proxies: type[fx.Proxy]) -> Callable[[Any, Any], bool]:
+    """`isinstance` for Python code: a proxy counts as what it stands for, where that is known.
+
+    What asks in C++ reads memory by the answer; it calls no builtin and sees a proxy.
+    """
+    original = builtins.isinstance
+
+    def isinstance(obj: Any, kinds: Any) -> bool:
+        found = original(obj, kinds)
+        if found or not issubclass(type(obj), proxies):
+            return found
+        return issubclass(tracer.class_of(obj), kinds)
+
+    return isinstance
+
+
+def _setting_buffers(tracer: TracesModules) -> Callable[[nn.Module, str, Any], None]:
+    """Setting a buffer to a proxy is told to the tracer; torch alone refuses it or forgets the buffer."""
     original = nn.Module.__setattr__
 
     def set_attribute(module: nn.Module, name: str, value: Any) -> None:
         if isinstance(value, fx.Proxy) and module.__dict__.get("_buffers", {}).get(name) is not None:
-            assign(module, name, value)
+            tracer.assign(module, name, value)
         else:
             original(module, name, value)
 
-    nn.Module.__setattr__ = set_attribute  # type: ignore[method-assign, assignment]
-    try:
-        yield
-    finally:
-        nn.Module.__setattr__ = original  # type: ignore[method-assign]
+    return set_attribute
 
 
-@contextmanager
-def autocast_told(resolve: Callable[[fx.Proxy], Any]) -> Iterator[None]:
-    """Inside, `torch.autocast(x.device.type)` gets the name itself where that is a proxy."""
-    original = torch.autocast.__init__
+def _refusing(what: str) -> Callable[..., None]:
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        raise NotInAGraph(f"{what} holds for a region of the code, and torch.fx writes no regions down")
 
-    def told(self: torch.autocast, *args: Any, **kwargs: Any) -> None:
-        args = tuple(resolve(arg) if isinstance(arg, fx.Proxy) else arg for arg in args)
-        kwargs = {name: resolve(arg) if isinstance(arg, fx.Proxy) else arg for name, arg in kwargs.items()}
-        original(self, *args, **kwargs)
-
-    torch.autocast.__init__ = told  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        torch.autocast.__init__ = original  # type: ignore[method-assign]
-
-
-@contextmanager
-def own_forward(root: nn.Module) -> Iterator[None]:
-    """Inside, a method that was set as `root.forward` is the forward of its class, which is where fx looks."""
-    kind, forward = type(root), root.__dict__.get("forward")
-    if forward is None:
-        yield
-        return
-    if getattr(forward, "__self__", None) is not root:
-        raise CaptureError(f"{kind.__name__}.forward was replaced by {forward!r}; set a method bound to the module")
-    root.__class__ = type(kind.__name__, (kind,), {"forward": forward.__func__})  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        root.__class__ = kind  # type: ignore[assignment]
+    return init
 
 
 class _Applied:
@@ -75,19 +122,123 @@ class _Applied:
         return self.function.apply(*args, **kwargs)
 
 
+_apply = torch.autograd.Function.__dict__["apply"]
+
+
+def _applied(cls: Any, *args: Any, **kwargs: Any) -> Any:
+    """A call of an autograd.Function on proxies is one node: traced through, it would lose its gradient."""
+    proxy = next((arg for arg in args if isinstance(arg, fx.Proxy)), None)
+    if proxy is None:
+        return _apply.__get__(None, cls)(*args, **kwargs)
+    functions = [arg for arg in args if callable(arg) and not isinstance(arg, (fx.Proxy, torch.Tensor))]
+    if functions or cls is BackwardHookFunction:
+        raise _refused(cls, "runs a part of the model, which the graph would not show")
+    return proxy.tracer.create_proxy("call_function", _Applied(cls), args, kwargs)
+
+
+_CHECKPOINT = "torch.utils.checkpoint runs a part of the model anew for its gradient, which no graph says"
+
+
+def _refused(function: Any, why: str) -> NotInAGraph:
+    if function is BackwardHookFunction:
+        return NotInAGraph("a hook of a module changes gradients, which no graph says")
+    if function.__module__ == "torch.utils.checkpoint":
+        return NotInAGraph(_CHECKPOINT)
+    return NotInAGraph(f"{function.__qualname__}, an autograd.Function, {why}")
+
+
+def _checkpoints_refused() -> Iterator[_Replaced]:
+    """The form of torch.utils.checkpoint that is no autograd.Function; torch 2.14 gave it another name."""
+
+    def generator(*args: Any, **kwargs: Any) -> Any:
+        raise NotInAGraph(_CHECKPOINT)
+
+    for name in list(vars(torch.utils.checkpoint)):
+        if name.startswith("_checkpoint_without_reentrant_generator"):
+            yield _Replaced(torch.utils.checkpoint, name, generator)
+
+
 @contextmanager
-def functions_recorded() -> Iterator[None]:
-    """Inside, a call of an autograd.Function on proxies is one node: traced through, it would lose its gradient."""
-    original = torch.autograd.Function.__dict__["apply"]
+def gradients_refused() -> Iterator[None]:
+    """Inside, what makes gradients of its own raises NotInAGraph: torch.export would trace through and forget them."""
 
     def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
-        proxy = next((arg for arg in args if isinstance(arg, fx.Proxy)), None)
-        if proxy is None:
-            return original.__get__(None, cls)(*args, **kwargs)
-        return proxy.tracer.create_proxy("call_function", _Applied(cls), args, kwargs)
+        raise _refused(cls, "has a gradient of its own, which torch.export forgets")
 
-    torch.autograd.Function.apply = classmethod(apply)  # type: ignore[method-assign, assignment]
+    replaced = [_Replaced(torch.autograd.Function, "apply", classmethod(apply)), *_checkpoints_refused()]
+    for one in replaced:
+        one.patch()
     try:
         yield
     finally:
-        torch.autograd.Function.apply = original  # type: ignore[method-assign]
+        for one in replaced:
+            one.revert()
+
+
+class _ImportsUntouched(MetaPathFinder, Loader):
+    """Has a module that is imported within a trace run without the replacements: it may keep what it finds.
+
+    torch._dynamo, first imported under them, breaks torch.compile and torch.export for the rest of the process.
+    """
+
+    def __init__(self) -> None:
+        self._thread = threading.get_ident()
+        self._loaders: dict[str, Any] = {}
+
+    def patch(self) -> None:
+        sys.meta_path.insert(0, self)
+
+    def revert(self) -> None:
+        sys.meta_path.remove(self)
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if threading.get_ident() != self._thread:
+            return None  # taken back by another thread, the replacements would be missing in the trace
+        for finder in [finder for finder in sys.meta_path if finder is not self]:
+            spec = finder.find_spec(fullname, path, target)
+            if spec is not None:
+                break
+        else:
+            return None
+        if spec.loader is not None and hasattr(spec.loader, "exec_module"):
+            self._loaders[fullname], spec.loader = spec.loader, self
+        return spec
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self._loaders[spec.name].create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        spec: Any = module.__spec__
+        spec.loader = module.__loader__ = self._loaders.pop(spec.name)
+        with originals_back():
+            spec.loader.exec_module(module)
+
+
+def root_function(root: nn.Module, name: str) -> FunctionType:
+    """What a call of `root` runs, as the function that fx traces: its method `name`, between its hooks if it has some.
+
+    Raises CaptureError where another object stands in the place of `root.forward`.
+    """
+    function = getattr(type(root), name)
+    own = root.__dict__.get(name)
+    if own is not None:
+        if getattr(own, "__self__", None) is not root:
+            kind = type(root).__name__
+            raise CaptureError(f"{kind}.{name} was replaced by {own!r}; set a method bound to the module")
+        function = own.__func__
+    if not has_hooks(root):
+        return function
+
+    @functools.wraps(function)
+    def between_hooks(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return nn.Module._call_impl(self, *args, **kwargs)
+
+    return between_hooks  # type: ignore[return-value]
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a call of `module` runs more than its forward."""
+    names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(module.__dict__[name] for name in names)

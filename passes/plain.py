@@ -13,8 +13,6 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
-from passes.tracing import Tracer
-
 _ATEN = torch.ops.aten
 # Export's checks fix types and devices that a user of the graph may still change.
 _DROPPED = {_ATEN._assert_tensor_metadata.default}
@@ -26,7 +24,7 @@ def plain_graph(source: fx.GraphModule, signature: inspect.Signature, inputs: An
 
     `inputs`: the (args, kwargs) of the export. Arguments that the example left out are not accepted by the graph.
     """
-    graph = fx.Graph(tracer_cls=Tracer)  # unpickling traces the generated code again: with live modes
+    graph = fx.Graph()
     copies = _inputs(graph, source, signature, inputs)
     for node in source.graph.nodes:
         if node in copies or node.op == "call_module" or node.target in _DROPPED:

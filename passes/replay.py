@@ -12,7 +12,9 @@ from torch import fx, nn
 from passes.annotations import KEY, Facts, specialised_in
 from passes.attention import is_lowered, lowered
 from passes.borrowing import borrowed, doubled, twin
+from passes.errors import CaptureError
 from passes.generated import graph_module
+from passes.patches import has_hooks
 from passes.tracing import Tracer
 
 
@@ -21,11 +23,15 @@ def taken_as_it_is(model: fx.GraphModule, inputs: dict[str, Any] | None) -> fx.G
 
     Calls of nn.MultiheadAttention and of the transformers become the nodes that they stand for.
     """
+    if has_hooks(model):
+        raise CaptureError(
+            f"{type(model).__name__} has hooks of its own, which are no nodes of its graph; remove them, or capture a "
+            "module that holds it as a part"
+        )
     gm = graph_module(twin(model), copy.deepcopy(model.graph), type(model).__name__)
     if _attention_leaves(gm):
         with borrowed(gm), lowered():
             graph = _Replay(gm, inputs).trace(gm)
-            graph._tracer_cls = Tracer  # the one that unpickling makes, without arguments
             gm = graph_module(doubled(gm, graph), graph, type(model).__name__)
     gm.meta.update(model.meta)
     gm.meta[KEY] = Facts(specialised=specialised_in(model))

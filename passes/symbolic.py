@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import operator
 import traceback
 from collections.abc import Callable, Iterable, Iterator
@@ -13,14 +14,17 @@ import torch
 from torch import fx, nn
 from torch.fx import _symbolic_trace
 
+from passes.annotations import note
 from passes.attention import lowered
 from passes.borrowing import borrowed, doubled
 from passes.errors import CaptureError
 from passes.frames import describe_line, is_user_file
 from passes.garbage import collector_paused
 from passes.generated import graph_module
-from passes.modes import merge
+from passes.refusals import refusal
 from passes.tracing import Note, Tracer, Unresolved
+
+log = logging.getLogger(__name__)
 
 
 @collector_paused()
@@ -28,7 +32,7 @@ def trace(model: nn.Module, inputs: dict[str, Any] | None) -> fx.GraphModule:
     """Trace `model`; `inputs` are example values by the names of forward's parameters, None for none.
 
     Traced again, with more leaves, where a small module or a plain function turned out to branch on the mode: inside
-    a leaf the branch stays live. Other branches on the mode stay live where they choose a constant. With example
+    a leaf the branch stays live. Other branches are followed in the mode that the model is in. With example
     inputs, functions registered by `torch.fx.wrap` are traced through, except those that cannot be.
     """
     leaves: frozenset[str] = frozenset()
@@ -42,7 +46,7 @@ def trace(model: nn.Module, inputs: dict[str, Any] | None) -> fx.GraphModule:
             except Exception as error:  # user code may raise anything when it meets a proxy
                 stuck = _innermost(error, opened)
                 if stuck is None:
-                    raise _capture_error(error, tracer, model) from error
+                    raise _capture_error(error, tracer, model) from None
                 opaque |= {stuck}
                 continue
             more_leaves = _live_leaves(tracer.notes, model) - leaves
@@ -50,37 +54,30 @@ def trace(model: nn.Module, inputs: dict[str, Any] | None) -> fx.GraphModule:
             if more_leaves or more_functions:
                 leaves, functions = leaves | more_leaves, functions + more_functions
                 continue
+            notes = _without_idle_modes(graph, tracer, model, opaque)
             _drop_idle_queries(graph)
-            graph, notes = _switchable(graph, tracer, model, opaque)
             _keep_side_effects(graph)
             gm = graph_module(doubled(model, graph), graph, type(model).__name__)
             gm.meta["frontend"] = {"which": "fx", "why": _why(notes), "specialised": _told(notes)}
+            note(gm, specialised=_sentences(notes, model.training))
             return gm
 
 
-def _switchable(
+def _without_idle_modes(
     graph: fx.Graph, tracer: Tracer, model: nn.Module, opaque: frozenset[FunctionType]
-) -> tuple[fx.Graph, tuple[Note, ...]]:
-    """Where the model branches on its mode, a graph for both modes if there is one; and what stays decided."""
+) -> tuple[Note, ...]:
+    """What was decided; not the modes where the other mode comes to the same graph (a dropout of nothing)."""
     notes = tuple(tracer.notes)
-    if not any(note.kind == "mode" for note in notes):
-        return graph, notes
+    if not any(one.kind == "mode" for one in notes):
+        return notes
     other = Tracer(tracer.inputs, tracer.leaves, tracer.functions, flipped=True)
     with borrowed(model), _wrapped_functions_open(opaque, tracer.inputs is not None):
         try:
-            flipped = other.trace(model)
-        except Exception:  # the mode that the model is not in may not be traceable: then the graph stays in its own
-            return graph, notes
-    _drop_idle_queries(flipped)
-    stored = [{name: value for value, name in one.tensor_attrs.items()} for one in (tracer, other)]
-    pairs = list(zip((graph, flipped), stored, strict=True))
-    (trained, in_train), (evaluated, in_eval) = pairs if model.training else reversed(pairs)
-    if not merge(trained, evaluated, model, (in_train, in_eval)):
-        return graph, notes
-    for name, value in in_train.items():
-        if "." not in name and not hasattr(model, name):
-            setattr(model, name, value)
-    return trained, tuple(note for note in notes if note.kind != "mode")
+            same = str(other.trace(model)) == str(graph)
+        except Exception:  # user code in a mode that nobody asked for
+            log.debug("%s cannot be traced in the other mode", type(model).__name__, exc_info=True)
+            return notes
+    return tuple(one for one in notes if one.kind != "mode") if same else notes
 
 
 def _drop_idle_queries(graph: fx.Graph) -> None:
@@ -169,24 +166,25 @@ def _why(notes: tuple[Note, ...]) -> str:
     return "; ".join(["torch.fx traced it", *(text for kind, text in texts.items() if kind in kinds)])
 
 
-def _told(notes: tuple[Note, ...]) -> tuple[str, ...]:
+def _told(notes: Iterable[Note]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(f"{note.kind}: {note.source}" for note in notes))
 
 
+def _sentences(notes: Iterable[Note], training: bool) -> tuple[str, ...]:
+    """What the graph computes for one case only; decisions by shapes are the example's, as in every analysis."""
+    texts = {
+        "mode": f"what {'train' if training else 'eval'} mode does was captured, whatever mode is set",
+        "batch": "the leading dimension is that of the example",
+        "value": "what a buffer or parameter holds decided",
+    }
+    return tuple(f"{texts[one.kind]}: {one.source}" for one in notes if one.kind in texts)
+
+
 def _capture_error(error: Exception, tracer: Tracer, model: nn.Module) -> CaptureError:
+    """One paragraph for what user code, torch.fx or this file raised while `model` was traced."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if is_user_file(frame.filename)]
     place = describe_line(frames[-1].filename, frames[-1].lineno or 0, frames[-1].name) if frames else "its own code"
     module = next(reversed(tracer.module_stack.values()))[0] if tracer.module_stack else ""
     inside = f" (module {module})" if module else ""
-    advice = (
-        'give example_inputs, so that control flow over shapes can be followed; or use frontend="export"'
-        if tracer.inputs is None
-        else "if it depends on the values of tensors, move it into a function registered by torch.fx.wrap; "
-        'or use frontend="export"'
-    )
-    what = (
-        "control flow on a value that is not known while tracing"
-        if isinstance(error, Unresolved)
-        else type(error).__name__
-    )
-    return CaptureError(f"{type(model).__name__} cannot be traced at {place}{inside}: {what} ({error}); {advice}")
+    what = "control flow on a value that is not known while tracing" if isinstance(error, Unresolved) else None
+    return refusal(model, f"cannot be traced at {place}{inside}", error, what, examples=tracer.inputs is not None)

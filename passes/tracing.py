@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.fx._symbolic_trace import _constant_attribute_types, _maybe_revert_all_patches
+from torch.fx._symbolic_trace import _constant_attribute_types
 from torch.fx.proxy import Attribute, Scope, TraceError
 
-from passes.frames import asks_for_class, describe, stack_trace, unpacked_into, user_frame, wanted_by_assert
+from passes.frames import describe, stack_trace, unpacked_into, user_frame
 from passes.nodes import give_arguments
-from passes.patches import autocast_told, buffers_recorded, functions_recorded, own_forward
+from passes.patches import originals_back, replace_while_tracing, root_function
 from passes.skeleton import PLAIN, attributes_of, modules_of
 from passes.values import Unknown, Values, one_more
 
@@ -26,14 +28,7 @@ FACTORIES = (
     *(torch.rand, torch.randn, torch.randint, torch.randperm, torch.tensor, torch.as_tensor),
     *(torch.tril_indices, torch.triu_indices, torch.Size),
 )
-# Functions that take a number or a tensor in one place: their parser (torch 2.13) asks isinstance, and then reads a
-# proxy that answers for its class as if it were a tensor's memory.
-MIXED = (
-    *(torch.pow, torch.where, torch.float_power, torch.remainder, torch.xlogy, torch.isin, torch.result_type),
-    *(torch.special.xlog1py, torch.special.zeta, torch.bitwise_left_shift, torch.bitwise_right_shift),
-    *(torch.bitwise_and, torch.bitwise_or, torch.bitwise_xor, torch.searchsorted, torch.bucketize),
-)
-_WRAPPED = frozenset((*FACTORIES, *MIXED))
+_WRAPPED = frozenset(FACTORIES)
 
 
 @dataclass(frozen=True)
@@ -59,12 +54,7 @@ class ValueProxy(fx.Proxy):
     """A proxy that answers bool, int, float, len and iteration where its tracer knows the value."""
 
     tracer: Tracer
-    _is_param = _is_buffer = False  # the isinstance of nn.Parameter and nn.Buffer asks
-
-    @property  # type: ignore[misc]
-    def __class__(self) -> type:  # type: ignore[override]
-        """What isinstance in the model's code is to see: the class of the value, where that is known."""
-        return self.tracer.class_of(self) if asks_for_class(sys._getframe(1).f_code) else type(self)
+    _is_param = _is_buffer = False  # asked by the isinstance of nn.Parameter and nn.Buffer
 
     def __getattr__(self, name: str) -> Any:
         if type(self) is ValueProxy and self.node.op == "get_attr" and not self.tracer.has(self.node, name):
@@ -130,7 +120,7 @@ class Tracer(fx.Tracer):
     those in `leaves` (paths) and the functions in `functions`; everywhere else `training` becomes a
     node that reads the flag of the module it belongs to. `inputs` (by placeholder name) gives the sizes that
     control flow asks for; `notes` tells what was decided from sizes or from the mode. `flipped` traces as if
-    the model were in the other mode.
+    every module were in its other mode.
     """
 
     record_stack_traces = False  # ours are shorter and cheaper, see create_node
@@ -143,8 +133,8 @@ class Tracer(fx.Tracer):
         functions: tuple[Callable[..., Any], ...] = (),
         flipped: bool = False,
     ) -> None:
-        super().__init__(autowrap_modules=(math,), autowrap_functions=(*FACTORIES, *MIXED, *functions))
-        self._autowrap_search += [torch, torch.special]
+        super().__init__(autowrap_modules=(math,), autowrap_functions=(*FACTORIES, *functions))
+        self._autowrap_search += [torch]
         self.scope = _Scope("", None)
         self.inputs = inputs
         self.leaves = leaves
@@ -163,6 +153,7 @@ class Tracer(fx.Tracer):
         self._assigned_shapes: dict[str, torch.Size] = {}
         self._grad_enabled = torch.is_grad_enabled()
         self._grad_before: fx.Node | None = None
+        self._thread = threading.get_ident()
 
     # -- what fx calls ------------------------------------------------------------------------------------------
 
@@ -170,7 +161,7 @@ class Tracer(fx.Tracer):
         assert isinstance(root, nn.Module), "capture takes modules only"
         modules = modules_of(root)
         training = {path: bool(module.training) for path, module in modules.items()}
-        self._modes = {path: not root.training for path in modules} if self.flipped else training
+        self._modes = {path: mode != self.flipped for path, mode in training.items()}
         self._tensor_names = _registered(modules)
         self._model, self._paths = root, {}
         for path, module in modules.items():
@@ -179,9 +170,8 @@ class Tracer(fx.Tracer):
         try:
             for path, module in reversed(modules.items()):  # a shared module goes by the first of its paths
                 module.__dict__["training"] = Mode(self, path, self._modes[path])
-            with functions_recorded(), buffers_recorded(self._assign), autocast_told(self.resolve), own_forward(root):
-                # The function alone: given the module, fx asks every attribute of every module whether it is a tensor.
-                graph = super().trace(getattr(type(root), self.traced_func_name), concrete_args)
+            # The function alone: given the module, fx asks every attribute of every module whether it is a tensor.
+            graph = super().trace(root_function(root, self.traced_func_name), concrete_args)
         finally:
             for path, module in modules.items():
                 module.__dict__["training"] = training[path]
@@ -198,13 +188,19 @@ class Tracer(fx.Tracer):
         self.root, self.submodule_paths, self.tensor_attrs = self._model, self._paths, self._constants
         function, args = super().create_args_for_root(root_fn, True, concrete_args)
         self._values = Values(self.graph, self.inputs, self._attribute, self.root.get_submodule)
-        return function, [self._present(arg) for arg in args]
+
+        @functools.wraps(function)
+        def traced(*args: Any) -> Any:
+            replace_while_tracing(self, ValueProxy)
+            return function(*args)
+
+        return traced, [self._present(arg) for arg in args]
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return ValueProxy(node, self)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
-        if not isinstance(attr_val, torch.Tensor):
+        if not isinstance(attr_val, torch.Tensor) or threading.get_ident() != self._thread:
             return attr_val
         name = self._tensor_names.get(id(attr_val))
         if name is None:
@@ -212,6 +208,11 @@ class Tracer(fx.Tracer):
         if name not in self._proxies:
             self._proxies[name] = self.create_proxy("get_attr", name, (), {})
         return self._proxies[name]
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if threading.get_ident() != self._thread:
+            return forward(*args, **kwargs)  # another thread runs a module of its own meanwhile
+        return super().call_module(m, forward, args, kwargs)
 
     def create_arg(self, a: Any) -> Any:
         if isinstance(a, fx.Proxy):
@@ -246,12 +247,7 @@ class Tracer(fx.Tracer):
         return _defined_in_torch(type(m)) or _only_reads_mode(m)
 
     def to_bool(self, obj: fx.Proxy) -> bool:
-        try:
-            return bool(self.resolve(obj))
-        except Unresolved:
-            if wanted_by_assert():
-                return True
-            raise
+        return bool(self.resolve(obj))
 
     def iter(self, obj: Any) -> Iterator[Any]:
         value = self.resolve(obj, sized=True)
@@ -304,7 +300,7 @@ class Tracer(fx.Tracer):
 
     def _look_up(self, how: Callable[[fx.Node], Any], obj: fx.Proxy) -> Any:
         # Without fx's patches: what torch imports or caches meanwhile must not keep a wrapper for torch.zeros.
-        with _maybe_revert_all_patches():
+        with originals_back():
             return _resolved(how, obj.node)
 
     def class_of(self, obj: fx.Proxy) -> type:
@@ -331,7 +327,7 @@ class Tracer(fx.Tracer):
 
     # -- details --------------------------------------------------------------------------------------------------
 
-    def _assign(self, module: nn.Module, name: str, value: fx.Proxy) -> None:
+    def assign(self, module: nn.Module, name: str, value: fx.Proxy) -> None:
         """`module.name = value` for a buffer: seen by what reads it from here on, written at the end of the graph."""
         buffer: Any = module._buffers[name]
         full = self._tensor_names[id(buffer)]

@@ -96,6 +96,8 @@ class Values:
             return self._input(node)
         if node.op == "get_attr":
             return _on_meta(self._attribute(str(node.target)))
+        if node.target is getattr and node.args[1] in _OF_GRADIENTS and not _is_held(node.args[0]):
+            raise Unknown(f"{node.args[1]} of a computed tensor: no gradients are followed while tracing")
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), self._operand)
         found = emit_node(node, args, kwargs, _emit, self._module, _on_meta)
         if found is not NotImplemented:
@@ -137,6 +139,13 @@ class Values:
         if name not in self._copies:
             self._copies[name] = copy_module(self._module(name), lambda _, tensor: _on_meta(tensor)).eval()
         return self._copies[name]
+
+
+_OF_GRADIENTS = frozenset({"requires_grad", "grad", "grad_fn", "is_leaf", "retains_grad"})
+
+
+def _is_held(value: Any) -> bool:
+    return isinstance(value, fx.Node) and value.op == "get_attr"
 
 
 def _emit(func: Any, *args: Any) -> Any:

@@ -16,19 +16,23 @@ from torch.fx import GraphModule
 from fxprune.budget import UNITS, Budget, parse_budget
 from fxprune.config import NetAdaptConfig
 from fxprune.errors import BudgetError, InputError
-from fxprune.inputs import captured, coupled, frozen_reasons
+from fxprune.inputs import Analysed, analysed, frozen_reasons, graph_like
 from fxprune.layers import grid_of, make_grids
 from fxprune.lifetime import processes_end_here
 from fxprune.memory import Journal, Memory
 from fxprune.planner import evaluate, least_widths
 from fxprune.progress import Progress, make_progress
+from fxprune.proof import prove_halves
 from fxprune.resources import Resource, counted
 from fxprune.result import NetAdaptResult, Timings, rebuild
 from fxprune.schedule import check_feasible
+from fxprune.scope import groups_inside, nothing_inside, scope_names
 from fxprune.search import Found, Problem, search
-from fxprune.tensors import clone, modes_of
+from fxprune.tensors import clone
 from fxprune.training import Evaluate, Train, checked_seed, seeded, train_candidate
+from fxprune.transport import pack
 from fxprune.workers import Serial, Timed, Workers
+from fxprune.wrappers import unwrapped
 from passes import Coupling, Plan, cost, verify
 from passes.arguments import got, is_a
 from passes.settings import torch_threads
@@ -38,10 +42,11 @@ log = logging.getLogger(__name__)
 
 @torch.inference_mode(False)  # a network that is made in that mode can never be trained
 def netadapt(
-    gm: nn.Module | GraphModule,
+    model: nn.Module | GraphModule,
     budget: float | int | Budget | Sequence[Budget] | None = None,
     *,
     example_inputs: Any = None,
+    form: str = "auto",
     scope: str | Sequence[str] | None = None,
     train: Train | None = None,
     evaluate: Evaluate | None = None,
@@ -54,10 +59,11 @@ def netadapt(
 ) -> NetAdaptResult:
     """Prune a network until it meets a budget (NetAdapt, ECCV 2018), and certify what comes out.
 
-    `gm`: any module, or a graph that the caller traced; it is left as it is. `budget`: a float in (0, 1] is a share
-    of the FLOPs, an int an absolute number, a `Budget` any other resource, a list several that must all be met; None
-    takes that of the configuration. `example_inputs`: a tensor, a tuple of positional arguments or a dict of
-    keywords; may be left out where the graph's placeholders carry shapes.
+    `model`: any module, or a graph that the caller traced; it is left as it is. What comes out is of its class, also
+    inside DataParallel, DistributedDataParallel, AveragedModel and torch.compile. `budget`: a float in (0, 1] is a
+    share of the FLOPs, an int an absolute number, a `Budget` any other resource, a list several that must all be met;
+    None takes that of the configuration. `example_inputs`: a tensor, a tuple of positional arguments or a dict of
+    keywords; may be left out where a graph's placeholders carry shapes.
 
     `train(model, steps)` fine-tunes a candidate in place (it is in train mode; what it returns is ignored),
     `evaluate(model)` returns one number, higher is better (it is in eval mode). Without evaluate the search is
@@ -68,8 +74,12 @@ def netadapt(
     not. `resources` replaces or adds resources by name (a measured
     latency table). `seed`, where it is not 0, goes before the configuration's.
 
-    `scope` names submodules (``"backbone"``) where the rest is Python that cannot be traced: they alone are captured,
-    pruned, put back and proven; budgets, `train` and `evaluate` mean the whole model.
+    `form="module"` prunes the module itself, `form="graph"` the GraphModule that is captured from it, which is then
+    what train, evaluate and the result hold. "auto" is the form of what came in, or the graph of a module that cannot
+    be analysed as it is (`result.note` says why).
+
+    `scope` names submodules (``"backbone"``) outside of which no parameter is cut; costs, budgets and proofs are those
+    of the whole model.
 
     >>> model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 4, 3))
     >>> result = netadapt(model, 0.5, example_inputs=torch.randn(1, 3, 9, 9), progress=False)
@@ -77,13 +87,6 @@ def netadapt(
     torch.Size([2, 4, 5, 5])
     """
     seed = checked_seed(seed, "netadapt")
-    if scope is not None:
-        from fxprune.scope import netadapt_inside
-
-        return netadapt_inside(
-            gm, budget, scope, example_inputs=example_inputs, train=train, evaluate=evaluate, config=config,
-            resources=resources, workdir=workdir, resume=resume, progress=progress, seed=seed,
-        )  # fmt: skip
     begun = time.perf_counter()
     settings = read_config(config)
     budgets = read_budgets(budget, settings)
@@ -91,13 +94,11 @@ def netadapt(
     check_resources(resources)
     if workdir is not None:
         is_a(workdir, str | os.PathLike, "netadapt: workdir", "the name of a folder", InputError)
-    modes = modes_of(gm) if isinstance(gm, nn.Module) else {}
-    dense, example_inputs = captured(gm, example_inputs)
-    coupling = coupled(dense, example_inputs)
-    problem = make_problem(
-        dense, coupling, budgets, settings, seed, example_inputs, train, evaluate, resources, progress
-    )
-    analysed = time.perf_counter()
+    given = analysed(model, example_inputs, form)
+    train, evaluate = given.wrap.inside(train), given.wrap.inside(evaluate)
+    names = scope_names(unwrapped(model)[0], scope)
+    problem = make_problem(given, budgets, settings, seed, train, evaluate, resources, progress, names)
+    ready = time.perf_counter()
 
     within = all(problem.start[name] <= limit for name, limit in problem.limits.items())
     if not within:
@@ -108,13 +109,13 @@ def netadapt(
     try:
         with torch_threads(problem.threads), processes_end_here():
             if not within:
-                workers.start()
+                start(problem, workers)
             baseline = 0.0 if evaluate is None else score_dense(problem, evaluate, journal, workers)
             if within:
                 found = Found((), 0, "the network is within its budget already", True)
             else:
                 found = run(problem, baseline, workers, journal, make_progress(progress))
-            return finish(problem, found, baseline, journal, workers, modes, begun, analysed - begun)
+            return finish(problem, given, found, baseline, journal, workers, begun, ready - begun)
     except KeyboardInterrupt:
         if workdir is not None:
             log.warning("interrupted; the same call with workdir=%r goes on where it stopped", os.fspath(workdir))
@@ -176,18 +177,18 @@ def check_resources(resources: Any) -> None:
 
 
 def make_problem(
-    dense: GraphModule,
-    coupling: Coupling,
+    given: Analysed,
     budgets: tuple[Budget, ...],
     config: NetAdaptConfig,
     seed: int,
-    example_inputs: Any,
     train: Train | None,
     evaluate_: Evaluate | None,
-    given: Sequence[Resource],
+    resources: Sequence[Resource],
     progress: bool,
+    scope: tuple[str, ...] = (),
 ) -> Problem:
-    costs, offered = cost(coupling), {resource.name: resource for resource in given}
+    dense, coupling, example_inputs = given.network, given.coupling, given.example_inputs
+    costs, offered = cost(coupling), {resource.name: resource for resource in resources}
     chosen: list[Resource] = []
     for budget in budgets:
         name = budget.resource
@@ -207,18 +208,24 @@ def make_problem(
     for resource in chosen if config.step == "auto" else ():
         suggested.update(getattr(resource, "steps", dict)())
     grids = make_grids(dense, coupling, config, suggested) if coupling.groups else {}
+    if scope:
+        inside = groups_inside(coupling, scope)
+        grids = {name: grid for name, grid in grids.items() if name in inside}
     return Problem(
         dense, coupling, tuple(chosen), budgets, start, grids, config, seed or config.seed, example_inputs,
         train is not None and evaluate_ is not None, evaluate_ is not None, torch.get_num_threads(),
+        given.form, scope,
     )  # fmt: skip
 
 
 def latency_resource(
-    dense: GraphModule, coupling: Coupling, example_inputs: Any, config: NetAdaptConfig, progress: bool
+    dense: nn.Module, coupling: Coupling, example_inputs: Any, config: NetAdaptConfig, progress: bool
 ) -> Resource:
     """The measured latency of the network on this device, for the widths that the search can reach."""
     from fxprune.latency import latency_resource as measured
 
+    if not isinstance(dense, GraphModule):
+        dense, coupling = graph_like(dense, coupling, example_inputs)
     step, least = grid_of(coupling, config)
     return measured(
         dense, coupling, example_inputs, **{"step": step, "least": least, "progress": progress, **config.latency}
@@ -229,6 +236,11 @@ def check_problem(problem: Problem) -> None:
     """Refuse, before any training, what no search could do."""
     if not problem.coupling.groups:
         raise InputError(f"netadapt: the network has no prunable group: {frozen_reasons(problem.coupling)}.")
+    if problem.scope and not groups_inside(problem.coupling, problem.scope):
+        raise InputError(
+            f"netadapt: no group lies in the scope {list(problem.scope)}: "
+            f"{nothing_inside(problem.coupling, problem.scope)}."
+        )
     if not problem.grids:
         widest = max(group.size for group in problem.coupling.groups)
         raise InputError(
@@ -274,11 +286,23 @@ def make_workers(problem: Problem, train: Train | None, evaluate: Evaluate | Non
     return Processes(int(config.workers), train, evaluate, config.worker_retries, config.candidate_time_limit)
 
 
+def start(problem: Problem, workers: Workers) -> None:
+    """Get workers ready; a network that cannot be sent to another process is an error before the first of them."""
+    if problem.evaluates and problem.config.workers != 1:
+        pack(problem.dense, problem.coupling, problem.coupling.plan({}))
+    workers.start()
+
+
 def score_dense(problem: Problem, evaluate: Evaluate, journal: Journal, clock: Timed) -> float:
-    """The score of the unpruned network; an evaluate that fails on it fails on all, so it is an error."""
+    """The score of the unpruned network; an evaluate that fails on it fails on all, so it is an error.
+
+    First of all, and once a search, what the search may cut is cut and proven.
+    """
     known = journal.baseline()
     if known is not None:
         return known
+    if problem.grids:
+        prove_halves(problem)
     limit_s = problem.config.candidate_time_limit
     trained = train_candidate(clone(problem.dense), 0, problem.seed, None, evaluate, limit_s)
     if trained.score is None:
@@ -298,22 +322,22 @@ def run(problem: Problem, baseline: float, workers: Workers, journal: Journal, p
 
 def finish(
     problem: Problem,
+    given: Analysed,
     found: Found,
     baseline: float,
     journal: Journal,
     clock: Timed,
-    modes: dict[str, bool],
     begun: float,
     seconds_analysis: float,
 ) -> NetAdaptResult:
     """Build the accepted network anew, certify it, and put it into the mode of the one that was handed in."""
     accepted = found.rounds[found.accepted - 1] if found.accepted else None
     plan = Plan.from_json(accepted.plan) if accepted else problem.coupling.plan({})
-    model = rebuild(problem.dense, found.rounds, found.accepted, journal, modes)
+    model = rebuild(problem.dense, found.rounds, found.accepted, journal, given.modes, given.wrap)
     verifying = time.perf_counter()
     with seeded(problem.seed):  # verification draws inputs, and the caller's random state is not its own
         trained = problem.trains and accepted is not None
-        certificate = verify(problem.dense, model, plan, problem.example_inputs, trained=trained)
+        certificate = verify(problem.dense, unwrapped(model)[0], plan, problem.example_inputs, trained=trained)
     ended = time.perf_counter()
     result = NetAdaptResult(
         model=model,
@@ -342,8 +366,11 @@ def finish(
         dense=problem.dense,
         coupling=problem.coupling,
         example_inputs=problem.example_inputs,
-        modes=modes,
+        modes=given.modes,
         journal=journal,
+        form=given.form,
+        note=given.note,
+        wrap=given.wrap,
     )
     remember(result, journal)
     return result

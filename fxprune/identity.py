@@ -48,6 +48,8 @@ def identity_of(problem: Problem) -> dict[str, Any]:
                 "seed": problem.seed,
                 "train": problem.trains,
                 "evaluate": problem.evaluates,
+                "form": problem.form,
+                "scope": list(problem.scope),
                 "config": config,
                 "threads": problem.threads,
                 "device": device_of(problem),

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.fx import GraphModule
+from torch import Tensor, nn
 
 from fxprune.errors import ConfigError, WeightError
+from passes.skeleton import owned_tensors
 
 if TYPE_CHECKING:
     from passes import Coupling, Group
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def importance(gm: GraphModule, group: Group, metric: str = "l2_norm", *, seed: int = 0) -> np.ndarray:
+def importance(network: nn.Module, group: Group, metric: str = "l2_norm", *, seed: int = 0) -> np.ndarray:
     """The importance of each unit of a group: a float64 array of `group.size`, the higher the more needed.
 
     Metrics: `l1_norm`, `l2_norm` (of the unit's weights; the paper's choice), `fpgm` (the sum of the distances to all
@@ -41,7 +41,7 @@ def importance(gm: GraphModule, group: Group, metric: str = "l2_norm", *, seed: 
     if metric == "random":
         digest = hashlib.sha256(f"{seed}/{group.name}".encode()).digest()
         return np.random.default_rng(int.from_bytes(digest[:8], "little")).random(group.size)
-    tensors = _tensors(gm)
+    tensors = dict(owned_tensors(network))
     if metric == "bn_scale":
         scales = [item for item in group.slices if item.role == "scale"]
         if scales:
@@ -51,7 +51,7 @@ def importance(gm: GraphModule, group: Group, metric: str = "l2_norm", *, seed: 
     return _summed(tensors, group, _producers(group), METRICS[metric])
 
 
-def ranked(gm: GraphModule, coupling: Coupling, metric: str = "l2_norm", *, seed: int = 0) -> Coupling:
+def ranked(network: nn.Module, coupling: Coupling, metric: str = "l2_norm", *, seed: int = 0) -> Coupling:
     """`coupling` with the units of each group that has outer blocks (heads, convolution groups) formed by rank.
 
     Unit 0 is then every block's own best, so that each block keeps what it needs most; only the counts must agree.
@@ -63,7 +63,7 @@ def ranked(gm: GraphModule, coupling: Coupling, metric: str = "l2_norm", *, seed
                 replace(group, slices=tuple(replace(s, index=s.index[:, s.blocks == block]) for s in group.slices))
                 for block in range(group.blocks)
             ]
-            scores = np.stack([importance(gm, block, metric, seed=seed) for block in blocks])
+            scores = np.stack([importance(network, block, metric, seed=seed) for block in blocks])
             orders[group.name] = np.argsort(-scores, axis=1, kind="stable")
     return coupling.formed(orders)
 
@@ -121,13 +121,6 @@ def _summed(
             )
         total += scores
     return total
-
-
-def _tensors(gm: GraphModule) -> dict[str, Tensor]:
-    return {
-        **dict(gm.named_parameters(remove_duplicate=False)),
-        **dict(gm.named_buffers(remove_duplicate=False)),
-    }
 
 
 def _l1(units: Tensor) -> Tensor:

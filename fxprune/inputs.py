@@ -1,39 +1,132 @@
-"""What a caller hands to a search, checked: the network, its example inputs, and its prunable groups."""
+"""What a caller hands to a search, checked: the network in the form of the search, its inputs, its prunable groups."""
 
 from __future__ import annotations
 
+import logging
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from torch.fx import GraphModule
+from torch.nn.parameter import is_lazy
 
 from fxprune.errors import InputError
+from fxprune.tensors import modes_of
+from fxprune.wrappers import BARE, Wrapping, unwrapped
 from passes import Coupling, PassError, capture, couple
 
+log = logging.getLogger(__name__)
+
+FORMS = ("auto", "module", "graph")
 LEAVE_OUT = (
     'example_inputs may be left out only where the graph\'s placeholders carry meta["val"] or meta["tensor_meta"]'
 )
 
 
-def captured(model: Any, example_inputs: Any) -> tuple[GraphModule, Any]:
-    """The graph of a module and the example inputs to analyse it with."""
+@dataclass(frozen=True, eq=False)
+class Analysed:
+    """A network as a search takes it, coupled.
+
+    network: the module itself, without the wrappers that `wrap` puts on again, or its graph. form: "module" or
+    "graph". modes: which modules were in train mode, by name, wrappers included where they come back. note: why the
+    form is not that of what came in, "" where it is.
+    """
+
+    network: nn.Module
+    coupling: Coupling
+    example_inputs: Any
+    form: str
+    modes: dict[str, bool]
+    wrap: Wrapping = BARE
+    note: str = ""
+
+
+def analysed(model: Any, example_inputs: Any, form: str = "auto") -> Analysed:
+    """Couple a network in a form: "module" is the module itself, "graph" the graph that is captured from it.
+
+    "auto" is the form of what came in: a GraphModule is a graph. A module that cannot be analysed by running it is
+    captured instead, which the log and the `note` say.
+    """
+    if form not in FORMS:
+        raise InputError(f"netadapt: form is {form!r}; expected one of {', '.join(map(repr, FORMS))}.")
     if not isinstance(model, nn.Module):
         raise InputError(
             f"netadapt: got a {type(model).__name__}; expected a torch.nn.Module or a torch.fx.GraphModule."
         )
-    if isinstance(model, GraphModule) and not any(
-        node.op not in ("placeholder", "output") for node in model.graph.nodes
-    ):
-        raise InputError("netadapt: the graph is empty: it holds no operation, so there is nothing to prune.")
+    _check_kind(model)
+    modes, (inner, wrap) = modes_of(model), unwrapped(model)
     if example_inputs is None:
-        example_inputs = inputs_from_meta(model)
+        example_inputs = inputs_from_meta(inner)
     if isinstance(example_inputs, list):
         example_inputs = tuple(example_inputs)
+    if isinstance(inner, GraphModule):
+        return Analysed(*_graph(inner, example_inputs), example_inputs, "graph", modes, wrap)
+    if form == "graph":
+        return Analysed(*_graph(inner, example_inputs), example_inputs, "graph", modes_of(inner))
+    try:
+        coupling = coupled(inner, example_inputs)
+    except PassError as refused:
+        if form == "module":
+            raise
+        return _captured_instead(inner, example_inputs, refused)
+    if not coupling.structure.records:
+        raise InputError("netadapt: the network is empty: it runs no operation, so there is nothing to prune.")
+    return Analysed(inner, coupling, example_inputs, "module", modes, wrap)
+
+
+def _check_kind(model: nn.Module) -> None:
+    """Refuse what no analysis can take, and say what a copy cannot keep."""
+    for name, module in model.named_modules():
+        if any(map(is_lazy, (*module._parameters.values(), *module._buffers.values()))):
+            raise InputError(
+                f"netadapt: {name or 'the model'} ({type(module).__name__}) has no weights yet; call the model once "
+                "before it is pruned."
+            )
+        if getattr(module, "_compiled_call_impl", None) is not None:
+            log.warning(
+                "%s was compiled in place, and a pruned copy is not; call compile() on it again", name or "the model"
+            )
+    if isinstance(unwrapped(model)[0], torch.jit.ScriptModule):
+        raise InputError(
+            f"netadapt: got a {type(model).__name__}, whose code cannot be changed; pass the nn.Module that it was "
+            "made from."
+        )
+
+
+def _captured_instead(model: nn.Module, example_inputs: Any, refused: PassError) -> Analysed:
+    try:
+        network, coupling = _graph(model, example_inputs)
+    except (PassError, InputError):
+        raise InputError(f'netadapt: {refused}. It cannot be captured either; form="graph" says why.') from refused
+    note = f"{type(model).__name__} cannot be analysed as a module, so its graph is searched and returned: {refused}"
+    log.warning("%s", note)
+    return Analysed(network, coupling, example_inputs, "graph", modes_of(model), note=note)
+
+
+def graph_like(network: nn.Module, coupling: Coupling, example_inputs: Any) -> tuple[GraphModule, Coupling]:
+    """The graph of a module, from which a latency table is made, with the groups that the module has."""
+    try:
+        gm, own = _graph(network, example_inputs)
+    except PassError as error:
+        raise InputError(
+            f"netadapt: a latency table is made of the operators of a graph, and {type(network).__name__} cannot be "
+            f"captured; pass resources=[...] that needs none. {error}"
+        ) from error
+    if own.widths != coupling.widths:
+        differing = sorted(set(own.widths.items()) ^ set(coupling.widths.items()))
+        raise InputError(
+            f"netadapt: the graph of {type(network).__name__} has other groups than the module ({differing[:3]}); "
+            'search with form="graph", or pass resources=[...] that needs no graph.'
+        )
+    return gm, own
+
+
+def _graph(model: nn.Module, example_inputs: Any) -> tuple[GraphModule, Coupling]:
     gm = capture(model, example_inputs)
     if not any(node.op not in ("placeholder", "output", "get_attr") for node in gm.graph.nodes):
         raise InputError("netadapt: the graph is empty: it holds no operation, so there is nothing to prune.")
-    return gm, example_inputs
+    return gm, coupled(gm, example_inputs)
 
 
 def inputs_from_meta(model: nn.Module) -> tuple[torch.Tensor, ...]:
@@ -61,10 +154,10 @@ def inputs_from_meta(model: nn.Module) -> tuple[torch.Tensor, ...]:
     return tuple(found)
 
 
-def coupled(gm: GraphModule, example_inputs: Any) -> Coupling:
-    """The analysis of the graph; inputs that it does not take are an error that says so."""
+def coupled(network: nn.Module, example_inputs: Any) -> Coupling:
+    """The analysis of a module or graph; inputs that it does not take are an error that says so."""
     try:
-        return couple(gm, example_inputs)
+        return couple(network, example_inputs)
     except PassError:
         raise
     except Exception as error:  # whatever the network's own operators raise on a wrong shape or type

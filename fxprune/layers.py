@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any
 
-from torch.fx import GraphModule
+from torch import nn
 
 from fxprune.config import NetAdaptConfig
 from fxprune.errors import ConfigError
@@ -20,13 +20,13 @@ log = logging.getLogger(__name__)
 
 
 def make_grids(
-    gm: GraphModule, coupling: Coupling, config: NetAdaptConfig, steps: Mapping[str, int] | None = None
+    network: nn.Module, coupling: Coupling, config: NetAdaptConfig, steps: Mapping[str, int] | None = None
 ) -> dict[str, Grid]:
     """The grid of each group that may shrink. `steps`: those that a measured table suggests, used by `step="auto"`."""
     groups = list(coupling.groups)
     layers = {group.name: layers_of(group) for group in groups}
-    held = held_back(gm, groups, layers, config)
-    rates = rates_of(gm, groups, layers, config)
+    held = held_back(network, groups, layers, config)
+    rates = rates_of(network, groups, layers, config)
     step, least = grid_of(coupling, config)
     grids = {}
     for group in groups:
@@ -74,10 +74,10 @@ def layers_of(group: Group) -> tuple[str, ...]:
 
 
 def held_back(
-    gm: GraphModule, groups: list[Group], layers: Mapping[str, tuple[str, ...]], config: NetAdaptConfig
+    network: nn.Module, groups: list[Group], layers: Mapping[str, tuple[str, ...]], config: NetAdaptConfig
 ) -> set[str]:
     """The groups that `exclude` or `exclude_ops` names, by group, layer, pattern or operator type."""
-    modules = dict(gm.named_modules())
+    modules = dict(network.named_modules())
     held = set()
     for key, patterns in (("exclude", config.exclude), ("exclude_ops", config.exclude_ops)):
         for pattern in patterns:
@@ -87,20 +87,20 @@ def held_back(
                 if any(matches(name, pattern) for name in (group.name, *layers[group.name]))
                 or (key == "exclude_ops" and any(is_type(modules.get(name), pattern) for name in layers[group.name]))
             }
-            if not found and not (key == "exclude_ops" and _known_type(pattern)) and not _frozen(gm, pattern):
+            if not found and not (key == "exclude_ops" and _known_type(pattern)) and not _frozen(network, pattern):
                 raise unknown_layer(key, pattern, groups, layers)
             held |= found
     return held
 
 
 def rates_of(
-    gm: GraphModule, groups: list[Group], layers: Mapping[str, tuple[str, ...]], config: NetAdaptConfig
+    network: nn.Module, groups: list[Group], layers: Mapping[str, tuple[str, ...]], config: NetAdaptConfig
 ) -> dict[str, float]:
     """The largest share that each group may lose, by the table `sparsity`: the least of its layers' rates.
 
     TinyNN writes layers with underscores for dots; such names count as the layer's own.
     """
-    modules = [name for name, _ in gm.named_modules() if name]
+    modules = [name for name, _ in network.named_modules() if name]
     known = {*modules, *(name for group in groups for name in (group.name, *layers[group.name]))}
     spelled = {name.replace(".", "_"): name for name in modules}
     table = dict(config.sparsity)
@@ -141,11 +141,9 @@ def unknown_layer(key: str, pattern: str, groups: list[Group], layers: Mapping[s
 
 
 def _known_type(name: str) -> bool:
-    from torch import nn
-
     return any(name.lower() == known.lower() for known in dir(nn))
 
 
-def _frozen(gm: GraphModule, pattern: str) -> bool:
+def _frozen(network: nn.Module, pattern: str) -> bool:
     """A layer of the network that is not prunable anyway (its last one, say) may be named too."""
-    return any(matches(name, pattern) for name, _ in gm.named_modules() if name)
+    return any(matches(name, pattern) for name, _ in network.named_modules() if name)

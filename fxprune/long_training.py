@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
 from collections.abc import Callable
@@ -22,12 +21,13 @@ from fxprune.context import DLContext, TrainFunction, ValidateFunction, device_o
 from fxprune.data.loops import autocast, main_output, placed, shown
 from fxprune.errors import InputError
 from fxprune.inputs import described
-from fxprune.restoring import restored, zeros
+from fxprune.restoring import restored
 from fxprune.result import NetAdaptResult
 from fxprune.runs import read_run
 from fxprune.storage import write_bytes
 from fxprune.tensors import clone, modes_of, put_modes, put_tensors, tensors_of, to_bytes
 from fxprune.training import Evaluate, checked_seed, score_of, seeded
+from fxprune.wrappers import unwrapped
 from passes import Certificate, Plan, verify
 from passes.arguments import got, integer, is_a, number
 
@@ -154,10 +154,11 @@ def finetune(
     seed = checked_seed(seed, "finetune")
     start = _start(source, round, model, example_inputs)
     network = start.network
+    modes = modes_of(network)
     if distill and teacher is None and start.dense is None:
         raise InputError("finetune: distill needs a teacher; a module alone does not say what it was pruned from.")
     if distill:
-        teacher = copy.deepcopy(teacher) if teacher is not None else start.dense()  # type: ignore[misc]
+        teacher = clone(teacher) if teacher is not None else start.dense()  # type: ignore[misc]
         teacher.eval().requires_grad_(False)
     home = next((p.device for p in network.parameters()), torch.device("cpu"))
     there = home if device is None else _usable(device)
@@ -174,8 +175,7 @@ def finetune(
         epoch, scores, losses = _epochs(network, batches, context, made, objective, evaluate, epochs, warmup)
     network.to(home)
     certificate = start.prove() if start.prove else None
-    if start.modes is not None:
-        put_modes(network, start.modes)
+    put_modes(network, modes)
     score = scores[epoch - 1] if scores else None
     return FineTuned(network, epoch, score, tuple(scores), tuple(losses), certificate)
 
@@ -187,7 +187,6 @@ class _Start:
     network: Any
     dense: Callable[[], nn.Module] | None = None
     prove: Callable[[], Certificate] | None = None
-    modes: Any = None
 
 
 def _start(source: Any, round: int | None, model: nn.Module | None, example_inputs: Any) -> _Start:
@@ -197,8 +196,9 @@ def _start(source: Any, round: int | None, model: nn.Module | None, example_inpu
         if model is None:
             raise InputError("finetune: the workdir of a search holds no module; pass model=, the original one.")
         found = restored(read_run(source), model, example_inputs, round)
-        proof = partial(verify, found.dense, found.network, found.plan, found.example_inputs, trained=True)
-        return _Start(found.network, lambda: clone(found.dense), proof, found.modes)
+        bare = unwrapped(found.network)[0]
+        proof = partial(verify, found.dense, bare, found.plan, found.example_inputs, trained=True)
+        return _Start(found.network, lambda: clone(found.dense), proof)
     if not isinstance(source, nn.Module):
         raise InputError(
             f"finetune: got a {type(source).__name__}; expected a module, a NetAdaptResult, or the workdir of a search."
@@ -209,19 +209,10 @@ def _start(source: Any, round: int | None, model: nn.Module | None, example_inpu
 
 
 def _start_of(result: NetAdaptResult, number: int) -> _Start:
-    from fxprune.scope import ScopedResult
-
-    graph = NetAdaptResult.restore(result, number)
+    network = result.restore(number)
     plan = Plan.from_json(result.rounds[number - 1].plan) if number else result.coupling.plan({})
-    carrier = result.carrier if isinstance(result, ScopedResult) else None
-    network = carrier.assemble(graph) if carrier else graph
-
-    def prove() -> Certificate:
-        if carrier:
-            carrier.settle(network, graph)
-        return verify(result.dense, graph, plan, zeros(plan), trained=True)
-
-    return _Start(network, lambda: result.restore(0), prove, modes_of(network))
+    proof = partial(verify, result.dense, unwrapped(network)[0], plan, result.example_inputs, trained=True)
+    return _Start(network, lambda: result.restore(0), proof)
 
 
 def _epochs(

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch.fx import GraphModule
+from torch import nn
 
 from fxprune import process_guard
 from fxprune.errors import WorkerError
@@ -91,7 +91,7 @@ class OnRay:
                 "files, locks, loaders with workers and the like out of them, and make them inside the function."
             ) from error
 
-    def run(self, network: GraphModule, coupling: Coupling, tasks: Sequence[Task]) -> Iterator[Outcome]:
+    def run(self, network: nn.Module, coupling: Coupling, tasks: Sequence[Task]) -> Iterator[Outcome]:
         import ray
 
         options = {"num_cpus": 1, **{key: self.settings[key] for key in OPTIONS if key in self.settings}}

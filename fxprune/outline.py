@@ -54,9 +54,9 @@ def _name(path: str, attribute: str) -> str:
 
 
 def captured_by(module: nn.Module) -> tuple[str, tuple[str, ...]]:
-    """How a graph was captured ("fx" or "export", else "auto") and the names of its inputs; nothing for no graph."""
+    """How a graph was captured ("fx" or "export", else "auto") and the names of its inputs; "module" for no graph."""
     if not isinstance(module, fx.GraphModule):
-        return "auto", ()
+        return "module", ()
     which = module.meta.get("frontend", {}).get("which")
     names = tuple(str(node.target) for node in module.graph.find_nodes(op="placeholder"))
     return which if which in ("fx", "export") else "auto", names

@@ -92,7 +92,7 @@ class PrunePass(PassBase):
         )
         if not result.plan.narrows:
             return PassResult(graph_module, False)
-        pruned = result.model
+        pruned = result.graph_module
         pruned.meta[RECORD] = Pruned(result.plan, result.certificate, self.budget, result.start, result.achieved)
         return PassResult(pruned, True)
 

@@ -36,9 +36,7 @@ def processes() -> dict[int, tuple[int, str]]:
     return found
 
 
-def followed(
-    known: dict[int, str], table: dict[int, tuple[int, str]], roots: set[int]
-) -> dict[int, str]:
+def followed(known: dict[int, str], table: dict[int, tuple[int, str]], roots: set[int]) -> dict[int, str]:
     """The processes that are known or among the roots and still run, with all their descendants."""
     found = {pid: start for pid, start in known.items() if table.get(pid, (0, ""))[1] == start}
     found.update({pid: table[pid][1] for pid in roots if pid in table})

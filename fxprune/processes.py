@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
-from torch.fx import GraphModule
+from torch import nn
 
 from fxprune.errors import WorkerError
 from fxprune.lifetime import EndingProcess, end_with_parent, processes_end_here
@@ -78,7 +78,7 @@ class Processes:
         for worker in self._workers:
             self._await_ready(worker)
 
-    def run(self, network: GraphModule, coupling: Coupling, tasks: Sequence[Task]) -> Iterator[Outcome]:
+    def run(self, network: nn.Module, coupling: Coupling, tasks: Sequence[Task]) -> Iterator[Outcome]:
         self._rounds += 1
         weights = to_bytes(tensors_of(network))
         waiting, tries = list(reversed(tasks)), {task.index: 0 for task in tasks}

@@ -18,13 +18,14 @@ from fxprune.config_rules import plain
 from fxprune.context import DLContext
 from fxprune.errors import InputError, JournalError
 from fxprune.flow import search_functions
-from fxprune.inputs import captured, coupled
+from fxprune.inputs import analysed
 from fxprune.optimizers import names_of, recipe_of
 from fxprune.rates import binding_rates, layer_rates, layer_shares
 from fxprune.result import NetAdaptResult, rebuild
 from fxprune.runs import read_run
 from fxprune.strict_yaml import read_yaml
-from fxprune.tensors import modes_of
+from fxprune.tensors import modes_of, sharing, sharing_copies
+from fxprune.wrappers import unwrapped
 from passes import Plan, cost
 from passes.arguments import is_a
 
@@ -42,12 +43,14 @@ _CONTEXT_KEYS = {
 class NetAdaptPruner:
     """Searches for a smaller network in rounds, keeps each round, and makes `model` the one that was chosen.
 
-    `model`: any module (one that DataParallel or DistributedDataParallel wraps is unwrapped). `dummy_input`: a tensor,
-    a tuple or list of positional arguments, or a dict of keywords. `config`: a NetAdaptConfig, a dict of its keys (as
-    `load_config` returns it), or the path of a YAML file. `context`: a DLContext with train_func and validate_func.
+    `model`: any module (what DataParallel, DistributedDataParallel or torch.compile wraps is unwrapped; make a new
+    DistributedDataParallel afterwards, because one holds the parameters that it was made with). `dummy_input`: a
+    tensor, a tuple or list of positional arguments, or a dict of keywords. `config`: a NetAdaptConfig, a dict of its
+    keys (as `load_config` returns it), or the path of a YAML file. `context`: a DLContext with train_func and
+    validate_func.
 
-    `prune()` and `restore()` work in place: `model` itself becomes the pruned network, a `torch.fx.GraphModule` with
-    the parameter names of before, so that the script goes on with the object that it has; `context.optimizer` becomes
+    `prune()` and `restore()` work in place: `model` itself becomes the pruned network, of its own class and with the
+    parameter names of before, so that the script goes on with the object that it has; `context.optimizer` becomes
     one of the same groups on its parameters. Everything that a search
     finds lies in `netadapt_dir`; a search that was killed goes on where it was when the same script is started again.
 
@@ -56,17 +59,18 @@ class NetAdaptPruner:
     """
 
     def __init__(self, model: nn.Module, dummy_input: Any, config: Any, context: DLContext):
-        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-            model = model.module
         is_a(model, nn.Module, "NetAdaptPruner: model", "a torch.nn.Module", InputError)
         is_a(context, DLContext, "NetAdaptPruner: context", "a DLContext with train_func and validate_func", InputError)
+        model = unwrapped(model)[0]
         self.model, self.dummy_input, self.context = model, _arguments(dummy_input), context
         self.config = _read(config, context)
         self._modes = modes_of(model)
         self._parameters = dict(model.named_parameters())  # held, so that no other object takes their ids
         self._names = names_of(model)
-        self.dense, self.dummy_input = captured(model, self.dummy_input)
-        self.coupling = coupled(self.dense, self.dummy_input)
+        # Of the model's own object the search changes the content, so what it starts from is another one.
+        given = analysed(model if isinstance(model, GraphModule) else sharing(model), self.dummy_input)
+        self.dense, self.coupling, self.dummy_input = given.network, given.coupling, given.example_inputs
+        self.form = given.form
         self.config = self.config.replace(sparsity=binding_rates(self.dense, self.coupling, self.config))
         self.plan: Plan = self.coupling.plan({})
         self.result: NetAdaptResult | None = None
@@ -103,6 +107,7 @@ class NetAdaptPruner:
         result = netadapt(
             self.dense,
             example_inputs=self.dummy_input,
+            form=self.form,
             train=train,
             evaluate=evaluate,
             config=self.config,
@@ -161,7 +166,7 @@ class NetAdaptPruner:
         log.info("%s", text)
         return text
 
-    def _take(self, network: GraphModule, plan: Plan) -> None:
+    def _take(self, network: nn.Module, plan: Plan) -> None:
         """Make the model the network, and an optimizer that the context has one of its parameters."""
         recipe = recipe_of(self.context.optimizer, self._names) if self.context.optimizer is not None else None
         become(self.model, network)
@@ -185,15 +190,19 @@ class NetAdaptPruner:
         return " and ".join(str(budget) for budget in read_budgets(None, self.config))
 
 
-def become(model: nn.Module, network: GraphModule) -> None:
+def become(model: nn.Module, network: nn.Module) -> None:
     """Make `model`, the object that a script holds, the network; `network` itself is not to be used afterwards.
 
-    Plain attributes that the model had (a name, a number of classes) stay.
+    Hooks and attributes that refer to the network refer to the model then. Plain attributes that the model had (a
+    name, a number of classes) stay where a graph takes the place of a module.
     """
     if model is network:
         return
-    kept = {k: v for k, v in vars(model).items() if not k.startswith("_") and k not in vars(network)}
-    content = {**kept, **vars(network)}
+    if isinstance(network, GraphModule):
+        kept = {k: v for k, v in vars(model).items() if not k.startswith("_") and k not in vars(network)}
+        content = {**kept, **vars(network)}
+    else:
+        content = sharing_copies(network, model).attributes(network)
     try:
         model.__class__ = type(network)
     except TypeError as error:
@@ -203,7 +212,8 @@ def become(model: nn.Module, network: GraphModule) -> None:
         ) from error
     vars(model).clear()
     vars(model).update(content)
-    model.graph = network.graph  # type: ignore[assignment]  # it now belongs to the model
+    if isinstance(network, GraphModule):
+        model.graph = network.graph  # type: ignore[assignment]  # it now belongs to the model
 
 
 def _arguments(dummy_input: Any) -> Any:

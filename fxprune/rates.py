@@ -6,7 +6,7 @@ import logging
 import math
 
 import numpy as np
-from torch.fx import GraphModule
+from torch import nn
 
 from fxprune.config import NetAdaptConfig
 from fxprune.layers import layers_of, make_grids
@@ -16,7 +16,7 @@ from passes import Coupling, Plan
 log = logging.getLogger(__name__)
 
 
-def binding_rates(gm: GraphModule, coupling: Coupling, config: NetAdaptConfig) -> dict[str, float]:
+def binding_rates(network: nn.Module, coupling: Coupling, config: NetAdaptConfig) -> dict[str, float]:
     """The table by group, without the rates that limit nothing.
 
     However it is written, and whether it is written at all: a search with the same limits is the same search, and may
@@ -30,8 +30,8 @@ def binding_rates(gm: GraphModule, coupling: Coupling, config: NetAdaptConfig) -
             "Raise the rate of the layers that may be pruned to hold the others back."
         )
         return {}
-    free = make_grids(gm, coupling, config.replace(sparsity={}))
-    held = make_grids(gm, coupling, config)
+    free = make_grids(network, coupling, config.replace(sparsity={}))
+    held = make_grids(network, coupling, config)
     sizes = coupling.widths
     rates = {}
     for name, grid in free.items():
@@ -41,15 +41,15 @@ def binding_rates(gm: GraphModule, coupling: Coupling, config: NetAdaptConfig) -
     return rates
 
 
-def layer_rates(gm: GraphModule, coupling: Coupling, config: NetAdaptConfig) -> dict[str, float]:
+def layer_rates(network: nn.Module, coupling: Coupling, config: NetAdaptConfig) -> dict[str, float]:
     """The largest share of its units that each layer may lose under a configuration; 0 for one that is held or frozen.
 
     A group that is limited more than its layers, because they have other groups too, stands under its own name.
     """
-    grids = make_grids(gm, coupling, config)
+    grids = make_grids(network, coupling, config)
     by_group = {group.name: _rate(group.size, grids.get(group.name)) for group in coupling.groups}
     layers = {group.name: layers_of(group) for group in coupling.groups}
-    rates = dict.fromkeys(weighted_layers(gm), 0.0)
+    rates = dict.fromkeys(weighted_layers(network), 0.0)
     for group, names in layers.items():
         for name in names:
             rates[name] = max(rates.get(name, 0.0), by_group[group])
@@ -59,9 +59,9 @@ def layer_rates(gm: GraphModule, coupling: Coupling, config: NetAdaptConfig) -> 
     return rates
 
 
-def layer_shares(gm: GraphModule, coupling: Coupling, plan: Plan) -> dict[str, float]:
+def layer_shares(network: nn.Module, coupling: Coupling, plan: Plan) -> dict[str, float]:
     """The share of its outputs that each layer has lost under a plan."""
-    sizes = {name: tuple(tensor.shape) for name, tensor in gm.state_dict().items()}
+    sizes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     kept: dict[tuple[str, int], np.ndarray] = {}
     for group in coupling.groups:
         gone = np.setdiff1d(np.arange(group.size), plan.keep[group.name])
@@ -72,18 +72,18 @@ def layer_shares(gm: GraphModule, coupling: Coupling, plan: Plan) -> dict[str, f
     left: dict[str, float] = {}
     for (tensor, _), mask in kept.items():  # a transposed convolution in groups has its outputs in two dimensions
         left[tensor] = left.get(tensor, 1.0) * mask.mean()
-    shares = dict.fromkeys(weighted_layers(gm), 0.0)
+    shares = dict.fromkeys(weighted_layers(network), 0.0)
     for tensor, share in left.items():
         layer = tensor.rpartition(".")[0]
         shares[layer] = max(shares.get(layer, 0.0), 1 - float(share))
     return shares
 
 
-def weighted_layers(gm: GraphModule) -> list[str]:
+def weighted_layers(network: nn.Module) -> list[str]:
     """The modules that hold a weight of two dimensions or more: convolutions, linear layers and their like."""
     return [
         name.removesuffix(".weight")
-        for name, parameter in gm.named_parameters()
+        for name, parameter in network.named_parameters()
         if name.endswith(".weight") and parameter.dim() > 1
     ]
 

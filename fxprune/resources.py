@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
-from torch.fx import GraphModule
+from torch import nn
 
 from fxprune.budget import UNITS
 
@@ -45,7 +45,7 @@ class MeasuredResource(Resource, Protocol):
     in place of the resource, and stops by the measured value.
     """
 
-    def measure(self, network: GraphModule, example_inputs: Any) -> float:
+    def measure(self, network: nn.Module, example_inputs: Any) -> float:
         """Measure the network on the device, in `unit`."""
 
     def calibrated(self, predicted: float, measured: float) -> MeasuredResource:

@@ -7,29 +7,28 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 from fxprune.errors import InputError, JournalError
 from fxprune.export.state import State
-from fxprune.inputs import captured, coupled
+from fxprune.inputs import analysed
 from fxprune.result import rebuild
 from fxprune.runs import Run
-from fxprune.tensors import from_bytes, modes_of
+from fxprune.tensors import from_bytes
 from passes import Plan
 from passes.identity import example_inputs_of
+from passes.module_inputs import example_of
 
 
 @dataclass(frozen=True, eq=False)
 class Restored:
-    """The network of round `number`, the dense graph that `plan` made it from, and example inputs of both."""
+    """The network of round `number`, in the wrappers of the model; `plan` starts from `dense`, which is without any."""
 
     number: int
-    network: GraphModule
-    dense: GraphModule
+    network: nn.Module
+    dense: nn.Module
     plan: Plan
     example_inputs: Any
-    modes: dict[str, bool]
 
 
 def restored(run: Run, model: nn.Module, example_inputs: Any = None, round: int | None = None) -> Restored:
@@ -39,17 +38,17 @@ def restored(run: Run, model: nn.Module, example_inputs: Any = None, round: int 
     """
     number = _number(run, round)
     if example_inputs is None and run.rounds:
-        example_inputs = zeros(Plan.from_json(run.rounds[0].plan))
-    dense, example_inputs = captured(model, example_inputs)
-    coupling = coupled(dense, example_inputs)
+        example_inputs = zeros(Plan.from_json(run.rounds[0].plan), run.form)
+    given = analysed(model, example_inputs, run.form)
+    dense, coupling = given.network, given.coupling
     if coupling.fingerprint != run.model["graph"]:
         raise JournalError(
             f"{run.folder}: the search that is kept here was of another network than this {type(model).__name__}, "
             "or of other inputs; pass the model as it was before pruning, and the inputs of the search."
         )
-    modes = modes_of(model)
     plan = Plan.from_json(run.rounds[number - 1].plan) if number else coupling.plan({})
-    return Restored(number, rebuild(dense, run.rounds, number, run.journal, modes), dense, plan, example_inputs, modes)
+    network = rebuild(dense, run.rounds, number, run.journal, given.modes, given.wrap)
+    return Restored(number, network, dense, plan, given.example_inputs)
 
 
 def stored(run: Run, round: int | None = None) -> tuple[int, State, Plan]:
@@ -82,6 +81,9 @@ def _number(run: Run, round: int | None) -> int:
     return number
 
 
-def zeros(plan: Plan) -> Any:
-    """Inputs of the shapes and types that a plan was made for."""
+def zeros(plan: Plan, form: str) -> Any:
+    """Inputs of the shapes and types that a plan for a module or a graph was made for."""
+    if form == "module":
+        call = example_of(plan.inputs)
+        return dict(call.kwargs) if call.kwargs else call.args
     return pytree.tree_map_only(Tensor, lambda x: torch.zeros_like(x, device="cpu"), example_inputs_of(plan.inputs))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
 from torch.fx import GraphModule
 
 from fxprune.budget import UNITS, Budget
@@ -14,6 +16,8 @@ from fxprune.printed import printed
 from fxprune.records import Round
 from fxprune.search import restore_network
 from fxprune.tensors import clone, put_modes
+from fxprune.wrappers import BARE, Wrapping, unwrapped
+from passes import capture
 
 if TYPE_CHECKING:
     from passes import Certificate, Coupling, Plan
@@ -42,13 +46,14 @@ class Timings:
 class NetAdaptResult:
     """The outcome of a search.
 
-    `model` is certified by `certificate`, in the mode (train or eval) of the network that was handed in; `plan` is
-    relative to `dense`, the captured graph of that network. `data_free`: no evaluate was given, and scores are minus
+    `model` is certified by `certificate`, of the class and in the mode (train or eval) of the network that was handed
+    in; `plan` is relative to `dense`, that network without wrappers. `form` is "module" or "graph"; where it is another
+    than that of what came in, `note` says why. `data_free`: no evaluate was given, and scores are minus
     the importance lost. `met`: the budgets are met; `stopped` says why the search ended. `baseline` and `score` are
     those of dense and of model.
     """
 
-    model: GraphModule
+    model: nn.Module
     plan: Plan
     certificate: Certificate
     rounds: tuple[Round, ...]
@@ -64,17 +69,30 @@ class NetAdaptResult:
     met: bool
     stopped: str
     timings: Timings
-    dense: GraphModule = field(repr=False)
+    dense: nn.Module = field(repr=False)
     coupling: Coupling = field(repr=False)
     example_inputs: Any = field(repr=False)
     modes: dict[str, bool] = field(repr=False)
     journal: Journal = field(repr=False)
+    form: str = "graph"
+    note: str = ""
+    wrap: Wrapping = field(default=BARE, repr=False)
 
-    def restore(self, round: int) -> GraphModule:
+    @property
+    def module(self) -> nn.Module:
+        """`model` without its wrappers; names of `plan` are those in its state_dict."""
+        return unwrapped(self.model)[0]
+
+    @cached_property
+    def graph_module(self) -> GraphModule:
+        """The graph of `module`, whose tensors it shares. CaptureError where no front end can capture it."""
+        return self.module if isinstance(self.module, GraphModule) else capture(self.module, self.example_inputs)
+
+    def restore(self, round: int) -> nn.Module:
         """The network that a round chose, as it was then; round 0 is the unpruned one."""
         if isinstance(round, bool) or not isinstance(round, int) or not 0 <= round <= len(self.rounds):
             raise InputError(f"restore: there is no round {round!r}; expected 0 (unpruned) to {len(self.rounds)}.")
-        return rebuild(self.dense, self.rounds, round, self.journal, self.modes)
+        return rebuild(self.dense, self.rounds, round, self.journal, self.modes, self.wrap)
 
     def to_dict(self) -> dict[str, Any]:
         """How the search ended, as plain data."""
@@ -97,10 +115,15 @@ class NetAdaptResult:
 
 
 def rebuild(
-    dense: GraphModule, rounds: tuple[Round, ...], round: int, journal: Journal, modes: dict[str, bool]
-) -> GraphModule:
-    """A fresh copy of the network after a round, in the modes of the unpruned one."""
-    network = restore_network(dense, rounds[round - 1], journal) if round else clone(dense)
+    dense: nn.Module,
+    rounds: tuple[Round, ...],
+    round: int,
+    journal: Journal,
+    modes: dict[str, bool],
+    wrap: Wrapping = BARE,
+) -> nn.Module:
+    """A fresh copy of the network after a round, wrapped, in the modes of what was handed in."""
+    network = wrap(restore_network(dense, rounds[round - 1], journal) if round else clone(dense))
     put_modes(network, modes)
     return network
 
@@ -116,6 +139,8 @@ def summary(result: NetAdaptResult) -> str:
             f"  {name}: {_amount(before, name)} -> {_amount(after, name)} {UNITS[name]} ({after / before:.1%}), "
             f"budget {_amount(budget.limit(before), name)}"
         )
+    if result.note:
+        lines.append(f"  {result.note}")
     lines.append(f"  {what}: {result.baseline:.6g} -> {result.score:.6g}")
     lines.append(f"  verified: largest error {result.certificate.max_error:.1e}")
     if result.rounds:

@@ -26,8 +26,8 @@ class Run:
     `rounds` are the intact ones in a row, `unfinished` the candidates of the round in progress, `result` how the
     search ended (None while it has not), `damage` what was found truncated, altered or foreign. `model`: class name
     and fingerprints of graph and weights. `frozen`: of the analysis, each with tensor, dim, reason, node and source.
-    `grids`: group to (step, least width). `outline`: what stands beside the tensors; None in a folder of an older
-    fxprune.
+    `grids`: group to (step, least width). `form`: whether a module or its graph was searched. `outline`: what stands
+    beside the tensors; None in a folder of an older fxprune.
     """
 
     folder: Path
@@ -50,6 +50,7 @@ class Run:
     result: dict[str, Any] | None
     damage: tuple[str, ...]
     journal: Folder
+    form: str = "graph"
 
     @property
     def accepted(self) -> int:
@@ -124,4 +125,5 @@ def _run(folder: Path, identity: dict[str, Any], details: dict[str, Any]) -> Run
         result=journal.recorded_result(),
         damage=tuple(journal.damage),
         journal=journal,
+        form=identity.get("form", "graph"),
     )

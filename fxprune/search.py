@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from torch.fx import GraphModule
+from torch import nn
 
 from fxprune.budget import Budget
 from fxprune.config import NetAdaptConfig
@@ -28,16 +28,16 @@ from fxprune.resources import MeasuredResource, Resource
 from fxprune.tensors import from_bytes, put_tensors, tensors_of, to_bytes
 from fxprune.training import seed_of
 from fxprune.workers import Task, Workers
-from passes import Coupling, Plan, PruneChannels
+from passes import Coupling, Plan, apply_plan
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What a search is asked. Nothing in it changes."""
+    """What a search is asked. Nothing in it changes. `dense` is a module or a graph, as `form` says."""
 
-    dense: GraphModule
+    dense: nn.Module
     coupling: Coupling
     resources: tuple[Resource, ...]
     budgets: tuple[Budget, ...]
@@ -49,6 +49,8 @@ class Problem:
     trains: bool
     evaluates: bool
     threads: int
+    form: str = "graph"
+    scope: tuple[str, ...] = ()
 
     @property
     def limits(self) -> dict[str, float]:
@@ -59,7 +61,7 @@ class Problem:
 class Position:
     """Where a search stands: the network after some rounds, and what it uses."""
 
-    network: GraphModule
+    network: nn.Module
     coupling: Coupling
     plan: Plan
     resources: tuple[Resource, ...]
@@ -130,8 +132,7 @@ def run_round(
     metric, seed = problem.config.metrics, problem.seed
     position = replace(position, coupling=ranked(position.network, position.coupling, metric, seed=seed))
     scores = {
-        name: importance(position.network, position.coupling.group(name), metric, seed=seed)
-        for name in problem.grids
+        name: importance(position.network, position.coupling.group(name), metric, seed=seed) for name in problem.grids
     }
     lost = {name: importance_lost(s, producer_count(position.coupling.group(name))) for name, s in scores.items()}
     proposals = make_proposals(problem, position, targets, lost)
@@ -145,7 +146,7 @@ def run_round(
         reasons = "; ".join(f"{c.group}: {c.error}" for c in candidates if c.error)
         raise SearchError(f"Round {number}: every candidate failed. {reasons}.")
     plan = plan_of(position, chosen, scores)
-    network = PruneChannels(plan)(position.network).graph_module
+    network = apply_plan(position.network, plan)
     if problem.trains:
         weights = journal.candidate_weights(number, chosen.index)
         if weights is None:
@@ -347,7 +348,7 @@ def train_again(
 
 
 def measure(
-    problem: Problem, resources: tuple[Resource, ...], network: GraphModule, predicted: Mapping[str, float]
+    problem: Problem, resources: tuple[Resource, ...], network: nn.Module, predicted: Mapping[str, float]
 ) -> tuple[tuple[Resource, ...], dict[str, float]]:
     """Measure the network where a resource can be, and calibrate the resource by what was found."""
     calibrated, measured = [], {}
@@ -383,9 +384,9 @@ def position_after(problem: Problem, rounds: list[Round], journal: Journal) -> P
     return Position(network, problem.coupling.after(plan), plan, resources, last.achieved, last.score, lost)
 
 
-def restore_network(dense: GraphModule, record: Round, journal: Journal) -> GraphModule:
+def restore_network(dense: nn.Module, record: Round, journal: Journal) -> nn.Module:
     """The network that a round chose, built anew from the unpruned one, the plan and the stored weights."""
-    network = PruneChannels(Plan.from_json(record.plan))(dense).graph_module
+    network = apply_plan(dense, Plan.from_json(record.plan))
     if (weights := journal.weights(record.round)) is not None:
         put_tensors(network, from_bytes(weights))
     return network

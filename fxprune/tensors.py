@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from fxprune.errors import JournalError
+from passes.module_inputs import tensors_of as tensors_inside
+from passes.skeleton import Copies
 
 
 def tensors_of(network: nn.Module) -> dict[str, Tensor]:
@@ -29,20 +32,43 @@ def named_tensors(network: nn.Module) -> list[tuple[str, Tensor]]:
 
 
 def put_tensors(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors into the network, in place; names and shapes must be its own."""
-    own = dict(named_tensors(network))
-    wrong = [f"{name} is missing" for name in own if name not in tensors]
-    wrong += [f"{name} is not in the network" for name in tensors if name not in own]
+    """Write tensors into the network, in place; names and shapes must be its own.
+
+    Buffers that a run of the network makes, drops or gives another shape (what it keeps of its last call) are replaced.
+    """
+    own, buffers = dict(named_tensors(network)), buffer_places(network)
+    wrong = [f"{name} is missing" for name in own if name not in tensors and name not in buffers]
+    wrong += [f"{name} is not in the network" for name in tensors if name not in own and name not in buffers]
     wrong += [
         f"{name} has shape {tuple(tensors[name].shape)}, expected {tuple(tensor.shape)}"
         for name, tensor in own.items()
-        if name in tensors and tensors[name].shape != tensor.shape
+        if name in tensors and name not in buffers and tensors[name].shape != tensor.shape
     ]
     if wrong:
         raise JournalError(f"The stored weights are those of another network: {'; '.join(wrong[:5])}.")
+    device = next((tensor.device for tensor in own.values()), torch.device("cpu"))
     with torch.no_grad():
         for name, tensor in own.items():
-            tensor.copy_(tensors[name])
+            if name not in buffers or _alike(tensor, tensors.get(name)):
+                tensor.copy_(tensors[name])
+        for name, (holder, attribute) in buffers.items():
+            now, stored = holder._buffers[attribute], tensors.get(name)
+            if not _alike(now, stored):
+                home = device if now is None else now.device
+                holder._buffers[attribute] = None if stored is None else stored.to(home, copy=True)
+
+
+def _alike(one: Tensor | None, other: Tensor | None) -> bool:
+    return one is not None and other is not None and (one.shape, one.dtype) == (other.shape, other.dtype)
+
+
+def buffer_places(network: nn.Module) -> dict[str, tuple[nn.Module, str]]:
+    """Where each buffer is kept, also one that is None now."""
+    return {
+        f"{path}.{name}" if path else name: (module, name)
+        for path, module in network.named_modules(remove_duplicate=False)
+        for name in module._buffers
+    }
 
 
 def to_bytes(tensors: Mapping[str, Tensor]) -> bytes:
@@ -72,9 +98,33 @@ def fingerprint(network: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def clone(network: GraphModule) -> GraphModule:
-    """A copy that shares no tensor with the network."""
-    return copy.deepcopy(network)
+def clone(network: nn.Module) -> nn.Module:
+    """A copy that shares no tensor with the network.
+
+    What a hook computes anew in each forward (the weight of a weight_norm) and torch refuses to copy, because it has
+    a history of gradients, is copied as it is now, without that history.
+    """
+    if isinstance(network, GraphModule):
+        return copy.deepcopy(network)
+    memo: dict[int, Any] = {id(t): t.detach().clone() for t in _held_tensors(network) if not t.is_leaf}
+    return Copies(network, lambda _, tensor: copy.deepcopy(tensor, memo), memo).module(network)
+
+
+def sharing(network: nn.Module) -> nn.Module:
+    """A copy of the modules that shares every tensor with the network, and nothing else."""
+    return sharing_copies(network).module(network)
+
+
+def sharing_copies(network: nn.Module, instead: nn.Module | None = None) -> Copies:
+    """Copies of the modules of a network that share its tensors; those that refer to the network refer to `instead`."""
+    memo: dict[int, Any] = {id(tensor): tensor for tensor in _held_tensors(network)}
+    return Copies(network, lambda _, tensor: tensor, memo if instead is None else {**memo, id(network): instead})
+
+
+def _held_tensors(network: nn.Module) -> Iterator[Tensor]:
+    """All tensors of the modules: parameters, buffers and plain attributes, also those inside other objects."""
+    for module in network.modules():
+        yield from tensors_inside(vars(module))
 
 
 def modes_of(network: nn.Module) -> dict[str, bool]:

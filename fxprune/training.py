@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from fxprune.batches import pairs
 from fxprune.errors import InputError
 from fxprune.interruption import Ending, OutOfTime, watched
-from fxprune.tensors import named_tensors
+from fxprune.tensors import buffer_places, named_tensors
 from passes.arguments import integer, is_a, number
 from passes.settings import settings_kept
 
@@ -115,17 +115,20 @@ def _timed(clock: dict[str, float], name: str) -> Iterator[None]:
         clock[name] += time.perf_counter() - begun
 
 
-def check_trained(network: nn.Module, before: Mapping[str, tuple], doing: str = "train") -> None:
+def check_trained(network: nn.Module, before: Mapping[str, tuple | None], doing: str = "train") -> None:
     """Refuse a network that training made another, or whose weights it drove to NaN: no later round could use it.
 
-    `before`: the shape and type of each of its tensors, and whether it was to be trained.
+    `before`: the shape and type of each of its parameters, and whether it was to be trained; None for a buffer, which
+    holds what any call of the network leaves there.
     """
     after = dict(named_tensors(network))
     wrong = f"{doing} changed the network itself: {{}}; it must train its weights in place."
-    for name, (shape, dtype, trained) in before.items():
+    for name, described in before.items():
+        if described is None:
+            continue
         if name not in after:
             raise InputError(wrong.format(f"{name} is gone"))
-        tensor = after[name]
+        (shape, dtype, trained), tensor = described, after[name]
         if (tensor.shape, tensor.dtype) != (shape, dtype):
             differs = f"shape {tuple(tensor.shape)}, had {tuple(shape)}"
             if tensor.shape == shape:
@@ -137,10 +140,10 @@ def check_trained(network: nn.Module, before: Mapping[str, tuple], doing: str = 
         raise InputError(wrong.format(f"{added[0]} is new"))
 
 
-def _described_tensors(network: nn.Module) -> dict[str, tuple]:
+def _described_tensors(network: nn.Module) -> dict[str, tuple | None]:
     return {
-        name: (tensor.shape, tensor.dtype, isinstance(tensor, nn.Parameter) and tensor.requires_grad)
-        for name, tensor in named_tensors(network)
+        **dict.fromkeys(buffer_places(network)),
+        **{name: (p.shape, p.dtype, p.requires_grad) for name, p in network.named_parameters(remove_duplicate=False)},
     }
 
 

@@ -1,6 +1,6 @@
-"""How a candidate travels to another process: its graph alone; its weights are cut there from those of the round.
+"""How a candidate travels to another process: its program alone; its weights are cut there from those of the round.
 
-The weights of a round go to each process once. A candidate is a pickled GraphModule in which every tensor that is a
+The weights of a round go to each process once. A candidate is a pickled module in which every tensor that is a
 slice of one of them stands as its name and the kept positions. (Between processes of one search only: nothing that is
 read from a file is unpickled.)
 """
@@ -16,12 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule
 
 from fxprune.errors import WorkerError
 from fxprune.tensors import named_tensors, tensors_of, to_bytes
 from fxprune.training import Trained, said, train_candidate
-from passes import Coupling, Plan, PruneChannels
+from passes import Coupling, Plan, apply_plan
 
 Kept = dict[str, dict[int, np.ndarray]]
 
@@ -46,15 +45,26 @@ class Cut:
         return nn.Parameter(tensor, self.requires_grad) if self.parameter else tensor
 
 
-def pack(network: GraphModule, coupling: Coupling, plan: Plan) -> bytes:
+def pack(network: nn.Module, coupling: Coupling, plan: Plan) -> bytes:
     """A candidate as bytes without the weights of `network`, which `unpack` is given there."""
-    candidate = PruneChannels(plan)(network).graph_module
-    buffer = io.BytesIO()
-    _Packer(buffer, cuts_of(candidate, network, kept_positions(coupling, plan))).dump(candidate)
-    return buffer.getvalue()
+    candidate = apply_plan(network, plan)
+    cuts = cuts_of(candidate, network, kept_positions(coupling, plan))
+    try:
+        return _packed(candidate, cuts, pickle.Pickler)
+    except Exception as refused:  # pickling runs the code of whatever is in there
+        try:
+            import cloudpickle
+
+            return _packed(candidate, cuts, cloudpickle.Pickler)
+        except Exception as error:
+            raise WorkerError(
+                f"workers: a {type(network).__name__} cannot be sent to another process by pickle: {refused}. Define "
+                "its class and its hooks at the top of a module, keep open files, locks and the like out of it, "
+                "install cloudpickle, or set workers=1."
+            ) from error
 
 
-def unpack(data: bytes, weights: Mapping[str, Tensor]) -> GraphModule:
+def unpack(data: bytes, weights: Mapping[str, Tensor]) -> nn.Module:
     return _Unpacker(io.BytesIO(data), weights).load()
 
 
@@ -74,7 +84,7 @@ def kept_positions(coupling: Coupling, plan: Plan) -> Kept:
     }
 
 
-def cuts_of(candidate: GraphModule, network: GraphModule, kept: Kept) -> dict[int, Cut]:
+def cuts_of(candidate: nn.Module, network: nn.Module, kept: Kept) -> dict[int, Cut]:
     """For each tensor of the candidate (by identity) the cut that makes it; those that none makes travel whole."""
     whole = dict(named_tensors(network))
     cuts: dict[int, Cut] = {}
@@ -125,13 +135,16 @@ def train_packed(
     return trained, to_bytes(tensors_of(candidate)) if keep else None
 
 
-class _Packer(pickle.Pickler):
-    def __init__(self, file: io.BytesIO, cuts: dict[int, Cut]):
-        super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL)
-        self._cuts = cuts
+def _packed(candidate: nn.Module, cuts: Mapping[int, Cut], pickler: Any) -> bytes:
+    """The candidate by this class of pickler (cloudpickle's takes classes and functions that pickle refuses)."""
 
-    def persistent_id(self, obj: Any) -> Cut | None:
-        return self._cuts.get(id(obj)) if isinstance(obj, Tensor) else None
+    class Packer(pickler):
+        def persistent_id(self, obj: Any) -> Cut | None:
+            return cuts.get(id(obj)) if isinstance(obj, Tensor) else None
+
+    buffer = io.BytesIO()
+    Packer(buffer, protocol=pickle.HIGHEST_PROTOCOL).dump(candidate)
+    return buffer.getvalue()
 
 
 class _Unpacker(pickle.Unpickler):

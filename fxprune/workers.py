@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
-from torch.fx import GraphModule
+from torch import nn
 
 from fxprune.tensors import tensors_of, to_bytes
 from fxprune.training import Evaluate, Train, Trained, train_candidate
-from passes import Coupling, Plan, PruneChannels
+from passes import Coupling, Plan, apply_plan
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class Workers(Protocol):
     def start(self) -> None:
         """Get ready, before the search begins; a WorkerError says what cannot be sent, and how to fix it."""
 
-    def run(self, network: GraphModule, coupling: Coupling, tasks: Sequence[Task]) -> Iterator[Outcome]:
+    def run(self, network: nn.Module, coupling: Coupling, tasks: Sequence[Task]) -> Iterator[Outcome]:
         """Yield an outcome for each task, as they finish. `network`, coupled as `coupling`, is left as it is."""
 
     def close(self) -> None:
@@ -61,7 +61,7 @@ class Timed:
     def start(self) -> None:
         self.workers.start()
 
-    def run(self, network: GraphModule, coupling: Coupling, tasks: Sequence[Task]) -> Iterator[Outcome]:
+    def run(self, network: nn.Module, coupling: Coupling, tasks: Sequence[Task]) -> Iterator[Outcome]:
         for outcome in self.workers.run(network, coupling, tasks):
             self.train += outcome.trained.seconds_train
             self.evaluate += outcome.trained.seconds_evaluate
@@ -88,11 +88,11 @@ class Serial:
     def start(self) -> None:
         pass
 
-    def run(self, network: GraphModule, coupling: Coupling, tasks: Sequence[Task]) -> Iterator[Outcome]:
+    def run(self, network: nn.Module, coupling: Coupling, tasks: Sequence[Task]) -> Iterator[Outcome]:
         attempts = 1 + self.retries
         for task in tasks:
             for attempt in range(attempts):
-                candidate = PruneChannels(task.plan)(network).graph_module
+                candidate = apply_plan(network, task.plan)
                 trained = train_candidate(candidate, task.steps, task.seed, self.train, self.evaluate, self.limit_s)
                 if not trained.late:
                     break
@@ -104,7 +104,7 @@ class Serial:
         pass
 
 
-def _bytes_of(network: GraphModule) -> bytes:
+def _bytes_of(network: nn.Module) -> bytes:
     return to_bytes(tensors_of(network))
 
 

@@ -69,7 +69,8 @@ def apply_plan(network: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.M
     fit(cut, slicing, coupling.module.edits, coupling.module.literals)
     if plan.narrows:
         earlier = plan_of(network)
-        made = earlier.then(plan) if earlier is not None else plan
+        chained = earlier is not None and earlier.result_fingerprint == plan.fingerprint  # else coupled anew since
+        made = earlier.then(plan) if earlier is not None and chained else plan
         after = coupling.after(plan)
         cut.__dict__[_PROVENANCE] = Provenance(made, after)
         remember_module(cut, after)

@@ -12,6 +12,7 @@ from passes.exported import export
 from passes.process_state import leaves_no_trace
 from passes.refusals import both
 from passes.replay import taken_as_it_is
+from passes.restated_calls import RestatedForward
 from passes.symbolic import trace
 
 FRONTENDS = ("auto", "fx", "export")
@@ -52,11 +53,22 @@ def capture(model: nn.Module, example_inputs: Any = None, frontend: str = "auto"
     if frontend == "export":
         return export(model, _needed(example), "asked for")
     try:
+        _written_sizes_hold(model)
         return trace(model, inputs)
     except CaptureError as error:
         if frontend == "fx" or example is None:
             raise
         return _exported_instead(model, example, error)
+
+
+def _written_sizes_hold(model: nn.Module) -> None:
+    """CaptureError where a plan replaced sizes that the program states: torch.fx reads them as they are written."""
+    for name, part in model.named_modules():
+        if isinstance(part.__dict__.get("forward"), RestatedForward):
+            raise CaptureError(
+                f"{name or type(model).__name__}: sizes that its program states were replaced by pruning, which "
+                'torch.fx does not see; use frontend="export"'
+            )
 
 
 def _exported_instead(model: nn.Module, example: inspect.BoundArguments, error: CaptureError) -> fx.GraphModule:

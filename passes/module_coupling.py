@@ -20,7 +20,7 @@ from passes.module_trial import Changes, RealTrial, Trial, changes_that_follow, 
 from passes.other_runs import look_at_other_sizes, look_at_other_values
 from passes.reach import unused_axes
 from passes.roles import names_of
-from passes.skeleton import modules_of, owned_tensors
+from passes.skeleton import modules_of
 from passes.slicing import Slicing
 from passes.structure import Structure
 
@@ -124,9 +124,12 @@ def _masks(coupling: Coupling, shift: int) -> dict[Variable, np.ndarray]:
 
 
 def module_fingerprint(module: nn.Module) -> str:
-    """A digest of a module's classes and of its tensors' shapes: equal for equal networks, whatever the weights."""
+    """A digest of a module's classes and of its parameters' shapes: equal for equal networks, whatever the weights.
+
+    Other tensors are left out: those that a module keeps of its last call change their shapes from call to call.
+    """
     lines = [f"{path}|{type(part).__module__}.{type(part).__qualname__}" for path, part in modules_of(module).items()]
-    lines += [f"{name}|{list(tensor.shape)}" for name, tensor in owned_tensors(module)]
+    lines += [f"{name}|{list(tensor.shape)}" for name, tensor in module.named_parameters(remove_duplicate=False)]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]
 
 

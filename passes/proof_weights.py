@@ -69,7 +69,10 @@ def dense_weights(coupling: Coupling, plan: Plan, pruned: nn.Module, trained: bo
     def masked(name: str, tensor: torch.Tensor) -> torch.Tensor:
         data = double(tensor)
         if name in small:
-            data = _embedded(data, small[name], _remaining(coupling, masks, name))
+            remain = _remaining(coupling, masks, name)
+            # What a module keeps of its last call may have any shape; the dense one keeps what it has.
+            if isinstance(tensor, torch.nn.Parameter) or list(small[name].shape) == [len(kept) for kept in remain]:
+                data = _embedded(data, small[name], remain)
         data = data + noise[name] if name in noise else data
         for dim, positions in removed[coupling.aliases[name]]:
             data.index_fill_(dim, torch.from_numpy(positions).to(data.device), 0)

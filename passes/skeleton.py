@@ -103,6 +103,14 @@ class Copies:
         """The copy of `original`, the same one each time."""
         return _copied(original, self._memo)
 
+    def attributes(self, original: nn.Module) -> dict[str, Any]:
+        """Copies of the attributes of `original`, in which what `instead` named stands for it."""
+        for child in original.children():
+            self.module(child)
+        found = {name: _copied_or_shared(value, self._memo) for name, value in vars(original).items()}
+        found.pop(_COMPILED, None)
+        return found
+
 
 def copy_with(gm: nn.Module, replace: Replace) -> nn.Module:
     """Copy the modules of `gm` with each tensor replaced by ``replace(name, tensor)``; tied tensors stay tied."""
@@ -114,6 +122,8 @@ def copy_module(module: nn.Module, replace: Replace) -> nn.Module:
     return Copies(module, replace).module(module)
 
 
+# What `module.compile()` leaves: a function of the original's code and weights, which deepcopy leaves out too.
+_COMPILED = "_compiled_call_impl"
 _OWN_COPYING = ("__deepcopy__", "__reduce_ex__", "__reduce__", "__getstate__", "__setstate__")
 
 
@@ -129,6 +139,7 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     memo[id(module)] = twin
     attributes = twin.__dict__
     attributes.update(module.__dict__)
+    attributes.pop(_COMPILED, None)
     for name in [name for name, value in attributes.items() if type(value) not in PLAIN]:
         value = attributes[name]
         if name == "_modules":

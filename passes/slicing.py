@@ -58,8 +58,13 @@ class Slicing:
         return like(tensor, data.clone() if data.data_ptr() == tensor.data_ptr() else data)
 
     def kept(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        """`sliced`, with the attributes that a user's program set on the tensor."""
-        made = self.sliced(name, tensor)
+        """`sliced`, with the attributes that a user's program set on the tensor.
+
+        What a module keeps of a call since it was coupled, which has come up or has another shape, is copied as it is.
+        """
+        first = self.coupling.aliases.get(name)
+        known = first is not None and [a.size for a in self.coupling.structure.tensors[first]] == list(tensor.shape)
+        made = self.sliced(name, tensor) if known else like(tensor, tensor.detach().clone())
         made.__dict__.update(tensor.__dict__)
         return made
 

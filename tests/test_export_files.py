@@ -245,7 +245,7 @@ def test_a_search_result_survives_all_of_it(tmp_path: Path) -> None:
         ("small", {"x": ["torch.nothing", [1]]}, "a small tensor cannot be made"),
         ("small", {"x": ["torch.float32", "many"]}, "a small tensor cannot be made"),
         ("ties", [1], "Header.ties is"),
-        ("parts", 3, "Header.parts is"),
+        ("frontend", 3, "Header.frontend is"),
         ("inputs", [3], "Header.inputs is"),
         ("seal", None, "Header.seal is"),
         ("more", 1, "Header has no field 'more'"),

@@ -200,8 +200,6 @@ def test_train_takes_the_functions_of_the_context_and_names_what_is_missing(tmp_
 
 
 def test_a_part_of_a_model_is_fine_tuned_inside_the_whole() -> None:
-    from fxprune.scope import netadapt_inside
-
     class Whole(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -212,9 +210,9 @@ def test_a_part_of_a_model_is_fine_tuned_inside_the_whole() -> None:
 
     whole = Whole().eval()
     batches = [(list(images), labels) for images, labels in make_batches(2)]
-    result = netadapt_inside(
-        whole, 0.6, "body", example_inputs=(list(make_batches(1)[0][0][:2]),), config={"budget_reduce_rate_init": 0.2},
-        progress=False,
+    result = netadapt(
+        whole, 0.6, scope="body", example_inputs=(list(make_batches(1)[0][0][:2]),),
+        config={"budget_reduce_rate_init": 0.2}, progress=False,
     )  # fmt: skip
     tuned = finetune(result, batches, epochs=2, distill=0.5, progress=False)
     assert isinstance(tuned.model, Whole) and tuned.losses[-1] < tuned.losses[0]

@@ -178,9 +178,7 @@ def test_ctrl_c_is_not_missed_where_a_function_handles_it_itself() -> None:
 
 def test_in_another_thread_a_search_runs_too(whole: NetAdaptResult) -> None:
     found: list[NetAdaptResult] = []
-    thread = threading.Thread(
-        target=lambda: found.append(run(train=for_tail(lambda: sys.exit(0)), config=ONE_ROUND))
-    )
+    thread = threading.Thread(target=lambda: found.append(run(train=for_tail(lambda: sys.exit(0)), config=ONE_ROUND)))
     thread.start()
     thread.join()
     assert_only_tail_failed(found[0], whole, "SystemExit")

@@ -1,4 +1,4 @@
-"""Pruning a part of a model whose outer code no tracer takes: costs, training and proofs see the whole."""
+"""Parts of a model: a scope says where parameters may be cut; costs, training and proofs are those of the whole."""
 
 from __future__ import annotations
 
@@ -10,13 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from fxprune import Budget, export, load
-from fxprune.carrier import Carrier, Part, record
-from fxprune.errors import BudgetError, InputError
+from fxprune import Budget, NetAdaptResult, export, load, netadapt
+from fxprune.errors import InputError
 from fxprune.export import ExportError
-from fxprune.resources import Counted
-from fxprune.scope import captured_parts, netadapt_inside, prove_calls
-from passes import EquivalenceError, PruneChannels, capture, couple
 
 FAST = {"budget_reduce_rate_init": 0.3, "strategy": "uniform"}
 
@@ -57,15 +53,27 @@ def total(model: nn.Module) -> float:
         return float(sum(value.square().sum() for value in model(*images()).values()))
 
 
-@pytest.mark.parametrize("scope", ["body", ["body", "head"], ("head",)])
-def test_the_whole_is_counted_and_only_the_scope_shrinks(scope: Any) -> None:
+def search(model: nn.Module, budget: Any, scope: Any, **changes: Any) -> NetAdaptResult:
+    given = {"example_inputs": images(), "config": FAST, "progress": False}
+    return netadapt(model, budget, scope=scope, **{**given, **changes})
+
+
+def narrowed(result: NetAdaptResult) -> set[str]:
+    return {name for name, width in result.widths.items() if width < result.original_widths[name]}
+
+
+@pytest.mark.parametrize(
+    ("scope", "touched"),
+    [("body", {"body.0"}), (["body", "head"], {"body.0", "body.4", "head.0"}), (("head",), {"head.0"})],
+)
+def test_the_whole_is_counted_and_only_the_scope_shrinks(scope: Any, touched: set[str]) -> None:
     model = Pyramid().eval()
     dense, before = flops(model, *images()), {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    result = netadapt_inside(model, 0.8, scope, example_inputs=images(), config=FAST, progress=False)
+    result = search(model, 0.8, scope)
     assert result.start["flops"] == dense
     assert result.achieved["flops"] == flops(result.model, *images()) <= 0.8 * dense
+    assert narrowed(result) and narrowed(result) <= touched  # with both, the boundary between them is free too
     names = [scope] if isinstance(scope, str) else list(scope)
-    assert {name.split(".")[0] for name in result.original_widths} == set(names)
     after = result.model.state_dict()
     assert list(after) == list(before)
     for name, tensor in before.items():
@@ -74,62 +82,43 @@ def test_the_whole_is_counted_and_only_the_scope_shrinks(scope: Any) -> None:
             assert torch.equal(after[name], tensor)
     assert set(result.model(*images())) == {"level0", "level1"}
     assert result.certificate.max_error <= result.certificate.tol
-    assert type(result.model) is Pyramid and result.parts["head" if "head" in names else "body"].graph
+    assert type(result.model) is Pyramid
 
 
-def test_parameters_and_macs_of_the_whole() -> None:
-    model = Pyramid()
-    budgets = [Budget("params", ratio=0.8), Budget("macs", ratio=0.9)]
-    result = netadapt_inside(model, budgets, "body", example_inputs=images(), config=FAST, progress=False)
-    count = sum(p.numel() for p in model.parameters())
-    assert result.start == {"params": count, "macs": flops(model, *images()) // 2}
-    assert result.achieved["params"] == sum(p.numel() for p in result.model.parameters()) <= 0.8 * count
+def test_a_boundary_between_parts_of_the_scope_may_be_cut() -> None:
+    result = search(Pyramid().eval(), 0.5, ["body", "head"])
+    assert "body.4" in narrowed(result)
+    assert result.model.head[0].in_channels == result.model.body[4].out_channels < 8
 
 
-def test_the_removed_units_were_masked_in_the_whole() -> None:
+@pytest.mark.parametrize("resource", ["params", "macs", "memory"])
+def test_every_resource_is_that_of_the_whole(resource: str) -> None:
     model = Pyramid().eval()
-    result = netadapt_inside(model, 0.7, ["body", "head"], example_inputs=images(), config=FAST, progress=False)
-    masked = Pyramid().eval()
-    masked.load_state_dict(model.state_dict())
-    state = masked.state_dict()
-    for group in result.coupling.groups:
-        gone = [unit for unit in range(group.size) if unit not in result.plan.keep[group.name]]
-        assert not gone or max(gone) < group.size
-        for where in group.slices:
-            state[where.tensor].index_fill_(where.dim, torch.from_numpy(where.index[gone].ravel()), 0)
-    for name, expected in masked(*images(3)).items():
-        torch.testing.assert_close(result.model(*images(3))[name], expected, atol=1e-5, rtol=1e-5)
+    whole = netadapt(model, Budget(resource, ratio=1.0), example_inputs=images(), progress=False)
+    result = search(model, Budget(resource, ratio=0.9), "body")
+    assert result.start == whole.start and result.achieved[resource] <= 0.9 * result.start[resource]
+    if resource == "params":
+        assert result.achieved["params"] == sum(p.numel() for p in result.model.parameters())
 
 
 def test_training_sees_the_whole_and_its_changes_stay() -> None:
     model = Pyramid()
-    seen = []
 
-    def train(whole: nn.Module, steps: int) -> None:
+    def train(whole: Any, steps: int) -> None:
         assert type(whole) is Pyramid and whole.training and whole.stem.training and whole.body.training
         optimizer = torch.optim.SGD(whole.parameters(), 0.01)
         for _ in range(steps):
             optimizer.zero_grad()
-            sum(value.square().sum() for value in whole(*images()).values()).backward()  # type: ignore[union-attr]
+            sum(value.square().sum() for value in whole(*images()).values()).backward()
             optimizer.step()
         whole.stem[1].running_mean = whole.stem[1].running_mean + 0.5  # assigned anew, not changed in place
 
     def evaluate(whole: nn.Module) -> float:
-        assert not whole.training and not whole.head.training
-        seen.append(total(whole))
-        return -seen[-1]
+        assert not whole.training
+        return -total(whole)
 
     config = {"netadapt_max_iter": 2, "budget_reduce_rate_init": 0.2, "netadapt_max_rounds": 2}
-    result = netadapt_inside(
-        model,
-        0.75,
-        ["body", "head"],
-        example_inputs=images(),
-        train=train,
-        evaluate=evaluate,
-        config=config,
-        progress=False,
-    )
+    result = search(model, 0.75, ["body", "head"], train=train, evaluate=evaluate, config=config)
     assert len(result.rounds) >= 1 and not result.data_free
     assert total(result.model.eval()) == pytest.approx(-result.score, rel=1e-6)
     assert not torch.equal(result.model.state_dict()["stem.0.weight"], model.state_dict()["stem.0.weight"])
@@ -142,7 +131,7 @@ def test_training_sees_the_whole_and_its_changes_stay() -> None:
 def test_modes_are_those_of_the_model() -> None:
     model = Pyramid().train()
     model.stem.eval()
-    result = netadapt_inside(model, 0.9, "body", example_inputs=images(), config=FAST, progress=False)
+    result = search(model, 0.9, "body")
     for name in ("", "stem", "stem.1", "body", "body.3", "head"):
         assert result.model.get_submodule(name).training == model.get_submodule(name).training
     assert model.training and not model.stem.training
@@ -158,115 +147,84 @@ class Tied(nn.Module):
         self.again.weight = self.body[0].weight
 
     def forward(self, x: Tensor) -> Tensor:
-        if bool(x.sum() > 1e9):
-            return x
         return self.body(x) + self.again(x).sum(1, keepdim=True)
 
 
 def test_a_weight_that_the_outer_code_shares_stays_and_stays_tied() -> None:
-    model = Tied().eval()
-    result = netadapt_inside(model, 0.9, "body", example_inputs=torch.randn(4, 6), config=FAST, progress=False)
+    result = search(Tied().eval(), 0.9, "body", example_inputs=torch.randn(4, 6))
     assert result.model.again.weight.shape == (24, 6)
     assert result.model.again.weight is dict(result.model.named_parameters(remove_duplicate=False))["body.0.weight"]
-    assert list(result.original_widths) == ["body.2"]
+    assert narrowed(result) == {"body.2"}
+
+
+class Rooms(nn.Module):
+    """Parts with plain attributes that the whole reads, in a list: their names are numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(a, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, b, 3, padding=1))
+            for a, b in ((3, 16), (16, 16), (16, 4))
+        )
+        for number, part in enumerate(self.parts):
+            part.source, part.number = -1, number
+
+    def forward(self, x: Tensor) -> Tensor:
+        for part in self.parts:
+            x = part(x if part.source == -1 else x[part.source]) + 0 * part.number
+        return x
+
+
+def test_parts_keep_what_the_whole_reads_of_them() -> None:
+    x = torch.randn(2, 3, 8, 8)
+    result = search(Rooms().eval(), Budget("macs", ratio=0.7), ["parts.0", "parts.1"], example_inputs=x)
+    assert result.model(x).shape == (2, 4, 8, 8) and [part.number for part in result.model.parts] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_the_scope_may_be_named_by_a_number(graph: bool) -> None:
+    def block() -> nn.Sequential:
+        return nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 3, 3, padding=1))
+
+    model: nn.Module = nn.Sequential(block(), block()).eval()
+    result = search(
+        torch.fx.symbolic_trace(model) if graph else model, 0.7, "0", example_inputs=torch.randn(1, 3, 8, 8)
+    )
+    assert narrowed(result) == {"0.0"} and result.met
 
 
 def test_the_whole_is_stored_and_comes_back(tmp_path: Path) -> None:
-    model = Pyramid().eval()
-    result = netadapt_inside(model, 0.7, ["body", "head"], example_inputs=images(), config=FAST, progress=False)
-    for whole in (result.model, result.restore(len(result.rounds)).eval(), result.restore(0).eval()):
-        report = export(whole, images(), tmp_path / "net.safetensors")
+    result = search(Pyramid().eval(), 0.7, ["body", "head"])
+    for whole in (result.model, result.restore(len(result.rounds)).eval()):
+        report = export(whole, images(), tmp_path / "net.safetensors", plan=result.plan)
         again = load(Pyramid().eval(), report.path)
         assert type(again) is Pyramid
         for name, expected in whole(*images(3)).items():
             assert torch.equal(again(*images(3))[name], expected)
-    with pytest.raises(ExportError, match="it prunes body, which is not in this one"):
-        load(nn.Linear(2, 2), report.path)
     other = Pyramid()
     other.body[0] = nn.Conv2d(6, 32, 5, padding=2)
     with pytest.raises(ExportError, match=r"(?s)another network.*|does not fit.*"):
         load(other, report.path)
 
 
-def test_keyword_and_plain_inputs_of_a_part() -> None:
-    class Inner(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first, self.second = nn.Linear(6, 40), nn.Linear(40, 4)
+def test_another_scope_is_another_search(tmp_path: Path) -> None:
+    from fxprune.errors import JournalError
 
-        def forward(self, x: Tensor, scale: float = 1.0, *, shift: Tensor | None = None) -> Tensor:
-            y = self.second(torch.relu(self.first(x))) * scale
-            return y if shift is None else y + shift
-
-    class Outer(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner = Inner()
-
-        def forward(self, x: Tensor) -> float:
-            return float(self.inner(x, scale=0.5, shift=torch.ones(4)).detach().sum())
-
-    model = Outer()
-    given = torch.randn(3, 6)
-    result = netadapt_inside(model, 0.5, "inner", example_inputs={"x": given}, config=FAST, progress=False)
-    assert isinstance(result.model(given), float)
-    assert result.parts["inner"].get_submodule("first").weight.shape[0] < 40
+    search(Pyramid().eval(), 0.8, "body", workdir=tmp_path)
+    with pytest.raises(JournalError, match="scope"):
+        search(Pyramid().eval(), 0.8, ["body", "head"], workdir=tmp_path)
 
 
 def test_what_a_scope_cannot_be() -> None:
-    model, options = Pyramid(), {"example_inputs": images(), "progress": False}
+    model = Pyramid().eval()
     for scope, message in [
         ("boddy", "no submodule of the model; among those that are: 'body'"),
         ([], "names no submodule"),
-        (["body", "body.0"], r"lies inside \['body'\]"),
-        (["body", "body"], "named twice"),
+        (0, "scope: got 0"),
+        ("stem", r"no group lies in the scope \['stem'\]: group 'stem.0' also cuts body.0.weight, which is outside"),
     ]:
         with pytest.raises(InputError, match=message):
-            netadapt_inside(model, 0.5, scope, **options)
-    with pytest.raises(InputError, match="scope needs example_inputs"):
-        netadapt_inside(model, 0.5, "body", example_inputs=None)
-    model.spare = nn.Linear(2, 2)
-    with pytest.raises(InputError, match="does not call 'spare'"):
-        netadapt_inside(model, 0.5, "spare", **options)
-    with pytest.raises(BudgetError, match="a budget of memory cannot be counted for the whole"):
-        netadapt_inside(model, Budget("memory", ratio=0.5), "body", **options)
-    given = Counted("memory", "bytes", lambda widths=None: 100 if widths is None else sum(widths.values()))
-    result = netadapt_inside(model, Budget("memory", value=25), "body", resources=[given], config=FAST, **options)
-    assert result.achieved["memory"] <= 25
-
-
-def test_parts_that_cannot_be_captured_are_named() -> None:
-    class Wild(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return x if x.sum().item() > 0 else -x
-
-    model = nn.Sequential(nn.Linear(3, 3), Wild())
-    with pytest.raises(InputError, match="scope '1' cannot be captured"):
-        netadapt_inside(model, 0.5, "1", example_inputs=torch.randn(2, 3))
-
-
-def test_a_part_that_serves_one_call_alone_is_caught() -> None:
-    """The oracle of the last check: another graph than that of the pruned part must be found out."""
-    model = Pyramid().eval()
-    args = images()
-    carrier = Carrier.of(model, captured_parts(model, ["head"], args, {}))
-    graph = carrier.build()
-    coupling = couple(graph, carrier.inputs)
-    plan = coupling.plan({"head.0": tuple(range(7))})
-    pruned = PruneChannels(plan)(graph).graph_module
-    parts = {"head": carrier.part_of(pruned, 0)}
-    prove_calls(carrier, pruned, parts)
-    parts["head"].get_submodule("0").bias.data += 1  # shared with `pruned`: both move
-    prove_calls(carrier, pruned, parts)
-    wrong = {"head": capture(nn.Sequential(parts["head"], nn.Tanh()))}
-    with pytest.raises(EquivalenceError, match="head: call 0"):
-        prove_calls(carrier, pruned, wrong)
-
-
-def test_a_recording_leaves_no_hook_and_no_mode_behind() -> None:
-    model = Pyramid().train()
-    calls = record(model, ["head"], images(), {"levels": 3})
-    assert [call.args[0].shape[-1] for call in calls["head"]] == [12, 6, 3]
-    assert model.training and not model.head._forward_pre_hooks
-    part = Part("head", capture(model.head), tuple(calls["head"]))
-    assert [value.shape[1] for call in part.calls for value in part.values(call)] == [8, 8, 8]
+            search(model, 0.5, scope)
+    model.spare = nn.Sequential(nn.Linear(2, 8), nn.Linear(8, 2))
+    with pytest.raises(InputError, match=r"no group lies in the scope \['spare'\]"):
+        search(model, 0.5, "spare")

@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import fx, nn
 
-from fxprune.carrier import assembled_from
 from fxprune.export.check import check_runs
 from fxprune.export.files import check_free, checked_target
 from fxprune.export.inputs import evaluating, inputs_of
@@ -19,6 +18,8 @@ from fxprune.export.report import ExportError, ExportReport, default_tolerance
 from fxprune.export.safetensors_plan import load, write_safetensors
 from fxprune.export.source import write_source
 from fxprune.export.torch_export import write_pt2
+from fxprune.tensors import sharing
+from fxprune.wrappers import unwrapped
 from passes import CaptureError, Plan, capture, plan_of
 from passes.arguments import integer, is_a, number
 
@@ -47,7 +48,8 @@ def export(
 
     `.pt2` (torch.export), `.onnx`, `.py` (readable source, its weights beside it in a `.py.safetensors`), or
     `.safetensors` (weights, with the plan in a `.json` beside it, for `load`; `plan` is that of a search, and may be
-    left out where `gm` is what PruneChannels returned).
+    left out where `gm` is what PruneChannels or apply_plan returned). A module is exported as it is, without the
+    wrappers around it; source is written of the graph that is captured from it.
 
     `example_inputs`: a tensor, a tuple of arguments or a dict of keyword arguments. The batch is dimension `batch_dim`
     of those tensors that are as long there as the first; where the network allows it, the written form takes any batch
@@ -73,6 +75,10 @@ def export(
         is_a(plan, Plan, "export: plan", "the Plan of a search, result.plan", ExportError)
     if tolerance is not None:
         number(tolerance, "export: tolerance", least=0, error=ExportError)
+    gm = unwrapped(gm)[0]
+    plan = plan or plan_of(gm)
+    if not isinstance(gm, fx.GraphModule):
+        gm = sharing(gm)  # running and exporting it sets attributes (caches, counters) of another object
     inputs = inputs_of(example_inputs, gm, integer(batch_dim, "export: batch_dim", error=ExportError))
     limit = default_tolerance(gm, (inputs.args, inputs.kwargs)) if tolerance is None else tolerance
     with evaluating(gm):
@@ -82,13 +88,8 @@ def export(
         if target.suffix == ".onnx":
             return write_onnx(gm, inputs, target, limit, dynamic_batch, overwrite)
         if target.suffix == ".safetensors":
-            return write_safetensors(gm, inputs, target, plan or _known_plan(gm), overwrite)
+            return write_safetensors(gm, inputs, target, plan, overwrite)
         return write_source(_graph(gm, example_inputs), inputs, target, limit, dynamic_batch, overwrite)
-
-
-def _known_plan(gm: nn.Module) -> Plan | None:
-    scoped = assembled_from(gm)
-    return scoped[1] if scoped is not None else plan_of(gm) if isinstance(gm, fx.GraphModule) else None
 
 
 def _graph(gm: nn.Module, example_inputs: Any) -> fx.GraphModule:

@@ -6,14 +6,12 @@ The JSON file is `Plan.to_json()` and nothing else, so that it can be read, comp
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import fx, nn
 
-from fxprune.carrier import assembled_from, describe, described
 from fxprune.export.files import check_free, staged
 from fxprune.export.inputs import Inputs
 from fxprune.export.report import ExportError, ExportReport
@@ -28,8 +26,11 @@ from fxprune.export.state import (
     text_digest,
     write_state,
 )
-from passes import CaptureError, PassError, Plan, PlanError, PruneChannels, capture, plan_of
+from fxprune.tensors import clone, modes_of, put_modes, sharing
+from fxprune.wrappers import unwrapped
+from passes import CaptureError, PassError, Plan, PlanError, apply_plan, capture, couple, plan_of
 from passes.identity import example_inputs_of, fingerprint
+from passes.module_coupling import module_fingerprint
 
 _MOST_LISTED = 20
 
@@ -43,9 +44,8 @@ def write_safetensors(
             f"{path}: weights alone do not say how to build the network; pass plan=result.plan (for a network that is "
             "not pruned: couple(gm, example_inputs).plan({}))"
         )
-    scoped = assembled_from(gm)
-    _check_plan(gm, plan, scoped[1] if scoped is not None else plan_of(gm))
-    state = state_of(gm) if scoped is None else replace(state_of(gm), parts=describe(scoped[0]))
+    _check_plan(gm, plan, plan_of(gm))
+    state = state_of(gm)
     return write_pair(state, plan, path, overwrite)
 
 
@@ -55,7 +55,8 @@ def _check_plan(gm: nn.Module, plan: Plan, known: Plan | None) -> None:
         known.result_fingerprint != plan.result_fingerprint
         or (known.fingerprint == plan.fingerprint and known.keep != plan.keep)
     )
-    dense = known is None and plan.narrows and isinstance(gm, fx.GraphModule) and fingerprint(gm) == plan.fingerprint
+    own = fingerprint(gm) if isinstance(gm, fx.GraphModule) else module_fingerprint(gm)
+    dense = known is None and plan.narrows and own == plan.fingerprint
     if other or dense:
         which = "another network" if other else "the network before pruning, and this is that one"
         raise ExportError(f"export: the plan is for {which}; pass plan=result.plan with result.model, of one search")
@@ -77,9 +78,9 @@ def write_pair(state: State, plan: Plan, path: Path, overwrite: bool = False) ->
 def load(model: nn.Module, path: str | os.PathLike[str], example_inputs: Any = None) -> nn.Module:
     """Build the pruned network from the original model (with any weights, or none: device meta) and the written files.
 
-    `path`: the `.safetensors` file or the `.json` beside it. `model` is left as it is; the result is in its mode and on
-    its device: a graph, or the whole model where `netadapt(..., scope=...)` pruned parts of it. `example_inputs`: as
-    for `capture`, where inputs of the shapes that the plan knows do not do.
+    `path`: the `.safetensors` file or the `.json` beside it. `model` is left as it is; the result is of its class (a
+    graph where the file was written of a graph), in its mode, in its wrappers and on its device. `example_inputs`: as
+    for `netadapt`, where inputs of the shapes that the plan knows do not do.
 
     Raises ExportError that lists what differs when the files were written for another network, and names the file and
     the tensors that are damaged.
@@ -87,13 +88,12 @@ def load(model: nn.Module, path: str | os.PathLike[str], example_inputs: Any = N
     if not isinstance(model, nn.Module):
         raise ExportError(f"load: model is a {type(model).__name__}; expected the original model, as before pruning")
     (weights, plan_path), plan, state = read_pair(path)
-    make = _whole if state.parts else _pruned
-    pruned = make(model, example_inputs, plan, state, plan_path)
+    inner, wrap = unwrapped(model)
+    make = _cut if state.frontend == "module" else _pruned
+    pruned = make(inner, example_inputs, plan, state, plan_path)
     restore_state(pruned, state, weights)
-    modes = {name: module.training for name, module in model.named_modules()}
-    for name, module in pruned.named_modules():
-        module.training = modes.get(name, model.training)
-    return pruned
+    put_modes(pruned, modes_of(inner))
+    return wrap(pruned)
 
 
 def read_pair(path: str | os.PathLike[str]) -> tuple[tuple[Path, Path], Plan, State]:
@@ -117,41 +117,41 @@ def _read_plan(path: Path) -> tuple[str, Plan]:
         raise ExportError(f"{path}: {error}") from error
 
 
-def _pruned(model: nn.Module, example_inputs: Any, plan: Plan, state: State, plan_path: Path) -> fx.GraphModule:
+def _cut(model: nn.Module, example_inputs: Any, plan: Plan, state: State, plan_path: Path) -> nn.Module:
+    """The plan applied to the model itself."""
+    dense = sharing(model)
+    take_dtypes(dense, state)
+    try:
+        if example_inputs is not None:
+            couple(dense, example_inputs)
+        cut = apply_plan(dense, plan)
+        return clone(dense) if cut is dense else cut
+    except PassError as error:
+        raise _foreign(plan_path, error, dense, state) from error
+
+
+def _pruned(model: nn.Module, example_inputs: Any, plan: Plan, state: State, plan_path: Path) -> nn.Module:
     """The plan applied to the model, captured as it was, with inputs like those, or with none where that fits."""
     attempts = [_inputs(model, plan, state), None] if example_inputs is None else [example_inputs]
-    faults: list[str] = []
+    faults: list[ExportError] = []
     for attempt in attempts:
         if attempt is None and state.frontend == "export":
             continue
         try:
             dense = capture(model, attempt, state.frontend)
         except CaptureError as error:
-            faults.append(f"the model cannot be captured: {error}")
+            faults.append(ExportError(f"the model cannot be captured: {error}"))
             continue
         take_dtypes(dense, state)
         try:
-            return PruneChannels(plan)(dense).graph_module
+            return apply_plan(dense, plan)
         except PassError as error:  # another fingerprint, or a network that the plan's inputs do not even fit
-            faults.append(f"{plan_path} was made for another network: {error}{_differences(dense, state)}")
-    raise ExportError(faults[0])
+            faults.append(_foreign(plan_path, error, dense, state))
+    raise faults[0]
 
 
-def _whole(model: nn.Module, example_inputs: Any, plan: Plan, state: State, plan_path: Path) -> nn.Module:
-    """A model of which only parts are graphs, with the plan applied to those."""
-    missing = [name for name in state.parts if name not in dict(model.named_modules())]
-    if missing:
-        raise ExportError(f"{plan_path} was made for another network: it prunes {missing[0]}, which is not in this one")
-    try:
-        carrier = described(model, state.parts, _zeros(model, plan))
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise ExportError(f"{plan_path}: what its weights say of the parts is not of fxprune: {error!r}") from error
-    dense = carrier.build()
-    take_dtypes(dense, state)
-    try:
-        return carrier.assemble(PruneChannels(plan)(dense).graph_module)
-    except PassError as error:
-        raise ExportError(f"{plan_path} was made for another network: {error}{_differences(dense, state)}") from error
+def _foreign(plan_path: Path, error: PassError, dense: nn.Module, state: State) -> ExportError:
+    return ExportError(f"{plan_path} was made for another network: {error}{_differences(dense, state)}")
 
 
 def _inputs(model: nn.Module, plan: Plan, state: State) -> Any:

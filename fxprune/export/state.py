@@ -36,9 +36,9 @@ class State:
 
     tensors: stored name -> tensor. ties: further name -> the stored name of the same tensor. order: stored name -> its
     dimensions from outermost to innermost in memory, where that is not 0, 1, 2, ... transient: names of non-persistent
-    buffers and plain attributes, which a state_dict leaves out. frontend and inputs: how the graph was captured.
-    parts: where only parts of a model are graphs, what `fxprune.carrier.describe` says of them. plan: the SHA-256 of
-    the text of the plan that belongs to the tensors, None where none does.
+    buffers and plain attributes, which a state_dict leaves out. frontend and inputs: how the graph was captured;
+    "module" where the tensors are those of a module itself. plan: the SHA-256 of the text of the plan that belongs to
+    the tensors, None where none does.
     """
 
     tensors: dict[str, Tensor]
@@ -47,7 +47,6 @@ class State:
     transient: tuple[str, ...] = ()
     frontend: str = "auto"
     inputs: tuple[str, ...] = ()
-    parts: dict[str, Any] = field(default_factory=dict)
     plan: str | None = None
 
     @property
@@ -108,7 +107,7 @@ def write_state(state: State, path: Path, plan: str | None = None) -> None:
     # Parts of one storage (a view kept as a buffer) are copied apart: only whole tensors are tied.
     apart = {name: t.detach().cpu().contiguous().clone() for name, t in state.tensors.items() if name not in small}
     header = Header(
-        state.ties, state.order, state.transient, small, state.frontend, state.inputs, state.parts,
+        state.ties, state.order, state.transient, small, state.frontend, state.inputs,
         {name: _digest(tensor) for name, tensor in apart.items()}, None if plan is None else text_digest(plan),
         UNSEALED,
     )  # fmt: skip
@@ -152,9 +151,7 @@ def read_state(path: Path) -> State:
     for name, dims in order.items():
         if sorted(dims) != list(range(tensors[name].dim())):
             raise _forged(path, f"{dims} is no order of the dimensions of {name!r}")
-    return State(
-        tensors, header.ties, order, header.non_persistent, header.frontend, header.inputs, header.parts, header.plan
-    )
+    return State(tensors, header.ties, order, header.non_persistent, header.frontend, header.inputs, header.plan)
 
 
 def check_same_form(path: Path, planned: bool, overwrite: bool) -> None:
@@ -175,7 +172,6 @@ class Header:
     small: dict[str, list[Any]]
     frontend: str
     inputs: tuple[str, ...]
-    parts: dict[str, Any]
     digests: dict[str, str]
     plan: str | None
     seal: str
@@ -210,10 +206,15 @@ def restore_state(module: nn.Module, state: State, source: Path) -> None:
     """Put the tensors into `module` under their names, with their dtypes and layouts, on the module's own devices.
 
     Names and shapes must agree exactly; a parameter keeps its requires_grad; names that are tied share one tensor
-    afterwards, also where the module did not tie them. Raises ExportError that lists all that differs.
+    afterwards, also where the module did not tie them. Tensors in plain attributes of a module that is no graph (what
+    it keeps of its last call) stay as they are in this one where shapes differ. Raises ExportError that lists all that
+    differs.
     """
     owned = dict(named_tensors(module))
     given = {name: state.tensors[state.ties.get(name, name)] for name in [*state.tensors, *state.ties]}
+    if state.frontend == "module":
+        kept = _kept_of_calls(module, owned, given, state)
+        owned, given = ({n: t for n, t in some.items() if n not in kept} for some in (owned, given))
     faults = [*_name_faults(set(owned), set(given)), *_tensor_faults(owned, given), *_tie_faults(owned, state)]
     if faults:
         raise ExportError(f"{source} does not fit the network:\n  " + "\n  ".join(faults))
@@ -225,6 +226,16 @@ def restore_state(module: nn.Module, state: State, source: Path) -> None:
         path, _, attribute = name.rpartition(".")
         # setattr, for RNNs follow it to keep their flat list of weights.
         setattr(module.get_submodule(path), attribute, placed[key])
+
+
+def _kept_of_calls(
+    module: nn.Module, owned: Mapping[str, Tensor], given: Mapping[str, Tensor], state: State
+) -> set[str]:
+    """The names of transient tensors that only one of the two has, or that differ in shape."""
+    transient = {*transient_names(module), *state.transient}
+    return {
+        name for name in transient if name not in owned or name not in given or owned[name].shape != given[name].shape
+    }
 
 
 def take_dtypes(module: nn.Module, state: State) -> None:

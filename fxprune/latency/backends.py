@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.latency.device import Setting, describe
@@ -46,12 +46,10 @@ class Backend(Protocol):
     setting: Setting
     in_situ: bool
 
-    def prepare(self, gm: fx.GraphModule, example_inputs: Any) -> Run:
-        """What runs `gm` once, in evaluation mode, on these inputs."""
+    def prepare(self, gm: nn.Module, example_inputs: Any) -> Run:
+        """What runs `gm`, a graph or the module itself, once, in evaluation mode, on these inputs."""
 
-    def time(
-        self, gm: fx.GraphModule, example_inputs: Any, reference: Reference | None = None, repeats: int = 15
-    ) -> Timing:
+    def time(self, gm: nn.Module, example_inputs: Any, reference: Reference | None = None, repeats: int = 15) -> Timing:
         """How long `gm` takes."""
 
 
@@ -69,12 +67,10 @@ class Timed:
     setting: Setting
     in_situ = False
 
-    def prepare(self, gm: fx.GraphModule, example_inputs: Any) -> Run:
+    def prepare(self, gm: nn.Module, example_inputs: Any) -> Run:
         raise NotImplementedError
 
-    def time(
-        self, gm: fx.GraphModule, example_inputs: Any, reference: Reference | None = None, repeats: int = 15
-    ) -> Timing:
+    def time(self, gm: nn.Module, example_inputs: Any, reference: Reference | None = None, repeats: int = 15) -> Timing:
         return self.pace(self.prepare(gm, example_inputs), reference, repeats).timing()
 
     def pace(self, run: Run, reference: Reference | None = None, repeats: int = 15) -> Pace:
@@ -92,13 +88,13 @@ class Eager(Timed):
         # Between nodes of a CUDA graph one would have to wait for the device, which changes what is timed.
         self.in_situ = device == "cpu"
 
-    def prepare(self, gm: fx.GraphModule, example_inputs: Any) -> Run:
+    def prepare(self, gm: nn.Module, example_inputs: Any) -> Run:
         gm.eval()
-        inputs, threads, wait = _placed(gm, example_inputs), self.setting.threads, _waiter(gm)
+        (args, kwargs), threads, wait = _called(gm, example_inputs), self.setting.threads, _waiter(gm)
 
         def run() -> None:
             with torch_threads(threads), torch.inference_mode():
-                gm(*inputs)
+                gm(*args, **kwargs)
             wait()
 
         return run
@@ -146,14 +142,14 @@ class Compiled(Timed):
     def __init__(self, threads: int = 1, device: str = "cpu") -> None:
         self.setting = Setting("compile", torch.__version__, threads, describe(device))
 
-    def prepare(self, gm: fx.GraphModule, example_inputs: Any) -> Run:
+    def prepare(self, gm: nn.Module, example_inputs: Any) -> Run:
         gm.eval()
-        inputs, threads, wait = _placed(gm, example_inputs), self.setting.threads, _waiter(gm)
+        (args, kwargs), threads, wait = _called(gm, example_inputs), self.setting.threads, _waiter(gm)
         compiled = torch.compile(gm, dynamic=False)
 
         def run() -> None:
             with torch_threads(threads), torch.no_grad():
-                compiled(*inputs)
+                compiled(*args, **kwargs)
             wait()
 
         try:
@@ -171,21 +167,19 @@ class Callback:
 
     in_situ = False
 
-    def __init__(self, measure: Callable[[fx.GraphModule, Any], float], device: str = "") -> None:
+    def __init__(self, measure: Callable[[Any, Any], float], device: str = "") -> None:
         name = (
             device or f"{getattr(measure, '__module__', '')}.{getattr(measure, '__qualname__', type(measure).__name__)}"
         )
         self.setting = Setting("measure", "", 0, {"processor": name})
         self.measure = measure
 
-    def time(
-        self, gm: fx.GraphModule, example_inputs: Any, reference: Reference | None = None, repeats: int = 15
-    ) -> Timing:
+    def time(self, gm: nn.Module, example_inputs: Any, reference: Reference | None = None, repeats: int = 15) -> Timing:
         gm.eval()
         taken = [self._checked(self.measure(gm, example_inputs)) for _ in range(3)]
         return Timing(statistics.median(taken), min(taken), max(taken), len(taken))
 
-    def prepare(self, gm: fx.GraphModule, example_inputs: Any) -> Run:
+    def prepare(self, gm: nn.Module, example_inputs: Any) -> Run:
         return lambda: self.measure(gm, example_inputs)
 
     def _checked(self, value: Any) -> float:
@@ -240,6 +234,17 @@ def _placed(gm: fx.GraphModule, example_inputs: Any) -> tuple[Any, ...]:
     return pytree.tree_map_only(Tensor, lambda t: t.to(device), as_arguments(example_inputs, gm))
 
 
-def _waiter(gm: fx.GraphModule) -> Callable[[], None]:
+def _called(network: nn.Module, example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a call of a graph, or of a module as its own forward takes them."""
+    if isinstance(network, fx.GraphModule):
+        return _placed(network, example_inputs), {}
+    device = next((p.device for p in network.parameters()), torch.device("cpu"))
+    given = pytree.tree_map_only(Tensor, lambda t: t.to(device), example_inputs)
+    if isinstance(given, Mapping):
+        return (), dict(given)
+    return tuple(given) if isinstance(given, tuple | list) else (given,), {}
+
+
+def _waiter(gm: nn.Module) -> Callable[[], None]:
     kind = next((p.device.type for p in gm.parameters()), "cpu")
     return torch.cuda.synchronize if kind == "cuda" else (lambda: None)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.latency.backends import Profile, Run, Timed
@@ -21,6 +21,7 @@ from fxprune.latency.device import Setting, cpu
 from fxprune.latency.errors import BackendError
 from fxprune.latency.onnx_graph import Graph, UnsupportedOperator, record, to_onnx
 from fxprune.latency.timing import Reference
+from passes import capture
 from passes.infer import as_arguments
 
 log = logging.getLogger(__name__)
@@ -47,7 +48,8 @@ class OnnxRuntime(Timed):
         self.setting = Setting("onnxruntime", onnxruntime.__version__, threads, cpu())
         self.exact = exact
 
-    def prepare(self, gm: fx.GraphModule, example_inputs: Any) -> Run:
+    def prepare(self, gm: nn.Module, example_inputs: Any) -> Run:
+        gm = gm if isinstance(gm, fx.GraphModule) else capture(gm, example_inputs)
         if self.exact:
             return self._runner(self._session(exported(gm, example_inputs)), example_inputs, gm)
         try:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
-from torch import fx
+from torch import nn
 
 from fxprune.latency.backends import Backend, Timed
 from fxprune.latency.errors import LatencyError, UncoveredTable
@@ -125,11 +125,11 @@ class MeasuredLatency(LatencyModel):
     reference: Reference | None = None
     dense_ms: float = 0.0
 
-    def measure(self, network: fx.GraphModule, example_inputs: Any) -> float:
+    def measure(self, network: nn.Module, example_inputs: Any) -> float:
         """Milliseconds of a whole network."""
         return self.timing(network, example_inputs).ms
 
-    def timing(self, network: fx.GraphModule, example_inputs: Any, repeats: int = 40) -> Timing:
+    def timing(self, network: nn.Module, example_inputs: Any, repeats: int = 40) -> Timing:
         """Milliseconds of a whole network, timed in turns with the dense one: their ratio outlives any drift."""
         assert self.backend is not None, "a MeasuredLatency is made with a backend"
         if self.reference is None or not isinstance(self.backend, Timed):

@@ -231,7 +231,7 @@ class Inference(LightMode):
                 for old, new in zip(known.axes, made, strict=True):
                     call.tie(old, new)
                 known.from_inputs |= from_inputs
-                self.rewritten |= not tensor.is_floating_point()
+                self.rewritten |= func._schema.is_mutable and not tensor.is_floating_point()
                 record.outputs.append(known)
                 continue
             watched = record.watched.get(number, ())

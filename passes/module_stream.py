@@ -8,6 +8,7 @@ whatever a program keeps of it is real. Where the program asks for values of its
 from __future__ import annotations
 
 import copy
+import math
 import os
 import sys
 import weakref
@@ -20,6 +21,7 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.flop_counter import FlopCounterMode
 
 from passes import numbers
@@ -153,7 +155,8 @@ class ModuleInference(Inference):
             raise error
         meta = {}
         for tensor in given:
-            meta[id(tensor)] = made = self._meta_of(tensor)
+            with _disable_current_modes():  # what only the analysis makes is no call of the program
+                meta[id(tensor)] = made = self._meta_of(tensor)
             super().attach(made, self.value(tensor))
         return func(*_swapped(args, meta), **_swapped(kwargs, meta))
 
@@ -303,6 +306,9 @@ def _attention(mode: ModuleInference, func: Any, args: tuple, kwargs: dict[str, 
     names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
     given = {**dict(zip(names, args, strict=False)), **kwargs}
     scale, grouped = given.pop("scale", None), given.pop("enable_gqa", False)
+    mask = given.get("attn_mask")
+    if mask is not None and mask.dtype == torch.bool:  # torch does so before it chooses how to compute
+        given["attn_mask"] = torch.zeros_like(mask, dtype=given["query"].dtype).masked_fill(~mask, -math.inf)
     mode._attentions += 1
     before, mode.function = mode.function, f"scaled_dot_product_attention{mode._attentions}"
     try:
@@ -447,7 +453,7 @@ def run_scripted(
     Returns its result, the tensors in it, and its multiply-accumulates.
     """
     given = list(tensors_of((args, kwargs)))
-    with torch.utils._python_dispatch._disable_current_modes(), torch._C.DisableTorchFunction():
+    with _disable_current_modes(), torch._C.DisableTorchFunction():
         real = {id(t): t if mode.real else torch.zeros(t.shape, dtype=t.dtype, device=mode.device) for t in given}
         if any(t.dtype == torch.float64 for t in given):
             original = copy.deepcopy(original).double()

@@ -116,7 +116,7 @@ class Following(ModuleInference):
         self._compare_numbers(record, func, args, kwargs, operands)
         for number, tensor in enumerate(outputs):
             if any(tensor is operand for operand in operands):
-                self.rewritten |= not tensor.is_floating_point()
+                self.rewritten |= func._schema.is_mutable and not tensor.is_floating_point()
                 continue
             value = Value("", ())
             if not tensor.is_floating_point():

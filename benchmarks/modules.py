@@ -1,4 +1,4 @@
-"""`python -m benchmarks.modules`: modules pruned as they are, beside their graphs: groups, costs, proof, class, seconds.
+"""`python -m benchmarks.modules`: modules pruned as they are, beside their graphs: groups, costs, proof, seconds.
 
 One line a network. Lines are kept in a file, and networks that stand there are not run again.
 """
@@ -169,7 +169,7 @@ def differences(module: passes.Coupling, graph: passes.Coupling) -> list[str]:
             found.append(f"{group.name} of the module is {theirs[extent].name} of the graph")
         elif (theirs[extent].mixed, theirs[extent].blocks) != (group.mixed, group.blocks):
             found.append(f"{group.name}: mixed or blocks differ")
-    found += [f"only the graph has {group.name} ({group.size})" for extent, group in theirs.items() if extent not in ours]
+    found += [f"only the graph has {group.name} ({group.size})" for key, group in theirs.items() if key not in ours]
     costs = [(passes.cost(c).macs(), passes.cost(c).params()) for c in (module, graph)]
     if costs[0] != costs[1]:
         found.append(f"MACs and parameters {costs[0]}, of the graph {costs[1]}")

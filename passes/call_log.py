@@ -53,6 +53,23 @@ class Logging(Functions):
         return result
 
 
+class LastCall(Functions):
+    """Knows the call that was begun last: after an error the one that failed."""
+
+    def __init__(self, mode: ModuleInference) -> None:
+        super().__init__(mode)
+        self._last: tuple[tuple, Mapping[str, Any]] = (), {}
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self._last = args, kwargs or {}
+        return super().__torch_function__(func, types, args, kwargs)
+
+    def numbers(self) -> dict[Position, Any]:
+        """The numbers among its arguments."""
+        args, kwargs = self._last
+        return dict(_numbers({**dict(enumerate(args)), **kwargs}, (), self.mode))
+
+
 def _numbers(value: Any, position: Position, mode: ModuleInference) -> Iterator[tuple[Position, Any]]:
     """Each number among the arguments of a call, constants with few elements included, with its position."""
     if isinstance(value, torch.Tensor):

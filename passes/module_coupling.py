@@ -117,7 +117,7 @@ def _masks(coupling: Coupling, shift: int) -> dict[Variable, np.ndarray]:
     for variable in coupling.variables.values():
         size = variable.size
         widths = range(size - 1, max(size // 2 - 1, 1), -1) if size > 2 else range(1, 0, -1)
-        width = widths[(met[size] + shift * (len(widths) // 2 + 1)) % len(widths)]
+        width = widths[(met[size] + shift * max(1, len(widths) // 2)) % len(widths)]
         met[size] += 1
         masks[variable] = np.arange(size) < width
     return masks

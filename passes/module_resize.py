@@ -8,7 +8,7 @@ from math import prod
 import numpy as np
 from torch import nn
 
-from passes.axes import Axis
+from passes.axes import Axis, Constant, Product
 from passes.coupling import Edit, Literal
 from passes.head_attention import HeadAttention, is_torchs_attention, with_heads
 from passes.resize import SIZED
@@ -43,7 +43,15 @@ def _restated(literal: Literal, slicing: Slicing) -> Restated:
     sizes = [slicing.size(axis) for axis in literal.axes]
     if literal.position == SIZES:
         return Restated(literal.site, literal.position, tuple(sizes))
-    return Restated(literal.site, literal.position, prod(sizes) if literal.axes else literal.value)
+    if not literal.axes:
+        return Restated(literal.site, literal.position, literal.value)
+    pruned = [part for axis in literal.axes for part in _factors(axis) if not isinstance(part, Constant)]
+    ratio = prod(slicing.size(part) for part in pruned), prod(part.size for part in pruned)
+    return Restated(literal.site, literal.position, prod(sizes), ratio)
+
+
+def _factors(axis: Axis) -> tuple[Axis, ...]:
+    return axis.factors if isinstance(axis, Product) else (axis,)
 
 
 def _fit_attention(part: nn.MultiheadAttention, path: str, slicing: Slicing) -> None:

@@ -9,12 +9,12 @@ which equal an old size there are changed until the run gets further; where none
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -22,16 +22,16 @@ from torch import nn
 
 from passes import numbers
 from passes.axes import Axis, Reason
-from passes.call_log import LoggedCall, Logging, call_at, is_split, paths_of
+from passes.call_log import LastCall, LoggedCall, Logging, call_at, is_split, paths_of
 from passes.constant_double import constant_double
 from passes.coupling import Coupling, Edit, Literal
 from passes.double import double
+from passes.following import Differs, Failure, Following
 from passes.masked_stream import MaskedInference
 from passes.module_copies import stream_copy
 from passes.module_inputs import Arguments, replaced, tensors_of
 from passes.module_resize import fit
 from passes.module_stream import (
-    ModuleInference,
     ModuleRun,
     analysing_run,
     innermost_line,
@@ -45,127 +45,12 @@ from passes.restated_calls import SIZES, Position
 from passes.size_attributes import Key, Sizes, axes_elsewhere, edits_elsewhere, integers_of
 from passes.skeleton import like, modules_of
 from passes.slicing import Slicing
+from passes.stated_sizes import edits_of_sources, state_sources
 
 _MOST_TRIES = 45  # of edits at one failure
 aten = torch.ops.aten
 _AXES = 3  # how many axes of one size an integer is tried as
-_SKIPPED = 9  # how many calls a cut module may leave out in one place
 _NEAR = 6  # calls before a failure whose axes may explain an integer
-
-
-@dataclass
-class Failure:
-    """Where a run differs from what its axes promise. place: number of the call. path: of the module that ran.
-
-    is_number: a number that a size was made into differs, and no shape.
-    """
-
-    place: int
-    text: str
-    path: str
-    source: str
-    is_number: bool = False
-
-
-class _Differs(Exception):
-    def __init__(self, failure: Failure) -> None:
-        super().__init__(failure.text)
-        self.failure = failure
-
-
-# A chunk whose halves differ in size is called as a split into stated sizes.
-_SPLITS = frozenset({aten.split.Tensor, aten.split_with_sizes.default})
-
-
-_VIEWS = frozenset({aten.view.default, aten._unsafe_view.default})
-
-
-def _alike(first: Any, second: Any) -> bool:
-    return first is second or {first, second} <= _SPLITS or {first, second} <= _VIEWS
-
-
-class Following(ModuleInference):
-    """Compares each call with that of the tape which was recorded before anything was cut."""
-
-    def __init__(self, tape: Sequence[Record], slicing: Slicing, real: bool) -> None:
-        super().__init__(real)
-        self.tape, self.slicing, self.place = tape, slicing, 0
-
-    def attach(self, tensor: torch.Tensor, value: Value) -> None:
-        if self._is_constant(tensor):
-            super().attach(tensor, value)
-        else:
-            tensor._fxprune_value = value  # type: ignore[attr-defined]
-
-    def _record(self, func, args, kwargs, operands, before, outputs) -> None:
-        if self.place >= len(self.tape):
-            self._differ(f"{spelled(func)} is called, which was not before")
-        got = [list(tensor.shape) for tensor in outputs]
-        record = self.tape[self.place]
-        if not _alike(record.func, func):
-            later = self._later(func, got)
-            if later is None and func is aten.clone.default:  # a copy into another layout, which views then need
-                self.attach(outputs[0], Value("", ()))
-                return
-            if later is None:
-                self._differ(f"{spelled(func)} is called in place of {spelled(record.func)}")
-            record = later
-        expected = self._expected(record)
-        if expected != got:
-            self._differ(f"its size does not follow: expected {expected}, got {got}")
-        self._compare_numbers(record, func, args, kwargs, operands)
-        for number, tensor in enumerate(outputs):
-            if any(tensor is operand for operand in operands):
-                self.rewritten |= func._schema.is_mutable and not tensor.is_floating_point()
-                continue
-            value = Value("", ())
-            if not tensor.is_floating_point():
-                value.numbers = numbers.computed(func, args, kwargs, tensor, self.numbers_of, number)
-            self.attach(tensor, value)
-        self.place += 1
-
-    def _expected(self, record: Record) -> list[list[int]]:
-        return [[self.slicing.size(axis) for axis in value.axes] for value in record.outputs]
-
-    def _later(self, func: Any, got: list[list[int]]) -> Record | None:
-        """The call that a program comes to which skips some where nothing is left to do (``if repeats == 1``)."""
-        for place in range(self.place + 1, min(self.place + _SKIPPED, len(self.tape))):
-            record = self.tape[place]
-            if _alike(record.func, func) and self._expected(record) == got:
-                self.place = place
-                return record
-        return None
-
-    def _compare_numbers(self, record: Record, func: Any, args: tuple, kwargs: dict[str, Any], operands: list) -> None:
-        """A number that was made of a size must remain what it was where it meets data."""
-        if not operands or not any(self.holds_data(tensor) for tensor in operands):
-            return
-        wrong: list[tuple[Any, Any]] = [
-            (old, new)
-            for old, new in zip(_scalars(func, *record.template), _scalars(func, args, kwargs), strict=True)
-            if None not in (old, new) and old != new and not (old != old and new != new)
-        ]
-        now = self.constants_among(operands)
-        for number, old in record.constants.items():
-            new = now.get(number, old)
-            if len(new) == len(old) and new != old:
-                wrong.append((old, new))
-        if wrong:
-            self._differ(f"a number that is made of a size changes from {wrong[0][0]} to {wrong[0][1]}", True)
-
-    def _differ(self, text: str, is_number: bool = False) -> NoReturn:
-        raise _Differs(Failure(self.place, text, self.stack.paths[-1], self.source(), is_number))
-
-
-def _scalars(func: Any, args: tuple, kwargs: dict[str, Any]) -> list[Any]:
-    """The arguments of a call that are numbers to compute with, and no sizes; None for those that are tensors."""
-    found = []
-    for place, formal in enumerate(func._schema.arguments):
-        kind = str(formal.type).removeprefix("Optional[")
-        if kind.startswith(("number", "float", "Tensor")):
-            actual = kwargs.get(formal.name, args[place] if place < len(args) else None)
-            found.append(actual if isinstance(actual, (int, float)) else None)
-    return found
 
 
 @dataclass(frozen=True)
@@ -224,14 +109,16 @@ class Trial:
         args, kwargs = replaced(self.arguments, given)
         copied.train(self.training)
         mode.training = self.training
+        functions = LastCall(mode)
         try:
-            with self.settings(), recording(mode):
+            with self.settings(), recording(mode, functions):
                 copied(*args, **kwargs)
-        except _Differs as difference:
-            return difference.failure
+        except Differs as difference:
+            return replace(difference.failure, numbers=functions.numbers())
         except Exception as error:  # whatever the user's program raises on a smaller size
             path, source = _innermost(error, {id(m): p for p, m in modules_of(copied).items()})
-            return Failure(mode.place, f"the module cannot follow a smaller size: {said(error)}", path, source)
+            text = f"the module cannot follow a smaller size: {said(error)}"
+            return Failure(mode.place, text, path, source, numbers=functions.numbers())
         if mode.place < len(self.tape):
             return Failure(mode.place, "fewer operators are called than before", "", "")
         return None
@@ -251,7 +138,14 @@ class Trial:
     @cached_property
     def log(self) -> list[LoggedCall]:
         """The calls of the module's program before anything was cut."""
+        try:
+            return self._logged(state_sources)
+        except Exception:  # a program may refuse integers of another class; it ran on its own
+            return self._logged(lambda root: None)
+
+    def _logged(self, prepare: Callable[[nn.Module], None]) -> list[LoggedCall]:
         run = analysing_run(self.module, self.real)
+        prepare(run.copy)
         functions = Logging(run.mode, paths_of(modules_of(run.copy)))
         run.run(self.arguments, self.training, functions)
         return functions.log
@@ -338,7 +232,7 @@ def _elsewhere(trial: Trial, added: Changes, known: Changes) -> Changes:
                 continue
             value = dict(calls[path].numbers).get(literal.position)
             if literal.position == ("scale",) and value is None and calls[path].head_size is not None:
-                value = calls[path].head_size**-0.5  # type: ignore[operator]
+                value = calls[path].head_size ** -0.5  # type: ignore[operator]
             if axes and literal.position != SIZES and value != prod(axis.size for axis in axes):
                 continue
             literals.append(Literal(path, literal.site, literal.position, axes, None if axes else value))
@@ -349,6 +243,7 @@ def _steps(trial: Trial, changes: Changes, failure: Failure) -> Iterator[tuple[C
     """Sets of further changes with which the module gets further, the likeliest first."""
     around = list(_stack(failure.path))
     candidates = itertools.chain(
+        _sources(trial, changes, failure),
         _attributes(trial, changes, failure, around[:1], deep=False),
         _literals(trial, changes, failure),
         _attributes(trial, changes, failure, around[:1], deep=True),
@@ -370,6 +265,23 @@ def _fewest(trial: Trial, changes: Changes, added: Changes, after: Failure | Non
         if found is None or (after is not None and found.place >= after.place):
             kept.remove(edit)
     return Changes(tuple(kept), added.literals)
+
+
+def _sources(trial: Trial, changes: Changes, failure: Failure) -> Iterator[Changes]:
+    """The attributes that the numbers of the failing call were computed from."""
+    call = call_at(trial.log, failure.place)
+    if call is not None and not failure.is_number:
+        records = trial.tape[call.start : call.stop]
+        shape = records[-1].outputs[0].axes if records and records[-1].outputs else ()
+        exact, sizes = dict(_as_shape(call, shape)), _sizes_near(trial, records)
+        for edits in edits_of_sources(call.numbers, exact, sizes, trial.slicing, changes.edits):
+            yield Changes(edits)
+
+
+def _sizes_near(trial: Trial, records: Sequence[Record]) -> Sizes:
+    near = [axis for record in records for v in (*record.outputs, *record.inputs) for axis in v.axes]
+    near += [axis for record in records for axis in record.literals.values()]
+    return Sizes(trial.slicing.narrowed(near), trial.slicing.size)
 
 
 def _attributes(
@@ -410,15 +322,17 @@ def _literals(trial: Trial, changes: Changes, failure: Failure) -> Iterator[Chan
     stated = tuple(
         Literal(call.path, call.site, position, (axis,))
         for position, axis in _as_shape(call, shape)
-        if free(position) and trial.slicing.size(axis) != axis.size
+        if free(position) and failure.lacks(position, trial.slicing.size(axis))
     )
     if stated:
         yield Changes((), stated)
-    near = [axis for record in records for v in (*record.outputs, *record.inputs) for axis in v.axes]
-    near += [axis for record in records for axis in record.literals.values()]
-    sizes = Sizes(trial.slicing.narrowed(near), trial.slicing.size)
+    sizes = _sizes_near(trial, records)
     options = [
-        [Literal(call.path, call.site, position, (axis,)) for axis in sizes.of(number)]
+        [
+            Literal(call.path, call.site, position, (axis,))
+            for axis in sizes.of(number)
+            if failure.lacks(position, trial.slicing.size(axis))
+        ]
         for position, number in call.numbers
         if isinstance(number, int) and number > 1 and free(position) and sizes.of(number)
     ]

@@ -44,11 +44,14 @@ class Restated:
     """What a call is given instead: `value`, at `position`, which leads to the argument, ``(1, 2)`` or ``("scale",)``.
 
     The position `SIZES` says that the call splits its first argument: into pieces of these sizes.
+    ratio: where the argument is a size, the new and the old length of what is pruned of it: ``n * heads`` is scaled, so
+    that it may grow with the inputs.
     """
 
     site: Site
     position: Position
     value: Any
+    ratio: tuple[int, int] | None = None
 
 
 class RestatedForward:
@@ -107,7 +110,7 @@ def called(func: Any, args: tuple, kwargs: Mapping[str, Any], restated: Sequence
         if item.position == SIZES:
             dim = _dimension(given)
             return torch.split(given[0], list(item.value), dim)
-        given = replaced_at(given, item.position, item.value)
+        given = replaced_at(given, item.position, item.value, item.ratio)
     positional = [given.pop(place) for place in range(len(args))]
     return func(*positional, **{str(name): value for name, value in given.items()})
 
@@ -116,20 +119,29 @@ def _dimension(given: Mapping[Any, Any]) -> int:
     return int(given.get("dim", given.get(2, 0)))
 
 
-def replaced_at(value: Any, position: Position, new: Any) -> Any:
-    """A copy of nested arguments with the one at `position` replaced."""
+def replaced_at(value: Any, position: Position, new: Any, ratio: tuple[int, int] | None = None) -> Any:
+    """A copy of nested arguments with the one at `position` replaced (see `Restated`)."""
     if not position:
+        if ratio is not None:
+            return _scaled(value, new, *ratio)
         return _constant(new, value) if isinstance(new, tuple) and isinstance(value, torch.Tensor) else new
     first, rest = position[0], position[1:]
     if isinstance(value, slice):
         parts = {name: getattr(value, name) for name in ("start", "stop", "step")}
-        parts[str(first)] = replaced_at(parts[str(first)], rest, new)
+        parts[str(first)] = replaced_at(parts[str(first)], rest, new, ratio)
         return slice(parts["start"], parts["stop"], parts["step"])
     if isinstance(value, Mapping):
-        return {**value, first: replaced_at(value.get(first), rest, new)}
+        return {**value, first: replaced_at(value.get(first), rest, new, ratio)}
     items = list(value)
-    items[int(first)] = replaced_at(items[int(first)], rest, new)
+    items[int(first)] = replaced_at(items[int(first)], rest, new, ratio)
     return tuple(items) if isinstance(value, tuple) else items
+
+
+def _scaled(given: Any, new: int, left: int, before: int) -> Any:
+    """A size of which a factor that was `before` is `left` now; `new` where it holds no such factor any more."""
+    if not isinstance(given, int) or given == -1:
+        return given
+    return given // before * left if given % before == 0 else new
 
 
 def _constant(new: tuple[Any, torch.dtype], old: torch.Tensor) -> Any:

@@ -11,6 +11,7 @@ from torch import fx
 if TYPE_CHECKING:
     from passes.certificate import Certificate
     from passes.coupling import Coupling
+    from passes.fidelity import Pending
     from passes.plan import Plan
 
 KEY = "passes"
@@ -23,7 +24,7 @@ class Facts:
     plan: that made it, relative to the first graph of a chain. coupling, digest: its analysis, and the fingerprint
     that the graph then had. evidence: the groups in plain words, which a file keeps in place of the analysis.
     certificate: of the last proof that it computes what the masked original does. specialised: what it was captured
-    for, in sentences.
+    for, in sentences. pending: a comparison with its module that is still to be made (see passes/fidelity.py).
     """
 
     plan: Plan | None = None
@@ -32,13 +33,15 @@ class Facts:
     evidence: tuple[str, ...] = ()
     certificate: Certificate | None = None
     specialised: tuple[str, ...] = ()
+    pending: Pending | None = field(default=None, repr=False, compare=False)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Facts:
         return self
 
     def __getstate__(self) -> dict[str, Any]:
         """All but the analysis, which holds the whole tape; it is made anew where it is wanted."""
-        return {**self.__dict__, "coupling": None, "digest": "", "evidence": self.evidence or _evidence(self.coupling)}
+        plain = {**self.__dict__, "coupling": None, "digest": "", "pending": None}
+        return {**plain, "evidence": self.evidence or _evidence(self.coupling)}
 
 
 def facts_of(gm: fx.GraphModule) -> Facts:

@@ -9,6 +9,7 @@ from torch import fx, nn
 
 from passes.errors import CaptureError
 from passes.exported import export
+from passes.fidelity import compare_with_module
 from passes.process_state import leaves_no_trace
 from passes.refusals import both
 from passes.replay import taken_as_it_is
@@ -33,7 +34,8 @@ def capture(model: nn.Module, example_inputs: Any = None, frontend: str = "auto"
 
     The result SHARES parameters and buffers with the model, as `torch.fx.symbolic_trace` does, but no module:
     what is set on it (a mode, an attribute, another parameter) does not reach the model, and names in its state_dict
-    are those of the model. `gm.meta["frontend"]` says which front end was used, why, and what was specialised.
+    are those of the model. `gm.meta["frontend"]` says which front end was used, why, and what was specialised. Given
+    example inputs with values, the graph is compared with the model first (see passes/fidelity.py).
 
     Refused is what a graph cannot say: regions under torch.autocast (torch.export can), torch.utils.checkpoint,
     function transforms, values that Python asks for. `couple` and fxprune's netadapt take the module itself, without
@@ -48,6 +50,14 @@ def capture(model: nn.Module, example_inputs: Any = None, frontend: str = "auto"
     model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
     example = _bound(model, example_inputs)
     inputs = None if example is None else dict(example.arguments)
+    gm = _captured(model, example, inputs, frontend)
+    compare_with_module(gm, model, inputs)
+    return gm
+
+
+def _captured(
+    model: nn.Module, example: inspect.BoundArguments | None, inputs: dict[str, Any] | None, frontend: str
+) -> fx.GraphModule:
     if isinstance(model, fx.GraphModule) and frontend != "export":
         return taken_as_it_is(model, inputs)
     if frontend == "export":

@@ -21,12 +21,12 @@ def constant_double() -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(state_kept())
         stack.enter_context(InDouble())
-        stack.enter_context(_NothingRandom())
+        stack.enter_context(NothingRandom())
         torch.manual_seed(0)
         yield
 
 
-class _NothingRandom(LightMode):
+class NothingRandom(LightMode):
     """Replaces what is drawn by what is expected: dropout keeps everything, noise is zero.
 
     Two networks of different sizes draw different numbers from one seed, and could not be compared.
@@ -39,7 +39,9 @@ class _NothingRandom(LightMode):
 
 
 def _chance(func: Any, tensor: torch.Tensor, p: Any = None, *args: Any, **kwargs: Any) -> torch.Tensor:
-    """Flags drawn with a probability: that probability."""
+    """Flags drawn with a probability: that probability, which a call leaves out where it is one half."""
+    if p is None and func in (aten.bernoulli_.float, aten.bernoulli.p):
+        p = 0.5
     expected = tensor if p is None else torch.full_like(tensor, float(p)) if not torch.is_tensor(p) else p
     return tensor.copy_(expected) if func._schema.is_mutable else expected.clone()
 

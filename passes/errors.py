@@ -32,3 +32,7 @@ class PlanError(PassError, ValueError):
 
 class EquivalenceError(PassError):
     """A pruned network that does not compute what the masked one does."""
+
+
+class SpecialisedWarning(UserWarning):
+    """A graph that computes one case of what its module computes; the text says which."""

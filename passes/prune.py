@@ -21,6 +21,7 @@ from passes.arguments import is_a
 from passes.axes import Axis, Reason, Variable, leaves
 from passes.coupling import Coupling, couple, recall, remember
 from passes.errors import PassError, PlanError
+from passes.fidelity import settle
 from passes.garbage import collector_paused
 from passes.generated import graph_module
 from passes.identity import example_inputs_of
@@ -65,6 +66,7 @@ class PruneChannels:
         """
         is_a(self.plan, Plan, "PruneChannels: plan", "a Plan, which coupling.plan(...) makes", PlanError)
         is_a(gm, fx.GraphModule, "PruneChannels", "a GraphModule (capture makes one); apply_plan takes any module")
+        settle(gm)
         coupling = coupling_for(gm, self.plan)
         self.plan.check(coupling)
         if not self.plan.narrows:

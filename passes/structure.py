@@ -127,7 +127,11 @@ class Structure:
         vals = {name: map_together(shrink, val, values[name]) for name, val in self.vals.items()}
         tensors = {name: tuple(map(change, axes)) for name, axes in self.tensors.items()}
         return Structure(
-            tensors, values, lambda: changed(self.records), {**vals, **numbers}, lambda: changed(self.beside),
+            tensors,
+            values,
+            lambda: changed(self.records),
+            {**vals, **numbers},
+            lambda: changed(self.beside),
             self.lifetimes,
         )
 

@@ -29,6 +29,7 @@ from passes.coupling import Coupling
 from passes.double import in_double
 from passes.draws import Draw, draws, map_tensors, tensors_of
 from passes.errors import EquivalenceError, PassError, PlanError
+from passes.fidelity import settle
 from passes.infer import as_arguments, source_of
 from passes.masked import MaskedOperators
 from passes.ops import Value
@@ -92,6 +93,7 @@ def verify_graph(
     parameters that are no numbers); PlanError where the plan is for another graph; ValueError where runs is not
     positive.
     """
+    settle(gm)
     coupling = coupling_for(gm, plan)
     plan.check(coupling)
     masks = coupling.masks(plan)

@@ -14,6 +14,7 @@ from torch import nn
 from torch.fx import GraphModule
 
 from fxprune.budget import UNITS, Budget, parse_budget
+from fxprune.calibrated import search_with_data
 from fxprune.config import NetAdaptConfig
 from fxprune.errors import BudgetError, InputError
 from fxprune.inputs import Analysed, analysed, frozen_reasons, graph_like
@@ -50,6 +51,7 @@ def netadapt(
     scope: str | Sequence[str] | None = None,
     train: Train | None = None,
     evaluate: Evaluate | None = None,
+    calibration: Any = None,
     config: NetAdaptConfig | dict | str | Path | None = None,
     workdir: str | os.PathLike | None = None,
     resume: bool | None = None,
@@ -68,6 +70,10 @@ def netadapt(
     `train(model, steps)` fine-tunes a candidate in place (it is in train mode; what it returns is ignored),
     `evaluate(model)` returns one number, higher is better (it is in eval mode). Without evaluate the search is
     data-free: candidates are compared by the importance that they lose, which takes seconds.
+
+    `calibration`: batches of inputs (tensors, tuples, dicts or a DataLoader; labels may be there and are not used).
+    Then units and widths are chosen from one pass of these data, and the weights that stay are fitted to what the dense
+    network computes (see `fxprune.calibrated`): minutes, no training. `train` must be left out; `finetune` the result.
 
     `workdir` keeps a journal: the same call continues there after a kill, and ends in the same network; it takes the
     number of torch's threads that the run began with. `resume=True` says that it should, `resume=False` that it must
@@ -91,6 +97,11 @@ def netadapt(
     settings = read_config(config)
     budgets = read_budgets(budget, settings)
     check_functions(train, evaluate)
+    if calibration is not None and train is not None:
+        raise InputError(
+            "netadapt: got calibration and train; with calibration data nothing is trained: leave train out and call "
+            "finetune on the result, or leave calibration out for the paper's search."
+        )
     check_resources(resources)
     if workdir is not None:
         is_a(workdir, str | os.PathLike, "netadapt: workdir", "the name of a folder", InputError)
@@ -106,6 +117,7 @@ def netadapt(
     journal = open_journal(workdir, resume, problem) if not within else Memory()
     problem = journal.resumed(problem)
     workers = Timed(make_workers(problem, train, evaluate))
+    by_data = calibration is not None and not within
     try:
         with torch_threads(problem.threads), processes_end_here():
             if not within:
@@ -113,9 +125,11 @@ def netadapt(
             baseline = 0.0 if evaluate is None else score_dense(problem, evaluate, journal, workers)
             if within:
                 found = Found((), 0, "the network is within its budget already", True)
+            elif by_data:
+                found = search_with_data(problem, calibration, evaluate, journal)
             else:
                 found = run(problem, baseline, workers, journal, make_progress(progress))
-            return finish(problem, given, found, baseline, journal, workers, begun, ready - begun)
+            return finish(problem, given, found, baseline, journal, workers, begun, ready - begun, by_data)
     except KeyboardInterrupt:
         if workdir is not None:
             log.warning("interrupted; the same call with workdir=%r goes on where it stopped", os.fspath(workdir))
@@ -329,6 +343,7 @@ def finish(
     clock: Timed,
     begun: float,
     seconds_analysis: float,
+    by_data: bool = False,
 ) -> NetAdaptResult:
     """Build the accepted network anew, certify it, and put it into the mode of the one that was handed in."""
     accepted = found.rounds[found.accepted - 1] if found.accepted else None
@@ -336,7 +351,7 @@ def finish(
     model = rebuild(problem.dense, found.rounds, found.accepted, journal, given.modes, given.wrap)
     verifying = time.perf_counter()
     with seeded(problem.seed):  # verification draws inputs, and the caller's random state is not its own
-        trained = problem.trains and accepted is not None
+        trained = (problem.trains or by_data) and accepted is not None
         certificate = verify(problem.dense, unwrapped(model)[0], plan, problem.example_inputs, trained=trained)
     ended = time.perf_counter()
     result = NetAdaptResult(

@@ -92,6 +92,60 @@ def reestimated(network: nn.Module, batches: Sequence[Batch]) -> nn.Module:
     return made
 
 
+class _Reads(LightMode):
+    """Sums up what each batch norm reads in eval mode, and notes its tensors."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.own = {id(t) for _, t in owned_tensors(network)}
+        self.sums: dict[int, _Sum] = {}
+        self.affine: dict[int, tuple[Tensor, Tensor, float]] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func.overloadpacket.__name__ in _NORMS:
+            names = [a.name for a in func._schema.arguments]
+            call = {**dict(zip(names, args, strict=False)), **kwargs}
+            mean, var, weight, bias = (call.get(n) for n in ("running_mean", "running_var", "weight", "bias"))
+            if mean is None or var is None or weight is None or bias is None:
+                return func(*args, **kwargs)
+            known = all(id(t) in self.own for t in (mean, var, weight, bias))
+            if known and call["input"].shape[1] == len(mean):
+                self.sums.setdefault(id(mean), _Sum(tensors=(mean, var))).add(call["input"])
+                self.affine[id(mean)] = weight, bias, float(call.get("eps", call.get("epsilon", 1e-5)))
+        return func(*args, **kwargs)
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def settled(network: nn.Module, batches: Sequence[Batch]) -> nn.Module:
+    """A copy that computes the same in eval mode, with running statistics that are those of what its norms read.
+
+    Scales and shifts take up the difference, so that later training starts from the same network in both modes.
+    """
+    if not has_batch_norms(network):
+        return network
+    made = copied_network(network)
+    mode = _Reads(made)
+    with evaluating(made):
+        for batch in batches:
+            with mode:
+                batch.run(made)
+    for key, (weight, bias, eps) in mode.affine.items():
+        known = mode.sums[key]
+        assert known.tensors is not None and known.mean is not None and known.square is not None, "it was added to"
+        mean, var = known.tensors
+        new_mean = (known.mean / known.count).to(mean)
+        new_var = (known.square / known.count - (known.mean / known.count) ** 2).clamp_min(0).to(var)
+        used = new_var > 1e-10  # a channel that never varies keeps what it has
+        scale = weight * torch.rsqrt(var + eps)
+        bias.copy_(torch.where(used, bias + scale * (new_mean - mean), bias))
+        weight.copy_(torch.where(used, scale * torch.sqrt(new_var + eps), weight))
+        mean.copy_(torch.where(used, new_mean, mean))
+        var.copy_(torch.where(used, new_var, var))
+    return made
+
+
 def reestimated_where_better(
     network: nn.Module, batches: Sequence[Batch], worth: Callable[[nn.Module], float]
 ) -> nn.Module:

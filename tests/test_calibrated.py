@@ -1,0 +1,91 @@
+"""Pruning by data through `netadapt`: within the budget, near the dense outputs, certified, the same each time."""
+
+import pytest
+import torch
+from torch import nn
+
+from fxprune import netadapt
+from fxprune.errors import InputError
+from passes.norms import settled
+from passes.statistics import Batch
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.n = nn.Conv2d(3, 12, 3, bias=False), nn.BatchNorm2d(12)
+        self.b, self.m = nn.Conv2d(12, 16, 3, bias=False), nn.BatchNorm2d(16)
+        self.c = nn.Linear(16, 4)
+
+    def forward(self, x):
+        return self.c(self.m(self.b(self.n(self.a(x)).relu())).relu().mean((2, 3)))
+
+
+def trained():
+    torch.manual_seed(0)
+    net = Net()
+    x = torch.randn(200, 3, 10, 10)
+    net.train()
+    for _ in range(10):
+        net(x)
+    return net.eval(), x
+
+
+def gap(network, dense, x):
+    with torch.no_grad():
+        wanted = dense(x)
+        return float((network.eval()(x) - wanted).square().mean() / wanted.var())
+
+
+def test_half_the_macs_by_data_is_nearer_to_dense_than_by_weights_and_repeats_itself():
+    net, x = trained()
+    held = torch.randn(100, 3, 10, 10)
+    kw = dict(example_inputs=x[:2], progress=False, config={"netadapt_min_feature_size": 1})
+    by_data = [netadapt(net, 0.5, calibration=[x[:100], x[100:]], **kw) for _ in range(2)]
+    by_weights = netadapt(net, 0.5, **kw)
+    first, second = by_data
+    assert first.met and first.achieved["flops"] <= 0.5 * first.start["flops"]
+    assert gap(first.model, net, held) < 0.3 * gap(by_weights.model, net, held)
+    assert first.plan == second.plan
+    states = [r.model.state_dict() for r in by_data]
+    assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
+    assert first.certificate.max_error < 1e-9
+    assert first.score <= 0 and "compensated" in first.rounds[0].reason
+
+
+def test_batches_with_labels_and_dicts_do_as_well_and_a_journal_is_taken_up(tmp_path):
+    net, x = trained()
+    y = torch.zeros(200, dtype=torch.long)
+    kw = dict(example_inputs=x[:2], progress=False, config={"netadapt_min_feature_size": 1})
+    plain = netadapt(net, 0.6, calibration=[x], **kw)
+    labelled = netadapt(net, 0.6, calibration=[(x, y)], workdir=tmp_path / "run", **kw)
+    named = netadapt(net, 0.6, calibration=[{"x": x}], **kw)
+    assert plain.plan == labelled.plan == named.plan
+    again = netadapt(net, 0.6, calibration=[(x, y)], workdir=tmp_path / "run", **kw)
+    mine, theirs = labelled.model.state_dict(), again.model.state_dict()
+    assert all(torch.equal(mine[k], theirs[k]) for k in mine)
+
+
+def test_evaluate_gives_the_score_and_what_makes_no_sense_is_refused():
+    net, x = trained()
+    kw = dict(example_inputs=x[:2], progress=False, config={"netadapt_min_feature_size": 1})
+    result = netadapt(net, 0.6, calibration=[x], evaluate=lambda m: 7.0, **kw)
+    assert result.score == 7.0
+    with pytest.raises(InputError, match="leave train out"):
+        netadapt(net, 0.6, calibration=[x], train=lambda m, s: None, evaluate=lambda m: 1.0, **kw)
+    with pytest.raises(InputError, match="holds no batch"):
+        netadapt(net, 0.6, calibration=[], **kw)
+    with pytest.raises(InputError, match="at least two samples"):
+        netadapt(net, 0.6, calibration=[x[:1]], **kw)
+
+
+def test_settled_norms_compute_the_same_and_hold_what_they_read():
+    net, x = trained()
+    with torch.no_grad():
+        net.n.running_mean += 0.5
+        net.n.running_var *= 3
+    made = settled(net, [Batch((x,))])
+    assert torch.allclose(made(x), net(x), atol=1e-4)
+    read = net.a(x)
+    assert torch.allclose(made.n.running_mean, read.mean((0, 2, 3)), atol=1e-4)
+    assert not torch.allclose(net.n.running_mean, made.n.running_mean, atol=1e-2)

@@ -61,16 +61,18 @@ def _fit_attention(part: nn.MultiheadAttention, path: str, slicing: Slicing) -> 
         return slicing.coupling.structure.tensors[f"{path}.{name}" if path else name][dim]
 
     heads, size = part.num_heads, part.head_dim
+    value_size = part.value_head_dim if isinstance(part, HeadAttention) else size
     if part.in_proj_weight is not None:
-        kept = slicing.remain(axis_of("in_proj_weight", 0)).reshape(3, heads, size)
+        kept = np.split(slicing.remain(axis_of("in_proj_weight", 0)), [heads * size, 2 * heads * size])
     else:
-        projections = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
-        kept = np.stack([slicing.remain(axis_of(name, 0)) for name in projections]).reshape(3, heads, size)
+        kept = [slicing.remain(axis_of(name, 0)) for name in ("q_proj_weight", "k_proj_weight", "v_proj_weight")]
+    queries, values = kept[0].reshape(heads, size), kept[2].reshape(heads, value_size)
     embedded = slicing.size(axis_of("out_proj.weight", 0))
-    left = int(kept[0].any(axis=1).sum())
-    sizes, value_sizes = (int(part_kept.sum(axis=1).max()) for part_kept in (kept[0], kept[2]))
+    left = int(queries.any(axis=1).sum())
+    sizes, value_sizes = (int(by_head.sum(axis=1).max()) for by_head in (queries, values))
     if not isinstance(part, HeadAttention):
-        if left * sizes == embedded == left * value_sizes and sizes == size:
+        entering = slicing.size(axis_of("in_proj_weight" if part.in_proj_weight is not None else "q_proj_weight", 1))
+        if left * sizes == left * value_sizes == embedded == entering and sizes == size:
             part.num_heads = left
         else:
             part = with_heads(part)

@@ -43,8 +43,14 @@ def _freeze_moving(inferred: ModuleInferred, found: Sequence[Any]) -> None:
         if call != _call(record):
             text = "it is cut at a position that moves with the size of the inputs"
             reason = Reason(text, record.node, spelled(record.func))
-            for axis in record.inputs[0].axes:
-                inferred.space.freeze(axis, reason)
+            inferred.space.freeze(record.inputs[0].axes[_dimension(record)], reason)
+
+
+def _dimension(record: Record) -> int:
+    """The dimension that a call cuts."""
+    args, kwargs = record.template
+    place = 2 if record.func is aten.split_with_sizes.default else 1
+    return int(kwargs.get("dim", args[place] if len(args) > place else 0))
 
 
 def look_at_other_values(inferred: ModuleInferred, arguments: Arguments) -> None:

@@ -101,6 +101,7 @@ def _run(folder: Path, identity: dict[str, Any], details: dict[str, Any]) -> Run
     rounds: list[Round] = []
     while (record := journal.recorded_round(len(rounds) + 1)) is not None:
         rounds.append(record)
+
     def kept(name: str, hint: Any) -> Any:
         return typed(hint, details[name], name)
 

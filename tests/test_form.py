@@ -18,7 +18,7 @@ from fxprune import Budget, FineTune, NetAdaptResult, export, finetune, inputs, 
 from fxprune.errors import InputError
 from fxprune.export import ExportError
 from fxprune.tensors import clone, sharing
-from passes import CaptureError, EquivalenceError, PassError, capture
+from passes import CaptureError, EquivalenceError, PassError, apply_plan, capture, couple, plan_of, verify
 
 IMAGE = torch.randn(2, 3, 9, 9, generator=torch.Generator().manual_seed(0))
 STEPS = {"netadapt_max_iter": 2, "netadapt_max_rounds": 2}
@@ -376,3 +376,31 @@ def test_what_no_analysis_can_take_is_refused_by_name() -> None:
     lazy = nn.Sequential(nn.LazyConv2d(8, 3), nn.ReLU(), nn.LazyConv2d(4, 3))
     with pytest.raises(InputError, match=r"0 \(LazyConv2d\) has no weights yet; call the model once"):
         search(lazy)
+
+
+class Attending(nn.Module):
+    """What enters the attention, its heads and what leaves it are groups of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(5)
+        self.up, self.down = nn.Linear(16, 16), nn.Linear(16, 2)
+        self.attention = nn.MultiheadAttention(16, 4, batch_first=True)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        x = self.up(x)
+        return self.down(self.attention(x, x, value=x, key_padding_mask=mask)[0])
+
+
+def test_attention_of_torch_whose_inputs_alone_shrink(tmp_path: Path) -> None:
+    given = (torch.randn(2, 6, 16), torch.zeros(2, 6, dtype=torch.bool))
+    model = Attending().eval()
+    result = netadapt(model, 0.9, scope=["up", "attention"], example_inputs=given, progress=False)
+    coupling = couple(model, given)
+    pruned = apply_plan(model, coupling.plan({"up": tuple(range(0, 16, 2))}))
+    for network in (result.model, pruned):
+        assert isinstance(network.attention, nn.MultiheadAttention) and network(*given).shape == (2, 6, 2)
+        torch.save(network, tmp_path / "net.pt")
+        torch.testing.assert_close(torch.load(tmp_path / "net.pt", weights_only=False)(*given), network(*given))
+    assert pruned.attention.in_proj_weight.shape == (48, 8)
+    verify(model, pruned, plan_of(pruned), given)

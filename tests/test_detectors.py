@@ -51,9 +51,8 @@ def counted_flops(model: nn.Module, *inputs: Any) -> int:
     return counter.get_total_flops()
 
 
-VALUES = pytest.mark.xfail(reason="how many boxes remain depends on values that change as units are cut", strict=True)
 CASES: list[Any] = [
-    pytest.param(faster_rcnn, ["backbone", "rpn.head"], 0.85, marks=VALUES),
+    (faster_rcnn, ["backbone", "rpn.head"], 0.85),
     (retinanet, ["backbone.body", "head.classification_head.conv"], 0.7),
     (ssdlite, "backbone", 0.6),
 ]

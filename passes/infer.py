@@ -21,6 +21,7 @@ from passes import numbers, ops
 from passes.axes import Axis, Constant, Reason
 from passes.emitting import emit_node
 from passes.errors import PassError
+from passes.example_values import ExampleValues
 from passes.meta import LightMode, on_meta, run_on_meta
 from passes.ops import Call, Record, Slot, Value
 from passes.skeleton import PLAIN, Copies, copy_module, like, modules_of, owned_tensors, shell
@@ -269,9 +270,9 @@ class Inference(LightMode):
 class GraphInference(fx.Interpreter):
     """Interprets a graph over modules on meta, one node at a time, and collects each node's result."""
 
-    def __init__(self, gm: fx.GraphModule, copies: Copies, mode: Inference) -> None:
+    def __init__(self, gm: fx.GraphModule, copies: Copies, mode: Inference, example: ExampleValues) -> None:
         super().__init__(nn.Module(), garbage_collect_values=False, graph=gm.graph)
-        self.mode = mode
+        self.mode, self._example = mode, example
         self.extra_traceback = False
         self.vals: dict[str, Any] = {}
         self.values: dict[str, Any] = {}
@@ -324,28 +325,22 @@ class GraphInference(fx.Interpreter):
         self.values[n.name] = value_of(result) if single else pytree.tree_map_only(torch.Tensor, value_of, result)
 
     def _opaque(self, n: fx.Node, error: Exception) -> Any:
-        """A node that cannot run on meta: run it on zeros to learn its shapes, and freeze what it touches."""
+        """A node that cannot run on meta: run it to learn its shapes, and freeze what it touches.
 
-        def real(tensor: torch.Tensor) -> torch.Tensor:
-            with torch.utils._python_dispatch._disable_current_modes():  # which keep all that is made on meta
-                return torch.zeros(tensor.shape, dtype=tensor.dtype)
-
+        Its sizes may hang on values (`x[mask]`), so it is run on those of the example, where that has some; else on
+        zeros, and where nothing comes of these, on ones.
+        """
         args, kwargs = self.fetch_args_kwargs_from_env(n)
         touched = [t for t in pytree.arg_tree_leaves(*args, **kwargs) if isinstance(t, torch.Tensor)]
-        args, kwargs = pytree.tree_map_only(torch.Tensor, real, (args, kwargs))
-        module = None
         if n.op == "call_module":
-            original = self.fetch_attr(str(n.target))
-            touched += [t for _, t in owned_tensors(original)]
-            module = copy_module(original, lambda _, t: like(t, real(t)))
+            touched += [t for _, t in owned_tensors(self.fetch_attr(str(n.target)))]
         try:
-            with torch.utils._python_dispatch._disable_current_modes():
-                if module is not None:
-                    result = module(*args, **kwargs)
-                elif n.op == "call_method":
-                    result = getattr(args[0], str(n.target))(*args[1:], **kwargs)
-                else:
-                    result = n.target(*args, **kwargs)  # type: ignore[operator]
+            if self._example.known:
+                result = self._example.of(n)
+            else:
+                result = self._on_made_values(n, args, kwargs, 0)
+                if any(isinstance(t, torch.Tensor) and not t.numel() for t in pytree.tree_leaves(result)):
+                    result = self._on_made_values(n, args, kwargs, 1)
         except Exception as second:
             place = ", ".join(p for p in (n.format_node(), source_of(n)) if p)
             raise PassError(
@@ -359,6 +354,24 @@ class GraphInference(fx.Interpreter):
             for axis in self.mode.value(tensor).axes:
                 self.mode.space.freeze(axis, reason)
         return to_meta(result)
+
+    def _on_made_values(self, n: fx.Node, args: Any, kwargs: Any, value: int) -> Any:
+        """What a node gives on tensors that are `value` everywhere."""
+
+        def real(tensor: torch.Tensor) -> torch.Tensor:
+            with torch.utils._python_dispatch._disable_current_modes():  # which keep all that is made on meta
+                return torch.full(tensor.shape, value, dtype=tensor.dtype)
+
+        args, kwargs = pytree.tree_map_only(torch.Tensor, real, (args, kwargs))
+        module = None
+        if n.op == "call_module":
+            module = copy_module(self.fetch_attr(str(n.target)), lambda _, t: like(t, real(t)))
+        with torch.utils._python_dispatch._disable_current_modes():
+            if module is not None:
+                return module(*args, **kwargs)
+            if n.op == "call_method":
+                return getattr(args[0], str(n.target))(*args[1:], **kwargs)
+            return n.target(*args, **kwargs)  # type: ignore[operator]
 
 
 class Inferred:
@@ -379,6 +392,8 @@ class Inferred:
 def infer(gm: fx.GraphModule, example_inputs: Any) -> Inferred:
     """Infer the axes of every tensor of `gm` for inputs of these shapes and dtypes; `gm` is not changed.
 
+    Values of the example are read only where a size hangs on them.
+
     Raises PassError where the inputs do not fit the graph.
     """
     mode = Inference()
@@ -391,15 +406,16 @@ def infer(gm: fx.GraphModule, example_inputs: Any) -> Inferred:
         return meta
 
     copies = Copies(gm, hollow)
-    arguments = to_meta(as_arguments(example_inputs, gm))
-    placeholders = input_nodes(gm.graph)
+    given = as_arguments(example_inputs, gm)
+    arguments, placeholders = to_meta(given), input_nodes(gm.graph)
     for node, argument in zip(placeholders, arguments, strict=True):
         for tensor in pytree.tree_leaves(argument):
             if isinstance(tensor, torch.Tensor):
                 reason = Reason("an input of the model keeps its shape", node.name)
                 axes_ = tuple(Constant(int(s), reason) for s in tensor.shape)
                 mode.attach(tensor, Value(node.name, axes_, from_inputs=True))
-    run = GraphInference(gm, copies, mode)
+    example = ExampleValues(gm, dict(zip(placeholders, given, strict=True)))
+    run = GraphInference(gm, copies, mode, example)
     with torch.no_grad(), composite_attention():
         run.run(*arguments, enable_io_processing=False)
     return Inferred(mode, run, axes, copies.names)

@@ -1,0 +1,128 @@
+"""`python -m benchmarks.accuracy_by_data`: a network pruned by data, before and after a few distilled steps.
+
+A trained CIFAR ResNet is pruned by `netadapt(..., calibration=...)` with unlabelled training images: no gradient step
+is made. From there it is distilled from the dense network for each number of steps of the command line, every time from
+the same start. Accuracy is measured on the 5,000 validation images; the test images are looked at once, when everything
+is done. "sliced" is the same plan without compensation, with the norms estimated anew, and distilled alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks import cifar, machine
+from benchmarks.report import table, write
+from fxprune import Budget, netadapt
+from fxprune.distillation import distil
+from passes import apply_plan
+from passes.norms import reestimated
+from passes.statistics import Batch
+
+
+@dataclass(frozen=True)
+class Row:
+    """Accuracies in percent of one network; `steps` are all gradient steps that it has had."""
+
+    start: str
+    ratio: float
+    seed: int
+    steps: int
+    macs_kept: float
+    validation: float
+    test: float
+    seconds: float
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure every ratio, seed and number of steps; print and write the table."""
+    options = read_options(arguments)
+    machine.one_thread()
+    rows, data = measure(options)
+    text = report(rows, data, options)
+    write(options.out, f"accuracy_by_data_{options.depth}", text, data)
+    print(text)
+    return 0
+
+
+def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy_by_data", description=__doc__)
+    parser.add_argument("--depth", type=int, choices=(20, 56), default=20)
+    parser.add_argument("--ratios", type=float, nargs="+", default=[0.75, 0.5, 0.35], help="shares of the MACs kept")
+    parser.add_argument("--steps", type=int, nargs="+", default=[0, 30, 90, 270, 2000])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--calibration", type=int, default=4000, help="training images, without labels")
+    parser.add_argument("--images", type=int, default=cifar.TRAINING, help="training images for the steps")
+    parser.add_argument("--peak", type=float, default=0.02, help="peak of the learning rate")
+    parser.add_argument("--sliced", action="store_true", help="also from the same plan without compensation")
+    parser.add_argument("--no-test", action="store_true", help="leave the test images alone")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    return parser.parse_args(arguments)
+
+
+def measure(options: argparse.Namespace) -> tuple[list[Row], dict[str, Any]]:
+    """All networks first, then the test images, once."""
+    device = torch.device("cpu")
+    data, held = cifar.training(device, options.images), cifar.validation(device)
+    dense = cifar.trained(options.depth, device)
+    made: list[tuple[Row, nn.Module]] = []
+    for seed in options.seeds:
+        drawn = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))[: options.calibration]
+        images = data.images[drawn]
+        batches = [images[i : i + 250] for i in range(0, len(images), 250)]
+        for ratio in options.ratios:
+            begun = time.perf_counter()
+            result = netadapt(
+                dense, Budget("macs", ratio=ratio), example_inputs=images[:2], calibration=batches, seed=seed,
+                progress=False, config={"netadapt_min_feature_size": 1},
+            )  # fmt: skip
+            kept = result.achieved["macs"] / result.start["macs"]
+            starts = {"data": result.model}
+            if options.sliced:
+                cut = apply_plan(dense, result.plan)
+                starts["sliced"] = reestimated(cut, [Batch((b,)) for b in batches[:4]])
+            pruned_in = time.perf_counter() - begun
+            for start, network in starts.items():
+                for steps in options.steps:
+                    begun = time.perf_counter()
+                    student = copy.deepcopy(network)
+                    torch.manual_seed(seed)
+                    distil(
+                        student, dense, cifar.Batches(data, 128), steps, lr=options.peak, seed=seed,
+                        loss=nn.functional.cross_entropy,
+                    )  # fmt: skip
+                    seconds = time.perf_counter() - begun + pruned_in
+                    found = held.accuracy()(student.eval())
+                    made.append((Row(start, ratio, seed, steps, kept, found, float("nan"), seconds), student))
+                    print(f"{start} {ratio:g} seed {seed}, {steps} steps: validation {found:.2f}", flush=True)
+    rows = [row for row, _ in made]
+    if not options.no_test:
+        score = cifar.test(device).accuracy()
+        rows = [Row(**{**asdict(row), "test": score(network)}) for row, network in made]
+    about = {"machine": machine.describe(), "depth": options.depth, "rows": [asdict(row) for row in rows]}
+    return rows, about
+
+
+def report(rows: Sequence[Row], about: dict[str, Any], options: argparse.Namespace) -> str:
+    """The table as Markdown."""
+    head = ["start", "MACs kept", "seed", "gradient steps in all", "validation", "test", "seconds"]
+    cells = [
+        [r.start, f"{r.macs_kept:.1%}", str(r.seed), str(r.steps), f"{r.validation:.2f}", f"{r.test:.2f}",
+         f"{r.seconds:.0f}"]
+        for r in rows
+    ]  # fmt: skip
+    lines = [f"ResNet-{options.depth}, {options.calibration} unlabelled images", "", *table(head, cells), ""]
+    return "\n".join([*lines, machine.sentence(about["machine"]), ""])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

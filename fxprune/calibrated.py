@@ -184,9 +184,14 @@ def search_with_data(
     dense, coupling = problem.dense, problem.coupling
     calibration = calibration_of(dense, coupling, batches)
     with seeded(problem.seed):
-        statistics = observe(dense, coupling, calibration.fitted, seed=problem.seed)
+        criterion = problem.config.criterion
+        gradients = "sampled" if criterion in ("fisher", "taylor") else None
+        statistics = observe(dense, coupling, calibration.fitted, seed=problem.seed, gradients=gradients)
         log.info("observed %d samples; %.0f MB of sums", statistics.samples, statistics.size_bytes / 1e6)
-        made = curves(dense, coupling, statistics, calibration.held, groups=list(problem.grids))
+        made = curves(
+            dense, coupling, statistics, calibration.held, criterion=criterion, groups=list(problem.grids),
+            seed=problem.seed,
+        )  # fmt: skip
         errors = {name: curve.errors for name, curve in made.items()}
         widths = allocate(problem.resources, coupling.widths, problem.limits, problem.grids, errors)
         if widths is None:

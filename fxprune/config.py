@@ -60,6 +60,11 @@ class NetAdaptConfig:
     metrics: str = _key(
         "l2_norm", rule.choice("l1_norm", "l2_norm", "fpgm", "random", "bn_scale"), "importance of a unit"
     )
+    criterion: str = _key(
+        "obs",
+        rule.choice("obs", "fisher", "taylor", "activation", "l1_norm", "l2_norm", "fpgm", "random", "bn_scale"),
+        "importance of a unit where calibration data are given",
+    )
     netadapt_dir: str = _key("netadapt_train/", rule.text(), "where the search keeps its files")
     exclude_ops: tuple[str, ...] = _key((), rule.texts(), "operator types or layers that are held back")
     skip_last_fc: bool = _key(True, rule.flag(), "the last linear layer keeps its outputs (they always do)")

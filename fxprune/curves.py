@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
-from fxprune.importance import importance, keep_units
+from fxprune.criteria import CRITERIA, Evidence
+from fxprune.errors import ConfigError
+from fxprune.importance import keep_units
 from passes import Coupling, Statistics, apply_plan, compensate
 from passes.divergence import divergence, outputs_of
-from passes.elimination import eliminate
-from passes.skeleton import owned_tensors
 from passes.statistics import Batch
 
 log = logging.getLogger(__name__)
@@ -43,23 +43,23 @@ class Curve:
 
 def curves(
     dense: nn.Module, coupling: Coupling, statistics: Statistics, held: Sequence[Batch], *,
-    groups: Sequence[str] | None = None, tried: Sequence[float] = TRIED,
-    progress: Callable[[str], None] | None = None,
+    criterion: str = "obs", groups: Sequence[str] | None = None, tried: Sequence[float] = TRIED,
+    seed: int = 0, progress: Callable[[str], None] | None = None,
 ) -> dict[str, Curve]:  # fmt: skip
-    """The curve of each group, or of those named. held: samples that judge, and that no statistics have summed."""
-    weights = dict(owned_tensors(dense))
+    """The curve of each group, or of those named.
+
+    criterion: ranks the units and shapes the curve. held: samples that judge, and that no statistics have summed.
+    """
+    if criterion not in CRITERIA:
+        raise ConfigError(f"criterion: got {criterion!r}, expected one of {', '.join(sorted(CRITERIA))}.")
+    evidence = Evidence(dense, coupling, statistics, seed)
     expected = outputs_of(dense, held)
     made = {}
     for group in coupling.groups:
         if groups is not None and group.name not in groups:
             continue
-        found = eliminate(group, coupling, statistics, weights)
-        if found is not None:
-            scores, local = found.ranks, found.errors
-        else:
-            scores = importance(dense, group)
-            kept = np.concatenate([[0.0], np.cumsum(np.sort(scores)[::-1])])
-            local = 1.0 - kept / max(kept[-1], 1e-30)
+        ranking = CRITERIA[criterion](evidence, group)
+        scores, local = ranking.scores, ranking.errors
         measured: dict[int, float] = {}
         for share in tried:
             width = max(1, round(share * group.size))

@@ -69,14 +69,15 @@ def eliminate(
     return Elimination(tuple(order), np.maximum.accumulate(errors[::-1])[::-1].copy())
 
 
-def _readers(
-    site: Site, group: Group, coupling: Coupling, statistics: Statistics, weights: Mapping[str, Tensor], ridge: float
-) -> list[_Reader]:
-    """For each conv group of a site in which the group's units are columns, what is left of it."""
+def unit_columns(site: Site, group: Group, coupling: Coupling) -> Tensor | None:
+    """For each conv group of a site and each of its columns the unit of `group` that it reads, -1 for none.
+
+    (groups, columns), int32; None where the site does not read the group.
+    """
     name = coupling.aliases.get(site.parameter, site.parameter)
     slices = [s for s in group.slices if s.tensor == name and s.role == "input"]
     if not slices:
-        return []
+        return None
     units = torch.full(site.layout.shape, -1, dtype=torch.int32)
     for item in slices:
         by_position = torch.full((site.layout.shape[item.dim],), -1, dtype=torch.int32)
@@ -87,7 +88,17 @@ def _readers(
         units = torch.maximum(units, by_position.reshape(view).expand_as(units))
     matrix = site.matrix(units)
     if not bool((matrix == matrix[:, :1]).all()):
-        return []  # the units stand along its rows
+        return None  # the units stand along its rows
+    return matrix[:, 0]
+
+
+def _readers(
+    site: Site, group: Group, coupling: Coupling, statistics: Statistics, weights: Mapping[str, Tensor], ridge: float
+) -> list[_Reader]:
+    """For each conv group of a site in which the group's units are columns, what is left of it."""
+    columns = unit_columns(site, group, coupling)
+    if columns is None:
+        return []
     moments = statistics.of(site)
     if not moments.tiles:
         return []
@@ -101,9 +112,9 @@ def _readers(
         covariance = moment[:-1, :-1] - mean[:, None] * mean[None]
         w = weight[number].cpu()
         variances.append(float(((w @ covariance) * w).sum()))
-        made.append((w, moment if biased else moment[:-1, :-1], matrix[number, 0]))
+        made.append((w, moment if biased else moment[:-1, :-1], columns[number]))
     scale = 1.0 / max(sum(variances), 1e-30)
-    return [_Reader(w, moment, columns, group.size, ridge, scale) for w, moment, columns in made]
+    return [_Reader(w, moment, units, group.size, ridge, scale) for w, moment, units in made]
 
 
 class _Reader:

@@ -8,7 +8,9 @@ import torch
 from torch import nn
 
 from fxprune.allocate import allocate
+from fxprune.criteria import CRITERIA, Evidence
 from fxprune.curves import curves, scaled
+from fxprune.errors import ConfigError
 from fxprune.planner import Grid
 from fxprune.resources import Counted
 from passes import capture, couple, observe
@@ -120,3 +122,25 @@ def test_curves_pass_through_what_was_measured_and_never_rise():
         (width,) = curve.measured
         assert curve.errors[width] >= curve.measured[width] * (1 - 1e-9)
     assert scaled(np.array([4.0, 2.0, 0.0]), {}).tolist() == [4.0, 2.0, 0.0]
+
+
+@pytest.mark.parametrize("name", sorted(CRITERIA))
+def test_every_criterion_ranks_every_group_and_a_unit_that_is_zero_goes_first(name):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(96, 4))
+    with torch.no_grad():
+        net[1].weight[4] = net[1].bias[4] = 0
+        net[0].weight[4] = net[0].bias[4] = 0
+    gm = capture(net.eval())
+    x = torch.randn(40, 3, 6, 6)
+    coupling = couple(gm, x[:2])
+    statistics = observe(gm, coupling, [x], gradients="sampled")
+    for group in coupling.groups:
+        ranking = CRITERIA[name](Evidence(gm, coupling, statistics), group)
+        assert ranking.scores.shape == (6,) and ranking.errors.shape == (7,)
+        assert ranking.errors[-1] == 0 and (np.diff(ranking.errors) <= 0).all()
+        if name not in ("random", "fpgm"):
+            assert int(ranking.scores.argmin()) == 4
+    if name in ("obs", "fisher", "taylor", "activation"):
+        with pytest.raises(ConfigError, match="calibration"):
+            CRITERIA[name](Evidence(gm, coupling), coupling.groups[0])

@@ -16,13 +16,17 @@ from passes.restated_calls import Position, Site, calling, name_of
 
 @dataclass(frozen=True)
 class LoggedCall:
-    """One call: the path of the module that makes it, its site, its records on the tape, the numbers given to it."""
+    """One call: the path of the module that makes it, its site, its records on the tape, the numbers given to it.
+
+    indices: where among its arguments lists and tensors of positions stand.
+    """
 
     path: str
     site: Site
     start: int
     stop: int
     numbers: tuple[tuple[Position, Any], ...]
+    indices: tuple[Position, ...] = ()
     head_size: int | None = None  # of attention whose scale is left to torch
 
 
@@ -44,12 +48,14 @@ class Logging(Functions):
             self._times[key] = site.times + 1
         result = super().__torch_function__(func, types, args, kwargs)
         if site is not None and found is not None and len(self.mode.records) > start:
-            numbers = tuple(_numbers({**dict(enumerate(args)), **(kwargs or {})}, (), self.mode))
+            given = {**dict(enumerate(args)), **(kwargs or {})}
+            numbers = tuple(_numbers(given, (), self.mode))
             head = None
             if func is torch.nn.functional.scaled_dot_product_attention and (kwargs or {}).get("scale") is None:
                 head = int(args[0].shape[-1]) if args else None
             stop = len(self.mode.records)
-            self.log.append(LoggedCall(self.paths[id(found[0])], site, start, stop, numbers, head))
+            indices = tuple(_indices(given, ()))
+            self.log.append(LoggedCall(self.paths[id(found[0])], site, start, stop, numbers, indices, head))
         return result
 
 
@@ -87,6 +93,19 @@ def _numbers(value: Any, position: Position, mode: ModuleInference) -> Iterator[
     elif isinstance(value, Mapping):
         for name, item in value.items():
             yield from _numbers(item, (*position, name), mode)
+
+
+def _indices(value: Any, position: Position) -> Iterator[Position]:
+    """Where in the arguments of a call lists, and tensors of one dimension, of whole numbers or flags stand."""
+    if isinstance(value, torch.Tensor):
+        if position and value.dim() == 1 and not value.is_floating_point() and not value.is_complex():
+            yield position
+    elif isinstance(value, list):
+        if value and all(isinstance(item, int) for item in value):
+            yield position
+    elif isinstance(value, (tuple, Mapping)):
+        for name, item in value.items() if isinstance(value, Mapping) else enumerate(value):
+            yield from _indices(item, (*position, name))
 
 
 def call_at(log: Sequence[LoggedCall], place: int) -> LoggedCall | None:

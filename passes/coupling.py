@@ -29,7 +29,7 @@ from passes.references import REFERENCES
 from passes.restated_calls import Position, Site
 from passes.roles import names_of
 from passes.structure import Structure, map_values
-from passes.units import BlockMask, Mask, kept, positions, rename
+from passes.units import BlockMask, Mask, kept, positions, rename, survivors
 from passes.zeros import unmasked_sums
 
 
@@ -132,7 +132,8 @@ class Literal:
 
     path: of the module that makes the call. axes: the argument is the product of their lengths; for a call that splits
     its argument the sizes of the pieces, one axis each. value: where `axes` is empty, what the argument was before
-    anything was removed, which it has to remain.
+    anything was removed, which it has to remain. negative: a place that is counted from the end. order: the argument
+    is an index of these positions of the axis, of which those that are left get their new numbers.
     """
 
     path: str
@@ -140,6 +141,17 @@ class Literal:
     position: Position
     axes: tuple[Axis, ...] = ()
     value: Any = None
+    negative: bool = False
+    order: tuple[int, ...] | None = None
+
+
+    def left(self, keep: Mapping[Variable, Mask]) -> Literal:
+        """This literal with its order in the new numbers of the positions that are left."""
+        if self.order is None:
+            return self
+        remain = survivors(self.axes[0], keep)
+        new = np.cumsum(remain) - 1
+        return replace(self, order=tuple(int(new[place]) for place in self.order if remain[place]))
 
 
 @dataclass(frozen=True)
@@ -158,7 +170,8 @@ class ModuleFacts:
     def renamed(self, new: Mapping[Variable, Axis], keep: Mapping[Variable, Mask]) -> ModuleFacts:
         """These facts of the network that is left when variables are replaced by smaller ones."""
         edits = [replace(e, axes=tuple(rename(axis, new, keep) for axis in e.axes)) for e in self.edits]
-        literals = [replace(i, axes=tuple(rename(axis, new, keep) for axis in i.axes)) for i in self.literals]
+        left = [literal.left(keep) for literal in self.literals]
+        literals = [replace(i, axes=tuple(rename(axis, new, keep) for axis in i.axes)) for i in left]
         return replace(self, edits=tuple(edits), literals=tuple(literals))
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
 
 from passes import numbers
 from passes.module_stream import ModuleInference
 from passes.ops import Record, Value, spelled
+from passes.picked_positions import Picked, picked, renumbered
 from passes.restated_calls import Position
 from passes.slicing import Slicing
 
@@ -72,6 +75,7 @@ class Following(ModuleInference):
         record = self._same_call(func, [list(tensor.shape) for tensor in outputs])
         if record is not None:
             self._compare_numbers(record, func, args, kwargs, operands)
+            self._compare_positions(record, func, args, kwargs, operands)
             self.place += 1
         for number, tensor in enumerate(outputs):
             if any(tensor is operand for operand in operands):
@@ -88,12 +92,13 @@ class Following(ModuleInference):
         Where a size becomes one, programs and torch leave out copies and repetitions, or make some: such calls are
         passed over.
         """
+        alike = self.place < len(self.tape) and _alike(self.tape[self.place].func, func)
         for place in range(self.place, min(self.place + _SKIPPED, len(self.tape))):
             record = self.tape[place]
             if _alike(record.func, func) and self._expected(record) == got:
                 self.place = place
                 return record
-            if _alike(record.func, func) and record.func not in _MOVES:
+            if alike and record.func not in _MOVES:
                 break
         if self.place >= len(self.tape):
             self._differ(f"{spelled(func)} is called, which was not before")
@@ -114,18 +119,60 @@ class Following(ModuleInference):
         wrong: list[tuple[Any, Any]] = [
             (old, new)
             for old, new in zip(_scalars(func, *record.template), _scalars(func, args, kwargs), strict=True)
-            if None not in (old, new) and old != new and not (old != old and new != new)
+            if None not in (old, new) and not _equal(old, new)
         ]
         now = self.constants_among(operands)
         for number, old in record.constants.items():
             new = now.get(number, old)
-            if len(new) == len(old) and new != old:
+            if len(new) == len(old) and not all(map(_equal, old, new)):
                 wrong.append((old, new))
         if wrong:
             self._differ(f"a number that is made of a size changes from {wrong[0][0]} to {wrong[0][1]}", True)
 
+    def _compare_positions(
+        self, record: Record, func: Any, args: tuple, kwargs: dict[str, Any], operands: list[torch.Tensor]
+    ) -> None:
+        """What is taken of an axis must be what is left of the positions that were taken of it."""
+        before = positions_of(record)
+        if before is None:
+            return
+        now = picked(func, args, kwargs, list(operands[0].shape), self.numbers_of) or {}
+        for dim, places in before.items():
+            axis, result = record.inputs[0].axes[dim], record.outputs[0].axes
+            whole = len(result) < len(record.inputs[0].axes)  # a single position, whose dimension is gone
+            if not self.slicing.narrowed([axis, *(() if whole else result[dim : dim + 1])]):
+                continue
+            taken = np.ones(1, dtype=bool) if whole else self.slicing.remain(result[dim])
+            expected = renumbered(places, taken, self.slicing.remain(axis))
+            if expected is None:
+                self._differ("it takes a position that is removed")
+            if now.get(dim) != expected:
+                self._differ(f"it takes positions {_short(now.get(dim))}, and what is left is at {_short(expected)}")
+
     def _differ(self, text: str, is_number: bool = False) -> NoReturn:
         raise Differs(Failure(self.place, text, self.stack.paths[-1], self.source(), is_number))
+
+
+def _equal(old: Any, new: Any) -> bool:
+    """Whether two numbers are one, written with other roundings."""
+    if isinstance(old, (int, float)) and isinstance(new, (int, float)):
+        return math.isclose(old, new, rel_tol=1e-12) or (old != old and new != new)
+    return bool(old == new)
+
+
+def positions_of(record: Record) -> Picked | None:
+    """The positions that a call of the tape takes of its first operand (see `passes.picked_positions`)."""
+    if not record.inputs or not record.template:
+        return None
+    shape = [axis.size for axis in record.inputs[0].axes]
+    args, kwargs = record.template
+    return picked(record.func, args, kwargs, shape, lambda slot: record.inputs[slot.number].numbers)
+
+
+def _short(places: list[int] | None) -> str:
+    if places is None:
+        return "that are not known"
+    return str(places) if len(places) <= 8 else f"[{places[0]}, {places[1]}, ..., {places[-1]}]"
 
 
 def _scalars(func: Any, args: tuple, kwargs: dict[str, Any]) -> list[Any]:

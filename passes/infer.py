@@ -132,6 +132,8 @@ def _slotted(value: Any, slots: Iterator[int]) -> Any:
 class Inference(LightMode):
     """The dispatch mode: attaches axes to tensors as they pass, and keeps the tape of calls."""
 
+    on_values = False  # whether calls are computed, and not on the meta device
+
     def __init__(self) -> None:
         super().__init__()
         self.space = Space()
@@ -191,7 +193,7 @@ class Inference(LightMode):
         if func in _SILENT or func.namespace == "prim":
             return func(*args, **kwargs)
         if func in INDEXING:
-            args, positions = numbers.as_positions(args, self.numbers_of)
+            args, positions = numbers.as_positions(args, self.numbers_of, not self.on_values)
             for index, places in positions:
                 self.value(index).numbers = places
         operands = tensors_in(*args, *kwargs.values())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import weakref
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,15 +15,19 @@ from torch import nn
 from passes.axes import Axis, Reason, Variable
 from passes.coupling import Coupling, ModuleFacts
 from passes.errors import PassError
+from passes.following import Failure
 from passes.module_inputs import Arguments, bound, described
 from passes.module_stream import Beside, ModuleInferred, infer_module
 from passes.module_trial import Changes, RealTrial, Trial, changes_that_follow, refused_axes
+from passes.ops import Record
 from passes.other_runs import look_at_other_sizes, look_at_other_values
 from passes.reach import unused_axes
 from passes.roles import names_of
 from passes.skeleton import modules_of
 from passes.slicing import Slicing
 from passes.structure import Structure
+
+_TURNS = 4  # of trials at all widths, until nothing has to be corrected
 
 
 def couple_module(module: nn.Module, example_inputs: Any) -> Coupling:
@@ -71,8 +76,8 @@ def _own(inferred: ModuleInferred, trainable: frozenset[str]) -> list[str]:
 
 def _resolved(module: nn.Module, inferred: ModuleInferred, arguments: Arguments) -> Coupling:
     trainable = _trainable(module)
-    own = [name for name, first in inferred.canonical.items() if first == name]
     structure = Structure.of(inferred)
+    own = _as_used([name for name, first in inferred.canonical.items() if first == name], structure.all_records)
     unused = list(unused_axes(structure.tensors, _own(inferred, trainable), structure.all_records))
     if unused:
         for axis, reason in unused:
@@ -85,30 +90,54 @@ def _resolved(module: nn.Module, inferred: ModuleInferred, arguments: Arguments)
     )  # fmt: skip
 
 
+def _as_used(names: list[str], records: Sequence[Record]) -> list[str]:
+    """Tensors in the order in which the run meets the modules that own them, as in a graph; unused ones last."""
+    met: dict[str, int] = {}
+    for record in records:
+        for value in record.inputs:
+            if len(value.parameters) == 1:
+                met.setdefault(next(iter(value.parameters)).rpartition(".")[0], len(met))
+    return sorted(names, key=lambda name: met.get(name.rpartition(".")[0], len(met)))
+
+
 def _tried(
     module: nn.Module, coupling: Coupling, inferred: ModuleInferred, arguments: Arguments
 ) -> tuple[Changes, list[tuple[Axis, Reason]]]:
     """What follows in the module when every group is reduced at once; or the axes that cannot, with reasons.
 
     A second trial with other widths follows where something was found: two groups of one size may have had one width.
+    What it corrects is tried at the first widths again.
     """
     changes = Changes()
-    runs = [Beside(inferred.records, arguments, False), *inferred.runs_beside]
+    trials: list[Trial] = []
+    kind = RealTrial if inferred.real else Trial
     for shift in (0, 1) if coupling.variables else ():
         slicing = Slicing(coupling, _masks(coupling, shift))
-        for run in runs:
-            kind = RealTrial if inferred.real else Trial
-            trial = kind(module, coupling, run.arguments, slicing, run.records, run.training)
-            changes, failure = changes_that_follow(trial, changes)
+        for run in (Beside(inferred.records, arguments, False), *inferred.runs_beside):
+            trials.append(kind(module, coupling, run.arguments, slicing, run.records, run.training))
+            changes, failure = changes_that_follow(trials[-1], changes)
             if failure is not None:
-                refused = refused_axes(trial, failure)
-                if not refused:
-                    place = f"{failure.path or 'forward'} ({failure.source})"
-                    raise PassError(f"{type(module).__name__}: {place}: {failure.text}")
-                return changes, refused
+                return changes, _refused(trials[-1], failure)
         if not changes.edits and not changes.literals:
+            return changes, []
+    for turn in range(_TURNS):
+        before = changes
+        for trial in trials[: len(trials) if turn else -1]:  # the last one has just passed
+            changes, failure = changes_that_follow(trial, changes)
+            if failure is not None or (turn == _TURNS - 1 and changes != before):
+                failure = failure or Failure(0, "no sizes were found with which it runs at two widths", "", "")
+                return changes, _refused(trial, failure)
+        if changes == before:
             break
     return changes, []
+
+
+def _refused(trial: Trial, failure: Failure) -> list[tuple[Axis, Reason]]:
+    refused = refused_axes(trial, failure)
+    if not refused:
+        place = f"{failure.path or 'forward'} ({failure.source})"
+        raise PassError(f"{type(trial.module).__name__}: {place}: {failure.text}")
+    return refused
 
 
 def _masks(coupling: Coupling, shift: int) -> dict[Variable, np.ndarray]:

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from math import prod
 
 import numpy as np
+import torch
 from torch import nn
 
 from passes.axes import Axis, Constant, Product
 from passes.coupling import Edit, Literal
 from passes.head_attention import HeadAttention, is_torchs_attention, with_heads
-from passes.resize import SIZED
+from passes.resize import SIZED, resize_view_module
 from passes.restated_calls import SIZES, Restated, RestatedForward
 from passes.size_attributes import set_integer
 from passes.skeleton import modules_of
@@ -31,6 +32,11 @@ def fit(module: nn.Module, slicing: Slicing, edits: Sequence[Edit], literals: Se
             slicing.resize(path, part, path, channels)
         elif isinstance(part, HeadAttention) or is_torchs_attention(part):
             _fit_attention(part, path, slicing)  # type: ignore[arg-type]
+    views = {path: part for path, part in modules.items() if isinstance(part, nn.Unflatten)}
+    for record in slicing.coupling.structure.all_records if views else ():
+        if record.node in views:
+            shapes = [[slicing.size(axis) for axis in value.axes] for value in (record.inputs[0], record.outputs[0])]
+            resize_view_module(views[record.node], *shapes)
     for edit in edits:
         set_integer(modules[edit.path], edit.attribute, prod(slicing.size(axis) for axis in edit.axes))
     for path in dict.fromkeys(literal.path for literal in literals):
@@ -45,6 +51,10 @@ def _restated(literal: Literal, slicing: Slicing) -> Restated:
         return Restated(literal.site, literal.position, tuple(sizes))
     if not literal.axes:
         return Restated(literal.site, literal.position, literal.value)
+    if literal.order is not None:
+        return Restated(literal.site, literal.position, (list(literal.left(slicing.masks).order or ()), torch.int64))
+    if literal.negative:
+        return Restated(literal.site, literal.position, -prod(sizes))
     pruned = [part for axis in literal.axes for part in _factors(axis) if not isinstance(part, Constant)]
     ratio = prod(slicing.size(part) for part in pruned), prod(part.size for part in pruned)
     return Restated(literal.site, literal.position, prod(sizes), ratio)

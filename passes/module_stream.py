@@ -54,7 +54,7 @@ class ModuleInference(Inference):
 
     def __init__(self, real: bool) -> None:
         super().__init__()
-        self.real = real
+        self.real = self.on_values = real
         self.training = False  # dropout keeps everything then: what it drops is drawn anew for any width
         self.device = torch.device("cpu")
         self.names: dict[int, torch.Tensor] = {}  # the caller's tensor, by its id -> what stands for it
@@ -204,7 +204,7 @@ def _keep(call: Any, tensor: torch.Tensor, *args: Any) -> Any:
     return call(aten.clone.default, (tensor,), {}), call(aten.ones_like.default, (tensor,), {"dtype": torch.bool})
 
 
-def _keep_flags(call: Any, tensor: torch.Tensor, p: Any = 1.0, *args: Any) -> Any:
+def _keep_flags(call: Any, tensor: torch.Tensor, p: Any = 0.5, *args: Any) -> Any:
     return call(aten.fill_.Scalar, (tensor, p if isinstance(p, float) else 1.0), {})
 
 
@@ -298,7 +298,10 @@ def _new_tensor(mode: ModuleInference, func: Any, args: tuple, kwargs: dict[str,
 
 def _as_index(part: list[Any]) -> Any:
     flat = all(isinstance(number, (bool, int)) for number in part)
-    return torch.tensor(part, device="cpu") if flat and part else part
+    if not flat or not part:
+        return part
+    with _disable_current_modes():  # the program makes no tensor of it
+        return torch.tensor(part, device="cpu")
 
 
 def _attention(mode: ModuleInference, func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
@@ -371,6 +374,7 @@ class ModuleInferred:
         """Run once more, in the other mode or on other inputs; why that cannot be, or ""."""
         mode = self.run.mode
         mode.records.clear()
+        self.run.forget()
         try:
             self.run.run(arguments, training)
         except Exception as error:  # what a module raises in a mode, or at a size, that it does not take
@@ -402,6 +406,7 @@ class ModuleRun:
 
         self.copy, copies = stream_copy(module, stand_in, self._opaque, mode.stack)
         self.names = copies.names
+        self._state = [(m, dict(m.__dict__), dict(m._buffers)) for m in self.copy.modules()]
         for name, tensor in _scripted_tensors(module).items():
             reason = Reason("it belongs to a scripted module, whose code cannot be changed", name)
             self.tensors[name] = tuple(Constant(int(s), reason) for s in tensor.shape)
@@ -437,6 +442,14 @@ class ModuleRun:
             for axis in (*value.axes, *value.watched):
                 mode.space.freeze(axis, reason)
         return inputs, outputs, result
+
+    def forget(self) -> None:
+        """Undo what runs have left in attributes: a cache, a counter, a size that was met first."""
+        for module, attributes, buffers in self._state:
+            module.__dict__.clear()
+            module.__dict__.update(attributes)
+            module._buffers.clear()
+            module._buffers.update(buffers)
 
     def _opaque(self, path: str, original: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
         result, outputs, macs = run_scripted(self.mode, original, args, kwargs)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
@@ -26,7 +26,8 @@ from passes.call_log import LastCall, LoggedCall, Logging, call_at, is_split, pa
 from passes.constant_double import constant_double
 from passes.coupling import Coupling, Edit, Literal
 from passes.double import double
-from passes.following import Differs, Failure, Following
+from passes.errors import PassError
+from passes.following import Differs, Failure, Following, positions_of
 from passes.masked_stream import MaskedInference
 from passes.module_copies import stream_copy
 from passes.module_inputs import Arguments, replaced, tensors_of
@@ -41,6 +42,7 @@ from passes.module_stream import (
     said,
 )  # fmt: skip
 from passes.ops import Record, Value, spelled
+from passes.picked_positions import ORDERED
 from passes.restated_calls import SIZES, Position
 from passes.size_attributes import Key, Sizes, axes_elsewhere, edits_elsewhere, integers_of
 from passes.skeleton import like, modules_of
@@ -61,7 +63,10 @@ class Changes:
     literals: tuple[Literal, ...] = ()
 
     def __add__(self, other: Changes) -> Changes:
-        return Changes(self.edits + other.edits, self.literals + other.literals)
+        """Both; what the second says of the same attribute or argument holds."""
+        edits = {(edit.path, edit.attribute): edit for edit in self.edits + other.edits}
+        literals = {(item.path, item.site, item.position): item for item in self.literals + other.literals}
+        return Changes(tuple(edits.values()), tuple(literals.values()))
 
 
 @dataclass
@@ -164,7 +169,7 @@ class RealTrial(Trial):
         mode = MaskedInference(self.coupling, self.slicing.masks, tape=True)
         tensors, aliases = self.coupling.structure.tensors, self.coupling.aliases
         run = ModuleRun(self.module, mode, self._masked, lambda name, _: tensors[aliases[name]])
-        with constant_double():
+        with constant_double(), _in_words(self.module):
             run.run(replaced(self.arguments, {id(t): double(t) for t in tensors_of(self.arguments)}), self.training)
         self.tape = mode.records
 
@@ -183,6 +188,17 @@ class RealTrial(Trial):
 
     def settings(self) -> AbstractContextManager[None]:
         return constant_double()
+
+
+@contextmanager
+def _in_words(module: nn.Module) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # an operator that knows no double precision, say
+        raise PassError(
+            f"{type(module).__name__} asks for values, and does not run in double precision: {said(error)}; what is "
+            "cut could not be proven. Choose operators that know it (a plain implementation of experts or attention)"
+        ) from error
 
 
 def _innermost(error: Exception, paths: dict[int, str]) -> tuple[str, str]:
@@ -300,45 +316,58 @@ def _literals(trial: Trial, changes: Changes, failure: Failure) -> Iterator[Chan
     call = call_at(trial.log, failure.place)
     if call is None:
         return
-    taken = {(item.path, item.site, item.position) for item in changes.literals}
+    for literals in _literals_of(trial, call, failure):
+        if not set(literals) <= set(changes.literals):
+            yield Changes((), literals)
 
-    def free(position: Position) -> bool:
-        return (call.path, call.site, position) not in taken
 
+def _literals_of(trial: Trial, call: LoggedCall, failure: Failure) -> Iterator[tuple[Literal, ...]]:
     if failure.is_number:
-        known = [(position, number) for position, number in call.numbers if free(position)]
-        if call.head_size is not None and free(("scale",)):
+        known = list(call.numbers)
+        if call.head_size is not None:
             known.append((("scale",), call.head_size**-0.5))
         for position, number in known:
-            yield Changes((), (Literal(call.path, call.site, position, (), number),))
+            yield (Literal(call.path, call.site, position, (), number),)
         return
     records = trial.tape[call.start : call.stop]
-    if is_split(call) and free(SIZES):
+    for position, order, axis in _orders(trial, call, failure):
+        yield (Literal(call.path, call.site, position, (axis,), order=tuple(order)),)
+    if is_split(call):
         pieces = [value.axes for record in records for value in record.outputs]
         for dim in range(len(pieces[0])):
             if trial.slicing.narrowed(axes[dim] for axes in pieces):
-                yield Changes((), (Literal(call.path, call.site, SIZES, tuple(axes[dim] for axes in pieces)),))
+                yield (Literal(call.path, call.site, SIZES, tuple(axes[dim] for axes in pieces)),)
     shape = records[-1].outputs[0].axes if records[-1].outputs else ()
     stated = tuple(
         Literal(call.path, call.site, position, (axis,))
         for position, axis in _as_shape(call, shape)
-        if free(position) and failure.lacks(position, trial.slicing.size(axis))
+        if failure.lacks(position, trial.slicing.size(axis))
     )
     if stated:
-        yield Changes((), stated)
+        yield stated
     sizes = _sizes_near(trial, records)
     options = [
         [
-            Literal(call.path, call.site, position, (axis,))
-            for axis in sizes.of(number)
-            if failure.lacks(position, trial.slicing.size(axis))
+            Literal(call.path, call.site, position, (axis,), negative=number < 0)
+            for axis in sizes.of(abs(number))
+            if failure.lacks(position, trial.slicing.size(axis) * (-1 if number < 0 else 1))
         ]
         for position, number in call.numbers
-        if isinstance(number, int) and number > 1 and free(position) and sizes.of(number)
+        if isinstance(number, int) and abs(number) > 1 and sizes.of(abs(number))
     ]
     for count in (1, 2):
         for chosen in itertools.combinations(options, count):
-            yield from (Changes((), one) for one in itertools.product(*chosen))
+            yield from itertools.product(*chosen)
+
+
+def _orders(trial: Trial, call: LoggedCall, failure: Failure) -> Iterator[tuple[Position, list[int], Axis]]:
+    """Where the failing call is given positions of an axis that loses some, which these are, and the axis."""
+    record = trial.tape[failure.place] if failure.place < len(trial.tape) else None
+    places = positions_of(record) if record is not None and record.func in ORDERED else None
+    for dim, order in (places or {}).items():
+        assert record is not None, "it states positions"
+        for position in call.indices:
+            yield position, order, record.inputs[0].axes[dim]
 
 
 def _as_shape(call: LoggedCall, shape: Sequence[Axis]) -> Iterator[tuple[Position, Axis]]:

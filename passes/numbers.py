@@ -81,10 +81,12 @@ def literal(node: fx.Node | None, tensor: torch.Tensor) -> torch.Tensor | None:
     return found if found.shape == tensor.shape else None
 
 
-def as_positions(args: tuple, numbers_of: Any) -> tuple[tuple, list[tuple[torch.Tensor, torch.Tensor]]]:
+def as_positions(
+    args: tuple, numbers_of: Any, meta: bool = True
+) -> tuple[tuple, list[tuple[torch.Tensor, torch.Tensor]]]:
     """The arguments of an indexing call with flags that are known replaced by positions, whose number is then known.
 
-    Returns the arguments, and the new tensors (on meta) with their numbers.
+    Returns the arguments, and the new tensors (on `meta`, or with their values) with their numbers.
     """
     made: list[tuple[torch.Tensor, torch.Tensor]] = []
 
@@ -95,7 +97,8 @@ def as_positions(args: tuple, numbers_of: Any) -> tuple[tuple, list[tuple[torch.
         if numbers is None:
             return index
         places = numbers.nonzero().flatten()
-        made.append((torch.empty(places.shape, dtype=torch.int64, device="meta"), places))
+        stands = torch.empty(places.shape, dtype=torch.int64, device="meta") if meta else places.to(index.device)
+        made.append((stands, places))
         return made[-1][0]
 
     return (args[0], [position(index) for index in args[1]], *args[2:]), made

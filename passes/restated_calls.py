@@ -124,7 +124,9 @@ def replaced_at(value: Any, position: Position, new: Any, ratio: tuple[int, int]
     if not position:
         if ratio is not None:
             return _scaled(value, new, *ratio)
-        return _constant(new, value) if isinstance(new, tuple) and isinstance(value, torch.Tensor) else new
+        if isinstance(new, tuple):
+            return _constant(new, value) if isinstance(value, torch.Tensor) else new[0]
+        return new
     first, rest = position[0], position[1:]
     if isinstance(value, slice):
         parts = {name: getattr(value, name) for name in ("start", "stop", "step")}

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from passes.axes import Axis, Permuted, Product, Sum, Variable, nest
+from passes.axes import Axis, Permuted, Product, Sum, Variable, concat, nest
 from passes.coupling import Edit
 from passes.module_inputs import attributes_of
 from passes.resize import SIZED
@@ -80,13 +80,16 @@ def _with(value: Any, key: Key, number: int) -> Any:
 
 
 def parts_of(axis: Axis) -> Iterator[Axis]:
-    """`axis`, and every axis that it is made of: terms, factors, runs of neighbouring factors."""
+    """`axis`, and every axis that it is made of: terms, all before or behind one, factors, runs of factors."""
     yield axis
     if isinstance(axis, Permuted):
         yield from parts_of(axis.variable)
     elif isinstance(axis, Sum):
         for term in axis.terms:
             yield from parts_of(term)
+        for cut in range(2, len(axis.terms)):
+            yield concat(axis.terms[:cut])
+            yield concat(axis.terms[-cut:])
     elif isinstance(axis, Product):
         count = len(axis.factors)
         for start in range(count):

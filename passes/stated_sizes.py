@@ -85,16 +85,15 @@ def edits_of_sources(
 
     numbers: of the call, by position. exact: the axis whose length a number is. sizes: axes near the call.
     """
-    done = {(edit.path, edit.attribute) for edit in known}
+    done = set(known)
     options: list[list[tuple[Edit, ...]]] = []
     for position, number in numbers:
-        if isinstance(number, StatedSize) and not done.issuperset(source[:2] for source in number.sources):
+        if isinstance(number, StatedSize):
             axes = [exact[position]] if position in exact else []
             axes += [axis for axis in sizes.of(number) if axis not in axes]
             found = [edits for axis in axes for edits in _follow(number, axis, done, slicing)]
             if not found:
-                left = [source for source in number.sources if source[:2] not in done]
-                one_each = [[Edit(p, k, (axis,)) for axis in sizes.of(n)] for p, k, n in left if sizes.of(n)]
+                one_each = [[Edit(p, k, (axis,)) for axis in sizes.of(n)] for p, k, n in number.sources if sizes.of(n)]
                 found = [tuple(edits) for edits in itertools.product(*one_each)] if one_each else []
             if found:
                 options.append(found[:_MOST])
@@ -110,7 +109,7 @@ def _each_once(edits: Iterable[Edit]) -> tuple[Edit, ...]:
     return tuple({(edit.path, edit.attribute): edit for edit in edits}.values())
 
 
-def _follow(number: StatedSize, axis: Axis, done: set[tuple[str, Key]], slicing: Slicing) -> Iterator[tuple[Edit, ...]]:
+def _follow(number: StatedSize, axis: Axis, done: set[Edit], slicing: Slicing) -> Iterator[tuple[Edit, ...]]:
     """The edits with which a number that is the product of its sources becomes the length of `axis`."""
     if not number.is_product:
         return
@@ -119,8 +118,7 @@ def _follow(number: StatedSize, axis: Axis, done: set[tuple[str, Key]], slicing:
         runs = [nest(factors[a:b]) for a, b in itertools.pairwise((0, *cuts, len(factors)))]
         for order in itertools.permutations(runs):
             if [run.size for run in order] == [source[2] for source in number.sources]:
-                yield tuple(
-                    Edit(path, key, (run,))
-                    for (path, key, _), run in zip(number.sources, order, strict=True)
-                    if (path, key) not in done and slicing.size(run) != run.size
-                )
+                edits = [Edit(p, k, (run,)) for (p, k, _), run in zip(number.sources, order, strict=True)]
+                made = tuple(edit for edit in edits if slicing.narrowed(edit.axes))
+                if not done.issuperset(made):
+                    yield made

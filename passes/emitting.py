@@ -35,10 +35,25 @@ def emit_node(
         function = _FUNCTIONS.get(node.target) if getattr(node.target, "__hash__", None) else None
         return NotImplemented if function is None else function(args, kwargs, emit)
     module = module_of(str(node.target)) if node.op == "call_module" else None
-    layer = _LAYERS.get(type(module))
-    if module is None or layer is None or kwargs or len(args) != 1 or not _is_plain(args[0]) or _changed(module):
+    if module is None or len(args) != 1 or kwargs:
         return NotImplemented
-    return layer(module, args[0], emit, lambda name: hollow(getattr(module, name)))
+    return emit_layer(module, args[0], emit, lambda name: hollow(getattr(module, name)))
+
+
+def emit_layer(module: nn.Module, x: Any, emit: Emit, tensors: Tensors) -> Any:
+    """What a layer of torch gives for `x` in eval mode, its ATen calls made by `emit`; or NotImplemented.
+
+    tensors: by name what stands on the meta device for a tensor of the layer, None for one that it lacks.
+    """
+    layer = _LAYERS.get(type(module))
+    if layer is None or not _is_plain(x) or _changed(module):
+        return NotImplemented
+    return layer(module, x, emit, tensors)
+
+
+def is_emitted(module: nn.Module) -> bool:
+    """Whether calls of `module` may be made by `emit_layer`."""
+    return type(module) in _LAYERS
 
 
 def _is_plain(value: Any) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from passes.emitting import emit_layer, is_emitted
 from passes.errors import PassError
 from passes.head_attention import is_torchs_attention, with_heads
 from passes.skeleton import Copies, Replace, modules_of
@@ -19,6 +20,7 @@ class CallStack:
 
     def __init__(self) -> None:
         self.paths, self.runs = [""], [0]
+        self.emit: Callable[..., Any] | None = None  # makes one ATen call; None where layers are to run by themselves
         self._numbers = itertools.count(1)
 
     def enter(self, path: str) -> None:
@@ -89,7 +91,7 @@ def stream_copy(
 
 
 def _follow(module: nn.Module, path: str, stack: CallStack) -> None:
-    """Have calls of `module` say when they begin and end."""
+    """Have calls of `module` say when they begin and end; those of torch's layers are made without running them."""
     inner = type(module)._call_impl
     module.__dict__["_compiled_call_impl"] = None
 
@@ -100,4 +102,25 @@ def _follow(module: nn.Module, path: str, stack: CallStack) -> None:
         finally:
             stack.leave()
 
-    module.__dict__["_call_impl"] = call
+    def call_layer(*args: Any, **kwargs: Any) -> Any:
+        emit = stack.emit
+        if emit is None or len(args) != 1 or kwargs or module.training:
+            return call(*args, **kwargs)
+        stack.enter(path)
+        try:
+            with _no_torch_function(), _no_torch_dispatch():
+                result = emit_layer(module, args[0], emit, module.__getattr__) if is_meta(args[0]) else NotImplemented
+        finally:
+            stack.leave()
+        return call(*args, **kwargs) if result is NotImplemented else result
+
+    module.__dict__["_call_impl"] = call_layer if is_emitted(module) else call
+
+
+def is_meta(value: Any) -> bool:
+    """Whether `value` is a tensor on the meta device."""
+    return isinstance(value, torch.Tensor) and value.is_meta
+
+
+# Inside, no mode sees what is called.
+_no_torch_function, _no_torch_dispatch = torch._C.DisableTorchFunction, torch._C._DisableTorchDispatch

@@ -47,7 +47,13 @@ def distance(dense: Sequence[Tensor], other: Sequence[Tensor]) -> Tensor:
 
 
 def classes_of(scores: Tensor) -> int | None:
-    """The dimension of `scores` that looks like classes: the last, of 4 and more dimensions the second."""
+    """The dimension of `scores` that looks like classes: the last, of 4 and more dimensions the second.
+
+    None where there is a single one, and for values that all lie between 0 and 1: those have been through a softmax or
+    a sigmoid, and another softmax would hide most of what differs.
+    """
+    if scores.numel() and float(scores.detach().min()) >= 0 and float(scores.detach().max()) <= 1:
+        return None
     dim = 1 if scores.dim() >= 4 else scores.dim() - 1
     return dim if scores.shape[dim] > 1 else None
 

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from passes.module_stream import FEW, Functions, ModuleInference
+from passes.function_mode import Functions
+from passes.module_stream import FEW, ModuleInference
 from passes.restated_calls import Position, Site, calling, name_of
 
 

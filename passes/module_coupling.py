@@ -13,11 +13,12 @@ import numpy as np
 from torch import nn
 
 from passes.axes import Axis, Reason, Variable
-from passes.coupling import Coupling, ModuleFacts
+from passes.coupling import Coupling
 from passes.errors import PassError
 from passes.following import Failure
+from passes.module_facts import ModuleFacts
 from passes.module_inputs import Arguments, bound, described
-from passes.module_stream import Beside, ModuleInferred, infer_module
+from passes.module_run import Beside, ModuleInferred, infer_module
 from passes.module_trial import Changes, RealTrial, Trial, changes_that_follow, refused_axes
 from passes.ops import Record
 from passes.other_runs import look_at_other_sizes, look_at_other_values

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from passes.axes import Axis, Constant, Product
-from passes.coupling import Edit, Literal
 from passes.head_attention import HeadAttention, is_torchs_attention, with_heads
+from passes.module_facts import Edit, Literal
 from passes.resize import SIZED, resize_view_module
 from passes.restated_calls import SIZES, Restated, RestatedForward
 from passes.size_attributes import set_integer

@@ -24,23 +24,17 @@ from passes import numbers
 from passes.axes import Axis, Reason
 from passes.call_log import LastCall, LoggedCall, Logging, call_at, is_split, paths_of
 from passes.constant_double import constant_double
-from passes.coupling import Coupling, Edit, Literal
+from passes.coupling import Coupling
 from passes.double import double
 from passes.errors import PassError
 from passes.following import Differs, Failure, Following, positions_of
 from passes.masked_stream import MaskedInference
 from passes.module_copies import stream_copy
+from passes.module_facts import Edit, Literal
 from passes.module_inputs import Arguments, replaced, tensors_of
 from passes.module_resize import fit
-from passes.module_stream import (
-    ModuleRun,
-    analysing_run,
-    innermost_line,
-    input_on_meta,
-    recording,
-    run_scripted,
-    said,
-)  # fmt: skip
+from passes.module_run import ModuleRun, analysing_run, recording, run_scripted
+from passes.module_stream import input_on_meta
 from passes.ops import Record, Value, spelled
 from passes.picked_positions import ORDERED
 from passes.restated_calls import SIZES, Position
@@ -48,6 +42,7 @@ from passes.size_attributes import Key, Sizes, axes_elsewhere, edits_elsewhere, 
 from passes.skeleton import like, modules_of
 from passes.slicing import Slicing
 from passes.stated_sizes import edits_of_sources, state_sources
+from passes.user_lines import innermost_line, said
 
 _MOST_TRIES = 45  # of edits at one failure
 aten = torch.ops.aten

@@ -15,7 +15,8 @@ from torch import nn
 from passes.axes import Reason
 from passes.draws import draws
 from passes.module_inputs import Arguments, replaced, tensors_of
-from passes.module_stream import ModuleInference, ModuleInferred, ModuleRun, on_meta_device
+from passes.module_run import ModuleInferred, ModuleRun
+from passes.module_stream import ModuleInference, on_meta_device
 from passes.ops import Record, Value, spelled
 from passes.skeleton import like
 

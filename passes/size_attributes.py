@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from passes.axes import Axis, Permuted, Product, Sum, Variable, concat, nest
-from passes.coupling import Edit
+from passes.module_facts import Edit
 from passes.module_inputs import attributes_of
 from passes.resize import SIZED
 from passes.skeleton import modules_of

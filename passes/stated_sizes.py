@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from passes.axes import Axis, Product, nest
-from passes.coupling import Edit
+from passes.module_facts import Edit
 from passes.size_attributes import Key, Sizes, integers_of, set_integer
 from passes.skeleton import modules_of
 from passes.slicing import Slicing

@@ -17,7 +17,7 @@ from passes.roles import roles_of
 from passes.units import Mask, rename
 
 if TYPE_CHECKING:
-    from passes.module_stream import ModuleInferred
+    from passes.module_run import ModuleInferred
 
 T = TypeVar("T")
 

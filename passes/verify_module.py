@@ -24,12 +24,14 @@ from passes.infer import composite_attention
 from passes.masked_stream import MaskedInference
 from passes.module_copies import scripted_modules
 from passes.module_inputs import Arguments, bound, tensors_of
-from passes.module_stream import ModuleInference, ModuleRun, innermost_line, said
+from passes.module_run import ModuleRun
+from passes.module_stream import ModuleInference
 from passes.ops import spelled
 from passes.plan import Plan
 from passes.process_state import state_kept
 from passes.proof_weights import dense_weights, equal_elements, finite_parameters, pruned_weights
 from passes.skeleton import copy_module, owned_tensors
+from passes.user_lines import innermost_line, said
 
 aten = torch.ops.aten
 

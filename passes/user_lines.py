@@ -1,0 +1,34 @@
+"""Where in the user's program something happens: the innermost line outside torch and this package."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+
+_OWN_FILES = (os.path.dirname(torch.__file__) + os.sep, os.path.dirname(__file__) + os.sep)
+
+
+def users_line(frame: Any) -> str:
+    """``file.py:line`` of the innermost frame outside torch and this package."""
+    while frame is not None and frame.f_code.co_filename.startswith(_OWN_FILES):
+        frame = frame.f_back
+    return "" if frame is None else f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}"
+
+
+def innermost_line(error: Exception) -> str:
+    """``file.py:line`` of the user's code that an error passed last."""
+    place, trace = "", error.__traceback__
+    while trace is not None:
+        path = trace.tb_frame.f_code.co_filename
+        if not path.startswith(_OWN_FILES):
+            place = f"{os.path.basename(path)}:{trace.tb_lineno}"
+        trace = trace.tb_next
+    return place
+
+
+def said(error: Exception) -> str:
+    """One line: what was raised, and the innermost line of the user's code on the way."""
+    text, place = str(error).strip().splitlines(), innermost_line(error)
+    return f"{type(error).__name__}: {text[0] if text else ''}" + (f" ({place})" if place else "")

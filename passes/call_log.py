@@ -81,7 +81,7 @@ def _numbers(value: Any, position: Position, mode: ModuleInference) -> Iterator[
     """Each number among the arguments of a call, constants with few elements included, with its position."""
     if isinstance(value, torch.Tensor):
         if position and not value.is_meta and value.numel() <= FEW and not mode.holds_data(value):
-            yield position, (value.tolist(), value.dtype)
+            yield position, (_tuples(value.tolist()), value.dtype)
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
         yield position, value
     elif isinstance(value, slice):
@@ -107,6 +107,10 @@ def _indices(value: Any, position: Position) -> Iterator[Position]:
     elif isinstance(value, (tuple, Mapping)):
         for name, item in value.items() if isinstance(value, Mapping) else enumerate(value):
             yield from _indices(item, (*position, name))
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
 
 
 def call_at(log: Sequence[LoggedCall], place: int) -> LoggedCall | None:

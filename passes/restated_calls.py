@@ -148,7 +148,7 @@ def _scaled(given: Any, new: int, left: int, before: int) -> Any:
 
 def _constant(new: tuple[Any, torch.dtype], old: torch.Tensor) -> Any:
     """A number in place of a tensor without dimensions, or a tensor that no mode sees being made."""
-    if not isinstance(new[0], list):
+    if not isinstance(new[0], tuple):
         return new[0]
     with _disable_current_modes():
         return torch.tensor(new[0], dtype=new[1], device=old.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from collections.abc import Callable
 from typing import Any
@@ -243,11 +244,21 @@ def after_timm(model: Any, cut: Any, inputs: Any) -> None:
     with torch.no_grad():
         features = cut.forward_features(inputs)
         cut.forward_head(features)
+        if not _resets(copy.deepcopy(model)):
+            return
         cut.reset_classifier(5)
         if cut(inputs).shape[-1] != 5:
             raise AssertionError("reset_classifier did not give five classes")
     if cut.pretrained_cfg != model.pretrained_cfg:
         raise AssertionError("pretrained_cfg changed")
+
+
+def _resets(model: Any) -> bool:
+    try:
+        model.reset_classifier(5)
+    except AssertionError:
+        return False
+    return True
 
 
 def yolo_cases() -> list[Case]:

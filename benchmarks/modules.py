@@ -160,8 +160,9 @@ def _beside_graph(line: Line, coupling: passes.Coupling, model: nn.Module, input
 def differences(module: passes.Coupling, graph: passes.Coupling) -> list[str]:
     """In which groups, slices and costs two couplings of one network differ; the first few."""
     found = []
-    theirs = {_extent(group): group for group in graph.groups}
-    ours = {_extent(group): group for group in module.groups}
+    known = set(graph.structure.tensors)  # a graph has no parameters that it does not use
+    theirs = {_extent(group, known): group for group in graph.groups}
+    ours = {_extent(group, known): group for group in module.groups}
     for extent, group in ours.items():
         if extent not in theirs:
             continue  # a graph that finds less is no standard
@@ -176,9 +177,10 @@ def differences(module: passes.Coupling, graph: passes.Coupling) -> list[str]:
     return found[:6]
 
 
-def _extent(group: passes.Group) -> Any:
-    """Which positions of which tensors a group takes, whatever its name."""
-    return group.size, frozenset((s.tensor, s.dim, s.index.tobytes(), s.role) for s in group.slices)
+def _extent(group: passes.Group, known: set[str]) -> Any:
+    """Which positions of which `known` tensors a group takes, whatever its name."""
+    slices = [s for s in group.slices if s.tensor in known]
+    return group.size, frozenset((s.tensor, s.dim, s.index.tobytes(), s.role) for s in slices)
 
 
 def halves(coupling: passes.Coupling, seed: int = 0) -> dict[str, list[int]]:

@@ -16,6 +16,7 @@ from passes.module_coupling import recall_module, remember_module
 from passes.module_inputs import example_of
 from passes.module_resize import fit
 from passes.plan import Plan
+from passes.process_state import leaves_no_trace
 from passes.prune import PruneChannels
 from passes.prune import plan_of as plan_of_graph
 from passes.skeleton import copy_module, modules_of, owned_tensors
@@ -37,6 +38,7 @@ class Provenance:
         return {"plan": self.plan, "coupling": None}
 
 
+@leaves_no_trace
 @collector_paused()
 @torch.inference_mode(False)
 def apply_plan(network: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module:

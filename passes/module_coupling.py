@@ -24,6 +24,7 @@ from passes.ops import Record
 from passes.other_runs import look_at_other_sizes, look_at_other_values
 from passes.reach import unused_axes
 from passes.roles import names_of
+from passes.size_attributes import edits_of_unread
 from passes.skeleton import modules_of
 from passes.slicing import Slicing
 from passes.structure import Structure
@@ -113,17 +114,22 @@ def _tried(
     trials: list[Trial] = []
     kind = RealTrial if inferred.real else Trial
     for shift in (0, 1) if coupling.variables else ():
-        slicing = Slicing(coupling, _masks(coupling, shift))
+        slicing, before_these = Slicing(coupling, _masks(coupling, shift)), len(trials)
         for run in (Beside(inferred.records, arguments, False), *inferred.runs_beside):
             trials.append(kind(module, coupling, run.arguments, slicing, run.records, run.training))
-            changes, failure = changes_that_follow(trials[-1], changes)
+        unread = _unread(trials[0], changes) if not shift else Changes()
+        if not shift and all(trial.run(unread) is None for trial in trials):
+            return unread, []
+        for trial in trials[before_these:]:
+            changes, failure = changes_that_follow(trial, changes)
             if failure is not None:
-                return changes, _refused(trials[-1], failure)
-        if not changes.edits and not changes.literals:
-            return changes, []
-    for turn in range(_TURNS):
+                return changes, _refused(trial, failure)
+    if trials:
+        more = changes + _unread(trials[0], changes)
+        changes = more if all(trial.run(more) is None for trial in trials) else changes
+    for turn in range(_TURNS if trials else 0):
         before = changes
-        for trial in trials[: len(trials) if turn else -1]:  # the last one has just passed
+        for trial in trials:
             changes, failure = changes_that_follow(trial, changes)
             if failure is not None or (turn == _TURNS - 1 and changes != before):
                 failure = failure or Failure(0, "no sizes were found with which it runs at two widths", "", "")
@@ -131,6 +137,12 @@ def _tried(
         if changes == before:
             break
     return changes, []
+
+
+def _unread(trial: Trial, known: Changes) -> Changes:
+    """Edits of integers that a run need not read."""
+    tensors = trial.coupling.structure.tensors
+    return Changes(tuple(edits_of_unread(trial.module, tensors, known.edits, trial.slicing.narrowed)))
 
 
 def _refused(trial: Trial, failure: Failure) -> list[tuple[Axis, Reason]]:

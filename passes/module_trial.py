@@ -312,7 +312,7 @@ def _literals(trial: Trial, changes: Changes, failure: Failure) -> Iterator[Chan
     if call is None:
         return
     for literals in _literals_of(trial, call, failure):
-        if not set(literals) <= set(changes.literals):
+        if not all(literal in changes.literals for literal in literals):
             yield Changes((), literals)
 
 

@@ -7,7 +7,7 @@ Which of them follow a pruned axis no rule says. Candidates are integers that eq
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -133,6 +133,32 @@ def edits_elsewhere(
             if same and (path, edit.attribute) not in taken:
                 found.append(Edit(path, edit.attribute, axes))
                 taken.add((path, edit.attribute))
+    return found
+
+
+def edits_of_unread(
+    root: nn.Module, tensors: Mapping[str, tuple[Axis, ...]], known: Iterable[Edit], narrowed: Callable[..., list[Axis]]
+) -> list[Edit]:
+    """Edits of integers that the run need not read (``num_features``): a size of the module's own layers, if of one.
+
+    Looked for are axes of that length in the module's tensors, then in those of its children, and so on: where the
+    nearest ones are one and the same axis, the integer is taken for its length. Configurations are left: they are
+    shared.
+    """
+    taken = {(edit.path, edit.attribute) for edit in known}
+    found = []
+    for path, module in modules_of(root).items():
+        keys = [(key, number) for key, number in integers_of(module) if len(key) == 1 and number > 1]
+        prefix = f"{path}." if path else ""
+        own = [(name.count(".", len(prefix)), axes) for name, axes in tensors.items() if name.startswith(prefix)]
+        for key, number in keys:
+            if (path, key) in taken:
+                continue
+            near = [(depth, axis) for depth, axes in own for axis in axes if axis.size == number]
+            least = min((depth for depth, _ in near), default=0)
+            nearest = list(dict.fromkeys(axis for depth, axis in near if depth == least))
+            if len(nearest) == 1 and narrowed(nearest):
+                found.append(Edit(path, key, (nearest[0],)))
     return found
 
 

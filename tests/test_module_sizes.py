@@ -1,0 +1,267 @@
+"""Sizes that a module keeps or writes outside its tensors follow: attributes, literals, positions, scales."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import pytest
+import torch
+import torch.nn.functional as F
+from module_law import halves, proven
+from torch import Tensor, nn
+
+import passes.following
+from passes import EquivalenceError, apply_plan, couple, verify
+
+
+class Heads(nn.Module):
+    """Attention of grouped queries, as decoders have it: every size of the example is met more than once."""
+
+    def __init__(self, dim: int = 24, heads: int = 4, pairs: int = 2) -> None:
+        super().__init__()
+        self.heads, self.head_dim, self.repeats = heads, dim // heads, heads // pairs
+        self.q, self.o = nn.Linear(dim, dim), nn.Linear(dim, dim)
+        self.k, self.v = nn.Linear(dim, pairs * self.head_dim), nn.Linear(dim, pairs * self.head_dim)
+
+    def repeated(self, x: Tensor, repeats: int) -> Tensor:
+        n, pairs, length, size = x.shape
+        if repeats == 1:
+            return x
+        return x[:, :, None].expand(n, pairs, repeats, length, size).reshape(n, pairs * repeats, length, size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shape = (*x.shape[:-1], -1, self.head_dim)
+        q, k, v = (layer(x).view(shape).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        k, v = self.repeated(k, self.repeats), self.repeated(v, self.repeats)
+        weights = torch.softmax(q @ k.transpose(2, 3) * self.head_dim**-0.5, -1)
+        return self.o((weights @ v).transpose(1, 2).reshape(*x.shape[:-1], -1))
+
+
+def test_attributes_follow_where_all_sizes_look_alike() -> None:
+    net = nn.Sequential(nn.Linear(5, 24), Heads(), Heads(), nn.Linear(24, 3))
+    cut, coupling, certificate = proven(net, torch.randn(2, 7, 5))
+    assert sorted(g.size for g in coupling.groups) == [2, 2, 2, 2, 6, 6, 6, 6, 24, 24, 24]
+    assert cut[1].head_dim == 3 and cut[1].repeats == 1 and cut[2].head_dim == 3
+    assert len(certificate.batch_sizes) > 1 and any("length" in size for size in certificate.sizes)
+    assert coupling.module is not None
+    assert {edit.attribute for edit in coupling.module.edits} == {("head_dim",), ("repeats",)}
+
+
+class Configured(nn.Module):
+    """Sizes in a configuration object that others share, in a list and in a property."""
+
+    @dataclass
+    class Config:
+        width: int = 12
+        heads: int = 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config, self.sizes = self.Config(), [4, 8]
+        self.fused, self.out = nn.Linear(6, 12), nn.Linear(12, 5)
+
+    @property
+    def head_dim(self) -> int:
+        return self.config.width // self.config.heads
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.fused(x)
+        a, b = x.split(self.sizes, -1)
+        x = torch.cat([torch.tanh(a), b], -1)
+        return self.out(x.view(*x.shape[:-1], self.config.heads, self.head_dim).flatten(-2) * 2)
+
+
+def test_configurations_are_not_shared_with_the_original() -> None:
+    net = Configured()
+    cut, _, _ = proven(net, torch.randn(3, 7, 6))
+    assert net.config == Configured.Config() and net.sizes == [4, 8]
+    assert sum(cut.sizes) == cut.fused.out_features < 12
+
+
+class Middle(nn.Module):
+    """Between two convolutions of 8 channels what the row is about."""
+
+    def __init__(self, middle, width: int = 8, joined: int = 8) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(3, width, 3, padding=1), nn.Conv2d(joined, 5, 3)
+        self.middle = middle
+        self.register_buffer("order", torch.tensor([3, 1, 0, 2, 7, 4, 6, 5]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv2(self.middle(self, torch.relu(self.conv1(x))))
+
+
+MIDDLES = {
+    "view": (lambda self, x: x.view(-1, 2, 4, *x.shape[2:]).transpose(1, 2).reshape(x.shape), 8, "conv1 2, conv1#2 4"),
+    "chunk": (lambda self, x: torch.cat(x.chunk(2, 1)[::-1], 1), 8, "conv1 4, conv1#2 4"),
+    "inner": (lambda self, x: x[:, 2:-1], 5, "conv1 2, conv1#2 5"),
+    "one channel": (lambda self, x: x * torch.sigmoid(x[:, 3:4]), 8, "conv1 3, conv1#2 4"),
+    "narrow": (lambda self, x: x.narrow(1, 1, 3) + x.narrow(1, 5, 3), 3, "conv1 3"),
+    "roll": (lambda self, x: torch.roll(x, 3, 1), 8, "conv1 5, conv1#2 3"),
+    "pad": (lambda self, x: F.pad(x, (0, 0, 0, 0, -2, 0)), 6, "conv1 2, conv1#2 6"),
+    "tensor_split": (lambda self, x: torch.cat(x.tensor_split((2, 5), 1)[::-1], 1), 8, "conv1 2, conv1#2 3, conv1#3 3"),
+    "in place": (lambda self, x: (x := x.clone(), x[:, 2:6].mul_(0.5), x)[2], 8, "conv1 2, conv1#2 4, conv1#3 2"),
+    "list": (lambda self, x: x[:, [3, 1, 0, 2, 7, 4, 6, 5]], 8, "conv1 8"),
+    "buffer": (lambda self, x: x[:, self.order], 8, "conv1 8"),
+    "index_select": (lambda self, x: x.index_select(1, torch.tensor([0, 4, 2])), 3, "conv1 3, conv1#2 5"),
+    "there and back": (lambda self, x: x[:, self.order][:, self.order.argsort()], 8, "conv1 8"),
+    "scale by sqrt": (lambda self, x: x / math.sqrt(x.shape[1]), 8, "conv1 8"),
+    "scale by tensor": (lambda self, x: x / torch.tensor(float(x.shape[1])), 8, "conv1 8"),
+    "zeros": (lambda self, x: x + torch.zeros(x.shape[0], 8, 1, 1), 8, "conv1 8"),
+}
+
+
+@pytest.mark.parametrize("name", MIDDLES)
+def test_literals_follow(name: str) -> None:
+    middle, joined, groups = MIDDLES[name]
+    net = Middle(middle, joined=joined)
+    cut, coupling, certificate = proven(net, torch.randn(2, 3, 8, 8))
+    found = ", ".join(f"{g.name} {g.size}" for g in coupling.groups)
+    assert found == groups
+    assert len(certificate.batch_sizes) > 1
+    x = torch.randn(4, 3, 8, 8)
+    assert cut(x).shape == net(x).shape
+
+
+class FoldedHeads(nn.Module):
+    """Heads folded into the batch: one number holds a size that is free and one that is pruned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(12, 36), nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, length, _ = x.shape
+        split = (part.reshape(n, length, 3, 4).transpose(1, 2) for part in self.qkv(x).chunk(3, -1))
+        q, k, v = (part.reshape(n * 3, length, 4) for part in split)
+        y = torch.softmax(q @ k.mT * 0.5, -1) @ v
+        return self.out(y.view(n, 3, length, 4).transpose(1, 2).reshape(n, length, 12))
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_number_that_holds_the_batch_too_is_scaled(batch: int) -> None:
+    net = FoldedHeads()
+    cut, _, certificate = proven(net, torch.randn(batch, 7, 12))
+    assert len(certificate.batch_sizes) > 1
+    assert cut(torch.randn(5, 3, 12)).shape == (5, 3, 5)
+
+
+class DefaultScale(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = 3
+        self.qkv, self.out = nn.Linear(6, 27), nn.Linear(9, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, length, _ = x.shape
+        q, k, v = self.qkv(x).view(n, length, 3, self.heads, 3).permute(2, 0, 3, 1, 4)
+        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+def test_the_default_scale_stays() -> None:
+    _, coupling, _ = proven(DefaultScale(), torch.randn(2, 7, 6))
+    assert [g.size for g in coupling.groups] == [3, 3]
+
+
+@pytest.mark.parametrize("flags", [True, False])
+def test_a_mask_of_flags_is_a_mask(flags: bool) -> None:
+    class Masked(DefaultScale):
+        def forward(self, x: Tensor) -> Tensor:
+            n, length, _ = x.shape
+            q, k, v = self.qkv(x).view(n, length, 3, self.heads, 3).permute(2, 0, 3, 1, 4)
+            mask = torch.ones(length, length).tril()
+            mask = mask.bool() if flags else mask.log()
+            return self.out(F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).flatten(2))
+
+    proven(Masked(), torch.randn(2, 7, 6))
+
+
+class Cell(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell, self.out = nn.GRUCell(6, 16), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = torch.zeros(x.shape[0], 16)
+        for step in x.unbind(1):
+            state = self.cell(step, state)
+        return self.out(state)
+
+
+def test_a_state_of_zeros_follows() -> None:
+    cut, _, _ = proven(Cell(), torch.randn(2, 5, 6), "cell 16")
+    assert cut.cell.hidden_size == 8
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_recurrent_layers_make_their_own_zeros(kind: type[nn.Module]) -> None:
+    class Read(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn, self.out = kind(6, 10, batch_first=True), nn.Linear(10, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(self.rnn(x)[0])
+
+    cut, _, _ = proven(Read(), torch.randn(2, 5, 6), "rnn 10")
+    assert cut.rnn.hidden_size == 5
+
+
+def test_a_stored_size_of_a_view_layer_follows() -> None:
+    net = nn.Sequential(nn.Linear(6, 8), nn.Unflatten(1, (8, 1)), nn.Flatten(), nn.Linear(8, 3))
+    cut, _, _ = proven(net, torch.randn(2, 6), "0 8")
+    assert cut[1].unflattened_size == (4, 1)
+
+
+def test_positions_that_an_input_uses_as_many_of_as_it_is_long_stay() -> None:
+    class Positions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.a, self.b = nn.Parameter(torch.randn(9, 12)), nn.Linear(5, 12), nn.Linear(12, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.a(x) + self.table[: x.shape[1]])
+
+    cut, _, _ = proven(Positions(), torch.randn(2, 7, 5), "a 12")
+    assert cut.table.shape == (9, 6)
+    assert cut(torch.randn(3, 9, 5)).shape == (3, 9, 3)
+
+
+class _Broken(passes.following.Following):
+    """A wrong rule: positions are not compared."""
+
+    def _compare_positions(self, *args) -> None:
+        pass
+
+
+def test_the_proof_sees_positions_that_were_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("passes.module_trial.Following", _Broken)
+    net = Middle(MIDDLES["roll"][0]).eval()
+    inputs = torch.randn(2, 3, 8, 8)
+    coupling = couple(net, inputs)
+    plan = coupling.plan(halves(coupling))
+    with pytest.raises(EquivalenceError, match="roll"):
+        verify(net, apply_plan(net, plan), plan, inputs)
+
+
+class Classifier(nn.Module):
+    """Keeps the width of its features for later, as timm's networks do, and one that only looks alike."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.fc = nn.Linear(6, 16), nn.Linear(16, 3)
+        self.num_features, self.epochs = 16, 40
+
+    def reset_classifier(self, classes: int) -> None:
+        self.fc = nn.Linear(self.num_features, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(torch.relu(self.stem(x)))
+
+
+def test_a_size_that_forward_never_reads_follows_its_own_layers() -> None:
+    cut, _, _ = proven(Classifier(), torch.randn(2, 6), "stem 16")
+    assert (cut.num_features, cut.epochs) == (8, 40)
+    cut.reset_classifier(5)
+    assert cut(torch.randn(2, 6)).shape == (2, 5)

@@ -51,7 +51,12 @@ _SPLITS = frozenset({aten.split.Tensor, aten.split_with_sizes.default})
 _VIEWS = frozenset({aten.view.default, aten._unsafe_view.default, aten._reshape_alias.default, aten.alias.default})
 _MOVES = _VIEWS | {
     aten.clone.default, aten.expand.default, aten.unsqueeze.default, aten.squeeze.dim, aten.slice.Tensor,
+    aten.permute.default,
 }  # fmt: skip
+
+
+def _without_ones(shapes: list[list[int]]) -> list[list[int]]:
+    return [sorted(size for size in shape if size != 1) for shape in shapes]
 
 
 def _alike(one: Any, other: Any) -> bool:
@@ -100,6 +105,10 @@ class Following(ModuleInference):
                 return record
             if alike and record.func not in _MOVES:
                 break
+        if alike and func is aten.permute.default and _without_ones(self._expected(self.tape[self.place])) == (
+            _without_ones(got)
+        ):  # einsum moves a dimension of one elsewhere
+            return self.tape[self.place]
         if self.place >= len(self.tape):
             self._differ(f"{spelled(func)} is called, which was not before")
         record = self.tape[self.place]

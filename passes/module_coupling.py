@@ -43,9 +43,10 @@ def couple_module(module: nn.Module, example_inputs: Any) -> Coupling:
     else:
         look_at_other_sizes(module, inferred, arguments)
     _reach_the_rest(module, inferred, arguments)
+    changes = Changes()
     while True:
         coupling = _resolved(module, inferred, arguments)
-        changes, refused = _tried(module, coupling, inferred, arguments)
+        changes, refused = _tried(module, coupling, inferred, arguments, changes.resolved(inferred.space.resolve))
         if not refused:
             break
         for axis, reason in refused:
@@ -103,23 +104,23 @@ def _as_used(names: list[str], records: Sequence[Record]) -> list[str]:
 
 
 def _tried(
-    module: nn.Module, coupling: Coupling, inferred: ModuleInferred, arguments: Arguments
+    module: nn.Module, coupling: Coupling, inferred: ModuleInferred, arguments: Arguments, changes: Changes
 ) -> tuple[Changes, list[tuple[Axis, Reason]]]:
     """What follows in the module when every group is reduced at once; or the axes that cannot, with reasons.
 
     A second trial with other widths follows where something was found: two groups of one size may have had one width.
-    What it corrects is tried at the first widths again.
+    What it corrects is tried at the first widths again. changes: what was found before some axes were frozen.
     """
-    changes = Changes()
     trials: list[Trial] = []
     kind = RealTrial if inferred.real else Trial
     for shift in (0, 1) if coupling.variables else ():
         slicing, before_these = Slicing(coupling, _masks(coupling, shift)), len(trials)
         for run in (Beside(inferred.records, arguments, False), *inferred.runs_beside):
             trials.append(kind(module, coupling, run.arguments, slicing, run.records, run.training))
-        unread = _unread(trials[0], changes) if not shift else Changes()
-        if not shift and all(trial.run(unread) is None for trial in trials):
-            return unread, []
+        if not shift and not changes:
+            unread = _unread(trials[0], changes)
+            if all(trial.run(unread) is None for trial in trials):
+                return unread, []
         for trial in trials[before_these:]:
             changes, failure = changes_that_follow(trial, changes)
             if failure is not None:

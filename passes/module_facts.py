@@ -31,8 +31,9 @@ class Literal:
 
     path: of the module that makes the call. axes: the argument is the product of their lengths; for a call that splits
     its argument the sizes of the pieces, one axis each. value: where `axes` is empty, what the argument was before
-    anything was removed, which it has to remain. negative: a place that is counted from the end. order: the argument
-    is an index of these positions of the axis, of which those that are left get their new numbers.
+    anything was removed, which it has to remain. negative: a place that is counted from the end. absolute: the program
+    computes it from another pruned size, so that it may not be scaled. order: the argument is an index of these
+    positions of the axis, of which those that are left get their new numbers.
     """
 
     path: str
@@ -41,6 +42,7 @@ class Literal:
     axes: tuple[Axis, ...] = ()
     value: Any = None
     negative: bool = False
+    absolute: bool = False
     order: tuple[int, ...] | None = None
 
     def left(self, keep: Mapping[Variable, Mask]) -> Literal:

@@ -52,9 +52,11 @@ def _restated(literal: Literal, slicing: Slicing) -> Restated:
     if not literal.axes:
         return Restated(literal.site, literal.position, literal.value)
     if literal.order is not None:
-        return Restated(literal.site, literal.position, (list(literal.left(slicing.masks).order or ()), torch.int64))
+        return Restated(literal.site, literal.position, (literal.left(slicing.masks).order or (), torch.int64))
     if literal.negative:
         return Restated(literal.site, literal.position, -prod(sizes))
+    if literal.absolute:
+        return Restated(literal.site, literal.position, prod(sizes))
     pruned = [part for axis in literal.axes for part in _factors(axis) if not isinstance(part, Constant)]
     ratio = prod(slicing.size(part) for part in pruned), prod(part.size for part in pruned)
     return Restated(literal.site, literal.position, prod(sizes), ratio)

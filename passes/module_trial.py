@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from passes import numbers
-from passes.axes import Axis, Reason
+from passes.axes import Axis, Reason, leaves
 from passes.call_log import LastCall, LoggedCall, Logging, call_at, is_split, paths_of
 from passes.constant_double import constant_double
 from passes.coupling import Coupling
@@ -56,6 +56,19 @@ class Changes:
 
     edits: tuple[Edit, ...] = ()
     literals: tuple[Literal, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.edits or self.literals)
+
+    def resolved(self, resolve: Callable[[Axis], Axis]) -> Changes:
+        """These changes with their axes as they stand now; those of frozen ones are left out."""
+        edits = [replace(edit, axes=tuple(map(resolve, edit.axes))) for edit in self.edits]
+        literals = [replace(item, axes=tuple(map(resolve, item.axes))) for item in self.literals]
+
+        def moves(axes: tuple[Axis, ...]) -> bool:
+            return not axes or any(True for axis in axes for _ in leaves(axis))
+
+        return Changes(tuple(e for e in edits if moves(e.axes)), tuple(i for i in literals if moves(i.axes)))
 
     def __add__(self, other: Changes) -> Changes:
         """Both; what the second says of the same attribute or argument holds."""
@@ -246,7 +259,7 @@ def _elsewhere(trial: Trial, added: Changes, known: Changes) -> Changes:
                 value = calls[path].head_size ** -0.5  # type: ignore[operator]
             if axes and literal.position != SIZES and value != prod(axis.size for axis in axes):
                 continue
-            literals.append(Literal(path, literal.site, literal.position, axes, None if axes else value))
+            literals.append(replace(literal, path=path, axes=axes, value=None if axes else value))
     return Changes(tuple(edits), tuple(literals))
 
 
@@ -324,6 +337,11 @@ def _literals_of(trial: Trial, call: LoggedCall, failure: Failure) -> Iterator[t
         for position, number in known:
             yield (Literal(call.path, call.site, position, (), number),)
         return
+    given = dict(call.numbers)
+
+    def moved(position: Position) -> bool:
+        return failure.lacks(position, given.get(position, 0)) and position in failure.numbers
+
     records = trial.tape[call.start : call.stop]
     for position, order, axis in _orders(trial, call, failure):
         yield (Literal(call.path, call.site, position, (axis,), order=tuple(order)),)
@@ -334,7 +352,7 @@ def _literals_of(trial: Trial, call: LoggedCall, failure: Failure) -> Iterator[t
                 yield (Literal(call.path, call.site, SIZES, tuple(axes[dim] for axes in pieces)),)
     shape = records[-1].outputs[0].axes if records[-1].outputs else ()
     stated = tuple(
-        Literal(call.path, call.site, position, (axis,))
+        Literal(call.path, call.site, position, (axis,), absolute=moved(position))
         for position, axis in _as_shape(call, shape)
         if failure.lacks(position, trial.slicing.size(axis))
     )
@@ -343,7 +361,7 @@ def _literals_of(trial: Trial, call: LoggedCall, failure: Failure) -> Iterator[t
     sizes = _sizes_near(trial, records)
     options = [
         [
-            Literal(call.path, call.site, position, (axis,), negative=number < 0)
+            Literal(call.path, call.site, position, (axis,), negative=number < 0, absolute=moved(position))
             for axis in sizes.of(abs(number))
             if failure.lacks(position, trial.slicing.size(axis) * (-1 if number < 0 else 1))
         ]

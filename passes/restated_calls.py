@@ -125,7 +125,7 @@ def replaced_at(value: Any, position: Position, new: Any, ratio: tuple[int, int]
         if ratio is not None:
             return _scaled(value, new, *ratio)
         if isinstance(new, tuple):
-            return _constant(new, value) if isinstance(value, torch.Tensor) else new[0]
+            return _constant(new, value) if isinstance(value, torch.Tensor) else list(new[0])
         return new
     first, rest = position[0], position[1:]
     if isinstance(value, slice):

@@ -126,8 +126,12 @@ def _tried(
             if failure is not None:
                 return changes, _refused(trial, failure)
     if trials:
-        more = changes + _unread(trials[0], changes)
-        changes = more if all(trial.run(more) is None for trial in trials) else changes
+        unread = _unread(trials[0], changes)
+        at_root = Changes(tuple(edit for edit in unread.edits if not edit.path))
+        for more in (changes + unread, changes + at_root):
+            if all(trial.run(more) is None for trial in trials):
+                changes = more
+                break
     for turn in range(_TURNS if trials else 0):
         before = changes
         for trial in trials:

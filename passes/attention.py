@@ -1,8 +1,9 @@
-"""torch.nn's attention and transformer modules in traceable form: projections, heads as literals, one attention call.
+"""torch.nn's attention and encoder modules in traceable form: projections, heads as literals, one attention call.
 
-`nn.MultiheadAttention` and the transformers are leaves to fx, because their own forward cannot be traced: it chooses
+`nn.MultiheadAttention` and the encoders are leaves to fx, because their own forward cannot be traced: it chooses
 fast paths by the values of flags and shapes. While a model is traced, `lowered()` puts the forwards of this file in
-their place. They compute the same (the slow path of torch) on the same parameters under the same names:
+their place; decoders have no fast path, and are traced through as they are. The forwards compute the same (the slow
+path of torch) on the same parameters under the same names:
 
     q, k, v = linear(x, in_proj_weight, in_proj_bias).split([E, E, E], -1)
     q = q.unflatten(-1, (heads, head_dim)) ...          # the only places that state a head count
@@ -24,28 +25,33 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
+from torch.nn.modules import transformer
 
-from passes.tracing import Unresolved, ValueProxy
+from passes.tracing import Unresolved, ValueProxy, is_opened
 
 LOWERED: dict[type[nn.Module], Callable[..., Any]] = {}
+_LOOKS_AT_MASKS = "_detect_is_causal_mask"  # of torch's transformers: whether a mask is causal, by its values
 
 
 @contextmanager
 def lowered() -> Iterator[None]:
-    """Inside, the modules in LOWERED run the forwards of this file."""
+    """Inside, the modules in LOWERED run the forwards of this file, and a mask is causal where that is said."""
     originals = {kind: kind.forward for kind in LOWERED}
+    looks = getattr(transformer, _LOOKS_AT_MASKS)
     try:
+        setattr(transformer, _LOOKS_AT_MASKS, lambda mask, is_causal=None, size=None: is_causal is True)
         for kind, forward in LOWERED.items():
             kind.forward = forward  # type: ignore[method-assign, assignment]
         yield
     finally:
+        setattr(transformer, _LOOKS_AT_MASKS, looks)
         for kind, forward in originals.items():
             kind.forward = forward  # type: ignore[method-assign]
 
 
 def is_lowered(module: nn.Module) -> bool:
-    """Whether, inside `lowered()`, this module runs a forward of this file."""
-    return type(module).forward in LOWERED.values()
+    """Whether, inside `lowered()`, this module is traced through, unlike torch's other modules."""
+    return type(module).forward in LOWERED.values() or is_opened(type(module))
 
 
 def _lowers(kind: type[nn.Module]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -221,72 +227,3 @@ def encoder(
     for layer in self.layers:
         src = layer(src, src_mask=mask, src_key_padding_mask=src_key_padding_mask, is_causal=is_causal is True)
     return src if self.norm is None else self.norm(src)
-
-
-@_lowers(nn.TransformerDecoderLayer)
-def decoder_layer(
-    self: nn.TransformerDecoderLayer,
-    tgt: Any,
-    memory: Any,
-    tgt_mask: Any = None,
-    memory_mask: Any = None,
-    tgt_key_padding_mask: Any = None,
-    memory_key_padding_mask: Any = None,
-    tgt_is_causal: bool = False,
-    memory_is_causal: bool = False,
-) -> Any:
-    own = (tgt_mask, tgt_key_padding_mask, tgt_is_causal)
-    across = (memory, memory_mask, memory_key_padding_mask, memory_is_causal)
-    if self.norm_first:
-        tgt = tgt + self._sa_block(self.norm1(tgt), *own)
-        tgt = tgt + self._mha_block(self.norm2(tgt), *across)
-        return tgt + self._ff_block(self.norm3(tgt))
-    tgt = self.norm1(tgt + self._sa_block(tgt, *own))
-    tgt = self.norm2(tgt + self._mha_block(tgt, *across))
-    return self.norm3(tgt + self._ff_block(tgt))
-
-
-@_lowers(nn.TransformerDecoder)
-def decoder(
-    self: nn.TransformerDecoder,
-    tgt: Any,
-    memory: Any,
-    tgt_mask: Any = None,
-    memory_mask: Any = None,
-    tgt_key_padding_mask: Any = None,
-    memory_key_padding_mask: Any = None,
-    tgt_is_causal: Any = None,
-    memory_is_causal: bool = False,
-) -> Any:
-    masks = (tgt_mask, memory_mask, tgt_key_padding_mask, memory_key_padding_mask)
-    for layer in self.layers:
-        tgt = layer(tgt, memory, *masks, tgt_is_causal is True, memory_is_causal)
-    return tgt if self.norm is None else self.norm(tgt)
-
-
-@_lowers(nn.Transformer)
-def transformer(
-    self: nn.Transformer,
-    src: Any,
-    tgt: Any,
-    src_mask: Any = None,
-    tgt_mask: Any = None,
-    memory_mask: Any = None,
-    src_key_padding_mask: Any = None,
-    tgt_key_padding_mask: Any = None,
-    memory_key_padding_mask: Any = None,
-    src_is_causal: Any = None,
-    tgt_is_causal: Any = None,
-    memory_is_causal: bool = False,
-) -> Any:
-    memory = self.encoder(src, mask=src_mask, src_key_padding_mask=src_key_padding_mask, is_causal=src_is_causal)
-    return self.decoder(
-        tgt,
-        memory,
-        tgt_mask=tgt_mask,
-        memory_mask=memory_mask,
-        tgt_key_padding_mask=tgt_key_padding_mask,
-        memory_key_padding_mask=memory_key_padding_mask,
-        tgt_is_causal=tgt_is_causal,
-        memory_is_causal=memory_is_causal,
-    )

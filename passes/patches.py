@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import builtins
 import functools
+import importlib
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec
-from types import FunctionType, ModuleType
+from types import FunctionType
 from typing import Any, Protocol
 
 import torch
@@ -31,8 +30,6 @@ originals_back = _symbolic_trace._maybe_revert_all_patches
 
 class TracesModules(Protocol):
     """What the replacements ask of a tracer."""
-
-    def assign(self, module: nn.Module, name: str, value: fx.Proxy) -> None: ...
 
     def class_of(self, obj: fx.Proxy) -> type: ...
 
@@ -61,13 +58,14 @@ def replace_while_tracing(tracer: TracesModules, proxies: type[fx.Proxy]) -> Non
     patcher = _symbolic_trace.CURRENT_PATCHER
     assert patcher is not None, "called by the function that fx traces"
     replaced: list[Any] = [
-        _Replaced(nn.Module, "__setattr__", _setting_buffers(tracer)),
         _Replaced(torch.autograd.Function, "apply", classmethod(_applied)),
         *_checkpoints_refused(),
+        _Replaced(nn.Module, "__setattr__", _keeping_tensors(proxies)),
         _Replaced(torch.autocast, "__init__", _refusing("torch.autocast")),
         _Replaced(torch.autograd.graph.saved_tensors_hooks, "__init__", _refusing("a hook on saved tensors")),
         _Replaced(builtins, "isinstance", _telling_classes(tracer, proxies)),
-        _ImportsUntouched(),
+        _Replaced(builtins, "__import__", _importing(builtins.__import__)),
+        _Replaced(importlib, "import_module", _importing(importlib.import_module)),
     ]
     for one in replaced:
         one.patch()
@@ -90,15 +88,19 @@ def _telling_classes(tracer: TracesModules, proxies: type[fx.Proxy]) -> Callable
     return isinstance
 
 
-def _setting_buffers(tracer: TracesModules) -> Callable[[nn.Module, str, Any], None]:
-    """Setting a buffer to a proxy is told to the tracer; torch alone refuses it or forgets the buffer."""
+def _keeping_tensors(proxies: type[fx.Proxy]) -> Callable[[nn.Module, str, Any], None]:
+    """Putting another tensor in the place of a buffer is refused: the graph would forget it."""
     original = nn.Module.__setattr__
 
     def set_attribute(module: nn.Module, name: str, value: Any) -> None:
-        if isinstance(value, fx.Proxy) and module.__dict__.get("_buffers", {}).get(name) is not None:
-            tracer.assign(module, name, value)
-        else:
-            original(module, name, value)
+        held = module.__dict__.get("_buffers", {}).get(name)
+        if held is not None and issubclass(type(value), proxies):
+            if value is getattr(module, name):  # buffer += 1, which has written into it
+                return
+            raise NotInAGraph(
+                f"the buffer {name} is replaced, and torch.fx only writes down what is put into it (copy_)"
+            )
+        original(module, name, value)
 
     return set_attribute
 
@@ -175,45 +177,27 @@ def gradients_refused() -> Iterator[None]:
             one.revert()
 
 
-class _ImportsUntouched(MetaPathFinder, Loader):
+def _importing(original: Callable[..., Any]) -> Callable[..., Any]:
     """Has a module that is imported within a trace run without the replacements: it may keep what it finds.
 
     torch._dynamo, first imported under them, breaks torch.compile and torch.export for the rest of the process.
     """
+    tracing = threading.get_ident()
 
-    def __init__(self) -> None:
-        self._thread = threading.get_ident()
-        self._loaders: dict[str, Any] = {}
-
-    def patch(self) -> None:
-        sys.meta_path.insert(0, self)
-
-    def revert(self) -> None:
-        sys.meta_path.remove(self)
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        if threading.get_ident() != self._thread:
-            return None  # taken back by another thread, the replacements would be missing in the trace
-        for finder in [finder for finder in sys.meta_path if finder is not self]:
-            spec = finder.find_spec(fullname, path, target)
-            if spec is not None:
-                break
-        else:
-            return None
-        if spec.loader is not None and hasattr(spec.loader, "exec_module"):
-            self._loaders[fullname], spec.loader = spec.loader, self
-        return spec
-
-    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        return self._loaders[spec.name].create_module(spec)
-
-    def exec_module(self, module: ModuleType) -> None:
-        spec: Any = module.__spec__
-        spec.loader = module.__loader__ = self._loaders.pop(spec.name)
+    def imported(name: str, *args: Any, **kwargs: Any) -> Any:
+        # Taken back by another thread, they would be missing in the trace; taking them back for nothing takes time.
+        if threading.get_ident() != tracing or (not kwargs and _is_loaded(name, *args)):
+            return original(name, *args, **kwargs)
         with originals_back():
-            spec.loader.exec_module(module)
+            return original(name, *args, **kwargs)
+
+    return imported
+
+
+def _is_loaded(name: str, _: Any = None, __: Any = None, names: Any = (), level: int = 0) -> bool:
+    """Whether `from name import names` finds all that it wants loaded."""
+    module = None if level else sys.modules.get(name)
+    return module is not None and all(one in vars(module) for one in names or ())
 
 
 def root_function(root: nn.Module, name: str) -> FunctionType:

@@ -86,6 +86,22 @@ class ValueProxy(fx.Proxy):
         self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
 
 
+def _in_place(method: str) -> Callable[[ValueProxy, Any], Any]:
+    """`buffer += x` writes into the buffer; on what is computed it may as well make a new value, as torch.fx does."""
+
+    def write(proxy: ValueProxy, other: Any) -> Any:
+        if proxy.node.op != "get_attr":
+            return NotImplemented
+        proxy.tracer.create_proxy("call_method", method, (proxy, other), {})
+        return proxy
+
+    return write
+
+
+for _operation in ("add", "sub", "mul"):
+    setattr(ValueProxy, f"__i{_operation}__", _in_place(f"{_operation}_"))
+
+
 class _ValueAttribute(Attribute, ValueProxy):
     pass
 
@@ -149,8 +165,6 @@ class Tracer(fx.Tracer):
         self._constants: dict[Any, str] = {}
         self._tensor_names: dict[int, str] = {}
         self._proxies: dict[str, fx.Proxy] = {}
-        self._assigned: dict[str, fx.Proxy] = {}
-        self._assigned_shapes: dict[str, torch.Size] = {}
         self._grad_enabled = torch.is_grad_enabled()
         self._grad_before: fx.Node | None = None
         self._thread = threading.get_ident()
@@ -231,8 +245,6 @@ class Tracer(fx.Tracer):
         if isinstance(type_expr, str):
             type_expr = None  # a postponed annotation: generated code cannot name it, and pickling would fail
         self._follow_grad_mode()
-        if kind == "output":
-            self._write_assigned()
         node = super().create_node(kind, target, (), {}, name, type_expr)
         give_arguments(node, args, kwargs)
         if not node.stack_trace:
@@ -244,7 +256,7 @@ class Tracer(fx.Tracer):
             return True
         if isinstance(m, nn.Sequential) or "forward" in m.__dict__:
             return False
-        return _defined_in_torch(type(m)) or _only_reads_mode(m)
+        return (_defined_in_torch(type(m)) and not is_opened(type(m))) or _only_reads_mode(m)
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         return bool(self.resolve(obj))
@@ -326,24 +338,6 @@ class Tracer(fx.Tracer):
         return self._mode_nodes[path]
 
     # -- details --------------------------------------------------------------------------------------------------
-
-    def assign(self, module: nn.Module, name: str, value: fx.Proxy) -> None:
-        """`module.name = value` for a buffer: seen by what reads it from here on, written at the end of the graph."""
-        buffer: Any = module._buffers[name]
-        full = self._tensor_names[id(buffer)]
-        self._proxies[full] = value
-        self._assigned[full] = value
-        self._assigned_shapes[full] = buffer.shape
-
-    def _write_assigned(self) -> None:
-        for name, value in self._assigned.items():
-            try:
-                if self.value(value).shape != self._assigned_shapes[name]:
-                    continue  # made anew at each call: the buffer is no memory, and cannot hold it
-            except Unresolved:
-                pass
-            buffer = super().create_node("get_attr", name, (), {})
-            super().create_node("call_method", "copy_", (buffer, value.node), {})
 
     def _follow_grad_mode(self) -> None:
         """`with torch.no_grad():` inside a forward holds in the graph as well, and ends where it ended."""
@@ -437,6 +431,14 @@ def _defined_in_torch(kind: type) -> bool:
     owner = next(base for base in kind.__mro__ if "forward" in vars(base))
     module = getattr(vars(owner)["forward"], "__module__", None) or owner.__module__
     return owner is not nn.Module and module.startswith(("torch.nn", "torch.ao.nn"))
+
+
+def is_opened(kind: type) -> bool:
+    """Whether the forward of this class, though torch's, is plain Python around attention modules."""
+    return getattr(kind, "forward", None) in _OPENED
+
+
+_OPENED = (nn.TransformerDecoderLayer.forward, nn.TransformerDecoder.forward, nn.Transformer.forward)
 
 
 def _only_reads_mode(module: nn.Module) -> bool:

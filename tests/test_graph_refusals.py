@@ -303,10 +303,8 @@ def test_a_buffer_that_changes_its_size_is_no_memory() -> None:
             self.table = torch.arange(x.shape[1], dtype=x.dtype)
             return x * self.table
 
-    x = torch.rand(2, 6)
-    torch.testing.assert_close(capture(Table(), x, frontend="fx")(x), Table()(x))
     with pytest.raises(CaptureError, match="buffer table of size .1,. is replaced by one of size .6,."):
-        capture(Table(), x, frontend="export")
+        capture(Table(), torch.rand(2, 6))
 
 
 def test_a_checkpoint_is_what_these_tests_take_it_for() -> None:

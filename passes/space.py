@@ -57,6 +57,10 @@ class Space:
         """Number new variables from `number` on: where two meet, the one with the lower number stays."""
         self._count = number
 
+    def forget(self) -> None:
+        """Take back every equality that was stated."""
+        self._bound.clear()
+
     def resolve(self, axis: Axis) -> Axis:
         """`axis` with every variable replaced by what it has become, in normal form."""
         if isinstance(axis, Variable):

@@ -9,6 +9,8 @@ from types import UnionType
 from typing import Any
 
 import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
 
 from passes.errors import ArgumentError, PassError
 
@@ -24,6 +26,14 @@ def is_a(value: Any, kind: Kind, where: str, expected: str, error: type[Exceptio
     """
     if not isinstance(value, kind):
         raise error(f"{where}: got {got(value)}; expected {expected}")
+
+
+def has_weights(network: nn.Module, where: str, error: type[Exception] = PassError) -> None:
+    """Raise where a lazy layer of `network` has no weights yet."""
+    for name, module in network.named_modules():
+        if any(map(is_lazy, (*module._parameters.values(), *module._buffers.values()))):
+            what = f"{name or 'the model'} ({type(module).__name__})"
+            raise error(f"{where}: {what} has no weights yet; call the model once first")
 
 
 def integer(

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from passes.arguments import has_weights
 from passes.errors import CaptureError
 from passes.exported import export
 from passes.fidelity import compare_with_module
@@ -48,6 +49,7 @@ def capture(model: nn.Module, example_inputs: Any = None, frontend: str = "auto"
     if not isinstance(model, nn.Module):
         raise CaptureError(f"capture takes an nn.Module or a GraphModule, not {type(model).__name__}")
     model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
+    has_weights(model, "capture", CaptureError)
     example = _bound(model, example_inputs)
     inputs = None if example is None else dict(example.arguments)
     gm = _captured(model, example, inputs, frontend)

@@ -69,6 +69,25 @@ def difference(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((gap / torch.maximum(size, floor)).max())
 
 
+def distance(expected: Sequence[torch.Tensor], got: Sequence[torch.Tensor]) -> float:
+    """The norm of the difference of two outputs over the norm of the first: what rounding leaves small.
+
+    Whole numbers and flags are left out, and what is no finite number in one; infinite where shapes differ.
+    """
+    if [tensor.shape for tensor in expected] != [tensor.shape for tensor in got]:
+        return math.inf
+    gaps = [_gap(_strided(a), _strided(b)) for a, b in zip(expected, got, strict=True) if _has_points(a)]
+    return max(gaps, default=0.0)
+
+
+def _gap(a: torch.Tensor, b: torch.Tensor) -> float:
+    finite = torch.isfinite(a) & torch.isfinite(b)
+    kind = torch.complex128 if a.is_complex() else torch.float64
+    first, second = a[finite].to(kind), b[finite].to(kind)
+    size = float(first.norm())
+    return float((first - second).norm()) / size if size else 0.0
+
+
 def _compared(output: Any) -> list[Any]:
     """Tensors, and the plain values that can be told apart."""
     found = [leaf for leaf in leaves_of(output) if isinstance(leaf, (torch.Tensor, int, float, complex, str))]

@@ -26,6 +26,14 @@ def constant_double() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def nothing_random() -> Iterator[None]:
+    """Inside, every random number is a constant, in types as they are; all settings are as before afterwards."""
+    with state_kept(), NothingRandom():
+        torch.manual_seed(0)
+        yield
+
+
 class NothingRandom(LightMode):
     """Replaces what is drawn by what is expected: dropout keeps everything, noise is zero.
 

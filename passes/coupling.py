@@ -14,7 +14,7 @@ import torch
 from torch import fx, nn
 
 from passes.annotations import facts_of, note
-from passes.arguments import got, is_a
+from passes.arguments import got, has_weights, is_a
 from passes.axes import Axis, Reason, Variable, constants, leaves
 from passes.blocks import block_of, outer_variables
 from passes.errors import PlanError
@@ -412,6 +412,7 @@ def couple(network: nn.Module, example_inputs: Any) -> Coupling:
     Raises PassError where the inputs do not fit the network.
     """
     is_a(network, nn.Module, "couple", "a torch.nn.Module or a torch.fx.GraphModule")
+    has_weights(network, "couple")
     if isinstance(network, fx.GraphModule):
         return couple_graph(network, example_inputs)
     from passes.module_coupling import couple_module

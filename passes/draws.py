@@ -40,6 +40,11 @@ class Draw:
     after: int = 0
     random: bool = False
 
+    @property
+    def of_batch(self) -> bool:
+        """Whether it is the batch that differs."""
+        return self.varies.startswith("batch")
+
 
 def draws(arguments: Any, seed: int = 0, runs: int = 2, device: torch.device | str | None = None) -> Iterator[Draw]:
     """Inputs like `arguments` (any tree of tensors and other values), the same ones for the same seed.
@@ -170,6 +175,8 @@ def _sizes(tensors: list[torch.Tensor]) -> Iterator[_Size]:
             by_length.setdefault(length, []).append((number, dim))
     for length, where in list(by_length.items())[:_CLASSES]:
         yield from _lengths(tensors, length, where, large)
+    if batch > 1:  # programs treat it apart: they squeeze it away, or ask for it
+        yield _Size("batch of one", f"batch of 1 instead of {batch}", leading, batch, 1)
 
 
 def _lengths(

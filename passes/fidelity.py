@@ -30,9 +30,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from passes.annotations import facts_of, note
 from passes.comparison import compare
 from passes.constant_double import NothingRandom
-from passes.draws import map_tensors, tensors_of
+from passes.draws import draws, map_tensors, tensors_of
 from passes.errors import CaptureError, SpecialisedWarning
 from passes.infer import composite_attention
+from passes.module_inputs import CHANGED
 from passes.module_inputs import tensors_of as results_of
 from passes.process_state import state_kept
 from passes.skeleton import copy_module, copy_with, owned_tensors
@@ -98,6 +99,7 @@ class _Comparison:
         try:
             module = self._module()
             expected = self._run(module)
+            said += self._of_defaults(expected)
         except Exception as error:  # user code on a copy of itself: then nothing can be said
             return (*said, f"the graph could not be compared with the module, which does not run: {_line(error)}")
         try:
@@ -112,12 +114,51 @@ class _Comparison:
             if reason is None:
                 raise self._lost(expected, got)
             return (*said, reason)
+        said += self._of_sizes()
         try:
             if self._agree(expected, self._run(module, _OTHERWISE)):
                 return said
         except Exception as error:
             return (*said, f"in another grad mode the module does not run: {_line(error)}")
         return (*said, *self._why_otherwise(expected))
+
+    def _of_defaults(self, expected: Any) -> tuple[str, ...]:
+        """Flags and numbers that were left at their defaults, and on which the module depends."""
+        found = []
+        for name, parameter in inspect.signature(self.model.forward).parameters.items():
+            value = parameter.default
+            if name in self.arguments or type(value) not in CHANGED:
+                continue
+            other = {**self.arguments, name: CHANGED[type(value)](value)}
+            try:
+                same = self._agree(expected, self._run(self._module(), arguments=other))
+            except Exception:  # a value that forward does not take: it reads the argument
+                same = False
+            if not same:
+                found.append(f"its argument {name} is {value!r}, its default")
+        return tuple(found)
+
+    def _of_sizes(self) -> tuple[str, ...]:
+        """Sizes at which the module takes another branch than the one that the graph holds."""
+        if not any(line.startswith("shape") for line in self.gm.meta.get("frontend", {}).get("specialised", ())):
+            return ()
+        found = []
+        for draw in draws(dict(self.arguments)):
+            if draw.varies:
+                own = zip(tensors_of(draw.inputs), tensors_of(self.arguments), strict=True)
+                cast = {id(drawn): drawn.to(example.dtype) for drawn, example in own}
+                other = map_tensors(lambda tensor, cast=cast: cast[id(tensor)], draw.inputs)  # type: ignore[misc]
+                try:
+                    expected = self._run(self._module(), arguments=other)
+                except Exception:  # a size that the module does not take
+                    continue
+                try:
+                    same = self._agree(expected, self._run(self._graph(), arguments=other))
+                except Exception:  # a size that the graph does not take
+                    same = False
+                if not same:
+                    found.append(f"it is a graph for the sizes of the example: not for a {draw.label}")
+        return tuple(found[:1])
 
     def _why_otherwise(self, expected: Any) -> list[str]:
         """What a second run of the module depends on that the graph does not follow."""
@@ -185,11 +226,13 @@ class _Comparison:
         made = self._weights.get(id(tensor))
         return tensor.detach().clone() if made is None else made
 
-    def _run(self, function: _Network, how: _Run | None = None) -> Any:
+    def _run(
+        self, function: _Network, how: _Run | None = None, arguments: Mapping[str, Any] | None = None
+    ) -> Any:  # fmt: skip
         """What `function` returns for copies of the arguments."""
         how = how or _Run()
         gradients = self.gradients != how.other_gradients
-        inputs = map_tensors(lambda tensor: tensor.detach().clone(), dict(self.arguments))
+        inputs = map_tensors(lambda tensor: tensor.detach().clone(), dict(arguments or self.arguments))
         for tensor in tensors_of(inputs) if how.inputs_recorded else ():
             tensor.requires_grad_(tensor.is_floating_point() or tensor.is_complex())
         with (
@@ -250,11 +293,11 @@ def _frozen(weights: Iterable[torch.Tensor]) -> Iterator[None]:
 
 @contextmanager
 def _clock(later: bool) -> Iterator[None]:
-    """Inside, where asked for, the clocks of Python run a day ahead."""
+    """Inside, where asked for, the clocks of Python run thirty years ahead, which single precision sees."""
     originals = {name: getattr(time, name) for name in ("time", "monotonic", "perf_counter")} if later else {}
     try:
         for name, original in originals.items():
-            setattr(time, name, lambda original=original: original() + 86400.123)
+            setattr(time, name, lambda original=original: original() + 1e9)
         yield
     finally:
         for name, original in originals.items():

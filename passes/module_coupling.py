@@ -21,7 +21,7 @@ from passes.module_inputs import Arguments, bound, described
 from passes.module_run import Beside, ModuleInferred, infer_module
 from passes.module_trial import Changes, RealTrial, Trial, changes_that_follow, refused_axes
 from passes.ops import Record
-from passes.other_runs import look_at_other_sizes, look_at_other_values
+from passes.other_runs import look_at_other_arguments, look_at_other_sizes, look_at_other_values
 from passes.reach import unused_axes
 from passes.roles import names_of
 from passes.size_attributes import edits_of_unread
@@ -42,6 +42,7 @@ def couple_module(module: nn.Module, example_inputs: Any) -> Coupling:
         look_at_other_values(inferred, arguments)
     else:
         look_at_other_sizes(module, inferred, arguments)
+    look_at_other_arguments(module, inferred, arguments)
     _reach_the_rest(module, inferred, arguments)
     changes = Changes()
     while True:
@@ -59,14 +60,22 @@ def couple_module(module: nn.Module, example_inputs: Any) -> Coupling:
 
 def _reach_the_rest(module: nn.Module, inferred: ModuleInferred, arguments: Arguments) -> None:
     """Where evaluation mode left parameters unused (auxiliary heads), run in train mode as well."""
-    trainable = _trainable(module)
-    structure = Structure.of(inferred)
-    unused = {r.node for _, r in unused_axes(structure.tensors, _own(inferred, trainable), structure.records)}
-    if unused and any(not name.startswith("_") for name in unused):
+    unused = _unused(module, inferred)
+    problem = ""
+    if any(not name.startswith("_") for name in unused):
         problem = inferred.run_beside(arguments, training=True)
-        if problem:
-            what = f"{len(unused)} parameters were not used in evaluation mode"
-            inferred.specialised.append(f"{what}, and it does not run in train mode: {problem}")
+        unused = unused if problem else _unused(module, inferred)
+    if unused:
+        shown = ", ".join(unused[:3]) + (", ..." if len(unused) > 3 else "")
+        why = f"it does not run in train mode: {problem}" if problem else "in neither mode"
+        inferred.specialised.append(f"of {shown} not all was used, {why}; calls that use it may not fit what is cut")
+
+
+def _unused(module: nn.Module, inferred: ModuleInferred) -> list[str]:
+    """The parameters of which the runs so far left some out."""
+    structure = Structure.of(inferred)
+    own = _own(inferred, _trainable(module))
+    return list(dict.fromkeys(reason.node for _, reason in unused_axes(structure.tensors, own, structure.all_records)))
 
 
 def _trainable(module: nn.Module) -> frozenset[str]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -14,6 +15,12 @@ from passes.errors import PassError
 from passes.skeleton import PLAIN
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+# Another value for an argument that is no tensor.
+CHANGED: dict[type, Callable[[Any], Any]] = {
+    bool: lambda value: not value,
+    int: lambda value: value + 1,
+    float: lambda value: value + 0.25,
+}
 
 
 def bound(module: nn.Module, example_inputs: Any) -> Arguments:
@@ -67,6 +74,26 @@ def tensors_of(value: Any, caches: bool = True) -> Iterator[torch.Tensor]:
             stack.extend(reversed(list(item.values())))
         elif caches or not is_cache(item):
             stack.extend(reversed(list(attributes_of(item).values())))
+
+
+def plain_values_of(value: Any) -> Iterator[int | float | complex | str | torch.Tensor]:
+    """Every number and text in a result: in tuples, lists, mappings and dataclasses; arrays of NumPy as tensors."""
+    if isinstance(value, np.ndarray):
+        if value.dtype.kind in "biufc":
+            yield torch.from_numpy(np.array(value))
+    elif isinstance(value, np.generic):
+        yield value.item()
+    elif isinstance(value, (int, float, complex, str)):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from plain_values_of(item)
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from plain_values_of(item)
+    elif dataclasses.is_dataclass(value) and not is_cache(value):
+        for item in attributes_of(value).values():
+            yield from plain_values_of(item)
 
 
 def attributes_of(item: Any) -> Mapping[str, Any]:

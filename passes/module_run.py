@@ -105,9 +105,10 @@ class ModuleRun:
         mode.device = first.device if first is not None else torch.device("cpu")
 
     def run(
-        self, arguments: Arguments, training: bool = False, functions: Functions | None = None
-    ) -> tuple[list[Value], list[Value], Any]:
-        """Run once; the values of inputs and outputs, and what the module returned."""
+        self, arguments: Arguments, training: bool = False, functions: Functions | None = None,
+        gradients: bool = False,
+    ) -> tuple[list[Value], list[Value], Any]:  # fmt: skip
+        """Run once; the values of inputs and outputs, and what the module returned. gradients: in that mode."""
         mode = self.mode
         given: dict[int, torch.Tensor] = {}
         inputs: list[Value] = []
@@ -122,7 +123,7 @@ class ModuleRun:
         args, kwargs = replaced(arguments, given)
         self.copy.train(training)
         mode.training = training
-        with recording(mode, functions):
+        with recording(mode, functions), torch.set_grad_enabled(gradients):
             result = self.copy(*args, **kwargs)
         outputs = []
         reason = Reason("an output of the model keeps its shape", "output")

@@ -6,6 +6,7 @@ they state holds beside what the example stated, and the branch is named.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -14,9 +15,9 @@ from torch import nn
 
 from passes.axes import Reason
 from passes.draws import draws
-from passes.module_inputs import Arguments, replaced, tensors_of
+from passes.module_inputs import CHANGED, Arguments, replaced, tensors_of
 from passes.module_run import ModuleInferred, ModuleRun
-from passes.module_stream import ModuleInference, on_meta_device
+from passes.module_stream import ModuleInference, input_on_meta, on_meta_device
 from passes.ops import Record, Value, spelled
 from passes.skeleton import like
 
@@ -31,18 +32,75 @@ def look_at_other_sizes(module: nn.Module, inferred: ModuleInferred, arguments: 
         found = _calls_at(module, resized)
         if found is None:
             continue
-        if [func for func, _ in found] == [record.func for record in inferred.records]:
-            _freeze_moving(inferred, found)
+        if _alike(inferred.records, found):
+            _freeze_moving(inferred, found, "the size of the inputs")
         elif not inferred.run_beside(resized):
             inferred.specialised.append("its program calls other operators at other sizes of the inputs")
         return
 
 
-def _freeze_moving(inferred: ModuleInferred, found: Sequence[Any]) -> None:
+def look_at_other_arguments(module: nn.Module, inferred: ModuleInferred, arguments: Arguments) -> None:
+    """Run `module` with each flag and number of its arguments changed; name those that it may branch on.
+
+    Parameters of which an argument says how many positions are used keep all of them.
+    """
+    for name, value, known, others in _changed_arguments(module, arguments):
+        found = None if inferred.real else _calls_at(module, _on_meta(others))
+        alike = found is not None and _alike(inferred.records, found)
+        if found is not None and alike:
+            _freeze_moving(inferred, found, f"its argument {name}")
+        if not alike:
+            inferred.specialised.append(f"its argument {name} is {value!r}, {known}")
+    left_out = _left_out(module, arguments)
+    if left_out:
+        inferred.specialised.append(f"its arguments {', '.join(left_out)} were not given")
+
+
+def _changed_arguments(module: nn.Module, arguments: Arguments) -> Iterator[tuple[str, Any, str, Arguments]]:
+    """Each argument that is a flag or a number: its name and value, where that is from, and others for the call.
+
+    Without those of which forward tells no name.
+    """
+    try:
+        signature: Any = inspect.signature(module.forward)
+        example = signature.bind(*arguments[0], **arguments[1])
+    except (TypeError, ValueError):  # a forward without a signature
+        return
+    for name, parameter in signature.parameters.items():
+        value = example.arguments.get(name, parameter.default)
+        if type(value) not in CHANGED:
+            continue
+        changed = dict(example.arguments) | {name: CHANGED[type(value)](value)}
+        named = {key: changed[key] for key in signature.parameters if key in changed}  # in the order of forward
+        others = inspect.BoundArguments(signature, named)  # type: ignore[arg-type]
+        known = "as in the example" if name in example.arguments else "its default"
+        yield name, value, known, (others.args, others.kwargs)
+
+
+def _left_out(module: nn.Module, arguments: Arguments) -> list[str]:
+    """The arguments that forward takes and the example leaves out."""
+    try:
+        signature: Any = inspect.signature(module.forward)
+        given = signature.bind(*arguments[0], **arguments[1]).arguments
+    except (TypeError, ValueError):  # a forward without a signature
+        return []
+    return [name for name, p in signature.parameters.items() if p.default is None and given.get(name) is None]
+
+
+def _on_meta(arguments: Arguments) -> Arguments:
+    return replaced(arguments, {id(t): input_on_meta(t) for t in tensors_of(arguments)})
+
+
+def _alike(records: Sequence[Record], found: Sequence[Any]) -> bool:
+    """Whether a run made the calls of the tape, with the same tensors of the module, and as many others."""
+    return [call[:2] for call in found] == [_call(record)[:2] for record in records]
+
+
+def _freeze_moving(inferred: ModuleInferred, found: Sequence[Any], with_what: str) -> None:
     """Parameters of which an input uses as many positions as it is long keep all of them."""
     for record, call in zip(inferred.records, found, strict=True):
         if call != _call(record):
-            text = "it is cut at a position that moves with the size of the inputs"
+            text = f"it is cut at a position that moves with {with_what}"
             reason = Reason(text, record.node, spelled(record.func))
             inferred.space.freeze(record.inputs[0].axes[_dimension(record)], reason)
 
@@ -82,7 +140,8 @@ class _Calls(ModuleInference):
 
     def _record(self, func, args, kwargs, operands, before, outputs) -> None:
         static = bool(before) and all(value.parameters for value in before)
-        self.calls.append((func, tuple(map(str, args[1:])) if static and func in _CUTS else ()))
+        cut = tuple(map(str, args[1:])) if static and func in _CUTS else ()
+        self.calls.append((func, _operands(before), cut))
         names = frozenset().union(*(value.parameters for value in before)) if static else frozenset()
         for tensor in outputs:
             if not any(tensor is operand for operand in operands):
@@ -91,7 +150,13 @@ class _Calls(ModuleInference):
 
 def _call(record: Record) -> Any:
     static = bool(record.inputs) and all(value.parameters for value in record.inputs)
-    return record.func, tuple(map(str, record.template[0][1:])) if static and record.func in _CUTS else ()
+    cut = tuple(map(str, record.template[0][1:])) if static and record.func in _CUTS else ()
+    return record.func, _operands(record.inputs), cut
+
+
+def _operands(values: Sequence[Value]) -> tuple[str, ...]:
+    """The names of the operands that belong to the module; of others there are none."""
+    return tuple(value.label if value.parameters == {value.label} else "" for value in values)
 
 
 def _calls_at(module: nn.Module, arguments: Arguments) -> list[Any] | None:

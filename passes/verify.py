@@ -101,9 +101,11 @@ def verify_graph(
     for network, name in ((pruned, "pruned"), *(() if trained else ((gm, "dense"),))):
         finite_parameters(network, name)
 
+    def pruned_copy(noise: Mapping[str, torch.Tensor]) -> nn.Module:
+        return copy_with(pruned, pruned_weights(coupling, masks, noise))
+
     def pair(noise: Mapping[str, torch.Tensor]) -> tuple[nn.Module, nn.Module]:
-        dense = copy_with(gm, dense_weights(coupling, plan, pruned, trained, noise))
-        return dense, copy_with(pruned, pruned_weights(coupling, masks, noise))
+        return copy_with(gm, dense_weights(coupling, plan, pruned, trained, noise)), pruned_copy(noise)
 
     dense64, pruned64 = pair({})
     proof = _Proof(gm, pruned, coupling, masks, tol)
@@ -114,7 +116,7 @@ def verify_graph(
             proof.on(draw, dense64, pruned64)
         if first is None:
             first = draw
-            proof.compiled(draw, pruned64)
+            proof.compiled(draw, pruned_copy({}), pruned_copy({}))
     assert first is not None, "there is one draw at least"
     alike = equal_elements(gm, pruned, seed)
     if alike:
@@ -194,11 +196,14 @@ class _Proof:
         if draw.varies:
             self.varied[draw.varies] = draw.label
 
-    def compiled(self, draw: Draw, pruned: nn.Module) -> None:
-        """Compare the pruned network's own forward, as a user calls it, with its nodes one by one."""
+    def compiled(self, draw: Draw, pruned: nn.Module, also: nn.Module) -> None:
+        """Compare the pruned network's own forward, as a user calls it, with its nodes one by one.
+
+        also: a second copy of it, since a network may keep something of each call.
+        """
         expected = self._run(pruned, self.pruned.graph, draw.inputs)
         try:
-            got = _run_forward(self.pruned, pruned, draw.inputs)
+            got = _run_forward(self.pruned, also, draw.inputs)
         except Exception as error:
             raise EquivalenceError(
                 "the nodes of the pruned graph run one by one, but its generated code does not: "
@@ -221,9 +226,9 @@ class _Proof:
             self._leading = leading
             return ""
         before = next(_batch_of(replace(draw, varies="")), None)
-        batch = draw.before if draw.varies == "batch" else before
+        batch = draw.before if draw.of_batch else before
         for old, new in zip(self._leading, leading, strict=False):
-            wanted = draw.after if draw.varies == "batch" and old == batch else old
+            wanted = draw.after if draw.of_batch and old == batch else old
             if old == batch and new != wanted:
                 return f"the leading dimension of an output becomes {new}, expected {wanted}: sizes are written into it"
         return ""
@@ -281,7 +286,7 @@ class _Proof:
 
 def _batch_of(draw: Draw) -> Iterator[int]:
     first = next((t for t in pytree.tree_leaves(draw.inputs) if isinstance(t, torch.Tensor) and t.dim()), None)
-    if first is not None and draw.varies in ("", "batch"):
+    if first is not None and (draw.of_batch or not draw.varies):
         yield int(first.shape[0])
 
 

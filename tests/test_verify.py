@@ -46,9 +46,13 @@ def test_a_certificate_says_what_was_done() -> None:
     certificate = verify(gm, pruned, plan, INPUTS, seed=3)
     assert isinstance(certificate, Certificate)
     assert certificate.max_error <= certificate.tol == 1e-9
-    assert certificate.batch_sizes == (2, 3) and certificate.runs == len(certificate.inputs) == 5
+    assert certificate.batch_sizes == (2, 3, 1) and certificate.runs == len(certificate.inputs) == 6
     assert certificate.inputs[:3] == ("the example", "like the example", "normal random numbers")
-    assert certificate.sizes == ("batch of 3 instead of 2", "length 16 instead of 8 in one dimension")
+    assert certificate.sizes == (
+        "batch of 3 instead of 2",
+        "length 16 instead of 8 in one dimension",
+        "batch of 1 instead of 2",
+    )
     assert certificate.outputs == 1 and certificate.finite == 1.0 and certificate.specialised == ()
     assert certificate.removed_units == 4 + 3 + 5 and certificate.mixed == () and not certificate.trained
     assert json.loads(json.dumps(certificate.to_dict()))["seed"] == 3

@@ -1,0 +1,213 @@
+"""What an example leaves open (arguments, grad mode, a batch of one, types): followed, said, or refused."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from passes import CaptureError, Certificate, Coupling, EquivalenceError, PassError, apply_plan, capture, couple, verify
+from passes.annotations import specialised_in
+
+X = torch.randn(3, 6, generator=torch.Generator().manual_seed(0))
+TOKENS = torch.randint(0, 10, (2, 8), generator=torch.Generator().manual_seed(0))
+
+
+class Base(nn.Module):
+    """Two layers, and what a test does between them."""
+
+    def __init__(self, **parts: nn.Module | nn.Parameter) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = nn.Linear(6, 16), nn.Linear(16, 4)
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def hidden(self, x: Tensor) -> Tensor:
+        return F.relu(self.a(x))
+
+
+def halved(network: nn.Module, inputs: Any = X) -> tuple[Coupling, nn.Module, Certificate]:
+    """Every second unit of every group is left."""
+    coupling = couple(network, inputs)
+    plan = coupling.plan({group.name: tuple(range(0, group.size, 2)) for group in coupling.groups})
+    pruned = apply_plan(network, plan)
+    return coupling, pruned, verify(network, pruned, plan, inputs)
+
+
+class Heads(Base):
+    """Which head answers is an argument."""
+
+    def __init__(self) -> None:
+        super().__init__(heads=nn.ModuleList(nn.Linear(16, 4) for _ in range(3)))
+
+    def forward(self, x: Tensor, task: int = 0) -> Tensor:
+        return self.heads[task](self.hidden(x))  # type: ignore[operator]
+
+
+class Features(Base):
+    """A flag chooses what is returned; no example gives the context."""
+
+    def forward(self, x: Tensor, normed: bool = False, context: Tensor | None = None) -> Tensor:
+        h = self.hidden(x) if context is None else self.hidden(x) + context
+        return self.b(h / h.mean(-1, keepdim=True) if normed else h)
+
+
+class Slimmable(Base):
+    """An argument says how many units are used."""
+
+    def forward(self, x: Tensor, share: float = 0.5) -> Tensor:
+        width = int(16 * share)
+        return F.relu(x @ self.a.weight[:width].t()) @ self.b.weight[:, :width].t()
+
+
+@pytest.mark.parametrize(
+    ("network", "said"),
+    [(Heads, "its argument task is 0, its default"), (Features, "its argument normed is False, its default")],
+)
+def test_arguments_at_their_defaults_are_said_by_module_and_graph(network: Callable[[], nn.Module], said: str) -> None:
+    model = network().eval()
+    assert said in halved(model)[2].specialised
+    with warnings.catch_warnings(record=True):
+        warnings.simplefilter("always")
+        assert said in specialised_in(capture(model, X))
+
+
+def test_arguments_that_are_not_given_and_parameters_that_are_not_used_are_said() -> None:
+    assert "its arguments context were not given" in halved(Features().eval())[2].specialised
+    (unused,) = [text for text in halved(Heads().eval())[2].specialised if "heads.1.weight" in text]
+    assert "calls that use it may not fit" in unused
+
+
+def test_an_argument_that_nothing_depends_on_is_not_said() -> None:
+    class Idle(Base):
+        def forward(self, x: Tensor, verbose: bool = False) -> Tensor:
+            return self.b(self.hidden(x))
+
+    assert halved(Idle().eval())[2].specialised == ()
+    assert specialised_in(capture(Idle().eval(), X)) == ()
+
+
+def test_units_of_which_an_argument_says_how_many_are_used_stay() -> None:
+    model = Slimmable().eval()
+    coupling, pruned, _ = halved(model)
+    assert coupling.groups == ()
+    assert torch.equal(pruned(X, share=1.0), model(X, share=1.0))
+
+
+def test_what_is_done_where_gradients_are_recorded_is_proven_as_well() -> None:
+    class Otherwise(Base):
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.a(x)
+            return self.b(h.softmax(-1) if torch.is_grad_enabled() else h.tanh())
+
+    with pytest.raises(EquivalenceError, match="with gradients"):
+        halved(Otherwise().eval())
+
+
+def test_a_batch_of_one_is_proven_as_well() -> None:
+    class Single(Base):
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.hidden(x)
+            return self.b(h.view(16)).view(1, -1) if len(x) == 1 else self.b(h)
+
+    with pytest.raises(EquivalenceError, match="batch of 1 instead of 3"):
+        halved(Single().eval())
+
+
+def test_what_is_done_in_the_modules_own_types_is_compared_in_these() -> None:
+    class Typed(Base):
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.hidden(x)
+            return self.b(h) if x.dtype == torch.float32 else self.b(h.exp())
+
+    coupling, pruned, certificate = halved(Typed().eval())
+    assert coupling.groups and not certificate.note.startswith("not compared")
+    with torch.no_grad():
+        pruned.b.weight[:, 3] *= 1.5  # type: ignore[index, operator, union-attr]
+    plan = coupling.plan({group.name: tuple(range(0, group.size, 2)) for group in coupling.groups})
+    with pytest.raises(EquivalenceError):
+        verify(Typed().eval(), pruned, plan, X)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda self, h: float(h.shape[-1]),
+        lambda self, h: tuple(h.shape),
+        lambda self, h: {"parameters": sum(p.numel() for p in self.parameters())},
+        lambda self, h: h.tolist(),
+        lambda self, h: h.detach().numpy(),
+        lambda self, h: np.float64(h.shape[-1]),
+    ],
+    ids=["size", "shape", "count", "list", "array", "numpy number"],
+)
+def test_plain_values_that_are_made_of_sizes_are_results_too(made: Callable[[Any, Tensor], Any]) -> None:
+    class Returns(Base):
+        def forward(self, x: Tensor) -> Any:
+            h = self.hidden(x)
+            return self.b(h), made(self, h)
+
+    with pytest.raises(EquivalenceError, match="a plain value in the result"):
+        halved(Returns().eval())
+
+
+def test_plain_values_that_stay_are_no_hindrance() -> None:
+    class Returns(Base):
+        def forward(self, x: Tensor) -> Any:
+            return {"y": self.b(self.hidden(x)), "rows": len(x), "name": "net", "none": None}
+
+    assert halved(Returns().eval())[0].groups
+
+
+class Positions(nn.Module):
+    """A table of positions that long inputs use otherwise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.a, self.b = nn.Embedding(10, 16), nn.Linear(16, 24), nn.Linear(24, 4)
+        self.position = nn.Parameter(torch.randn(20, 16))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        n = tokens.shape[1]
+        places = self.position[:n] if n < 12 else self.position[:n] * 2
+        return self.b(F.relu(self.a(self.embed(tokens) + places))).mean(1)
+
+
+def test_a_branch_on_the_length_that_a_graph_does_not_hold_is_said() -> None:
+    with warnings.catch_warnings(record=True):
+        warnings.simplefilter("always")
+        said = specialised_in(capture(Positions().eval(), TOKENS))
+    assert any("not for a length 16 instead of 8" in text for text in said)
+
+
+def test_a_graph_that_keeps_something_of_each_call_is_certified() -> None:
+    class Average(Base):
+        mean: Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("mean", torch.zeros(16))
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.a(x)
+            self.mean.mul_(0.9).add_(h.detach().mean(0), alpha=0.1)
+            return self.b(F.relu(h - self.mean))
+
+    model = Average().eval()
+    assert halved(model)[2].max_error <= 1e-9
+    assert halved(capture(model, X))[2].max_error <= 1e-9
+    assert not model.mean.any(), "the user's module has not been called"
+
+
+def test_layers_without_weights_are_refused_by_name() -> None:
+    lazy = nn.Sequential(nn.LazyLinear(16), nn.ReLU(), nn.Linear(16, 4))
+    with pytest.raises(PassError, match=r"couple: 0 \(LazyLinear\) has no weights yet"):
+        couple(lazy, X)
+    with pytest.raises(CaptureError, match=r"capture: 0 \(LazyLinear\) has no weights yet"):
+        capture(lazy, X)

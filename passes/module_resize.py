@@ -32,6 +32,9 @@ def fit(module: nn.Module, slicing: Slicing, edits: Sequence[Edit], literals: Se
             slicing.resize(path, part, path, channels)
         elif isinstance(part, HeadAttention) or is_torchs_attention(part):
             _fit_attention(part, path, slicing)  # type: ignore[arg-type]
+    for part in modules.values():
+        if isinstance(part, nn.TransformerEncoder) and any(isinstance(m, HeadAttention) for m in part.modules()):
+            part.enable_nested_tensor = part.use_nested_tensor = False  # only torch's own layers take nested tensors
     views = {path: part for path, part in modules.items() if isinstance(part, nn.Unflatten)}
     for record in slicing.coupling.structure.all_records if views else ():
         if record.node in views:

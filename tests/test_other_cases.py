@@ -211,3 +211,19 @@ def test_layers_without_weights_are_refused_by_name() -> None:
         couple(lazy, X)
     with pytest.raises(CaptureError, match=r"capture: 0 \(LazyLinear\) has no weights yet"):
         capture(lazy, X)
+
+
+def test_an_encoder_with_padding_runs_on_the_path_that_a_users_call_takes() -> None:
+    class Padded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            layer = nn.TransformerEncoderLayer(16, 4, 24, batch_first=True)
+            self.enter, self.encoder, self.leave = nn.Linear(6, 16), nn.TransformerEncoder(layer, 2), nn.Linear(16, 4)
+
+        def forward(self, x: Tensor, padding: Tensor) -> Tensor:
+            return self.leave(self.encoder(self.enter(x), src_key_padding_mask=padding))
+
+    x, padding = torch.randn(2, 5, 6), torch.tensor([[False] * 5, [False] * 3 + [True] * 2])
+    _, pruned, _ = halved(Padded().eval(), (x, padding))
+    with torch.no_grad():
+        assert bool(torch.isfinite(pruned(x, padding)).all())

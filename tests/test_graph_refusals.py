@@ -88,8 +88,9 @@ def outcomes(bodies: dict[str, str]) -> dict[str, str]:
 
 def test_what_no_graph_can_say_is_refused_and_ends_no_process() -> None:
     found = outcomes({name: f"lambda self, x: {body}" for name, body in BODIES.items()})
-    right = {"checkpoint in train mode", "derivative by autograd"}
-    assert found == {name: "right" if name in right else "refused" for name in BODIES}
+    assert found.pop("derivative by autograd") in ("right", "refused")  # torch.export says it since torch 2.13
+    assert found.pop("checkpoint in train mode") == "right"
+    assert set(found.values()) == {"refused"}
 
 
 def test_modules_imported_within_a_trace_find_torch_as_it_is() -> None:

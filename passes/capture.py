@@ -50,6 +50,7 @@ def capture(model: nn.Module, example_inputs: Any = None, frontend: str = "auto"
         raise CaptureError(f"capture takes an nn.Module or a GraphModule, not {type(model).__name__}")
     model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
     has_weights(model, "capture", CaptureError)
+    _names_are_free(model)
     example = _bound(model, example_inputs)
     inputs = None if example is None else dict(example.arguments)
     gm = _captured(model, example, inputs, frontend)
@@ -71,6 +72,24 @@ def _captured(
         if frontend == "fx" or example is None:
             raise
         return _exported_instead(model, example, error)
+
+
+def _names_are_free(model: nn.Module) -> None:
+    """CaptureError where the model holds something by a name that a graph module has for itself."""
+    if isinstance(model, fx.GraphModule):
+        return
+    held = [name for kept in (model._parameters, model._buffers, model._modules) for name in kept]
+    taken = [name for name in held if name in _TAKEN]
+    if taken:
+        raise CaptureError(
+            f"{type(model).__name__} holds {taken[0]!r}, a name that torch.fx.GraphModule has for itself: the graph "
+            "would read its own instead",
+            ["wrap the model in a module that calls it", "couple and netadapt take the module itself, without a graph"],
+        )
+
+
+# What a graph module has, and a plain one has not.
+_TAKEN = frozenset(dir(fx.GraphModule)) - frozenset(dir(nn.Module)) | {"_graph", "_code", "meta"}
 
 
 def _written_sizes_hold(model: nn.Module) -> None:

@@ -31,17 +31,23 @@ def owned_tensors(root: nn.Module, skipped: Mapping[int, Any] | None = None) -> 
 
     def visit(module: nn.Module, prefix: str) -> None:
         attributes = module.__dict__
-        for held in (attributes["_parameters"], attributes["_buffers"], attributes):
+        for held in (_kept(module, "_parameters"), _kept(module, "_buffers"), attributes):
             if not _NO_TENSORS.issuperset(map(type, held.values())):
                 for name, value in held.items():
                     if type(value) not in _NO_TENSORS and isinstance(value, torch.Tensor):
                         found.append((prefix + name, value))
-        for name, child in attributes["_modules"].items():
+        for name, child in _kept(module, "_modules").items():
             if child is not None and id(child) not in skipped:
                 visit(child, f"{prefix}{name}.")
 
     visit(root, "")
     return found
+
+
+def _kept(module: nn.Module, kind: str) -> Mapping[str, Any]:
+    """The parameters, buffers or children of `module`; one that torch.jit.trace made keeps them outside of Python."""
+    found: Mapping[str, Any] | None = module.__dict__.get(kind)
+    return found if found is not None else dict(getattr(module, kind).items())
 
 
 def attributes_of(modules: Mapping[str, nn.Module], kinds: tuple[type, ...]) -> Iterator[tuple[str, Any]]:

@@ -222,9 +222,7 @@ class _Proof:
             "give example inputs (with values, not on the meta device) on which the module computes numbers"
         )
 
-    def _refused(
-        self, draw: Draw, label: str, why: str, varied: str = "which the dense module does not take"
-    ) -> None:
+    def _refused(self, draw: Draw, label: str, why: str, varied: str = "which the dense module does not take") -> None:
         if not draw.varies or not any(draw.varies in note for note in self.notes):
             short = f"not proven for another {draw.varies}, {varied}"
             self.notes.append(short if draw.varies else f"not proven on {label}: {why}")

@@ -227,3 +227,26 @@ def test_an_encoder_with_padding_runs_on_the_path_that_a_users_call_takes() -> N
     _, pruned, _ = halved(Padded().eval(), (x, padding))
     with torch.no_grad():
         assert bool(torch.isfinite(pruned(x, padding)).all())
+
+
+@pytest.mark.parametrize("name", ["code", "graph", "meta", "_graph", "recompile", "print_readable"])
+def test_names_that_a_graph_module_has_for_itself_are_refused_there_and_no_hindrance_here(name: str) -> None:
+    class Named(Base):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_parameter(name, nn.Parameter(torch.randn(16)))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.hidden(x) * getattr(self, name))
+
+    model = Named().eval()
+    assert halved(model)[1](X).shape == (3, 4)
+    with pytest.raises(CaptureError, match=f"holds '{name}', a name that torch.fx.GraphModule has"):
+        capture(model, X)
+    assert halved(capture(nn.Sequential(model), X))[1](X).shape == (3, 4)
+
+
+def test_a_part_that_was_traced_by_torch_jit_stays_whole() -> None:
+    part = torch.jit.trace(nn.Linear(16, 12), torch.randn(2, 16))
+    model = nn.Sequential(nn.Linear(6, 16), part, nn.Linear(12, 10), nn.ReLU(), nn.Linear(10, 4)).eval()
+    assert halved(model)[0].widths == {"2": 10}

@@ -233,7 +233,7 @@ def _read(config: Any, context: DLContext) -> NetAdaptConfig:
         )
     values = dict(config)
     for key, name in _CONTEXT_KEYS.items():
-        if key in values:
+        if key in values and not isinstance(values[key], str):  # a string names how units are ranked
             setattr(context, name, values.pop(key))
     if isinstance(values.get("sparsity"), float | int):
         values["sparsity"] = {"default": values["sparsity"]}

@@ -351,12 +351,14 @@ def _literals_of(trial: Trial, call: LoggedCall, failure: Failure) -> Iterator[t
             if trial.slicing.narrowed(axes[dim] for axes in pieces):
                 yield (Literal(call.path, call.site, SIZES, tuple(axes[dim] for axes in pieces)),)
     shape = records[-1].outputs[0].axes if records[-1].outputs else ()
+    exact = list(_as_shape(call, shape))
+    lacking = [position for position, axis in exact if failure.lacks(position, trial.slicing.size(axis))]
     stated = tuple(
         Literal(call.path, call.site, position, (axis,), absolute=moved(position))
-        for position, axis in _as_shape(call, shape)
-        if failure.lacks(position, trial.slicing.size(axis))
+        for position, axis in exact
+        if position in lacking or any(True for _ in leaves(axis))  # what is right may be so at these widths alone
     )
-    if stated:
+    if lacking:
         yield stated
     sizes = _sizes_near(trial, records)
     options = [

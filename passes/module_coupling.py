@@ -32,9 +32,6 @@ from passes.structure import Structure
 _TURNS = 4  # of trials at all widths, until nothing has to be corrected
 
 
-_WIDTHS = 4  # how many sets of widths are tried where sizes outside tensors follow
-
-
 def couple_module(module: nn.Module, example_inputs: Any) -> Coupling:
     """`couple` for a module."""
     if not isinstance(module, nn.Module):
@@ -120,14 +117,12 @@ def _tried(
 ) -> tuple[Changes, list[tuple[Axis, Reason]]]:
     """What follows in the module when every group is reduced at once; or the axes that cannot, with reasons.
 
-    Further trials with other widths follow where something was found: two groups of one size may have had one width,
-    and what a program computes of two sizes may be right by accident while both shrink, so some groups shrink without
-    the others as well. What they correct is tried at the first widths again. changes: what was found before some axes
-    were frozen.
+    A second trial with other widths follows where something was found: two groups of one size may have had one width.
+    What it corrects is tried at the first widths again. changes: what was found before some axes were frozen.
     """
     trials: list[Trial] = []
     kind = RealTrial if inferred.real else Trial
-    for shift in range(_WIDTHS) if coupling.variables else ():
+    for shift in (0, 1) if coupling.variables else ():
         slicing, before_these = Slicing(coupling, _masks(coupling, shift)), len(trials)
         for run in (Beside(inferred.records, arguments, False), *inferred.runs_beside):
             trials.append(kind(module, coupling, run.arguments, slicing, run.records, run.training))
@@ -173,15 +168,8 @@ def _refused(trial: Trial, failure: Failure) -> list[tuple[Axis, Reason]]:
 
 
 def _masks(coupling: Coupling, shift: int) -> dict[Variable, np.ndarray]:
-    """Every group reduced, groups of one size to different widths as far as there are any.
-
-    From the third shift on some groups, to any width.
-    """
+    """Every group reduced, groups of one size to different widths as far as there are any."""
     masks, met = {}, Counter[int]()
-    if shift >= 2:
-        draw = np.random.default_rng(shift)
-        some = [v for v in coupling.variables.values() if draw.random() < 0.5]
-        return {v: np.arange(v.size) < draw.integers(min(2, v.size - 1), v.size) for v in some}
     for variable in coupling.variables.values():
         size = variable.size
         widths = range(size - 1, max(size // 2 - 1, 1), -1) if size > 2 else range(1, 0, -1)

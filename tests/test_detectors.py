@@ -59,6 +59,7 @@ CASES: list[Any] = [
 
 
 @pytest.mark.parametrize(("make", "scope", "share"), CASES, ids=["faster_rcnn", "retinanet", "ssdlite"])
+@pytest.mark.slow
 def test_torchvision_detectors(make: Callable[[], nn.Module], scope: Any, share: float) -> None:
     model = make().eval()
     images = [torch.rand(3, 70, 90), torch.rand(3, 80, 64)]

@@ -143,6 +143,7 @@ def summary(result: NetAdaptResult) -> str:
         lines.append(f"  {result.note}")
     lines.append(f"  {what}: {result.baseline:.6g} -> {result.score:.6g}")
     lines.append(f"  verified: largest error {result.certificate.max_error:.1e}")
+    lines += [f"  holds for: {sentence}" for sentence in result.certificate.specialised]
     if result.rounds:
         header = ["round", *[f"{name} (target)" for name in names], "chosen", "width", "score"]
         rows = [header, ["0", *[_amount(result.start[name], name) for name in names], "", "", f"{result.baseline:.6g}"]]

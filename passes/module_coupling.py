@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 import weakref
 from collections import Counter
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from torch import nn
 
 from passes.axes import Axis, Reason, Variable
 from passes.coupling import Coupling
-from passes.errors import PassError
+from passes.errors import PassError, SpecialisedWarning
 from passes.following import Failure
 from passes.module_facts import ModuleFacts
 from passes.module_inputs import Arguments, bound, described
@@ -44,6 +45,9 @@ def couple_module(module: nn.Module, example_inputs: Any) -> Coupling:
         look_at_other_sizes(module, inferred, arguments)
     look_at_other_arguments(module, inferred, arguments)
     _reach_the_rest(module, inferred, arguments)
+    inferred.specialised += _fast_paths(module)
+    for sentence in inferred.specialised:
+        warnings.warn(f"{type(module).__name__}: {sentence}", SpecialisedWarning, stacklevel=3)
     changes = Changes()
     while True:
         coupling = _resolved(module, inferred, arguments)
@@ -76,6 +80,22 @@ def _unused(module: nn.Module, inferred: ModuleInferred) -> list[str]:
     structure = Structure.of(inferred)
     own = _own(inferred, _trainable(module))
     return list(dict.fromkeys(reason.node for _, reason in unused_axes(structure.tensors, own, structure.all_records)))
+
+
+def _fast_paths(module: nn.Module) -> list[str]:
+    """What torch's fast path of whole encoders gives and no cut encoder can, in words."""
+    encoders = [
+        path
+        for path, part in modules_of(module).items()
+        if isinstance(part, nn.TransformerEncoder) and getattr(part, "enable_nested_tensor", False)
+    ]
+    if not encoders:
+        return []
+    where = encoders[0] or type(module).__name__
+    return [
+        f"{where}: with a padding mask, in evaluation mode without gradients, torch's fast path gives zeros at padded "
+        "positions; a cut encoder gives there what train mode gives, and is compared with that"
+    ]
 
 
 def _trainable(module: nn.Module) -> frozenset[str]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from passes import PassError, apply_plan, couple, plan_of, verify
+from passes.errors import SpecialisedWarning
 
 
 class Own(nn.Module):
@@ -245,3 +246,21 @@ def test_many_threads_analyse_at_once_and_leave_torch_alone() -> None:
     net = networks[0]
     plan = couple(net, torch.randn(2, 3, 8, 8)).plan({"0": (1, 4, 6)})
     assert verify(net, apply_plan(net, plan), plan, torch.randn(2, 3, 8, 8)).max_error <= 1e-9
+
+
+def test_what_an_analysis_was_fixed_to_is_a_warning_and_stands_in_the_certificate() -> None:
+    class Flagged(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.outer = nn.Linear(4, 8), nn.Linear(8, 2)
+
+        def forward(self, x: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+            hidden = self.inner(x)
+            return self.outer(hidden.relu() if bool(lengths.min() > 0) else hidden)
+
+    model, inputs = Flagged().eval(), (torch.randn(3, 4), torch.tensor([1, 2, 3]))
+    with pytest.warns(SpecialisedWarning, match="asks for values"):
+        coupling = couple(model, inputs)
+    plan = coupling.plan({group.name: (0, 1) for group in coupling.groups})
+    certificate = verify(model, apply_plan(model, plan), plan, inputs)
+    assert any("asks for values" in sentence for sentence in certificate.specialised)

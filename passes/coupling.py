@@ -444,17 +444,17 @@ def couple_graph(gm: fx.GraphModule, example_inputs: Any) -> Coupling:
     digest = fingerprint(gm)
     inputs = describe_inputs(gm, inferred.vals)
     structure = Structure.of(inferred)
-    for axis, reason in unused_axes(structure.tensors, [n for n in own if n in trainable], structure.records):
-        inferred.space.freeze(axis, reason)
+    refused = list(unused_axes(structure.tensors, [n for n in own if n in trainable], structure.records))
     while True:
-        structure = Structure.of(inferred)
+        if refused:
+            for axis, reason in refused:
+                inferred.space.freeze(axis, reason)
+            structure = Structure.of(inferred)
         coupling = Coupling(
             structure, names_of(structure, own, trainable), digest, inputs, sources, inferred.canonical, trainable
         )
         refused = trial(gm, coupling)
         if not refused:
             break
-        for axis, reason in refused:
-            inferred.space.freeze(axis, reason)
     remember(gm, coupling, digest)
     return coupling

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from passes import numbers
-from passes.module_stream import ModuleInference
+from passes.module_stream import Watching
 from passes.ops import Record, Value, spelled
 from passes.picked_positions import Picked, picked, renumbered
 from passes.restated_calls import Position
@@ -63,18 +63,12 @@ def _alike(one: Any, other: Any) -> bool:
     return one is other or {one, other} <= _SPLITS or {one, other} <= _VIEWS
 
 
-class Following(ModuleInference):
+class Following(Watching):
     """Compares each call with that of the tape which was recorded before anything was cut."""
 
     def __init__(self, tape: Sequence[Record], slicing: Slicing, real: bool) -> None:
         super().__init__(real)
         self.tape, self.slicing, self.place = tape, slicing, 0
-
-    def attach(self, tensor: torch.Tensor, value: Value) -> None:
-        if self._is_constant(tensor):
-            super().attach(tensor, value)
-        else:
-            tensor._fxprune_value = value  # type: ignore[attr-defined]
 
     def _record(self, func, args, kwargs, operands, before, outputs) -> None:
         record = self._same_call(func, [list(tensor.shape) for tensor in outputs])

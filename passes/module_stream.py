@@ -188,6 +188,16 @@ class ModuleInference(Inference):
         self.records.append(record)
 
 
+class Watching(ModuleInference):
+    """A mode that looks at calls and infers no axes: of tensors on meta it keeps no list and no lifetimes."""
+
+    def attach(self, tensor: torch.Tensor, value: Value) -> None:
+        if self._is_constant(tensor):
+            super().attach(tensor, value)
+        else:
+            tensor._fxprune_value = value  # type: ignore[attr-defined]
+
+
 def _keep(call: Any, tensor: torch.Tensor, *args: Any) -> Any:
     """Dropout that drops nothing, and its mask."""
     return call(aten.clone.default, (tensor,), {}), call(aten.ones_like.default, (tensor,), {"dtype": torch.bool})

@@ -17,7 +17,7 @@ from passes.axes import Reason
 from passes.draws import draws
 from passes.module_inputs import CHANGED, Arguments, replaced, tensors_of
 from passes.module_run import ModuleInferred, ModuleRun
-from passes.module_stream import ModuleInference, input_on_meta, on_meta_device
+from passes.module_stream import Watching, input_on_meta, on_meta_device
 from passes.ops import Record, Value, spelled
 from passes.skeleton import like
 
@@ -125,18 +125,12 @@ def look_at_other_values(inferred: ModuleInferred, arguments: Arguments) -> None
         inferred.specialised.append("its program branches on the values of the inputs")
 
 
-class _Calls(ModuleInference):
+class _Calls(Watching):
     """Keeps which operators are called, and where they cut parameters; infers no axes."""
 
     def __init__(self) -> None:
         super().__init__(real=False)
         self.calls: list[Any] = []
-
-    def attach(self, tensor: torch.Tensor, value: Value) -> None:
-        if self._is_constant(tensor):
-            super().attach(tensor, value)
-        else:
-            tensor._fxprune_value = value  # type: ignore[attr-defined]
 
     def _record(self, func, args, kwargs, operands, before, outputs) -> None:
         static = bool(before) and all(value.parameters for value in before)

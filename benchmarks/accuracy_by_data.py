@@ -23,9 +23,9 @@ from torch import nn
 from benchmarks import cifar, machine
 from benchmarks.report import table, write
 from fxprune import Budget, netadapt
-from fxprune.distillation import distil
+from fxprune.training.distillation import distil
 from passes import apply_plan
-from passes.norms import reestimated
+from passes.repair.batch_norms import reestimated
 from passes.statistics import Batch
 
 

@@ -18,7 +18,7 @@ import passes
 from benchmarks import judge
 from benchmarks.machine import Seconds, peak_mib
 from benchmarks.networks import Network, build
-from passes.skeleton import owned_tensors
+from passes.graph.module_copies import owned_tensors
 
 TOLERANCE = 1e-9
 _WEIGHING = (nn.Linear, nn.modules.conv._ConvNd, nn.MultiheadAttention)

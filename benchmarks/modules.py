@@ -193,7 +193,7 @@ def halves(coupling: passes.Coupling, seed: int = 0) -> dict[str, list[int]]:
 
 def classes(module: nn.Module) -> list[type]:
     """The class of every module; attention that holds fewer heads counts as torch's own, whose place it takes."""
-    from passes.head_attention import HeadAttention
+    from passes.stream.head_attention import HeadAttention
 
     return [nn.MultiheadAttention if type(m) is HeadAttention else type(m) for m in module.modules()]
 

@@ -18,10 +18,10 @@ from torch import nn
 import passes
 from benchmarks.networks import build, networks
 from fxprune import NetAdaptConfig
-from fxprune.importance import importance
-from fxprune.layers import make_grids
-from fxprune.planner import Grid, propose
-from fxprune.resources import counted
+from fxprune.criteria.weight_norms import importance
+from fxprune.problem.width_grids import make_grids
+from fxprune.resources.models import counted
+from fxprune.search.proposals import Grid, propose
 
 pytestmark = pytest.mark.benchmark(timer=time.process_time)
 

@@ -8,42 +8,42 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fxprune import data
     from fxprune.api import netadapt
-    from fxprune.budget import Budget
-    from fxprune.config import NetAdaptConfig
-    from fxprune.context import DLContext, get_device
+    from fxprune.config.keys import NetAdaptConfig
     from fxprune.errors import FxpruneError, InfeasibleBudget
-    from fxprune.export import ExportError, ExportReport, check_files, export, load
-    from fxprune.long_training import FineTuned, finetune, train
-    from fxprune.pipeline import PrunePass
-    from fxprune.pruner import NetAdaptPruner
-    from fxprune.result import NetAdaptResult
-    from fxprune.training import Accuracy, FineTune
+    from fxprune.exporters import ExportError, ExportReport, check_files, export, load
+    from fxprune.integrations.prune_pass import PrunePass
+    from fxprune.resources.budgets import Budget
+    from fxprune.search.long_training import FineTuned, finetune, train
+    from fxprune.search.result import NetAdaptResult
+    from fxprune.tinynn.pruner import NetAdaptPruner
+    from fxprune.training.candidate import Accuracy, FineTune
+    from fxprune.training.context import DLContext, get_device
 
 __version__ = "0.1.0"
 
 # Where each public name lives; imported when it is first asked for, so that `import fxprune` is instant.
 _HOMES = {
-    "Accuracy": "fxprune.training",
-    "Budget": "fxprune.budget",
-    "DLContext": "fxprune.context",
-    "ExportError": "fxprune.export",
-    "ExportReport": "fxprune.export",
-    "FineTune": "fxprune.training",
-    "FineTuned": "fxprune.long_training",
+    "Accuracy": "fxprune.training.candidate",
+    "Budget": "fxprune.resources.budgets",
+    "DLContext": "fxprune.training.context",
+    "ExportError": "fxprune.exporters",
+    "ExportReport": "fxprune.exporters",
+    "FineTune": "fxprune.training.candidate",
+    "FineTuned": "fxprune.search.long_training",
     "FxpruneError": "fxprune.errors",
     "InfeasibleBudget": "fxprune.errors",
-    "NetAdaptConfig": "fxprune.config",
-    "NetAdaptPruner": "fxprune.pruner",
-    "NetAdaptResult": "fxprune.result",
-    "PrunePass": "fxprune.pipeline",
-    "check_files": "fxprune.export",
+    "NetAdaptConfig": "fxprune.config.keys",
+    "NetAdaptPruner": "fxprune.tinynn.pruner",
+    "NetAdaptResult": "fxprune.search.result",
+    "PrunePass": "fxprune.integrations.prune_pass",
+    "check_files": "fxprune.exporters",
     "data": "fxprune",
-    "export": "fxprune.export",
-    "finetune": "fxprune.long_training",
-    "get_device": "fxprune.context",
-    "load": "fxprune.export",
+    "export": "fxprune.exporters",
+    "finetune": "fxprune.search.long_training",
+    "get_device": "fxprune.training.context",
+    "load": "fxprune.exporters",
     "netadapt": "fxprune.api",
-    "train": "fxprune.long_training",
+    "train": "fxprune.search.long_training",
 }
 
 __all__ = [

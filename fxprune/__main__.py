@@ -1,5 +1,5 @@
 """`python -m fxprune` is the `fxprune` command."""
 
-from fxprune.cli import app
+from fxprune.cli.main import app
 
 app(prog_name="fxprune")

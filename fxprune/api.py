@@ -13,30 +13,30 @@ import torch
 from torch import nn
 from torch.fx import GraphModule
 
-from fxprune.budget import UNITS, Budget, parse_budget
-from fxprune.calibrated import search_with_data
-from fxprune.config import NetAdaptConfig
+from fxprune.config.keys import NetAdaptConfig
+from fxprune.config.schedule import check_feasible
 from fxprune.errors import BudgetError, InputError
-from fxprune.inputs import Analysed, analysed, frozen_reasons, graph_like
-from fxprune.layers import grid_of, make_grids
-from fxprune.lifetime import processes_end_here
-from fxprune.memory import Journal, Memory
-from fxprune.planner import evaluate, least_widths
-from fxprune.progress import Progress, make_progress
-from fxprune.proof import prove_halves
-from fxprune.resources import Resource, counted
-from fxprune.result import NetAdaptResult, Timings, rebuild
-from fxprune.schedule import check_feasible
-from fxprune.scope import groups_inside, nothing_inside, scope_names
-from fxprune.search import Found, Problem, search
-from fxprune.tensors import clone
-from fxprune.training import Evaluate, Train, checked_seed, seeded, train_candidate
-from fxprune.transport import pack
-from fxprune.workers import Serial, Timed, Workers
-from fxprune.wrappers import unwrapped
+from fxprune.io.tensors import clone
+from fxprune.journal.protocol import Journal, Memory
+from fxprune.problem.inputs import Analysed, analysed, frozen_reasons, graph_like
+from fxprune.problem.scope import groups_inside, nothing_inside, scope_names
+from fxprune.problem.width_grids import grid_of, make_grids
+from fxprune.problem.wrappers import unwrapped
+from fxprune.resources.budgets import UNITS, Budget, parse_budget
+from fxprune.resources.models import Resource, counted
+from fxprune.search.calibrated import search_with_data
+from fxprune.search.progress import Progress, make_progress
+from fxprune.search.proof import prove_halves
+from fxprune.search.proposals import evaluate, least_widths
+from fxprune.search.result import NetAdaptResult, Timings, rebuild
+from fxprune.search.rounds import Found, Problem, search
+from fxprune.training.candidate import Evaluate, Train, checked_seed, seeded, train_candidate
+from fxprune.workers.lifetime import processes_end_here
+from fxprune.workers.serial import Serial, Timed, Workers
+from fxprune.workers.transport import pack
 from passes import Coupling, Plan, cost, verify
 from passes.arguments import got, is_a
-from passes.settings import torch_threads
+from passes.process.settings import torch_threads
 
 log = logging.getLogger(__name__)
 
@@ -281,7 +281,7 @@ def open_journal(workdir: str | os.PathLike | None, resume: bool | None, problem
         if resume:
             raise InputError("netadapt: resume=True needs the workdir of the run that it should continue.")
         return Memory()
-    from fxprune.journal import open_folder
+    from fxprune.journal.folder import open_folder
 
     return open_folder(workdir, problem, resume)
 
@@ -292,10 +292,10 @@ def make_workers(problem: Problem, train: Train | None, evaluate: Evaluate | Non
     if not problem.evaluates or config.workers == 1:
         return Serial(train, evaluate, config.worker_retries, config.candidate_time_limit)
     if config.workers == "ray":
-        from fxprune.on_ray import OnRay
+        from fxprune.workers.ray_cluster import OnRay
 
         return OnRay(train, evaluate, config.worker_retries, config.candidate_time_limit, config.ray)
-    from fxprune.processes import Processes
+    from fxprune.workers.processes import Processes
 
     return Processes(int(config.workers), train, evaluate, config.worker_retries, config.candidate_time_limit)
 

@@ -1,18 +1,18 @@
 """Structured pruning as torch.fx passes: capture, couple, cost, plan, prune, verify. Each can be used alone."""
 
-from passes.apply_plan import apply_plan, plan_of
-from passes.capture import capture
-from passes.certificate import Certificate
-from passes.compensate import Compensate, compensate, repairs_of
-from passes.cost import Cost, cost
-from passes.coupling import Coupling, Coverage, Frozen, Group, Slice, couple
+from passes.analysis.coupling import Coupling, Coverage, Frozen, Group, Slice, couple
+from passes.analysis.polynomial_cost import Cost, cost
+from passes.apply.cut_module import apply_plan, plan_of
+from passes.apply.prune_channels import PruneChannels
+from passes.documents.certificate import Certificate
+from passes.documents.plan import Plan
 from passes.errors import ArgumentError, CaptureError, EquivalenceError, PassError, PlanError
+from passes.frontend.choose import capture
 from passes.ops import equation_rule, rule
-from passes.plan import Plan
-from passes.prune import PruneChannels
-from passes.refinement import refine
+from passes.repair import refine
+from passes.repair.compensation import Compensate, compensate, repairs_of
 from passes.statistics import Statistics, observe
-from passes.verify import verify
+from passes.verification.equivalence import verify
 
 __all__ = [
     "ArgumentError", "CaptureError", "Certificate", "Compensate", "Cost", "Coupling", "Coverage", "EquivalenceError",

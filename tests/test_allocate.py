@@ -7,15 +7,15 @@ import pytest
 import torch
 from torch import nn
 
-from fxprune.allocate import allocate
 from fxprune.criteria import CRITERIA, Evidence
-from fxprune.curves import curves, scaled
+from fxprune.criteria.curves import curves, scaled
 from fxprune.errors import ConfigError
-from fxprune.planner import Grid
-from fxprune.resources import Counted
+from fxprune.resources.models import Counted
+from fxprune.search.allocation import allocate
+from fxprune.search.proposals import Grid
 from passes import capture, couple, observe
-from passes.elimination import eliminate
 from passes.statistics import Batch
+from passes.statistics.elimination import eliminate
 
 
 def table(name, function):

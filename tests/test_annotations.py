@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from passes import PruneChannels, capture, couple, plan_of, verify
-from passes.annotations import evidence_of, facts_of
-from passes.coupling import recall
+from passes.analysis.coupling import recall
+from passes.graph.annotations import evidence_of, facts_of
 
 
 class Net(nn.Module):

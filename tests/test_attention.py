@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from passes.capture import capture
+from passes.frontend.choose import capture
 
 HEADS, HEAD_DIM, WIDTH = 3, 4, 12
 N, L, S = 2, 5, 7

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from passes.axes import (
+from passes.axes.expressions import (
     ONE,
     Axis,
     Constant,
@@ -25,8 +25,8 @@ from passes.axes import (
     nest,
     permute,
 )
-from passes.space import Space
-from passes.units import length, positions, rename, survivors
+from passes.axes.index_sets import length, positions, rename, survivors
+from passes.axes.unification import Space
 
 Label = tuple[tuple[Variable, int], ...]  # the units whose removal removes a position, sorted
 WHY = Reason("because", "node", "aten.op", "model.py:1")

@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pytest
 
-from fxprune.budget import Budget, parse_budget
+from fxprune.config.schedule import Schedule, check_feasible
 from fxprune.errors import BudgetError, BudgetTypeError, InfeasibleBudget
-from fxprune.schedule import Schedule, check_feasible
+from fxprune.resources.budgets import Budget, parse_budget
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from torch import nn
 
 from fxprune import netadapt
 from fxprune.errors import InputError
-from passes.norms import settled
+from passes.repair.batch_norms import settled
 from passes.statistics import Batch
 
 

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from passes.capture import capture
 from passes.errors import CaptureError
+from passes.frontend.choose import capture
 
 
 class Blocks(nn.Module):

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-from fxprune.analyze import analyze_model
-from fxprune.cli import app
-from fxprune.sources import SourceError, default_shape, example_inputs, load_model
+from fxprune.cli.analyze import analyze_model
+from fxprune.cli.main import app
+from fxprune.cli.sources import SourceError, default_shape, example_inputs, load_model
 
 OWN_MODEL = """
 from torch import nn

@@ -17,10 +17,10 @@ from torch import nn
 from typer.testing import CliRunner
 
 import fxprune
-from fxprune.cli import app
-from fxprune.config import NetAdaptConfig
-from fxprune.jobs import Job, functions_of, load_data
-from fxprune.sources import SourceError
+from fxprune.cli.jobs import Job, functions_of, load_data
+from fxprune.cli.main import app
+from fxprune.cli.sources import SourceError
+from fxprune.config.keys import NetAdaptConfig
 
 PROJECT = """
 import os, signal, time

@@ -5,11 +5,11 @@ import torch
 from torch import nn
 
 from passes import PassError, PlanError, PruneChannels, apply_plan, capture, couple, verify
-from passes.compensate import Compensate, compensate, repairs_of
-from passes.divergence import divergence, outputs_of
-from passes.norms import reestimated, reestimated_where_better
-from passes.refinement import refine
+from passes.repair import refine
+from passes.repair.batch_norms import reestimated, reestimated_where_better
+from passes.repair.compensation import Compensate, compensate, repairs_of
 from passes.statistics import Batch, observe
+from passes.statistics.divergence import divergence, outputs_of
 
 
 def error(network, dense, x):

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from fxprune.budget import Budget
-from fxprune.config import NetAdaptConfig
+from fxprune.config.keys import NetAdaptConfig
 from fxprune.errors import ConfigError
+from fxprune.resources.budgets import Budget
 
 KEYS_OF_TINYNN = """
 budget_ratio: 0.55

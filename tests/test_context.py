@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader, TensorDataset
 import fxprune
 from fxprune import DLContext
 from fxprune.errors import InputError
-from fxprune.flow import search_functions
-from fxprune.optimizers import Recipe, held_still, names_of, recipe_of
+from fxprune.tinynn.flow import search_functions
+from fxprune.training.optimizer_recipe import Recipe, held_still, names_of, recipe_of
 
 
 def net(width: int = 6) -> nn.Sequential:

@@ -13,10 +13,10 @@ from image_files import first_pictures, write_cifar, write_folders
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fxprune.context import DLContext
 from fxprune.data import DataError, cifar10, cifar100, imagenet
 from fxprune.data.loaders import Shard, split
 from fxprune.data.loops import Measures, Sums, classification_loss, train_one_epoch, validate, validation
+from fxprune.training.context import DLContext
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from fxprune.demo import BUDGET_RATIO, Demo, Steps, accuracy, load_digits, load_pruned, print_demo, run_demo
+from fxprune.cli.demo import BUDGET_RATIO, Demo, Steps, accuracy, load_digits, load_pruned, print_demo, run_demo
 from fxprune.errors import InputError
 from passes import Plan
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from fxprune.distillation import distil, output_loss
 from fxprune.errors import InputError
+from fxprune.training.distillation import distil, output_loss
 
 
 class Structured(nn.Module):

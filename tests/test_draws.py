@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from passes.draws import draws, leaves_of, map_tensors, tensors_of
+from passes.equality.draws import draws, leaves_of, map_tensors, tensors_of
 
 
 @dataclasses.dataclass

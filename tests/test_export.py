@@ -11,10 +11,10 @@ import torch
 from export_nets import Cnn, Lstm, Odd, Vit, inputs_of
 from torch import Tensor, fx, nn
 
-import fxprune.export.onnx as onnx_form
-import fxprune.export.torch_export as torch_export
-from fxprune.export import ExportError, ExportReport, check_files, export
-from fxprune.export.report import Difference, difference
+import fxprune.exporters.onnx_file as onnx_form
+import fxprune.exporters.pt2 as torch_export
+from fxprune.exporters import ExportError, ExportReport, check_files, export
+from fxprune.exporters.outcome import Difference, difference
 from passes import PruneChannels, capture, couple
 
 NETS = [Cnn, Vit, Lstm]
@@ -230,7 +230,7 @@ def test_differences() -> None:
 
 
 def test_the_package_is_the_function(tmp_path: Path) -> None:
-    import fxprune.export as package
+    import fxprune.exporters as package
 
     assert isinstance(package(nn.Linear(3, 4), torch.randn(2, 3), tmp_path / "net.pt2"), ExportReport)
 

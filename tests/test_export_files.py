@@ -21,7 +21,7 @@ from torch import fx, nn
 
 import fxprune
 from fxprune import ExportError, check_files, export, load, netadapt
-from fxprune.export.seal import UNSEALED, seal
+from fxprune.io.seal import UNSEALED, seal
 from passes import Plan, PruneChannels, capture, couple
 
 X = torch.randn(2, 3, 9, 9, generator=torch.Generator().manual_seed(0))

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from passes import PruneChannels, couple, verify
-from passes.annotations import specialised_in
-from passes.capture import capture
 from passes.errors import CaptureError
+from passes.frontend.choose import capture
+from passes.graph.annotations import specialised_in
 
 
 @dataclass

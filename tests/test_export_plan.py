@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fxprune import netadapt
-from fxprune.export import ExportError, export, load
-from fxprune.export.state import named_tensors, read_state, restore_state, state_of, write_state
+from fxprune.exporters import ExportError, export, load
+from fxprune.io.module_state import named_tensors, read_state, restore_state, state_of, write_state
 from passes import Plan, PruneChannels, capture, couple
 
 

@@ -18,9 +18,9 @@ from export_nets import Cnn, Lstm, Odd, Vit, inputs_of
 from safetensors.torch import load_file, save_file
 from torch import Tensor, fx, nn
 
-from fxprune.export import ExportError, ExportReport, export
-from fxprune.export.source.constructors import plain_class
-from fxprune.export.source.literals import Imports, literal
+from fxprune.exporters import ExportError, ExportReport, export
+from fxprune.exporters.source.constructors import plain_class
+from fxprune.exporters.source.literals import Imports, literal
 from passes import PruneChannels, capture, couple
 
 # Runs a written file alone: no path of this project, and an import of it is an error.

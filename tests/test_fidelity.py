@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from passes import CaptureError, PruneChannels, capture, couple, verify
-from passes.annotations import facts_of, specialised_in
 from passes.errors import SpecialisedWarning
+from passes.graph.annotations import facts_of, specialised_in
 
 Forward = Callable[[Any, Tensor], Any]
 

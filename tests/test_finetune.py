@@ -13,7 +13,7 @@ from torch.nn import functional as F
 import fxprune
 from fxprune import Accuracy, DLContext, FineTune, finetune, netadapt, train
 from fxprune.errors import InputError
-from fxprune.long_training import rate, soft_loss
+from fxprune.search.long_training import rate, soft_loss
 
 
 def net() -> nn.Sequential:

@@ -16,11 +16,11 @@ from torch import nn
 from typer.testing import CliRunner
 
 from fxprune import FineTune, NetAdaptResult, netadapt
-from fxprune.cli import app
+from fxprune.cli.main import app
 from fxprune.errors import JournalError
-from fxprune.runs import read_run
-from fxprune.storage import Lock
-from passes.settings import torch_threads
+from fxprune.io.storage import Lock
+from fxprune.journal.read_run import read_run
+from passes.process.settings import torch_threads
 
 CONFIG = FAST.replace(netadapt_max_rounds=2)
 TRAIN = FineTune(batches(), lr=0.05)
@@ -159,7 +159,7 @@ def test_a_run_goes_on_with_the_number_of_threads_that_it_began_with(
         TRAIN(model, steps)
 
     def stop(workdir: Path) -> None:
-        from fxprune.journal import Folder
+        from fxprune.journal.folder import Folder
 
         save = Folder.save_round
         with pytest.MonkeyPatch.context() as patch:
@@ -186,7 +186,7 @@ def test_a_run_goes_on_with_the_number_of_threads_that_it_began_with(
 
 def test_a_run_of_another_kind_of_device_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(tmp_path)
-    monkeypatch.setattr("fxprune.identity.device_of", lambda problem: "NVIDIA H100")
+    monkeypatch.setattr("fxprune.journal.run_identity.device_of", lambda problem: "NVIDIA H100")
     with pytest.raises(JournalError, match="device: cpu there, NVIDIA H100 here"):
         run(tmp_path)
 

@@ -14,10 +14,12 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 import fxprune
-from fxprune import Budget, FineTune, NetAdaptResult, export, finetune, inputs, load, netadapt, proof
+from fxprune import Budget, FineTune, NetAdaptResult, export, finetune, load, netadapt
 from fxprune.errors import InputError
-from fxprune.export import ExportError
-from fxprune.tensors import clone, sharing
+from fxprune.exporters import ExportError
+from fxprune.io.tensors import clone, sharing
+from fxprune.problem import inputs
+from fxprune.search import proof
 from passes import CaptureError, EquivalenceError, PassError, apply_plan, capture, couple, plan_of, verify
 
 IMAGE = torch.randn(2, 3, 9, 9, generator=torch.Generator().manual_seed(0))

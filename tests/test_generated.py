@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from passes import PruneChannels, capture, couple
-from passes.generated import graph_module
+from passes.graph.lazy_codegen import graph_module
 
 
 class Net(nn.Module):

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from passes import CaptureError
-from passes.capture import capture
+from passes.frontend.choose import capture
 
 BODIES = {
     "checkpoint": "checkpoint(self.b, x, use_reentrant=False)",  # the first: it imports torch._dynamo within the trace

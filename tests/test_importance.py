@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.fx import symbolic_trace
 
 from fxprune import Budget, netadapt
+from fxprune.criteria.weight_norms import METRICS, importance, importance_lost, keep_units, producer_count, ranked
 from fxprune.errors import ConfigError, WeightError
-from fxprune.importance import METRICS, importance, importance_lost, keep_units, producer_count, ranked
 from passes import PruneChannels, capture, couple, verify
 
 

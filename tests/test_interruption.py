@@ -21,7 +21,7 @@ from torch import nn
 
 from fxprune import FineTune, NetAdaptResult, netadapt
 from fxprune.errors import InputError, SearchError
-from fxprune.training import said, train_candidate
+from fxprune.training.candidate import said, train_candidate
 
 TRAIN = FineTune(batches(), lr=0.05)
 ONE_ROUND = FAST.replace(netadapt_max_rounds=1, budget_reduce_rate_init=0.05)

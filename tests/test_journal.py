@@ -21,10 +21,11 @@ import pytest
 import torch
 from test_search import EXAMPLE, FAST, batches, history, make, negative_loss
 
-from fxprune import FineTune, NetAdaptResult, netadapt, storage
+from fxprune import FineTune, NetAdaptResult, netadapt
 from fxprune.errors import FxpruneError, InputError, JournalError
-from fxprune.runs import read_run
-from fxprune.tensors import from_bytes
+from fxprune.io import storage
+from fxprune.io.tensors import from_bytes
+from fxprune.journal.read_run import read_run
 
 CONFIG = FAST.replace(netadapt_max_rounds=3, min_accuracy=-50.0)
 
@@ -181,7 +182,7 @@ def test_damage_is_named_and_mended(
     assert set(files(whole[1])) == set(files(folder))
     caplog.clear()
     run(folder)
-    assert not [r for r in caplog.records if r.name == "fxprune.journal"]  # all is mended
+    assert not [r for r in caplog.records if r.name == "fxprune.journal.folder"]  # all is mended
 
 
 def test_damaged_candidates_of_an_unfinished_round_are_trained_again(

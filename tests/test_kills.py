@@ -21,8 +21,8 @@ from typing import Any
 import pytest
 from test_lifetime import group_of
 
-from fxprune import process_guard
-from fxprune.runs import read_run
+from fxprune.journal.read_run import read_run
+from fxprune.workers import process_guard
 
 pytestmark = [
     pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="processes are found in /proc"),

@@ -10,8 +10,8 @@ import pytest
 from latency_nets import INPUT, FormulaDevice, Net
 from typer.testing import CliRunner
 
+from fxprune.cli.latency import app
 from fxprune.latency import LatencyTable, width_grid
-from fxprune.latency.cli import app
 from fxprune.latency.sampling import Network, build
 from passes import capture, couple
 

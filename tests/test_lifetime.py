@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fxprune import process_guard
+from fxprune.workers import process_guard
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it is the kernel of Linux that sees to it")
 

@@ -13,7 +13,7 @@ import torch
 from test_search import EXAMPLE, FAST, history, make, negative_loss
 
 from fxprune import Budget, NetAdaptResult, netadapt
-from fxprune.resources import MeasuredResource
+from fxprune.resources.models import MeasuredResource
 
 SIZES = {"stem": 12, "branch.0": 14, "tail": 18}
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import passes.memory
+import passes.analysis.peak_memory
 from passes import PruneChannels, capture, cost, couple
 
 

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from passes import meta
+from passes.ops import meta_shapes as meta
 
 aten = torch.ops.aten
 

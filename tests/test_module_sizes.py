@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from module_law import halves, proven
 from torch import Tensor, nn
 
-import passes.following
+import passes.trial.following
 from passes import EquivalenceError, apply_plan, couple, verify
 
 

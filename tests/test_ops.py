@@ -12,7 +12,7 @@ from samples import ELSEWHERE, SAMPLES
 from torch import fx, nn
 
 from passes import PruneChannels, couple, equation_rule, rule
-from passes.axes import Axis
+from passes.axes.expressions import Axis
 from passes.ops import Call, DuplicateRule, registry, unregister
 
 

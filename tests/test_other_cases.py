@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from passes import CaptureError, Certificate, Coupling, EquivalenceError, PassError, apply_plan, capture, couple, verify
-from passes.annotations import specialised_in
+from passes.graph.annotations import specialised_in
 
 X = torch.randn(3, 6, generator=torch.Generator().manual_seed(0))
 TOKENS = torch.randint(0, 10, (2, 8), generator=torch.Generator().manual_seed(0))

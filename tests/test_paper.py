@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from fxprune import Budget, NetAdaptConfig, netadapt
-from fxprune.planner import Grid, propose
-from fxprune.resources import counted
+from fxprune.resources.models import counted
+from fxprune.search.proposals import Grid, propose
 from passes import capture, cost, couple
 
 

@@ -18,8 +18,8 @@ from torch.fx.passes.infra.pass_manager import PassManager, pass_result_wrapper
 from torch.fx.passes.shape_prop import ShapeProp
 
 from fxprune import Budget
-from fxprune.export import export
-from fxprune.pipeline import PipelineError, Pruned, PrunePass
+from fxprune.exporters import export
+from fxprune.integrations.prune_pass import PipelineError, Pruned, PrunePass
 from passes import PruneChannels, capture, cost, couple, verify
 
 # Few rounds: what is tested here is the pass, not the search.

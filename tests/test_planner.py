@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fxprune.importance import importance_lost
-from fxprune.planner import Grid, bargains, least_widths, make_grid, propose, propose_joint, propose_uniform
-from fxprune.resources import Counted
+from fxprune.criteria.weight_norms import importance_lost
+from fxprune.resources.models import Counted
+from fxprune.search.proposals import Grid, bargains, least_widths, make_grid, propose, propose_joint, propose_uniform
 
 START = {"a": 20, "b": 32, "c": 12}
 

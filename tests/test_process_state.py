@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from passes.process_state import exclusive, leaves_no_trace, state_kept
+from passes.process.state import exclusive, leaves_no_trace, state_kept
 
 
 def _state() -> list[object]:

@@ -10,7 +10,7 @@ from rich.console import Console
 from test_search import EXAMPLE, FAST, make, negative_loss, run
 
 from fxprune import netadapt
-from fxprune.progress import Bars, Quiet, make_progress
+from fxprune.search.progress import Bars, Quiet, make_progress
 
 
 def test_quiet_where_it_is_off_or_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
@@ -36,9 +36,9 @@ def test_shows_rounds_candidates_the_way_to_the_budget_and_the_time_left(monkeyp
 
 
 def test_where_there_is_no_terminal_each_round_is_a_line_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, logger="fxprune.progress"):
+    with caplog.at_level(logging.INFO, logger="fxprune.search.progress"):
         result = run(progress=True)
-        lines = [record.getMessage() for record in caplog.records if record.name == "fxprune.progress"]
+        lines = [record.getMessage() for record in caplog.records if record.name == "fxprune.search.progress"]
         assert len(lines) == len(result.rounds) > 2
         first, last = result.rounds[0], result.rounds[-1]
         share = first.achieved["flops"] / result.start["flops"]
@@ -47,7 +47,7 @@ def test_where_there_is_no_terminal_each_round_is_a_line_of_the_log(caplog: pyte
         assert lines[-1].startswith(f"round {last.round}: ") and lines[-1].endswith("about 0 s left")
         caplog.clear()
         run(config=FAST.replace(netadapt_max_rounds=1))
-        assert not [record for record in caplog.records if record.name == "fxprune.progress"]  # progress=False
+        assert not [record for record in caplog.records if record.name == "fxprune.search.progress"]  # progress=False
 
 
 def test_a_failed_candidate_is_shown() -> None:

@@ -17,8 +17,8 @@ from torch import nn
 import fxprune
 from fxprune import DLContext, NetAdaptPruner
 from fxprune.errors import BudgetError, ConfigError, InputError, JournalError
-from fxprune.optimizers import names_of
-from fxprune.pruner import become
+from fxprune.tinynn.pruner import become
+from fxprune.training.optimizer_recipe import names_of
 
 CONFIG = """\
 budget_type: flops
@@ -243,7 +243,7 @@ def test_prune_after_restore_goes_on_with_the_search(pruned) -> None:  # type: i
 
 def test_the_class_and_the_function_are_one_engine(pruned, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     model, first, _ = pruned
-    from fxprune.flow import search_functions
+    from fxprune.tinynn.flow import search_functions
 
     fresh = net().eval()
     pruner = make_pruner(fresh, tmp_path)

@@ -16,9 +16,9 @@ from torch import nn
 
 from fxprune import Budget, netadapt
 from fxprune.errors import JournalError
+from fxprune.journal.read_run import read_run
 from fxprune.report import page_of, write_report
 from fxprune.report.html import amount, element, escape, seconds, table
-from fxprune.runs import read_run
 
 VOID = {"meta", "br", "hr", "path", "use", "line", "rect"}
 

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fxprune import Budget, NetAdaptResult, export, load, netadapt
 from fxprune.errors import InputError
-from fxprune.export import ExportError
+from fxprune.exporters import ExportError
 
 FAST = {"budget_reduce_rate_init": 0.3, "strategy": "uniform"}
 

@@ -20,7 +20,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fxprune import FineTune, netadapt
-from passes.settings import SETTINGS, computing_settings, put_settings, settings_kept, torch_threads
+from passes.process.settings import SETTINGS, computing_settings, put_settings, settings_kept, torch_threads
 
 TRAIN = FineTune(batches(), lr=0.05)
 CONFIG = FAST.replace(netadapt_max_rounds=1, budget_reduce_rate_init=0.05)

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from passes.annotations import specialised_in
-from passes.capture import capture
 from passes.errors import CaptureError
+from passes.frontend.choose import capture
+from passes.graph.annotations import specialised_in
 
 
 def partition(x: Tensor, window: int, heads: int, training: bool) -> Tensor:

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from passes.strict_json import parse
+from passes.documents.strict_json import parse
 
 
 @pytest.mark.parametrize(

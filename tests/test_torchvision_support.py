@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
-from fxprune.torchvision_support import ensure_torchvision, nms
+from fxprune.io.torchvision_import import ensure_torchvision, nms
 
 
 def naive_nms(boxes: torch.Tensor, scores: torch.Tensor, threshold: float) -> list[int]:

@@ -13,9 +13,9 @@ from torch import nn
 from typer.testing import CliRunner, Result
 
 import fxprune
-from fxprune import storage
-from fxprune.cli import app
-from fxprune.trust import nothing_from
+from fxprune.cli.main import app
+from fxprune.cli.trust import nothing_from
+from fxprune.io import storage
 
 CODE = """
 import pathlib, torch

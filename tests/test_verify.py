@@ -15,9 +15,9 @@ from tiny.table import Stem
 from torch import Tensor, fx, nn
 
 from passes import Certificate, Coupling, EquivalenceError, Plan, PlanError, PruneChannels, capture, couple, verify
-from passes import restate as literals
-from passes.axes import Axis, concat, nest, permute
+from passes.axes.expressions import Axis, concat, nest, permute
 from passes.ops import Call, registry
+from passes.transform import restate_sizes as literals
 
 INPUTS = torch.randn(2, 3, 8, 8, dtype=torch.float64)
 aten = torch.ops.aten

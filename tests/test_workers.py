@@ -16,11 +16,12 @@ import torch
 from test_search import EXAMPLE, FAST, batches, history, make, negative_loss
 from torch import nn
 
-from fxprune import FineTune, NetAdaptResult, netadapt, transport
+from fxprune import FineTune, NetAdaptResult, netadapt
 from fxprune.errors import WorkerError
-from fxprune.lifetime import EndingProcess
-from fxprune.on_ray import CLUSTER_SWITCH, _OwnCluster
-from fxprune.tensors import named_tensors, tensors_of
+from fxprune.io.tensors import named_tensors, tensors_of
+from fxprune.workers import transport
+from fxprune.workers.lifetime import EndingProcess
+from fxprune.workers.ray_cluster import CLUSTER_SWITCH, _OwnCluster
 from passes import PruneChannels, capture, couple
 
 CONFIG = FAST.replace(netadapt_max_rounds=2)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from fxprune import Budget, export, finetune, load, netadapt
-from fxprune.wrappers import unwrapped
+from fxprune.problem.wrappers import unwrapped
 
 X = torch.randn(2, 3, 9, 9)
 

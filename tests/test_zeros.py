@@ -14,17 +14,17 @@ from tiny import TABLE
 from torch import Tensor, fx, nn
 
 from passes import Coupling, PassError, PruneChannels, capture, couple, equation_rule, rule, verify
-from passes.axes import leaves
-from passes.double import in_double
-from passes.draws import map_tensors
-from passes.infer import as_arguments, tensors_in
-from passes.masked import MaskedOperators
+from passes.analysis.zero_propagation import followed
+from passes.axes.expressions import leaves
+from passes.axes.index_sets import survivors
+from passes.equality.double import in_double
+from passes.equality.draws import map_tensors
+from passes.graph.module_copies import copy_with
+from passes.masked.masked_graph import MaskedOperators
+from passes.masked.proof_weights import dense_weights
 from passes.ops import registry, unregister, zeros_of
 from passes.ops import zeros as traits
-from passes.proof_weights import dense_weights
-from passes.skeleton import copy_with
-from passes.units import survivors
-from passes.zeros import followed
+from passes.stream.inference import as_arguments, tensors_in
 
 aten: Any = torch.ops.aten
 

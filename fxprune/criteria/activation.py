@@ -7,7 +7,7 @@ import numpy as np
 from fxprune.criteria.registry import Evidence, Ranking, criterion
 from fxprune.criteria.weights import by_weights
 from passes import Group
-from passes.elimination import unit_columns
+from passes.statistics.elimination import unit_columns
 
 
 @criterion("activation")

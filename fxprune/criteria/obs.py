@@ -5,8 +5,8 @@ from __future__ import annotations
 from fxprune.criteria.registry import Evidence, Ranking, criterion
 from fxprune.criteria.weights import by_weights
 from passes import Group
-from passes.elimination import eliminate
-from passes.skeleton import owned_tensors
+from passes.graph.module_copies import owned_tensors
+from passes.statistics.elimination import eliminate
 
 
 @criterion("obs")

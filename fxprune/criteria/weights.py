@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from fxprune.criteria.registry import CRITERIA, Evidence, Ranking
-from fxprune.importance import METRICS, importance
+from fxprune.criteria.weight_norms import METRICS, importance
 from passes import Group
 
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fxprune.context import DLContext, device_of
 from fxprune.data.errors import DataError
-from fxprune.printed import terminal
+from fxprune.io.printed_text import terminal
+from fxprune.training.context import DLContext, device_of
 
 log = logging.getLogger(__name__)
 

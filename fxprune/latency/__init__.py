@@ -16,14 +16,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fxprune.latency.api import (
-        build_table,
-        default_path,
-        latency_model,
-        latency_resource,
-        measure_latency_ms,
-        width_grid,
-    )
     from fxprune.latency.device import Setting
     from fxprune.latency.errors import (
         BackendError,
@@ -34,6 +26,14 @@ if TYPE_CHECKING:
         TableVersionError,
         UncoveredTable,
     )
+    from fxprune.latency.measuring import (
+        build_table,
+        default_path,
+        latency_model,
+        latency_resource,
+        measure_latency_ms,
+        width_grid,
+    )
     from fxprune.latency.predict import LatencyModel, MeasuredLatency
     from fxprune.latency.sampling import Limits
     from fxprune.latency.table import LatencyTable, merge_files
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 # Loaded when first asked for: the command line shows its help without importing torch.
 _HOMES = {
-    "api": "build_table default_path latency_model latency_resource measure_latency_ms width_grid",
+    "measuring": "build_table default_path latency_model latency_resource measure_latency_ms width_grid",
     "device": "Setting",
     "errors": "BackendError CorruptedTable ForeignTable LatencyError TableError TableVersionError UncoveredTable",
     "predict": "LatencyModel MeasuredLatency",

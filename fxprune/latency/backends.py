@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 from fxprune.latency.device import Setting, describe
 from fxprune.latency.errors import BackendError
 from fxprune.latency.timing import Pace, Reference, Timing, pace
-from passes.infer import as_arguments
+from passes.stream.inference import as_arguments
 
 Run = Callable[[], object]
 

@@ -22,7 +22,7 @@ from fxprune.latency.errors import BackendError
 from fxprune.latency.onnx_graph import Graph, UnsupportedOperator, record, to_onnx
 from fxprune.latency.timing import Reference
 from passes import capture
-from passes.infer import as_arguments
+from passes.stream.inference import as_arguments
 
 log = logging.getLogger(__name__)
 _TICK_MS = 1e-3  # the profile's clock counts whole microseconds, and rounds down

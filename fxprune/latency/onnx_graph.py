@@ -22,8 +22,8 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from passes.infer import as_arguments, composite_attention, to_meta
-from passes.skeleton import copy_with, like
+from passes.graph.module_copies import copy_with, like
+from passes.stream.inference import as_arguments, composite_attention, to_meta
 
 __all__ = ["Graph", "Node", "UnsupportedOperator", "record", "to_onnx"]
 

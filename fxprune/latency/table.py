@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from fxprune.errors import JournalError
+from fxprune.io.storage import write_bytes
 from fxprune.latency.device import Setting
 from fxprune.latency.errors import CorruptedTable, ForeignTable, TableError, TableVersionError
 from fxprune.latency.timing import Timing
-from fxprune.storage import write_bytes
-from passes.strict_json import parse
+from passes.documents.strict_json import parse
 
 FORMAT, VERSION = "fxprune latency table", 1
 

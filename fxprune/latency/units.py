@@ -19,8 +19,8 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from passes import Coupling
-from passes.axes import Axis
-from passes.cost import Compiled, Cost, Polynomial, cost
+from passes.analysis.polynomial_cost import Compiled, Cost, Polynomial, cost
+from passes.axes.expressions import Axis
 from passes.ops import Record, Value
 
 Widths = Mapping[str, Any]

@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 
 from fxprune.errors import JournalError
+from fxprune.io.storage import write_bytes
+from fxprune.journal.read_run import read_run
 from fxprune.report.page import GENERATOR, page_of
-from fxprune.runs import read_run
-from fxprune.storage import write_bytes
 
 __all__ = ["page_of", "write_report"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable, Sequence
 
-from fxprune.budget import UNITS
-from fxprune.printed import printed
+from fxprune.io.printed_text import printed
+from fxprune.resources.budgets import UNITS
 
 
 class Markup(str):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from fxprune.budget import UNITS
+from fxprune.journal.read_run import Run
 from fxprune.report import sections
 from fxprune.report.html import Markup, amount, element, escape, joined, score, seconds
 from fxprune.report.plots import schedule, score_name, tradeoff
 from fxprune.report.style import CSS
-from fxprune.runs import Run
+from fxprune.resources.budgets import UNITS
 
 GENERATOR = '<meta name="generator" content="fxprune">'
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from fxprune.budget import UNITS
+from fxprune.journal.read_run import Run
 from fxprune.report.style import COLOURS
-from fxprune.runs import Run
+from fxprune.resources.budgets import UNITS
 
 # Width and height in inches: at 72 units an inch one unit is one pixel of the page, so that text keeps its size.
 LARGE, SMALL = (7.9, 4.3), (5.0, 4.0)

@@ -6,9 +6,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from fxprune.records import Candidate, Round
+from fxprune.journal.read_run import Run
+from fxprune.journal.records import Candidate, Round
 from fxprune.report.html import Markup, amount, element, escape, facts, folded, joined, score, seconds, table
-from fxprune.runs import Run
 
 FEW = 6  # of the layers, tensors and nodes that are named in one place; the others are counted
 

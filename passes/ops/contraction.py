@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from passes.axes import ONE, Axis
+from passes.axes.expressions import ONE, Axis
 from passes.ops.equation import equation_rule, solve
 from passes.ops.registry import Call, aten, rule
 from passes.ops.zeros import NEVER, PRODUCT, product, taken

@@ -20,7 +20,7 @@ from functools import cache
 from typing import Any
 
 from passes.arguments import got, is_a
-from passes.axes import Axis, nest
+from passes.axes.expressions import Axis, nest
 from passes.errors import ArgumentError
 from passes.ops.registry import Call, Rule, rule
 from passes.ops.zeros import Zeros

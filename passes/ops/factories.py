@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from passes.axes import Axis
+from passes.axes.expressions import Axis
 from passes.ops.registry import Call, aten, rule
 from passes.ops.zeros import ALWAYS, CARRIED, NEVER
 

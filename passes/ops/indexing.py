@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from passes.axes import Axis
+from passes.axes.expressions import Axis
 from passes.ops.registry import Call, aten, rule
 from passes.ops.zeros import NEVER, taken
 

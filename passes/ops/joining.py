@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from passes.axes import Axis, concat
+from passes.axes.expressions import Axis, concat
 from passes.ops.registry import Call, aten, rule
 from passes.ops.zeros import CARRIED, Unit, Zeros
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from passes.axes import ONE, Axis
+from passes.axes.expressions import ONE, Axis
 from passes.ops.equation import solve
 from passes.ops.registry import Call, aten, rule
 from passes.ops.zeros import FIRST, normalised

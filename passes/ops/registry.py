@@ -16,11 +16,11 @@ from typing import Any
 import torch
 
 from passes.arguments import got, is_a
-from passes.axes import Axis, Constant, Inexpressible, Reason, nest
+from passes.axes.expressions import Axis, Constant, Inexpressible, Reason, nest
+from passes.axes.unification import Space
 from passes.errors import ArgumentError, PassError
-from passes.numbers import listed
+from passes.ops.constant_indices import listed
 from passes.ops.zeros import CARRIED, EVALUATED, NEVER, Zeros
-from passes.space import Space
 
 Rule = Callable[["Call"], Sequence[Sequence[Axis]]]
 aten = torch.ops.aten
@@ -183,7 +183,7 @@ class Call:
     """One ATen call under analysis. Axes that cannot be tied are frozen with a reason, never guessed.
 
     arguments: by the names of the operator's schema. tensors: all tensor arguments, in order. outputs: the results.
-    numbers_of: the values of a tensor that the program states (see passes/numbers.py), None for any other.
+    numbers_of: the values of a tensor that the program states (see passes/ops/constant_indices.py), None for any other.
     """
 
     numbers_of: Callable[[torch.Tensor], torch.Tensor | None] = staticmethod(lambda tensor: None)

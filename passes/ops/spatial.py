@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import prod
 
-from passes.axes import Axis, Constant, nest
+from passes.axes.expressions import Axis, Constant, nest
 from passes.ops.registry import Call, Rule, aten, rule
 from passes.ops.zeros import CARRIED, FIRST, NEVER, taken
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from passes.axes import ONE, Axis, Constant, concat, nest, permute
+from passes.axes.expressions import ONE, Axis, Constant, concat, nest, permute
 from passes.ops.registry import Call, aten, rule
 from passes.ops.zeros import CARRIED
 

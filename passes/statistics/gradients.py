@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from passes.coupling import Coupling
+from passes.analysis.coupling import Coupling
 from passes.errors import PassError
 from passes.statistics.batches import Batch
 

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from passes.coupling import Coupling
+from passes.analysis.coupling import Coupling
 from passes.errors import PassError
-from passes.infer import composite_attention
 from passes.statistics.batches import Batch, batches_of
 from passes.statistics.contractions import Contraction
 from passes.statistics.gradients import GradientSums, Loss
@@ -19,6 +18,7 @@ from passes.statistics.moments import Moments
 from passes.statistics.record import Statistics
 from passes.statistics.sites import Site
 from passes.statistics.watching import Watcher
+from passes.stream.inference import composite_attention
 
 HELD_SHARE = 5  # every fifth sample is held out
 

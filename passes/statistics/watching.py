@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from passes.meta import LightMode
-from passes.skeleton import owned_tensors
+from passes.graph.module_copies import owned_tensors
+from passes.ops.meta_shapes import LightMode
 from passes.statistics.contractions import Contraction, contraction_of
 from passes.statistics.sites import Layout, Norm, Site
 

@@ -1,5 +1,5 @@
 """Where TinyNN has its pruners."""
 
-from fxprune.pruner import NetAdaptPruner
+from fxprune.tinynn.pruner import NetAdaptPruner
 
 __all__ = ["NetAdaptPruner"]

@@ -1,5 +1,5 @@
 """The longer path by which TinyNN's own modules import the pruner."""
 
-from fxprune.pruner import NetAdaptPruner
+from fxprune.tinynn.pruner import NetAdaptPruner
 
 __all__ = ["NetAdaptPruner"]

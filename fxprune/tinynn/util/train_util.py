@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from fxprune.context import DLContext, get_device
-from fxprune.long_training import train
+from fxprune.search.long_training import train
+from fxprune.training.context import DLContext, get_device
 
 __all__ = ["AverageMeter", "DLContext", "get_device", "get_module_device", "train"]
 

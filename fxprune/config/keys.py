@@ -1,0 +1,211 @@
+"""The configuration of a search: every key with its default, its range and its meaning; read from YAML and written to
+it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from fxprune.config import rules as rule
+from fxprune.config.schedule import Schedule
+from fxprune.errors import BudgetError, ConfigError
+from fxprune.io.strict_yaml import Place, read_yaml, write_yaml
+from fxprune.resources.budgets import Budget, parse_budget, resource_name
+from passes.arguments import is_a
+
+
+def _key(default: Any, check: rule.Rule, doc: str) -> Any:
+    metadata = {"check": check, "doc": doc}
+    return (
+        field(default_factory=dict, metadata=metadata) if default == {} else field(default=default, metadata=metadata)
+    )
+
+
+@dataclass(frozen=True)
+class NetAdaptConfig:
+    """All that a search can be told. Keys are those of TinyNeuralNetwork's NetAdapt, then fxprune's own.
+
+    Each field's metadata holds its rule and its meaning; `NetAdaptConfig().to_yaml()` prints them all.
+
+    >>> NetAdaptConfig(budget_ratio=0.5, netadapt_max_iter=20).schedule.rate
+    0.05
+    """
+
+    budget: float | None = _key(None, rule.optional(rule.number(above=0)), "absolute target; excludes budget_ratio")
+    budget_ratio: float | None = _key(
+        None, rule.optional(rule.number(above=0, most=1)), "target as a share of the start; excludes budget"
+    )
+    budget_type: str = _key(
+        "flops", rule.checked_by(resource_name, "flops, macs, params (or weights), memory or latency"), "the resource"
+    )
+    budgets: tuple[dict, ...] | None = _key(
+        None, rule.optional(rule.tables()), "several targets at once: a list of {resource, ratio or value}"
+    )
+    budget_reduce_rate_init: float = _key(
+        0.05, rule.number(above=0, below=1), "share by which the first round lowers the resource"
+    )
+    budget_reduce_rate_decay: float = _key(0.98, rule.number(above=0, most=1), "decay of that share a round")
+    netadapt_lr: float = _key(0.001, rule.number(above=0), "learning rate of the fine-tuning inside the search")
+    netadapt_max_iter: int = _key(100, rule.integer(least=0), "fine-tuning iterations for a candidate")
+    netadapt_max_rounds: int = _key(-1, rule.integer(least=1, also=-1), "most rounds; -1: no limit")
+    netadapt_min_feature_size: int | None = _key(
+        None,
+        rule.optional(rule.integer(least=1)),
+        "step and least number of channels; null: 8, or less where the widest layer has fewer than 64",
+    )
+    metrics: str = _key(
+        "l2_norm", rule.choice("l1_norm", "l2_norm", "fpgm", "random", "bn_scale"), "importance of a unit"
+    )
+    criterion: str = _key(
+        "obs",
+        rule.choice("obs", "fisher", "taylor", "activation", "l1_norm", "l2_norm", "fpgm", "random", "bn_scale"),
+        "importance of a unit where calibration data are given",
+    )
+    netadapt_dir: str = _key("netadapt_train/", rule.text(), "where the search keeps its files")
+    exclude_ops: tuple[str, ...] = _key((), rule.texts(), "operator types or layers that are held back")
+    skip_last_fc: bool = _key(True, rule.flag(), "the last linear layer keeps its outputs (they always do)")
+    bn_compensation: bool = _key(False, rule.flag(), "of one-shot pruning; a search fine-tunes instead and ignores it")
+    multiple: int | None = _key(None, rule.optional(rule.integer(least=1)), "TinyNN's name of round_to")
+    sparsity: dict[str, float] = _key(
+        {},
+        rule.table(rule.number(least=0, below=1)),
+        "largest share of its units that each layer may lose; 0 holds it back",
+    )
+
+    select: str = _key(
+        "accuracy",
+        rule.choice("accuracy", "ratio"),
+        "the choice of a round: best score, or best score change per resource saved",
+    )
+    budget_reduce_base: str = _key("current", rule.choice("current", "initial"), "what the reduction is a share of")
+    step: int | str | None = _key(
+        None, rule.optional(rule.either(rule.integer(least=1), rule.choice("auto"))),
+        "widths are its multiples; null: netadapt_min_feature_size; auto: as the device or each layer suggests",
+    )  # fmt: skip
+    round_to: int | None = _key(None, rule.optional(rule.integer(least=1)), "widths are also multiples of this")
+    exclude: tuple[str, ...] = _key((), rule.texts(), "layers or groups that are held back; * and ? as in file names")
+    max_prune: float = _key(1.0, rule.number(above=0, most=1), "largest share of its units that any layer may lose")
+    candidates_per_round: int | None = _key(
+        None,
+        rule.optional(rule.integer(least=1)),
+        "train only so many candidates a round: those that lose least importance",
+    )
+    strategy: str = _key(
+        "netadapt",
+        rule.choice("netadapt", "uniform", "knapsack"),
+        "what a round proposes: a group each, or one joint plan",
+    )
+    joint: bool = _key(True, rule.flag(), "where no single group meets a target, propose to shrink several")
+    min_accuracy: float | None = _key(
+        None, rule.optional(rule.number()), "stop when a round's score is lower, and return the last that was not"
+    )
+    patience: int = _key(0, rule.integer(least=0), "how many rounds in a row may be below min_accuracy before that")
+    seed: int = _key(0, rule.integer(least=0, most=2**32 - 1), "all randomness of the search")
+    workers: int | str = _key(
+        1, rule.either(rule.integer(least=1), rule.choice("ray")), "processes that train candidates, or ray"
+    )
+    worker_retries: int = _key(1, rule.integer(least=0), "how often the candidate of a lost worker is tried again")
+    candidate_time_limit: float | None = _key(
+        86400, rule.optional(rule.number(above=0)),
+        "seconds for training and evaluating one candidate: then it is stopped, tried again (worker_retries) and "
+        "reported; null: no limit; with workers: 1 code in C that never returns to Python is not stopped",
+    )  # fmt: skip
+    ray: dict[str, Any] = _key({}, rule.table(), "Ray: address, and num_cpus, num_gpus, resources of one candidate")
+    latency: dict[str, Any] = _key({}, rule.table(), "latency budgets: table, backend, ...")
+    model: str | None = _key(
+        None, rule.optional(rule.text()), "the command line's model: package.module:function or torchvision:NAME"
+    )
+    data: str | None = _key(None, rule.optional(rule.text()), "the command line's data: package.module:function")
+
+    def __post_init__(self) -> None:
+        for name, value in _checked(
+            {f.name: getattr(self, f.name) for f in fields(self)}, "NetAdaptConfig", {}
+        ).items():
+            object.__setattr__(self, name, value)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], source: str = "NetAdaptConfig") -> NetAdaptConfig:
+        """Read a mapping; an unknown key is an error with the nearest known name."""
+        is_a(values, Mapping, source, "a mapping of keys to values, such as {'budget_ratio': 0.5}", ConfigError)
+        return cls(**_checked(values, source, {}))
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> NetAdaptConfig:
+        """Read a YAML file; errors name the file and the line."""
+        is_a(path, str | os.PathLike, "NetAdaptConfig.from_yaml", "the name of a YAML file", ConfigError)
+        values, lines = read_yaml(Path(path))
+        return cls(**_checked(values, str(path), lines))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {f.name: rule.plain(getattr(self, f.name)) for f in fields(self)}
+
+    def to_yaml(self, path: str | Path | None = None) -> str:
+        """Every key with its meaning as YAML; written to `path` if there is one."""
+        text = write_yaml({f.name: (rule.plain(getattr(self, f.name)), f.metadata["doc"]) for f in fields(self)})
+        if path is not None:
+            is_a(path, str | os.PathLike, "NetAdaptConfig.to_yaml", "the name of the file to write", ConfigError)
+            try:
+                Path(path).write_text(text, encoding="utf-8")
+            except OSError as error:
+                raise ConfigError(f"{path}: the configuration cannot be written: {error}.") from error
+        return text
+
+    def replace(self, **changes: Any) -> NetAdaptConfig:
+        return NetAdaptConfig.from_dict({**self.to_dict(), **changes}, "NetAdaptConfig.replace")
+
+    @property
+    def schedule(self) -> Schedule:
+        return Schedule(self.budget_reduce_rate_init, self.budget_reduce_rate_decay, self.budget_reduce_base)
+
+    def target(self) -> tuple[Budget, ...] | None:
+        """The budgets that the configuration names; None if it names none."""
+        if self.budgets is not None:
+            return parse_budget(list(self.budgets))
+        if self.budget_ratio is not None:
+            return (Budget(self.budget_type, ratio=self.budget_ratio),)
+        if self.budget is not None:
+            return (Budget(self.budget_type, value=self.budget),)
+        return None
+
+
+def _checked(values: Mapping[str, Any], source: str, lines: Mapping[Place, int]) -> dict[str, Any]:
+    """The values, each put through its rule; the first fault is an error that says where it stands."""
+    known = {f.name: f for f in fields(NetAdaptConfig)}
+
+    def at(*place: str) -> str:
+        found = lines.get(tuple(map(str, place)), lines.get((str(place[0]),)))
+        return f"{source}, line {found}" if found else source
+
+    checked = {}
+    for key, value in values.items():
+        if key not in known:
+            near = get_close_matches(str(key), known, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}."
+            raise ConfigError(f"{at(key)}: unknown key {key!r}; {hint}")
+        check: rule.Rule = known[key].metadata["check"]
+        try:
+            checked[key] = check.read(value)
+        except rule.WrongEntry as error:
+            raise ConfigError(f"{at(key, error.entry)}: {key}: {error}.") from None
+        except (ValueError, TypeError, OverflowError) as error:
+            reason = f" ({str(error)[:200]})" if str(error) else ""
+            got = rule.short(value)
+            raise ConfigError(f"{at(key)}: {key}: got {got}, expected {check.expected}{reason}.") from None
+    given = [key for key in ("budget", "budget_ratio", "budgets") if checked.get(key) is not None]
+    if len(given) > 1:
+        raise ConfigError(f"{at(given[1])}: got both {given[0]} and {given[1]}; keep one of them.")
+    if checked.get("budgets") is not None:
+        try:
+            parse_budget(list(checked["budgets"]))
+        except BudgetError as error:
+            raise ConfigError(f"{at('budgets')}: budgets: {error}") from None
+    if checked.get("budget") is not None:
+        try:
+            Budget(checked.get("budget_type", "flops"), value=checked["budget"])
+        except BudgetError as error:
+            raise ConfigError(f"{at('budget')}: budget: {error}") from None
+    return checked

@@ -1,0 +1,93 @@
+"""What each width of each group costs in accuracy: local errors of elimination, on one scale by measured divergence.
+
+Errors of different layers have no common scale. A few widths of each group are therefore tried alone: the network is
+cut there, compensated and run on held-out samples, and the divergence of its outputs scales that group's curve.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import nn
+
+from fxprune.criteria import CRITERIA, Evidence
+from fxprune.criteria.weight_norms import keep_units
+from fxprune.errors import ConfigError
+from passes import Coupling, Statistics, apply_plan, compensate
+from passes.statistics import Batch
+from passes.statistics.divergence import divergence, outputs_of
+
+log = logging.getLogger(__name__)
+TRIED = (0.75, 0.5, 0.25, 0.1)  # shares of a group's units at which it is measured
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Of one group: the units in the order of their worth, and `errors[w]`, what the network loses at width w.
+
+    measured: the divergence at the widths that were tried.
+    """
+
+    group: str
+    scores: np.ndarray
+    errors: np.ndarray
+    measured: Mapping[int, float]
+
+    def keep(self, width: int) -> tuple[int, ...]:
+        """The units to keep at `width`."""
+        return keep_units(self.scores, width)
+
+
+def curves(
+    dense: nn.Module, coupling: Coupling, statistics: Statistics, held: Sequence[Batch], *,
+    criterion: str = "obs", groups: Sequence[str] | None = None, tried: Sequence[float] = TRIED,
+    seed: int = 0, progress: Callable[[str], None] | None = None,
+) -> dict[str, Curve]:  # fmt: skip
+    """The curve of each group, or of those named.
+
+    criterion: ranks the units and shapes the curve. held: samples that judge, and that no statistics have summed.
+    """
+    if criterion not in CRITERIA:
+        raise ConfigError(f"criterion: got {criterion!r}, expected one of {', '.join(sorted(CRITERIA))}.")
+    evidence = Evidence(dense, coupling, statistics, seed)
+    expected = outputs_of(dense, held)
+    made = {}
+    for group in coupling.groups:
+        if groups is not None and group.name not in groups:
+            continue
+        ranking = CRITERIA[criterion](evidence, group)
+        scores, local = ranking.scores, ranking.errors
+        measured: dict[int, float] = {}
+        for share in tried:
+            width = max(1, round(share * group.size))
+            if width >= group.size or width in measured:
+                continue
+            plan = coupling.plan({group.name: keep_units(scores, width)})
+            network = compensate(apply_plan(dense, plan), statistics, plan, dense)
+            measured[width] = max(divergence(network, held, expected), 0.0)
+        made[group.name] = Curve(group.name, scores, scaled(local, measured), measured)
+        if progress is not None:
+            progress(group.name)
+        log.debug("%s: %s", group.name, {w: round(e, 4) for w, e in measured.items()})
+    return made
+
+
+def scaled(local: np.ndarray, measured: Mapping[int, float]) -> np.ndarray:
+    """`local` errors (by width, 0 at full width) brought to the measured values, never rising with the width.
+
+    Between measured widths the factor from local to measured error is interpolated on a logarithmic scale, and beyond
+    them it stays what it is at the nearest.
+
+    >>> scaled(np.array([8.0, 4.0, 2.0, 1.0, 0.0]), {2: 1.0}).tolist()
+    [4.0, 2.0, 1.0, 0.5, 0.0]
+    """
+    widths = np.arange(len(local))
+    known = sorted(w for w, e in measured.items() if e > 0 and local[w] > 0)
+    if not known:
+        return local.copy()
+    factors = np.log([measured[w] / local[w] for w in known])
+    errors = np.where(local > 0, local, 0.0) * np.exp(np.interp(widths, known, factors))
+    return np.maximum.accumulate(errors[::-1])[::-1].copy()

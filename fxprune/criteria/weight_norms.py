@@ -1,0 +1,155 @@
+"""Importance: which units of a group a network can best do without.
+
+The importance of a unit is summed over all producers of its group (the convolutions and linear layers whose outputs
+are added, or otherwise tied, so that they keep the same units), on any dtype and device, in float64.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fxprune.errors import ConfigError, WeightError
+from passes.graph.module_copies import owned_tensors
+
+if TYPE_CHECKING:
+    from passes import Coupling, Group
+
+log = logging.getLogger(__name__)
+
+
+def importance(network: nn.Module, group: Group, metric: str = "l2_norm", *, seed: int = 0) -> np.ndarray:
+    """The importance of each unit of a group: a float64 array of `group.size`, the higher the more needed.
+
+    Metrics: `l1_norm`, `l2_norm` (of the unit's weights; the paper's choice), `fpgm` (the sum of the distances to all
+    other units: what is near the others can be replaced by them; He et al., CVPR 2019), `bn_scale` (the scale of the
+    normalisation that follows; Liu et al., ICCV 2017), `random` (seeded by the run's seed and the group's name).
+
+    A depthwise convolution carries its channels through and is no producer of them. A group that no weight produces
+    (the channels of a position embedding) is ranked by its other tensors; one that no normalisation scales is ranked
+    by `l2_norm` under `bn_scale`.
+    """
+    if metric not in METRICS:
+        raise ConfigError(f"metrics: got {metric!r}, expected one of {', '.join(METRICS)}.")
+    if metric == "random":
+        digest = hashlib.sha256(f"{seed}/{group.name}".encode()).digest()
+        return np.random.default_rng(int.from_bytes(digest[:8], "little")).random(group.size)
+    tensors = dict(owned_tensors(network))
+    if metric == "bn_scale":
+        scales = [item for item in group.slices if item.role == "scale"]
+        if scales:
+            return _summed(tensors, group, scales, _l1)
+        log.debug("%s: no normalisation scales this group; bn_scale ranks it by l2_norm", group.name)
+        metric = "l2_norm"
+    return _summed(tensors, group, _producers(group), METRICS[metric])
+
+
+def ranked(network: nn.Module, coupling: Coupling, metric: str = "l2_norm", *, seed: int = 0) -> Coupling:
+    """`coupling` with the units of each group that has outer blocks (heads, convolution groups) formed by rank.
+
+    Unit 0 is then every block's own best, so that each block keeps what it needs most; only the counts must agree.
+    """
+    orders = {}
+    for group in coupling.groups:
+        if group.blocks > 1:
+            blocks = [
+                replace(group, slices=tuple(replace(s, index=s.index[:, s.blocks == block]) for s in group.slices))
+                for block in range(group.blocks)
+            ]
+            scores = np.stack([importance(network, block, metric, seed=seed) for block in blocks])
+            orders[group.name] = np.argsort(-scores, axis=1, kind="stable")
+    return coupling.formed(orders)
+
+
+def keep_units(scores: np.ndarray, width: int) -> tuple[int, ...]:
+    """The `width` most important units, in order; of equals the lowest index is kept.
+
+    >>> keep_units(np.array([3.0, 1.0, 2.0, 1.0]), 3)
+    (0, 1, 2)
+    """
+    order = np.argsort(-scores, kind="stable")
+    return tuple(sorted(int(unit) for unit in order[:width]))
+
+
+def producer_count(group: Group) -> int:
+    """How many weights produce the units of a group: one inside a residual block, one a block of a residual stream."""
+    return max(1, len({item.tensor for item in group.slices if item.role == "output"}))
+
+
+def importance_lost(scores: np.ndarray, producers: int = 1) -> np.ndarray:
+    """What a group loses by keeping its most important units: an array whose entry w is the loss at width w.
+
+    The loss is -log(share of the group's importance that is kept) for each weight that produces the group: 0 at full
+    width, infinite at none, and it adds up over layers, groups and rounds. Relative to the group, because the
+    importances of different layers have no common scale.
+    """
+    kept = np.concatenate([[0.0], np.cumsum(np.sort(scores)[::-1])])
+    if kept[-1] <= 0:  # nothing to lose: all units are zero
+        return np.where(np.arange(len(kept)) > 0, 0.0, np.inf)
+    with np.errstate(divide="ignore"):
+        return producers * np.maximum(0.0, -np.log(np.minimum(kept / kept[-1], 1.0)))
+
+
+def _producers(group: Group) -> list:
+    producers = [item for item in group.slices if item.role == "output"]
+    return producers or [item for item in group.slices if item.role != "input"] or list(group.slices)
+
+
+def _summed(
+    tensors: Mapping[str, Tensor], group: Group, slices: list, measure: Callable[[Tensor], Tensor]
+) -> np.ndarray:
+    total = np.zeros(group.size)
+    for item in slices:
+        weight = tensors[item.tensor].detach()
+        if not weight.is_floating_point() and not weight.is_complex():
+            continue
+        index = torch.from_numpy(np.ascontiguousarray(item.index)).to(weight.device)
+        rows = weight.movedim(item.dim, 0)[index.reshape(-1)]  # (size * k, ...)
+        scores = measure(rows.reshape(group.size, -1)).to("cpu", torch.float64).numpy()
+        if not np.isfinite(scores).all():
+            unit = int(np.flatnonzero(~np.isfinite(scores))[0])
+            raise WeightError(
+                f"{item.tensor}: unit {unit} of group {group.name} holds NaN or infinity, so the importance of its "
+                "units is not defined; train the network to finite weights before pruning it."
+            )
+        total += scores
+    return total
+
+
+def _l1(units: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(_wide(units), ord=1, dim=1)
+
+
+def _l2(units: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(_wide(units), ord=2, dim=1)
+
+
+def _fpgm(units: Tensor) -> Tensor:
+    """Row sums of the distance matrix, by blocks: 4096 units of a large linear layer stay within 100 MB."""
+    units = _wide(units)
+    if units.is_complex():
+        units = torch.view_as_real(units).flatten(1)
+    return torch.cat([torch.cdist(block, units).sum(1) for block in units.split(512)])
+
+
+def _wide(units: Tensor) -> Tensor:
+    """In double precision, on the CPU where the device has none."""
+    if units.device.type == "mps":
+        units = units.cpu()
+    return units.to(torch.complex128 if units.is_complex() else torch.float64)
+
+
+METRICS: dict[str, Callable[[Tensor], Tensor]] = {
+    "l1_norm": _l1,
+    "l2_norm": _l2,
+    "fpgm": _fpgm,
+    "random": _l2,  # answered from the seed
+    "bn_scale": _l1,
+}

@@ -1,0 +1,111 @@
+"""Out of fxprune: a network as `.pt2`, `.onnx`, weights with a plan, or Python source, checked as it is written."""
+
+from __future__ import annotations
+
+import os
+import sys
+import types
+from typing import Any
+
+from torch import fx, nn
+
+from fxprune.exporters.check import check_runs
+from fxprune.exporters.files import check_free, checked_target
+from fxprune.exporters.inputs import evaluating, inputs_of
+from fxprune.exporters.intact import check_files
+from fxprune.exporters.onnx_file import write_onnx
+from fxprune.exporters.outcome import ExportError, ExportReport, default_tolerance
+from fxprune.exporters.pt2 import write_pt2
+from fxprune.exporters.safetensors_plan import load, write_safetensors
+from fxprune.exporters.source import write_source
+from fxprune.io.tensors import sharing
+from fxprune.problem.wrappers import unwrapped
+from passes import CaptureError, Plan, capture, plan_of
+from passes.arguments import integer, is_a, number
+
+__all__ = ["ExportError", "ExportReport", "check_files", "export", "load"]
+
+SUFFIXES = {
+    ".pt2": "torch.export",
+    ".onnx": "ONNX, run in onnxruntime",
+    ".safetensors": "weights and plan, for fxprune.load",
+    ".py": "Python source and weights, independent of fxprune",
+}
+
+
+def export(
+    gm: nn.Module,
+    example_inputs: Any,
+    path: str | os.PathLike[str],
+    *,
+    plan: Plan | None = None,
+    batch_dim: int = 0,
+    dynamic_batch: bool = True,
+    tolerance: float | None = None,
+    overwrite: bool = False,
+) -> ExportReport:
+    """Write a network, pruned or not, in the form that the suffix of `path` names, and prove the written form.
+
+    `.pt2` (torch.export), `.onnx`, `.py` (readable source, its weights beside it in a `.py.safetensors`), or
+    `.safetensors` (weights, with the plan in a `.json` beside it, for `load`; `plan` is that of a search, and may be
+    left out where `gm` is what PruneChannels or apply_plan returned). A module is exported as it is, without the
+    wrappers around it; source is written of the graph that is captured from it.
+
+    `example_inputs`: a tensor, a tuple of arguments or a dict of keyword arguments. The batch is dimension `batch_dim`
+    of those tensors that are as long there as the first; where the network allows it, the written form takes any batch
+    size, else the report says why not. What was written is loaded and run beside the network at two batch sizes: a
+    difference above `tolerance` (absolute, or relative to the largest element; 1e-5 unless the dtype is coarser) is
+    an ExportError. Files appear whole, after the check, or not at all; they carry a checksum over all that they hold,
+    and nothing of the values of `example_inputs`. A file that fxprune did not write, or that was changed since, is
+    left alone, and is an ExportError; `overwrite` insists.
+
+    The written form is that of eval mode; `gm` is left in the mode in which it was.
+
+    >>> net = fx.symbolic_trace(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()))
+    >>> report = export(net, torch.randn(1, 3, 8, 8), "net.py")  # doctest: +SKIP
+    """
+    target = checked_target(path)
+    if target.suffix not in SUFFIXES:
+        known = ", ".join(f"{suffix} ({what})" for suffix, what in SUFFIXES.items())
+        raise ExportError(f"{target}: unknown suffix {target.suffix!r}; the known ones are {known}")
+    if not isinstance(gm, nn.Module):
+        raise ExportError(f"export: got a {type(gm).__name__}; expected a GraphModule or another nn.Module")
+    check_free(target, overwrite=overwrite)
+    if plan is not None:
+        is_a(plan, Plan, "export: plan", "the Plan of a search, result.plan", ExportError)
+    if tolerance is not None:
+        number(tolerance, "export: tolerance", least=0, error=ExportError)
+    gm = unwrapped(gm)[0]
+    plan = plan or plan_of(gm)
+    if not isinstance(gm, fx.GraphModule):
+        gm = sharing(gm)  # running and exporting it sets attributes (caches, counters) of another object
+    inputs = inputs_of(example_inputs, gm, integer(batch_dim, "export: batch_dim", error=ExportError))
+    limit = default_tolerance(gm, (inputs.args, inputs.kwargs)) if tolerance is None else tolerance
+    with evaluating(gm):
+        check_runs(gm, inputs)
+        if target.suffix == ".pt2":
+            return write_pt2(gm, inputs, target, limit, dynamic_batch, overwrite)
+        if target.suffix == ".onnx":
+            return write_onnx(gm, inputs, target, limit, dynamic_batch, overwrite)
+        if target.suffix == ".safetensors":
+            return write_safetensors(gm, inputs, target, plan, overwrite)
+        return write_source(_graph(gm, example_inputs), inputs, target, limit, dynamic_batch, overwrite)
+
+
+def _graph(gm: nn.Module, example_inputs: Any) -> fx.GraphModule:
+    if isinstance(gm, fx.GraphModule):
+        return gm
+    try:
+        return capture(gm, example_inputs)
+    except CaptureError as error:
+        raise ExportError(f"source is written of a graph, and this model cannot be captured: {error}") from error
+
+
+class _Callable(types.ModuleType):
+    """`fxprune.export(...)` is the function also after `import fxprune.export`, which puts this module in its place."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> ExportReport:
+        return export(*args, **kwargs)
+
+
+sys.modules[__name__].__class__ = _Callable

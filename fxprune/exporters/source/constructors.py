@@ -1,0 +1,267 @@
+"""A leaf module as the call that builds it, read back from its attributes and tried out on the meta device."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from fxprune.exporters.outcome import ExportError
+from fxprune.exporters.source.literals import Imports, literal
+from fxprune.exporters.source.standalone import STANDALONE
+
+# Attributes that every module has, and torch's own caches; no constructor argument is among them.
+_OWN = frozenset(vars(nn.Module()))
+_SKIPPED_PARAMETERS = frozenset({"device", "dtype"})
+
+
+@dataclass
+class Built:
+    """The call that builds a module, and what is still to be set on the result: attribute -> expression."""
+
+    expression: str
+    corrections: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Constructors:
+    """Writes constructor calls; gathers imports and the classes that the source file must carry itself."""
+
+    imports: Imports
+    carried: dict[str, str] = field(default_factory=dict)
+
+    def build(self, module: nn.Module, path: str) -> Built:
+        """The call for `module`, which sits at `path`; ExportError where no call gives the same module."""
+        what = f"{path} ({type(module).__module__}.{type(module).__name__})"
+        _refuse_hooks(module, what)
+        if type(module) in (nn.Sequential, nn.ModuleList):
+            return self._sequence(module, path)
+        cls = self._class_name(module, what)
+        arguments = _arguments(module, what)
+        call = f"{cls}({', '.join(self._argument(item, what) for item in arguments)})"
+        fresh = self._tried(module, arguments, call, what)
+        return Built(call, self._corrections(module, fresh, what))
+
+    def _sequence(self, module: nn.Module, path: str) -> Built:
+        items: list[str] = []
+        corrections: dict[str, str] = {}
+        for name, child in module.named_children():
+            if name != str(len(items)):
+                raise ExportError(f"{path}: a {type(module).__name__} with an item named {name} has no source")
+            built = self.build(child, f"{path}.{name}")
+            items.append(built.expression)
+            corrections.update({f"{name}.{key}": value for key, value in built.corrections.items()})
+        text = ", ".join(items)
+        call = f"nn.Sequential({text})" if type(module) is nn.Sequential else f"nn.ModuleList([{text}])"
+        return Built(call, corrections)
+
+    def _class_name(self, module: nn.Module, what: str) -> str:
+        cls = plain_class(module)
+        if getattr(nn, cls.__name__, None) is cls:
+            return f"nn.{cls.__name__}"
+        qualified = f"{cls.__module__}.{cls.__qualname__}"
+        if qualified in STANDALONE:
+            self.carried[cls.__name__] = STANDALONE[qualified]
+            return cls.__name__
+        return self.imports.foreign(cls, what)
+
+    def _argument(self, argument: tuple[str | None, Any], what: str) -> str:
+        name, value = argument
+        if isinstance(value, nn.Module):
+            text = self.build(value, f"{what}, argument {name}").expression
+        else:
+            text = literal(value, self.imports, f"{what}, argument {name}")
+        return text if name is None else f"{name}={text}"
+
+    def _tried(self, module: nn.Module, arguments: Iterable[tuple[str | None, Any]], call: str, what: str) -> nn.Module:
+        positional = [value for name, value in arguments if name is None]
+        named = {name: value for name, value in arguments if name is not None}
+        cls = plain_class(module)
+        try:
+            with torch.device("meta"):
+                fresh = cls(*positional, **named)
+        except Exception as error:  # a constructor of someone else's class may raise anything
+            raise ExportError(f"{what}: {call} fails: {error}") from error
+        have, want = _shapes(fresh), _shapes(module)
+        if have != want:
+            names = sorted(name for name in have.keys() | want.keys() if have.get(name) != want.get(name))
+            differing = ", ".join(f"{name} {have.get(name)} instead of {want.get(name)}" for name in names)
+            raise ExportError(f"{what}: {call} gives other tensors: {differing}")
+        return fresh
+
+    def _corrections(self, module: nn.Module, fresh: nn.Module, what: str) -> dict[str, str]:
+        """Public attributes in which the module differs from a fresh one (set after construction by its owner)."""
+        found = {}
+        for path, child in module.named_modules():
+            twin = dict(fresh.named_modules()).get(path)
+            if type(twin) is not type(child) and path:
+                kinds = f"{type(twin).__name__} at {path}, not {type(child).__name__}"
+                raise ExportError(f"{what}: its constructor puts {kinds}")
+            for name, value in vars(child).items():
+                if name.startswith("_") or name in _OWN or isinstance(value, torch.Tensor):
+                    continue
+                known = vars(twin).get(name, _Missing)
+                if known is _Missing and type(child).__module__.startswith("torch.nn"):
+                    continue  # a note that some pass left on the module; its forward cannot read it
+                if not _same(known, value):
+                    place = f"{path}.{name}" if path else name
+                    found[place] = literal(value, self.imports, f"{what}, attribute {place}")
+        return found
+
+
+def plain_class(module: nn.Module) -> type[nn.Module]:
+    """The class of torch.nn that a module is for all it does: its own, or that of which it only changes the making."""
+    own = type(module)
+    for base in own.__mro__:
+        if getattr(nn, base.__name__, None) is base and base is not nn.Module:
+            between = own.__mro__[: own.__mro__.index(base)]
+            changed = {name for cls in between for name in vars(cls) if not name.startswith("__")}
+            return own if any(hasattr(base, name) for name in changed) else base
+    return own
+
+
+class _Missing:
+    """No such attribute."""
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether two attributes are equal; objects without an equality of their own are taken to be when of one type."""
+    if a is b:
+        return True
+    if type(a) is not type(b):
+        return False
+    if type(a).__eq__ is object.__eq__:
+        return not inspect.isfunction(a)
+    return bool(a == b)
+
+
+def _refuse_hooks(module: nn.Module, what: str) -> None:
+    for child in module.modules():
+        for name in ("_forward_pre_hooks", "_forward_hooks"):
+            if getattr(child, name):
+                raise ExportError(
+                    f"{what}: has {name.strip('_').replace('_', ' ')} (weight norm and the like), which have no "
+                    "source; remove them first"
+                )
+        if hasattr(child, "parametrizations"):
+            raise ExportError(
+                f"{what}: is parametrized; torch.nn.utils.parametrize.remove_parametrizations bakes the weights in"
+            )
+
+
+def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in [*module.named_parameters(), *module.named_buffers()]}
+
+
+def _arguments(module: nn.Module, what: str) -> list[tuple[str | None, Any]]:
+    """(name, value) for the constructor; name None by position. What equals the default is left out."""
+    recipe = next((_RECIPES[cls.__name__] for cls in type(module).__mro__ if cls.__name__ in _RECIPES), None)
+    if recipe is not None:
+        return recipe(module)
+    found: list[tuple[str | None, Any]] = []
+    for name, parameter in list(inspect.signature(plain_class(module).__init__).parameters.items())[1:]:
+        if name in _SKIPPED_PARAMETERS or name.startswith("_"):
+            continue
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        value = _attribute(module, name)
+        required = parameter.default is parameter.empty
+        if value is _Missing:
+            if required:
+                raise ExportError(
+                    f"{what}: its constructor needs {name!r}, and the module has no attribute of that name to read"
+                )
+            continue
+        if required and parameter.kind is not parameter.KEYWORD_ONLY:
+            found.append((None, _short(module, name, value)))
+        elif required or not _is_default(module, name, value, parameter.default):
+            found.append((name, _short(module, name, value)))
+    return found
+
+
+def _attribute(module: nn.Module, name: str) -> Any:
+    value = getattr(module, name, _Missing)
+    if name == "bias" and not isinstance(value, bool):
+        # A norm without any parameters has no bias to speak of.
+        off = getattr(module, "affine", getattr(module, "elementwise_affine", True)) is False
+        return _Missing if off else value not in (None, _Missing) if not isinstance(value, torch.Tensor) else True
+    return _Missing if isinstance(value, torch.Tensor) else value
+
+
+def _is_default(module: nn.Module, name: str, value: Any, default: Any) -> bool:
+    return _same(value, default) or _same(_short(module, name, value), default)
+
+
+def _short(module: nn.Module, name: str, value: Any) -> Any:
+    """A convolution keeps (3, 3) where its author wrote 3; so does a layer norm keep (64,)."""
+    uniform = isinstance(value, tuple) and len(value) > 0 and len(set(value)) == 1 and isinstance(value[0], int)
+    single = isinstance(module, nn.LayerNorm) and uniform and len(value) == 1
+    return value[0] if single or (uniform and isinstance(module, nn.modules.conv._ConvNd)) else value
+
+
+def _rnn(module: Any) -> list[tuple[str | None, Any]]:
+    named = {
+        "num_layers": (module.num_layers, 1),
+        "nonlinearity": (getattr(module, "nonlinearity", "tanh"), "tanh"),
+        "bias": (module.bias, True),
+        "batch_first": (module.batch_first, False),
+        "dropout": (module.dropout, 0.0),
+        "bidirectional": (module.bidirectional, False),
+        "proj_size": (module.proj_size, 0),
+    }
+    return [
+        (None, module.input_size),
+        (None, module.hidden_size),
+        *((name, value) for name, (value, default) in named.items() if value != default),
+    ]
+
+
+def _attention(module: Any) -> list[tuple[str | None, Any]]:
+    named = {
+        "dropout": (module.dropout, 0.0),
+        "bias": (module.in_proj_bias is not None, True),
+        "add_bias_kv": (module.bias_k is not None, False),
+        "add_zero_attn": (module.add_zero_attn, False),
+        "kdim": (module.kdim, module.embed_dim),
+        "vdim": (module.vdim, module.embed_dim),
+        "batch_first": (module.batch_first, False),
+    }
+    return [
+        (None, module.embed_dim),
+        (None, module.num_heads),
+        *((name, value) for name, (value, default) in named.items() if value != default),
+    ]
+
+
+def _transformer_layer(module: Any) -> list[tuple[str | None, Any]]:
+    activation: Callable[..., Any] = getattr(module, "activation", torch.nn.functional.relu)
+    return [
+        (None, module.self_attn.embed_dim),
+        (None, module.self_attn.num_heads),
+        ("dim_feedforward", module.linear1.out_features),
+        ("dropout", module.dropout.p),
+        *([] if activation is torch.nn.functional.relu else [("activation", activation)]),
+        ("layer_norm_eps", module.norm1.eps),
+        ("batch_first", module.self_attn.batch_first),
+        ("norm_first", module.norm_first),
+        *([] if module.linear1.bias is not None else [("bias", False)]),
+    ]
+
+
+def _by_weight(module: Any) -> list[tuple[str | None, Any]]:
+    return [(None, module.weight.shape[0]), *([("eps", module.eps)] if module.eps != 1e-5 else [])]
+
+
+# By name, for torchvision's class is not to be imported for this.
+_RECIPES: dict[str, Callable[[Any], list[tuple[str | None, Any]]]] = {
+    "RNNBase": _rnn,
+    "MultiheadAttention": _attention,
+    "TransformerEncoderLayer": _transformer_layer,
+    "TransformerDecoderLayer": _transformer_layer,
+    "FrozenBatchNorm2d": _by_weight,
+    "Identity": lambda module: [],
+}

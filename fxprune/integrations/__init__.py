@@ -1,0 +1,1 @@
+"""fxprune inside other programs: a pass for compile pipelines."""

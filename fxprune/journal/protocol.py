@@ -1,0 +1,107 @@
+"""What a search needs of a place to remember, and the plainest such place: this process's memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+from fxprune.journal.records import Candidate, Round
+
+if TYPE_CHECKING:
+    from fxprune.search.rounds import Problem
+
+
+class Journal(Protocol):
+    """Remembers finished candidates and rounds. What it returns is intact; what is damaged or missing is None.
+
+    `keeps_untrained`: it wants the weights of every round, also where nothing is trained and the plan tells them.
+    """
+
+    keeps_untrained: bool
+
+    def resumed(self, problem: Problem) -> Problem:
+        """The problem as it was when the run began."""
+
+    def baseline(self) -> float | None:
+        """The score of the unpruned network, if it is known."""
+
+    def save_baseline(self, score: float) -> None: ...
+
+    def candidate(self, round: int, proposed: Candidate) -> Candidate | None:
+        """The finished candidate that was this proposal, if there is one."""
+
+    def save_candidate(self, round: int, candidate: Candidate, weights: bytes | None) -> None:
+        """Remember a finished candidate; its weights too, if they are given."""
+
+    def candidate_weights(self, round: int, index: int) -> bytes | None: ...
+
+    def drop_candidate_weights(self, round: int, index: int) -> None:
+        """Forget the weights of a candidate that lost."""
+
+    def round(self, round: int) -> Round | None:
+        """A finished round that continues the one before it."""
+
+    def save_round(self, record: Round, weights: bytes | None) -> None:
+        """Remember a finished round with the weights of the chosen network; its candidates' weights may go."""
+
+    def weights(self, round: int) -> bytes | None:
+        """The weights of the network that a round chose; None where its plan and the unpruned network tell them."""
+
+    def recorded_result(self) -> dict[str, Any] | None:
+        """How the search ended, if it did."""
+
+    def save_result(self, result: Mapping[str, Any]) -> None:
+        """Remember how the search ended."""
+
+    def close(self) -> None: ...
+
+
+class Memory:
+    """Keeps the chosen weights of each round in memory, and nothing for later processes."""
+
+    keeps_untrained = False
+
+    def __init__(self) -> None:
+        self._candidates: dict[tuple[int, int], bytes] = {}
+        self._rounds: dict[int, bytes | None] = {}
+
+    def resumed(self, problem: Problem) -> Problem:
+        return problem
+
+    def baseline(self) -> float | None:
+        return None
+
+    def save_baseline(self, score: float) -> None:
+        pass
+
+    def candidate(self, round: int, proposed: Candidate) -> Candidate | None:
+        return None
+
+    def save_candidate(self, round: int, candidate: Candidate, weights: bytes | None) -> None:
+        if weights is not None:
+            self._candidates[round, candidate.index] = weights
+
+    def candidate_weights(self, round: int, index: int) -> bytes | None:
+        return self._candidates.get((round, index))
+
+    def drop_candidate_weights(self, round: int, index: int) -> None:
+        self._candidates.pop((round, index), None)
+
+    def round(self, round: int) -> Round | None:
+        return None
+
+    def save_round(self, record: Round, weights: bytes | None) -> None:
+        self._rounds[record.round] = weights
+        self._candidates.clear()
+
+    def weights(self, round: int) -> bytes | None:
+        return self._rounds[round]
+
+    def recorded_result(self) -> dict[str, Any] | None:
+        return None
+
+    def save_result(self, result: Mapping[str, Any]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass

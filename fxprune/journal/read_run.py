@@ -1,0 +1,130 @@
+"""A finished or interrupted run as its folder tells it: for tables, reports and restoring; no model, no lock."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fxprune.config.keys import NetAdaptConfig
+from fxprune.errors import FxpruneError, JournalError
+from fxprune.io.outline import Outline
+from fxprune.io.storage import Damaged, read_json
+from fxprune.io.typed_records import made, typed
+from fxprune.journal.folder import Folder
+from fxprune.journal.records import Candidate, Round
+from fxprune.resources.budgets import Budget, parse_budget
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a folder holds of a search.
+
+    `rounds` are the intact ones in a row, `unfinished` the candidates of the round in progress, `result` how the
+    search ended (None while it has not), `damage` what was found truncated, altered or foreign. `model`: class name
+    and fingerprints of graph and weights. `frozen`: of the analysis, each with tensor, dim, reason, node and source.
+    `grids`: group to (step, least width). `form`: whether a module or its graph was searched. `outline`: what stands
+    beside the tensors; None in a folder of an older fxprune.
+    """
+
+    folder: Path
+    config: NetAdaptConfig
+    environment: dict[str, Any]
+    model: dict[str, Any]
+    budgets: tuple[Budget, ...]
+    start: dict[str, float]
+    limits: dict[str, float]
+    totals: dict[str, int]
+    original_widths: dict[str, int]
+    grids: dict[str, tuple[int, int]]
+    layers: dict[str, tuple[str, ...]]
+    frozen: tuple[dict[str, Any], ...]
+    outline: Outline | None
+    data_free: bool
+    baseline: float
+    rounds: tuple[Round, ...]
+    unfinished: tuple[Candidate, ...]
+    result: dict[str, Any] | None
+    damage: tuple[str, ...]
+    journal: Folder
+    form: str = "graph"
+
+    @property
+    def accepted(self) -> int:
+        """The round whose network the search returned, or the last that is intact; 0 is the unpruned one."""
+        return min(self.result["accepted"] if self.result else len(self.rounds), len(self.rounds))
+
+    def weights(self, round: int) -> bytes:
+        """The weights of the network that a round chose, as safetensors."""
+        return self.journal.weights(round)
+
+
+def read_run(workdir: str | Path) -> Run:
+    """Read the folder of a search without searching in it."""
+    folder = Path(workdir)
+    try:
+        found = read_json(folder / "run.json")
+    except Damaged as damage:
+        raise JournalError(f"{damage}; start the search again as it was to mend it.") from None
+    if found is None:
+        raise JournalError(f"{folder}: there is no run here; expected the workdir of a search, a folder with run.json.")
+    try:
+        run = _run(folder, found["identity"], found["details"])
+        _check_together(run)
+        return run
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, FxpruneError):
+            raise
+        raise JournalError(
+            f"{folder / 'run.json'}: the record has not the form that this version writes "
+            f"({type(error).__name__}: {error}); read it with the fxprune that wrote it."
+        ) from error
+
+
+def _check_together(run: Run) -> None:
+    """ValueError where records do not speak of one search: each is intact, and somebody put them together."""
+    names, groups = set(run.limits), set(run.original_widths)
+    if not names or not all(isinstance(run.start.get(name), int | float) and run.start[name] > 0 for name in names):
+        raise ValueError("the start of the search does not say what each budgeted resource was")
+    for number, record in enumerate(run.rounds, 1):
+        if record.round != number or not names <= record.targets.keys() & record.achieved.keys():
+            raise ValueError(f"round {number} is not one of a search for {', '.join(sorted(names))}")
+        if set(record.widths) != groups or not set(record.winner.widths) <= groups:
+            raise ValueError(f"round {number} has other groups than the network")
+
+
+def _run(folder: Path, identity: dict[str, Any], details: dict[str, Any]) -> Run:
+    journal = Folder(folder, identity, None)
+    rounds: list[Round] = []
+    while (record := journal.recorded_round(len(rounds) + 1)) is not None:
+        rounds.append(record)
+
+    def kept(name: str, hint: Any) -> Any:
+        return typed(hint, details[name], name)
+
+    return Run(
+        folder=folder,
+        config=NetAdaptConfig.from_dict(kept("config", dict[str, Any]), str(folder / "run.json")),
+        environment=kept("environment", dict[str, Any]),
+        model={"class": kept("class", str), "graph": identity["graph"], "weights": identity["weights"]},
+        budgets=parse_budget(identity["budgets"]),
+        start=kept("start", dict[str, float]),
+        limits=kept("limits", dict[str, float]),
+        totals=kept("totals", dict[str, int]),
+        original_widths=kept("widths", dict[str, int]),
+        grids={name: (step, least) for name, (step, least) in kept("grids", dict[str, list[int]]).items()},
+        layers=kept("layers", dict[str, tuple[str, ...]]),
+        frozen=kept("frozen", tuple[dict[str, Any], ...]),
+        outline=made(Outline, details["outline"]) if "outline" in details else None,
+        data_free=not identity["evaluate"],
+        baseline=journal.baseline() or 0.0,
+        rounds=tuple(rounds),
+        unfinished=journal.recorded_candidates(len(rounds) + 1),
+        result=journal.recorded_result(),
+        damage=tuple(journal.damage),
+        journal=journal,
+        form=identity.get("form", "graph"),
+    )

@@ -1,0 +1,90 @@
+"""What a search remembers: one record a candidate, one a round; plain data that JSON holds without loss."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from fxprune.io.typed_records import made
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One proposal of a round, and what came of it.
+
+    `feasible`: it meets every target of the round. `trained`: it was fine-tuned and evaluated (a feasible one may be
+    left out by `candidates_per_round`). `score` is what evaluate returned, or without one minus the importance lost;
+    None where there is none, and `error` then says why. `lost` is the importance that the whole network loses by it,
+    relative to the round's start.
+    """
+
+    index: int
+    group: str
+    widths: dict[str, int]
+    resources: dict[str, float]
+    feasible: bool
+    lost: float
+    seed: int = 0
+    steps: int = 0
+    trained: bool = False
+    score: float | None = None
+    error: str | None = None
+    seconds_train: float = 0.0
+    seconds_evaluate: float = 0.0
+
+    @property
+    def width(self) -> int:
+        """The new width of the group; of a joint proposal, of its first group."""
+        return next(iter(self.widths.values()))
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round: what it aimed at, what it tried, what it chose.
+
+    `achieved` is what the budgets are judged by: measured where a resource is measured, else predicted. `chosen` is
+    the index of the chosen candidate. `widths` are those of all groups afterwards, `plan` the JSON of the plan
+    relative to the original network.
+    """
+
+    round: int
+    targets: dict[str, float]
+    achieved: dict[str, float]
+    predicted: dict[str, float]
+    measured: dict[str, float]
+    chosen: int
+    reason: str
+    score: float
+    candidates: tuple[Candidate, ...]
+    widths: dict[str, int]
+    plan: str = field(repr=False)
+    seconds: float = 0.0
+
+    @property
+    def winner(self) -> Candidate:
+        return next(c for c in self.candidates if c.index == self.chosen)
+
+    @property
+    def chosen_group(self) -> str:
+        return self.winner.group
+
+
+def candidate_to_dict(candidate: Candidate) -> dict[str, Any]:
+    return asdict(candidate)
+
+
+def candidate_from_dict(data: Any) -> Candidate:
+    """Raises ValueError where `data` is no record of a candidate."""
+    return made(Candidate, data)
+
+
+def round_to_dict(record: Round) -> dict[str, Any]:
+    return asdict(record)
+
+
+def round_from_dict(data: Any) -> Round:
+    """Raises ValueError where `data` is no record of a round."""
+    found = made(Round, data)
+    if found.chosen not in {candidate.index for candidate in found.candidates}:
+        raise ValueError(f"Round.chosen is {found.chosen}, which is none of its candidates")
+    return found

@@ -1,0 +1,185 @@
+"""What a caller hands to a search, checked: the network in the form of the search, its inputs, its prunable groups."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.fx import GraphModule
+from torch.nn.parameter import is_lazy
+
+from fxprune.errors import InputError
+from fxprune.io.tensors import modes_of
+from fxprune.problem.wrappers import BARE, Wrapping, unwrapped
+from passes import Coupling, PassError, capture, couple
+
+log = logging.getLogger(__name__)
+
+FORMS = ("auto", "module", "graph")
+LEAVE_OUT = (
+    'example_inputs may be left out only where the graph\'s placeholders carry meta["val"] or meta["tensor_meta"]'
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Analysed:
+    """A network as a search takes it, coupled.
+
+    network: the module itself, without the wrappers that `wrap` puts on again, or its graph. form: "module" or
+    "graph". modes: which modules were in train mode, by name, wrappers included where they come back. note: why the
+    form is not that of what came in, "" where it is.
+    """
+
+    network: nn.Module
+    coupling: Coupling
+    example_inputs: Any
+    form: str
+    modes: dict[str, bool]
+    wrap: Wrapping = BARE
+    note: str = ""
+
+
+def analysed(model: Any, example_inputs: Any, form: str = "auto") -> Analysed:
+    """Couple a network in a form: "module" is the module itself, "graph" the graph that is captured from it.
+
+    "auto" is the form of what came in: a GraphModule is a graph. A module that cannot be analysed by running it is
+    captured instead, which the log and the `note` say.
+    """
+    if form not in FORMS:
+        raise InputError(f"netadapt: form is {form!r}; expected one of {', '.join(map(repr, FORMS))}.")
+    if not isinstance(model, nn.Module):
+        raise InputError(
+            f"netadapt: got a {type(model).__name__}; expected a torch.nn.Module or a torch.fx.GraphModule."
+        )
+    _check_kind(model)
+    modes, (inner, wrap) = modes_of(model), unwrapped(model)
+    if example_inputs is None:
+        example_inputs = inputs_from_meta(inner)
+    if isinstance(example_inputs, list):
+        example_inputs = tuple(example_inputs)
+    if isinstance(inner, GraphModule):
+        return Analysed(*_graph(inner, example_inputs), example_inputs, "graph", modes, wrap)
+    if form == "graph":
+        return Analysed(*_graph(inner, example_inputs), example_inputs, "graph", modes_of(inner))
+    try:
+        coupling = coupled(inner, example_inputs)
+    except PassError as refused:
+        if form == "module":
+            raise
+        return _captured_instead(inner, example_inputs, refused)
+    if not coupling.structure.records:
+        raise InputError("netadapt: the network is empty: it runs no operation, so there is nothing to prune.")
+    return Analysed(inner, coupling, example_inputs, "module", modes, wrap)
+
+
+def _check_kind(model: nn.Module) -> None:
+    """Refuse what no analysis can take, and say what a copy cannot keep."""
+    for name, module in model.named_modules():
+        if any(map(is_lazy, (*module._parameters.values(), *module._buffers.values()))):
+            raise InputError(
+                f"netadapt: {name or 'the model'} ({type(module).__name__}) has no weights yet; call the model once "
+                "before it is pruned."
+            )
+        if getattr(module, "_compiled_call_impl", None) is not None:
+            log.warning(
+                "%s was compiled in place, and a pruned copy is not; call compile() on it again", name or "the model"
+            )
+    if isinstance(unwrapped(model)[0], torch.jit.ScriptModule):
+        raise InputError(
+            f"netadapt: got a {type(model).__name__}, whose code cannot be changed; pass the nn.Module that it was "
+            "made from."
+        )
+
+
+def _captured_instead(model: nn.Module, example_inputs: Any, refused: PassError) -> Analysed:
+    try:
+        network, coupling = _graph(model, example_inputs)
+    except (PassError, InputError):
+        raise InputError(f'netadapt: {refused}. It cannot be captured either; form="graph" says why.') from refused
+    note = f"{type(model).__name__} cannot be analysed as a module, so its graph is searched and returned: {refused}"
+    log.warning("%s", note)
+    return Analysed(network, coupling, example_inputs, "graph", modes_of(model), note=note)
+
+
+def graph_like(network: nn.Module, coupling: Coupling, example_inputs: Any) -> tuple[GraphModule, Coupling]:
+    """The graph of a module, from which a latency table is made, with the groups that the module has."""
+    try:
+        gm, own = _graph(network, example_inputs)
+    except PassError as error:
+        raise InputError(
+            f"netadapt: a latency table is made of the operators of a graph, and {type(network).__name__} cannot be "
+            f"captured; pass resources=[...] that needs none. {error}"
+        ) from error
+    if own.widths != coupling.widths:
+        differing = sorted(set(own.widths.items()) ^ set(coupling.widths.items()))
+        raise InputError(
+            f"netadapt: the graph of {type(network).__name__} has other groups than the module ({differing[:3]}); "
+            'search with form="graph", or pass resources=[...] that needs no graph.'
+        )
+    return gm, own
+
+
+def _graph(model: nn.Module, example_inputs: Any) -> tuple[GraphModule, Coupling]:
+    gm = capture(model, example_inputs)
+    if not any(node.op not in ("placeholder", "output", "get_attr") for node in gm.graph.nodes):
+        raise InputError("netadapt: the graph is empty: it holds no operation, so there is nothing to prune.")
+    return gm, coupled(gm, example_inputs)
+
+
+def inputs_from_meta(model: nn.Module) -> tuple[torch.Tensor, ...]:
+    """Example inputs of the shapes and types that the placeholders of a traced graph carry."""
+    if not isinstance(model, GraphModule):
+        raise InputError(
+            f"netadapt: example_inputs is missing, and a {type(model).__name__} does not say what it takes; pass "
+            "example_inputs=torch.randn(1, 3, 224, 224), or what fits. "
+            f"({LEAVE_OUT}.)"
+        )
+    found = []
+    for node in model.graph.find_nodes(op="placeholder"):
+        meta = node.meta.get("val")
+        meta = meta if meta is not None else node.meta.get("tensor_meta")
+        shape, dtype = getattr(meta, "shape", None), getattr(meta, "dtype", None)
+        if shape is None or dtype is None:
+            if node.args:  # an argument with a default may stay out
+                continue
+            raise InputError(
+                f"netadapt: example_inputs is missing, and placeholder {node.name!r} carries no shape; {LEAVE_OUT}. "
+                "Pass example_inputs, or run torch.fx.passes.shape_prop.ShapeProp(gm).propagate(...) first."
+            )
+        sizes = [int(getattr(size, "node", None).hint if isinstance(size, torch.SymInt) else size) for size in shape]  # type: ignore[union-attr]
+        found.append(torch.zeros(sizes, dtype=dtype))
+    return tuple(found)
+
+
+def coupled(network: nn.Module, example_inputs: Any) -> Coupling:
+    """The analysis of a module or graph; inputs that it does not take are an error that says so."""
+    try:
+        return couple(network, example_inputs)
+    except PassError:
+        raise
+    except Exception as error:  # whatever the network's own operators raise on a wrong shape or type
+        raise InputError(
+            f"netadapt: the network does not run on example_inputs ({described(example_inputs)}): "
+            f"{type(error).__name__}: {error}. "
+            "Pass inputs that it takes: a tensor, a tuple of positional arguments, or a dict of keywords."
+        ) from error
+
+
+def described(example_inputs: Any) -> str:
+    """The inputs in words: shapes and types."""
+    if isinstance(example_inputs, torch.Tensor):
+        return f"{tuple(example_inputs.shape)} {str(example_inputs.dtype).removeprefix('torch.')}"
+    if isinstance(example_inputs, dict):
+        return ", ".join(f"{name}={described(value)}" for name, value in example_inputs.items())
+    if isinstance(example_inputs, tuple | list):
+        return ", ".join(described(value) for value in example_inputs)
+    return type(example_inputs).__name__
+
+
+def frozen_reasons(coupling: Coupling, most: int = 5) -> str:
+    """Why nothing, or not more, can be pruned: the first few reasons of the analysis."""
+    reasons = list(dict.fromkeys(str(item.reason) for item in coupling.frozen))
+    return "; ".join(reasons[:most]) if reasons else "the network has no weights with channels"

@@ -1,0 +1,1 @@
+"""The rounds of NetAdapt: proposals for each group, candidates trained and scored, one chosen."""

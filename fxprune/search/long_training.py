@@ -1,0 +1,347 @@
+"""After the search: long training of the chosen network, by the user's own epochs (`train`) or ready-made
+(`finetune`)."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils import _pytree as pytree
+
+from fxprune.data.loops import autocast, main_output, placed, shown
+from fxprune.errors import InputError
+from fxprune.io.storage import write_bytes
+from fxprune.io.tensors import clone, modes_of, put_modes, put_tensors, tensors_of, to_bytes
+from fxprune.journal.read_run import read_run
+from fxprune.journal.restoring import restored
+from fxprune.problem.inputs import described
+from fxprune.problem.wrappers import unwrapped
+from fxprune.search.result import NetAdaptResult
+from fxprune.training.batches import check_iterable, pairs
+from fxprune.training.candidate import Evaluate, checked_seed, score_of, seeded
+from fxprune.training.context import DLContext, TrainFunction, ValidateFunction, device_of
+from passes import Certificate, Plan, verify
+from passes.arguments import got, integer, is_a, number
+
+log = logging.getLogger(__name__)
+
+
+def train(
+    model: nn.Module,
+    context: DLContext,
+    train_func: TrainFunction | None = None,
+    validate_func: ValidateFunction | None = None,
+    distributed: bool = False,
+    main_process: bool = True,
+    qat: bool = False,
+    work_dir: str | Path | None = None,
+) -> float:
+    """Train for `context.max_epoch` epochs, and leave the model with the weights that validated best.
+
+    Calls `train_func(model, context)`, then `validate_func(model, context)`, each epoch; they are the context's
+    where they are left out. The best weights lie in `work_dir` ("out") as `best_model.safetensors`. `distributed`:
+    the model is a DistributedDataParallel, and `main_process` says whether this process validates and saves.
+    Returns the best score, which `context.best_acc` and `context.best_epoch` hold too.
+    """
+    is_a(model, nn.Module, "train", "the network to train, a torch.nn.Module", InputError)
+    is_a(context, DLContext, "train: context", "a DLContext", InputError)
+    train_func, validate_func = train_func or context.train_func, validate_func or context.validate_func
+    if train_func is None or validate_func is None:
+        raise InputError("train: there is no train_func or no validate_func; pass both, or set them in the context.")
+    if context.max_epoch is None:
+        raise InputError("train: context.max_epoch is not set; it is the number of epochs to train.")
+    if qat:
+        raise InputError("train: qat=True is quantization-aware training, which fxprune leaves to torch.ao.")
+    if isinstance(context.criterion, nn.Module):
+        context.criterion.to(device_of(model, context))
+    plain = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+    best: dict[str, Tensor] | None = None
+    context.best_acc, context.best_epoch = -math.inf, -1
+    for epoch in range(context.max_epoch):
+        context.epoch = epoch
+        sampler = context.train_sampler or getattr(context.train_loader, "sampler", None)
+        if sampler is not None and hasattr(sampler, "set_epoch"):
+            sampler.set_epoch(epoch)
+        train_func(model, context)
+        if not main_process:
+            continue
+        score = score_of(validate_func(plain, context))
+        if score > context.best_acc:
+            context.best_acc, context.best_epoch = score, epoch
+            best = tensors_of(plain)
+            write_bytes(Path(work_dir or "out") / "best_model.safetensors", to_bytes(best))
+        log.info("epoch %d: score %.6g, best %.6g of epoch %d", epoch, score, context.best_acc, context.best_epoch)
+    if best is not None:
+        put_tensors(plain, best)
+    if distributed and torch.distributed.is_initialized():
+        for tensor in [*plain.parameters(), *plain.buffers()]:
+            torch.distributed.broadcast(tensor.data, 0)
+    return context.best_acc
+
+
+@dataclass(frozen=True, eq=False)
+class FineTuned:
+    """What `finetune` returns: the network with its best weights, the epoch (from 1) and the score that they had.
+
+    `scores` and `losses` are those of each epoch; `certificate` proves the trained network against the dense one,
+    where that is known.
+    """
+
+    model: nn.Module
+    epoch: int
+    score: float | None
+    scores: tuple[float, ...]
+    losses: tuple[float, ...]
+    certificate: Certificate | None
+
+
+def finetune(
+    source: nn.Module | NetAdaptResult | str | Path,
+    batches: Any,
+    *,
+    round: int | None = None,
+    model: nn.Module | None = None,
+    example_inputs: Any = None,
+    evaluate: Evaluate | None = None,
+    epochs: int = 30,
+    lr: float = 0.05,
+    momentum: float = 0.9,
+    weight_decay: float = 1e-4,
+    warmup: float = 1.0,
+    optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer] | None = None,
+    loss: Callable[[Any, Any], Tensor] | None = None,
+    distill: float = 0.0,
+    temperature: float = 4.0,
+    teacher: nn.Module | None = None,
+    device: torch.device | str | None = None,
+    amp: bool | torch.dtype | None = None,
+    channels_last: bool = False,
+    seed: int = 0,
+    progress: bool = True,
+) -> FineTuned:
+    """Train a pruned network for long: SGD with Nesterov momentum, a linear warm-up and a cosine to zero.
+
+    `source`: a NetAdaptResult or the workdir of a search, of which `round` is taken (None: the accepted one, 0: the
+    unpruned network); for a workdir `model` is the original module and `example_inputs` what it takes. Or a module,
+    which is trained in place. `batches` of (inputs, targets) are passed `epochs` times; inputs are a tensor, a tuple of
+    arguments or a dict of keywords. `warmup` is in epochs. `optimizer(parameters)` replaces the SGD; its learning rates
+    are the peaks. `evaluate(model)`, higher is better, chooses the epoch whose weights are returned; without it they
+    are the last.
+
+    `distill` mixes in the soft targets of `teacher` (the dense network, where it is known):
+    (1 - distill) * loss + distill * temperature**2 * KL(teacher || student), both softened by the temperature, over
+    dimension 1 (Hinton et al., Distilling the Knowledge in a Neural Network, 2015).
+
+    >>> tuned = finetune(nn.Linear(3, 2), [(torch.randn(4, 3), torch.tensor([0, 1, 0, 1]))], epochs=2, progress=False)
+    >>> len(tuned.losses)
+    2
+    """
+    _checked(epochs, distill, temperature, lr, momentum, weight_decay, warmup)
+    check_iterable(batches, "finetune")
+    _checked_functions(optimizer=optimizer, loss=loss, evaluate=evaluate)
+    if teacher is not None:
+        is_a(teacher, nn.Module, "finetune: teacher", "a torch.nn.Module", InputError)
+    if amp is not None:
+        is_a(amp, bool | torch.dtype, "finetune: amp", "True, False or a floating dtype of torch", InputError)
+    seed = checked_seed(seed, "finetune")
+    start = _start(source, round, model, example_inputs)
+    network = start.network
+    modes = modes_of(network)
+    if distill and teacher is None and start.dense is None:
+        raise InputError("finetune: distill needs a teacher; a module alone does not say what it was pruned from.")
+    if distill:
+        teacher = clone(teacher) if teacher is not None else start.dense()  # type: ignore[misc]
+        teacher.eval().requires_grad_(False)
+    home = next((p.device for p in network.parameters()), torch.device("cpu"))
+    there = home if device is None else _usable(device)
+    context = DLContext(device=there, amp=amp, channels_last=channels_last, progress=progress)
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    if not parameters:
+        raise InputError("finetune: no parameter of the network requires a gradient.")
+    with seeded(seed):
+        placed(network, context)
+        if distill and teacher is not None:
+            placed(teacher, context)
+        made = optimizer(parameters) if optimizer else _sgd(parameters, lr, momentum, weight_decay)
+        objective = _objective(loss or nn.CrossEntropyLoss(), teacher, distill, temperature)
+        epoch, scores, losses = _epochs(network, batches, context, made, objective, evaluate, epochs, warmup)
+    network.to(home)
+    certificate = start.prove() if start.prove else None
+    put_modes(network, modes)
+    score = scores[epoch - 1] if scores else None
+    return FineTuned(network, epoch, score, tuple(scores), tuple(losses), certificate)
+
+
+@dataclass(frozen=True)
+class _Start:
+    """What is trained. `dense` makes what it was pruned from; `prove` certifies it, as trained, against that."""
+
+    network: Any
+    dense: Callable[[], nn.Module] | None = None
+    prove: Callable[[], Certificate] | None = None
+
+
+def _start(source: Any, round: int | None, model: nn.Module | None, example_inputs: Any) -> _Start:
+    if isinstance(source, NetAdaptResult):
+        return _start_of(source, source.accepted if round is None else round)
+    if isinstance(source, str | Path):
+        if model is None:
+            raise InputError("finetune: the workdir of a search holds no module; pass model=, the original one.")
+        found = restored(read_run(source), model, example_inputs, round)
+        bare = unwrapped(found.network)[0]
+        proof = partial(verify, found.dense, bare, found.plan, found.example_inputs, trained=True)
+        return _Start(found.network, lambda: clone(found.dense), proof)
+    if not isinstance(source, nn.Module):
+        raise InputError(
+            f"finetune: got a {type(source).__name__}; expected a module, a NetAdaptResult, or the workdir of a search."
+        )
+    if round is not None:
+        raise InputError("finetune: a module has no rounds; pass the NetAdaptResult or the workdir instead.")
+    return _Start(source)
+
+
+def _start_of(result: NetAdaptResult, number: int) -> _Start:
+    network = result.restore(number)
+    plan = Plan.from_json(result.rounds[number - 1].plan) if number else result.coupling.plan({})
+    proof = partial(verify, result.dense, unwrapped(network)[0], plan, result.example_inputs, trained=True)
+    return _Start(network, lambda: result.restore(0), proof)
+
+
+def _epochs(
+    network: nn.Module,
+    batches: Any,
+    context: DLContext,
+    optimizer: torch.optim.Optimizer,
+    objective: Callable[[Any, Any, Any], Tensor],
+    evaluate: Evaluate | None,
+    epochs: int,
+    warmup: float,
+) -> tuple[int, list[float], list[float]]:
+    """Train; the network ends with the weights of the epoch that is returned (from 1)."""
+    device = device_of(network, context)
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    length = len(batches) if hasattr(batches, "__len__") else None
+    move = partial(Tensor.to, device=device, non_blocking=True)
+    scores: list[float] = []
+    losses: list[float] = []
+    best: dict[str, Tensor] | None = None
+    chosen = epochs
+    for epoch in range(epochs):
+        network.train()
+        total, count = torch.zeros((), device=device), 0
+        for inputs, targets in pairs(shown(batches, f"fine-tune, epoch {epoch + 1} of {epochs}", context), "finetune"):
+            done = epoch + (count / length if length else 0.0)
+            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                group["lr"] = peak * rate(done, epochs, warmup, 1 / length if length else 1.0)
+            inputs, targets = pytree.tree_map_only(Tensor, move, (inputs, targets))
+            optimizer.zero_grad(set_to_none=True)
+            try:
+                with autocast(context, device):
+                    found = objective(_called(network, inputs), inputs, targets)
+                found.backward()
+            except Exception as error:
+                if epoch or count:
+                    raise
+                raise _first_batch_fails(error, inputs, targets) from error
+            optimizer.step()
+            total, count = total + found.detach(), count + 1
+        if not count:
+            raise InputError("finetune: the data holds no batch; expected batches of (inputs, targets), each epoch.")
+        losses.append(total.item() / count)
+        if evaluate is not None:
+            network.eval()
+            scores.append(score_of(evaluate(network)))
+            if best is None or scores[-1] > max(scores[:-1]):
+                best, chosen = tensors_of(network), epoch + 1
+        score = f", score {scores[-1]:.6g}" if scores else ""
+        log.info("fine-tune, epoch %d: loss %.4f%s", epoch + 1, losses[-1], score)
+    if best is not None:
+        put_tensors(network, best)
+    return chosen, scores, losses
+
+
+def _first_batch_fails(error: Exception, inputs: Any, targets: Any) -> InputError:
+    said = (str(error).strip().splitlines() or [""])[0][:500]
+    return InputError(
+        f"finetune: the network or the loss fails on the first batch (inputs: {described(inputs)}; targets: "
+        f"{described(targets)}): {type(error).__name__}: {said}. Pass batches that both take."
+    )
+
+
+def _called(network: nn.Module, inputs: Any) -> Any:
+    """The outputs for a batch: a tuple holds positional arguments, a dict keywords, all else is one argument."""
+    if isinstance(inputs, dict):
+        return network(**inputs)
+    return network(*inputs) if isinstance(inputs, tuple) else network(inputs)
+
+
+def rate(done: float, epochs: int, warmup: float, least: float = 0.0) -> float:
+    """The share of the peak learning rate after `done` epochs: a line up to it, then half a cosine down to zero.
+
+    The line begins at one step (`least`, in epochs), not at zero, which would waste it.
+    """
+    warmup = min(warmup, epochs / 2)
+    if done < warmup:
+        return min(1.0, (done + least) / (warmup + least))
+    return 0.5 * (1 + math.cos(math.pi * (done - warmup) / max(epochs - warmup, 1e-12)))
+
+
+def _objective(
+    loss: Callable[[Any, Any], Tensor], teacher: nn.Module | None, distill: float, temperature: float
+) -> Callable[[Any, Any, Any], Tensor]:
+    def objective(outputs: Any, inputs: Tensor, targets: Any) -> Tensor:
+        hard = loss(outputs, targets)
+        if teacher is None or not distill:
+            return hard
+        with torch.no_grad():
+            wanted = main_output(_called(teacher, inputs))
+        return (1 - distill) * hard + distill * soft_loss(main_output(outputs), wanted, temperature)
+
+    return objective
+
+
+def soft_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """temperature**2 * KL(teacher || student) of the softened classes in dimension 1, a mean over all else."""
+    wanted = F.log_softmax(teacher.float() / temperature, 1)
+    given = F.log_softmax(student.float() / temperature, 1)
+    divergence = F.kl_div(given, wanted, reduction="none", log_target=True).sum(1)
+    return temperature**2 * divergence.mean()
+
+
+def _sgd(parameters: list[nn.Parameter], lr: float, momentum: float, weight_decay: float) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr, momentum=momentum, weight_decay=weight_decay, nesterov=momentum > 0)
+
+
+def _usable(device: Any) -> torch.device:
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, TypeError, AssertionError, ValueError) as error:  # an unknown, absent or wrongly named one
+        said = (str(error).strip().splitlines() or [""])[0][:200]
+        raise InputError(f"finetune: device: got {got(device)}, which cannot be used here: {said}.") from error
+
+
+def _checked(
+    epochs: int, distill: float, temperature: float, lr: float, momentum: float, weight_decay: float, warmup: float
+) -> None:
+    integer(epochs, "finetune: epochs", least=1, error=InputError)
+    number(distill, "finetune: distill, a share of the loss", least=0, most=1, error=InputError)
+    number(lr, "finetune: lr", least=0, error=InputError)
+    number(momentum, "finetune: momentum", least=0, most=1, error=InputError)
+    number(weight_decay, "finetune: weight_decay", least=0, error=InputError)
+    number(warmup, "finetune: warmup, in epochs", least=0, error=InputError)
+    if number(temperature, "finetune: temperature", error=InputError) <= 0:
+        raise InputError(f"finetune: temperature is {temperature}; expected more than 0.")
+
+
+def _checked_functions(**functions: Any) -> None:
+    for name, function in functions.items():
+        if function is not None and not callable(function):
+            raise InputError(f"finetune: {name}: got {got(function)}; expected a function.")

@@ -1,0 +1,149 @@
+"""Live progress of a search: the round, its candidates, the resource on its way to the budget, the time left."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+from fxprune.io.printed_text import printed, terminal
+from fxprune.journal.records import Candidate, Round
+
+if TYPE_CHECKING:
+    from fxprune.search.rounds import Problem
+
+
+log = logging.getLogger(__name__)
+
+
+class Progress(Protocol):
+    """What a search tells of itself while it runs."""
+
+    def started(self, problem: Problem) -> None: ...
+
+    def round_started(self, number: int, targets: Mapping[str, float], candidates: int) -> None: ...
+
+    def candidate_done(self, candidate: Candidate) -> None: ...
+
+    def round_done(self, record: Round) -> None: ...
+
+    def finished(self) -> None: ...
+
+
+class Quiet:
+    """Shows nothing."""
+
+    def started(self, problem: Problem) -> None:
+        pass
+
+    def round_started(self, number: int, targets: Mapping[str, float], candidates: int) -> None:
+        pass
+
+    def candidate_done(self, candidate: Candidate) -> None:
+        pass
+
+    def round_done(self, record: Round) -> None:
+        pass
+
+    def finished(self) -> None:
+        pass
+
+
+class Bars:
+    """Two lines of a terminal: the way from the start to the budget, and the candidates of this round.
+
+    The way is that of the resource that has most of it left. Time left is estimated from the rounds that hit their
+    targets would still take, at the mean time of those so far.
+    """
+
+    def __init__(self, console: Any = None):
+        from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import Progress as RichProgress
+
+        self._bars = RichProgress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[note]}", markup=False),  # a group may be called [0]
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+        )
+        self._begun = time.perf_counter()
+        self._rounds = 0
+
+    def started(self, problem: Problem) -> None:
+        self._problem, self._begun = problem, time.perf_counter()
+        self._way = self._bars.add_task("budget", total=1.0, note="")
+        self._candidates = self._bars.add_task("round 1", total=None, note="")
+        self._bars.start()
+
+    def round_started(self, number: int, targets: Mapping[str, float], candidates: int) -> None:
+        self._bars.reset(self._candidates, total=max(1, candidates), description=f"round {number}", note="")
+
+    def candidate_done(self, candidate: Candidate) -> None:
+        from rich.markup import escape
+
+        note = f"{candidate.group}: " + ("failed" if candidate.error else f"{candidate.score:.4g}")
+        self._bars.update(self._candidates, advance=1, note=escape(printed(note)), refresh=True)
+
+    def round_done(self, record: Round) -> None:
+        self._rounds += 1
+        share, note = way(self._problem, record)
+        note += time_left(self._problem, record, (time.perf_counter() - self._begun) / self._rounds)
+        self._bars.update(self._way, completed=share, note=note)
+
+    def finished(self) -> None:
+        self._bars.stop()
+
+
+class Lines(Quiet):
+    """Shows nothing, and logs each round in one line: a search whose output goes to a file can be followed there."""
+
+    def started(self, problem: Problem) -> None:
+        self._problem, self._begun, self._rounds = problem, time.perf_counter(), 0
+
+    def round_done(self, record: Round) -> None:
+        self._rounds += 1
+        left = time_left(self._problem, record, (time.perf_counter() - self._begun) / self._rounds)
+        log.info(
+            "round %d: %s, score %.6g, %s%s",
+            record.round, record.chosen_group, record.score, way(self._problem, record)[1], left,
+        )  # fmt: skip
+
+
+def way(problem: Problem, record: Round) -> tuple[float, str]:
+    """How much of the way to the budgets is gone after a round, 0 to 1, and in words: of the resource that has most of
+    it left."""
+    start, limits = problem.start, problem.limits
+    gone = {
+        name: (start[name] - record.achieved[name]) / (start[name] - limit)
+        for name, limit in limits.items()
+        if limit < start[name]
+    }
+    name = min(gone, key=lambda key: gone[key])
+    words = f"{name} {record.achieved[name] / start[name]:.1%} of {limits[name] / start[name]:.1%}"
+    return min(1.0, max(0.0, gone[name])), words
+
+
+def time_left(problem: Problem, record: Round, seconds: float) -> str:
+    """The time that rounds of `seconds` each would still take if they hit their targets."""
+    schedule, start, limits = problem.config.schedule, problem.start, problem.limits
+    most = 0
+    for name, limit in limits.items():
+        achieved, left = record.achieved[name], 0
+        while achieved > limit and left < 1000:
+            left += 1
+            achieved = schedule.target(record.round + left, start=start[name], achieved=achieved, budget=limit)
+        most = max(most, left)
+    seconds *= most
+    return f", about {seconds / 60:.0f} min left" if seconds >= 90 else f", about {seconds:.0f} s left"
+
+
+def make_progress(progress: bool) -> Progress:
+    """Bars on a terminal, a line of log for each round where the output is not one; nothing if `progress` is False."""
+    if not progress:
+        return Quiet()
+
+    console = terminal(stderr=True)
+    return Bars(console) if console.is_terminal else Lines()

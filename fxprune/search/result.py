@@ -1,0 +1,193 @@
+"""What `netadapt` returns: the certified network, every round on the way to it, and the way back to any of them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+from torch.fx import GraphModule
+
+from fxprune.errors import InputError
+from fxprune.io.printed_text import printed
+from fxprune.io.tensors import clone, put_modes
+from fxprune.journal.protocol import Journal
+from fxprune.journal.records import Round
+from fxprune.problem.wrappers import BARE, Wrapping, unwrapped
+from fxprune.resources.budgets import UNITS, Budget
+from fxprune.search.rounds import restore_network
+from passes import capture
+
+if TYPE_CHECKING:
+    from passes import Certificate, Coupling, Plan
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Seconds. `overhead` is all that is neither training nor evaluation, as a share of the time that the workers
+    had."""
+
+    total: float
+    analysis: float
+    train: float
+    evaluate: float
+    verify: float
+    workers: int = 1
+
+    @property
+    def overhead(self) -> float:
+        """The share, 0 to 1, of the workers' time that was spent outside train and evaluate."""
+        available = self.total * self.workers
+        return max(0.0, 1 - (self.train + self.evaluate) / available) if available else 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class NetAdaptResult:
+    """The outcome of a search.
+
+    `model` is certified by `certificate`, of the class and in the mode (train or eval) of the network that was handed
+    in; `plan` is relative to `dense`, that network without wrappers. `form` is "module" or "graph"; where it is another
+    than that of what came in, `note` says why. `data_free`: no evaluate was given, and scores are minus
+    the importance lost. `met`: the budgets are met; `stopped` says why the search ended. `baseline` and `score` are
+    those of dense and of model.
+    """
+
+    model: nn.Module
+    plan: Plan
+    certificate: Certificate
+    rounds: tuple[Round, ...]
+    accepted: int
+    budgets: tuple[Budget, ...]
+    start: dict[str, float]
+    achieved: dict[str, float]
+    widths: dict[str, int]
+    original_widths: dict[str, int]
+    baseline: float
+    score: float
+    data_free: bool
+    met: bool
+    stopped: str
+    timings: Timings
+    dense: nn.Module = field(repr=False)
+    coupling: Coupling = field(repr=False)
+    example_inputs: Any = field(repr=False)
+    modes: dict[str, bool] = field(repr=False)
+    journal: Journal = field(repr=False)
+    form: str = "graph"
+    note: str = ""
+    wrap: Wrapping = field(default=BARE, repr=False)
+
+    @property
+    def module(self) -> nn.Module:
+        """`model` without its wrappers; names of `plan` are those in its state_dict."""
+        return unwrapped(self.model)[0]
+
+    @cached_property
+    def graph_module(self) -> GraphModule:
+        """The graph of `module`, whose tensors it shares. CaptureError where no front end can capture it."""
+        return self.module if isinstance(self.module, GraphModule) else capture(self.module, self.example_inputs)
+
+    def restore(self, round: int) -> nn.Module:
+        """The network that a round chose, as it was then; round 0 is the unpruned one."""
+        if isinstance(round, bool) or not isinstance(round, int) or not 0 <= round <= len(self.rounds):
+            raise InputError(f"restore: there is no round {round!r}; expected 0 (unpruned) to {len(self.rounds)}.")
+        return rebuild(self.dense, self.rounds, round, self.journal, self.modes, self.wrap)
+
+    def to_dict(self) -> dict[str, Any]:
+        """How the search ended, as plain data."""
+        return {
+            "accepted": self.accepted,
+            "achieved": self.achieved,
+            "widths": self.widths,
+            "baseline": self.baseline,
+            "score": self.score,
+            "data_free": self.data_free,
+            "met": self.met,
+            "stopped": self.stopped,
+            "timings": {**asdict(self.timings), "overhead": self.timings.overhead},
+            "certificate": self.certificate.to_dict(),
+        }
+
+    def summary(self) -> str:
+        """A table of the rounds and the widths, as text."""
+        return summary(self)
+
+
+def rebuild(
+    dense: nn.Module,
+    rounds: tuple[Round, ...],
+    round: int,
+    journal: Journal,
+    modes: dict[str, bool],
+    wrap: Wrapping = BARE,
+) -> nn.Module:
+    """A fresh copy of the network after a round, wrapped, in the modes of what was handed in."""
+    network = wrap(restore_network(dense, rounds[round - 1], journal) if round else clone(dense))
+    put_modes(network, modes)
+    return network
+
+
+def summary(result: NetAdaptResult) -> str:
+    names = [budget.resource for budget in result.budgets]
+    what = "importance kept (data-free: minus the log loss)" if result.data_free else "score"
+    lines = [f"fxprune: {len(result.rounds)} rounds; {result.stopped}."]
+    for budget in result.budgets:
+        name = budget.resource
+        before, after = result.start[name], result.achieved[name]
+        lines.append(
+            f"  {name}: {_amount(before, name)} -> {_amount(after, name)} {UNITS[name]} ({after / before:.1%}), "
+            f"budget {_amount(budget.limit(before), name)}"
+        )
+    if result.note:
+        lines.append(f"  {result.note}")
+    lines.append(f"  {what}: {result.baseline:.6g} -> {result.score:.6g}")
+    lines.append(f"  verified: largest error {result.certificate.max_error:.1e}")
+    lines += [f"  holds for: {sentence}" for sentence in result.certificate.specialised]
+    if result.rounds:
+        header = ["round", *[f"{name} (target)" for name in names], "chosen", "width", "score"]
+        rows = [header, ["0", *[_amount(result.start[name], name) for name in names], "", "", f"{result.baseline:.6g}"]]
+        widths = dict(result.original_widths)
+        for record in result.rounds:
+            changed = ", ".join(
+                f"{widths[group]} -> {width}" for group, width in list(record.winner.widths.items())[:3]
+            )
+            more = len(record.winner.widths) - 3
+            mark = "*" if record.round == result.accepted else ""
+            rows.append(
+                [
+                    f"{record.round}{mark}",
+                    *[f"{_amount(record.achieved[n], n)} ({_amount(record.targets[n], n)})" for n in names],
+                    record.chosen_group,
+                    changed + (f" and {more} more" if more > 0 else ""),
+                    f"{record.score:.6g}",
+                ]
+            )
+            widths = dict(record.widths)
+        lines += ["", *_table(rows)]
+    narrowed = {g: w for g, w in result.widths.items() if w != result.original_widths[g]}
+    if narrowed:
+        lines += [
+            "",
+            *_table(
+                [["group", "width", "of"], *[[g, str(w), str(result.original_widths[g])] for g, w in narrowed.items()]]
+            ),
+        ]
+    timings = result.timings
+    spent = f"{timings.total:.1f} s: analysis {timings.analysis:.1f}, verification {timings.verify:.1f}"
+    if not result.data_free:
+        spent += (
+            f", training {timings.train:.1f}, evaluation {timings.evaluate:.1f}; "
+            f"{timings.overhead:.1%} of the time outside training and evaluation"
+        )
+    lines += ["", spent]
+    return printed("\n".join(lines))
+
+
+def _amount(value: float, name: str) -> str:
+    return f"{value:.3f}" if UNITS[name] == "ms" else f"{value:,.0f}"
+
+
+def _table(rows: list[list[str]]) -> list[str]:
+    sizes = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return ["  " + "  ".join(cell.ljust(size) for cell, size in zip(row, sizes, strict=True)).rstrip() for row in rows]

@@ -1,0 +1,401 @@
+"""The rounds of NetAdapt: propose, fine-tune, evaluate, choose, until the budgets are met.
+
+Yang et al., NetAdapt, ECCV 2018, Algorithm 1. Deterministic: the seed of a candidate derives from the run's seed, the
+round and the group; ties go to the proposal that comes first.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from fxprune.config.keys import NetAdaptConfig
+from fxprune.criteria.weight_norms import importance, importance_lost, keep_units, producer_count, ranked
+from fxprune.errors import SearchError
+from fxprune.io.tensors import from_bytes, put_tensors, tensors_of, to_bytes
+from fxprune.journal.protocol import Journal
+from fxprune.journal.records import Candidate, Round
+from fxprune.resources.budgets import Budget
+from fxprune.resources.models import MeasuredResource, Resource
+from fxprune.search.progress import Progress
+from fxprune.search.proposals import Grid, Proposal, bargains, evaluate, propose, propose_joint, propose_uniform
+from fxprune.training.candidate import seed_of
+from fxprune.workers.serial import Task, Workers
+from passes import Coupling, Plan, apply_plan
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a search is asked. Nothing in it changes. `dense` is a module or a graph, as `form` says."""
+
+    dense: nn.Module
+    coupling: Coupling
+    resources: tuple[Resource, ...]
+    budgets: tuple[Budget, ...]
+    start: dict[str, float]
+    grids: dict[str, Grid]
+    config: NetAdaptConfig
+    seed: int
+    example_inputs: Any
+    trains: bool
+    evaluates: bool
+    threads: int
+    form: str = "graph"
+    scope: tuple[str, ...] = ()
+
+    @property
+    def limits(self) -> dict[str, float]:
+        return {budget.resource: budget.limit(self.start[budget.resource]) for budget in self.budgets}
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a search stands: the network after some rounds, and what it uses."""
+
+    network: nn.Module
+    coupling: Coupling
+    plan: Plan
+    resources: tuple[Resource, ...]
+    achieved: dict[str, float]
+    score: float
+    lost: float
+
+
+@dataclass(frozen=True)
+class Found:
+    """How a search ended; `accepted` is the round whose network is returned, 0 for the unpruned one."""
+
+    rounds: tuple[Round, ...]
+    accepted: int
+    stopped: str
+    met: bool
+
+
+def search(problem: Problem, baseline: float, workers: Workers, journal: Journal, progress: Progress) -> Found:
+    """Run rounds until the budgets are met, or no more may be run or is feasible."""
+    config, limits = problem.config, problem.limits
+    position: Position | None = Position(
+        problem.dense,
+        problem.coupling,
+        problem.coupling.plan({}),
+        problem.resources,
+        dict(problem.start),
+        baseline,
+        0.0,
+    )
+    rounds: list[Round] = []
+    achieved, accepted, below = dict(problem.start), 0, 0
+    while True:
+        if met := all(achieved[name] <= limit for name, limit in limits.items()):
+            stopped = "the budget is met"
+            break
+        number = len(rounds) + 1
+        if 0 < config.netadapt_max_rounds < number:
+            stopped = f"netadapt_max_rounds={config.netadapt_max_rounds} is reached"
+            break
+        record = journal.round(number)
+        if record is not None:
+            position = None  # of the rounds that are remembered only the last need be built
+        else:
+            position = position or position_after(problem, rounds, journal)
+            result = run_round(problem, position, number, workers, journal, progress)
+            if result is None:
+                stopped = f"no proposal of round {number} meets its target"
+                break
+            record, position = result
+        rounds.append(record)
+        achieved = record.achieved
+        progress.round_done(record)
+        below = below + 1 if config.min_accuracy is not None and record.score < config.min_accuracy else 0
+        accepted = accepted if below else number
+        if below > config.patience:
+            stopped = f"the score fell below min_accuracy={config.min_accuracy:g}"
+            break
+    return Found(tuple(rounds), accepted, stopped, met and accepted == len(rounds))
+
+
+def run_round(
+    problem: Problem, position: Position, number: int, workers: Workers, journal: Journal, progress: Progress
+) -> tuple[Round, Position] | None:
+    """One round from here; None if nothing that could be proposed meets the targets."""
+    begun = time.perf_counter()
+    targets = round_targets(problem, position, number)
+    metric, seed = problem.config.metrics, problem.seed
+    position = replace(position, coupling=ranked(position.network, position.coupling, metric, seed=seed))
+    scores = {
+        name: importance(position.network, position.coupling.group(name), metric, seed=seed) for name in problem.grids
+    }
+    lost = {name: importance_lost(s, producer_count(position.coupling.group(name))) for name, s in scores.items()}
+    proposals = make_proposals(problem, position, targets, lost)
+    candidates = as_candidates(problem, position, number, proposals, lost)
+    if not any(candidate.feasible for candidate in candidates):
+        return None
+    progress.round_started(number, targets, sum(candidate.trained for candidate in candidates))
+    candidates = train_all(problem, position, number, candidates, scores, workers, journal, progress)
+    chosen = choose(problem, position, candidates)
+    if chosen is None:
+        reasons = "; ".join(f"{c.group}: {c.error}" for c in candidates if c.error)
+        raise SearchError(f"Round {number}: every candidate failed. {reasons}.")
+    plan = plan_of(position, chosen, scores)
+    network = apply_plan(position.network, plan)
+    if problem.trains:
+        weights = journal.candidate_weights(number, chosen.index)
+        if weights is None:
+            weights = train_again(position, chosen, scores, workers, number)
+        put_tensors(network, from_bytes(weights))
+    else:
+        weights = to_bytes(tensors_of(network)) if journal.keeps_untrained else None
+    resources, measured = measure(problem, position.resources, network, chosen.resources)
+    after = Position(
+        network,
+        position.coupling.after(plan),
+        position.plan.then(plan),
+        resources,
+        {**chosen.resources, **measured},
+        _score(chosen),
+        position.lost + chosen.lost,
+    )
+    record = Round(
+        number,
+        targets,
+        after.achieved,
+        chosen.resources,
+        measured,
+        chosen.index,
+        reason_of(problem, position, chosen, candidates),
+        after.score,
+        candidates,
+        dict(after.coupling.widths),
+        after.plan.to_json(),
+        time.perf_counter() - begun,
+    )
+    journal.save_round(record, weights)
+    return record, after
+
+
+def round_targets(problem: Problem, position: Position, number: int) -> dict[str, float]:
+    limits = problem.limits
+    return {
+        name: problem.config.schedule.target(
+            number, start=problem.start[name], achieved=position.achieved[name], budget=limit
+        )
+        for name, limit in limits.items()
+    }
+
+
+def make_proposals(
+    problem: Problem, position: Position, targets: Mapping[str, float], lost: Mapping[str, np.ndarray]
+) -> list[Proposal]:
+    """What the strategy proposes; where no single group meets the targets, also to shrink several."""
+    widths, grids, strategy = position.coupling.widths, problem.grids, problem.config.strategy
+    if strategy == "uniform":
+        proposal = propose_uniform(position.resources, widths, targets, grids, problem.coupling.widths)
+        return [proposal] if proposal else []
+    singles = list(propose(position.resources, widths, targets, grids)) if strategy == "netadapt" else []
+    if not problem.evaluates:  # a price is known for every width; what is to be evaluated is taken as the paper does
+        singles = bargains(position.resources, widths, targets, problem.limits, grids, lost, singles)
+    if any(proposal.meets for proposal in singles) or (strategy == "netadapt" and not problem.config.joint):
+        return singles
+    joint = propose_joint(position.resources, widths, targets, grids, lost)
+    return [*singles, joint] if joint else singles
+
+
+def as_candidates(
+    problem: Problem, position: Position, number: int, proposals: list[Proposal], lost: Mapping[str, np.ndarray]
+) -> tuple[Candidate, ...]:
+    """The records of a round's proposals; `trained` marks those that are to be trained."""
+    candidates = [
+        Candidate(
+            index,
+            proposal.name,
+            proposal.widths,
+            proposal.resources,
+            proposal.meets,
+            float(sum(lost[name][width] for name, width in proposal.widths.items())),
+            seed_of(problem.seed, number, proposal.name),
+            problem.config.netadapt_max_iter if problem.trains else 0,
+        )
+        for index, proposal in enumerate(proposals)
+    ]
+    feasible = [candidate for candidate in candidates if candidate.feasible]
+    feasible.sort(key=lambda candidate: candidate.lost)
+    selected = {candidate.index for candidate in feasible[: problem.config.candidates_per_round]}
+    return tuple(replace(candidate, trained=candidate.index in selected) for candidate in candidates)
+
+
+def train_all(
+    problem: Problem,
+    position: Position,
+    number: int,
+    candidates: tuple[Candidate, ...],
+    scores: Mapping[str, np.ndarray],
+    workers: Workers,
+    journal: Journal,
+    progress: Progress,
+) -> tuple[Candidate, ...]:
+    """The candidates with their scores. Only the weights of the best so far are kept."""
+    done = {candidate.index: candidate for candidate in candidates}
+    if not problem.evaluates:
+        return tuple(replace(c, score=-(position.lost + c.lost)) if c.trained else c for c in candidates)
+    waiting = []
+    for candidate in candidates:
+        known = journal.candidate(number, candidate) if candidate.trained else None
+        if known is not None:
+            done[candidate.index] = known
+            progress.candidate_done(known)
+        elif candidate.trained:
+            waiting.append(candidate)
+    best = choose(problem, position, [c for c in done.values() if c.score is not None])
+    tasks = [Task(c.index, plan_of(position, c, scores), c.steps, c.seed) for c in waiting]
+    for outcome in workers.run(position.network, position.coupling, tasks):
+        trained = outcome.trained
+        finished = replace(
+            done[outcome.index],
+            score=trained.score,
+            error=trained.error,
+            seconds_train=trained.seconds_train,
+            seconds_evaluate=trained.seconds_evaluate,
+        )
+        done[outcome.index] = finished
+        if finished.error:
+            log.warning("round %d, %s: the candidate failed: %s", number, finished.group, finished.error)
+        wins = finished.error is None and choose(problem, position, [c for c in (best, finished) if c]) is finished
+        journal.save_candidate(number, finished, outcome.weights() if wins and outcome.weights else None)
+        if wins:
+            if best is not None:
+                journal.drop_candidate_weights(number, best.index)
+            best = finished
+        progress.candidate_done(finished)
+    return tuple(done[candidate.index] for candidate in candidates)
+
+
+def choose(
+    problem: Problem, position: Position, candidates: list[Candidate] | tuple[Candidate, ...]
+) -> Candidate | None:
+    """The feasible candidate with the best score or score change per resource saved (`by_ratio`); of equals the
+    first."""
+    scored = [c for c in candidates if c.feasible and c.score is not None and c.error is None]
+    if not scored:
+        return None
+    return max(scored, key=lambda c: (merit(problem, position, c), -c.index))
+
+
+def by_ratio(problem: Problem) -> bool:
+    """Whether candidates are compared by their score change per resource saved.
+
+    Always without `evaluate`: an accuracy is a judgement of the whole network, but the importance lost is a price, and
+    proposals overshoot a round's target by very different amounts (a stair of the latency, a wide group's step).
+    """
+    return problem.config.select == "ratio" or not problem.evaluates
+
+
+def merit(problem: Problem, position: Position, candidate: Candidate) -> float:
+    score = _score(candidate)
+    if not by_ratio(problem):
+        return score
+    before = position.score if problem.evaluates else -position.lost
+    saved = sum(
+        (position.achieved[name] - max(candidate.resources[name], limit)) / problem.start[name]
+        for name, limit in problem.limits.items()
+        if position.achieved[name] > limit  # below its limit nothing more is worth saving
+    )
+    return (score - before) / saved if saved > 0 else -math.inf
+
+
+def reason_of(problem: Problem, position: Position, chosen: Candidate, candidates: tuple[Candidate, ...]) -> str:
+    """Why this candidate: one sentence for the record."""
+    others = [c for c in candidates if c.feasible and c.score is not None and c.index != chosen.index]
+    what = "score change per resource saved" if by_ratio(problem) else "score"
+    if not others:
+        return "the only candidate that meets the targets"
+    best = choose(problem, position, others)
+    assert best is not None, "the others are feasible and scored"
+    mine, theirs = merit(problem, position, chosen), merit(problem, position, best)
+    if mine == theirs:
+        return f"best {what} {mine:.6g} of {len(others) + 1}, first of equals"
+    return f"best {what} {mine:.6g} of {len(others) + 1}; next {best.group} with {theirs:.6g}"
+
+
+def plan_of(position: Position, candidate: Candidate, scores: Mapping[str, np.ndarray]) -> Plan:
+    """The plan of a candidate, relative to the network of the round: the most important units of each group it
+    shrinks."""
+    return position.coupling.plan({name: keep_units(scores[name], width) for name, width in candidate.widths.items()})
+
+
+def train_again(
+    position: Position, chosen: Candidate, scores: Mapping[str, np.ndarray], workers: Workers, number: int
+) -> bytes:
+    """The weights of a winner whose score is known but whose weights were lost: the same seed trains the same."""
+    log.warning(
+        "round %d, %s: the weights of the winner are missing or damaged; it is trained again", number, chosen.group
+    )
+    task = Task(chosen.index, plan_of(position, chosen, scores), chosen.steps, chosen.seed)
+    (outcome,) = workers.run(position.network, position.coupling, [task])
+    if outcome.weights is None:
+        raise SearchError(
+            f"Round {number}, {chosen.group}: trained again, the candidate failed: {outcome.trained.error}."
+        )
+    return outcome.weights()
+
+
+def measure(
+    problem: Problem, resources: tuple[Resource, ...], network: nn.Module, predicted: Mapping[str, float]
+) -> tuple[tuple[Resource, ...], dict[str, float]]:
+    """Measure the network where a resource can be, and calibrate the resource by what was found."""
+    calibrated, measured = [], {}
+    for resource in resources:
+        if isinstance(resource, MeasuredResource):
+            found = float(resource.measure(network, problem.example_inputs))
+            measured[resource.name] = found
+            off = abs(found / predicted[resource.name] - 1)
+            if off > 0.1:
+                log.warning(
+                    "%s: predicted %.4g %s, measured %.4g: off by %.0f %%; the table is calibrated by it",
+                    resource.name, predicted[resource.name], resource.unit, found, 100 * off,
+                )  # fmt: skip
+            resource = resource.calibrated(predicted[resource.name], found)
+        calibrated.append(resource)
+    return tuple(calibrated), measured
+
+
+def position_after(problem: Problem, rounds: list[Round], journal: Journal) -> Position:
+    """Build the position after rounds that were remembered, not run."""
+    last = rounds[-1]
+    plan = Plan.from_json(last.plan)
+    network = restore_network(problem.dense, last, journal)
+    resources = problem.resources
+    for record in rounds:
+        resources = tuple(
+            r.calibrated(record.predicted[r.name], record.measured[r.name])
+            if isinstance(r, MeasuredResource) and r.name in record.measured
+            else r
+            for r in resources
+        )
+    lost = sum(record.winner.lost for record in rounds)
+    return Position(network, problem.coupling.after(plan), plan, resources, last.achieved, last.score, lost)
+
+
+def restore_network(dense: nn.Module, record: Round, journal: Journal) -> nn.Module:
+    """The network that a round chose, built anew from the unpruned one, the plan and the stored weights."""
+    network = apply_plan(dense, Plan.from_json(record.plan))
+    if (weights := journal.weights(record.round)) is not None:
+        put_tensors(network, from_bytes(weights))
+    return network
+
+
+def start_values(resources: tuple[Resource, ...], coupling: Coupling) -> dict[str, float]:
+    return evaluate(resources, coupling.widths)
+
+
+def _score(candidate: Candidate) -> float:
+    assert candidate.score is not None, "only scored candidates are chosen"
+    return candidate.score

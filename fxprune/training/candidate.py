@@ -1,0 +1,295 @@
+"""Training one candidate: fixed seeds, the user's `train` and `evaluate`, and ready-made ones for those who have
+none."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fxprune.errors import InputError
+from fxprune.io.tensors import buffer_places, named_tensors
+from fxprune.training.batches import pairs
+from fxprune.training.interruption import Ending, OutOfTime, watched
+from passes.arguments import integer, is_a, number
+from passes.process.settings import settings_kept
+
+Train = Callable[[nn.Module, int], Any]
+Evaluate = Callable[[nn.Module], float]
+
+MOST_SEED = 2**32 - 1  # NumPy takes no larger one
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What came of training and evaluating one network; `error` says why there is no score. `late`: because its time
+    was over."""
+
+    score: float | None = None
+    error: str | None = None
+    seconds_train: float = 0.0
+    seconds_evaluate: float = 0.0
+    late: bool = False
+
+
+def train_candidate(
+    network: nn.Module,
+    steps: int,
+    seed: int,
+    train: Train | None,
+    evaluate: Evaluate | None,
+    limit_s: float | None = None,
+) -> Trained:
+    """Fine-tune a network in place and score it. Whatever the user's functions raise, `sys.exit` included, weights that
+    are no numbers any more and a score that is none are reported, not raised; so is the end of `limit_s` seconds.
+
+    What a signal raises (Ctrl-C) is raised again. Settings of the process (threads, default dtype, autocast, ...) are
+    put back as they were, and gradients can be computed whatever the caller, or the `evaluate` of another candidate,
+    has switched off.
+    """
+    with settings_kept():
+        try:
+            with watched(limit_s) as ending:
+                trained = _attempt(network, steps, seed, train, evaluate, ending)
+        except OutOfTime:  # between the end of its work and that of the watch
+            trained = Trained(late=True)
+    if trained.late:
+        return replace(trained, score=None, error=f"it was stopped ({out_of_time(limit_s)})")
+    return trained
+
+
+def out_of_time(limit_s: float | None) -> str:
+    """Why a candidate was stopped, in the words of the configuration."""
+    return f"longer than candidate_time_limit={limit_s:g} seconds"
+
+
+def _attempt(
+    network: nn.Module, steps: int, seed: int, train: Train | None, evaluate: Evaluate | None, ending: Ending
+) -> Trained:
+    clock, doing = {"train": 0.0, "evaluate": 0.0}, "train"
+    score = error = None
+    try:
+        with torch.inference_mode(False), seeded(seed), torch.enable_grad():
+            before = _described_tensors(network)
+            if train is not None:
+                network.train()
+                with settings_kept(), _timed(clock, "train"):  # nor does evaluate see what train left
+                    train(network, steps)
+                check_trained(network, before)
+            doing = "evaluate"
+            if evaluate is not None:
+                network.eval()
+                with _timed(clock, "evaluate"):
+                    found = evaluate(network)
+                score = score_of(found)
+                if train is not None:  # else its weights are not kept
+                    check_trained(network, before, doing)
+    except BaseException as raised:  # a user's function may raise anything, and one candidate is not the search
+        if ending.is_interruption(raised):
+            raise ending.raised or raised from None
+        error = said(doing, raised)
+    if ending.raised is not None:  # a function that catches Ctrl-C does not keep it to itself
+        raise ending.raised
+    return Trained(None if error else score, error, clock["train"], clock["evaluate"], ending.late)
+
+
+@contextmanager
+def _timed(clock: dict[str, float], name: str) -> Iterator[None]:
+    """The seconds inside, added to an entry of `clock`; only what the user's functions take is not overhead."""
+    begun = time.perf_counter()
+    try:
+        yield
+    finally:
+        clock[name] += time.perf_counter() - begun
+
+
+def check_trained(network: nn.Module, before: Mapping[str, tuple | None], doing: str = "train") -> None:
+    """Refuse a network that training made another, or whose weights it drove to NaN: no later round could use it.
+
+    `before`: the shape and type of each of its parameters, and whether it was to be trained; None for a buffer, which
+    holds what any call of the network leaves there.
+    """
+    after = dict(named_tensors(network))
+    wrong = f"{doing} changed the network itself: {{}}; it must train its weights in place."
+    for name, described in before.items():
+        if described is None:
+            continue
+        if name not in after:
+            raise InputError(wrong.format(f"{name} is gone"))
+        (shape, dtype, trained), tensor = described, after[name]
+        if (tensor.shape, tensor.dtype) != (shape, dtype):
+            differs = f"shape {tuple(tensor.shape)}, had {tuple(shape)}"
+            if tensor.shape == shape:
+                differs = f"type {tensor.dtype}, had {dtype}"
+            raise InputError(wrong.format(f"{name} has {differs}"))
+        if trained and not torch.isfinite(tensor).all():
+            raise InputError(f"training diverged: {name} holds NaN or infinity; lower the learning rate (netadapt_lr).")
+    if added := [name for name in after if name not in before]:
+        raise InputError(wrong.format(f"{added[0]} is new"))
+
+
+def _described_tensors(network: nn.Module) -> dict[str, tuple | None]:
+    return {
+        **dict.fromkeys(buffer_places(network)),
+        **{name: (p.shape, p.dtype, p.requires_grad) for name, p in network.named_parameters(remove_duplicate=False)},
+    }
+
+
+def score_of(value: Any) -> float:
+    """What `evaluate` returned, as a finite float; anything else is an error that says what it should return."""
+    expected = "it must return one number, higher is better"
+    if isinstance(value, Tensor | np.ndarray | np.generic):
+        if math.prod(value.shape) != 1:
+            raise InputError(f"evaluate returned a tensor of shape {tuple(value.shape)}; {expected}.")
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise InputError(f"evaluate returned {value!r}, a {type(value).__name__}; {expected}.")
+    if not math.isfinite(value):
+        raise InputError(
+            f"evaluate returned {float(value)}; {expected}, and networks cannot be compared by {float(value)}."
+        )
+    return float(value)
+
+
+def checked_seed(seed: Any, where: str) -> int:
+    """A seed that Python, NumPy and torch all take, as an int; anything else is an error before any work."""
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= int(seed) <= MOST_SEED:
+        raise InputError(f"{where}: seed is {seed!r}; expected an integer from 0 to {MOST_SEED}.")
+    return int(seed)
+
+
+def seed_of(run_seed: int, round: int, name: str) -> int:
+    """The seed of one candidate: the same in whatever order, process or attempt it is trained."""
+    digest = hashlib.sha256(f"{run_seed}/{round}/{name}".encode()).digest()
+    return int.from_bytes(digest[:4], "little")
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Python, NumPy and torch (every device) drawn from `seed` inside, and left as they were outside.
+
+    cuDNN takes deterministic algorithms inside. What else a GPU does in any order (scatter, some backward kernels) is
+    for the caller to exclude by `torch.use_deterministic_algorithms`.
+    """
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    cudnn = torch.backends.cudnn
+    chosen, cudnn.deterministic, cudnn.benchmark = (cudnn.deterministic, cudnn.benchmark), True, False
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []):
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)
+            cudnn.deterministic, cudnn.benchmark = chosen
+
+
+def begin_anew(loader: Any) -> None:
+    """Let a loader draw from the candidate's seed, whatever was drawn from it before.
+
+    Its own generators are seeded, and workers that outlive an epoch are started again.
+    """
+    seed, batches = torch.initial_seed(), getattr(loader, "batch_sampler", None)
+    for holder in (loader, getattr(loader, "sampler", None), batches, getattr(batches, "sampler", None)):
+        generator = getattr(holder, "generator", None)
+        if isinstance(generator, torch.Generator):
+            generator.manual_seed(seed)
+    if getattr(loader, "persistent_workers", False):
+        loader._iterator = None
+
+
+@dataclass
+class FineTune:
+    """A `train` for `netadapt`: exactly `steps` steps of SGD over `batches`, begun anew as often as needed.
+
+    `batches` is a DataLoader or any other iterable of (inputs, targets). A new optimizer each call, and a loader with
+    generators of its own begins anew from torch's seed, so that no candidate sees the state of another. Data, model and
+    loss meet on the model's device.
+
+    >>> train = FineTune([(torch.randn(4, 3), torch.tensor([0, 1, 0, 1]))], lr=0.1)
+    >>> train(nn.Linear(3, 2), steps=5)
+    """
+
+    batches: Iterable[Any]
+    lr: float = 0.01
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    loss: Callable[[Any, Any], Tensor] = field(default_factory=nn.CrossEntropyLoss)
+
+    def __call__(self, model: nn.Module, steps: int) -> None:
+        is_a(model, nn.Module, "FineTune", "the network to train, a torch.nn.Module", InputError)
+        steps = integer(steps, "FineTune: steps", least=0, error=InputError)
+        lr = number(self.lr, "FineTune: lr", least=0, error=InputError)
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        if not parameters or not steps:
+            return
+        optimizer = torch.optim.SGD(parameters, lr, momentum=self.momentum, weight_decay=self.weight_decay)
+        device = parameters[0].device
+        model.train()
+        begin_anew(self.batches)
+        for inputs, targets in endless(self.batches, steps):
+            optimizer.zero_grad(set_to_none=True)
+            self.loss(model(inputs.to(device)), targets.to(device)).backward()
+            optimizer.step()
+
+
+@dataclass
+class Accuracy:
+    """An `evaluate` for `netadapt`: the top-1 accuracy over `batches` of (inputs, labels), in percent."""
+
+    batches: Iterable[Any]
+
+    def __call__(self, model: nn.Module) -> float:
+        is_a(model, nn.Module, "Accuracy", "the network to evaluate, a torch.nn.Module", InputError)
+        device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        model.eval()
+        begin_anew(self.batches)
+        right = total = 0
+        with torch.no_grad():
+            for inputs, labels in pairs(self.batches, "Accuracy"):
+                right += int((model(inputs.to(device)).argmax(1) == labels.to(device)).sum())
+                total += len(labels)
+        if not total:
+            raise InputError("Accuracy: the data holds no batch; expected batches of (inputs, labels).")
+        return 100.0 * right / total
+
+
+def endless(batches: Iterable[Any], steps: int) -> Iterator[Any]:
+    """Exactly `steps` batches, starting over where the data ends."""
+    given = 0
+    while given < steps:
+        before = given
+        for batch in pairs(batches, "FineTune"):
+            yield batch
+            given += 1
+            if given == steps:
+                return
+        if given == before:
+            raise InputError("FineTune: the data holds no batch; expected batches of (inputs, targets).")
+
+
+def said(doing: str, error: BaseException) -> str:
+    """One line for the record: what was raised, and the last line of code on the way. The exception is a user's, and
+    even its text may raise."""
+    try:
+        text = str(error)
+    except BaseException as second:  # whatever `__str__` does
+        text = f"(its text cannot be had: __str__ raised {type(second).__name__})"
+    text = "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+    steps = list(traceback.walk_tb(error.__traceback__))
+    where = f" ({Path(steps[-1][0].f_code.co_filename).name}:{steps[-1][1]})" if steps else ""
+    return f"{doing}: {type(error).__name__}: {text}{where}"

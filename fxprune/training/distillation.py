@@ -1,0 +1,115 @@
+"""Training towards the dense network's outputs: no labels are needed, and outputs may have any structure."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fxprune.errors import InputError
+from fxprune.training.candidate import checked_seed, seeded
+from passes.arguments import integer, number
+from passes.statistics import Batch, batches_of
+from passes.statistics.divergence import classes_of, tensors_out
+
+Loss = Callable[[Any, Any], Tensor]
+
+
+def output_loss(student: Any, teacher: Any, temperature: float = 4.0) -> Tensor:
+    """How far a student's outputs are from the teacher's, whatever they are made of: 0 for equal ones.
+
+    Every floating-point tensor of the outputs counts the same: scores of classes (the last dimension; of maps and other
+    outputs with four or more dimensions the second) by temperature**2 * KL(teacher || student) of the softened softmax,
+    anything with a single value there by the squared error relative to the teacher's variance.
+    """
+    given, wanted = tensors_out(student), tensors_out(teacher)
+    if not wanted or len(given) != len(wanted):
+        raise InputError(
+            f"distillation: the teacher gives {len(wanted)} floating-point tensors and the student {len(given)}; "
+            "it needs as many of both, and at least one"
+        )
+    parts = []
+    for mine, theirs in zip(given, wanted, strict=True):
+        mine, theirs = mine.float(), theirs.detach().float()
+        dim = classes_of(theirs) if theirs.dim() >= 2 else None
+        if dim is None:
+            parts.append((mine - theirs).square().mean() / theirs.var(unbiased=False).clamp_min(1e-12))
+            continue
+        soft, target = (F.log_softmax(scores / temperature, dim) for scores in (mine, theirs))
+        parts.append(temperature**2 * (target.exp() * (target - soft)).sum(dim).mean())
+    return torch.stack(parts).mean()
+
+
+def distil(
+    student: nn.Module, teacher: nn.Module, batches: Iterable[Any], steps: int, *, lr: float = 0.02,
+    temperature: float = 4.0, momentum: float = 0.9, weight_decay: float = 1e-4, warmup: float = 0.1,
+    loss: Loss | None = None, labels: float = 0.1, seed: int = 0, progress: Callable[[int, float], None] | None = None,
+) -> nn.Module:  # fmt: skip
+    """Train `student`, in place, for `steps` steps towards what `teacher` computes; returns it in its former mode.
+
+    batches: passed again and again until the steps are done; inputs alone, or with labels behind them. With `loss` of
+    (output, labels) the labels count by the share `labels`. SGD with Nesterov momentum; the rate rises to `lr` over the
+    first `warmup` of the steps and falls to zero along a cosine. progress: called with each step and its loss.
+
+    >>> from torch import nn
+    >>> teacher, student = nn.Linear(4, 3), nn.Linear(4, 3)
+    >>> before = float(output_loss(student(torch.eye(4)), teacher(torch.eye(4))))
+    >>> after = distil(student, teacher, [torch.eye(4)], 20)(torch.eye(4))
+    >>> float(output_loss(after, teacher(torch.eye(4)))) < before
+    True
+    """
+    integer(steps, "distil: steps", least=0, error=InputError)
+    number(lr, "distil: lr", least=0, error=InputError)
+    number(temperature, "distil: temperature", least=1e-3, error=InputError)
+    number(labels, "distil: labels, a share of the loss", least=0, most=1, error=InputError)
+    seed = checked_seed(seed, "distil")
+    parameters = [p for p in student.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(parameters, lr, momentum, weight_decay=weight_decay, nesterov=momentum > 0)
+    modes = [(module, module.training) for network in (student, teacher) for module in network.modules()]
+    with seeded(seed):
+        try:
+            student.train()
+            teacher.eval()
+            for step, batch in enumerate(itertools.islice(_again(student, batches), steps)):
+                for group in optimizer.param_groups:
+                    group["lr"] = lr * _share(step, steps, warmup)
+                with torch.no_grad():
+                    wanted = batch.run(teacher)
+                given = batch.run(student)
+                total = output_loss(given, wanted, temperature)
+                if loss is not None and batch.labels is not None:
+                    total = (1 - labels) * total + labels * loss(given, batch.labels)
+                optimizer.zero_grad(set_to_none=True)
+                total.backward()
+                optimizer.step()
+                if progress is not None:
+                    progress(step, float(total.detach()))
+        finally:
+            for module, training in modes:
+                module.training = training
+    optimizer.zero_grad(set_to_none=True)
+    return student
+
+
+def _again(network: nn.Module, batches: Iterable[Any]) -> Iterator[Batch]:
+    """The batches, over and over. Raises InputError where there is none."""
+    while True:
+        empty = True
+        for batch in batches_of(network, batches):
+            empty = False
+            yield batch
+        if empty:
+            raise InputError("distil: batches is empty, or can be passed once only; give a list or a loader")
+
+
+def _share(step: int, steps: int, warmup: float) -> float:
+    """Of the peak rate: a linear rise, then a cosine to zero."""
+    rise = max(1.0, warmup * steps)
+    if step < rise:
+        return (step + 1) / rise
+    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1.0, steps - rise)))

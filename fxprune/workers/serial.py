@@ -1,0 +1,113 @@
+"""Workers: who trains the candidates of a round. Here the protocol, and the one that does it in this process."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+from torch import nn
+
+from fxprune.io.tensors import tensors_of, to_bytes
+from fxprune.training.candidate import Evaluate, Train, Trained, train_candidate
+from passes import Coupling, Plan, apply_plan
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One candidate to train: its plan relative to the network of the round, steps and seed."""
+
+    index: int
+    plan: Plan
+    steps: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a task. `weights` makes the tensors afterwards (safetensors), before the next outcome is asked for:
+    most candidates lose, and nobody wants theirs. None if it failed or nothing was trained."""
+
+    index: int
+    trained: Trained
+    weights: Callable[[], bytes] | None
+
+
+class Workers(Protocol):
+    """Trains candidates, in any order and place; the same task gives the same outcome everywhere."""
+
+    def start(self) -> None:
+        """Get ready, before the search begins; a WorkerError says what cannot be sent, and how to fix it."""
+
+    def run(self, network: nn.Module, coupling: Coupling, tasks: Sequence[Task]) -> Iterator[Outcome]:
+        """Yield an outcome for each task, as they finish. `network`, coupled as `coupling`, is left as it is."""
+
+    def close(self) -> None:
+        """Give everything back; called at the end, also after an interruption."""
+
+
+@dataclass
+class Timed:
+    """Workers, with the seconds that they spent in train and evaluate."""
+
+    workers: Workers
+    train: float = 0.0
+    evaluate: float = 0.0
+
+    def start(self) -> None:
+        self.workers.start()
+
+    def run(self, network: nn.Module, coupling: Coupling, tasks: Sequence[Task]) -> Iterator[Outcome]:
+        for outcome in self.workers.run(network, coupling, tasks):
+            self.train += outcome.trained.seconds_train
+            self.evaluate += outcome.trained.seconds_evaluate
+            yield outcome
+
+    def close(self) -> None:
+        self.workers.close()
+
+
+@dataclass
+class Serial:
+    """One candidate after the other, in this process.
+
+    One that takes longer than `limit_s` seconds is stopped where Python code runs in the main thread, tried again up to
+    `retries` times, then reported as failed. One that hangs in compiled code, crashes or calls `os._exit` takes this
+    process with it; only workers of their own processes survive that.
+    """
+
+    train: Train | None
+    evaluate: Evaluate | None
+    retries: int = 1
+    limit_s: float | None = None
+
+    def start(self) -> None:
+        pass
+
+    def run(self, network: nn.Module, coupling: Coupling, tasks: Sequence[Task]) -> Iterator[Outcome]:
+        attempts = 1 + self.retries
+        for task in tasks:
+            for attempt in range(attempts):
+                candidate = apply_plan(network, task.plan)
+                trained = train_candidate(candidate, task.steps, task.seed, self.train, self.evaluate, self.limit_s)
+                if not trained.late:
+                    break
+                log.warning("candidate %d, attempt %d of %d: %s", task.index, attempt + 1, attempts, trained.error)
+            keep = self.train is not None and trained.error is None
+            yield Outcome(task.index, trained, partial(_bytes_of, candidate) if keep else None)
+
+    def close(self) -> None:
+        pass
+
+
+def _bytes_of(network: nn.Module) -> bytes:
+    return to_bytes(tensors_of(network))
+
+
+def sent(index: int, trained: Trained, weights: bytes | None) -> Outcome:
+    """The outcome of a task whose weights came from another process."""
+    return Outcome(index, trained, None if weights is None else partial(bytes, weights))

@@ -1,0 +1,1 @@
+"""What a network is, from the operators it ran: groups of coupled units, what is frozen, costs, peak memory."""

@@ -1,0 +1,460 @@
+"""Channel coupling: which units of which parameters can only be removed together, and what must stay and why."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import networkx as nx
+import numpy as np
+import torch
+from torch import fx, nn
+
+from passes.analysis.module_facts import ModuleFacts
+from passes.analysis.parameter_roles import names_of
+from passes.analysis.reach import unused_axes
+from passes.analysis.tape import Structure, map_values
+from passes.analysis.zero_propagation import unmasked_sums
+from passes.arguments import got, has_weights, is_a
+from passes.axes.expressions import Axis, Reason, Variable, constants, leaves
+from passes.axes.index_sets import BlockMask, Mask, kept, positions
+from passes.axes.outer_blocks import block_of, outer_variables
+from passes.documents.plan import Plan
+from passes.errors import PlanError
+from passes.graph.annotations import facts_of, note
+from passes.graph.fingerprint import describe_inputs, fingerprint
+from passes.ops import Value, spelled
+from passes.ops.references import REFERENCES
+from passes.process.garbage import collector_paused
+from passes.process.state import leaves_no_trace
+from passes.stream.inference import infer, source_of
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Where a group occurs in one dimension of one tensor.
+
+    tensor: qualified name in the module's state_dict. index: integer array (size, k), row u holds the positions that
+    unit u takes in dimension `dim`. blocks: where the group has outer blocks (conv groups, heads) the block of each of
+    the k columns, an integer array (k,), else None.
+    role: "output" (a weight produces it), "input" (a weight sums over it), "carried" (it enters and leaves a weighted
+    operator: the channels of a depthwise convolution), "scale" (the weight of a normalisation) or "other" (biases,
+    running statistics, elementwise parameters).
+    """
+
+    tensor: str
+    dim: int
+    index: np.ndarray
+    role: str = "other"
+    blocks: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Group:
+    """Units that are removed together everywhere: `size` units, unit u being row u of every slice.
+
+    mixed: some operator takes statistics over the units (layer normalisation, a mean over channels), or sums them
+    where a zeroed unit is no longer zero (after a sigmoid). The pruned network then equals the dense one with that
+    operator applied to the surviving units; of every other group it equals the dense one with zeroed slices.
+    blocks: in how many outer blocks (heads, convolution groups) the units may be chosen apart (see `Coupling.formed`);
+    1 where they may not.
+    """
+
+    name: str
+    size: int
+    slices: tuple[Slice, ...]
+    mixed: bool = False
+    blocks: int = 1
+
+    def __repr__(self) -> str:
+        return f"Group({self.name!r}, size={self.size}, slices={len(self.slices)}{', mixed' if self.mixed else ''})"
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """Positions ``start:stop`` of a parameter's dimension that stay, and why."""
+
+    tensor: str
+    dim: int
+    start: int
+    stop: int
+    why: Reason
+
+    @property
+    def reason(self) -> str:
+        """What forbids it, in words."""
+        return self.why.text
+
+    @property
+    def node(self) -> str:
+        """The graph node that forbids it."""
+        return self.why.node
+
+    @property
+    def source(self) -> str:
+        """The user's source line of that node, ``file.py:line``, where the graph knows it."""
+        return self.why.source
+
+    def __str__(self) -> str:
+        return f"{self.tensor} dim {self.dim} [{self.start}:{self.stop}]: {self.why}"
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Shares (0 to 1) of MACs and of parameters that shrink with at least one group, and what holds back the rest.
+
+    missing: for each reason the number of parameter elements that it alone keeps.
+    """
+
+    macs: float
+    params: float
+    missing: Mapping[str, int]
+
+
+class Coupling:
+    """The groups of a network, what is frozen, and the evidence. Made by `couple`; never changed.
+
+    module: facts that hold where the network is a module and not a graph.
+    """
+
+    def __init__(
+        self, structure: Structure, variables: Mapping[str, Variable], fingerprint: str, inputs: Any,
+        sources: Mapping[str, str], aliases: Mapping[str, str], trainable: frozenset[str],
+        orders: Mapping[str, np.ndarray] | None = None, module: ModuleFacts | None = None,
+    ) -> None:  # fmt: skip
+        self.structure, self.variables, self.fingerprint = structure, dict(variables), fingerprint
+        self.inputs, self.sources, self.aliases, self.trainable = inputs, sources, aliases, trainable
+        self.orders, self.module = dict(orders or {}), module
+
+    @cached_property
+    def groups(self) -> tuple[Group, ...]:
+        """The groups, in the order in which the network meets them."""
+        roles = self.structure.roles
+        mixed = {v for r in self.structure.all_records for a in r.mixed for v in leaves(a)}
+        mixed.update(*self.unmasked.values())
+        if self.structure.beside:
+            mixed.update(*unmasked_sums(self.structure.beside).values())
+        slices: dict[Variable, list[Slice]] = {v: [] for v in self.variables.values()}
+        for tensor, axes in self._own_tensors():
+            for dim, axis in enumerate(axes):
+                found = positions(axis)
+                for variable, index in found.items():
+                    if variable in slices:
+                        outer = self.outers.get(variable)
+                        blocks = block_of(found[outer], index) if outer is not None else None
+                        role = roles.get((tensor, variable, dim), "other")
+                        slices[variable].append(Slice(tensor, dim, index, role, blocks))
+        groups = []
+        for name, v in self.variables.items():
+            apart = self.outers[v].size if v in self.outers and v not in mixed else 1
+            group = Group(name, v.size, tuple(slices[v]), v in mixed, apart)
+            groups.append(_in_order(group, self.orders[name]) if name in self.orders else group)
+        return tuple(groups)
+
+    @cached_property
+    def outers(self) -> dict[Variable, Variable]:
+        """For each variable that may be chosen apart in the blocks of an outer one, that outer one."""
+        values = [v.axes for r in self.structure.all_records for v in (*r.inputs, *r.outputs)]
+        return outer_variables(self.structure.tensors.values(), values, self.variables.values())
+
+    def formed(self, orders: Mapping[str, np.ndarray]) -> Coupling:
+        """This coupling with the units of some groups formed apart in each outer block.
+
+        orders: for a group with ``blocks > 1`` an integer array (blocks, size), each row a permutation: unit u becomes
+        what was unit ``order[b, u]`` in block b. Ranked by importance within each block, the first units are each
+        block's best. Plans made from the result carry the orders with them.
+
+        Raises PlanError for a group without blocks, one that is formed already, and rows that are no permutations.
+        """
+        checked = dict(self.orders)
+        for name, order in orders.items():
+            group, rows = self.group(name), np.asarray(order, dtype=np.int64)
+            if name in self.orders:
+                raise PlanError(f"group {name!r}: its units are formed already; start from what couple() gave")
+            if group.blocks == 1:
+                raise PlanError(f"group {name!r}: its units cannot be chosen apart; it has no outer blocks")
+            if rows.shape != (group.blocks, group.size):
+                expected = (group.blocks, group.size)
+                raise PlanError(
+                    f"group {name!r}: got an order of shape {rows.shape}, expected {expected}, blocks by units"
+                )
+            if not (np.sort(rows, axis=1) == np.arange(group.size)).all():
+                raise PlanError(f"group {name!r}: each row of an order is a permutation of 0..{group.size - 1}")
+            checked[name] = rows
+        return Coupling(
+            self.structure, self.variables, self.fingerprint, self.inputs, self.sources, self.aliases, self.trainable,
+            checked, self.module,
+        )  # fmt: skip
+
+    @cached_property
+    def unmasked(self) -> dict[int, set[Variable]]:
+        """For each operator call (by its number on the tape) the variables that it sums although they are not zero."""
+        return unmasked_sums(self.structure.records)
+
+    def _own_tensors(self) -> Iterator[tuple[str, tuple[Axis, ...]]]:
+        for tensor, axes in self.structure.tensors.items():
+            if self.aliases[tensor] == tensor:
+                yield tensor, axes
+
+    def group(self, name: str) -> Group:
+        """The group called `name`. Raises PlanError that names the nearest one."""
+        for group in self.groups:
+            if group.name == name:
+                return group
+        raise PlanError(_unknown_group(name, self.variables))
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """The size of each group."""
+        return {name: v.size for name, v in self.variables.items()}
+
+    @cached_property
+    def frozen(self) -> tuple[Frozen, ...]:
+        """Every run of a trainable parameter's dimension, longer than one position, that stays."""
+        found = []
+        for tensor, axes in self._own_tensors():
+            if tensor not in self.trainable:
+                continue
+            for dim, axis in enumerate(axes):
+                for constant, start in constants(axis):
+                    if constant.reason is not None and constant.size > 1:
+                        found.append(Frozen(tensor, dim, start, start + constant.size, constant.reason))
+        return tuple(found)
+
+    def coverage(self) -> Coverage:
+        """Which share of MACs and parameters is in prunable groups."""
+        grouped = set(self.variables.values())
+
+        def prunable(axes: Iterable[Axis]) -> bool:
+            return any(v in grouped for axis in axes for v in leaves(axis))
+
+        def product(axes: Sequence[Axis]) -> int:
+            return int(np.prod([a.size for a in axes], dtype=object))
+
+        macs = [(product(m), prunable(m)) for r in self.structure.records for m in r.macs]
+        params = [(product(a), prunable(a), t) for t, a in self._own_tensors() if t in self.trainable]
+        missing: dict[str, int] = {}
+        for size, free, tensor in params:
+            if not free:
+                reasons = {c.reason.text for a in self.structure.tensors[tensor] for c, _ in constants(a) if c.reason}
+                text = "; ".join(sorted(reasons)) or "a single unit"
+                missing[text] = missing.get(text, 0) + size
+
+        def share(pairs: Iterable[tuple]) -> float:
+            pairs = list(pairs)
+            total = sum(p[0] for p in pairs)
+            return sum(p[0] for p in pairs if p[1]) / total if total else 0.0
+
+        return Coverage(share(macs), share(params), missing)
+
+    @cached_property
+    def graph(self) -> nx.Graph:
+        """The evidence: nodes are ``tensor:dim`` of parameters and values, edges the operators that tie them.
+
+        A shortest path answers "why is conv3 tied to conv7?"; see `explain`.
+        """
+        graph = nx.Graph()
+        grouped = {v: name for name, v in self.variables.items()}
+
+        def add(value: Value) -> dict[str, set[Variable]]:
+            found = {}
+            for dim, axis in enumerate(value.axes):
+                here = {v for v in leaves(axis) if v in grouped}
+                if here:
+                    key = f"{value.label}:{dim}"
+                    graph.add_node(key, axis=str(axis), groups=sorted(grouped[v] for v in here))
+                    found[key] = here
+            return found
+
+        for record in self.structure.records:
+            ends: dict[str, set[Variable]] = {}
+            for value in (*record.inputs, *record.outputs):
+                ends.update(add(value))
+            keys = list(ends)
+            for number, key in enumerate(keys):
+                for other in keys[number + 1 :]:
+                    if ends[key] & ends[other]:
+                        graph.add_edge(key, other, node=record.node, op=spelled(record.func))
+        return graph
+
+    def explain(self, first: str, second: str) -> list[str]:
+        """Why two axes (``"conv1.weight:0"``) shrink together: the operators on the shortest path between them.
+
+        Raises PlanError where an axis is unknown or they are independent.
+        """
+        for end in (first, second):
+            is_a(end, str, "explain", "an axis, such as 'conv1.weight:0'", PlanError)
+            if end not in self.graph:
+                raise PlanError(f"{end!r} is no prunable axis of this network; axes look like 'conv1.weight:0'")
+        if not nx.has_path(self.graph, first, second):
+            raise PlanError(f"{first} and {second} are not coupled")
+        path = nx.shortest_path(self.graph, first, second)
+        return [
+            f"{a} ~ {b} by {self.graph.edges[a, b]['op']} at {self.graph.edges[a, b]['node']}"
+            for a, b in zip(path, path[1:], strict=False)
+        ]
+
+    def plan(self, keep: Mapping[str, Sequence[int]]) -> Plan:
+        """A plan that keeps the given units, sorted, of the named groups, and everything of the others.
+
+        Raises PlanError for an unknown group, and for empty, duplicate, unsorted or out-of-range indices.
+        """
+        is_a(keep, Mapping, "plan: keep", "a mapping of groups to kept units, such as {'conv1': range(8)}", PlanError)
+        checked = {}
+        for name, units in keep.items():
+            if name not in self.variables:
+                raise PlanError(_unknown_group(name, self.variables))
+            checked[name] = _checked_units(name, units, self.variables[name].size)
+        full = {n: checked.get(n, tuple(range(v.size))) for n, v in self.variables.items()}
+        narrowed = [n for n in self.orders if len(full[n]) < self.variables[n].size]
+        names = {v: n for n, v in self.variables.items()}
+        orders = {n: tuple(tuple(map(int, row)) for row in self.orders[n]) for n in narrowed}
+        outers = {n: names.get(self.outers[self.variables[n]], "") for n in narrowed}
+        return Plan(full, self.fingerprint, self.widths, self.inputs, orders, outers)
+
+    def masks(self, plan: Plan) -> dict[Variable, Mask]:
+        """The kept units of each variable that the plan narrows."""
+        is_a(plan, Plan, "masks: plan", "a Plan, which coupling.plan(...) makes", PlanError)
+        masks: dict[Variable, Mask] = {}
+        for name, units in plan.keep.items():
+            variable = self.variables[name]
+            if len(units) == variable.size:
+                continue
+            if name in plan.orders:
+                rows = np.zeros((self.outers[variable].size, variable.size), dtype=bool)
+                np.put_along_axis(rows, np.asarray(plan.orders[name])[:, list(units)], True, axis=1)
+                masks[variable] = BlockMask(self.outers[variable], rows)
+            else:
+                masks[variable] = mask = np.zeros(variable.size, dtype=bool)
+                mask[list(units)] = True
+        return masks
+
+    def after(self, plan: Plan, numbers: Mapping[str, Any] | None = None) -> Coupling:
+        """The coupling of the network that `plan` gives: the same groups, smaller. Nothing is analysed again.
+
+        numbers: by node, what sizes and their arithmetic are in that network, where the rewriting has found them.
+        """
+        is_a(plan, Plan, "after: plan", "a Plan, which coupling.plan(...) makes", PlanError)
+        plan.check(self)
+        keep = self.masks(plan)
+        new = {v: Variable(v.number, kept(mask)) for v, mask in keep.items()}
+        return Coupling(
+            self.structure.renamed(new, keep, numbers or {}),
+            {name: new.get(v, v) for name, v in self.variables.items()},
+            plan.result_fingerprint,
+            self.inputs, self.sources, self.aliases, self.trainable,
+            module=None if self.module is None else self.module.renamed(new, keep),
+        )  # fmt: skip
+
+
+def _in_order(group: Group, order: np.ndarray) -> Group:
+    """`group` with unit u made of what was unit ``order[b, u]`` in block b."""
+    slices = []
+    for item in group.slices:
+        assert item.blocks is not None, "a group with blocks has them in every slice"
+        columns = np.arange(item.index.shape[1])
+        slices.append(replace(item, index=item.index[order[item.blocks].T, columns]))
+    return replace(group, slices=tuple(slices))
+
+
+def _unknown_group(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1) if isinstance(name, str) else []
+    hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(list(known)[:10]) or 'none'}"
+    return f"no group is called {name!r}; {hint}"
+
+
+def _checked_units(name: str, units: Sequence[int], size: int) -> tuple[int, ...]:
+    if isinstance(units, str | Mapping) or not hasattr(units, "__iter__") or getattr(units, "ndim", 1) != 1:
+        raise PlanError(f"group {name!r}: got {got(units)}; expected the kept units, integers in 0..{size - 1}")
+    if isinstance(units, torch.Tensor) and units.is_meta:
+        raise PlanError(f"group {name!r}: got {got(units)}, which has no values; expected the kept units")
+    listed = list(units.tolist() if hasattr(units, "tolist") else units)
+    if not listed:
+        raise PlanError(f"group {name!r}: no unit is kept; keep at least one of {size}")
+    if any(isinstance(u, bool) or not isinstance(u, int) for u in listed):
+        raise PlanError(f"group {name!r}: kept units are integers, not {listed[:5]}")
+    if min(listed) < 0 or max(listed) >= size:
+        raise PlanError(f"group {name!r}: kept units lie in 0..{size - 1}, got {min(listed)}..{max(listed)}")
+    if len(set(listed)) != len(listed):
+        raise PlanError(f"group {name!r}: a unit is kept twice")
+    if sorted(listed) != listed:
+        raise PlanError(f"group {name!r}: kept units must be in ascending order")
+    return tuple(listed)
+
+
+def remember(gm: fx.GraphModule, coupling: Coupling, digest: str = "") -> None:
+    """Keep the coupling of `gm` (whose fingerprint is `digest`) for later passes, and write axes beside each node."""
+    note(gm, coupling=coupling, digest=digest or fingerprint(gm))
+    for node in gm.graph.nodes:
+        values = coupling.structure.values.get(node.name)
+        node.meta["val"] = coupling.structure.vals.get(node.name)
+        node.meta["axes"] = map_values(lambda v: v.axes, values)
+
+
+def recall(gm: fx.GraphModule) -> Coupling | None:
+    """The coupling that `gm` was last given, unless its graph has changed since."""
+    facts = facts_of(gm)
+    return facts.coupling if facts.coupling is not None and facts.digest == fingerprint(gm) else None
+
+
+@leaves_no_trace
+@collector_paused()
+def couple(network: nn.Module, example_inputs: Any) -> Coupling:
+    """Find the groups of a network for inputs of these shapes and dtypes.
+
+    network: a GraphModule, which is interpreted, or any other module, which is run: its own Python, on the meta device.
+    example_inputs: a tensor, a tuple of positional arguments, or a dict by name. Their values are read only where a
+    module's program asks for values.
+
+    Raises PassError where the inputs do not fit the network.
+    """
+    is_a(network, nn.Module, "couple", "a torch.nn.Module or a torch.fx.GraphModule")
+    has_weights(network, "couple")
+    if isinstance(network, fx.GraphModule):
+        return couple_graph(network, example_inputs)
+    from passes.trial.module_groups import couple_module
+
+    return couple_module(network, example_inputs)
+
+
+def couple_graph(gm: fx.GraphModule, example_inputs: Any) -> Coupling:
+    """`couple` for a graph.
+
+    example_inputs: a tensor, a tuple in the order of the placeholders, or a dict by placeholder name.
+    Every node gets ``meta["val"]`` (meta tensors) and ``meta["axes"]``. Weights are neither read nor copied.
+    Ends with a trial rewriting on the meta device: what the coupling offers, PruneChannels can do.
+
+    Raises PassError where the inputs do not fit the graph.
+    """
+    from passes.apply.prune_channels import trial
+
+    inferred = infer(gm, example_inputs)
+    sources = {n.name: source_of(n) for n in gm.graph.nodes}
+    for record in inferred.records:
+        if record.mixed and record.func.overloadpacket not in REFERENCES:
+            text = "it mixes units, and no reference says what it gives without some"
+            reason = Reason(text, record.node, spelled(record.func), sources.get(record.node, ""))
+            for axis in record.mixed:
+                inferred.space.freeze(axis, reason)
+    trainable = frozenset(n for n, _ in gm.named_parameters(remove_duplicate=False))
+    own = [name for name, first in inferred.canonical.items() if first == name]
+    digest = fingerprint(gm)
+    inputs = describe_inputs(gm, inferred.vals)
+    structure = Structure.of(inferred)
+    refused = list(unused_axes(structure.tensors, [n for n in own if n in trainable], structure.records))
+    while True:
+        if refused:
+            for axis, reason in refused:
+                inferred.space.freeze(axis, reason)
+            structure = Structure.of(inferred)
+        coupling = Coupling(
+            structure, names_of(structure, own, trainable), digest, inputs, sources, inferred.canonical, trainable
+        )
+        refused = trial(gm, coupling)
+        if not refused:
+            break
+    remember(gm, coupling, digest)
+    return coupling

@@ -1,0 +1,81 @@
+"""What operators use a parameter's dimensions as, and the readable names of groups that follow from it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from passes.axes.expressions import Axis, Variable, leaves
+from passes.ops import Record, Value, spelled
+
+if TYPE_CHECKING:
+    from passes.analysis.tape import Structure
+
+# What a parameter's name says beyond its module: conv.weight, conv.parametrizations.weight.original1, rnn.weight_ih_l0.
+_PARAMETER = re.compile(r"(\.parametrizations)?\.(\w*_)?(weight|bias)(\.original\d?|_v|_g|_orig|_[ih]h(_l\d+\w*)?)?$")
+
+
+def roles_of(
+    records: Iterable[Record], tensors: Mapping[str, tuple[Axis, ...]]
+) -> dict[tuple[str, Variable, int], str]:
+    """The role (see `Slice`) of a variable in a dimension of a parameter; the first operator that says counts."""
+    uses: dict[tuple[str, Variable], str] = {}
+    for record in records:
+        for place, value in enumerate(record.inputs):
+            for variable, role in _uses(record, place, value).items():
+                for tensor in value.parameters:
+                    uses.setdefault((tensor, variable), role)
+    roles = {}
+    for tensor, axes in tensors.items():
+        found = [(variable, dim) for dim, axis in enumerate(axes) for variable in leaves(axis)]
+        for variable, dim in found:
+            role = uses.get((tensor, variable), "")
+            if role == "input" and dim == 0 and any(v is variable and d > 0 for v, d in found):
+                role = "output"  # x + linear(x): one group in both dimensions, whose rows are what it produces
+            if role:
+                roles[tensor, variable, dim] = role
+    return roles
+
+
+def _uses(record: Record, place: int, value: Value) -> dict[Variable, str]:
+    if not value.parameters:
+        return {}
+    name = spelled(record.func)
+    mine = [v for axis in value.axes for v in leaves(axis)]
+    if "norm" in name and place == 1 and len(value.axes) == 1:
+        return dict.fromkeys(mine, "scale")
+    if "embedding" in name and place == 0:
+        return dict.fromkeys(mine, "output")
+    if not record.macs or len(value.axes) < 2:
+        return {}
+    contracted = {v for axis in record.contracted for v in leaves(axis)}
+    entering = {v for other in record.inputs if not other.parameters for axis in other.axes for v in leaves(axis)}
+    return {v: "input" if v in contracted else "carried" if v in entering else "output" for v in mine}
+
+
+def names_of(structure: Structure, own: Sequence[str], trainable: frozenset[str]) -> dict[str, Variable]:
+    """A stable name for each variable of a trainable parameter: the module that produces it, else the first one.
+
+    own: parameters in order, tied ones once.
+    """
+    roles = structure.roles
+    producer: dict[Variable, str] = {}
+    first: dict[Variable, str] = {}
+    for tensor in own:
+        if tensor not in trainable:
+            continue
+        for dim, axis in enumerate(structure.tensors[tensor]):
+            for variable in leaves(axis):
+                first.setdefault(variable, tensor)
+                if roles.get((tensor, variable, dim)) == "output":
+                    producer.setdefault(variable, tensor)
+    names: dict[str, Variable] = {}
+    for variable, tensor in first.items():
+        base = _PARAMETER.sub("", producer.get(variable, tensor))
+        name, number = base, 1
+        while name in names:
+            number += 1
+            name = f"{base}#{number}"
+        names[name] = variable
+    return names

@@ -1,0 +1,169 @@
+"""What inference found, resolved: the axes of every tensor and the tape of operator calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch.utils import _pytree as pytree
+
+from passes.analysis.parameter_roles import roles_of
+from passes.axes.expressions import Axis, Variable
+from passes.axes.index_sets import Mask, rename
+from passes.ops import Record, Value
+from passes.stream.inference import Inferred
+
+if TYPE_CHECKING:
+    from passes.stream.module_run import ModuleInferred
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Lifetimes:
+    """When the tensors of a module's run came and went.
+
+    inputs: what the caller gave. freed: (how many calls had been made, key of a tensor that nothing held any more).
+    """
+
+    inputs: tuple[Value, ...]
+    freed: tuple[tuple[int, int], ...]
+
+
+class Structure:
+    """Axes of tensors by name, of node results by node, the tape of operator calls, and node results on meta.
+
+    records: the tape, or what makes it when it is first asked for: of the last of a chain of networks nobody does.
+    beside: calls of other runs (the other mode, another size), which say what must go together but count for no cost.
+    lifetimes: of the tensors, where a module was run; a graph tells them by its nodes.
+    """
+
+    def __init__(
+        self, tensors: Mapping[str, tuple[Axis, ...]], values: Mapping[str, Any],
+        records: Sequence[Record] | Callable[[], Sequence[Record]], vals: Mapping[str, Any],
+        beside: Sequence[Record] | Callable[[], Sequence[Record]] = (), lifetimes: Lifetimes | None = None,
+    ) -> None:  # fmt: skip
+        self.tensors, self.values, self.vals = tensors, values, vals
+        self._records, self._beside, self.lifetimes = records, beside, lifetimes
+
+    @property
+    def records(self) -> Sequence[Record]:
+        """The calls of operators in the order of the run."""
+        if callable(self._records):
+            self._records = self._records()
+        return self._records
+
+    @property
+    def beside(self) -> Sequence[Record]:
+        """The calls of runs beside that on the example."""
+        if callable(self._beside):
+            self._beside = self._beside()
+        return self._beside
+
+    @property
+    def all_records(self) -> Sequence[Record]:
+        """The calls of every run."""
+        return [*self.records, *self.beside] if self.beside else self.records
+
+    @classmethod
+    def of(cls, inferred: Inferred | ModuleInferred) -> Structure:
+        """Resolve every axis of an inference, in place: what is resolved once can be resolved again."""
+        change = once_each(inferred.space.resolve)
+        for value in inferred.known:
+            value.axes = tuple(map(change, value.axes))
+        beside = getattr(inferred, "beside", ())
+        for record in (*inferred.records, *beside):
+            record.contracted = list(map(change, record.contracted))
+            record.mixed = list(map(change, record.mixed))
+            record.macs = [tuple(map(change, m)) for m in record.macs]
+            record.literals = {name: change(axis) for name, axis in record.literals.items()}
+        inferred.tensors = {name: tuple(map(change, axes)) for name, axes in inferred.tensors.items()}
+        lifetimes = getattr(inferred, "lifetimes", None)
+        return cls(inferred.tensors, inferred.values, inferred.records, inferred.vals, beside, lifetimes)
+
+    @cached_property
+    def roles(self) -> dict[tuple[str, Variable, int], str]:
+        """What a variable in a dimension of a parameter is used as (see `Slice`)."""
+        return roles_of(self.all_records, self.tensors)
+
+    def renamed(
+        self, new: Mapping[Variable, Axis], keep: Mapping[Variable, Mask], numbers: Mapping[str, Any]
+    ) -> Structure:
+        """The structure after pruning: variables replaced by smaller ones, nodes of `numbers` by these."""
+
+        def shrink(val: Any, value: Any) -> Any:
+            if not isinstance(value, Value):
+                return val
+            return torch.empty([a.size for a in value.axes], dtype=val.dtype, device="meta")
+
+        change = once_each(lambda axis: rename(axis, new, keep))
+        known: dict[int, Value] = {}
+
+        def value(v: Value) -> Value:
+            made = known.get(id(v))
+            if made is None:
+                made = known[id(v)] = _changed(v, axes=tuple(map(change, v.axes)))
+            return made
+
+        def changed(records: Sequence[Record]) -> Sequence[Record]:
+            return [
+                _changed(
+                    r,
+                    inputs=list(map(value, r.inputs)),
+                    outputs=list(map(value, r.outputs)),
+                    contracted=list(map(change, r.contracted)),
+                    mixed=list(map(change, r.mixed)),
+                    macs=[tuple(map(change, m)) for m in r.macs],
+                    literals={k: change(a) for k, a in r.literals.items()},
+                )
+                for r in records
+            ]
+
+        # `numbers` also tells of nodes that rewriting has put in.
+        values = {**numbers, **{name: map_values(value, v) for name, v in self.values.items()}}
+        vals = {name: map_together(shrink, val, values[name]) for name, val in self.vals.items()}
+        tensors = {name: tuple(map(change, axes)) for name, axes in self.tensors.items()}
+        return Structure(
+            tensors,
+            values,
+            lambda: changed(self.records),
+            {**vals, **numbers},
+            lambda: changed(self.beside),
+            self.lifetimes,
+        )
+
+
+def _changed(item: T, **changes: Any) -> T:
+    """A copy with some fields replaced; dataclasses.replace takes several times as long, and there are hundreds."""
+    made = object.__new__(type(item))
+    made.__dict__.update(item.__dict__, **changes)
+    return made
+
+
+def once_each(function: Callable[[Axis], T]) -> Callable[[Axis], T]:
+    """`function`, called once an axis: many tensors share one, and to hash a long sum takes time."""
+    known: dict[int, tuple[Axis, T]] = {}
+
+    def change(axis: Axis) -> T:
+        made = known.get(id(axis))
+        if made is None:
+            made = known[id(axis)] = axis, function(axis)
+        return made[1]
+
+    return change
+
+
+def map_values(function: Callable[[Value], Any], tree: Any) -> Any:
+    """A node's result with each value replaced."""
+    return function(tree) if isinstance(tree, Value) else pytree.tree_map_only(Value, function, tree)
+
+
+def map_together(function: Callable[[Any, Any], Any], first: Any, second: Any) -> Any:
+    """``function(a, b)`` for the leaves of two trees of one shape, arranged as the first."""
+    if isinstance(second, Value):
+        return function(first, second)
+    leaves, spec = pytree.tree_flatten(first)
+    return pytree.tree_unflatten(map(function, leaves, pytree.tree_leaves(second)), spec)

@@ -1,0 +1,132 @@
+"""A plan: which units of each group are kept. Plain data that can be stored, compared and applied again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from passes.arguments import got, is_a
+from passes.documents.plan_json import read, written
+from passes.errors import PlanError
+
+if TYPE_CHECKING:
+    from passes.analysis.coupling import Coupling
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Kept units of every group of one graph, relative to that graph.
+
+    keep: group name to ascending unit indices. fingerprint: of the graph. sizes: of the groups before.
+    inputs: shapes and dtypes of the example inputs, so that the plan can be applied with no data.
+    orders: for groups whose units were formed apart in each outer block (see `Coupling.formed`), the rows that formed
+    them. outers: for these the group that their blocks belong to, or "" where that one is no group.
+    """
+
+    keep: Mapping[str, tuple[int, ...]]
+    fingerprint: str
+    sizes: Mapping[str, int]
+    inputs: list[Any] = field(default_factory=list)
+    orders: Mapping[str, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
+    outers: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """How many units each group keeps."""
+        return {name: len(units) for name, units in self.keep.items()}
+
+    @property
+    def narrows(self) -> bool:
+        """Whether any unit is removed."""
+        return any(len(units) < self.sizes[name] for name, units in self.keep.items())
+
+    @property
+    def result_fingerprint(self) -> str:
+        """Names the network that this plan makes of its graph: the first graph and the widths, by whatever steps."""
+        if not self.narrows:
+            return self.fingerprint
+        first_graph = self.fingerprint.partition("+")[0]
+        kept = json.dumps(self.widths, sort_keys=True)
+        return f"{first_graph}+{hashlib.sha256(kept.encode()).hexdigest()[:32]}"
+
+    def check(self, coupling: Coupling) -> None:
+        """Raise PlanError unless this plan was made for `coupling`."""
+        if not hasattr(coupling, "widths") or not hasattr(coupling, "fingerprint"):
+            raise PlanError(f"check: got {got(coupling)}; expected a Coupling, which couple(...) returns")
+        if self.fingerprint != coupling.fingerprint or dict(self.sizes) != coupling.widths:
+            differing = sorted(
+                name for name in {*self.sizes, *coupling.widths} if self.sizes.get(name) != coupling.widths.get(name)
+            )
+            detail = (
+                f"groups differ: {', '.join(differing[:5])}" if differing else "the graphs differ, the groups do not"
+            )
+            raise PlanError(
+                f"the plan is for graph {self.fingerprint[:12]}, got {coupling.fingerprint[:12]} ({detail}); "
+                "make the plan from couple() of this graph, or load it into the model that it was made for"
+            )
+
+    def then(self, later: Plan) -> Plan:
+        """This plan followed by one for its result: the kept units relative to this plan's graph."""
+        is_a(later, Plan, "then", "a later Plan, for the network that this one makes", PlanError)
+        if later.fingerprint != self.result_fingerprint:
+            raise PlanError("the later plan is not for the network that this plan makes")
+        keep = {name: tuple(units[u] for u in later.keep[name]) for name, units in self.keep.items()}
+        outers = {**self.outers, **later.outers}
+        orders = {name: self._joined_rows(later, name, outer) for name, outer in outers.items()}
+        keep.update({name: tuple(range(len(later.keep[name]))) for name in orders})
+        return Plan(keep, self.fingerprint, self.sizes, self.inputs, orders, outers)
+
+    def kept_in_block(self, name: str, block: int) -> list[int]:
+        """The positions, ascending, that group `name` keeps in one outer block of this plan's graph."""
+        if name not in self.keep:
+            raise PlanError(f"no group of this plan is called {name!r}; it has {', '.join(list(self.keep)[:10])}")
+        rows = self.orders.get(name)
+        return sorted(rows[block][u] for u in self.keep[name]) if rows else list(self.keep[name])
+
+    def _joined_rows(self, later: Plan, name: str, outer: str) -> tuple[tuple[int, ...], ...]:
+        """For each block of this plan's graph its finally kept positions first, the others after them."""
+        blocks = (
+            len(self.orders[name]) if name in self.orders else self.sizes.get(outer, len(later.orders.get(name, ())))
+        )
+        left = list(self.keep[outer]) if outer in self.keep else list(range(blocks))
+        rows = []
+        for block in range(blocks):
+            here = self.kept_in_block(name, block)
+            taken = [here[u] for u in later.kept_in_block(name, left.index(block) if block in left else 0)]
+            rows.append((*taken, *(u for u in range(self.sizes[name]) if u not in set(taken))))
+        return tuple(rows)
+
+    def to_json(self) -> str:
+        """This plan as JSON with a checksum: one group a line, sorted, so that a diff compares two plans."""
+        try:
+            text = written(self.fingerprint, self.inputs, {name: self._entry(name) for name in self.keep})
+        except (KeyError, TypeError, ValueError) as error:
+            raise PlanError(
+                f"to_json: a part of the plan cannot be written ({error!r}); make plans with coupling.plan(...)"
+            ) from error
+        read(text)  # what is written can be read
+        return text
+
+    def _entry(self, name: str) -> dict[str, Any]:
+        entry: dict[str, Any] = {"size": self.sizes[name], "keep": list(self.keep[name])}
+        if name in self.orders:
+            entry |= {"outer": self.outers[name], "order": [list(row) for row in self.orders[name]]}
+        return entry
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """Read what `to_json` wrote. Raises PlanError that says what is missing, wrong or altered."""
+        data = read(text)
+        groups = data["groups"]
+        orders = {n: tuple(map(tuple, g["order"])) for n, g in groups.items() if "order" in g}
+        return cls(
+            {name: tuple(group["keep"]) for name, group in groups.items()},
+            data["fingerprint"],
+            {name: group["size"] for name, group in groups.items()},
+            data["inputs"],
+            orders,
+            {name: groups[name]["outer"] for name in orders},
+        )

@@ -1,0 +1,145 @@
+"""A plan as JSON text with a checksum over it: written one group a line, read back with every fault named."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from passes.documents.strict_json import parse
+from passes.errors import PlanError
+
+FORMAT = 2  # 1 had no checksum; it is still read
+_MOST_UNITS = 2**31
+_MOST_ELEMENTS = 2**34  # of an example input, which a reader makes zeros of
+_SEALED = re.compile(r'(.*"sha256": ")([0-9a-f]{64})"\}\s*', re.DOTALL)
+_GROUP_KEYS = {"size", "keep", "outer", "order"}
+_LEAVES = {"tensor": {"tensor", "dtype"}, "dict": {"dict"}, "list": {"list"}, "tuple": {"tuple"}, "value": {"value"}}
+
+
+def written(fingerprint: str, inputs: Sequence[Any], groups: Mapping[str, Mapping[str, Any]]) -> str:
+    """The text of a plan: sorted keys, one group a line, and at the end the SHA-256 of all that stands before it."""
+    lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(groups[name])}" for name in sorted(groups))
+    head = json.dumps({"format": FORMAT, "fingerprint": fingerprint, "inputs": list(inputs)}, sort_keys=True)
+    body = head[:-1] + ', "groups": {\n' + lines + '\n},\n"sha256": "'
+    return f'{body}{hashlib.sha256(body.encode()).hexdigest()}"}}\n'
+
+
+def read(text: str) -> dict[str, Any]:
+    """What `written` wrote, checked: fingerprint, inputs, and for each group size, keep and perhaps outer and order.
+
+    Raises PlanError that says what is missing, wrong or altered.
+    """
+    if not isinstance(text, str):
+        raise PlanError(f"a plan is read from JSON text, got a {type(text).__name__}; pass Path(...).read_text()")
+    try:
+        data = parse(text)
+    except ValueError as error:
+        raise PlanError(f"this is no plan of fxprune, or a damaged one: {error}") from None
+    if not isinstance(data, dict):
+        raise PlanError(f"this is no plan of fxprune: expected a JSON object, got a {type(data).__name__}")
+    number = _of(data, "format", int, "the plan")
+    if number not in (1, FORMAT):
+        raise PlanError(f"the plan has format {number}, this version reads format {FORMAT} and 1")
+    expected = {"format", "fingerprint", "inputs", "groups", *(["sha256"] if number > 1 else [])}
+    if data.keys() != expected:
+        _refuse_keys(data, expected)
+    groups = _of(data, "groups", dict, "the plan")
+    for name, group in groups.items():
+        _check_group(name, group)
+    inputs = _of(data, "inputs", list, "the plan")
+    for position, item in enumerate(inputs):
+        _check_input(item, f"input {position}")
+    found = {"fingerprint": _of(data, "fingerprint", str, "the plan"), "inputs": inputs, "groups": groups}
+    if number > 1:
+        _check_seal(text)
+    return found
+
+
+def _check_seal(text: str) -> None:
+    found = _SEALED.fullmatch(text)
+    if found is None or hashlib.sha256(found.group(1).encode()).hexdigest() != found.group(2):
+        raise PlanError(
+            "the plan was altered or damaged after it was written: its checksum does not fit its text; "
+            "take it from where it was written, or make a new one with coupling.plan(...).to_json()"
+        )
+
+
+def _check_group(name: str, group: Any) -> None:
+    where = f"group {name!r}"
+    if not isinstance(group, dict):
+        raise PlanError(f"this is no plan of fxprune: {where} is a {type(group).__name__}, expected an object")
+    if not group.keys() <= _GROUP_KEYS or ("order" in group) != ("outer" in group):
+        _refuse_keys(group, {"size", "keep"}, where)
+    size = _of(group, "size", int, where)
+    if not 1 <= size <= _MOST_UNITS:
+        raise PlanError(f"{where}: a size of {size} is no number of units")
+    keep = _units(_of(group, "keep", list, where), where)
+    if not keep or any(a >= b for a, b in zip(keep, keep[1:], strict=False)) or keep[0] < 0 or keep[-1] >= size:
+        raise PlanError(f"{where}: kept units are ascending, each once, in 0..{size - 1}, and at least one")
+    for row in _of(group, "order", list, where) if "order" in group else []:
+        if not isinstance(row, list) or len(row) != size or sorted(_units(row, where)) != list(range(size)):
+            raise PlanError(f"{where}: each row of its order holds all of 0..{size - 1} once")
+    if "outer" in group:
+        _of(group, "outer", str, where)
+
+
+def _units(values: list[Any], where: str) -> list[int]:
+    wrong = next((value for value in values if type(value) is not int), None)
+    if wrong is not None:
+        raise PlanError(f"{where}: units are integers, got {str(wrong)[:40]!r}")
+    return values
+
+
+def _check_input(item: Any, where: str) -> None:
+    kind = next((kind for kind in _LEAVES if isinstance(item, dict) and kind in item), None)
+    if kind is None or item.keys() != _LEAVES[kind]:
+        raise PlanError(f"{where}: expected one of {', '.join(_LEAVES)}, got {str(item)[:80]}")
+    inner = item[kind]
+    if kind == "tensor":
+        _check_tensor(item, where)
+    elif kind == "dict":
+        for name, value in _of(item, kind, dict, where).items():
+            _check_input(value, f"{where}[{name!r}]")
+    elif kind in ("list", "tuple"):
+        for position, value in enumerate(_of(item, kind, list, where)):
+            _check_input(value, f"{where}[{position}]")
+    elif isinstance(inner, list | dict):
+        raise PlanError(f"{where}: a value is a number, a text, true, false or null, got {str(inner)[:80]}")
+
+
+def _check_tensor(item: dict[str, Any], where: str) -> None:
+    import torch
+
+    elements = 1
+    for size in _of(item, "tensor", list, where):
+        if type(size) is not int or size < 0:
+            raise PlanError(f"{where}: a shape holds sizes of at least 0, got {str(size)[:40]!r}")
+        elements *= max(size, 1)
+    if elements > _MOST_ELEMENTS:
+        raise PlanError(f"{where}: {elements:,} elements are more than any example input has")
+    dtype = _of(item, "dtype", str, where)
+    if not isinstance(getattr(torch, dtype, None), torch.dtype):
+        raise PlanError(f"{where}: torch has no dtype {dtype[:40]!r}")
+
+
+def _of(table: Mapping[str, Any], key: str, kind: type, where: str) -> Any:
+    if key not in table:
+        raise PlanError(f"this is no plan of fxprune: {where} has no {key!r}")
+    value = table[key]
+    if type(value) is not kind:
+        raise PlanError(
+            f"this is no plan of fxprune: {key!r} of {where} is {str(value)[:40]!r}, expected {_NAMES[kind]}"
+        )
+    return value
+
+
+_NAMES = {int: "an integer", str: "a text", list: "a list", dict: "an object"}
+
+
+def _refuse_keys(table: Mapping[str, Any], expected: set[str], where: str = "the plan") -> None:
+    missing, foreign = sorted(expected - table.keys()), sorted(table.keys() - expected)
+    detail = f"{where} has no {missing[0]!r}" if missing else f"{where} has an unknown entry {foreign[0][:40]!r}"
+    raise PlanError(f"this is no plan of fxprune: {detail}")

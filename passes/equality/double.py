@@ -1,0 +1,72 @@
+"""Double precision whatever a network names: rounding then makes 1e-16 of what would be 1e-8."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+
+from passes.ops.meta_shapes import LightMode
+from passes.process.state import state_kept
+from passes.stream.inference import composite_attention
+
+_DOUBLE = {
+    **dict.fromkeys([torch.float32, torch.float16, torch.bfloat16], torch.float64),
+    **dict.fromkeys([torch.complex64, torch.complex32], torch.complex128),
+}
+
+
+def double(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy in double precision; of integers and flags a plain copy."""
+    data = tensor.detach()
+    return data.to(_DOUBLE.get(data.dtype, data.dtype), copy=True)
+
+
+class InDouble(LightMode):
+    """A dispatch mode in which every type of lower precision is double: where it is named, and where it is the default.
+
+    A state that starts from ``torch.zeros(n, 16)`` names no type; in single precision it could not enter a product
+    with weights in double.
+    """
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if kwargs.get("dtype") in _DOUBLE:
+            kwargs = {**kwargs, "dtype": _DOUBLE[kwargs["dtype"]]}
+        if func in _CONVERTING and args[1] in _DOUBLE:
+            args = (args[0], _DOUBLE[args[1]], *args[2:])
+        result = func(*args, **kwargs)
+        if isinstance(result, torch.Tensor) and result.dtype in _DOUBLE and _makes(func):
+            with torch.utils._python_dispatch._disable_current_modes():  # no call of the network: none may count it
+                return result.to(_DOUBLE[result.dtype])
+        return result
+
+
+_CONVERTING = frozenset({torch.ops.prims.convert_element_type.default})
+
+
+@cache
+def _makes(func: Any) -> bool:
+    """Whether an operator makes a tensor of no other: by its size, or of numbers that stand in the program."""
+    if func in (torch.ops.aten.lift_fresh.default, torch.ops.aten.lift_fresh_copy.default):
+        return True
+    return not any("Tensor" in str(argument.type) for argument in func._schema.arguments)
+
+
+@contextmanager
+def in_double(root: torch.nn.Module, seed: int = 0) -> Iterator[None]:
+    """Inside, `root` is in evaluation mode, nothing is recorded for gradients, and random numbers are those of `seed`.
+
+    Attention takes no fused path, which a dispatch mode could not see into.
+    """
+    with state_kept(), torch.no_grad(), composite_attention(), InDouble():
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed)
+        root.eval()
+        yield

@@ -1,0 +1,229 @@
+"""torch.nn's attention and encoder modules in traceable form: projections, heads as literals, one attention call.
+
+`nn.MultiheadAttention` and the encoders are leaves to fx, because their own forward cannot be traced: it chooses
+fast paths by the values of flags and shapes. While a model is traced, `lowered()` puts the forwards of this file in
+their place; decoders have no fast path, and are traced through as they are. The forwards compute the same (the slow
+path of torch) on the same parameters under the same names:
+
+    q, k, v = linear(x, in_proj_weight, in_proj_bias).split([E, E, E], -1)
+    q = q.unflatten(-1, (heads, head_dim)) ...          # the only places that state a head count
+    out_proj(scaled_dot_product_attention(q, k, v, scale=head_dim ** -0.5).flatten(-2))
+
+Ranks are counted from the end, so that batched and unbatched input take the same graph, and no batch size or length
+is stated. The scale is a literal: it does not follow head_dim when heads are pruned. A causal hint is
+believed where it is given and not guessed from the values of a mask, which changes no result.
+In evaluation without gradients torch zeroes the padded positions of TransformerEncoder's output; this graph,
+like torch in training, leaves what they hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+from torch.nn.modules import transformer
+
+from passes.frontend.tracer import Unresolved, ValueProxy, is_opened
+
+LOWERED: dict[type[nn.Module], Callable[..., Any]] = {}
+_LOOKS_AT_MASKS = "_detect_is_causal_mask"  # of torch's transformers: whether a mask is causal, by its values
+
+
+@contextmanager
+def lowered() -> Iterator[None]:
+    """Inside, the modules in LOWERED run the forwards of this file, and a mask is causal where that is said."""
+    originals = {kind: kind.forward for kind in LOWERED}
+    looks = getattr(transformer, _LOOKS_AT_MASKS)
+    try:
+        setattr(transformer, _LOOKS_AT_MASKS, lambda mask, is_causal=None, size=None: is_causal is True)
+        for kind, forward in LOWERED.items():
+            kind.forward = forward  # type: ignore[method-assign, assignment]
+        yield
+    finally:
+        setattr(transformer, _LOOKS_AT_MASKS, looks)
+        for kind, forward in originals.items():
+            kind.forward = forward  # type: ignore[method-assign]
+
+
+def is_lowered(module: nn.Module) -> bool:
+    """Whether, inside `lowered()`, this module is traced through, unlike torch's other modules."""
+    return type(module).forward in LOWERED.values() or is_opened(type(module))
+
+
+def _lowers(kind: type[nn.Module]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    def register(forward: Callable[..., Any]) -> Callable[..., Any]:
+        LOWERED[kind] = forward
+        return forward
+
+    return register
+
+
+@_lowers(nn.MultiheadAttention)
+def attend(
+    self: nn.MultiheadAttention,
+    query: Any,
+    key: Any,
+    value: Any,
+    key_padding_mask: Any = None,
+    need_weights: bool = True,
+    attn_mask: Any = None,
+    average_attn_weights: bool = True,
+    is_causal: bool = False,
+) -> tuple[Any, Any]:
+    """The output, and the weights: a proxy that adds itself to the graph only when it is used."""
+    if is_causal and attn_mask is None:
+        raise RuntimeError("is_causal is a hint about attn_mask, which is missing")
+    q, k, v = (_heads_out(self, projected) for projected in _project(self, query, key, value))
+    added = (self.bias_k is not None) + bool(self.add_zero_attn)
+    if self.bias_k is not None:
+        k, v = _with_row(self, k, self.bias_k), _with_row(self, v, self.bias_v)
+    if self.add_zero_attn:
+        k, v = (torch.cat([rows, torch.zeros_like(rows[..., :1, :])], -2) for rows in (k, v))
+    hint = is_causal and key_padding_mask is None and not need_weights
+    mask = None if hint else _merged_mask(self, query, attn_mask, key_padding_mask, added)
+    dropout = self.dropout * self.training if self.dropout else 0.0
+    scale = self.head_dim**-0.5
+    fused = {"attn_mask": mask, "dropout_p": dropout, "is_causal": hint, "scale": scale}
+    spelling = (q, k, v, mask, scale, self.dropout, self.training, average_attn_weights)
+    attended: Any
+    weights: Any = None
+    if not need_weights:
+        attended = F.scaled_dot_product_attention(q, k, v, **fused)
+    elif isinstance(query, fx.Proxy):
+        attended = F.scaled_dot_product_attention(q, k, v, **fused)
+        weights = _Weights(attended, *spelling)
+    else:  # torch.export runs this on tensors, and drops what is not used
+        attended, weights = _spelt_out(*spelling)
+        attended = attended if self.dropout else F.scaled_dot_product_attention(q, k, v, **fused)
+    moved = attended.transpose(-3, -2) if self.batch_first else attended.movedim(-2, 0)
+    return self.out_proj(moved.flatten(-2)), weights
+
+
+def _project(self: nn.MultiheadAttention, query: Any, key: Any, value: Any) -> tuple[Any, Any, Any]:
+    """(..., E) each; one product where the three inputs are one."""
+    sizes = [self.embed_dim] * 3
+    if self._qkv_same_embed_dim and query is key and key is value:
+        q, k, v = F.linear(query, self.in_proj_weight, self.in_proj_bias).split(sizes, -1)
+        return q, k, v
+    bias: Any = (None, None, None) if self.in_proj_bias is None else self.in_proj_bias.split(sizes, 0)
+    if self._qkv_same_embed_dim:
+        weight: Any = self.in_proj_weight.split(sizes, 0)
+    else:
+        weight = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
+    q, k, v = (F.linear(x, weight[part], bias[part]) for part, x in enumerate((query, key, value)))
+    return q, k, v
+
+
+def _heads_out(self: nn.MultiheadAttention, x: Any) -> Any:
+    """(N, L, E) or, with the length first, (L, N, E) to (N, heads, L, head_dim)."""
+    split = x.unflatten(-1, (self.num_heads, self.head_dim))
+    return split.transpose(-3, -2) if self.batch_first else split.movedim(0, -2)
+
+
+def _with_row(self: nn.MultiheadAttention, rows: Any, row: Any) -> Any:
+    """The learned extra key or value (1, 1, E) behind `rows` (N, heads, S, head_dim)."""
+    row = row.flatten().unflatten(0, (self.num_heads, self.head_dim)).unsqueeze(-2)
+    return torch.cat([rows, row.expand_as(rows[..., :1, :])], -2)
+
+
+def _merged_mask(self: nn.MultiheadAttention, query: Any, attn_mask: Any, key_padding_mask: Any, added: int) -> Any:
+    """One additive mask that broadcasts against (N, heads, L, S), or None; `added` rows are open to all."""
+    masks = []
+    if attn_mask is not None:
+        mask = _additive(query, attn_mask, "attn_mask")
+        per_head = _rank(attn_mask) == 3 and _rank(query) != 2
+        masks.append(mask.unflatten(0, (-1, self.num_heads)) if per_head else mask)
+    if key_padding_mask is not None:
+        masks.append(_additive(query, key_padding_mask, "key_padding_mask")[..., None, None, :])
+    if not masks:
+        return None
+    merged = masks[0] if len(masks) == 1 else masks[0] + masks[1]
+    return F.pad(merged, (0, added)) if added else merged
+
+
+def _additive(query: Any, mask: Any, name: str) -> Any:
+    """Boolean to 0 and -inf; a call that looks at the type when it runs, since tracing need not know it."""
+    said = {"mask_name": name, "other_type": None, "other_name": "", "target_type": query.dtype, "check_other": False}
+    if not isinstance(query, fx.Proxy):
+        return F._canonical_mask(mask=mask, **said)
+    return query.tracer.create_proxy("call_function", F._canonical_mask, (), {"mask": mask, **said})
+
+
+def _spelt_out(
+    q: Any, k: Any, v: Any, mask: Any, scale: float, p: float, training: Any, average: bool
+) -> tuple[Any, Any]:
+    """Output and weights by the products and the softmax that the fused attention call stands for."""
+    scores = (q * scale).matmul(k.transpose(-2, -1))
+    weights = F.softmax(scores if mask is None else scores + mask, -1)
+    weights = F.dropout(weights, p, training=training) if p else weights
+    return weights.matmul(v), weights.mean(-3) if average else weights
+
+
+def _rank(x: Any) -> int | None:
+    """Number of dimensions; None where nothing tells (then a mask counts as (L, S), the input as batched)."""
+    if not isinstance(x, fx.Proxy):
+        return x.dim()
+    try:
+        return x.tracer.value(x).dim()  # type: ignore[attr-defined]
+    except Unresolved:
+        return None
+
+
+class _Weights(ValueProxy):
+    """Attention weights, (N, L, S) or by head (N, heads, L, S), that cost nothing unless they are used.
+
+    When they are, the fused attention call is replaced by the products and the softmax that it stands for, so that
+    the weights are those that the output was made with, dropout included.
+    """
+
+    def __init__(self, attended: Any, *arguments: Any) -> None:
+        self.tracer = attended.tracer
+        self._attended = attended
+        self._arguments = arguments
+        self._node: fx.Node | None = None
+
+    @property
+    def node(self) -> fx.Node:  # type: ignore[override]
+        if self._node is None:
+            self._node = self._spell_out()
+        return self._node
+
+    @node.setter
+    def node(self, node: fx.Node) -> None:
+        self._node = node
+
+    def _spell_out(self) -> fx.Node:
+        fused = self._attended.node
+        with fused.graph.inserting_before(fused):
+            output, shown = _spelt_out(*self._arguments)
+        fused.replace_all_uses_with(output.node)
+        fused.graph.erase_node(fused)
+        return shown.node
+
+
+@_lowers(nn.TransformerEncoderLayer)
+def encoder_layer(
+    self: nn.TransformerEncoderLayer,
+    src: Any,
+    src_mask: Any = None,
+    src_key_padding_mask: Any = None,
+    is_causal: bool = False,
+) -> Any:
+    if self.norm_first:
+        src = src + self._sa_block(self.norm1(src), src_mask, src_key_padding_mask, is_causal=is_causal)
+        return src + self._ff_block(self.norm2(src))
+    src = self.norm1(src + self._sa_block(src, src_mask, src_key_padding_mask, is_causal=is_causal))
+    return self.norm2(src + self._ff_block(src))
+
+
+@_lowers(nn.TransformerEncoder)
+def encoder(
+    self: nn.TransformerEncoder, src: Any, mask: Any = None, src_key_padding_mask: Any = None, is_causal: Any = None
+) -> Any:
+    for layer in self.layers:
+        src = layer(src, src_mask=mask, src_key_padding_mask=src_key_padding_mask, is_causal=is_causal is True)
+    return src if self.norm is None else self.norm(src)

@@ -1,0 +1,75 @@
+"""What the passes note of a graph, in `gm.meta`: it travels with copies and into files, as a graph's other notes do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from torch import fx
+
+if TYPE_CHECKING:
+    from passes.analysis.coupling import Coupling
+    from passes.documents.certificate import Certificate
+    from passes.documents.plan import Plan
+    from passes.frontend.fidelity import Pending
+
+KEY = "passes"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of one graph. Never changed, so that copies of the graph share it.
+
+    plan: that made it, relative to the first graph of a chain. coupling, digest: its analysis, and the fingerprint
+    that the graph then had. evidence: the groups in plain words, which a file keeps in place of the analysis.
+    certificate: of the last proof that it computes what the masked original does. specialised: what it was captured
+    for, in sentences. pending: a comparison with its module that is still to be made (see passes/frontend/fidelity.py).
+    """
+
+    plan: Plan | None = None
+    coupling: Coupling | None = field(default=None, repr=False)
+    digest: str = ""
+    evidence: tuple[str, ...] = ()
+    certificate: Certificate | None = None
+    specialised: tuple[str, ...] = ()
+    pending: Pending | None = field(default=None, repr=False, compare=False)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Facts:
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the analysis, which holds the whole tape; it is made anew where it is wanted."""
+        plain = {**self.__dict__, "coupling": None, "digest": "", "pending": None}
+        return {**plain, "evidence": self.evidence or _evidence(self.coupling)}
+
+
+def facts_of(gm: fx.GraphModule) -> Facts:
+    """What is noted of `gm`; empty facts where nothing is."""
+    found = gm.meta.get(KEY)
+    return found if isinstance(found, Facts) else Facts()
+
+
+def note(gm: fx.GraphModule, **changes: Any) -> None:
+    """Note these facts of `gm` beside what is known."""
+    gm.meta[KEY] = replace(facts_of(gm), **changes)
+
+
+def specialised_in(gm: fx.GraphModule) -> tuple[str, ...]:
+    """What `gm` was captured for (a mode, a flag, a state), in sentences; it may compute something else otherwise."""
+    return facts_of(gm).specialised
+
+
+def evidence_of(gm: fx.GraphModule) -> tuple[str, ...]:
+    """The groups of `gm` and where they occur, a line each; also of a graph that was loaded from a file."""
+    facts = facts_of(gm)
+    return facts.evidence or _evidence(facts.coupling)
+
+
+def _evidence(coupling: Coupling | None) -> tuple[str, ...]:
+    return () if coupling is None else tuple(_line(group) for group in coupling.groups)
+
+
+def _line(group: Any) -> str:
+    places: Sequence[str] = [f"{item.tensor} dim {item.dim} ({item.role})" for item in group.slices]
+    return f"{group.name}: {group.size} units{', mixed' if group.mixed else ''} in {', '.join(places)}"

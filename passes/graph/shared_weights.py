@@ -1,0 +1,112 @@
+"""Using a model without leaving a trace in it: attributes put back, modules doubled over shared weights."""
+
+from collections import OrderedDict, defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from passes.graph.module_copies import modules_of
+
+# Exact types: a subclass may refuse to be emptied (fx's immutable_list) or cost more than it is worth.
+_CONTAINERS = frozenset({dict, OrderedDict, defaultdict, list, set})
+
+
+@contextmanager
+def borrowed(model: nn.Module) -> Iterator[None]:
+    """Inside the block anything may be set on the model or its modules; on leaving, all is as it was.
+
+    Attributes, registrations and the contents of lists, dicts and sets held as attributes are put back.
+    Tensors are not copied: a block that writes into one in place has written into it.
+    """
+    saved = [
+        (module, dict(module.__dict__), [(value, value.copy() if value else ()) for value in _containers(module)])
+        for module in dict.fromkeys(modules_of(model).values())  # each once
+    ]
+    try:
+        yield
+    finally:
+        for module, attributes, containers in saved:
+            module.__dict__.clear()
+            module.__dict__.update(attributes)
+            for container, contents in containers:
+                if container or contents:
+                    _refill(container, contents)
+
+
+def twin(module: nn.Module) -> nn.Module:
+    """A second module (and second children) over the same parameters, buffers and settings.
+
+    What is set on the twin (`train()`, `in_channels`, another parameter) does not reach the module.
+    A ScriptModule cannot be doubled and is returned as it is.
+    """
+    if isinstance(module, torch.jit.ScriptModule):
+        return module
+    double = object.__new__(type(module))
+    double.__dict__.update(
+        {name: value.copy() if type(value) in _CONTAINERS else value for name, value in module.__dict__.items()}
+    )
+    children = double.__dict__["_modules"]
+    for name, child in children.items():
+        if child is not None:
+            children[name] = twin(child)
+    return double
+
+
+def doubled(model: nn.Module, graph: fx.Graph) -> nn.Module:
+    """What `graph` refers to of `model`: twins of the modules that it calls, in plain modules with modes of their own.
+
+    As in torch's graph modules, a tensor that is no parameter becomes a buffer, and the order is that of the graph.
+    """
+    originals = modules_of(model)
+    root = nn.Module()
+    own = {"": root}
+    called: set[str] = set()
+
+    def holder(path: str) -> nn.Module | None:
+        """The plain module at `path`; None where that lies in a module that is called."""
+        if path in called:
+            return None
+        if path not in own:
+            above, _, name = path.rpartition(".")
+            parent = holder(above)
+            if parent is None:
+                return None
+            parent._modules[name] = own[path] = nn.Module()
+        return own[path]
+
+    for node in graph.nodes:
+        if node.op not in ("call_module", "get_attr") or node.target in called:
+            continue
+        target = str(node.target)
+        path, _, name = target.rpartition(".")
+        parent = holder(path)
+        if parent is None:
+            continue
+        if node.op == "call_module":
+            called.add(target)
+            parent._modules[name] = twin(originals[target])
+            continue
+        value = getattr(originals[path], name)
+        if isinstance(value, torch.Tensor) and not isinstance(value, nn.Parameter):
+            parent.register_buffer(name, value)
+        else:
+            setattr(parent, name, value)
+    for path, module in own.items():
+        module.training = originals[path].training
+        module._non_persistent_buffers_set.update(originals[path]._non_persistent_buffers_set & set(module._buffers))
+    return root
+
+
+def _containers(module: nn.Module) -> list[Any]:
+    return [value for value in module.__dict__.values() if type(value) in _CONTAINERS]
+
+
+def _refill(container: Any, contents: Any) -> None:
+    container.clear()
+    if isinstance(container, list):
+        container.extend(contents)
+    else:
+        container.update(contents)

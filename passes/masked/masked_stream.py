@@ -1,0 +1,115 @@
+"""The masked original of a cut module, as it runs: removed units are zero, operators that mix see the others alone.
+
+The axes of every tensor are inferred again while it runs, from those of the parameters that the coupling knows. So an
+input of another length, a branch that another value takes and another mode are masked as well as the example was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from passes.analysis.coupling import Coupling
+from passes.axes.expressions import Axis, Variable, leaves
+from passes.axes.index_sets import Mask, survivors
+from passes.errors import EquivalenceError
+from passes.ops import Record, spelled
+from passes.ops.references import REFERENCES, column, narrowed
+from passes.stream.inference import tensors_in
+from passes.stream.module_stream import ModuleInference
+
+_LATER = 1 << 40  # new variables are numbered after those of the coupling, which therefore stay when they meet
+
+
+class MaskedInference(ModuleInference):
+    """Runs a module whose removed units are zero, and corrects what operators that mix them give.
+
+    tape: whether the calls are kept. results: if set, what each call gave, the removed positions left out.
+    """
+
+    def __init__(self, coupling: Coupling, masks: Mapping[Variable, Mask], tape: bool = False) -> None:
+        super().__init__(real=True)
+        self.masks, self.tape = masks, tape
+        self.results: list[tuple[Any, str, list[torch.Tensor]]] | None = None
+        self.space.start_at(_LATER)
+        self._summed = {v for found in coupling.unmasked.values() for v in found}
+        self._summed |= {coupling.variables[g.name] for g in coupling.groups if g.mixed}
+
+    def call(self, func, args, kwargs):
+        before = len(self.records)
+        kept = _copies_of_written(func, args) if func._schema.is_mutable else None
+        result = super().call(func, args, kwargs)
+        if len(self.records) == before:
+            return result
+        record, outputs = self.records[-1], _listed(result)
+        if self._is_masked(record):
+            self._correct(record, func, args if kept is None else kept, kwargs, outputs)
+        if self.results is not None:
+            left = [self._surviving(t, v) for t, v in zip(outputs, record.outputs, strict=True)]
+            self.results.append((func, self.label(), left))
+        if not self.tape:
+            self.records.pop()
+            self.values.clear()
+        return result
+
+    def _is_masked(self, record: Record) -> bool:
+        if any(narrowed(axis, self.masks) for axis in record.mixed):
+            return True
+        return any(v in self.masks and v in self._summed for axis in record.contracted for v in leaves(axis))
+
+    def _correct(self, record: Record, func: Any, args: tuple, kwargs: dict[str, Any], outputs: list) -> None:
+        """Overwrite what a call gave with what it gives on the surviving positions."""
+        if any(narrowed(axis, self.masks) for axis in record.mixed):
+            reference = REFERENCES.get(func.overloadpacket)
+            if reference is None:
+                raise EquivalenceError(
+                    f"{spelled(func)} mixes a pruned axis at {self.label()} ({self.source()}), and no reference says "
+                    "what it should give"
+                )
+            found = reference(func, args, kwargs, record, self.masks)
+        else:
+            operands = iter(record.inputs)
+            cleared = {v for axis in record.contracted for v in leaves(axis)} & self._summed
+
+            def clear(tensor: torch.Tensor) -> torch.Tensor:
+                for dim, axis in enumerate(next(operands).axes):
+                    if narrowed(axis, self.masks) and cleared & set(leaves(axis)):
+                        remain = column(survivors(axis, self.masks), tensor, dim).bool()
+                        tensor = torch.where(remain, tensor, torch.zeros((), dtype=tensor.dtype, device=tensor.device))
+                return tensor
+
+            args, kwargs = pytree.tree_map_only(torch.Tensor, clear, (args, kwargs))
+            found = func(*args, **kwargs)
+        for tensor, right in zip(outputs, _listed(found), strict=False):
+            tensor.copy_(right)
+
+    def _surviving(self, tensor: torch.Tensor, value: Any) -> torch.Tensor:
+        for dim, axis in enumerate(value.axes):
+            if narrowed(axis, self.masks):
+                index = torch.from_numpy(survivors(axis, self.masks).nonzero()[0])
+                tensor = tensor.index_select(dim, index.to(tensor.device))
+        return tensor.detach().clone()
+
+    def bound_since(self, axes: list[Axis]) -> list[Variable]:
+        """Units that this run ties to others although the coupling keeps them apart."""
+        known = {v for axis in axes for v in leaves(axis)}
+        return [v for v in known if self.space.resolve(v) is not v]
+
+
+def _listed(result: Any) -> list[torch.Tensor]:
+    return tensors_in(*result) if isinstance(result, (tuple, list)) else tensors_in(result)
+
+
+def _copies_of_written(func: Any, args: tuple) -> tuple | None:
+    """The arguments of a call that writes into some, with copies of those: to run it again on what they held."""
+    written = [
+        number
+        for number, formal in enumerate(func._schema.arguments)
+        if formal.alias_info is not None and formal.alias_info.is_write and number < len(args)
+    ]
+    if torch.Tag.pointwise in func.tags or not written:
+        return None
+    return tuple(arg.clone() if n in written and isinstance(arg, torch.Tensor) else arg for n, arg in enumerate(args))

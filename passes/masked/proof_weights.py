@@ -1,0 +1,108 @@
+"""The weights of a proof, in double precision: the dense ones with removed units at zero, or trained ones embedded."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import nn
+
+from passes.analysis.coupling import Coupling
+from passes.axes.expressions import Variable
+from passes.axes.index_sets import Mask, survivors
+from passes.documents.plan import Plan
+from passes.equality.double import double
+from passes.errors import EquivalenceError
+from passes.graph.module_copies import Replace, like, owned_tensors
+
+Noise = Mapping[str, torch.Tensor]
+
+
+def finite_parameters(network: nn.Module, which: str) -> None:
+    """Raise EquivalenceError where a parameter of the `which` network holds what is no finite number."""
+    for name, parameter in network.named_parameters():
+        if not (parameter.is_floating_point() or parameter.is_complex()):
+            continue
+        wrong = int((~torch.isfinite(parameter)).sum())
+        if wrong:
+            raise EquivalenceError(
+                f"{name} of the {which} network holds {wrong} of {parameter.numel()} elements that are no finite "
+                "numbers (NaN or infinity); what such a network computes cannot be compared. Train it again or load "
+                "weights that are numbers"
+            )
+
+
+def equal_elements(dense: nn.Module, pruned: nn.Module, seed: int) -> dict[str, torch.Tensor]:
+    """Noise of the dense shape for every parameter and statistic of `pruned` whose elements are all alike.
+
+    That of statistics is positive: variances are among them.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    shapes, noise = dict(owned_tensors(dense)), {}
+    parameters = {name for name, _ in pruned.named_parameters()}
+    for name, small in [*pruned.named_parameters(), *pruned.named_buffers()]:
+        if name not in shapes or small.numel() < 2 or not (small.is_floating_point() or small.is_complex()):
+            continue
+        if bool((small == small.flatten()[0]).all()):
+            kind = torch.complex128 if small.is_complex() else torch.float64
+            made = 0.1 * torch.randn(shapes[name].shape, generator=generator, dtype=kind)
+            noise[name] = (made if name in parameters else made.abs()).to(small.device)
+    return noise
+
+
+def dense_weights(coupling: Coupling, plan: Plan, pruned: nn.Module, trained: bool, noise: Noise) -> Replace:
+    """The dense network's tensors with the slices of removed units at zero.
+
+    trained: with the weights of `pruned` in the places that are kept.
+    """
+    masks = coupling.masks(plan)
+    removed: dict[str, list[tuple[int, np.ndarray]]] = defaultdict(list)
+    for group in coupling.groups:
+        gone = np.setdiff1d(np.arange(group.size), plan.keep[group.name])
+        if len(gone):
+            for where in group.slices:
+                removed[where.tensor].append((where.dim, where.index[gone].ravel()))
+    small = dict(owned_tensors(pruned)) if trained else {}
+
+    def masked(name: str, tensor: torch.Tensor) -> torch.Tensor:
+        data = double(tensor)
+        if name in small:
+            remain = _remaining(coupling, masks, name)
+            # What a module keeps of its last call may have any shape; the dense one keeps what it has.
+            if isinstance(tensor, torch.nn.Parameter) or list(small[name].shape) == [len(kept) for kept in remain]:
+                data = _embedded(data, small[name], remain)
+        data = data + noise[name] if name in noise else data
+        for dim, positions in removed[coupling.aliases[name]]:
+            data.index_fill_(dim, torch.from_numpy(positions).to(data.device), 0)
+        return like(tensor, data)
+
+    return masked
+
+
+def pruned_weights(coupling: Coupling, masks: Mapping[Variable, Mask], noise: Noise) -> Replace:
+    """The pruned network's own tensors, with the kept part of the noise."""
+
+    def shrunk(name: str, tensor: torch.Tensor) -> torch.Tensor:
+        data = double(tensor)
+        if name in noise:
+            index = np.ix_(*_remaining(coupling, masks, name))
+            data = data + noise[name][tuple(torch.from_numpy(i).to(data.device) for i in index)]
+        return like(tensor, data)
+
+    return shrunk
+
+
+def _remaining(coupling: Coupling, masks: Mapping[Variable, Mask], name: str) -> list[np.ndarray]:
+    axes = coupling.structure.tensors[coupling.aliases[name]]
+    return [np.flatnonzero(survivors(axis, masks)) for axis in axes]
+
+
+def _embedded(data: torch.Tensor, small: torch.Tensor, remain: list[np.ndarray]) -> torch.Tensor:
+    if not remain:
+        return double(small).to(data.device)
+    result = torch.zeros_like(data)
+    index = np.ix_(*remain)
+    result[tuple(torch.from_numpy(i).to(data.device) for i in index)] = double(small).to(data.device)
+    return result

@@ -1,0 +1,72 @@
+"""What belongs to the whole process: one lock for all who change it, and its state put back afterwards.
+
+Tracing replaces methods of torch's classes, analysing switches fast paths off, proving draws numbers where a network
+does. All of that is seen by every thread, so one thread at a time does it; and when a call ends, in whatever way,
+random numbers, grad mode and settings are as they were.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, ParamSpec, TypeVar
+
+import numpy as np
+import torch
+
+from passes.process.settings import settings_kept
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_lock = threading.RLock()
+_inside = threading.local()
+
+
+@contextmanager
+def exclusive() -> Iterator[None]:
+    """Inside (or as a decorator), no other thread is inside; a thread that is may enter again."""
+    with _lock:
+        yield
+
+
+@contextmanager
+def state_kept() -> Iterator[None]:
+    """On leaving, also by an error, random states and torch's settings are what they were on entering."""
+    restore = list(_random_states())
+    with settings_kept():
+        try:
+            yield
+        finally:
+            for put_back in restore:
+                put_back()
+
+
+def leaves_no_trace(function: Callable[P, T]) -> Callable[P, T]:
+    """A public call that runs alone in the process and leaves its state as it was, whatever model code does."""
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        if getattr(_inside, "entered", False):  # one public call within another: the outer one puts back
+            return function(*args, **kwargs)
+        with exclusive(), state_kept():
+            _inside.entered = True
+            try:
+                return function(*args, **kwargs)
+            finally:
+                _inside.entered = False
+
+    return call
+
+
+def _random_states() -> Iterator[Callable[[], Any]]:
+    yield functools.partial(random.setstate, random.getstate())
+    yield functools.partial(np.random.set_state, np.random.get_state())
+    yield functools.partial(torch.set_rng_state, torch.get_rng_state())
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        yield functools.partial(torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all())
+    if torch.backends.mps.is_available():
+        yield functools.partial(torch.mps.set_rng_state, torch.mps.get_rng_state())

@@ -1,0 +1,154 @@
+"""Running statistics of batch norms, estimated anew from data, in a copy, and kept only where they help."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from passes.graph.module_copies import owned_tensors
+from passes.ops.meta_shapes import LightMode
+from passes.repair.compensation import copied_network
+from passes.statistics.batches import Batch
+from passes.statistics.observing import evaluating
+
+_NORMS = {
+    "native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm", "_native_batch_norm_legit",
+    "_native_batch_norm_legit_no_training", "_batch_norm_no_update", "_batch_norm_with_update", "batch_norm",
+}  # fmt: skip
+
+
+@dataclass
+class _Sum:
+    count: float = 0.0
+    mean: Tensor | None = None
+    square: Tensor | None = None
+    tensors: tuple[Tensor, Tensor] | None = None
+
+    def add(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        dims = [d for d in range(x.dim()) if d != 1]
+        wide = x.double() if x.device.type != "mps" else x.cpu().double()
+        mean, square = wide.mean(dims), wide.square().mean(dims)
+        n = x.numel() / x.shape[1]
+        self.mean = mean * n if self.mean is None else self.mean + mean * n
+        self.square = square * n if self.square is None else self.square + square * n
+        self.count += n
+        return mean, square - mean**2
+
+
+class _BatchNorms(LightMode):
+    """Normalises by the batch's own statistics where running ones would be used, and sums them up."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.own = {id(t): t for _, t in owned_tensors(network)}
+        self.sums: dict[int, _Sum] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func.overloadpacket.__name__ not in _NORMS:
+            return func(*args, **kwargs)
+        names = [a.name for a in func._schema.arguments]
+        call = {**dict(zip(names, args, strict=False)), **kwargs}
+        mean, var, x = call.get("running_mean"), call.get("running_var"), call["input"]
+        if mean is None or var is None or id(mean) not in self.own or x.numel() <= x.shape[1]:
+            return func(*args, **kwargs)
+        known = self.sums.setdefault(id(mean), _Sum(tensors=(mean, var)))
+        found_mean, found_var = known.add(x)
+        call["running_mean"] = found_mean.to(mean)
+        call["running_var"] = found_var.to(var)
+        return func(*[call[name] for name in names if name in call])
+
+
+def has_batch_norms(network: nn.Module) -> bool:
+    """Whether some buffer looks like the running statistics of a batch norm."""
+    return any(name.rpartition(".")[2] == "running_mean" for name, _ in network.named_buffers())
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def reestimated(network: nn.Module, batches: Sequence[Batch]) -> nn.Module:
+    """A copy of `network` whose batch norms hold the statistics of what they read on `batches`.
+
+    Of every kind, functional ones included; the network itself where it has none.
+    """
+    if not has_batch_norms(network):
+        return network
+    made = copied_network(network)
+    mode = _BatchNorms(made)
+    with evaluating(made):
+        for batch in batches:
+            with mode:
+                batch.run(made)
+    for known in mode.sums.values():
+        assert known.tensors is not None and known.mean is not None and known.square is not None, "it was added to"
+        mean, var = known.tensors
+        new = known.mean / known.count
+        mean.copy_(new)
+        spread = (known.square / known.count - new**2).clamp_min(0) * (known.count / max(known.count - 1, 1))
+        var.copy_(spread)
+    return made
+
+
+class _Reads(LightMode):
+    """Sums up what each batch norm reads in eval mode, and notes its tensors."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.own = {id(t) for _, t in owned_tensors(network)}
+        self.sums: dict[int, _Sum] = {}
+        self.affine: dict[int, tuple[Tensor, Tensor, float]] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func.overloadpacket.__name__ in _NORMS:
+            names = [a.name for a in func._schema.arguments]
+            call = {**dict(zip(names, args, strict=False)), **kwargs}
+            mean, var, weight, bias = (call.get(n) for n in ("running_mean", "running_var", "weight", "bias"))
+            if mean is None or var is None or weight is None or bias is None:
+                return func(*args, **kwargs)
+            known = all(id(t) in self.own for t in (mean, var, weight, bias))
+            if known and call["input"].shape[1] == len(mean):
+                self.sums.setdefault(id(mean), _Sum(tensors=(mean, var))).add(call["input"])
+                self.affine[id(mean)] = weight, bias, float(call.get("eps", call.get("epsilon", 1e-5)))
+        return func(*args, **kwargs)
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def settled(network: nn.Module, batches: Sequence[Batch]) -> nn.Module:
+    """A copy that computes the same in eval mode, with running statistics that are those of what its norms read.
+
+    Scales and shifts take up the difference, so that later training starts from the same network in both modes.
+    """
+    if not has_batch_norms(network):
+        return network
+    made = copied_network(network)
+    mode = _Reads(made)
+    with evaluating(made):
+        for batch in batches:
+            with mode:
+                batch.run(made)
+    for key, (weight, bias, eps) in mode.affine.items():
+        known = mode.sums[key]
+        assert known.tensors is not None and known.mean is not None and known.square is not None, "it was added to"
+        mean, var = known.tensors
+        new_mean = (known.mean / known.count).to(mean)
+        new_var = (known.square / known.count - (known.mean / known.count) ** 2).clamp_min(0).to(var)
+        used = new_var > 1e-10  # a channel that never varies keeps what it has
+        scale = weight * torch.rsqrt(var + eps)
+        bias.copy_(torch.where(used, bias + scale * (new_mean - mean), bias))
+        weight.copy_(torch.where(used, scale * torch.sqrt(new_var + eps), weight))
+        mean.copy_(torch.where(used, new_mean, mean))
+        var.copy_(torch.where(used, new_var, var))
+    return made
+
+
+def reestimated_where_better(
+    network: nn.Module, batches: Sequence[Batch], worth: Callable[[nn.Module], float]
+) -> nn.Module:
+    """`reestimated`, or the network itself where `worth` (the higher the better, on held-out data) does not rise."""
+    made = reestimated(network, batches)
+    return made if made is not network and worth(made) > worth(network) else network

@@ -1,0 +1,218 @@
+"""Repair a pruned network from what was observed of the dense one: closed form, no data, no step of training."""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.passes.infra.pass_base import PassResult
+
+from passes.analysis.coupling import Coupling, recall
+from passes.apply.cut_module import module_coupling_for
+from passes.axes.index_sets import survivors
+from passes.documents.plan import Plan
+from passes.errors import PassError, PlanError
+from passes.graph.annotations import note
+from passes.graph.module_copies import owned_tensors
+from passes.repair.closed_form import RIDGES, LayerRepair, Solved, solve
+from passes.statistics.record import Statistics
+from passes.statistics.sites import Kept, Site, kept_of
+
+_repairs: weakref.WeakKeyDictionary[nn.Module, tuple[LayerRepair, ...]] = weakref.WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Compensate:
+    """The pass: a copy of the pruned graph whose weights make good, as far as they can, for what `plan` removed.
+
+    dense: the network that `statistics` were observed of and `plan` was made for; statistics that were not loaded
+    from a file know it. Fits torch's PassManager.
+    What was done to each layer: `repairs_of(result.graph_module)`.
+
+    >>> from passes import PruneChannels, capture, couple
+    >>> from passes.statistics import observe
+    >>> gm = capture(nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)))
+    >>> coupling = couple(gm, torch.randn(1, 3))
+    >>> plan, statistics = coupling.plan({"0": (0, 2, 5)}), observe(gm, coupling, [torch.randn(99, 3)])
+    >>> repaired = Compensate(statistics, plan)(PruneChannels(plan)(gm).graph_module)
+    >>> [repair.name for repair in repairs_of(repaired.graph_module)]
+    ['2.weight']
+    """
+
+    statistics: Statistics
+    plan: Plan
+    dense: nn.Module | None = None
+    ridges: tuple[float, ...] = RIDGES
+
+    def __call__(self, gm: fx.GraphModule) -> PassResult:
+        """PassResult(a repaired copy, True), or (gm, False) where no weight lost summands or gains by repair."""
+        made = compensate(gm, self.statistics, self.plan, self.dense, ridges=self.ridges)
+        return PassResult(made, made is not gm)  # type: ignore[arg-type]
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def compensate(
+    pruned: nn.Module, statistics: Statistics, plan: Plan, dense: nn.Module | None = None, *,
+    ridges: tuple[float, ...] = RIDGES,
+) -> nn.Module:  # fmt: skip
+    """A copy of `pruned` (a graph or any module) with repaired weights; `pruned` itself where there is nothing to do.
+
+    dense: the network that `statistics` and `plan` are of; may be left out where `observe` made the statistics.
+    Biases, and running means of batch norms that read an output directly, take up the constants. A layer whose repaired
+    weights would explain no more of the dense output on held-out data than its slice does, keeps the slice, and
+    `repairs_of` says so.
+
+    Raises PlanError where statistics, plan and networks do not belong together.
+    """
+    dense = dense if dense is not None else statistics.network
+    if dense is None:
+        raise PlanError("compensate: statistics from a file hold no weights; pass the dense network as well")
+    coupling = _coupling_of(dense, plan, statistics)
+    masks = coupling.masks(plan)
+    axes = coupling.structure.tensors
+    remain = {
+        site.parameter: [survivors(axis, masks) for axis in axes[coupling.aliases[site.parameter]]]
+        for site in statistics.sites.values()
+    }
+    weights, small = dict(owned_tensors(dense)), dict(owned_tensors(pruned))
+    repairs: list[LayerRepair] = []
+    changes: dict[str, Tensor] = {}
+    for site in statistics.sites.values():
+        if all(positions.all() for positions in remain[site.parameter]):
+            continue
+        _check_size(site, remain[site.parameter], small)
+        kept = kept_of(site, remain)
+        if kept is None:
+            repairs.append(LayerRepair(site.name, site.parameter, np.nan, np.nan, False, None, _UNEVEN))
+        elif kept.narrows:
+            takes = _bias_of(site)
+            whole = site.matrix(weights[site.parameter].detach())
+            solved = solve(whole, statistics.of(site), kept, takes != "", ridges)
+            repairs.append(_said(site, solved))
+            if solved.ridge is not None:
+                _put(changes, site, kept, solved, remain, small, takes)
+    if not changes:
+        return pruned
+    made = copied_network(pruned)
+    own = dict(owned_tensors(made))
+    for name, data in changes.items():
+        own[name].copy_(data)
+    _repairs[made] = tuple(repairs)
+    return made
+
+
+def repairs_of(network: nn.Module) -> tuple[LayerRepair, ...]:
+    """What compensation did to each layer of `network`; empty for a network that it did not make."""
+    return _repairs.get(network, ())
+
+
+def copied_network(network: nn.Module) -> nn.Module:
+    """A deep copy for other weights: known by the same plan and coupling, no longer by a proof."""
+    made = copy.deepcopy(network)
+    if isinstance(made, fx.GraphModule):
+        note(made, certificate=None)
+    return made
+
+
+_UNEVEN = "its units are chosen apart by row, so no one matrix remains"
+
+
+def _coupling_of(dense: nn.Module, plan: Plan, statistics: Statistics) -> Coupling:
+    if isinstance(dense, fx.GraphModule):
+        known = recall(dense)
+        if known is None:
+            raise PlanError("compensate: the dense graph has no coupling; couple it first")
+    else:
+        known = module_coupling_for(dense, plan)
+    plan.check(known)
+    if statistics.fingerprint != plan.fingerprint.partition("+")[0] and statistics.fingerprint != plan.fingerprint:
+        raise PlanError(
+            f"the statistics are of network {statistics.fingerprint[:12]}, the plan is for {plan.fingerprint[:12]}; "
+            "observe the network that the plan is for"
+        )
+    return known
+
+
+def _check_size(site: Site, remain: list[np.ndarray], small: Mapping[str, Tensor]) -> None:
+    expected = tuple(int(positions.sum()) for positions in remain)
+    found = small.get(site.parameter)
+    if found is None or tuple(found.shape) != expected:
+        got = "absent" if found is None else f"of shape {tuple(found.shape)}"
+        raise PlanError(
+            f"compensate: {site.parameter} is {got} in the pruned network, and the plan leaves {expected}; "
+            "give the network that this plan made"
+        )
+
+
+def _bias_of(site: Site) -> str:
+    """The tensor that takes up constants: a bias, else the running mean of the norm that follows; "" for none."""
+    return site.bias or (site.norm.mean if site.norm is not None else "")
+
+
+def _said(site: Site, solved: Solved) -> LayerRepair:
+    why = "" if solved.ridge is not None else "repaired weights explain no more of held-out outputs than the slice"
+    return LayerRepair(
+        site.name, site.parameter, solved.before, solved.after, solved.ridge is not None, solved.ridge, why
+    )
+
+
+def _put(
+    changes: dict[str, Tensor], site: Site, kept: Kept, solved: Solved, remain: Mapping[str, list[np.ndarray]],
+    small: Mapping[str, Tensor], takes: str,
+) -> None:  # fmt: skip
+    """Write solved weights where the pruned parameter holds them, and constants into what takes them up."""
+    places = _places(site, kept, remain[site.parameter])
+    weight = changes.setdefault(site.parameter, small[site.parameter].detach().clone())
+    flat = weight.contiguous().flatten()
+    flat[places.flatten().to(flat.device)] = solved.weight.flatten().to(flat.device, flat.dtype)
+    changes[site.parameter] = flat.reshape(weight.shape)
+    if not takes:
+        return
+    held = changes.setdefault(takes, small[takes].detach().clone())
+    shift = solved.shift.flatten().to(held.device, held.dtype)
+    where = torch.arange(len(shift))
+    if site.bias and site.bias_layout is not None:
+        mask = torch.zeros(site.bias_layout.shape, dtype=torch.bool)
+        mask[:] = True
+        whole = site.bias_layout.of(torch.arange(int(np.prod(site.bias_layout.shape))).reshape(site.bias_layout.shape))
+        chosen = whole.reshape(site.groups, site.rows)[torch.from_numpy(kept.rows)]
+        rank = _rank(remain.get(site.bias), site, whole, kept)
+        where = rank[chosen]
+    held.view(-1)[where.to(held.device)] += shift if site.bias else -shift
+
+
+def _rank(remain: list[np.ndarray] | None, site: Site, whole: Tensor, kept: Kept) -> Tensor:
+    """For each element of the dense bias its place in the pruned one, rows that stay being in order."""
+    assert site.bias_layout is not None, "a site with a bias knows its layout"
+    count = int(np.prod(site.bias_layout.shape))
+    if remain is not None:
+        mask = torch.from_numpy(np.asarray(remain[0], dtype=bool))
+    elif count == site.groups * site.rows:
+        mask = torch.zeros(count, dtype=torch.bool)
+        mask[whole.reshape(site.groups, site.rows)[torch.from_numpy(kept.rows)]] = True
+    else:
+        raise PassError(f"{site.bias}: a part of it is added at {site.name}, and what remains of the rest is unknown")
+    return torch.cumsum(mask, 0) - 1
+
+
+def _places(site: Site, kept: Kept, remain: list[np.ndarray]) -> Tensor:
+    """The element of the pruned parameter (flat) at each kept group, row and column."""
+    positions = site.positions()
+    mask = torch.ones(site.layout.shape, dtype=torch.bool)
+    for dim, left in enumerate(remain):
+        view = [1] * mask.dim()
+        view[dim] = -1
+        mask &= torch.from_numpy(np.asarray(left, dtype=bool)).reshape(view)
+    rank = torch.cumsum(mask.flatten(), 0) - 1
+    parts = []
+    for group in np.flatnonzero(kept.groups):
+        rows = torch.from_numpy(np.flatnonzero(kept.rows[group]))
+        columns = torch.from_numpy(np.flatnonzero(kept.columns[group]))
+        parts.append(rank[positions[group][rows][:, columns]])
+    return torch.stack(parts)

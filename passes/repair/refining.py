@@ -1,0 +1,354 @@
+"""A pruned graph repaired segment by segment on its own inputs, against the dense network's values."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils import _pytree as pytree
+
+from passes.analysis.coupling import Coupling, recall
+from passes.axes.index_sets import survivors
+from passes.documents.plan import Plan
+from passes.errors import PassError, PlanError
+from passes.ops import Value
+from passes.repair.compensation import copied_network
+from passes.repair.fitting import Layer, Problem, Target, fit, sites_and_reads
+from passes.repair.folding import fold, unfold
+from passes.repair.segments import OUTPUT, Segment, clamped, cuts, segments
+from passes.statistics.batches import Batch, batches_of
+from passes.statistics.observing import evaluating, inputs_of, plain_recurrence
+from passes.statistics.sites import Site
+from passes.statistics.watching import Watcher
+from passes.stream.inference import as_arguments, composite_attention, input_nodes
+
+log = logging.getLogger(__name__)
+Env = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class SegmentRepair:
+    """What refinement did between two cuts.
+
+    last: its last node. parameters: those that were fitted. before, after: the share of the variance of the dense
+    values there that the pruned network explains on held-out data. repaired: False where it keeps what it had; why: the
+    reason.
+    """
+
+    last: str
+    parameters: tuple[str, ...]
+    before: float
+    after: float
+    repaired: bool
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Refined:
+    """The repaired network, and what was done to each segment."""
+
+    network: fx.GraphModule
+    segments: tuple[SegmentRepair, ...]
+
+
+@torch.inference_mode(False)
+def refine(
+    pruned: fx.GraphModule, plan: Plan, dense: fx.GraphModule, batches: Any, *, held: Any = None,
+    rounds: int = 3, iterations: int = 4, rows: int = 60000, seed: int = 0,
+    progress: Callable[[SegmentRepair], None] | None = None,
+) -> Refined:  # fmt: skip
+    """Fit the weights of `pruned` so that it gives what `dense` gives, from the first segment to the last.
+
+    plan: what made `pruned` of `dense`. batches: inputs to fit to; held: others that only judge (default: the last
+    fifth of the batches' samples). A segment reads what the repaired network before it gives, and its targets are the
+    dense network's own values; where a stream is added, this fits the dense sum without the pruned shortcut.
+    rounds, iterations: of Gauss-Newton, and of conjugate gradients in each. A segment that gains nothing on held-out
+    data keeps its weights, and says so. No label, no loss, no learning rate.
+
+    Raises PassError where there is no data, and PlanError where the networks do not belong together.
+    """
+    coupling = recall(dense)
+    if coupling is None:
+        raise PlanError("refine: the dense graph has no coupling; couple it first")
+    plan.check(coupling)
+    made = copied_network(pruned)
+    fitted, judged = _split(dense, coupling, batches, held)
+    assert isinstance(made, fx.GraphModule), "a copy of a graph is one"
+    products = sdpa_kernel(SDPBackend.MATH)  # the only form of attention that has forward derivatives
+    with evaluating(dense), evaluating(made), composite_attention(), plain_recurrence(made), products, _frozen(dense):
+        folded = fold(made)
+        done = []
+        try:
+            run = _Run(dense, made, coupling, plan, fitted, judged, rounds, iterations, rows, seed)
+            for repair in run.all():
+                done.append(repair)
+                if progress is not None:
+                    progress(repair)
+        finally:
+            unfold(made, folded)
+    return Refined(made, tuple(done))
+
+
+def _split(dense: fx.GraphModule, coupling: Coupling, batches: Any, held: Any) -> tuple[list[Batch], list[Batch]]:
+    listed = list(batches_of(dense, batches, inputs_of(coupling)))
+    if held is not None:
+        return listed, list(batches_of(dense, held, inputs_of(coupling)))
+    if not listed:
+        raise PassError("refine: there is no batch; pass at least one")
+    if len(listed) >= 5:
+        cut = len(listed) - len(listed) // 5
+        return listed[:cut], listed[cut:]
+    size = listed[-1].size
+    if size >= 2:
+        cut = max(1, size - max(1, size // 5 * len(listed) if len(listed) == 1 else size // 2))
+        return [*listed[:-1], listed[-1].part(0, cut)], [listed[-1].part(cut, size)]
+    return listed, listed
+
+
+class _frozen:
+    """No gradients for a network's parameters inside the block."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        self.network = network
+
+    def __enter__(self) -> None:
+        self.flags = [(p, p.requires_grad) for p in self.network.parameters()]
+
+    def __exit__(self, *_: Any) -> None:
+        for parameter, flag in self.flags:
+            parameter.requires_grad_(flag)
+
+
+class _Run:
+    """One refinement: the values that are needed later, of both networks, for each batch."""
+
+    def __init__(
+        self, dense: fx.GraphModule, pruned: fx.GraphModule, coupling: Coupling, plan: Plan, fitted: list[Batch],
+        judged: list[Batch], rounds: int, iterations: int, rows: int, seed: int,
+    ) -> None:  # fmt: skip
+        self.dense, self.pruned, self.coupling = dense, pruned, coupling
+        self.masks = coupling.masks(plan)
+        self.rounds, self.iterations, self.rows, self.seed = rounds, iterations, rows, seed
+        self.cut = len(fitted)
+        batches = [*fitted, *judged]
+        self.theirs: list[Env] = [self._start(dense, b) for b in batches]
+        self.mine: list[Env] = [dict(env) for env in self.theirs]
+        weighted = self._weighted_nodes(batches[0])
+        ends = cuts(dense, pruned, weighted)
+        self.pre = self._pre_activations(ends)
+        extra = [source for source, _, _ in self.pre.values()]
+        self.dense_segments = segments(dense, ends, extra)
+        self.pruned_segments = segments(pruned, ends, extra)
+        self.needed = self._needed_later()
+        self.shared = self._shared_parameters()
+
+    def _start(self, gm: fx.GraphModule, batch: Batch) -> Env:
+        names = [str(n.target) for n in input_nodes(gm.graph)]
+        given = dict(zip(names, batch.args, strict=False)) | dict(batch.kwargs)
+        values = as_arguments({k: v for k, v in given.items() if k in names}, gm)
+        return {n.name: v for n, v in zip(input_nodes(gm.graph), values, strict=True)}
+
+    def _weighted_nodes(self, batch: Batch) -> list[str]:
+        """The nodes of the pruned graph that contract a parameter, found by running a few samples."""
+        small = batch.part(0, 1) if batch.size else batch
+        watcher = Watcher(self.pruned)
+
+        class Nodes(fx.Interpreter):
+            def run_node(self, n: fx.Node) -> Any:
+                watcher.node = n.name
+                return super().run_node(n)
+
+        env = self._start(self.pruned, small)
+        with torch.no_grad(), watcher:
+            Nodes(self.pruned).run(*[env[n.name] for n in input_nodes(self.pruned.graph)], enable_io_processing=False)
+        return [site.node for site in watcher.sites.values()]
+
+    def _pre_activations(self, ends: Sequence[str]) -> dict[str, tuple[str, float, float]]:
+        """For each cut behind a clamp what stands before the clamp, where both graphs agree."""
+        found = {}
+        theirs = {n.name: n for n in self.dense.graph.nodes}
+        for node in self.pruned.graph.nodes:
+            if node.name in ends:
+                mine, dense = clamped(self.pruned, node), clamped(self.dense, theirs[node.name])
+                if mine is None or dense is None or mine[0].name != dense[0].name or mine[1:] != dense[1:]:
+                    continue
+                if len(mine[0].users) == 1 and mine[0].op not in ("placeholder", "get_attr"):
+                    found[node.name] = (mine[0].name, mine[1], mine[2])
+        return found
+
+    def _needed_later(self) -> list[set[str]]:
+        later: set[str] = set()
+        needed: list[set[str]] = []
+        for mine, theirs in zip(reversed(self.pruned_segments), reversed(self.dense_segments), strict=True):
+            needed.append(set(later))
+            later |= set(mine.takes) | set(theirs.takes)
+        return needed[::-1]
+
+    def _shared_parameters(self) -> set[str]:
+        """Parameters that more than one segment uses: fitting one would change the other."""
+        owners: dict[int, set[int]] = {}
+        names: dict[int, set[str]] = {}
+        for number, segment in enumerate(self.pruned_segments):
+            for name, parameter in segment.module.named_parameters(remove_duplicate=False):
+                owners.setdefault(id(parameter), set()).add(number)
+                names.setdefault(id(parameter), set()).add(name)
+        return {name for key, used in owners.items() if len(used) > 1 for name in names[key]}
+
+    def all(self):
+        """Repair every segment in order."""
+        for number, (theirs, mine) in enumerate(zip(self.dense_segments, self.pruned_segments, strict=True)):
+            with torch.no_grad():
+                values = [theirs.run(env) for env in self.theirs]
+            repair = self._one(mine, values, number)
+            if repair is not None:
+                yield repair
+            with torch.no_grad():
+                for env, known, found in zip(self.mine, self.theirs, values, strict=True):
+                    env.update(mine.run(env))
+                    known.update(found)
+            keep = self.needed[number]
+            for envs in (self.mine, self.theirs):
+                for env in envs:
+                    for name in [n for n in env if n not in keep]:
+                        del env[name]
+
+    def _one(self, mine: Segment, values: list[Env], number: int) -> SegmentRepair | None:
+        places, targets, why = self._targets(mine, values)
+        last = mine.nodes[-1] if mine.nodes else ""
+        inputs = [tuple(_plain(env[name]) for name in mine.takes) for env in self.mine]
+        problem = Problem(mine.module, inputs[: self.cut], targets[: self.cut], places)
+        judge = Problem(mine.module, inputs[self.cut :], targets[self.cut :], places)
+        if not places:
+            return SegmentRepair(last, (), np.nan, np.nan, False, why) if mine.nodes else None
+        sites, moments = sites_and_reads(problem, self.rows, self.seed + number)
+        layers = self._layers(mine, sites)
+        if not layers:
+            return None
+        names = tuple(name for layer in layers for name in layer.names)
+        own = dict(mine.module.named_parameters(remove_duplicate=False))
+        start = {n: own[n].detach().clone() for n in names}
+        total = sum(_spread(t) for targets in judge.targets for t in targets)
+        before = judge.error(start)
+        flags = {n: own[n].requires_grad for n in names}
+        try:
+            for n in names:
+                own[n].requires_grad_(True)
+            found, errors = fit(
+                problem, layers, moments, start, rounds=self.rounds, iterations=self.iterations, seed=self.seed + number
+            )
+        except (NotImplementedError, RuntimeError) as error:
+            self._put(own, start)
+            why = f"it cannot be fitted: {type(error).__name__}: {str(error).splitlines()[0]}"
+            log.debug("segment before %s: %s", last, why)
+            return SegmentRepair(last, names, _share(before, total), _share(before, total), False, why)
+        finally:
+            for n, flag in flags.items():
+                own[n].requires_grad_(flag)
+        after = judge.error(found)
+        if not after < before:
+            self._put(own, start)
+            why = "fitted weights explain no more of held-out values"
+            return SegmentRepair(last, names, _share(before, total), _share(before, total), False, why)
+        self._put(own, found)
+        return SegmentRepair(last, names, _share(before, total), _share(after, total), True)
+
+    def _put(self, own: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+        with torch.no_grad():
+            for name, value in values.items():
+                own[name].copy_(value)
+
+    def _targets(self, mine: Segment, values: list[Env]) -> tuple[list[int], list[list[Target]], str]:
+        """Which outputs of a segment are compared, with what, and why none is."""
+        places: list[int] = []
+        columns: list[list[Target]] = []
+        why = "it gives nothing that both networks have"
+        skipped = {source for source, _, _ in self.pre.values()}
+        for name in mine.gives:
+            low, high, compared = -float("inf"), float("inf"), name
+            if name in skipped:
+                continue
+            if name in self.pre:
+                compared, low, high = self.pre[name]
+                if compared not in mine.gives:
+                    compared, low, high = name, -float("inf"), float("inf")
+            if name == OUTPUT:
+                parts = [self._leaf(v[OUTPUT]) for v in values]
+            else:
+                parts = [self._surviving(compared, v.get(compared)) for v in values]
+            if any(p is None for p in parts):
+                why = f"{name} is no tensor whose surviving positions are known"
+                continue
+            dense = [p for p in parts if p is not None]
+            spread = sum(float((t - t.mean()).double().square().sum()) for t in dense[: self.cut])
+            count = sum(t.numel() for t in dense[: self.cut])
+            if not spread > 0:
+                continue
+            places.append(mine.gives.index(compared))
+            columns.append([Target(t, low, high, count / spread) for t in dense])
+        return places, [list(row) for row in zip(*columns, strict=True)] if columns else [[] for _ in values], why
+
+    def _leaf(self, output: Any) -> Tensor | None:
+        return output if isinstance(output, Tensor) and output.is_floating_point() else None
+
+    def _surviving(self, name: str, value: Any) -> Tensor | None:
+        """The dense value at the positions that the pruned network has."""
+        known = self.coupling.structure.values.get(name)
+        if not isinstance(value, Tensor) or not value.is_floating_point() or not isinstance(known, Value):
+            return None
+        for dim, axis in enumerate(known.axes):
+            remain = survivors(axis, self.masks)
+            if not remain.all():
+                if len(remain) != value.shape[dim]:
+                    return None
+                value = value.index_select(dim, torch.from_numpy(np.flatnonzero(remain)).to(value.device))
+        return value
+
+    def _layers(self, mine: Segment, sites: dict[str, Site]) -> list[Layer]:
+        """The weights that can be fitted: used once, and by this segment alone."""
+        own = dict(mine.module.named_parameters(remove_duplicate=False))
+        buffers = dict(mine.module.named_buffers(remove_duplicate=False))
+        uses: dict[str, int] = {}
+        for site in sites.values():
+            uses[site.parameter] = uses.get(site.parameter, 0) + 1
+        layers: list[Layer] = []
+        taken: set[str] = set()
+        for site in sites.values():
+            weight = own.get(site.parameter)
+            whole = weight is not None and site.groups * site.rows * site.columns == weight.numel()
+            if weight is None or not whole or uses[site.parameter] > 1 or site.parameter in self.shared:
+                continue
+            if not weight.is_floating_point() or weight.dtype not in (torch.float32, torch.float64):
+                continue
+            bias, scale = None, None
+            norm = site.norm
+            if site.bias and site.bias in own and own[site.bias].numel() == site.groups * site.rows:
+                bias = site.bias
+            elif norm is not None and norm.bias in own and norm.var in buffers:
+                bias = norm.bias
+                root = torch.rsqrt(buffers[norm.var].detach() + norm.eps)
+                scale = root * own[norm.weight].detach() if norm.weight in own else root
+            if bias in taken or bias in self.shared:
+                bias, scale = None, None
+            if bias is not None:
+                taken.add(bias)
+            layers.append(Layer(site, site.parameter, bias, scale))
+        return layers
+
+
+def _plain(value: Any) -> Any:
+    return pytree.tree_map_only(Tensor, lambda t: t.detach(), value)
+
+
+def _spread(target: Target) -> float:
+    value = target.value.clamp(target.low, target.high).double()
+    return float((value - value.mean()).square().sum()) * target.weight
+
+
+def _share(error: float, total: float) -> float:
+    return 1.0 - error / total if total > 0 else np.nan

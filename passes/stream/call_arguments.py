@@ -1,0 +1,147 @@
+"""Arguments and results of a module as they are called: bound, described as plain data, and searched for tensors."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from passes.errors import PassError
+from passes.graph.module_copies import PLAIN
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+# Another value for an argument that is no tensor.
+CHANGED: dict[type, Callable[[Any], Any]] = {
+    bool: lambda value: not value,
+    int: lambda value: value + 1,
+    float: lambda value: value + 0.25,
+}
+
+
+def bound(module: nn.Module, example_inputs: Any) -> Arguments:
+    """Example inputs as ``(args, kwargs)`` of a call of `module`.
+
+    A dict holds keyword arguments; a tuple or list positional ones; anything else is the only argument.
+    """
+    if isinstance(example_inputs, CallInputs):
+        return example_inputs.args, dict(example_inputs.kwargs)
+    if isinstance(example_inputs, Mapping) and all(isinstance(key, str) for key in example_inputs):
+        return (), dict(example_inputs)
+    if isinstance(example_inputs, (tuple, list)):
+        return tuple(example_inputs), {}
+    if example_inputs is None:
+        raise PassError(
+            f"couple: example_inputs is None, and a {type(module).__name__} does not say what it takes; "
+            "pass a tensor, a tuple of positional arguments or a dict of keyword arguments"
+        )
+    return (example_inputs,), {}
+
+
+@dataclasses.dataclass(frozen=True)
+class CallInputs:
+    """Positional and keyword arguments of one call, for a module that takes both."""
+
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def tensors_of(value: Any, caches: bool = True) -> Iterator[torch.Tensor]:
+    """Every tensor inside `value`: in tuples, lists, mappings, dataclasses and plain objects, each object once.
+
+    caches: whether to look into objects that keep keys and values of attention for later calls. They are state that a
+    module hands to itself, and no result that a caller reads.
+    """
+    seen: set[int] = set()
+    stack = [value]
+    while stack:
+        item = stack.pop()
+        if type(item) in PLAIN:
+            continue
+        if isinstance(item, torch.Tensor):
+            yield item
+            continue
+        if id(item) in seen or isinstance(item, (type, nn.Module)):
+            continue
+        seen.add(id(item))
+        if isinstance(item, (list, tuple, set, frozenset)):
+            stack.extend(reversed(list(item)))
+        elif isinstance(item, Mapping):
+            stack.extend(reversed(list(item.values())))
+        elif caches or not is_cache(item):
+            stack.extend(reversed(list(attributes_of(item).values())))
+
+
+def plain_values_of(value: Any) -> Iterator[int | float | complex | str | torch.Tensor]:
+    """Every number and text in a result: in tuples, lists, mappings and dataclasses; arrays of NumPy as tensors."""
+    if isinstance(value, np.ndarray):
+        if value.dtype.kind in "biufc":
+            yield torch.from_numpy(np.array(value))
+    elif isinstance(value, np.generic):
+        yield value.item()
+    elif isinstance(value, (int, float, complex, str)):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from plain_values_of(item)
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from plain_values_of(item)
+    elif dataclasses.is_dataclass(value) and not is_cache(value):
+        for item in attributes_of(value).values():
+            yield from plain_values_of(item)
+
+
+def attributes_of(item: Any) -> Mapping[str, Any]:
+    """The attributes of an object that holds data; empty for functions, numbers and objects without any."""
+    if dataclasses.is_dataclass(item) and not isinstance(item, type):
+        return {field.name: getattr(item, field.name, None) for field in dataclasses.fields(item)}
+    return getattr(item, "__dict__", None) or {}
+
+
+def is_cache(item: Any) -> bool:
+    """Whether `item` keeps keys and values of attention, by the protocol that such caches share."""
+    return callable(getattr(item, "get_seq_length", None)) and callable(getattr(item, "update", None))
+
+
+def replaced(value: Any, tensors: Mapping[int, torch.Tensor]) -> Any:
+    """A deep copy of `value` with tensors replaced by their id."""
+    return copy.deepcopy(value, dict(tensors))
+
+
+def described(arguments: Arguments) -> list[Any]:
+    """Shapes, types and plain values of the arguments as data that JSON holds; `example_of` makes inputs of it."""
+    args, kwargs = arguments
+    return [{"tuple": [_plain(value) for value in args]}, {"dict": {name: _plain(v) for name, v in kwargs.items()}}]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return {"tensor": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
+    if isinstance(value, Mapping):
+        return {"dict": {str(key): _plain(item) for key, item in value.items()}}
+    if isinstance(value, (list, tuple)):
+        return {"list" if isinstance(value, list) else "tuple": [_plain(item) for item in value]}
+    return {"value": value if isinstance(value, (int, float, str, bool, type(None))) else None}
+
+
+def example_of(described_inputs: list[Any]) -> CallInputs:
+    """Inputs of the shapes and types that `described` wrote down: zeros, and plain values as they were."""
+    args, kwargs = (_made(item) for item in described_inputs)
+    return CallInputs(args, kwargs)
+
+
+def _made(item: Any) -> Any:
+    if "tensor" in item:
+        return torch.zeros(item["tensor"], dtype=getattr(torch, item["dtype"]))
+    if "dict" in item:
+        return {name: _made(value) for name, value in item["dict"].items()}
+    if "list" in item:
+        return [_made(value) for value in item["list"]]
+    if "tuple" in item:
+        return tuple(_made(value) for value in item["tuple"])
+    return item["value"]

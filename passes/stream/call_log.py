@@ -1,0 +1,132 @@
+"""Every call of torch that a module's program makes, with its place on the tape: where a literal may have to change."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from passes.stream.function_mode import Functions
+from passes.stream.module_stream import FEW, ModuleInference
+from passes.stream.restated_calls import Position, Site, calling, name_of
+
+
+@dataclass(frozen=True)
+class LoggedCall:
+    """One call: the path of the module that makes it, its site, its records on the tape, the numbers given to it.
+
+    indices: where among its arguments lists and tensors of positions stand.
+    """
+
+    path: str
+    site: Site
+    start: int
+    stop: int
+    numbers: tuple[tuple[Position, Any], ...]
+    indices: tuple[Position, ...] = ()
+    head_size: int | None = None  # of attention whose scale is left to torch
+
+
+class Logging(Functions):
+    """Keeps a `LoggedCall` for each call that reaches a torch function."""
+
+    def __init__(self, mode: ModuleInference, paths: Mapping[int, str]) -> None:
+        super().__init__(mode)
+        self.paths, self.log = paths, list[LoggedCall]()
+        self._times: dict[tuple[int, str, str, int], int] = {}
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        start = len(self.mode.records)
+        found = calling(sys._getframe(1))
+        site = None
+        if found is not None and id(found[0]) in self.paths:
+            key = (self.mode.stack.runs[-1], name_of(func), *found[1])
+            site = Site(key[1], key[2], key[3], self._times.get(key, 0))
+            self._times[key] = site.times + 1
+        result = super().__torch_function__(func, types, args, kwargs)
+        if site is not None and found is not None and len(self.mode.records) > start:
+            given = {**dict(enumerate(args)), **(kwargs or {})}
+            numbers = tuple(_numbers(given, (), self.mode))
+            head = None
+            if func is torch.nn.functional.scaled_dot_product_attention and (kwargs or {}).get("scale") is None:
+                head = int(args[0].shape[-1]) if args else None
+            stop = len(self.mode.records)
+            indices = tuple(_indices(given, ()))
+            self.log.append(LoggedCall(self.paths[id(found[0])], site, start, stop, numbers, indices, head))
+        return result
+
+
+class LastCall(Functions):
+    """Knows the call that was begun last: after an error the one that failed."""
+
+    def __init__(self, mode: ModuleInference) -> None:
+        super().__init__(mode)
+        self._last: tuple[tuple, Mapping[str, Any]] = (), {}
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self._last = args, kwargs or {}
+        return super().__torch_function__(func, types, args, kwargs)
+
+    def numbers(self) -> dict[Position, Any]:
+        """The numbers among its arguments."""
+        args, kwargs = self._last
+        return dict(_numbers({**dict(enumerate(args)), **kwargs}, (), self.mode))
+
+
+def _numbers(value: Any, position: Position, mode: ModuleInference) -> Iterator[tuple[Position, Any]]:
+    """Each number among the arguments of a call, constants with few elements included, with its position."""
+    if isinstance(value, torch.Tensor):
+        if position and not value.is_meta and value.numel() <= FEW and not mode.holds_data(value):
+            yield position, (_tuples(value.tolist()), value.dtype)
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        yield position, value
+    elif isinstance(value, slice):
+        for name in ("start", "stop"):
+            if isinstance(getattr(value, name), int):
+                yield (*position, name), getattr(value, name)
+    elif isinstance(value, (tuple, list)):
+        for number, item in enumerate(value):
+            yield from _numbers(item, (*position, number), mode)
+    elif isinstance(value, Mapping):
+        for name, item in value.items():
+            yield from _numbers(item, (*position, name), mode)
+
+
+def _indices(value: Any, position: Position) -> Iterator[Position]:
+    """Where in the arguments of a call lists, and tensors of one dimension, of whole numbers or flags stand."""
+    if isinstance(value, torch.Tensor):
+        if position and value.dim() == 1 and not value.is_floating_point() and not value.is_complex():
+            yield position
+    elif isinstance(value, list):
+        if value and all(isinstance(item, int) for item in value):
+            yield position
+    elif isinstance(value, (tuple, Mapping)):
+        for name, item in value.items() if isinstance(value, Mapping) else enumerate(value):
+            yield from _indices(item, (*position, name))
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+def call_at(log: Sequence[LoggedCall], place: int) -> LoggedCall | None:
+    """The innermost call that made record number `place`."""
+    found = [call for call in log if call.start <= place < call.stop]
+    return min(found, key=lambda call: call.stop - call.start, default=None)
+
+
+def is_split(call: LoggedCall) -> bool:
+    """Whether a call cuts its argument into pieces whose sizes could be stated."""
+    return call.site.function.rpartition(".")[2] in ("chunk", "split", "tensor_split", "unsafe_chunk", "unsafe_split")
+
+
+def paths_of(modules: Mapping[str, nn.Module]) -> dict[int, str]:
+    """The path of each module by its id; the first of a shared one."""
+    found: dict[int, str] = {}
+    for path, module in modules.items():
+        found.setdefault(id(module), path)
+    return found

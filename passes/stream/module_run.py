@@ -1,0 +1,236 @@
+"""Runs of a module in which its operators are followed: on the example, in the other mode, on other inputs."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils.flop_counter import FlopCounterMode
+
+from passes.analysis.tape import Lifetimes
+from passes.axes.expressions import Axis, Constant, Reason
+from passes.errors import PassError
+from passes.graph.module_copies import Replace, like, owned_tensors
+from passes.ops import Record, Value
+from passes.ops import constant_indices as numbers
+from passes.process.source_lines import said
+from passes.stream.call_arguments import Arguments, replaced, tensors_of
+from passes.stream.function_mode import Functions
+from passes.stream.inference import composite_attention
+from passes.stream.module_stream import ModuleInference, input_on_meta, on_meta_device
+from passes.stream.stream_copies import scripted_modules, stream_copy
+
+
+@dataclass(frozen=True)
+class Beside:
+    """A run that counts for no cost: its calls, what it was given, and the mode."""
+
+    records: list[Record]
+    arguments: Arguments
+    training: bool
+
+
+class ModuleInferred:
+    """All that was found in the runs of one module (see `passes.infer.Inferred`), and how it was run.
+
+    records: the calls on the example, whose costs count. runs_beside: other runs, in the other mode or at another size,
+    whose equalities hold as well. specialised: sentences that say what the runs were fixed to.
+    """
+
+    def __init__(self, run: ModuleRun, inputs: list[Value], outputs: list[Value]) -> None:
+        mode = run.mode
+        self.run, self.space, self.known = run, mode.space, mode.values
+        self.vals: dict[str, Any] = {}
+        self.values: dict[str, Any] = {}
+        self.tensors, self.canonical = run.tensors, run.names
+        self.outputs, self.real, self.records = outputs, mode.real, list(mode.records)
+        self.lifetimes = Lifetimes(tuple(inputs), tuple(mode.freed))
+        self.runs_beside: list[Beside] = []
+        self.specialised: list[str] = []
+
+    @property
+    def beside(self) -> list[Record]:
+        """The calls of all runs beside that on the example."""
+        return [record for run in self.runs_beside for record in run.records]
+
+    def run_beside(self, arguments: Arguments, training: bool = False) -> str:
+        """Run once more, in the other mode or on other inputs; why that cannot be, or ""."""
+        mode = self.run.mode
+        mode.records.clear()
+        self.run.forget()
+        try:
+            self.run.run(arguments, training)
+        except Exception as error:  # what a module raises in a mode, or at a size, that it does not take
+            return said(error)
+        self.runs_beside.append(Beside(list(mode.records), arguments, training))
+        return ""
+
+
+AxesOf = Callable[[str, torch.Tensor], tuple[Axis, ...]]
+
+
+class ModuleRun:
+    """A copy of one module, ready to be run several times under `mode`: what each run finds is stated in one space.
+
+    replace: by (name, tensor) what stands for a tensor of the module in the copy. axes_of: by the same its axes.
+    """
+
+    def __init__(self, module: nn.Module, mode: ModuleInference, replace: Replace, axes_of: AxesOf) -> None:
+        self.mode = mode
+        self.tensors: dict[str, tuple[Axis, ...]] = {}
+
+        def stand_in(name: str, tensor: torch.Tensor) -> torch.Tensor:
+            made = replace(name, tensor)
+            self.tensors[name] = axes_of(name, tensor)
+            mode.attach(made, Value(name, self.tensors[name], frozenset([name]), numbers=numbers.stated(tensor)))
+            mode.keep.append(made)
+            mode.names[id(tensor)] = made
+            return made
+
+        self.copy, copies = stream_copy(module, stand_in, self._opaque, mode.stack)
+        self.names = copies.names
+        self._state = [(m, dict(m.__dict__), dict(m._buffers)) for m in self.copy.modules()]
+        for name, tensor in _scripted_tensors(module).items():
+            reason = Reason("it belongs to a scripted module, whose code cannot be changed", name)
+            self.tensors[name] = tuple(Constant(int(s), reason) for s in tensor.shape)
+            self.names[name] = name
+        first = next((t for _, t in owned_tensors(module)), None)
+        mode.device = first.device if first is not None else torch.device("cpu")
+
+    def run(
+        self, arguments: Arguments, training: bool = False, functions: Functions | None = None,
+        gradients: bool = False,
+    ) -> tuple[list[Value], list[Value], Any]:  # fmt: skip
+        """Run once; the values of inputs and outputs, and what the module returned. gradients: in that mode."""
+        mode = self.mode
+        given: dict[int, torch.Tensor] = {}
+        inputs: list[Value] = []
+        for tensor in tensors_of(arguments):
+            if id(tensor) not in given:
+                given[id(tensor)] = made = tensor.detach().clone() if mode.real else input_on_meta(tensor)
+                reason = Reason("an input of the model keeps its shape", "input")
+                axes = tuple(Constant(int(s), reason) for s in tensor.shape)
+                inputs.append(Value("input", axes, from_inputs=True))
+                mode.attach(made, inputs[-1])
+                mode.keep.append(made)
+        args, kwargs = replaced(arguments, given)
+        self.copy.train(training)
+        mode.training = training
+        with recording(mode, functions), torch.set_grad_enabled(gradients):
+            result = self.copy(*args, **kwargs)
+        outputs = []
+        reason = Reason("an output of the model keeps its shape", "output")
+        for tensor in tensors_of(result, caches=False):
+            value = mode.value(tensor)
+            outputs.append(value)
+            for axis in (*value.axes, *value.watched):
+                mode.space.freeze(axis, reason)
+        return inputs, outputs, result
+
+    def forget(self) -> None:
+        """Undo what runs have left in attributes: a cache, a counter, a size that was met first."""
+        for module, attributes, buffers in self._state:
+            module.__dict__.clear()
+            module.__dict__.update(attributes)
+            module._buffers.clear()
+            module._buffers.update(buffers)
+
+    def _opaque(self, path: str, original: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
+        result, outputs, macs = run_scripted(self.mode, original, args, kwargs)
+        given = list(tensors_of((args, kwargs)))
+        self.mode.opaque(path, given, outputs, macs, "a scripted module, whose code cannot be read")
+        return result
+
+
+def run_scripted(
+    mode: ModuleInference, original: nn.Module, args: tuple, kwargs: dict[str, Any]
+) -> tuple[Any, list[torch.Tensor], int]:
+    """Run a scripted module where no mode sees it: on zeros for its shapes, or on values.
+
+    Returns its result, the tensors in it, and its multiply-accumulates.
+    """
+    given = list(tensors_of((args, kwargs)))
+    with _disable_current_modes(), torch._C.DisableTorchFunction():
+        real = {id(t): t if mode.real else torch.zeros(t.shape, dtype=t.dtype, device=mode.device) for t in given}
+        if any(t.dtype == torch.float64 for t in given):
+            original = copy.deepcopy(original).double()
+        counter = FlopCounterMode(display=False)
+        with counter:
+            result = original(*replaced(args, real), **replaced(kwargs, real))
+        made = {id(t): t if mode.real else on_meta_device(t) for t in tensors_of(result)}
+        result = replaced(result, made)
+    return result, list(tensors_of(result)), counter.get_total_flops() // 2
+
+
+def _scripted_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
+    return {
+        f"{path}.{name}": tensor
+        for path, scripted in scripted_modules(module).items()
+        for name, tensor in owned_tensors(scripted)
+    }
+
+
+@contextmanager
+def recording(mode: ModuleInference, functions: Functions | None = None) -> Iterator[None]:
+    """Inside, calls go to `mode`; random numbers, gradients and flags are as before afterwards."""
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=[]))
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(composite_attention())
+        if mode.real:
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
+        stack.enter_context(functions or Functions(mode))
+        stack.enter_context(mode)
+        yield
+
+
+def analysing_run(module: nn.Module, real: bool) -> ModuleRun:
+    """A run in which every dimension of every tensor of `module` is a variable of its own."""
+    mode = ModuleInference(real)
+
+    def replace(name: str, tensor: torch.Tensor) -> torch.Tensor:
+        if not real:
+            return like(tensor, on_meta_device(tensor))
+        return like(tensor, tensor.detach() if isinstance(tensor, nn.Parameter) else tensor.detach().clone())
+
+    return ModuleRun(module, mode, replace, lambda _, t: tuple(mode.space.variable(int(s)) for s in t.shape))
+
+
+@torch.inference_mode(False)
+def infer_module(module: nn.Module, arguments: Arguments) -> ModuleInferred:
+    """Infer the axes of every tensor of `module` by running it; it is not changed.
+
+    Runs on the meta device first, and on the values of `arguments` where the program asks for values.
+
+    Raises PassError where the module does not run on the arguments.
+    """
+    run, found, problem = None, None, ""
+    for real in (False, True):
+        run = analysing_run(module, real)
+        try:
+            found = run.run(arguments)
+            break
+        except Exception as error:  # the user's own code may raise anything; the second run tells what is wrong
+            problem = problem or said(error)
+            if real:
+                raise PassError(
+                    f"{type(module).__name__} does not run on the example inputs: {said(error)}; "
+                    "pass inputs that it takes: a tensor, a tuple of positional arguments, or a dict of keywords"
+                ) from error
+    assert run is not None and found is not None, "one of the two runs returned"
+    inputs, outputs, _ = found
+    inferred = ModuleInferred(run, inputs, outputs)
+    if run.mode.real:
+        inferred.specialised.append(f"its program asks for values ({problem}); it was followed on those of the example")
+    elif run.mode.asked:
+        lines = ", ".join(list(run.mode.asked)[:3])
+        inferred.specialised.append(f"its program asks for values of whole-number inputs ({lines}), as in the example")
+    return inferred

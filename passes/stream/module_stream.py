@@ -1,0 +1,247 @@
+"""The operators of a module as it runs: its own Python under a dispatch mode, with axes attached to its tensors.
+
+Parameters and buffers are replaced by ones on the meta device in a copy of the module, so nothing of it is computed or
+changed. What the program makes of sizes alone (positions, masks, grids) is computed, so that its numbers are known and
+whatever a program keeps of it is real. Where the program asks for values of its inputs, it runs on the example's.
+"""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import _disable_current_modes
+
+from passes.axes.expressions import Constant
+from passes.ops import Record, Slot, Value, spelled
+from passes.ops import constant_indices as numbers
+from passes.ops.meta_shapes import on_meta, run_on_meta
+from passes.ops.references import REFERENCES
+from passes.process.source_lines import users_line
+from passes.stream.call_arguments import tensors_of
+from passes.stream.inference import INDEXING, Inference, tensors_in
+from passes.stream.stream_copies import CallStack
+
+aten = torch.ops.aten
+FEW = 64  # elements of a constant whose values are looked at
+_VALUES = frozenset({aten._local_scalar_dense.default, aten.is_nonzero.default, aten.equal.default})
+
+
+class ValuesNeeded(Exception):
+    """The program asks for numbers that the meta device does not hold."""
+
+
+class ModuleInference(Inference):
+    """The dispatch mode for a module. `real`: everything is computed, on the example's values.
+
+    Tensors on the meta device are those of the module and what is computed of them; others are the program's constants.
+    """
+
+    def __init__(self, real: bool) -> None:
+        super().__init__()
+        self.real = self.on_values = real
+        self.training = False  # dropout keeps everything then: what it drops is drawn anew for any width
+        self.device = torch.device("cpu")
+        self.names: dict[int, torch.Tensor] = {}  # the caller's tensor, by its id -> what stands for it
+        self.stack = CallStack()
+        self.stack.emit = None if real else self.emit
+        self.function = ""
+        self.freed: list[tuple[int, int]] = []  # (records so far, key of a tensor that nothing holds any more)
+        self.asked: dict[str, None] = {}  # lines that ask for values of inputs
+        self.keep: list[torch.Tensor] = []  # tensors of the module and of its inputs
+        self._attentions = 0
+        self._constants: dict[int, tuple[Any, Value]] = {}
+        self._on_meta: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._written: set[int] = set()  # storages of constants into which data was written
+
+    # -- where a call belongs -----------------------------------------------------------------------------------------
+
+    def label(self) -> str:
+        path = self.stack.paths[-1] or "forward"
+        return f"{path}:{self.function}" if self.function else path
+
+    def source(self) -> str:
+        return users_line(sys._getframe(1))
+
+    # -- what is known of a tensor ------------------------------------------------------------------------------------
+
+    def value(self, tensor: torch.Tensor) -> Value:
+        if not self._is_constant(tensor):
+            return super().value(tensor)
+        known = self._constants.get(id(tensor))
+        if known is not None and known[0]() is tensor:
+            return known[1]
+        twin = self.names.get(id(tensor))
+        if twin is not None:
+            return super().value(twin)
+        reason = self.reason("", "a constant of the program")
+        value = Value(self.label(), tuple(Constant(int(s), reason) for s in tensor.shape))
+        value.numbers = numbers.stated(tensor)
+        self.attach(tensor, value)
+        return value
+
+    def attach(self, tensor: torch.Tensor, value: Value) -> None:
+        if self._is_constant(tensor):
+            self.values.append(value)
+            self._constants[id(tensor)] = weakref.ref(tensor), value
+        else:
+            super().attach(tensor, value)
+        freed, key, records = self.freed, value.key, self.records
+        weakref.finalize(tensor, lambda: freed.append((len(records), key))).atexit = False
+
+    def _is_constant(self, tensor: torch.Tensor) -> bool:
+        return self.real or not tensor.is_meta
+
+    # -- running a call -----------------------------------------------------------------------------------------------
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if self.training and func.overloadpacket in _DROPS:
+            return _DROPS[func.overloadpacket](self.call, *args)
+        return self.call(func, args, kwargs or {})
+
+    def run(self, func, args, kwargs):
+        if self.real:
+            return func(*args, **kwargs)
+        operands = tensors_in(*args, *kwargs.values())
+        if not any(self.holds_data(t) for t in operands):  # made of sizes, constants and whole numbers of the inputs
+            if func in _VALUES and any(self.value(t).from_inputs for t in operands):
+                self.asked.setdefault(self.source(), None)
+            return func(*args, **kwargs)
+        if func in _VALUES:
+            raise ValuesNeeded(f"{spelled(func)} asks for values")
+        if func in INDEXING:
+            args = (args[0], [_as_places(index) for index in args[1]], *args[2:])
+            operands = tensors_in(*args, *kwargs.values())
+        meta = {id(t): self._meta_of(t) for t in operands if not t.is_meta}
+        if meta:
+            written = [t for t in _written_operands(func, args, kwargs) if id(t) in meta]
+            self._written.update(t.untyped_storage()._cdata for t in written)
+            args, kwargs = (_swapped(item, meta) for item in (args, kwargs))
+        result = run_on_meta(func, args, on_meta(func, kwargs))
+        return _swapped(result, {id(m): t for t, m in self._on_meta.values()}) if meta else result
+
+    def holds_data(self, tensor: torch.Tensor) -> bool:
+        return tensor.is_meta or id(tensor) in self.names or tensor.untyped_storage()._cdata in self._written
+
+    def _meta_of(self, tensor: torch.Tensor) -> torch.Tensor:
+        """What stands on the meta device for a constant, with its axes."""
+        own = self.names.get(id(tensor))
+        if own is not None:
+            return own
+        known = self._on_meta.get(id(tensor))
+        if known is None or known[0] is not tensor:
+            made = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+            known = self._on_meta[id(tensor)] = tensor, made
+        return known[1]
+
+    def all_on_meta(self, func: Any, args: tuple, kwargs: dict[str, Any], error: Exception) -> Any:
+        """Call a function again that wants its tensors on one device; its constants go to where the data are."""
+        given = [tensor for tensor in tensors_of((args, kwargs)) if not tensor.is_meta]
+        if not given:
+            raise error
+        meta = {}
+        for tensor in given:
+            with _disable_current_modes():  # what only the analysis makes is no call of the program
+                meta[id(tensor)] = made = self._meta_of(tensor)
+            super().attach(made, self.value(tensor))
+        return func(*_swapped(args, meta), **_swapped(kwargs, meta))
+
+    def _record(self, func, args, kwargs, operands, before, outputs) -> None:
+        super()._record(func, args, kwargs, operands, before, outputs)
+        record = self.records[-1]
+        record.constants = self.constants_among(operands)
+        if record.mixed and func.overloadpacket not in REFERENCES:
+            reason = self.reason(spelled(func), "it mixes units, and no reference says what it gives without some")
+            for axis in record.mixed:
+                self.space.freeze(axis, reason)
+
+    def constants_among(self, operands: Sequence[torch.Tensor]) -> dict[int, list[Any]]:
+        """The values of small constants that meet data in a call, by their number among its operands."""
+        if self.real or all(tensor.is_meta for tensor in operands):
+            return {}
+        data = [self.holds_data(tensor) for tensor in operands]
+        if not any(data):
+            return {}
+        return {
+            number: tensor.flatten().tolist()
+            for number, (tensor, holds) in enumerate(zip(operands, data, strict=True))
+            if not holds and tensor.numel() <= FEW
+        }
+
+    def opaque(self, label: str, inputs: Sequence[torch.Tensor], outputs: Any, macs: int, why: str) -> None:
+        """A part that runs where no mode sees it: what enters stays, what leaves is made of constants."""
+        reason = self.reason(label, why)
+        for tensor in inputs:
+            for axis in self.value(tensor).axes:
+                self.space.freeze(axis, reason)
+        made = [Value(label, tuple(Constant(int(s), reason) for s in t.shape), from_inputs=True) for t in outputs]
+        for tensor, value in zip(outputs, made, strict=True):
+            self.attach(tensor, value)
+        operator = aten.alias.default
+        operands = [self.value(t) for t in inputs]
+        slots = tuple(Slot(number, tensor.dtype) for number, tensor in enumerate(inputs))
+        record = Record(self.label(), operator, operands, made, template=(slots, {}))
+        record.macs = [(Constant(macs),)] if macs else []
+        self.records.append(record)
+
+
+class Watching(ModuleInference):
+    """A mode that looks at calls and infers no axes: of tensors on meta it keeps no list and no lifetimes."""
+
+    def attach(self, tensor: torch.Tensor, value: Value) -> None:
+        if self._is_constant(tensor):
+            super().attach(tensor, value)
+        else:
+            tensor._fxprune_value = value  # type: ignore[attr-defined]
+
+
+def _keep(call: Any, tensor: torch.Tensor, *args: Any) -> Any:
+    """Dropout that drops nothing, and its mask."""
+    return call(aten.clone.default, (tensor,), {}), call(aten.ones_like.default, (tensor,), {"dtype": torch.bool})
+
+
+def _keep_flags(call: Any, tensor: torch.Tensor, p: Any = 0.5, *args: Any) -> Any:
+    return call(aten.fill_.Scalar, (tensor, p if isinstance(p, float) else 1.0), {})
+
+
+_DROPS: dict[Any, Any] = {aten.native_dropout: _keep, aten.bernoulli_: _keep_flags}
+
+
+def _written_operands(func: Any, args: tuple, kwargs: dict[str, Any]) -> Iterator[torch.Tensor]:
+    for formal, actual in zip(func._schema.arguments, args, strict=False):
+        if formal.alias_info is not None and formal.alias_info.is_write:
+            yield from tensors_in(actual)
+    for formal in func._schema.arguments:
+        if formal.name in kwargs and formal.alias_info is not None and formal.alias_info.is_write:
+            yield from tensors_in(kwargs[formal.name])
+
+
+def _swapped(item: Any, tensors: dict[int, torch.Tensor]) -> Any:
+    if isinstance(item, torch.Tensor):
+        return tensors.get(id(item), item)
+    if isinstance(item, (tuple, list)):
+        return type(item)(_swapped(part, tensors) for part in item)
+    if isinstance(item, dict):
+        return {name: _swapped(part, tensors) for name, part in item.items()}
+    return item
+
+
+def input_on_meta(tensor: torch.Tensor) -> torch.Tensor:
+    """What stands for an input: whole numbers and flags keep their values (masks, places, lengths), others none."""
+    if tensor.is_floating_point() or tensor.is_complex() or tensor.is_meta:
+        return on_meta_device(tensor)
+    return tensor.detach().clone()
+
+
+def _as_places(index: Any) -> Any:
+    """Flags with values, as an index, become the places where they are set: how many follows from the values."""
+    if not isinstance(index, torch.Tensor) or index.is_meta or index.dtype != torch.bool or index.dim() != 1:
+        return index
+    return index.nonzero().flatten()
+
+
+def on_meta_device(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")

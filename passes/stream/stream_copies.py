@@ -1,0 +1,126 @@
+"""Copies of a user's module that an analysis may run: parts that no dispatch mode sees stand apart, paths are known."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from passes.errors import PassError
+from passes.graph.emitted_layers import emit_layer, is_emitted
+from passes.graph.module_copies import Copies, Replace, modules_of
+from passes.stream.head_attention import is_torchs_attention, with_heads
+
+
+class CallStack:
+    """The modules that are running, outermost first: their paths, and a number for each run of one."""
+
+    def __init__(self) -> None:
+        self.paths, self.runs = [""], [0]
+        self.emit: Callable[..., Any] | None = None  # makes one ATen call; None where layers are to run by themselves
+        self._numbers = itertools.count(1)
+
+    def enter(self, path: str) -> None:
+        """A module begins to run."""
+        self.paths.append(path)
+        self.runs.append(next(self._numbers))
+
+    def leave(self) -> None:
+        """It has returned, or raised."""
+        self.paths.pop()
+        self.runs.pop()
+
+
+class Opaque(nn.Module):
+    """Stands for a scripted module: `run` is asked for its results."""
+
+    def __init__(self, original: nn.Module, path: str, run: Callable[..., Any]) -> None:
+        super().__init__()
+        self.__dict__["original"], self.path, self.run = original, path, run
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.run(self.path, self.original, args, kwargs)
+
+
+def scripted_modules(root: nn.Module) -> dict[str, nn.Module]:
+    """The outermost scripted modules by path. Raises PassError where the whole model is one."""
+    if isinstance(root, torch.jit.ScriptModule):
+        raise PassError(
+            f"{type(root).__name__}: the model is a scripted module, whose code cannot be changed; "
+            "pass the nn.Module that it was scripted from"
+        )
+    found: dict[str, nn.Module] = {}
+
+    def visit(module: nn.Module, path: str) -> None:
+        for name, child in module._modules.items():
+            if child is None:
+                continue
+            inner = f"{path}.{name}" if path else name
+            if isinstance(child, torch.jit.ScriptModule):
+                found[inner] = child
+            else:
+                visit(child, inner)
+
+    visit(root, "")
+    return found
+
+
+def stream_copy(
+    root: nn.Module, replace: Replace, run: Callable[..., Any], stack: CallStack
+) -> tuple[nn.Module, Copies]:
+    """A copy of `root` with each tensor replaced, whose modules say in `stack` when they run.
+
+    run: called with (path, module, args, kwargs) in place of a scripted module. Attention of torch's class takes the
+    form of `HeadAttention`.
+    """
+    opaque = {id(module): Opaque(module, path, run) for path, module in scripted_modules(root).items()}
+    copies = Copies(root, replace, opaque)
+    copied = copies.module(root)
+    for path, module in modules_of(copied).items():
+        if isinstance(module, Opaque):
+            continue
+        if is_torchs_attention(module):
+            with_heads(module)  # type: ignore[arg-type]
+        if isinstance(module, nn.TransformerEncoder):
+            module.enable_nested_tensor = False
+        _follow(module, path, stack)
+    return copied, copies
+
+
+def _follow(module: nn.Module, path: str, stack: CallStack) -> None:
+    """Have calls of `module` say when they begin and end; those of torch's layers are made without running them."""
+    inner = type(module)._call_impl
+    module.__dict__["_compiled_call_impl"] = None
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        stack.enter(path)
+        try:
+            return inner(module, *args, **kwargs)
+        finally:
+            stack.leave()
+
+    def call_layer(*args: Any, **kwargs: Any) -> Any:
+        emit = stack.emit
+        if emit is None or len(args) != 1 or kwargs or module.training:
+            return call(*args, **kwargs)
+        stack.enter(path)
+        try:
+            with _no_torch_function(), _no_torch_dispatch():
+                result = emit_layer(module, args[0], emit, module.__getattr__) if is_meta(args[0]) else NotImplemented
+        finally:
+            stack.leave()
+        return call(*args, **kwargs) if result is NotImplemented else result
+
+    module.__dict__["_call_impl"] = call_layer if is_emitted(module) else call
+
+
+def is_meta(value: Any) -> bool:
+    """Whether `value` is a tensor on the meta device."""
+    return isinstance(value, torch.Tensor) and value.is_meta
+
+
+# Inside, no mode sees what is called.
+_no_torch_function, _no_torch_dispatch = torch._C.DisableTorchFunction, torch._C._DisableTorchDispatch

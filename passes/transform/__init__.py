@@ -1,0 +1,1 @@
+"""How tensors, literals and attributes change when units go: slicing, restated sizes, resized layers."""

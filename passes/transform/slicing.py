@@ -1,0 +1,92 @@
+"""A network's tensors and counts at the widths that a plan leaves: shared by graphs and by modules."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import torch
+from torch import nn
+
+from passes.analysis.coupling import Coupling
+from passes.analysis.tape import once_each
+from passes.axes.expressions import Axis, Constant, Variable
+from passes.axes.index_sets import Mask, kept, length, survivors
+from passes.graph.module_copies import like, owned_tensors
+from passes.transform.resize_modules import resize_module
+
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+Masks = Mapping[Variable, Mask]
+
+
+class Slicing:
+    """What remains of every axis and tensor of a coupled network under masks of kept units."""
+
+    def __init__(self, coupling: Coupling, masks: Masks) -> None:
+        self.coupling, self.masks = coupling, masks
+        widths = {variable: kept(mask) for variable, mask in masks.items()}
+        self.remain = once_each(lambda axis: survivors(axis, masks))  # which positions of an axis remain
+        self._length = once_each(lambda axis: length(axis, lambda v: widths.get(v, v.size)))
+        self._index = once_each(lambda axis: torch.from_numpy(np.flatnonzero(self.remain(axis))))
+        self._counts = self._module_counts()
+
+    def size(self, axis: Axis) -> int:
+        """The new length of `axis`."""
+        return axis.size if isinstance(axis, Constant) else self._length(axis)
+
+    def narrowed(self, axes: Iterable[Axis]) -> list[Axis]:
+        """Those of `axes` that lose positions."""
+        return [a for a in axes if self.size(a) != a.size]
+
+    def sliced(self, name: str, tensor: torch.Tensor, meta: bool = False) -> torch.Tensor:
+        """The kept positions of a parameter, buffer or other tensor of the network, as a new tensor.
+
+        Data type, device, `requires_grad` and memory format are kept. meta: for its shape alone.
+        """
+        axes = self.coupling.structure.tensors[self.coupling.aliases[name]]
+        if meta:
+            return like(tensor, torch.empty([self.size(a) for a in axes], dtype=tensor.dtype, device="meta"))
+        data = tensor.detach()
+        for dim, axis in enumerate(axes):
+            if self.size(axis) != axis.size:
+                index = self._index(axis)
+                data = data.index_select(dim, index if data.is_cpu else index.to(data.device))
+        memory_format = _CHANNELS_LAST.get(tensor.dim())
+        if memory_format and tensor.is_contiguous(memory_format=memory_format) and not tensor.is_contiguous():
+            return like(tensor, data.clone(memory_format=memory_format))
+        return like(tensor, data.clone() if data.data_ptr() == tensor.data_ptr() else data)
+
+    def kept(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """`sliced`, with the attributes that a user's program set on the tensor.
+
+        What a module keeps of a call since it was coupled, which has come up or has another shape, is copied as it is.
+        """
+        first = self.coupling.aliases.get(name)
+        known = first is not None and [a.size for a in self.coupling.structure.tensors[first]] == list(tensor.shape)
+        made = self.sliced(name, tensor) if known else like(tensor, tensor.detach().clone())
+        made.__dict__.update(tensor.__dict__)
+        return made
+
+    def _module_counts(self) -> dict[str, dict[str, int]]:
+        """For each parameter the counts (groups, num_groups) of the operator that it enters."""
+        counts: dict[str, dict[str, int]] = defaultdict(dict)
+        for record in self.coupling.structure.records:
+            if record.literals:
+                sizes = {name: self.size(axis) for name, axis in record.literals.items()}
+                counts["@" + record.node].update(sizes)
+                for value in record.inputs[1:]:
+                    for parameter in value.parameters:
+                        counts[parameter].update(sizes)
+        return counts
+
+    def resize(self, path: str, module: nn.Module, call: str, channels: int | None) -> None:
+        """Make the sizes of a layer (its tensors are sliced already) agree.
+
+        path: its name in the network. call: the label of the calls that it makes. channels: of its input.
+        """
+        counts = dict(self._counts.get("@" + call, {})) if call else {}
+        inner = [name for name, _ in owned_tensors(module)] if module._modules else module._parameters
+        for name in inner:
+            counts.update(self._counts.get(f"{path}.{name}" if path else name, {}))
+        resize_module(module, counts.get("groups"), counts.get("num_groups"), channels)

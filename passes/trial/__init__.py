@@ -1,0 +1,1 @@
+"""What closes an analysis: groups are cut on trial, the network runs, and what cannot follow is frozen."""

@@ -1,0 +1,223 @@
+"""`couple` for a module of any class: its groups, found by running it."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+import weakref
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from passes.analysis.coupling import Coupling
+from passes.analysis.module_facts import ModuleFacts
+from passes.analysis.parameter_roles import names_of
+from passes.analysis.reach import unused_axes
+from passes.analysis.tape import Structure
+from passes.axes.expressions import Axis, Reason, Variable
+from passes.errors import PassError, SpecialisedWarning
+from passes.graph.module_copies import modules_of
+from passes.ops import Record
+from passes.stream.call_arguments import Arguments, bound, described
+from passes.stream.module_run import Beside, ModuleInferred, infer_module
+from passes.transform.size_attributes import edits_of_unread
+from passes.transform.slicing import Slicing
+from passes.trial.following import Failure
+from passes.trial.module_trial import Changes, RealTrial, Trial, changes_that_follow, refused_axes
+from passes.trial.other_runs import look_at_other_arguments, look_at_other_sizes, look_at_other_values
+
+_TURNS = 4  # of trials at all widths, until nothing has to be corrected
+
+
+def couple_module(module: nn.Module, example_inputs: Any) -> Coupling:
+    """`couple` for a module."""
+    if not isinstance(module, nn.Module):
+        raise PassError(f"couple: got a {type(module).__name__}; expected a torch.nn.Module")
+    arguments = bound(module, example_inputs)
+    inferred = infer_module(module, arguments)
+    if inferred.real:
+        look_at_other_values(inferred, arguments)
+    else:
+        look_at_other_sizes(module, inferred, arguments)
+    look_at_other_arguments(module, inferred, arguments)
+    _reach_the_rest(module, inferred, arguments)
+    inferred.specialised += _fast_paths(module)
+    for sentence in inferred.specialised:
+        warnings.warn(f"{type(module).__name__}: {sentence}", SpecialisedWarning, stacklevel=3)
+    changes = Changes()
+    while True:
+        coupling = _resolved(module, inferred, arguments)
+        changes, refused = _tried(module, coupling, inferred, arguments, changes.resolved(inferred.space.resolve))
+        if not refused:
+            break
+        for axis, reason in refused:
+            inferred.space.freeze(axis, reason)
+    assert coupling.module is not None, "it was made for a module"
+    coupling.module = replace(coupling.module, edits=changes.edits, literals=changes.literals)
+    remember_module(module, coupling)
+    return coupling
+
+
+def _reach_the_rest(module: nn.Module, inferred: ModuleInferred, arguments: Arguments) -> None:
+    """Where evaluation mode left parameters unused (auxiliary heads), run in train mode as well."""
+    unused = _unused(module, inferred)
+    problem = ""
+    if any(not name.startswith("_") for name in unused):
+        problem = inferred.run_beside(arguments, training=True)
+        unused = unused if problem else _unused(module, inferred)
+    if unused:
+        shown = ", ".join(unused[:3]) + (", ..." if len(unused) > 3 else "")
+        why = f"it does not run in train mode: {problem}" if problem else "in neither mode"
+        inferred.specialised.append(f"of {shown} not all was used, {why}; calls that use it may not fit what is cut")
+
+
+def _unused(module: nn.Module, inferred: ModuleInferred) -> list[str]:
+    """The parameters of which the runs so far left some out."""
+    structure = Structure.of(inferred)
+    own = _own(inferred, _trainable(module))
+    return list(dict.fromkeys(reason.node for _, reason in unused_axes(structure.tensors, own, structure.all_records)))
+
+
+def _fast_paths(module: nn.Module) -> list[str]:
+    """What torch's fast path of whole encoders gives and no cut encoder can, in words."""
+    encoders = [
+        path
+        for path, part in modules_of(module).items()
+        if isinstance(part, nn.TransformerEncoder) and getattr(part, "enable_nested_tensor", False)
+    ]
+    if not encoders:
+        return []
+    where = encoders[0] or type(module).__name__
+    return [
+        f"{where}: with a padding mask, in evaluation mode without gradients, torch's fast path gives zeros at padded "
+        "positions; a cut encoder gives there what train mode gives, and is compared with that"
+    ]
+
+
+def _trainable(module: nn.Module) -> frozenset[str]:
+    return frozenset(name for name, _ in module.named_parameters(remove_duplicate=False))
+
+
+def _own(inferred: ModuleInferred, trainable: frozenset[str]) -> list[str]:
+    return [name for name, first in inferred.canonical.items() if first == name and name in trainable]
+
+
+def _resolved(module: nn.Module, inferred: ModuleInferred, arguments: Arguments) -> Coupling:
+    trainable = _trainable(module)
+    structure = Structure.of(inferred)
+    own = _as_used([name for name, first in inferred.canonical.items() if first == name], structure.all_records)
+    unused = list(unused_axes(structure.tensors, _own(inferred, trainable), structure.all_records))
+    if unused:
+        for axis, reason in unused:
+            inferred.space.freeze(axis, reason)
+        structure = Structure.of(inferred)
+    facts = ModuleFacts(real=inferred.real, specialised=tuple(inferred.specialised))
+    return Coupling(
+        structure, names_of(structure, own, trainable), module_fingerprint(module), described(arguments), {},
+        inferred.canonical, trainable, module=facts,
+    )  # fmt: skip
+
+
+def _as_used(names: list[str], records: Sequence[Record]) -> list[str]:
+    """Tensors in the order in which the run meets the modules that own them, as in a graph; unused ones last."""
+    met: dict[str, int] = {}
+    for record in records:
+        for value in record.inputs:
+            if len(value.parameters) == 1:
+                met.setdefault(next(iter(value.parameters)).rpartition(".")[0], len(met))
+    return sorted(names, key=lambda name: met.get(name.rpartition(".")[0], len(met)))
+
+
+def _tried(
+    module: nn.Module, coupling: Coupling, inferred: ModuleInferred, arguments: Arguments, changes: Changes
+) -> tuple[Changes, list[tuple[Axis, Reason]]]:
+    """What follows in the module when every group is reduced at once; or the axes that cannot, with reasons.
+
+    A second trial with other widths follows where something was found: two groups of one size may have had one width.
+    What it corrects is tried at the first widths again. changes: what was found before some axes were frozen.
+    """
+    trials: list[Trial] = []
+    kind = RealTrial if inferred.real else Trial
+    for shift in (0, 1) if coupling.variables else ():
+        slicing, before_these = Slicing(coupling, _masks(coupling, shift)), len(trials)
+        for run in (Beside(inferred.records, arguments, False), *inferred.runs_beside):
+            trials.append(kind(module, coupling, run.arguments, slicing, run.records, run.training))
+        if not shift and not changes:
+            unread = _unread(trials[0], changes)
+            if all(trial.run(unread) is None for trial in trials):
+                return unread, []
+        for trial in trials[before_these:]:
+            changes, failure = changes_that_follow(trial, changes)
+            if failure is not None:
+                return changes, _refused(trial, failure)
+    if trials:
+        unread = _unread(trials[0], changes)
+        at_root = Changes(tuple(edit for edit in unread.edits if not edit.path))
+        for more in (changes + unread, changes + at_root):
+            if all(trial.run(more) is None for trial in trials):
+                changes = more
+                break
+    for turn in range(_TURNS if trials else 0):
+        before = changes
+        for trial in trials:
+            changes, failure = changes_that_follow(trial, changes)
+            if failure is not None or (turn == _TURNS - 1 and changes != before):
+                failure = failure or Failure(0, "no sizes were found with which it runs at two widths", "", "")
+                return changes, _refused(trial, failure)
+        if changes == before:
+            break
+    return changes, []
+
+
+def _unread(trial: Trial, known: Changes) -> Changes:
+    """Edits of integers that a run need not read."""
+    tensors = trial.coupling.structure.tensors
+    return Changes(tuple(edits_of_unread(trial.module, tensors, known.edits, trial.slicing.narrowed)))
+
+
+def _refused(trial: Trial, failure: Failure) -> list[tuple[Axis, Reason]]:
+    refused = refused_axes(trial, failure)
+    if not refused:
+        place = f"{failure.path or 'forward'} ({failure.source})"
+        raise PassError(f"{type(trial.module).__name__}: {place}: {failure.text}")
+    return refused
+
+
+def _masks(coupling: Coupling, shift: int) -> dict[Variable, np.ndarray]:
+    """Every group reduced, groups of one size to different widths as far as there are any."""
+    masks, met = {}, Counter[int]()
+    for variable in coupling.variables.values():
+        size = variable.size
+        widths = range(size - 1, max(size // 2 - 1, 1), -1) if size > 2 else range(1, 0, -1)
+        width = widths[(met[size] + shift * max(1, len(widths) // 2)) % len(widths)]
+        met[size] += 1
+        masks[variable] = np.arange(size) < width
+    return masks
+
+
+def module_fingerprint(module: nn.Module) -> str:
+    """A digest of a module's classes and of its parameters' shapes: equal for equal networks, whatever the weights.
+
+    Other tensors are left out: those that a module keeps of its last call change their shapes from call to call.
+    """
+    lines = [f"{path}|{type(part).__module__}.{type(part).__qualname__}" for path, part in modules_of(module).items()]
+    lines += [f"{name}|{list(tensor.shape)}" for name, tensor in module.named_parameters(remove_duplicate=False)]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]
+
+
+_couplings: weakref.WeakKeyDictionary[nn.Module, tuple[Coupling, str]] = weakref.WeakKeyDictionary()
+
+
+def remember_module(module: nn.Module, coupling: Coupling) -> None:
+    """Keep the coupling of `module` for later passes."""
+    _couplings[module] = coupling, module_fingerprint(module)
+
+
+def recall_module(module: nn.Module) -> Coupling | None:
+    """The coupling that was last found for `module`, unless its shape has changed since."""
+    coupling, digest = _couplings.get(module, (None, ""))
+    return coupling if digest == module_fingerprint(module) else None

@@ -1,0 +1,204 @@
+"""What the example fixed: the module is run at another size and on other values, and its operators are compared.
+
+The same operators in the same order say that nothing else has to hold. Others are a branch, on a size or on data: what
+they state holds beside what the example stated, and the branch is named.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from passes.axes.expressions import Reason
+from passes.equality.draws import draws
+from passes.graph.module_copies import like
+from passes.ops import Record, Value, spelled
+from passes.stream.call_arguments import CHANGED, Arguments, replaced, tensors_of
+from passes.stream.module_run import ModuleInferred, ModuleRun
+from passes.stream.module_stream import Watching, input_on_meta, on_meta_device
+
+aten = torch.ops.aten
+_CUTS = frozenset({aten.slice.Tensor, aten.select.int, aten.narrow.default, aten.split_with_sizes.default})
+_OTHER_VALUES = 3  # seeds of other values, where a program asks for values
+
+
+def look_at_other_sizes(module: nn.Module, inferred: ModuleInferred, arguments: Arguments) -> None:
+    """Run `module` with other sizes of its inputs; where it calls other operators, note what these state as well."""
+    for resized in _resized(arguments):
+        found = _calls_at(module, resized)
+        if found is None:
+            continue
+        if _alike(inferred.records, found):
+            _freeze_moving(inferred, found, "the size of the inputs")
+        elif not inferred.run_beside(resized):
+            inferred.specialised.append("its program calls other operators at other sizes of the inputs")
+        return
+
+
+def look_at_other_arguments(module: nn.Module, inferred: ModuleInferred, arguments: Arguments) -> None:
+    """Run `module` with each flag and number of its arguments changed; name those that it may branch on.
+
+    Parameters of which an argument says how many positions are used keep all of them.
+    """
+    for name, value, known, others in _changed_arguments(module, arguments):
+        found = None if inferred.real else _calls_at(module, _on_meta(others))
+        alike = found is not None and _alike(inferred.records, found)
+        if found is not None and alike:
+            _freeze_moving(inferred, found, f"its argument {name}")
+        if not alike:
+            inferred.specialised.append(f"its argument {name} is {value!r}, {known}")
+    left_out = _left_out(module, arguments)
+    if left_out:
+        inferred.specialised.append(f"its arguments {', '.join(left_out)} were not given")
+
+
+def _changed_arguments(module: nn.Module, arguments: Arguments) -> Iterator[tuple[str, Any, str, Arguments]]:
+    """Each argument that is a flag or a number: its name and value, where that is from, and others for the call.
+
+    Without those of which forward tells no name.
+    """
+    try:
+        signature: Any = inspect.signature(module.forward)
+        example = signature.bind(*arguments[0], **arguments[1])
+    except (TypeError, ValueError):  # a forward without a signature
+        return
+    for name, parameter in signature.parameters.items():
+        value = example.arguments.get(name, parameter.default)
+        if type(value) not in CHANGED:
+            continue
+        changed = dict(example.arguments) | {name: CHANGED[type(value)](value)}
+        named = {key: changed[key] for key in signature.parameters if key in changed}  # in the order of forward
+        others = inspect.BoundArguments(signature, named)  # type: ignore[arg-type]
+        known = "as in the example" if name in example.arguments else "its default"
+        yield name, value, known, (others.args, others.kwargs)
+
+
+def _left_out(module: nn.Module, arguments: Arguments) -> list[str]:
+    """The arguments that forward takes and the example leaves out."""
+    try:
+        signature: Any = inspect.signature(module.forward)
+        given = signature.bind(*arguments[0], **arguments[1]).arguments
+    except (TypeError, ValueError):  # a forward without a signature
+        return []
+    return [name for name, p in signature.parameters.items() if p.default is None and given.get(name) is None]
+
+
+def _on_meta(arguments: Arguments) -> Arguments:
+    return replaced(arguments, {id(t): input_on_meta(t) for t in tensors_of(arguments)})
+
+
+def _alike(records: Sequence[Record], found: Sequence[Any]) -> bool:
+    """Whether a run made the calls of the tape, with the same tensors of the module, and as many others."""
+    return [call[:2] for call in found] == [_call(record)[:2] for record in records]
+
+
+def _freeze_moving(inferred: ModuleInferred, found: Sequence[Any], with_what: str) -> None:
+    """Parameters of which an input uses as many positions as it is long keep all of them."""
+    for record, call in zip(inferred.records, found, strict=True):
+        if call != _call(record):
+            text = f"it is cut at a position that moves with {with_what}"
+            reason = Reason(text, record.node, spelled(record.func))
+            inferred.space.freeze(record.inputs[0].axes[_dimension(record)], reason)
+
+
+def _dimension(record: Record) -> int:
+    """The dimension that a call cuts."""
+    args, kwargs = record.template
+    place = 2 if record.func is aten.split_with_sizes.default else 1
+    return int(kwargs.get("dim", args[place] if len(args) > place else 0))
+
+
+def look_at_other_values(inferred: ModuleInferred, arguments: Arguments) -> None:
+    """Run a module whose program asks for values on others than the example's."""
+    expected = [record.func for record in inferred.records]
+    branches = False
+    drawn = [draw for seed in range(_OTHER_VALUES) for draw in draws(arguments, seed, runs=2)]
+    for draw in drawn:
+        if not draw.required and not draw.varies:
+            problem = inferred.run_beside(_in_own_types(arguments, draw.inputs))
+            branches |= not problem and [r.func for r in inferred.runs_beside[-1].records] != expected
+    if branches:
+        inferred.specialised.append("its program branches on the values of the inputs")
+
+
+class _Calls(Watching):
+    """Keeps which operators are called, and where they cut parameters; infers no axes."""
+
+    def __init__(self) -> None:
+        super().__init__(real=False)
+        self.calls: list[Any] = []
+
+    def _record(self, func, args, kwargs, operands, before, outputs) -> None:
+        static = bool(before) and all(value.parameters for value in before)
+        cut = tuple(map(str, args[1:])) if static and func in _CUTS else ()
+        self.calls.append((func, _operands(before), cut))
+        names = frozenset().union(*(value.parameters for value in before)) if static else frozenset()
+        for tensor in outputs:
+            if not any(tensor is operand for operand in operands):
+                self.attach(tensor, Value("", (), names))
+
+
+def _call(record: Record) -> Any:
+    static = bool(record.inputs) and all(value.parameters for value in record.inputs)
+    cut = tuple(map(str, record.template[0][1:])) if static and record.func in _CUTS else ()
+    return record.func, _operands(record.inputs), cut
+
+
+def _operands(values: Sequence[Value]) -> tuple[str, ...]:
+    """The names of the operands that belong to the module; of others there are none."""
+    return tuple(value.label if value.parameters == {value.label} else "" for value in values)
+
+
+def _calls_at(module: nn.Module, arguments: Arguments) -> list[Any] | None:
+    """The calls that `module` makes on these inputs; None where it does not take them."""
+    mode = _Calls()
+    try:
+        ModuleRun(module, mode, lambda _, t: like(t, on_meta_device(t)), lambda _, t: ()).run(arguments)
+    except Exception:  # what a module raises at a size that it does not take
+        return None
+    return mode.calls
+
+
+def _resized(arguments: Arguments) -> Iterator[Arguments]:
+    """The arguments, on the meta device, with every size that is likely free another; then with the batch alone."""
+    tensors = list({id(t): t for t in tensors_of(arguments)}.values())
+    shaped = [t for t in tensors if t.dim()]
+    if not shaped:
+        return
+    batch = int(shaped[0].shape[0])
+    lengths = {int(t.shape[dim]) for t in shaped for dim in _lengths(t)} - {1}
+    for also in (True, False):
+        sizes = {length: length + max(1, length // 2) for length in lengths} if also else {}
+        yield replaced(arguments, {id(t): _other(t, batch, sizes) for t in tensors})
+
+
+def _lengths(tensor: torch.Tensor) -> Sequence[int]:
+    """The dimensions that are likely a length or an image size: no batch and no channels."""
+    if not (tensor.is_floating_point() or tensor.is_complex()):
+        return range(1, tensor.dim())
+    return range(2, tensor.dim()) if tensor.dim() > 3 else range(1, tensor.dim() - 1)
+
+
+def _other(tensor: torch.Tensor, batch: int, sizes: dict[int, int]) -> torch.Tensor:
+    shape = list(tensor.shape)
+    if shape and shape[0] == batch:
+        shape[0] += 1
+    for dim in _lengths(tensor):
+        shape[dim] = sizes.get(shape[dim], shape[dim])
+    if tensor.is_floating_point() or tensor.is_complex() or tensor.is_meta or not tensor.numel():
+        return torch.empty(shape, dtype=tensor.dtype, device="meta")
+    for dim, (old, new) in enumerate(zip(tensor.shape, shape, strict=True)):
+        tensor = tensor.index_select(dim, (torch.arange(new) % old).to(tensor.device))
+    return tensor
+
+
+def _in_own_types(arguments: Arguments, drawn: Any) -> Arguments:
+    """What was drawn (in double precision) in the types of the example."""
+    pairs = zip(tensors_of(arguments), tensors_of(drawn), strict=True)
+    own = {id(there): there.to(here.dtype) for here, there in pairs}
+    made: Arguments = replaced(drawn, own)
+    return made

@@ -1,0 +1,332 @@
+"""The proof that a pruned network computes what the masked dense one computes, in double precision.
+
+Two networks run side by side. The dense one keeps its shape: every slice that a removed unit occupies is zeroed, and
+operators that take statistics over a pruned axis take them over the surviving positions only (`passes.references`,
+written apart from the rewriting). The pruned one runs as it is, node by node and by its own compiled forward. Outputs
+must be numbers somewhere and agree on inputs like the example, on random ones and at other sizes (`passes.draws`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils import _pytree as pytree
+
+from passes.analysis.coupling import Coupling
+from passes.apply.cut_module import module_coupling_for
+from passes.apply.prune_channels import coupling_for
+from passes.arguments import integer, is_a, number
+from passes.axes.expressions import Axis
+from passes.axes.index_sets import survivors
+from passes.documents.certificate import Certificate
+from passes.documents.plan import Plan
+from passes.equality.comparison import Comparison, compare
+from passes.equality.double import in_double
+from passes.equality.draws import Draw, draws, map_tensors, tensors_of
+from passes.errors import EquivalenceError, PassError, PlanError
+from passes.frontend.fidelity import settle
+from passes.graph.annotations import note, specialised_in
+from passes.graph.module_copies import copy_with, owned_tensors
+from passes.masked.masked_graph import MaskedOperators
+from passes.masked.proof_weights import dense_weights, equal_elements, finite_parameters, pruned_weights
+from passes.ops import Value
+from passes.ops.references import narrowed
+from passes.process.state import leaves_no_trace
+from passes.stream.inference import as_arguments, source_of
+from passes.verification.module_equivalence import verify_module
+
+
+@leaves_no_trace
+@torch.inference_mode(False)
+def verify(
+    network: nn.Module, pruned: nn.Module, plan: Plan, example_inputs: Any, tol: float = 1e-9,
+    *, trained: bool = False, seed: int = 0, runs: int = 2,
+) -> Certificate:  # fmt: skip
+    """Prove that `pruned` computes what `network` computes with the units removed that `plan` removes.
+
+    Both are graphs (see `verify_graph`), or both are modules (see `passes.verify_module`). Neither is changed, nor is
+    the random state of the caller.
+    """
+    _check_arguments(network, pruned, plan, tol, seed, runs)
+    if isinstance(network, fx.GraphModule) and isinstance(pruned, fx.GraphModule):
+        return verify_graph(network, pruned, plan, example_inputs, tol, trained=trained, seed=seed, runs=runs)
+    if isinstance(network, fx.GraphModule) or isinstance(pruned, fx.GraphModule):
+        raise EquivalenceError(
+            f"verify: one is a graph and the other a module ({type(network).__name__}, {type(pruned).__name__}); "
+            "compare two of one form"
+        )
+    coupling = module_coupling_for(network, plan)
+    plan.check(coupling)
+    coupling = coupling.formed({name: np.asarray(order) for name, order in plan.orders.items()})
+    return verify_module(network, pruned, coupling, plan, example_inputs, tol, trained=trained, seed=seed, runs=runs)
+
+
+def _check_arguments(network: Any, pruned: Any, plan: Any, tol: Any, seed: Any, runs: Any) -> None:
+    is_a(network, nn.Module, "verify: network", "the network before pruning")
+    is_a(pruned, nn.Module, "verify: pruned", "the network after pruning")
+    is_a(plan, Plan, "verify: plan", "the Plan that made one of the other", PlanError)
+    number(tol, "verify: tol", least=0)
+    integer(seed, "verify: seed", least=0, below=2**63)
+    integer(runs, "verify: runs", least=1)
+
+
+def verify_graph(
+    gm: fx.GraphModule, pruned: fx.GraphModule, plan: Plan, example_inputs: Any, tol: float = 1e-9,
+    *, trained: bool = False, seed: int = 0, runs: int = 2,
+) -> Certificate:  # fmt: skip
+    """`verify` for graphs.
+
+    example_inputs: as for `couple`. `runs` sets of inputs have its sizes: its own values first, then values drawn from
+    them; one of normal random numbers and one for each size that the dense network leaves free follow. Both networks
+    run in evaluation mode, in float64, on the device of their parameters. The certificate is also noted in the pruned
+    graph's meta.
+    trained: prove it for pruned's own weights (after fine-tuning): embedded in the dense network, zeros elsewhere.
+
+    Raises EquivalenceError that names the first differing node, or says why nothing can be compared (outputs or
+    parameters that are no numbers); PlanError where the plan is for another graph; ValueError where runs is not
+    positive.
+    """
+    settle(gm)
+    coupling = coupling_for(gm, plan)
+    plan.check(coupling)
+    masks = coupling.masks(plan)
+    coupling = coupling.formed({name: np.asarray(order) for name, order in plan.orders.items()})
+    for network, name in ((pruned, "pruned"), *(() if trained else ((gm, "dense"),))):
+        finite_parameters(network, name)
+
+    def pruned_copy(noise: Mapping[str, torch.Tensor]) -> nn.Module:
+        return copy_with(pruned, pruned_weights(coupling, masks, noise))
+
+    def pair(noise: Mapping[str, torch.Tensor]) -> tuple[nn.Module, nn.Module]:
+        return copy_with(gm, dense_weights(coupling, plan, pruned, trained, noise)), pruned_copy(noise)
+
+    dense64, pruned64 = pair({})
+    proof = _Proof(gm, pruned, coupling, masks, tol)
+    device = next((t.device for _, t in owned_tensors(pruned)), torch.device("cpu"))
+    first: Draw | None = None
+    for draw in draws(as_arguments(example_inputs, gm), seed, runs, device):
+        if draw.varies not in proof.varied:
+            proof.on(draw, dense64, pruned64)
+        if first is None:
+            first = draw
+            proof.compiled(draw, pruned_copy({}), pruned_copy({}))
+    assert first is not None, "there is one draw at least"
+    alike = equal_elements(gm, pruned, seed)
+    if alike:
+        del dense64, pruned64
+        proof.on(first, *pair(alike), "noise in the place of equal weights")
+    mixed = tuple(g.name for g in coupling.groups if g.mixed and len(plan.keep[g.name]) < g.size)
+    removed = sum(size - len(plan.keep[name]) for name, size in plan.sizes.items())
+    certificate = Certificate(
+        proof.worst, tol, tuple(dict.fromkeys(proof.batches)), len(proof.inputs), proof.outputs, seed, removed, mixed,
+        trained, len(alike), "; ".join(proof.notes), tuple(proof.inputs), tuple(proof.varied.values()), proof.finite,
+        specialised_in(gm),
+    )  # fmt: skip
+    note(pruned, certificate=certificate)
+    return certificate
+
+
+@dataclass
+class _Proof:
+    """Runs both networks on one set of inputs after another, and keeps what was seen.
+
+    varied: what was tried with success, by the size that differed ("" for none).
+    """
+
+    gm: fx.GraphModule
+    pruned: fx.GraphModule
+    coupling: Coupling
+    masks: Mapping
+    tol: float
+    worst: float = 0.0
+    finite: float = 1.0
+    outputs: int = 0
+    batches: list[int] = field(default_factory=list)
+    inputs: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    varied: dict[str, str] = field(default_factory=dict)
+    _leading: list[int | None] = field(default_factory=list)
+
+    def on(self, draw: Draw, dense: nn.Module, pruned: nn.Module, label: str = "") -> None:
+        """Compare the two on one draw; raises EquivalenceError."""
+        label = label or draw.label
+        try:
+            expected = self._run(dense, self.gm.graph, draw.inputs, MaskedOperators(self.coupling, self.masks))
+        except PassError:
+            raise
+        except Exception as error:  # what user code raises on inputs that it does not take
+            if draw.required:
+                raise EquivalenceError(
+                    f"the dense graph does not run in double precision on {label}: {_first_line(error)}; nothing "
+                    "can be compared"
+                ) from error
+            self._refused(draw, f"the dense graph does not run on them: {_first_line(error)}")
+            return
+        moved = self._moves_the_batch(draw, expected)
+        if moved:
+            self._refused(draw, moved)
+            return
+        try:
+            got = self._run(pruned, self.pruned.graph, draw.inputs)
+        except Exception as error:
+            raise EquivalenceError(
+                f"the pruned network fails on {label}, where the dense one runs: {_first_line(error)}"
+            ) from error
+        found = compare(expected, got)
+        if not found.error <= self.tol:
+            where = self._first_difference(dense, pruned, draw)
+            raise EquivalenceError(
+                f"{where}: outputs differ by {found.error:.3g} relative (tolerance {self.tol:g}, on {label}); "
+                "the pruned network does not compute what the masked one does and must not be used"
+            )
+        if self._says_nothing(draw, label, found):
+            return
+        self.worst = max(self.worst, found.error)
+        self.finite = min(self.finite, found.least_finite)
+        self.outputs = found.tensors
+        self.inputs.append(label)
+        self.batches += _batch_of(draw)
+        if draw.varies:
+            self.varied[draw.varies] = draw.label
+
+    def compiled(self, draw: Draw, pruned: nn.Module, also: nn.Module) -> None:
+        """Compare the pruned network's own forward, as a user calls it, with its nodes one by one.
+
+        also: a second copy of it, since a network may keep something of each call.
+        """
+        expected = self._run(pruned, self.pruned.graph, draw.inputs)
+        try:
+            got = _run_forward(self.pruned, also, draw.inputs)
+        except Exception as error:
+            raise EquivalenceError(
+                "the nodes of the pruned graph run one by one, but its generated code does not: "
+                f"{type(error).__name__}: {_first_line(error)}; call recompile() where the graph was edited"
+            ) from error
+        found = compare(expected, got)
+        if not found.error <= self.tol:
+            raise EquivalenceError(
+                f"the pruned network's generated code differs by {found.error:.3g} from its nodes run one by one; "
+                "call recompile() where the graph was edited"
+            )
+
+    def _moves_the_batch(self, draw: Draw, expected: Any) -> str:
+        """Why inputs of another size are none of this network's: sizes that stand in it make other examples of them.
+
+        ``x.view(-1, 64)`` on rows of 128 gives twice as many rows and no error.
+        """
+        leading = [int(t.shape[0]) if t.dim() else None for t in tensors_of(expected)]
+        if not draw.varies:
+            self._leading = leading
+            return ""
+        before = next(_batch_of(replace(draw, varies="")), None)
+        batch = draw.before if draw.of_batch else before
+        for old, new in zip(self._leading, leading, strict=False):
+            wanted = draw.after if draw.of_batch and old == batch else old
+            if old == batch and new != wanted:
+                return f"the leading dimension of an output becomes {new}, expected {wanted}: sizes are written into it"
+        return ""
+
+    def _says_nothing(self, draw: Draw, label: str, found: Comparison) -> bool:
+        """Whether an output holds no number at all; an error where the draw is the example itself."""
+        empty = [number for number, share in enumerate(found.finite) if share == 0]
+        if found.least_finite > 0:
+            return False
+        what = f"output {empty[0]} holds no finite number" if empty else "no output holds a number"
+        if not draw.required:
+            self._refused(draw, what)
+            return True
+        holding = [name for name, buffer in self.pruned.named_buffers() if not bool(torch.isfinite(buffer).all())]
+        also = f" (buffers that hold NaN or infinity: {', '.join(holding)})" if empty and holding else ""
+        raise EquivalenceError(
+            f"{what} on {label}{also}, so there is nothing to compare and nothing is certified; give example inputs "
+            "(with values, not on the meta device) on which the network computes numbers"
+        )
+
+    def _refused(self, draw: Draw, why: str) -> None:
+        if draw.varies and any(draw.varies in note for note in self.notes):
+            return
+        where = f"not proven for another {draw.varies}" if draw.varies else f"not proven on {draw.label}"
+        self.notes.append(f"{where}: {why}")
+
+    def _run(self, root: nn.Module, graph: fx.Graph, inputs: tuple, mode: Any = None, keep: Any = None) -> Any:
+        run = _Nodes(root, graph, mode, keep)
+        # the tape knows attention by the products it is made of, so the masked network runs these
+        products = sdpa_kernel(SDPBackend.MATH) if mode is not None else nullcontext()
+        with products, mode or nullcontext(), in_double(root):
+            result = run.run(*map_tensors(torch.clone, inputs), enable_io_processing=False)
+        if mode is not None:
+            mode.enter("")
+        return result
+
+    def _first_difference(self, dense: nn.Module, pruned: nn.Module, draw: Draw) -> str:
+        """The first node whose surviving positions differ, in the words of an error message."""
+        dense_values: dict[str, Any] = {}
+        pruned_values: dict[str, Any] = {}
+        self._run(dense, self.gm.graph, draw.inputs, MaskedOperators(self.coupling, self.masks), dense_values)
+        self._run(pruned, self.pruned.graph, draw.inputs, None, pruned_values)
+        for node in self.gm.graph.nodes:
+            value = self.coupling.structure.values.get(node.name)
+            known = [v for v in pytree.tree_leaves(value) if isinstance(v, Value)]
+            expected = [t for t in pytree.tree_leaves(dense_values.get(node.name)) if isinstance(t, torch.Tensor)]
+            if len(known) == len(expected):
+                expected = [_surviving(t, v.axes, self.masks) for t, v in zip(expected, known, strict=True)]
+            got = [t for t in pytree.tree_leaves(pruned_values.get(node.name)) if isinstance(t, torch.Tensor)]
+            if not compare(expected, got).error <= self.tol:
+                place = ", ".join(p for p in (str(node.target), source_of(node)) if p)
+                return f"node {node.name} ({place}) is the first that differs"
+        return "no single node differs by itself"
+
+
+def _batch_of(draw: Draw) -> Iterator[int]:
+    first = next((t for t in pytree.tree_leaves(draw.inputs) if isinstance(t, torch.Tensor) and t.dim()), None)
+    if first is not None and (draw.of_batch or not draw.varies):
+        yield int(first.shape[0])
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+def _run_forward(pruned: fx.GraphModule, root: nn.Module, inputs: tuple) -> Any:
+    """The generated forward of `pruned` over the modules of `root`."""
+    args, kwargs = map_tensors(torch.clone, tuple(inputs)), dict[str, Any]()
+    info = getattr(pruned.graph._codegen, "pytree_info", None)
+    if info is not None and info.in_spec is not None:  # it takes the nested arguments, of which placeholders are leaves
+        args, kwargs = pytree.tree_unflatten(list(args), info.in_spec), {}
+        if len(args) == 2 and isinstance(args[0], tuple) and isinstance(args[1], dict):
+            args, kwargs = args
+    with in_double(root):
+        return type(pruned).forward(root, *args, **kwargs)
+
+
+class _Nodes(fx.Interpreter):
+    """Runs a graph over given modules, tells the mode which node runs, and keeps results if asked to."""
+
+    def __init__(self, root, graph: fx.Graph, mode: MaskedOperators | None, keep: dict[str, Any] | None) -> None:
+        super().__init__(root, graph=graph)
+        self.extra_traceback = False
+        self.mode, self.keep = mode, keep
+
+    def run_node(self, n: fx.Node) -> Any:
+        if self.mode is not None:
+            self.mode.enter(n.name)
+        result = super().run_node(n)
+        if self.keep is not None:
+            self.keep[n.name] = pytree.tree_map_only(torch.Tensor, torch.clone, result)
+        return result
+
+
+def _surviving(tensor: torch.Tensor, axes: tuple[Axis, ...], masks) -> torch.Tensor:
+    for dim, axis in enumerate(axes):
+        if narrowed(axis, masks):
+            index = np.flatnonzero(survivors(axis, masks))
+            tensor = tensor.index_select(dim, torch.from_numpy(index).to(tensor.device))
+    return tensor

@@ -1,0 +1,280 @@
+"""The proof for a module: the original with its removed units at zero beside the cut one, both run as they are.
+
+Both run in double precision through their own `forward`: in evaluation and in train mode (with every random number
+replaced by a constant), on the example, on values like it, on random ones and at other sizes (`passes.draws`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from passes.analysis.coupling import Coupling
+from passes.documents.certificate import Certificate
+from passes.documents.plan import Plan
+from passes.equality.comparison import Comparison, compare, distance
+from passes.equality.constant_double import constant_double, nothing_random
+from passes.equality.double import double
+from passes.equality.draws import Draw, draws, map_tensors
+from passes.errors import EquivalenceError, PassError
+from passes.graph.module_copies import Replace, copy_module, like, owned_tensors
+from passes.masked.masked_stream import MaskedInference
+from passes.masked.proof_weights import dense_weights, equal_elements, finite_parameters, pruned_weights
+from passes.ops import spelled
+from passes.process.source_lines import innermost_line, said
+from passes.stream.call_arguments import Arguments, bound, plain_values_of, tensors_of
+from passes.stream.inference import composite_attention
+from passes.stream.module_run import ModuleRun
+from passes.stream.module_stream import ModuleInference
+from passes.stream.stream_copies import scripted_modules
+
+aten = torch.ops.aten
+# How far apart rounding may bring two outputs: the norm of the difference over the norm.
+_ROUNDING = {torch.float64: 1e-6, torch.float32: 1e-2, torch.float16: 0.2, torch.bfloat16: 0.5}
+
+
+def verify_module(
+    module: nn.Module, pruned: nn.Module, coupling: Coupling, plan: Plan, example_inputs: Any, tol: float,
+    *, trained: bool, seed: int, runs: int,
+) -> Certificate:  # fmt: skip
+    """`verify` for a module, coupled as `coupling`, whose groups have the order that `plan` gives them."""
+    for network, name in ((pruned, "pruned"), *(() if trained else ((module, "dense"),))):
+        finite_parameters(network, name)
+    arguments = bound(module, example_inputs)
+    proof = _Proof(module, pruned, coupling, plan, trained, tol)
+    device = next((t.device for _, t in owned_tensors(pruned)), torch.device("cpu"))
+    first: Draw | None = None
+    pair = proof.pair({})
+    for draw in draws(arguments, seed, runs, device):
+        if draw.varies not in proof.varied:
+            proof.on(draw, pair)
+        first = first or draw
+    assert first is not None, "there is one draw at least"
+    alike = equal_elements(module, pruned, seed)
+    if alike:
+        proof.on(first, proof.pair(alike), label="noise in the place of equal weights")
+    proof.on(first, proof.pair({}), training=True)
+    proof.on(first, proof.pair({}), gradients=True)
+    proof.in_own_precision(first)
+    mixed = tuple(g.name for g in coupling.groups if g.mixed and len(plan.keep[g.name]) < g.size)
+    removed = sum(size - len(plan.keep[name]) for name, size in plan.sizes.items())
+    facts = coupling.module
+    return Certificate(
+        proof.worst, tol, tuple(dict.fromkeys(proof.batches)), len(proof.inputs), proof.outputs, seed, removed, mixed,
+        trained, len(alike), "; ".join(proof.notes), tuple(proof.inputs), tuple(proof.varied.values()), proof.finite,
+        facts.specialised if facts is not None else (),
+    )  # fmt: skip
+
+
+@dataclass
+class _Pair:
+    """Both networks in double precision, ready to run."""
+
+    dense: ModuleRun
+    pruned: nn.Module
+
+    @property
+    def mode(self) -> MaskedInference:
+        """The mode that the dense one runs under."""
+        assert isinstance(self.dense.mode, MaskedInference), "it was made so"
+        return self.dense.mode
+
+
+@dataclass
+class _Proof:
+    """Runs both networks on one set of inputs after another, and keeps what was seen."""
+
+    module: nn.Module
+    small: nn.Module
+    coupling: Coupling
+    plan: Plan
+    trained: bool
+    tol: float
+    worst: float = 0.0
+    finite: float = 1.0
+    outputs: int = 0
+    batches: list[int] = field(default_factory=list)
+    inputs: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    varied: dict[str, str] = field(default_factory=dict)
+
+    def pair(self, noise: Mapping[str, torch.Tensor]) -> _Pair:
+        """Copies of both: the dense one masked (or, after training, with the pruned weights embedded)."""
+        dense = self.dense(dense_weights(self.coupling, self.plan, self.small, self.trained, noise))
+        pruned = copy_module(self.small, pruned_weights(self.coupling, self.coupling.masks(self.plan), noise))
+        for part in scripted_modules(pruned).values():
+            part.double()
+        return _Pair(dense, pruned)
+
+    def dense(self, weights: Replace) -> ModuleRun:
+        """The dense module with these weights, ready to run with the removed units left out."""
+        mode = MaskedInference(self.coupling, self.coupling.masks(self.plan))
+        tensors = self.coupling.structure.tensors
+        return ModuleRun(self.module, mode, weights, lambda name, _: tensors[self.coupling.aliases[name]])
+
+    def on(
+        self, draw: Draw, pair: _Pair, label: str = "", training: bool = False, gradients: bool = False
+    ) -> None:  # fmt: skip
+        """Compare the two on one draw; raises EquivalenceError. gradients: in the mode in which these are recorded."""
+        label = label or f"{draw.label}{', in train mode' * training}{', with gradients' * gradients}"
+        pair.mode.space.forget()  # what inputs of another size tied says nothing of these
+        try:
+            with constant_double():
+                expected = pair.dense.run(_cloned(draw.inputs), training, gradients=gradients)[2]
+        except PassError:
+            raise
+        except Exception as error:  # what user code raises on inputs, or in a mode, that it does not take
+            if draw.required and not training and not gradients:
+                raise EquivalenceError(
+                    f"the dense module does not run in double precision on {label}: {said(error)}; nothing can be "
+                    "compared"
+                ) from error
+            self._refused(draw, label, f"the dense module does not run so: {said(error)}")
+            return
+        try:
+            got = run_pruned(pair.pruned, draw.inputs, training, gradients)
+        except Exception as error:
+            raise EquivalenceError(
+                f"the pruned module fails on {label}, where the dense one runs: {said(error)}"
+            ) from error
+        self._same_numbers(expected, got, label)
+        found = compare(_tensors(expected), _tensors(got))
+        if not found.error <= self.tol:
+            bound = pair.mode.bound_since(list(self.coupling.variables.values()))
+            if draw.varies and bound and self._mixes():  # elsewhere the masked network is right whatever is bound
+                self._refused(draw, label, "", "where units hang together that are apart on the example")
+                return
+            where = self._first_difference(pair, draw, training, gradients)
+            raise EquivalenceError(
+                f"{where}: outputs differ by {found.error:.3g} relative (tolerance {self.tol:g}, on {label}); "
+                "the pruned module does not compute what the masked one does and must not be used"
+            )
+        if self._says_nothing(draw, label, found, training or gradients):
+            return
+        self.worst, self.finite = max(self.worst, found.error), min(self.finite, found.least_finite)
+        self.outputs = max(self.outputs, found.tensors)
+        self.inputs.append(label)
+        leading = next((t for t in tensors_of(draw.inputs) if t.dim()), None)
+        if leading is not None and (draw.of_batch or not draw.varies):
+            self.batches.append(int(leading.shape[0]))
+        if draw.varies:
+            self.varied[draw.varies] = draw.label
+
+    def _mixes(self) -> bool:
+        """Whether the masked network is one whose operators see the surviving units only."""
+        return any(group.mixed and len(self.plan.keep[group.name]) < group.size for group in self.coupling.groups)
+
+    def _same_numbers(self, expected: Any, got: Any, label: str) -> None:
+        """Numbers and texts in what both return are the same; raises EquivalenceError."""
+        before, after = list(plain_values_of(expected)), list(plain_values_of(got))
+        differing = [pair for pair in zip(before, after, strict=False) if compare(*pair).error > self.tol]
+        if differing or len(before) != len(after):
+            pair = differing[0] if differing else (f"{len(before)} values", f"{len(after)} values")
+            raise EquivalenceError(
+                f"the pruned module returns {_shown(pair[1])}, the masked one {_shown(pair[0])}, on {label}: a plain "
+                "value in the result is made of a size, or of tensors that pruning changes. Leave it out of the result"
+            )
+
+    def in_own_precision(self, draw: Draw) -> None:
+        """Both run in their own types, where a program may branch on these, and agree but for rounding."""
+        kind = next((p.dtype for p in self.small.parameters() if p.is_floating_point()), torch.get_default_dtype())
+        own = map_tensors(lambda t: t.to(kind) if t.is_floating_point() else t, draw.inputs)
+        copied = copy_module(self.small, lambda _, tensor: tensor.detach().clone()).eval()
+        weights = dense_weights(self.coupling, self.plan, self.small, self.trained, {})
+        dense = self.dense(lambda name, t: like(t, weights(name, t).to(t.dtype)))
+        try:
+            with nothing_random():
+                expected = dense.run(own)[2]
+        except Exception as error:  # what does not run so before it was pruned need not run so afterwards
+            self.notes.append(f"not run in {kind}: the dense module does not: {said(error)}")
+            return
+        try:
+            with nothing_random(), torch.no_grad():  # attention by the path that a user's call takes
+                got = copied(*_cloned(own)[0], **_cloned(own)[1])
+        except Exception as error:
+            raise EquivalenceError(
+                f"the pruned module fails in its own precision, where the dense one runs: {said(error)}"
+            ) from error
+        gap = distance(_tensors(expected), _tensors(got))
+        if gap <= _ROUNDING.get(kind, 1e-3):
+            return
+        with constant_double():
+            exact = self.pair({}).dense.run(_cloned(draw.inputs))[2]
+        if distance(_tensors(exact), _tensors(expected)) <= _ROUNDING.get(kind, 1e-3):
+            raise EquivalenceError(
+                f"the pruned module differs by {gap:.3g} (norm of the difference over that of the output) from the "
+                f"masked one in {kind}, although not in double precision; it must not be used"
+            )
+        self.notes.append(f"not compared in {kind}, in which the dense module computes something else than in double")
+
+    def _says_nothing(self, draw: Draw, label: str, found: Comparison, optional: bool) -> bool:
+        if found.least_finite > 0:
+            return False
+        if not draw.required or optional:
+            self._refused(draw, label, "an output holds no finite number")
+            return True
+        raise EquivalenceError(
+            f"an output holds no finite number on {label}, so there is nothing to compare and nothing is certified; "
+            "give example inputs (with values, not on the meta device) on which the module computes numbers"
+        )
+
+    def _refused(self, draw: Draw, label: str, why: str, varied: str = "which the dense module does not take") -> None:
+        if not draw.varies or not any(draw.varies in note for note in self.notes):
+            short = f"not proven for another {draw.varies}, {varied}"
+            self.notes.append(short if draw.varies else f"not proven on {label}: {why}")
+
+    def _first_difference(self, pair: _Pair, draw: Draw, training: bool, gradients: bool) -> str:
+        """The first call whose surviving positions differ, in the words of an error message."""
+        pair = self.pair({})
+        pair.mode.results = []
+        follow = Results()
+        again = ModuleRun(self.small, follow, lambda _, t: _parameter(t, double(t)), lambda _, t: ())
+        try:
+            with constant_double():
+                pair.dense.run(_cloned(draw.inputs), training, gradients=gradients)
+                again.run(_cloned(draw.inputs), training, gradients=gradients)
+        except Exception as error:
+            return f"the two do not call the same operators ({innermost_line(error)})"
+        for (func, label, expected), (other, source, got) in zip(pair.mode.results, follow.results, strict=False):
+            if func is not other or not compare(expected, got).error <= self.tol:
+                return f"{label} ({spelled(func)}, {source}) is the first call that differs"
+        return "no single call differs by itself"
+
+
+class Results(ModuleInference):
+    """Keeps what each call gives, and the line of the program that made it; infers no axes."""
+
+    def __init__(self) -> None:
+        super().__init__(real=True)
+        self.results: list[tuple[Any, str, list[torch.Tensor]]] = []
+
+    def _record(self, func, args, kwargs, operands, before, outputs) -> None:
+        self.results.append((func, self.source(), [tensor.detach().clone() for tensor in outputs]))
+
+
+def _shown(value: Any) -> str:
+    return f"an array {tuple(value.shape)}" if isinstance(value, torch.Tensor) else repr(value)[:80]
+
+
+def run_pruned(module: nn.Module, arguments: Arguments, training: bool, gradients: bool = False) -> Any:
+    """What a module in double precision returns."""
+    module.train(training)
+    args, kwargs = _cloned(arguments)
+    with constant_double(), torch.set_grad_enabled(gradients), composite_attention():
+        return module(*args, **kwargs)
+
+
+def _tensors(output: Any) -> list[torch.Tensor]:
+    return list(tensors_of(output, caches=False))
+
+
+def _cloned(arguments: Any) -> Any:
+    return map_tensors(lambda tensor: tensor.detach().clone(), arguments)
+
+
+def _parameter(tensor: torch.Tensor, data: torch.Tensor) -> torch.Tensor:
+    return nn.Parameter(data, requires_grad=False) if isinstance(tensor, nn.Parameter) else data

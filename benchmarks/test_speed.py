@@ -19,9 +19,9 @@ import passes
 from benchmarks.networks import build, networks
 from fxprune import NetAdaptConfig
 from fxprune.criteria.weight_norms import importance
-from fxprune.problem.width_grids import make_grids
+from fxprune.problem.width_grids import Grid, make_grids
 from fxprune.resources.models import counted
-from fxprune.search.proposals import Grid, propose
+from fxprune.search.proposals import propose
 
 pytestmark = pytest.mark.benchmark(timer=time.process_time)
 

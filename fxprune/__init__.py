@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from fxprune.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from fxprune import data
     from fxprune.api import netadapt
@@ -18,8 +20,6 @@ if TYPE_CHECKING:
     from fxprune.tinynn.pruner import NetAdaptPruner
     from fxprune.training.candidate import Accuracy, FineTune
     from fxprune.training.context import DLContext, get_device
-
-__version__ = "0.1.0"
 
 # Where each public name lives; imported when it is first asked for, so that `import fxprune` is instant.
 _HOMES = {

@@ -18,8 +18,10 @@ from fxprune.config.schedule import check_feasible
 from fxprune.errors import BudgetError, InputError
 from fxprune.io.tensors import clone
 from fxprune.journal.protocol import Journal, Memory
+from fxprune.journal.rebuilding import rebuild
 from fxprune.problem.inputs import Analysed, analysed, frozen_reasons, graph_like
 from fxprune.problem.scope import groups_inside, nothing_inside, scope_names
+from fxprune.problem.search_problem import Problem
 from fxprune.problem.width_grids import grid_of, make_grids
 from fxprune.problem.wrappers import unwrapped
 from fxprune.resources.budgets import UNITS, Budget, parse_budget
@@ -28,8 +30,8 @@ from fxprune.search.calibrated import search_with_data
 from fxprune.search.progress import Progress, make_progress
 from fxprune.search.proof import prove_halves
 from fxprune.search.proposals import evaluate, least_widths
-from fxprune.search.result import NetAdaptResult, Timings, rebuild
-from fxprune.search.rounds import Found, Problem, search
+from fxprune.search.result import NetAdaptResult, Timings
+from fxprune.search.rounds import Found, search
 from fxprune.training.candidate import Evaluate, Train, checked_seed, seeded, train_candidate
 from fxprune.workers.lifetime import processes_end_here
 from fxprune.workers.serial import Serial, Timed, Workers
@@ -73,7 +75,8 @@ def netadapt(
 
     `calibration`: batches of inputs (tensors, tuples, dicts or a DataLoader; labels may be there and are not used).
     Then units and widths are chosen from one pass of these data, and the weights that stay are fitted to what the dense
-    network computes (see `fxprune.calibrated`): minutes, no training. `train` must be left out; `finetune` the result.
+    network computes (see `fxprune.search.calibrated`): minutes, no training. `train` must be left out; `finetune` the
+    result.
 
     `workdir` keeps a journal: the same call continues there after a kill, and ends in the same network; it takes the
     number of torch's threads that the run began with. `resume=True` says that it should, `resume=False` that it must

@@ -52,3 +52,11 @@ class JournalError(FxpruneError, RuntimeError):
 
 class TrustError(FxpruneError, RuntimeError):
     """The folder of a search names code that the user has not said to trust; nothing was imported."""
+
+
+class ExportError(FxpruneError):
+    """A network that cannot be written in the wanted form, or whose written form computes something else."""
+
+
+class SourceError(FxpruneError, ValueError):
+    """A model or an input that cannot be made from what was written."""

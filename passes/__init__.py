@@ -1,7 +1,8 @@
 """Structured pruning as torch.fx passes: capture, couple, cost, plan, prune, verify. Each can be used alone."""
 
-from passes.analysis.coupling import Coupling, Coverage, Frozen, Group, Slice, couple
-from passes.analysis.polynomial_cost import Cost, cost
+from passes.analyse import couple
+from passes.analysis.cost_model import Cost, cost
+from passes.analysis.coupling import Coupling, Coverage, Frozen, Group, Slice
 from passes.apply.cut_module import apply_plan, plan_of
 from passes.apply.prune_channels import PruneChannels
 from passes.documents.certificate import Certificate

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from fxprune.latency.backends import Profile
+from fxprune.latency.backends.protocol import Profile
 from fxprune.latency.device import Setting
 from fxprune.latency.timing import Pace, Reference, Timing, timing
 

@@ -10,9 +10,9 @@ from torch import nn
 from fxprune.criteria import CRITERIA, Evidence
 from fxprune.criteria.curves import curves, scaled
 from fxprune.errors import ConfigError
+from fxprune.problem.width_grids import Grid
 from fxprune.resources.models import Counted
 from fxprune.search.allocation import allocate
-from fxprune.search.proposals import Grid
 from passes import capture, couple, observe
 from passes.statistics import Batch
 from passes.statistics.elimination import eliminate

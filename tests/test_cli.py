@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 
 from fxprune.cli.analyze import analyze_model
 from fxprune.cli.main import app
-from fxprune.cli.sources import SourceError, default_shape, example_inputs, load_model
+from fxprune.cli.sources import default_shape, example_inputs, load_model
+from fxprune.errors import SourceError
 
 OWN_MODEL = """
 from torch import nn

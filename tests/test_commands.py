@@ -19,8 +19,8 @@ from typer.testing import CliRunner
 import fxprune
 from fxprune.cli.jobs import Job, functions_of, load_data
 from fxprune.cli.main import app
-from fxprune.cli.sources import SourceError
 from fxprune.config.keys import NetAdaptConfig
+from fxprune.errors import SourceError
 
 PROJECT = """
 import os, signal, time

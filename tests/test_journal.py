@@ -305,7 +305,7 @@ def test_another_run_is_refused_with_the_difference(
         run(folder, seed=4)
     with pytest.raises(JournalError, match="whether there is a train function: true there, false here"):
         run(folder, train=None)
-    monkeypatch.setattr("fxprune.__version__", "9.9")
+    monkeypatch.setattr("fxprune.version.__version__", "9.9")
     with pytest.raises(JournalError, match="fxprune's version: .* there, 9.9 here"):
         run(folder)
 

@@ -14,9 +14,12 @@ from latency_nets import INPUT, Net
 from torch import Tensor, nn
 
 from fxprune.latency import BackendError, Limits, latency_model, measure_latency_ms
-from fxprune.latency.backends import Compiled, Eager, find
-from fxprune.latency.onnx_backend import OnnxRuntime, by_node
-from fxprune.latency.onnx_graph import Graph, UnsupportedOperator, record, to_onnx
+from fxprune.latency.backends.compiled import Compiled
+from fxprune.latency.backends.eager import Eager
+from fxprune.latency.backends.onnx_graph import Graph, UnsupportedOperator, to_onnx
+from fxprune.latency.backends.onnx_recording import record
+from fxprune.latency.backends.onnx_runtime import OnnxRuntime, by_node
+from fxprune.latency.backends.registry import find
 from fxprune.latency.sampling import CALL, FIRST, Network, build
 from fxprune.latency.table import LatencyTable
 from fxprune.latency.units import units_of

@@ -66,5 +66,5 @@ def test_build_measures_here_and_completes_the_file(tmp_path: Path) -> None:
 
 
 def test_help_imports_no_torch() -> None:
-    code = "import sys, fxprune.latency.cli; print([m for m in ('torch', 'onnx', 'rich.table') if m in sys.modules])"
+    code = "import sys, fxprune.cli.latency; print([m for m in ('torch', 'onnx', 'rich.table') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

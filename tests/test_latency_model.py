@@ -12,7 +12,8 @@ from latency_nets import INPUT, FormulaDevice, Net
 
 from fxprune import Budget, netadapt
 from fxprune.latency import LatencyTable, Limits, UncoveredTable, latency_model, width_grid
-from fxprune.latency.backends import Timed, find
+from fxprune.latency.backends.protocol import Timed
+from fxprune.latency.backends.registry import find
 from fxprune.latency.errors import BackendError, LatencyError
 from fxprune.latency.predict import measured_model, model_of
 from fxprune.latency.sampling import FIRST, Network, brought_to, build, spread

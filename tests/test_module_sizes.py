@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from module_law import halves, proven
 from torch import Tensor, nn
 
-import passes.trial.following
 from passes import EquivalenceError, apply_plan, couple, verify
+from passes.trial.following import Following
 
 
 class Heads(nn.Module):
@@ -228,7 +228,7 @@ def test_positions_that_an_input_uses_as_many_of_as_it_is_long_stay() -> None:
     assert cut(torch.randn(3, 9, 5)).shape == (3, 9, 3)
 
 
-class _Broken(passes.following.Following):
+class _Broken(Following):
     """A wrong rule: positions are not compared."""
 
     def _compare_positions(self, *args) -> None:
@@ -236,7 +236,7 @@ class _Broken(passes.following.Following):
 
 
 def test_the_proof_sees_positions_that_were_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("passes.module_trial.Following", _Broken)
+    monkeypatch.setattr("passes.trial.module_trial.Following", _Broken)
     net = Middle(MIDDLES["roll"][0]).eval()
     inputs = torch.randn(2, 3, 8, 8)
     coupling = couple(net, inputs)

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from fxprune.criteria.weight_norms import importance_lost
+from fxprune.problem.width_grids import Grid, make_grid
 from fxprune.resources.models import Counted
-from fxprune.search.proposals import Grid, bargains, least_widths, make_grid, propose, propose_joint, propose_uniform
+from fxprune.search.proposals import bargains, least_widths, propose, propose_joint, propose_uniform
 
 START = {"a": 20, "b": 32, "c": 12}
 

@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 
 import fxprune
 from fxprune.cli.main import app
-from fxprune.cli.trust import nothing_from
+from fxprune.cli.refused_imports import nothing_from
 from fxprune.io import storage
 
 CODE = """

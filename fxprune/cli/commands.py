@@ -81,12 +81,12 @@ def netadapt(
     The search is kept in netadapt_dir. Killed at any moment, the same command
     goes on where it was.
     """
-    from fxprune.cli.main import reported_errors
+    from fxprune.cli.errors import reported_errors
 
     with reported_errors(), interruptible():
         from fxprune.cli.jobs import Job
-        from fxprune.cli.sources import SourceError
         from fxprune.config.keys import NetAdaptConfig
+        from fxprune.errors import SourceError
 
         settings = NetAdaptConfig.from_yaml(config)
         named = model or settings.model
@@ -105,11 +105,11 @@ def resume(workdir: Workdir, trust: Trust = False, config: OwnConfig = None, qui
     is imported with --trust, or where your own --config names the same; never
     from inside the folder.
     """
-    from fxprune.cli.main import reported_errors
+    from fxprune.cli.errors import reported_errors
 
     with reported_errors(), interruptible():
         from fxprune.cli.jobs import job_in
-        from fxprune.cli.trust import nothing_from
+        from fxprune.cli.refused_imports import nothing_from
         from fxprune.journal.read_run import read_run
 
         job, settings = job_in(workdir), read_run(workdir).config
@@ -126,7 +126,7 @@ def rounds(
     Pick one of them by its trade-off, and write its network with
     `fxprune restore`.
     """
-    from fxprune.cli.main import reported_errors
+    from fxprune.cli.errors import reported_errors
 
     with reported_errors():
         from fxprune.journal.read_run import read_run
@@ -166,10 +166,10 @@ def restore(
     original model: name it with --model; or let the one that the folder names
     be imported, with --trust, or with your own --config that names the same.
     """
-    from fxprune.cli.main import reported_errors
+    from fxprune.cli.errors import reported_errors
 
     with reported_errors():
-        from fxprune.cli.trust import nothing_from
+        from fxprune.cli.refused_imports import nothing_from
         from fxprune.journal.read_run import read_run
 
         found = read_run(workdir)
@@ -222,7 +222,7 @@ def say_trusted(job: Job, workdir: Path, kept: Any, config: Path | None, trust: 
 
 def check(files: Annotated[list[Path], typer.Argument(help="files that export or restore wrote")]) -> None:
     """Read exported files against their checksums, and name what is damaged, changed or missing; nothing is run."""
-    from fxprune.cli.main import reported_errors
+    from fxprune.cli.errors import reported_errors
 
     with reported_errors():
         from fxprune.exporters import check_files
@@ -241,7 +241,7 @@ def report(
     The page needs no network and no other file. Its plots are drawn with
     matplotlib: pip install 'fxprune[report]'.
     """
-    from fxprune.cli.main import reported_errors
+    from fxprune.cli.errors import reported_errors
 
     with reported_errors():
         from fxprune.report import write_report

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxprune.cli.sources import SourceError, default_shape, example_inputs, load_model, load_object
+from fxprune.cli.sources import default_shape, example_inputs, load_model, load_object
 from fxprune.config.keys import NetAdaptConfig
-from fxprune.errors import JournalError
+from fxprune.errors import JournalError, SourceError
 from fxprune.io.storage import Damaged, Lock, read_json, write_json
 from fxprune.io.typed_records import made
 from fxprune.tinynn.flow import search_functions

@@ -45,11 +45,11 @@ def build(
     networks: Annotated[int, typer.Option(help="networks that may be measured at most")] = 40,
 ) -> None:
     """Measure what a table lacks to predict a network at any widths; what it has is not measured again."""
-    from fxprune.cli.main import reported_errors
+    from fxprune.cli.errors import reported_errors
 
     with reported_errors():
         from fxprune.cli.sources import default_shape, example_inputs, load_model
-        from fxprune.latency.backends import find
+        from fxprune.latency.backends.registry import find
         from fxprune.latency.measuring import build_table, default_path, latency_model
         from fxprune.latency.sampling import Limits
 
@@ -74,7 +74,7 @@ def show(
     input: Inputs = None,
 ) -> None:
     """Print what tables hold: for each unit the widths, the times and the noise; several files are read as one."""
-    from fxprune.cli.main import reported_errors
+    from fxprune.cli.errors import reported_errors
 
     with reported_errors():
         from fxprune.cli.sources import default_shape, example_inputs, load_model
@@ -93,7 +93,7 @@ def show(
 @app.command()
 def compare(first: Path, second: Path) -> None:
     """Print how much slower or faster the units of one table are in another: two devices, backends or versions."""
-    from fxprune.cli.main import reported_errors
+    from fxprune.cli.errors import reported_errors
 
     with reported_errors():
         from fxprune.latency.table import LatencyTable

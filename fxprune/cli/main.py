@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from fxprune.cli import commands
+from fxprune.cli.errors import reported_errors
 from fxprune.cli.latency import app as latency
-from fxprune.io.printed_text import EscapingFormatter, echo, terminal
+from fxprune.io.printed_text import EscapingFormatter, terminal
 
 app = typer.Typer(
     name="fxprune",
@@ -39,26 +38,6 @@ def main() -> None:
     """Structured pruning for PyTorch."""
     if logging.lastResort is not None:  # what prints warnings where nobody set up logging
         logging.lastResort.setFormatter(EscapingFormatter())
-
-
-@contextmanager
-def reported_errors() -> Iterator[None]:
-    """Errors that say what to do become one message; all others keep their traceback.
-
-    Exit code 2: the command line names what is not there (as typer does for a wrong option); 1: all else.
-    """
-    from fxprune.cli.sources import SourceError
-    from fxprune.errors import FxpruneError
-    from passes.errors import PassError
-
-    try:
-        yield
-    except SystemExit as error:  # of a model's or a data set's code: it must not look like success
-        typer.secho(f"fxprune: code of the model or the data called sys.exit({error.code!r})", fg="red", err=True)
-        raise typer.Exit(1) from error
-    except (FxpruneError, PassError, ModuleNotFoundError) as error:
-        echo(f"fxprune: {error}", err=True, color=typer.colors.RED)
-        raise typer.Exit(2 if isinstance(error, SourceError) else 1) from error
 
 
 @app.command()

@@ -20,14 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxprune.cli.trust import may_hold_modules
-from fxprune.errors import FxpruneError
+from fxprune.cli.refused_imports import may_hold_modules
+from fxprune.errors import SourceError
 
 log = logging.getLogger(__name__)
-
-
-class SourceError(FxpruneError, ValueError):
-    """A model or an input that cannot be made from what was written."""
 
 
 def load_model(spec: str) -> nn.Module:

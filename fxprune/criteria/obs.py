@@ -11,7 +11,7 @@ from passes.statistics.elimination import eliminate
 
 @criterion("obs")
 def obs(evidence: Evidence, group: Group) -> Ranking:
-    """The order in which units go when those that stay make good for them (see `passes.elimination`).
+    """The order in which units go when those that stay make good for them (see `passes.statistics.elimination`).
 
     A group that no observed weight reads is ranked by the norms of its weights.
     """

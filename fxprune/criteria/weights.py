@@ -10,7 +10,7 @@ from passes import Group
 
 
 def by_weights(evidence: Evidence, group: Group, metric: str = "l2_norm") -> Ranking:
-    """The importance of each unit by a metric of its weights (see `fxprune.importance`)."""
+    """The importance of each unit by a metric of its weights (see `fxprune.criteria.weight_norms`)."""
     return Ranking.of(importance(evidence.network, group, metric, seed=evidence.seed))
 
 

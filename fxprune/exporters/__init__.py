@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import os
-import sys
-import types
 from typing import Any
 
 from torch import fx, nn
 
+from fxprune.errors import ExportError
 from fxprune.exporters.check import check_runs
 from fxprune.exporters.files import check_free, checked_target
 from fxprune.exporters.inputs import evaluating, inputs_of
 from fxprune.exporters.intact import check_files
 from fxprune.exporters.onnx_file import write_onnx
-from fxprune.exporters.outcome import ExportError, ExportReport, default_tolerance
+from fxprune.exporters.outcome import ExportReport, default_tolerance
 from fxprune.exporters.pt2 import write_pt2
 from fxprune.exporters.safetensors_plan import load, write_safetensors
 from fxprune.exporters.source import write_source
@@ -99,13 +98,3 @@ def _graph(gm: nn.Module, example_inputs: Any) -> fx.GraphModule:
         return capture(gm, example_inputs)
     except CaptureError as error:
         raise ExportError(f"source is written of a graph, and this model cannot be captured: {error}") from error
-
-
-class _Callable(types.ModuleType):
-    """`fxprune.export(...)` is the function also after `import fxprune.export`, which puts this module in its place."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> ExportReport:
-        return export(*args, **kwargs)
-
-
-sys.modules[__name__].__class__ = _Callable

@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import nn
 
+from fxprune.errors import ExportError
 from fxprune.exporters.inputs import Inputs, call
-from fxprune.exporters.outcome import Difference, ExportError, difference, where_different
+from fxprune.exporters.outcome import Difference, difference, where_different
 
 
 def other_size(size: int) -> int:

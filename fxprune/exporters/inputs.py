@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from fxprune.exporters.outcome import ExportError
+from fxprune.errors import ExportError
 
 
 @dataclass(frozen=True)

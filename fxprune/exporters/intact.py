@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from fxprune.errors import ExportError
 from fxprune.exporters.files import DATA
-from fxprune.exporters.outcome import ExportError
 from fxprune.exporters.safetensors_plan import read_pair
 from fxprune.exporters.source.writer import WEIGHTS
 from fxprune.io.module_state import read_state

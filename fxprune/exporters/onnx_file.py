@@ -14,10 +14,11 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from fxprune.errors import ExportError
 from fxprune.exporters.check import agreement, first_line
 from fxprune.exporters.files import DATA, staged
 from fxprune.exporters.inputs import Inputs
-from fxprune.exporters.outcome import ExportError, ExportReport
+from fxprune.exporters.outcome import ExportReport
 from fxprune.exporters.pt2 import Exported, exported_program, or_fixed, without_user_data
 from fxprune.io.seal import UNSEALED, seal, sha256_of
 

@@ -10,15 +10,11 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from fxprune.errors import FxpruneError
+from fxprune.errors import ExportError
 
 # What a faithful copy of a network may differ by: summation order in the dtype it computes in.
 _TOLERANCE = {torch.float16: 5e-3, torch.bfloat16: 5e-2}
 _FLOAT_TOLERANCE = 1e-5
-
-
-class ExportError(FxpruneError):
-    """A network that cannot be written in the wanted form, or whose written form computes something else."""
 
 
 @dataclass(frozen=True)

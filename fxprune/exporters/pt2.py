@@ -12,10 +12,11 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
+from fxprune.errors import ExportError
 from fxprune.exporters.check import agreement, first_line, fixed_batch_reason, other_size
 from fxprune.exporters.files import staged
 from fxprune.exporters.inputs import Inputs, call
-from fxprune.exporters.outcome import ExportError, ExportReport
+from fxprune.exporters.outcome import ExportReport
 from fxprune.io.seal import UNSEALED, seal
 
 

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from fxprune.errors import ExportError
 from fxprune.exporters.files import check_free, staged
 from fxprune.exporters.inputs import Inputs
-from fxprune.exporters.outcome import ExportError, ExportReport
+from fxprune.exporters.outcome import ExportReport
 from fxprune.io.module_state import (
     State,
     check_same_form,

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxprune.exporters.outcome import ExportError
+from fxprune.errors import ExportError
 from fxprune.io.outline import captured_by, memory_order
 from fxprune.io.seal import UNSEALED, is_sealed, seal
 from fxprune.io.typed_records import made

@@ -22,7 +22,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fxprune.errors import JournalError
 from fxprune.io.storage import TEMPORARY, Damaged, Lock, read_bytes, read_json, remove, write_bytes, write_json
@@ -35,10 +35,8 @@ from fxprune.journal.records import (
     round_to_dict,
 )
 from fxprune.journal.run_identity import adopted, check_same, details_of, identity_of
+from fxprune.problem.search_problem import Problem
 from fxprune.resources.models import MeasuredResource
-
-if TYPE_CHECKING:
-    from fxprune.search.rounds import Problem
 
 log = logging.getLogger(__name__)
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from fxprune.journal.records import Candidate, Round
-
-if TYPE_CHECKING:
-    from fxprune.search.rounds import Problem
+from fxprune.problem.search_problem import Problem
 
 
 class Journal(Protocol):

@@ -13,8 +13,8 @@ from fxprune.errors import InputError, JournalError
 from fxprune.io.module_state import State
 from fxprune.io.tensors import from_bytes
 from fxprune.journal.read_run import Run
+from fxprune.journal.rebuilding import rebuild
 from fxprune.problem.inputs import analysed
-from fxprune.search.result import rebuild
 from passes import Plan
 from passes.graph.fingerprint import example_inputs_of
 from passes.stream.call_arguments import example_of

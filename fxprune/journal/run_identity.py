@@ -10,20 +10,18 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-import fxprune
+from fxprune import version
 from fxprune.errors import JournalError
 from fxprune.io.outline import outline_of
 from fxprune.io.tensors import fingerprint
 from fxprune.problem.inputs import described
+from fxprune.problem.search_problem import Problem
 from fxprune.problem.width_grids import layers_of
 from passes import cost
-
-if TYPE_CHECKING:
-    from fxprune.search.rounds import Problem
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +37,7 @@ def identity_of(problem: Problem) -> dict[str, Any]:
         json.dumps(
             {
                 "format": FORMAT,
-                "fxprune": fxprune.__version__,
+                "fxprune": version.__version__,
                 "torch": torch.__version__,
                 "graph": problem.coupling.fingerprint,
                 "weights": fingerprint(problem.dense),

@@ -12,7 +12,8 @@ from typing import Any
 from torch import fx, nn
 
 from fxprune.io.printed_text import terminal
-from fxprune.latency.backends import Backend, find
+from fxprune.latency.backends.protocol import Backend
+from fxprune.latency.backends.registry import find
 from fxprune.latency.device import Setting
 from fxprune.latency.errors import ForeignTable, LatencyError
 from fxprune.latency.predict import LatencyModel, MeasuredLatency, measured_model, model_of

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 from torch import nn
 
-from fxprune.latency.backends import Backend, Timed
+from fxprune.latency.backends.protocol import Backend, Timed
 from fxprune.latency.errors import LatencyError, UncoveredTable
 from fxprune.latency.sampling import CALL, Network, surface_of
 from fxprune.latency.surface import Surface

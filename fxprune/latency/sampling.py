@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from torch import fx
 
-from fxprune.latency.backends import Backend, Eager, InSitu, Timed
+from fxprune.latency.backends.eager import Eager
+from fxprune.latency.backends.protocol import Backend, InSitu, Timed
 from fxprune.latency.surface import Surface, fit
 from fxprune.latency.table import LatencyTable, Sample, Span
 from fxprune.latency.timing import Reference, Timing, warm_up

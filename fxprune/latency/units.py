@@ -19,7 +19,8 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from passes import Coupling
-from passes.analysis.polynomial_cost import Compiled, Cost, Polynomial, cost
+from passes.analysis.cost_model import Cost, cost
+from passes.analysis.polynomial import Compiled, Polynomial
 from passes.axes.expressions import Axis
 from passes.ops import Record, Value
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any
@@ -13,10 +14,35 @@ from torch import nn
 
 from fxprune.config.keys import NetAdaptConfig
 from fxprune.errors import ConfigError
-from fxprune.search.proposals import Grid, make_grid
 from passes import Coupling, Group
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The widths that a group may be given: multiples of `step` from `least` up to below the width it has.
+
+    The first multiple below a width that is none itself counts: 20 at step 8 may become 16 or 8.
+    """
+
+    group: str
+    step: int
+    least: int
+
+    def below(self, width: int) -> range:
+        """The widths, ascending, that a group of this width may be given."""
+        return range(self.least, width, self.step)
+
+
+def make_grid(group: str, size: int, *, step: int, min_size: int, max_prune: float = 1.0) -> Grid | None:
+    """The grid of a group with `size` units originally; None if no smaller width is allowed.
+
+    Never less than `min_size` units, never without `max_prune` (a share) of the original ones, never none.
+    """
+    least = max(1, min_size, math.ceil(size * (1 - max_prune) - 1e-9))
+    least = math.ceil(least / step) * step
+    return Grid(group, step, least) if least < size else None
 
 
 def make_grids(

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from fxprune.errors import SearchError
+from fxprune.problem.width_grids import Grid
 from fxprune.resources.models import Resource
-from fxprune.search.proposals import Grid, evaluate
+from fxprune.search.proposals import evaluate
 
 _REACHES = (0.4, 0.3, 0.2, 0.15, 0.1, 0.1, 0.05)  # how far, as a share of a width, each later programme may go
 

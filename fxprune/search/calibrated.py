@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,10 +17,13 @@ from torch.fx import GraphModule
 from fxprune.criteria.curves import Curve, curves
 from fxprune.errors import InputError
 from fxprune.io.tensors import named_tensors, put_tensors, tensors_of, to_bytes
+from fxprune.journal.protocol import Journal
 from fxprune.journal.records import Candidate, Round
 from fxprune.problem.inputs import graph_like
+from fxprune.problem.search_problem import Problem
 from fxprune.search.allocation import allocate
 from fxprune.search.proposals import evaluate as resources_at
+from fxprune.search.rounds import Found
 from fxprune.training.candidate import Evaluate, score_of, seeded
 from passes import (
     Coupling,
@@ -41,10 +44,6 @@ from passes.repair.compensation import LayerRepair, copied_network
 from passes.statistics import Batch, batches_of
 from passes.statistics.divergence import divergence, outputs_of
 from passes.statistics.observing import inputs_of
-
-if TYPE_CHECKING:
-    from fxprune.journal.protocol import Journal
-    from fxprune.search.rounds import Found, Problem
 
 log = logging.getLogger(__name__)
 

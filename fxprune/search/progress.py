@@ -5,14 +5,11 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from fxprune.io.printed_text import printed, terminal
 from fxprune.journal.records import Candidate, Round
-
-if TYPE_CHECKING:
-    from fxprune.search.rounds import Problem
-
+from fxprune.problem.search_problem import Problem
 
 log = logging.getLogger(__name__)
 

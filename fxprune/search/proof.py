@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
+from fxprune.problem.search_problem import Problem
 from fxprune.training.candidate import seeded
 from passes import Certificate, apply_plan, verify
-
-if TYPE_CHECKING:
-    from fxprune.search.rounds import Problem
 
 
 def prove_halves(problem: Problem) -> Certificate:

@@ -14,25 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from fxprune.problem.width_grids import Grid
 from fxprune.resources.models import Resource, one_at_a_time
 
 _STAIRS = 4  # a round may save so many times what its target asks for, to be rid of a whole stair
-
-
-@dataclass(frozen=True)
-class Grid:
-    """The widths that a group may be given: multiples of `step` from `least` up to below the width it has.
-
-    The first multiple below a width that is none itself counts: 20 at step 8 may become 16 or 8.
-    """
-
-    group: str
-    step: int
-    least: int
-
-    def below(self, width: int) -> range:
-        """The widths, ascending, that a group of this width may be given."""
-        return range(self.least, width, self.step)
 
 
 @dataclass(frozen=True)
@@ -48,16 +33,6 @@ class Proposal:
         """The group, or for a proposal of several the first and how many more."""
         first, *more = self.widths
         return f"{first} and {len(more)} more" if more else first
-
-
-def make_grid(group: str, size: int, *, step: int, min_size: int, max_prune: float = 1.0) -> Grid | None:
-    """The grid of a group with `size` units originally; None if no smaller width is allowed.
-
-    Never less than `min_size` units, never without `max_prune` (a share) of the original ones, never none.
-    """
-    least = max(1, min_size, math.ceil(size * (1 - max_prune) - 1e-9))
-    least = math.ceil(least / step) * step
-    return Grid(group, step, least) if least < size else None
 
 
 def least_widths(widths: Mapping[str, int], grids: Mapping[str, Grid]) -> dict[str, int]:
@@ -133,9 +108,9 @@ def propose_joint(
 ) -> Proposal | None:
     """One proposal that shrinks several groups by the least importance lost per resource saved: a greedy knapsack.
 
-    `lost[group][w]` is what the group loses at width w (`fxprune.importance.importance_lost`). A resource counts as
-    saved only as far as it is above its target. At the end, steps that turn out not to be needed are given back,
-    dearest first. None if no group can shrink.
+    `lost[group][w]` is what the group loses at width w (`fxprune.criteria.weight_norms.importance_lost`). A resource
+    counts as saved only as far as it is above its target. At the end, steps that turn out not to be needed are given
+    back, dearest first. None if no group can shrink.
     """
     work = dict(widths)
     names = [name for name in grids if len(grids[name].below(widths[name]))]

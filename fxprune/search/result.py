@@ -11,12 +11,11 @@ from torch.fx import GraphModule
 
 from fxprune.errors import InputError
 from fxprune.io.printed_text import printed
-from fxprune.io.tensors import clone, put_modes
 from fxprune.journal.protocol import Journal
+from fxprune.journal.rebuilding import rebuild
 from fxprune.journal.records import Round
 from fxprune.problem.wrappers import BARE, Wrapping, unwrapped
 from fxprune.resources.budgets import UNITS, Budget
-from fxprune.search.rounds import restore_network
 from passes import capture
 
 if TYPE_CHECKING:
@@ -112,20 +111,6 @@ class NetAdaptResult:
     def summary(self) -> str:
         """A table of the rounds and the widths, as text."""
         return summary(self)
-
-
-def rebuild(
-    dense: nn.Module,
-    rounds: tuple[Round, ...],
-    round: int,
-    journal: Journal,
-    modes: dict[str, bool],
-    wrap: Wrapping = BARE,
-) -> nn.Module:
-    """A fresh copy of the network after a round, wrapped, in the modes of what was handed in."""
-    network = wrap(restore_network(dense, rounds[round - 1], journal) if round else clone(dense))
-    put_modes(network, modes)
-    return network
 
 
 def summary(result: NetAdaptResult) -> str:

@@ -11,50 +11,25 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from torch import nn
 
-from fxprune.config.keys import NetAdaptConfig
 from fxprune.criteria.weight_norms import importance, importance_lost, keep_units, producer_count, ranked
 from fxprune.errors import SearchError
 from fxprune.io.tensors import from_bytes, put_tensors, tensors_of, to_bytes
 from fxprune.journal.protocol import Journal
+from fxprune.journal.rebuilding import restore_network
 from fxprune.journal.records import Candidate, Round
-from fxprune.resources.budgets import Budget
+from fxprune.problem.search_problem import Problem
 from fxprune.resources.models import MeasuredResource, Resource
 from fxprune.search.progress import Progress
-from fxprune.search.proposals import Grid, Proposal, bargains, evaluate, propose, propose_joint, propose_uniform
+from fxprune.search.proposals import Proposal, bargains, evaluate, propose, propose_joint, propose_uniform
 from fxprune.training.candidate import seed_of
 from fxprune.workers.serial import Task, Workers
 from passes import Coupling, Plan, apply_plan
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Problem:
-    """What a search is asked. Nothing in it changes. `dense` is a module or a graph, as `form` says."""
-
-    dense: nn.Module
-    coupling: Coupling
-    resources: tuple[Resource, ...]
-    budgets: tuple[Budget, ...]
-    start: dict[str, float]
-    grids: dict[str, Grid]
-    config: NetAdaptConfig
-    seed: int
-    example_inputs: Any
-    trains: bool
-    evaluates: bool
-    threads: int
-    form: str = "graph"
-    scope: tuple[str, ...] = ()
-
-    @property
-    def limits(self) -> dict[str, float]:
-        return {budget.resource: budget.limit(self.start[budget.resource]) for budget in self.budgets}
 
 
 @dataclass(frozen=True)
@@ -382,14 +357,6 @@ def position_after(problem: Problem, rounds: list[Round], journal: Journal) -> P
         )
     lost = sum(record.winner.lost for record in rounds)
     return Position(network, problem.coupling.after(plan), plan, resources, last.achieved, last.score, lost)
-
-
-def restore_network(dense: nn.Module, record: Round, journal: Journal) -> nn.Module:
-    """The network that a round chose, built anew from the unpruned one, the plan and the stored weights."""
-    network = apply_plan(dense, Plan.from_json(record.plan))
-    if (weights := journal.weights(record.round)) is not None:
-        put_tensors(network, from_bytes(weights))
-    return network
 
 
 def start_values(resources: tuple[Resource, ...], coupling: Coupling) -> dict[str, float]:

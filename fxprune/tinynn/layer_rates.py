@@ -9,8 +9,7 @@ import numpy as np
 from torch import nn
 
 from fxprune.config.keys import NetAdaptConfig
-from fxprune.problem.width_grids import layers_of, make_grids
-from fxprune.search.proposals import Grid
+from fxprune.problem.width_grids import Grid, layers_of, make_grids
 from passes import Coupling, Plan
 
 log = logging.getLogger(__name__)

@@ -19,9 +19,10 @@ from fxprune.errors import InputError, JournalError
 from fxprune.io.strict_yaml import read_yaml
 from fxprune.io.tensors import modes_of, sharing, sharing_copies
 from fxprune.journal.read_run import read_run
+from fxprune.journal.rebuilding import rebuild
 from fxprune.problem.inputs import analysed
 from fxprune.problem.wrappers import unwrapped
-from fxprune.search.result import NetAdaptResult, rebuild
+from fxprune.search.result import NetAdaptResult
 from fxprune.tinynn.flow import search_functions
 from fxprune.tinynn.layer_rates import binding_rates, layer_rates, layer_shares
 from fxprune.training.context import DLContext

@@ -27,7 +27,7 @@ class Edit:
 
 @dataclass(frozen=True)
 class Literal:
-    """A number in a module's program that has to change: an argument of a call (see `passes.restated_calls`).
+    """A number in a module's program that has to change: an argument of a call (see `passes.stream.restated_calls`).
 
     path: of the module that makes the call. axes: the argument is the product of their lengths; for a call that splits
     its argument the sizes of the pieces, one axis each. value: where `axes` is empty, what the argument was before

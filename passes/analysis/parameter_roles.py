@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from passes.axes.expressions import Axis, Variable, leaves
 from passes.ops import Record, Value, spelled
-
-if TYPE_CHECKING:
-    from passes.analysis.tape import Structure
 
 # What a parameter's name says beyond its module: conv.weight, conv.parametrizations.weight.original1, rnn.weight_ih_l0.
 _PARAMETER = re.compile(r"(\.parametrizations)?\.(\w*_)?(weight|bias)(\.original\d?|_v|_g|_orig|_[ih]h(_l\d+\w*)?)?$")
@@ -54,18 +50,22 @@ def _uses(record: Record, place: int, value: Value) -> dict[Variable, str]:
     return {v: "input" if v in contracted else "carried" if v in entering else "output" for v in mine}
 
 
-def names_of(structure: Structure, own: Sequence[str], trainable: frozenset[str]) -> dict[str, Variable]:
+def names_of(
+    tensors: Mapping[str, tuple[Axis, ...]],
+    roles: Mapping[tuple[str, Variable, int], str],
+    own: Sequence[str],
+    trainable: frozenset[str],
+) -> dict[str, Variable]:
     """A stable name for each variable of a trainable parameter: the module that produces it, else the first one.
 
     own: parameters in order, tied ones once.
     """
-    roles = structure.roles
     producer: dict[Variable, str] = {}
     first: dict[Variable, str] = {}
     for tensor in own:
         if tensor not in trainable:
             continue
-        for dim, axis in enumerate(structure.tensors[tensor]):
+        for dim, axis in enumerate(tensors[tensor]):
             for variable in leaves(axis):
                 first.setdefault(variable, tensor)
                 if roles.get((tensor, variable, dim)) == "output":

@@ -11,18 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch.utils import _pytree as pytree
 
-from passes.analysis.tape import Lifetimes
+from passes.analysis.polynomial import Lengths
 from passes.axes.expressions import Axis
 from passes.ops import Record, Slot, Value, spelled
-
-if TYPE_CHECKING:
-    from passes.analysis.polynomial_cost import Cost
+from passes.stream.module_run import Lifetimes
 
 _INDEX_OUTPUTS = ("with_indices", "topk", "sort", "max", "min", "mode", "median", "kthvalue", "cummax", "cummin")
 # Attention in one kernel (flash, memory-efficient, or the CPU's) keeps no attention matrix; on meta it is spelt out.
@@ -45,7 +42,7 @@ class Liveness:
     events: tuple[tuple[int, int], ...]
 
 
-def peak_bytes(costs: Cost) -> Callable[[np.ndarray], np.ndarray]:
+def peak_bytes(costs: Lengths) -> Callable[[np.ndarray], np.ndarray]:
     """The peak as a function of widths, an integer array (groups, ...); used by `Cost.memory`.
 
     The balance after each birth is a row of coefficients over all monomials that occur, so that a batch of width
@@ -79,7 +76,7 @@ def peak_bytes(costs: Cost) -> Callable[[np.ndarray], np.ndarray]:
     return evaluate
 
 
-def _row(costs: Cost, axes: tuple[Axis, ...], item_bytes: int, terms: dict[tuple[int, ...], int]) -> dict[int, int]:
+def _row(costs: Lengths, axes: tuple[Axis, ...], item_bytes: int, terms: dict[tuple[int, ...], int]) -> dict[int, int]:
     """Bytes as {column: coefficient}; monomials that are new get a column in `terms`."""
     polynomial = costs.polynomial(axes)
     return {terms.setdefault(term, len(terms)): item_bytes * value for term, value in polynomial.terms.items()}
@@ -102,7 +99,7 @@ def _largest(rows: np.ndarray) -> np.ndarray:
     return np.stack(kept)
 
 
-def resident_tensors(costs: Cost) -> Iterator[tuple[tuple[Axis, ...], int]]:
+def resident_tensors(costs: Lengths) -> Iterator[tuple[tuple[Axis, ...], int]]:
     """Axes and item size of every parameter and buffer; tied ones once."""
     coupling = costs.coupling
     dtypes = _dtypes(coupling.structure.records)
@@ -111,7 +108,7 @@ def resident_tensors(costs: Cost) -> Iterator[tuple[tuple[Axis, ...], int]]:
             yield axes, dtypes.get(name, torch.get_default_dtype()).itemsize
 
 
-def liveness(costs: Cost) -> Liveness:
+def liveness(costs: Lengths) -> Liveness:
     """Births and deaths of all storages of one forward pass."""
     structure = costs.coupling.structure
     walk = _Walk(structure.records, structure.values, structure.vals, frozenset(structure.tensors))

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch.utils import _pytree as pytree
@@ -15,22 +14,9 @@ from passes.axes.expressions import Axis, Variable
 from passes.axes.index_sets import Mask, rename
 from passes.ops import Record, Value
 from passes.stream.inference import Inferred
-
-if TYPE_CHECKING:
-    from passes.stream.module_run import ModuleInferred
+from passes.stream.module_run import Lifetimes, ModuleInferred
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Lifetimes:
-    """When the tensors of a module's run came and went.
-
-    inputs: what the caller gave. freed: (how many calls had been made, key of a tensor that nothing held any more).
-    """
-
-    inputs: tuple[Value, ...]
-    freed: tuple[tuple[int, int], ...]
 
 
 class Structure:

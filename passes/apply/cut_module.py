@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from passes.analysis.coupling import Coupling, couple
+from passes.analyse import couple
+from passes.analysis.coupling import Coupling
 from passes.apply.prune_channels import PruneChannels
 from passes.apply.prune_channels import plan_of as plan_of_graph
 from passes.arguments import is_a
@@ -47,7 +48,7 @@ def apply_plan(network: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.M
     A GraphModule gives a GraphModule (see `PruneChannels`). Any other module gives a copy of its own class with every
     attribute, hook, buffer and method; parameters are sliced, ties, data types, devices and `requires_grad` are kept,
     and sizes in layers and attributes follow. Only `nn.MultiheadAttention` whose heads shrink becomes a subclass of
-    itself (`passes.head_attention`), since it cannot hold them. `inplace`: cut the module itself, not a copy.
+    itself (`passes.stream.head_attention`), since it cannot hold them. `inplace`: cut the module itself, not a copy.
 
     Raises PlanError where the plan was made for another network.
 

@@ -8,7 +8,7 @@ An *axis* is one dimension of one tensor. It is a tree of:
     Product     outer to inner: position = outer index * len(inner) + inner index
     Permuted    a variable whose units stand in another order
 
-Operators state equalities between axes, which `passes.space` solves. Nothing here knows of tensors or of torch.
+Operators state equalities between axes, which `passes.axes.unification` solves. Nothing here knows of torch.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Which positions of a resolved axis its units take, which remain when some are removed, and what its length is.
 
-Everything here reads trees of `passes.axes` and changes none.
+Everything here reads trees of `passes.axes.expressions` and changes none.
 """
 
 from __future__ import annotations

@@ -6,14 +6,20 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from passes.arguments import got, is_a
 from passes.documents.plan_json import read, written
 from passes.errors import PlanError
 
-if TYPE_CHECKING:
-    from passes.analysis.coupling import Coupling
+
+class Coupled(Protocol):
+    """What a plan is checked against: a `Coupling`, by what names it."""
+
+    @property
+    def fingerprint(self) -> str: ...
+    @property
+    def widths(self) -> Mapping[str, int]: ...
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,7 @@ class Plan:
         kept = json.dumps(self.widths, sort_keys=True)
         return f"{first_graph}+{hashlib.sha256(kept.encode()).hexdigest()[:32]}"
 
-    def check(self, coupling: Coupling) -> None:
+    def check(self, coupling: Coupled) -> None:
         """Raise PlanError unless this plan was made for `coupling`."""
         if not hasattr(coupling, "widths") or not hasattr(coupling, "fingerprint"):
             raise PlanError(f"check: got {got(coupling)}; expected a Coupling, which couple(...) returns")

@@ -5,13 +5,10 @@ from __future__ import annotations
 import dis
 import functools
 import linecache
-import os
 import sys
 import types
 
-import torch
-
-_OURS = (torch.__path__[0] + os.sep, os.path.dirname(__file__) + os.sep)
+from passes.process.source_lines import OWN_FILES
 
 
 @functools.cache
@@ -36,7 +33,7 @@ def describe_line(filename: str, line: int, function: str) -> str:
 @functools.cache
 def is_user_file(filename: str) -> bool:
     """Neither torch's, nor ours, nor the interpreter's."""
-    return not filename.startswith((*_OURS, "<"))
+    return not filename.startswith((*OWN_FILES, "<"))
 
 
 def user_frame() -> types.FrameType | None:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import fx
 
-if TYPE_CHECKING:
-    from passes.analysis.coupling import Coupling
-    from passes.documents.certificate import Certificate
-    from passes.documents.plan import Plan
-    from passes.frontend.fidelity import Pending
+from passes.documents.certificate import Certificate
+from passes.documents.plan import Plan
 
 KEY = "passes"
 
@@ -21,19 +18,19 @@ KEY = "passes"
 class Facts:
     """What is known of one graph. Never changed, so that copies of the graph share it.
 
-    plan: that made it, relative to the first graph of a chain. coupling, digest: its analysis, and the fingerprint
-    that the graph then had. evidence: the groups in plain words, which a file keeps in place of the analysis.
+    plan: that made it, relative to the first graph of a chain. coupling, digest: its analysis (a `Coupling`), and the
+    fingerprint that the graph then had. evidence: the groups in plain words, which a file keeps in its place.
     certificate: of the last proof that it computes what the masked original does. specialised: what it was captured
     for, in sentences. pending: a comparison with its module that is still to be made (see passes/frontend/fidelity.py).
     """
 
     plan: Plan | None = None
-    coupling: Coupling | None = field(default=None, repr=False)
+    coupling: Any = field(default=None, repr=False)
     digest: str = ""
     evidence: tuple[str, ...] = ()
     certificate: Certificate | None = None
     specialised: tuple[str, ...] = ()
-    pending: Pending | None = field(default=None, repr=False, compare=False)
+    pending: Any = field(default=None, repr=False, compare=False)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Facts:
         return self
@@ -66,7 +63,7 @@ def evidence_of(gm: fx.GraphModule) -> tuple[str, ...]:
     return facts.evidence or _evidence(facts.coupling)
 
 
-def _evidence(coupling: Coupling | None) -> tuple[str, ...]:
+def _evidence(coupling: Any) -> tuple[str, ...]:
     return () if coupling is None else tuple(_line(group) for group in coupling.groups)
 
 

@@ -11,8 +11,8 @@ import torch
 from torch import fx
 
 from passes.graph.module_copies import owned_tensors
+from passes.graph.nodes import input_nodes
 from passes.ops.constant_indices import stated
-from passes.stream.inference import input_nodes
 
 
 def fingerprint(gm: fx.GraphModule) -> str:

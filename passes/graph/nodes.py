@@ -1,11 +1,32 @@
-"""Nodes of graphs in less time: torch looks through the arguments of each new one for symbolic numbers."""
+"""Nodes of graphs: which are inputs, which line made them; and new ones, made without torch's search of arguments."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 from torch import fx
+
+
+def input_nodes(graph: fx.Graph) -> list[fx.Node]:
+    """The placeholders that take one value each; what ``*args`` and ``**kwargs`` would gather is left empty."""
+    return [n for n in graph.nodes if n.op == "placeholder" and not str(n.target).startswith("*")]
+
+
+def source_of(node: fx.Node) -> str:
+    """``file.py:line`` of the user's code that made `node`; empty where the graph does not say."""
+    return _innermost_line(node.stack_trace or "")
+
+
+@lru_cache(maxsize=4096)
+def _innermost_line(trace: str) -> str:
+    found = re.findall(r'File "([^"]+)", line (\d+)', trace)
+    if not found:
+        return ""
+    path, line = found[-1]
+    return f"{path.rsplit('/', 1)[-1]}:{line}"
 
 
 def give_arguments(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """What operators do with zeros: whether a removed unit, zero in what they are given, is zero in what they give.
 
 A rule states it with one of these traits, for its own operators and not by their names. What a rule does not state is
-tried out on numbers (`passes.zeros`), and where that is not possible the unit counts as not zero.
+tried out on numbers (`passes.analysis.zero_propagation`), and where that is not possible the unit counts as not zero.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ FIRST = Zeros(_first_result, _all)  # so is the first result; others are places 
 PRODUCT = Zeros(_any, _any)  # products of one factor of each operand, summed
 NEVER = Zeros(_no, _all)  # made of something else than the operands, or moved away from zero
 ALWAYS = Zeros(lambda unit: True, _all)
-EVALUATED = Zeros(_no, _all)  # position by position: `passes.zeros` evaluates the operator
+EVALUATED = Zeros(_no, _all)  # position by position: `passes.analysis.zero_propagation` evaluates the operator
 
 
 def product(factors: Sequence[str], added: Sequence[str] = ()) -> Zeros:

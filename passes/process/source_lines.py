@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 
-_OWN_FILES = (os.path.dirname(torch.__file__) + os.sep, os.path.dirname(__file__) + os.sep)
+# Folders whose code is not the user's: torch, and this package as a whole.
+OWN_FILES = (os.path.dirname(torch.__file__) + os.sep, os.path.dirname(os.path.dirname(__file__)) + os.sep)
 
 
 def users_line(frame: Any) -> str:
     """``file.py:line`` of the innermost frame outside torch and this package."""
-    while frame is not None and frame.f_code.co_filename.startswith(_OWN_FILES):
+    while frame is not None and frame.f_code.co_filename.startswith(OWN_FILES):
         frame = frame.f_back
     return "" if frame is None else f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}"
 
@@ -22,7 +23,7 @@ def innermost_line(error: Exception) -> str:
     place, trace = "", error.__traceback__
     while trace is not None:
         path = trace.tb_frame.f_code.co_filename
-        if not path.startswith(_OWN_FILES):
+        if not path.startswith(OWN_FILES):
             place = f"{os.path.basename(path)}:{trace.tb_lineno}"
         trace = trace.tb_next
     return place

@@ -17,6 +17,7 @@ from passes.analysis.coupling import Coupling, recall
 from passes.axes.index_sets import survivors
 from passes.documents.plan import Plan
 from passes.errors import PassError, PlanError
+from passes.graph.nodes import input_nodes
 from passes.ops import Value
 from passes.repair.compensation import copied_network
 from passes.repair.fitting import Layer, Problem, Target, fit, sites_and_reads
@@ -26,7 +27,7 @@ from passes.statistics.batches import Batch, batches_of
 from passes.statistics.observing import evaluating, inputs_of, plain_recurrence
 from passes.statistics.sites import Site
 from passes.statistics.watching import Watcher
-from passes.stream.inference import as_arguments, composite_attention, input_nodes
+from passes.stream.inference import as_arguments, composite_attention
 
 log = logging.getLogger(__name__)
 Env = dict[str, Any]

@@ -13,6 +13,7 @@ from torch import nn
 from passes.errors import PassError
 from passes.statistics.moments import Moments
 from passes.statistics.sites import Site
+from passes.statistics.storing import read, write
 
 
 @dataclass
@@ -80,16 +81,12 @@ class Statistics:
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file with a checksum; a file that is there is replaced at once or not at all."""
-        from passes.statistics.storing import write
-
         write(self, Path(path))
 
     @classmethod
     def load(cls, path: str | Path) -> Statistics:
         """Read what `save` wrote. Raises PassError where the file is damaged or of another kind."""
-        from passes.statistics.storing import read
-
-        return read(Path(path))
+        return cls(**read(Path(path)))
 
 
 def _added(first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

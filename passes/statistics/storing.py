@@ -7,8 +7,9 @@ import hashlib
 import json
 import os
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -17,7 +18,6 @@ from torch import Tensor
 from passes.errors import PassError
 from passes.statistics.contractions import Form
 from passes.statistics.moments import Moments
-from passes.statistics.record import Statistics
 from passes.statistics.sites import Layout, Norm, Site
 
 FORMAT = "fxprune-statistics-1"
@@ -25,7 +25,19 @@ _DTYPES = {"F64": torch.float64, "F32": torch.float32}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
-def write(statistics: Statistics, path: Path) -> None:
+class Summed(Protocol):
+    """What is written: the fields of `Statistics`."""
+
+    fingerprint: str
+    sites: dict[str, Site]
+    moments: dict[str, Moments]
+    samples: int
+    fisher: Mapping[str, np.ndarray]
+    taylor: Mapping[str, np.ndarray]
+    gradients: int
+
+
+def write(statistics: Summed, path: Path) -> None:
     """Write `statistics` to `path` through a temporary file beside it."""
     tensors: dict[str, Tensor] = {}
     described: dict[str, Any] = {}
@@ -72,8 +84,8 @@ def write(statistics: Statistics, path: Path) -> None:
         part.unlink(missing_ok=True)
 
 
-def read(path: Path) -> Statistics:
-    """What `write` wrote. Raises PassError that says what is wrong with the file."""
+def read(path: Path) -> dict[str, Any]:
+    """The fields of what `write` wrote, by name. Raises PassError that says what is wrong with the file."""
     try:
         raw = path.read_bytes()
         size = int.from_bytes(raw[:8], "little")
@@ -87,7 +99,7 @@ def read(path: Path) -> Statistics:
             raise PassError(f"{path}: it has format {facts['format']!r}, this version reads {FORMAT!r}")
         if digest.hexdigest() != meta["sha256"]:
             raise PassError(f"{path}: its content does not match its checksum; it is damaged, so observe anew")
-        return _statistics(facts, {name: _tensor(entry, body) for name, entry in header.items()})
+        return _fields(facts, {name: _tensor(entry, body) for name, entry in header.items()})
     except OSError as error:
         raise PassError(f"{path}: cannot be read: {error}") from error
     except (KeyError, TypeError, ValueError, IndexError) as error:
@@ -102,7 +114,7 @@ def _tensor(entry: Any, body: memoryview) -> Tensor:
     return torch.frombuffer(bytearray(body[start:stop]), dtype=dtype).reshape(entry["shape"])
 
 
-def _statistics(facts: Any, tensors: dict[str, Tensor]) -> Statistics:
+def _fields(facts: Any, tensors: dict[str, Tensor]) -> dict[str, Any]:
     moments = {}
     for name, entry in facts["moments"].items():
         tiles = [tensors[f"{name}/tile{n}"] for n in range(entry["tiles"])]
@@ -110,9 +122,8 @@ def _statistics(facts: Any, tensors: dict[str, Tensor]) -> Statistics:
         moments[name] = Moments(entry["groups"], entry["columns"], entry["count"], tiles, held, entry["seen"])
     sums = {kind: {n: tensors[f"{kind}/{n}"].numpy() for n in facts[kind]} for kind in ("fisher", "taylor")}
     sites = {entry["name"]: _site(entry) for entry in facts["sites"]}
-    return Statistics(
-        facts["fingerprint"], sites, moments, facts["samples"], sums["fisher"], sums["taylor"], facts["gradients"]
-    )
+    plain = {name: facts[name] for name in ("fingerprint", "samples", "gradients")}
+    return {**plain, **sums, "sites": sites, "moments": moments}
 
 
 def _site(entry: dict[str, Any]) -> Site:

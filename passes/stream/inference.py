@@ -7,10 +7,8 @@ decomposed and every spelling of an operator is one. Nothing is computed and no 
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -23,6 +21,7 @@ from passes.axes.unification import Space
 from passes.errors import PassError
 from passes.graph.emitted_layers import emit_node
 from passes.graph.module_copies import PLAIN, Copies, copy_module, like, modules_of, owned_tensors, shell
+from passes.graph.nodes import input_nodes, source_of
 from passes.ops import Call, Record, Slot, Value
 from passes.ops import constant_indices as numbers
 from passes.ops.meta_shapes import LightMode, on_meta, run_on_meta
@@ -42,11 +41,6 @@ def composite_attention() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
-
-
-def input_nodes(graph: fx.Graph) -> list[fx.Node]:
-    """The placeholders that take one value each; what ``*args`` and ``**kwargs`` would gather is left empty."""
-    return [n for n in graph.nodes if n.op == "placeholder" and not str(n.target).startswith("*")]
 
 
 def as_arguments(example_inputs: Any, gm: fx.GraphModule) -> tuple[Any, ...]:
@@ -86,20 +80,6 @@ def as_arguments(example_inputs: Any, gm: fx.GraphModule) -> tuple[Any, ...]:
 def to_meta(tree: Any) -> Any:
     """`tree` with every tensor as an empty one of the same shape, dtype and strides on the meta device."""
     return pytree.tree_map_only(torch.Tensor, lambda t: t.detach().to("meta"), tree)
-
-
-def source_of(node: fx.Node) -> str:
-    """``file.py:line`` of the user's code that made `node`; empty where the graph does not say."""
-    return _innermost_line(node.stack_trace or "")
-
-
-@lru_cache(maxsize=4096)
-def _innermost_line(trace: str) -> str:
-    found = re.findall(r'File "([^"]+)", line (\d+)', trace)
-    if not found:
-        return ""
-    path, line = found[-1]
-    return f"{path.rsplit('/', 1)[-1]}:{line}"
 
 
 def tensors_in(*arguments: Any) -> list[torch.Tensor]:

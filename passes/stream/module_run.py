@@ -14,7 +14,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.flop_counter import FlopCounterMode
 
-from passes.analysis.tape import Lifetimes
 from passes.axes.expressions import Axis, Constant, Reason
 from passes.errors import PassError
 from passes.graph.module_copies import Replace, like, owned_tensors
@@ -37,8 +36,19 @@ class Beside:
     training: bool
 
 
+@dataclass(frozen=True)
+class Lifetimes:
+    """When the tensors of a module's run came and went.
+
+    inputs: what the caller gave. freed: (how many calls had been made, key of a tensor that nothing held any more).
+    """
+
+    inputs: tuple[Value, ...]
+    freed: tuple[tuple[int, int], ...]
+
+
 class ModuleInferred:
-    """All that was found in the runs of one module (see `passes.infer.Inferred`), and how it was run.
+    """All that was found in the runs of one module (see `passes.stream.inference.Inferred`), and how it was run.
 
     records: the calls on the example, whose costs count. runs_beside: other runs, in the other mode or at another size,
     whose equalities hold as well. specialised: sentences that say what the runs were fixed to.

@@ -8,7 +8,6 @@ arguments of those calls. The module keeps its class; the replacements are plain
 from __future__ import annotations
 
 import inspect
-import os
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -21,7 +20,8 @@ from torch import nn
 from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._python_dispatch import _disable_current_modes
 
-_TORCH = (os.path.dirname(torch.__file__) + os.sep, os.path.dirname(__file__) + os.sep)
+from passes.process.source_lines import OWN_FILES
+
 Position = tuple[str | int, ...]
 SIZES: Position = ("sizes",)  # of a call that splits its first argument
 
@@ -170,7 +170,7 @@ def calling(frame: Any) -> tuple[nn.Module, tuple[str, int]] | None:
     line: tuple[str, int] | None = None
     while frame is not None:
         code = frame.f_code
-        if line is None and not code.co_filename.startswith(_TORCH):
+        if line is None and not code.co_filename.startswith(OWN_FILES):
             line = code.co_name, frame.f_lineno - code.co_firstlineno
         if code.co_varnames[:1] == ("self",):
             holder = frame.f_locals.get("self")

@@ -1,7 +1,7 @@
 """Sizes that a module keeps outside its tensors: integers in attributes, lists and configuration objects.
 
 Which of them follow a pruned axis no rule says. Candidates are integers that equal an old size; the trial of
-`passes.module_trial` keeps those with which the module runs.
+`passes.trial.module_trial` keeps those with which the module runs.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _DEPTH = 3
 def integers_of(module: nn.Module) -> Iterator[tuple[Key, int]]:
     """Every integer that `module` itself keeps, with the names and positions that lead to it; no child's.
 
-    Those of torch's layers follow their tensors without being asked for (`passes.module_resize`).
+    Those of torch's layers follow their tensors without being asked for (`passes.transform.module_sizes`).
     """
     if isinstance(module, (*SIZED, nn.MultiheadAttention)):
         return

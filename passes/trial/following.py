@@ -99,8 +99,10 @@ class Following(Watching):
                 return record
             if alike and record.func not in _MOVES:
                 break
-        if alike and func is aten.permute.default and _without_ones(self._expected(self.tape[self.place])) == (
-            _without_ones(got)
+        if (
+            alike
+            and func is aten.permute.default
+            and _without_ones(self._expected(self.tape[self.place])) == (_without_ones(got))
         ):  # einsum moves a dimension of one elsewhere
             return self.tape[self.place]
         if self.place >= len(self.tape):
@@ -164,7 +166,7 @@ def _equal(old: Any, new: Any) -> bool:
 
 
 def positions_of(record: Record) -> Picked | None:
-    """The positions that a call of the tape takes of its first operand (see `passes.picked_positions`)."""
+    """The positions that a call of the tape takes of its first operand (see `passes.ops.picked_positions`)."""
     if not record.inputs or not record.template:
         return None
     shape = [axis.size for axis in record.inputs[0].axes]

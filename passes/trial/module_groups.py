@@ -116,10 +116,9 @@ def _resolved(module: nn.Module, inferred: ModuleInferred, arguments: Arguments)
             inferred.space.freeze(axis, reason)
         structure = Structure.of(inferred)
     facts = ModuleFacts(real=inferred.real, specialised=tuple(inferred.specialised))
-    return Coupling(
-        structure, names_of(structure, own, trainable), module_fingerprint(module), described(arguments), {},
-        inferred.canonical, trainable, module=facts,
-    )  # fmt: skip
+    names = names_of(structure.tensors, structure.roles, own, trainable)
+    digest, inputs = module_fingerprint(module), described(arguments)
+    return Coupling(structure, names, digest, inputs, {}, inferred.canonical, trainable, module=facts)
 
 
 def _as_used(names: list[str], records: Sequence[Record]) -> list[str]:

@@ -3,7 +3,7 @@
 A size can hide where no rule sees it: an attribute, a list, a configuration object. The module is run with every group
 reduced at once. Where a call fails, or gives another shape than promised, integers of the modules that are running
 which equal an old size there are changed until the run gets further; where none helps, the arguments of the call itself
-(see `passes.restated_calls`). What cannot be made to follow stays, with the reason.
+(see `passes.stream.restated_calls`). What cannot be made to follow stays, with the reason.
 """
 
 from __future__ import annotations

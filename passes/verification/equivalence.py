@@ -1,9 +1,10 @@
 """The proof that a pruned network computes what the masked dense one computes, in double precision.
 
 Two networks run side by side. The dense one keeps its shape: every slice that a removed unit occupies is zeroed, and
-operators that take statistics over a pruned axis take them over the surviving positions only (`passes.references`,
+operators that take statistics over a pruned axis take them over the surviving positions only (`passes.ops.references`,
 written apart from the rewriting). The pruned one runs as it is, node by node and by its own compiled forward. Outputs
-must be numbers somewhere and agree on inputs like the example, on random ones and at other sizes (`passes.draws`).
+must be numbers somewhere and agree on inputs like the example, on random ones and at other sizes
+(`passes.equality.draws`).
 """
 
 from __future__ import annotations
@@ -34,12 +35,13 @@ from passes.errors import EquivalenceError, PassError, PlanError
 from passes.frontend.fidelity import settle
 from passes.graph.annotations import note, specialised_in
 from passes.graph.module_copies import copy_with, owned_tensors
+from passes.graph.nodes import source_of
 from passes.masked.masked_graph import MaskedOperators
 from passes.masked.proof_weights import dense_weights, equal_elements, finite_parameters, pruned_weights
 from passes.ops import Value
 from passes.ops.references import narrowed
 from passes.process.state import leaves_no_trace
-from passes.stream.inference import as_arguments, source_of
+from passes.stream.inference import as_arguments
 from passes.verification.module_equivalence import verify_module
 
 
@@ -51,7 +53,7 @@ def verify(
 ) -> Certificate:  # fmt: skip
     """Prove that `pruned` computes what `network` computes with the units removed that `plan` removes.
 
-    Both are graphs (see `verify_graph`), or both are modules (see `passes.verify_module`). Neither is changed, nor is
+    Both are graphs (see `verify_graph`), or both are modules (see `module_equivalence`). Neither is changed, nor is
     the random state of the caller.
     """
     _check_arguments(network, pruned, plan, tol, seed, runs)

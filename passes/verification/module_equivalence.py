@@ -1,7 +1,7 @@
 """The proof for a module: the original with its removed units at zero beside the cut one, both run as they are.
 
 Both run in double precision through their own `forward`: in evaluation and in train mode (with every random number
-replaced by a constant), on the example, on values like it, on random ones and at other sizes (`passes.draws`).
+replaced by a constant), on the example, on values like it, on random ones and at other sizes (`passes.equality.draws`).
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxprune.exporters.outcome import ExportError
+from fxprune.errors import ExportError
 from fxprune.exporters.source.literals import Imports, literal
 from fxprune.exporters.source.standalone import STANDALONE
 

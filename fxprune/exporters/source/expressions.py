@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
-from fxprune.exporters.outcome import ExportError
+from fxprune.errors import ExportError
 from fxprune.exporters.source.containers import Container, is_plain, reference
 from fxprune.exporters.source.literals import Imports, function_name, literal, sequence
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from fxprune.exporters.outcome import ExportError
+from fxprune.errors import ExportError
 from fxprune.exporters.source.containers import WIDTH, Container
 from fxprune.exporters.source.expressions import Expression, Writer
 from fxprune.exporters.source.literals import Imports

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fxprune.exporters.outcome import ExportError
+from fxprune.errors import ExportError
 
 # Where torch's functions are looked up, the name that people write first.
 _TORCH_HOMES: tuple[tuple[str, Any], ...] = (

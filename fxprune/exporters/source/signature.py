@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import fx
 
-from fxprune.exporters.outcome import ExportError
+from fxprune.errors import ExportError
 from fxprune.exporters.source.expressions import Writer
 from fxprune.exporters.source.literals import quoted
 

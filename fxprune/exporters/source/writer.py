@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from fxprune.errors import ExportError
 from fxprune.exporters.check import agreement, fixed_batch_reason, other_size
 from fxprune.exporters.files import check_free, staged
 from fxprune.exporters.inputs import Inputs, call
-from fxprune.exporters.outcome import ExportError, ExportReport
+from fxprune.exporters.outcome import ExportReport
 from fxprune.exporters.source.constructors import Constructors
 from fxprune.exporters.source.containers import (
     Container,

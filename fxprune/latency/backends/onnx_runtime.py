@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.latency.backends import Profile, Run, Timed
+from fxprune.latency.backends.onnx_graph import Graph, UnsupportedOperator, to_onnx
+from fxprune.latency.backends.onnx_recording import record
+from fxprune.latency.backends.protocol import Profile, Run, Timed
 from fxprune.latency.device import Setting, cpu
 from fxprune.latency.errors import BackendError
-from fxprune.latency.onnx_graph import Graph, UnsupportedOperator, record, to_onnx
 from fxprune.latency.timing import Reference
 from passes import capture
 from passes.stream.inference import as_arguments

@@ -1,4 +1,4 @@
-"""ATen operators as ONNX operators: one small function a rule, `RULES` holds them all.
+"""ATen operators as ONNX operators: one small function a rule: elementwise, contractions, attention.
 
 A rule gets a `Call` and returns the name of the ONNX value (a tuple of names where the operator returns several).
 Weights are random here (see onnx_graph.py), so a rule owes shapes and cost, not numbers.
@@ -6,32 +6,12 @@ Weights are random here (see onnx_graph.py), so a rule owes shapes and cost, not
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import torch
 
-if TYPE_CHECKING:
-    from fxprune.latency.onnx_graph import Call
-
-Rule = Callable[["Call"], Any]
-RULES: dict[Any, Rule] = {}
-aten = torch.ops.aten
-
-
-def rule(*packets: Any) -> Callable[[Rule], Rule]:
-    """Register a function for some operators; a second rule for one of them is an error."""
-
-    def register(function: Rule) -> Rule:
-        for packet in packets:
-            if packet in RULES:
-                raise ValueError(f"{packet} has a rule already")
-            RULES[packet] = function
-        return function
-
-    return register
-
+from fxprune.latency.backends.onnx_graph import Call
+from fxprune.latency.backends.onnx_rules import aten, rule
 
 # ---- elementwise -----------------------------------------------------------------------------------------------------
 
@@ -244,10 +224,3 @@ def _log_softmax(call: Call) -> str:
 @rule(aten.embedding)
 def _embedding(call: Call) -> str:
     return call.graph.emit("Gather", call.onnx("weight"), call.onnx("indices"), axis=0)
-
-
-def unsupported(call: Call, why: str) -> str:
-    """Give the call up, saying why."""
-    from fxprune.latency.onnx_graph import UnsupportedOperator
-
-    raise UnsupportedOperator(f"{call.func} (node {call.graph.scope}) {why}")

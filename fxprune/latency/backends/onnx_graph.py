@@ -5,7 +5,8 @@ under a dispatch mode, and each ATen operator becomes the ONNX operators that th
 of values lead back to the fx nodes that compute them, so that a runtime's profile can be read by node.
 Batch norm behind a convolution is left out: exporters and runtimes fold it into the weights.
 
-The rules stand in `onnx_ops.py`. An operator without one raises UnsupportedOperator: the caller then exports properly.
+The rules stand in `onnx_ops.py` and `onnx_shapes.py`. An operator without one raises UnsupportedOperator: the caller
+then exports properly.
 """
 
 from __future__ import annotations
@@ -18,14 +19,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, fx
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch import Tensor
 
-from passes.graph.module_copies import copy_with, like
-from passes.stream.inference import as_arguments, composite_attention, to_meta
-
-__all__ = ["Graph", "Node", "UnsupportedOperator", "record", "to_onnx"]
+__all__ = ["Graph", "Node", "UnsupportedOperator", "to_onnx"]
 
 OPSET = 20  # the first with Gelu; torch.onnx.export of torch 2.13 writes this one too
 
@@ -88,7 +84,7 @@ class Graph:
 
     def scalar(self, value: float, dtype: torch.dtype = torch.float32) -> str:
         """A scalar constant of the dtype of the tensor that it meets."""
-        return self.array(np.asarray(value, dtype=_numpy_dtype(dtype)))
+        return self.array(np.asarray(value, dtype=numpy_dtype_of(dtype)))
 
     def array(self, array: np.ndarray) -> str:
         """A constant; equal ones are stored once."""
@@ -99,106 +95,20 @@ class Graph:
     def weight(self, shape: Sequence[int], dtype: torch.dtype = torch.float32, name: str = "") -> str:
         """A random weight; `name` is that of the network's tensor whose place it takes."""
         name = f"weight_{name or len(self.weights)}"
-        self.weights[name] = tuple(shape), _numpy_dtype(dtype)
+        self.weights[name] = tuple(shape), numpy_dtype_of(dtype)
         return name
-
-
-def record(gm: fx.GraphModule, example_inputs: Any, fold: bool = True) -> Graph:
-    """The ONNX graph of `gm` in evaluation mode at the shapes of `example_inputs` (only shapes are read).
-
-    fold: leave out batch norm behind a convolution. Runs on the meta device: weights are neither read nor copied.
-    Raises UnsupportedOperator, naming operator and node.
-    """
-    graph = Graph(fold=fold)
-    recorder = _Recorder(graph)
-
-    def hollow(name: str, tensor: Tensor) -> Tensor:
-        meta = like(tensor, torch.empty_like(tensor, device="meta"))
-        recorder.parameters[id(meta)] = name
-        recorder.alive.append(meta)
-        return meta
-
-    root = copy_with(gm, hollow)
-    root.eval()
-    inputs = to_meta(as_arguments(example_inputs, gm))
-    for index, tensor in enumerate(t for t in pytree.tree_leaves(inputs) if isinstance(t, Tensor)):
-        graph.inputs[f"input_{index}"] = (tuple(tensor.shape), _numpy_dtype(tensor.dtype))
-        recorder.bind(tensor, f"input_{index}")
-    with torch.no_grad(), composite_attention(), recorder:
-        result = _ScopedInterpreter(root, gm.graph, graph).run(*inputs, enable_io_processing=False)
-    leaves = [t for t in pytree.tree_leaves(result) if isinstance(t, Tensor)]
-    graph.outputs = list(dict.fromkeys(recorder.value(t) for t in leaves))
-    return graph
-
-
-class _ScopedInterpreter(fx.Interpreter):
-    """Runs the graph and tells the recorder which fx node is at work."""
-
-    def __init__(self, root: torch.nn.Module, graph: fx.Graph, onnx: Graph) -> None:
-        super().__init__(root, graph=graph)
-        self.extra_traceback = False
-        self._onnx = onnx
-
-    def run_node(self, node: fx.Node) -> Any:
-        self._onnx.scope = node.name
-        return super().run_node(node)
-
-
-class _Recorder(TorchDispatchMode):
-    """Sees each ATen call and writes its ONNX nodes."""
-
-    def __init__(self, graph: Graph) -> None:
-        super().__init__()
-        from fxprune.latency import onnx_shapes  # noqa: F401  (registers its rules)
-        from fxprune.latency.onnx_ops import RULES
-
-        self.graph = graph
-        self._rules: dict[Any, Callable[..., Any]] = RULES
-        self._names: dict[int, str] = {}
-        self.parameters: dict[int, str] = {}
-        self.alive: list[Tensor] = []  # an id is only good while its tensor lives
-
-    def bind(self, tensor: Tensor, name: str) -> None:
-        self._names[id(tensor)] = name
-        self.alive.append(tensor)
-
-    def value(self, tensor: Tensor) -> str:
-        """The ONNX name of a tensor; one never seen before is a parameter or buffer."""
-        name = self._names.get(id(tensor))
-        if name is None:
-            name = self.graph.weight(tuple(tensor.shape), tensor.dtype, self.parameters.get(id(tensor), ""))
-            self.bind(tensor, name)
-        return name
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        out = func(*args, **kwargs)
-        if not any(isinstance(t, Tensor) for t in pytree.tree_leaves(out)):
-            return out
-        rule = self._rules.get(func.overloadpacket)
-        if rule is None:
-            raise UnsupportedOperator(f"{func} (node {self.graph.scope}) has no rule in fxprune.latency.onnx_ops")
-        names = rule(Call(self, func, args, kwargs, out))
-        outs = (out,) if isinstance(out, Tensor) else tuple(out)
-        for tensor, name in zip(outs, (names,) if isinstance(names, str) else names, strict=False):
-            if isinstance(tensor, Tensor) and name:
-                self.bind(tensor, name)
-        return out
 
 
 @dataclass(frozen=True)
 class Call:
     """One ATen call as a rule sees it: the arguments by name, ONNX names for tensors, the graph to write to."""
 
-    recorder: _Recorder
+    graph: Graph
+    value: Callable[[Tensor], str]
     func: Any
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     out: Any
-
-    @property
-    def graph(self) -> Graph:
-        return self.recorder.graph
 
     def arg(self, name: str) -> Any:
         """The argument called `name` in the operator's schema, or its default."""
@@ -215,7 +125,7 @@ class Call:
         if value is None:
             return ""
         if isinstance(value, Tensor):
-            return self.recorder.value(value)
+            return self.value(value)
         return self.graph.scalar(value, self.dtype)
 
     @property
@@ -226,7 +136,7 @@ class Call:
     @property
     def numpy_dtype(self) -> np.dtype:
         """Of the (first) output."""
-        return _numpy_dtype(self.dtype)
+        return numpy_dtype_of(self.dtype)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -273,7 +183,7 @@ def to_onnx(graph: Graph, tensors: Mapping[str, np.ndarray] | None = None) -> by
     return model.SerializeToString()
 
 
-def _numpy_dtype(dtype: torch.dtype) -> np.dtype:
+def numpy_dtype_of(dtype: torch.dtype) -> np.dtype:
     try:
         return np.dtype(str(dtype).removeprefix("torch."))  # a meta tensor has no .numpy() to ask
     except TypeError as error:

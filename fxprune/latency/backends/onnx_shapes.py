@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
-from fxprune.latency.onnx_ops import aten, rule, unsupported
-
-if TYPE_CHECKING:
-    from fxprune.latency.onnx_graph import Call
-
+from fxprune.latency.backends.onnx_graph import Call
+from fxprune.latency.backends.onnx_rules import aten, rule, unsupported
 
 # ---- pooling and reductions ------------------------------------------------------------------------------------------
 
@@ -85,7 +82,7 @@ for _packets, _op in {
 
 @rule(aten.detach, aten.alias, aten.clone, aten.lift_fresh, aten.contiguous, aten.dropout, aten.lift_fresh_copy)
 def _identity(call: Call) -> str:
-    return call.recorder.value(call.args[0])
+    return call.value(call.args[0])
 
 
 @rule(aten._to_copy)
@@ -128,7 +125,7 @@ def _transpose(call: Call) -> str:
 
 @rule(aten.cat)
 def _cat(call: Call) -> str:
-    values = [call.recorder.value(t) for t in call.arg("tensors")]
+    values = [call.value(t) for t in call.arg("tensors")]
     return call.graph.emit("Concat", *values, axis=call.arg("dim"))
 
 
@@ -136,7 +133,7 @@ def _cat(call: Call) -> str:
 def _stack(call: Call) -> str:
     dim = call.arg("dim") % len(call.shape)
     shape = [1 if d == dim else n for d, n in enumerate(call.shape)]
-    values = [call.graph.emit("Reshape", call.recorder.value(t), call.graph.ints(shape)) for t in call.arg("tensors")]
+    values = [call.graph.emit("Reshape", call.value(t), call.graph.ints(shape)) for t in call.arg("tensors")]
     return call.graph.emit("Concat", *values, axis=dim)
 
 

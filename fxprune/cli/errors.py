@@ -1,0 +1,29 @@
+"""What a command does about errors: one message and an exit code for those that say what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+
+from fxprune.io.printed_text import echo
+
+
+@contextmanager
+def reported_errors() -> Iterator[None]:
+    """Errors that say what to do become one message; all others keep their traceback.
+
+    Exit code 2: the command line names what is not there (as typer does for a wrong option); 1: all else.
+    """
+    from fxprune.errors import FxpruneError, SourceError
+    from passes.errors import PassError
+
+    try:
+        yield
+    except SystemExit as error:  # of a model's or a data set's code: it must not look like success
+        typer.secho(f"fxprune: code of the model or the data called sys.exit({error.code!r})", fg="red", err=True)
+        raise typer.Exit(1) from error
+    except (FxpruneError, PassError, ModuleNotFoundError) as error:
+        echo(f"fxprune: {error}", err=True, color=typer.colors.RED)
+        raise typer.Exit(2 if isinstance(error, SourceError) else 1) from error

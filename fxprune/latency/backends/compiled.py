@@ -1,0 +1,35 @@
+"""`torch.compile` with its default settings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from fxprune.latency.backends.protocol import Run, Timed, called, torch_threads, waiter
+from fxprune.latency.device import Setting, describe
+from fxprune.latency.errors import BackendError
+
+
+class Compiled(Timed):
+    """torch.compile with its default settings; each shape is compiled for itself, which takes seconds."""
+
+    def __init__(self, threads: int = 1, device: str = "cpu") -> None:
+        self.setting = Setting("compile", torch.__version__, threads, describe(device))
+
+    def prepare(self, gm: nn.Module, example_inputs: Any) -> Run:
+        gm.eval()
+        (args, kwargs), threads, wait = called(gm, example_inputs), self.setting.threads, waiter(gm)
+        compiled = torch.compile(gm, dynamic=False)
+
+        def run() -> None:
+            with torch_threads(threads), torch.no_grad():
+                compiled(*args, **kwargs)
+            wait()
+
+        try:
+            run()
+        except Exception as error:  # dynamo and inductor have errors of their own, and those of the C++ compiler
+            raise BackendError(f"torch.compile cannot run the network: {str(error).splitlines()[0]}") from error
+        return run

@@ -1,0 +1,78 @@
+"""`couple`, the analysis as one verb: infer the axes, freeze what must stay, try everything once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import fx, nn
+
+from passes.analysis.coupling import Coupling, remember
+from passes.analysis.parameter_roles import names_of
+from passes.analysis.reach import unused_axes
+from passes.analysis.tape import Structure
+from passes.arguments import has_weights, is_a
+from passes.axes.expressions import Reason
+from passes.graph.fingerprint import describe_inputs, fingerprint
+from passes.graph.nodes import source_of
+from passes.ops import spelled
+from passes.ops.references import REFERENCES
+from passes.process.garbage import collector_paused
+from passes.process.state import leaves_no_trace
+from passes.stream.inference import infer
+from passes.trial.graph_trial import trial
+from passes.trial.module_groups import couple_module
+
+
+@leaves_no_trace
+@collector_paused()
+def couple(network: nn.Module, example_inputs: Any) -> Coupling:
+    """Find the groups of a network for inputs of these shapes and dtypes.
+
+    network: a GraphModule, which is interpreted, or any other module, which is run: its own Python, on the meta device.
+    example_inputs: a tensor, a tuple of positional arguments, or a dict by name. Their values are read only where a
+    module's program asks for values.
+
+    Raises PassError where the inputs do not fit the network.
+    """
+    is_a(network, nn.Module, "couple", "a torch.nn.Module or a torch.fx.GraphModule")
+    has_weights(network, "couple")
+    if isinstance(network, fx.GraphModule):
+        return couple_graph(network, example_inputs)
+    return couple_module(network, example_inputs)
+
+
+def couple_graph(gm: fx.GraphModule, example_inputs: Any) -> Coupling:
+    """`couple` for a graph.
+
+    example_inputs: a tensor, a tuple in the order of the placeholders, or a dict by placeholder name.
+    Every node gets ``meta["val"]`` (meta tensors) and ``meta["axes"]``. Weights are neither read nor copied.
+    Ends with a trial rewriting on the meta device: what the coupling offers, PruneChannels can do.
+
+    Raises PassError where the inputs do not fit the graph.
+    """
+    inferred = infer(gm, example_inputs)
+    sources = {n.name: source_of(n) for n in gm.graph.nodes}
+    for record in inferred.records:
+        if record.mixed and record.func.overloadpacket not in REFERENCES:
+            text = "it mixes units, and no reference says what it gives without some"
+            reason = Reason(text, record.node, spelled(record.func), sources.get(record.node, ""))
+            for axis in record.mixed:
+                inferred.space.freeze(axis, reason)
+    trainable = frozenset(n for n, _ in gm.named_parameters(remove_duplicate=False))
+    own = [name for name, first in inferred.canonical.items() if first == name]
+    digest = fingerprint(gm)
+    inputs = describe_inputs(gm, inferred.vals)
+    structure = Structure.of(inferred)
+    refused = list(unused_axes(structure.tensors, [n for n in own if n in trainable], structure.records))
+    while True:
+        if refused:
+            for axis, reason in refused:
+                inferred.space.freeze(axis, reason)
+            structure = Structure.of(inferred)
+        names = names_of(structure.tensors, structure.roles, own, trainable)
+        coupling = Coupling(structure, names, digest, inputs, sources, inferred.canonical, trainable)
+        refused = trial(gm, coupling)
+        if not refused:
+            break
+    remember(gm, coupling, digest)
+    return coupling

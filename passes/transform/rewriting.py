@@ -1,0 +1,345 @@
+"""One rewriting of a graph: new nodes, resized layers and restated sizes for the units that stay."""
+
+from __future__ import annotations
+
+import operator
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.utils import _pytree as pytree
+
+from passes.analysis.coupling import Coupling
+from passes.analysis.tape import map_together
+from passes.axes.expressions import Axis, Reason
+from passes.graph.annotations import KEY, Facts, specialised_in
+from passes.graph.lazy_codegen import graph_module
+from passes.graph.module_copies import copy_module, modules_of, shell
+from passes.graph.nodes import copied, source_of
+from passes.ops import Record, Value, find
+from passes.ops.meta_shapes import OnMeta
+from passes.stream.inference import composite_attention
+from passes.transform import restate_sizes as restate
+from passes.transform.resize_modules import SIZED, resize_view_module
+from passes.transform.slicing import Masks, Slicing
+
+aten = torch.ops.aten
+
+
+class Rewriting:
+    """One rewriting: the new graph is run on meta as it is made, so that every size is known and checked.
+
+    Only nodes that may take sizes are run; of the others, which are most, the axes tell what they give. With `whole`
+    unset the new graph holds no more than the former, and a placeholder for each of the others that they read.
+    """
+
+    def __init__(self, gm: fx.GraphModule, coupling: Coupling, masks: Masks, whole: bool = True) -> None:
+        self.gm, self.coupling = gm, coupling
+        self.slicing = Slicing(coupling, masks)
+        self.size, self.narrowed, self.remain = self.slicing.size, self.slicing.narrowed, self.slicing.remain
+        self.records: dict[str, list[Record]] = defaultdict(list)
+        for record in coupling.structure.records:
+            self.records[record.node].append(record)
+        self._called = {str(n.target): n for n in gm.graph.nodes if n.op == "call_module"}
+        self.following = self._following()
+        self.graph = self._copied_graph(whole)
+        self.refused: list[tuple[Axis, Reason]] = []
+        self.numbers: dict[str, Any] = {}  # what nodes that hold no tensor (sizes and their arithmetic) are now
+        with torch.no_grad(), composite_attention(), OnMeta():
+            _Run(self).run()
+
+    def _following(self) -> set[str]:
+        """The nodes that take no number which could be the length of a pruned axis: their shapes follow."""
+        values, modules = self.coupling.structure.values, modules_of(self.gm)
+
+        def takes_none(n: fx.Node) -> bool:
+            if n.op == "call_module" and type(modules[str(n.target)]) in _SIZED_BY_TENSORS:
+                return True
+            records = self.records.get(n.name)
+            if records:
+                return all(map(_sizeless, records)) and restate.name_of(n) not in restate.TABLE
+            # It gives back a tensor that it was given, as dropout does in eval mode.
+            return values[n.name].key in [values[i.name].key for i in n.all_input_nodes]
+
+        return {
+            n.name
+            for n in self.gm.graph.nodes
+            if all(isinstance(values.get(known.name), Value) for known in (n, *n.all_input_nodes))
+            and (n.op in ("placeholder", "get_attr") or takes_none(n))
+        }
+
+    def _copied_graph(self, whole: bool) -> fx.Graph:
+        graph = fx.Graph(tracer_cls=getattr(self.gm, "_tracer_cls", None))
+        graph._codegen = self.gm.graph._codegen
+        copies: dict[fx.Node, fx.Node] = {}
+
+        def known(node: fx.Node) -> fx.Node:
+            if node not in copies:
+                copies[node] = graph.create_node("placeholder", node.name, name=node.name)
+            return copies[node]
+
+        for node in self.gm.graph.nodes:
+            if whole or node.name not in self.following:
+                copies[node] = new = copied(graph, node, known)
+                for stale in ("tensor_meta", "example_value"):
+                    new.meta.pop(stale, None)
+        for node in self.gm.graph.nodes:
+            if node not in copies:
+                graph._graph_namespace.create_name(node.name, None)  # no node that restating inserts may take it
+        return graph
+
+    def _resized(self, path: str, module: nn.Module, meta: bool) -> nn.Module:
+        """A copy of the module at `path`, sliced, with its sizes made to agree."""
+        prefix = f"{path}." if path else ""
+        copied = copy_module(module, lambda name, tensor: self.slicing.sliced(prefix + name, tensor, meta))
+        for name, inner in modules_of(copied).items():
+            if isinstance(inner, SIZED):
+                full = prefix + name if name else path
+                self._resize(full, inner, self._called.get(full))
+        return copied
+
+    def _resize(self, path: str, module: nn.Module, node: fx.Node | None) -> None:
+        before = self._shape(node.args[0]) if node is not None and node.args else None
+        channels = None
+        if before is not None and len(before) > 1:
+            channels = before[-1] if isinstance(module, (nn.LayerNorm, nn.RMSNorm)) else before[1]
+        self.slicing.resize(path, module, node.name if node is not None else "", channels)
+        after = self._shape(node) if node is not None else None
+        if before is not None and after is not None:
+            resize_view_module(module, before, after)
+
+    def _shape(self, node: Any) -> list[int] | None:
+        value = self.coupling.structure.values.get(node.name) if isinstance(node, fx.Node) else None
+        return [self.size(a) for a in value.axes] if isinstance(value, Value) else None
+
+    def on_meta(self, path: str) -> nn.Module:
+        """The new module at `path` on the meta device, in eval mode."""
+        with torch.utils._python_dispatch._disable_current_modes():
+            return self._resized(path, self.gm.get_submodule(path), meta=True).eval()
+
+    def build(self) -> fx.GraphModule:
+        """The new graph with real, sliced tensors."""
+        root = self._resized("", shell(self.gm), meta=False)
+        pruned = graph_module(root, self.graph, type(self.gm).__name__)
+        pruned.meta.update(self.gm.meta)
+        pruned.meta[KEY] = Facts(specialised=specialised_in(self.gm))
+        return pruned
+
+    def refuse(self, node: fx.Node, text: str) -> None:
+        """Note that `node` cannot follow; the axes that meet there must stay."""
+        touching = [self.coupling.structure.values.get(node.name)]
+        seen, stack = set(), list(node.all_input_nodes)
+        while stack:
+            source = stack.pop()
+            if source in seen:
+                continue
+            seen.add(source)
+            value = self.coupling.structure.values.get(source.name)
+            touching.append(value)
+            numbers = pytree.tree_leaves(self.coupling.structure.vals.get(source.name))
+            if not isinstance(value, Value) and any(isinstance(number, (int, float)) for number in numbers):
+                stack.extend(source.all_input_nodes)
+        if node.op == "call_module":
+            prefix = f"{node.target}."
+            touching += [Value(n, a) for n, a in self.coupling.structure.tensors.items() if n.startswith(prefix)]
+        reason = Reason(text, node.name, str(node.target), source_of(node))
+        values = [v for v in pytree.tree_leaves(touching) if isinstance(v, Value)]
+        for axis in self.narrowed(a for v in values for a in v.axes):
+            self.refused.append((axis, reason))
+
+
+class _Run(fx.Interpreter):
+    """Runs the new graph on meta; restates each node's literals just before it is run, and checks what comes out."""
+
+    def __init__(self, rewriting: Rewriting) -> None:
+        super().__init__(nn.Module(), garbage_collect_values=False, graph=rewriting.graph)
+        self.rewriting = rewriting
+        self.env = _Results(self._promised)
+        self._olds: dict[fx.Node, Any] = {}
+
+    def run(self) -> None:  # type: ignore[override]
+        """Run all nodes whose results do not follow from their axes."""
+        for node in self.graph.nodes:
+            if node.name not in self.rewriting.following:
+                self.env[node] = self.run_node(node)
+
+    def fetch_args_kwargs_from_env(self, n: fx.Node) -> Any:
+        return fx.map_arg((n.args, n.kwargs), self.env.__getitem__)
+
+    def fetch_attr(self, target: str) -> Any:
+        return self.rewriting.on_meta(target)
+
+    def run_node(self, n: fx.Node) -> Any:
+        rewriting = self.rewriting
+        value = rewriting.coupling.structure.values.get(n.name)
+        followed: tuple[Any, Any] | None = None
+        try:
+            self._restate(n, value)
+            restated = n.args, n.kwargs
+            if self._holds_tensors(n, value) and restate.pin_values(n, self._old):
+                followed = restated
+        except Exception as error:  # what a node's arguments do not fit is the reason that its axes stay
+            result, failure = None, _refusal(error)
+        else:
+            result, failure = self._attempt(n, value)
+            if failure and followed is not None:  # a number of an operator that nobody knows was a size, not a value
+                pinned = n.args, n.kwargs
+                n.args, n.kwargs = followed
+                result, still = self._attempt(n, value)
+                if still:
+                    n.args, n.kwargs = pinned
+                failure = failure if still else ""
+        if any(isinstance(leaf, (int, float)) for leaf in pytree.tree_leaves(result)):
+            rewriting.numbers[n.name] = result
+        if failure:
+            rewriting.refuse(n, failure)
+            return self._promised(n)
+        return result
+
+    def _attempt(self, n: fx.Node, value: Any) -> tuple[Any, str]:
+        """What `n` gives on the smaller sizes, and why that is not what its axes promise."""
+        try:
+            for argument in n.all_input_nodes:
+                self._run_inserted(argument)
+            result = self._promised(n) if n.op in ("placeholder", "get_attr") else super().run_node(n)
+        except Exception as error:  # whatever a node raises on smaller sizes is the reason that its axes stay
+            return None, _refusal(error)
+        return result, self._difference(value, result)
+
+    def _holds_tensors(self, n: fx.Node, value: Any) -> bool:
+        """Whether `n` makes, writes or returns tensors: there a number that was a width keeps its old value."""
+        if n.op == "output" or n.target is operator.setitem:
+            return True
+        return any(isinstance(leaf, Value) for leaf in pytree.tree_leaves(value))
+
+    def _run_inserted(self, n: fx.Node) -> None:
+        """Run arithmetic that restating has put before a node."""
+        if n not in self.env and n.name not in self.rewriting.following:
+            for argument in n.all_input_nodes:
+                self._run_inserted(argument)
+            self.env[n] = self.rewriting.numbers[n.name] = super().run_node(n)
+
+    def _restate(self, n: fx.Node, value: Any) -> None:
+        values = self.rewriting.coupling.structure.values
+        restate_node = restate.TABLE.get(restate.name_of(n))
+        if restate_node is None:
+            return
+
+        def numbers_of(argument: Any) -> Any:
+            known = values.get(argument.name) if isinstance(argument, fx.Node) else None
+            return known.numbers if isinstance(known, Value) else None
+
+        leaves_ = [v for v in pytree.tree_leaves(value) if isinstance(v, Value)]
+        if leaves_ or n.target is operator.setitem:
+            near = [a for v in leaves_ for a in v.axes] + [a for i in n.all_input_nodes for a in self._axes_of(i) or ()]
+            if self.rewriting.narrowed(near) or any(self._pinned(i) is not None for i in n.all_input_nodes):
+                restate_node(
+                    restate.Site(
+                        n, value, self._axes_of, self.rewriting.remain, lambda a: self.env[a],
+                        lambda a: self.rewriting.coupling.structure.vals.get(a.name),
+                        self.rewriting.records.get(n.name, ()),
+                        numbers_of,
+                    )
+                )  # fmt: skip
+
+    def _old(self, argument: fx.Node) -> Any:
+        """The dense network's number, or shape, where `argument` is another one now; None for all others.
+
+        A literal, or nodes that compute it where it hangs on a size that may vary as well (``c * h * w``).
+        """
+        dense, now = self.rewriting.coupling.structure.vals.get(argument.name), self.env.get(argument)
+        if type(dense) not in (int, float, torch.Size) or type(now) is not type(dense) or dense == now:
+            return None
+        if not isinstance(dense, torch.Size) and not restate.varies(self._axes_of, argument):
+            return dense
+        if argument not in self._olds:
+            self._olds[argument] = self._old_nodes(argument, dense, now)
+        return self._olds[argument]
+
+    def _old_nodes(self, argument: fx.Node, dense: Any, now: Any) -> Any:
+        """The same computation over the dense network's widths, inserted behind `argument`."""
+        graph = argument.graph
+        olds = {used: self._old(used) for used in argument.all_input_nodes if self._axes_of(used) is None}
+        if len(olds) == len(argument.all_input_nodes) and any(old is not None for old in olds.values()):
+            args, kwargs = fx.map_arg(
+                (argument.args, argument.kwargs), lambda used: used if olds[used] is None else olds[used]
+            )
+            with graph.inserting_after(argument):
+                return graph.create_node(argument.op, argument.target, args, kwargs)
+        if isinstance(dense, torch.Size):
+            parts: list[Any] = list(dense)
+            at = argument
+            for place in range(len(dense)):
+                if dense[place] == now[place]:
+                    with graph.inserting_after(at):
+                        at = parts[place] = graph.call_function(operator.getitem, (argument, place))
+            with graph.inserting_after(at):
+                return graph.call_function(torch.Size, (tuple(parts),))
+        with graph.inserting_after(argument):  # of all lengths of a tensor, one of which is a width: in proportion
+            product = graph.call_function(operator.mul, (argument, dense))
+        with graph.inserting_after(product):
+            return graph.call_function(operator.floordiv, (product, now))
+
+    def _axes_of(self, argument: Any) -> tuple[Axis, ...] | None:
+        known = self.rewriting.coupling.structure.values.get(argument.name) if isinstance(argument, fx.Node) else None
+        return known.axes if isinstance(known, Value) else None
+
+    def _pinned(self, argument: fx.Node) -> Any:
+        dense = self.rewriting.coupling.structure.vals.get(argument.name)
+        now = self.env.get(argument)
+        number = isinstance(dense, (int, float)) and not isinstance(dense, bool)
+        return dense if number and now != dense else None
+
+    def _difference(self, value: Any, result: Any) -> str:
+        expected = [[self.rewriting.size(a) for a in v.axes] for v in pytree.tree_leaves(value) if isinstance(v, Value)]
+        got = [list(t.shape) for t in pytree.tree_leaves(result) if isinstance(t, torch.Tensor)]
+        if expected == got:
+            return ""
+        return f"its size does not follow: expected {expected}, got {got}"
+
+    def _promised(self, n: fx.Node) -> Any:
+        """What the axes of a node's result tell of it."""
+        structure = self.rewriting.coupling.structure
+
+        def made(val: Any, known: Any) -> Any:
+            if not isinstance(known, Value):
+                return val
+            return torch.empty([self.rewriting.size(a) for a in known.axes], dtype=val.dtype, device="meta")
+
+        return map_together(made, structure.vals.get(n.name), structure.values.get(n.name))
+
+
+def _refusal(error: Exception) -> str:
+    return f"the operator cannot follow a smaller size: {str(error).splitlines()[0] if str(error) else error!r}"
+
+
+class _Results(dict[fx.Node, Any]):
+    """Results by node; those that nobody has put in are made when they are asked for."""
+
+    def __init__(self, make: Callable[[fx.Node], Any]) -> None:
+        super().__init__()
+        self._make = make
+
+    def __missing__(self, node: fx.Node) -> Any:
+        self[node] = self._make(node)
+        return self[node]
+
+
+# Layers that take their sizes from their tensors, which are sliced, and from attributes that `resize` makes agree.
+_SIZED_BY_TENSORS = frozenset({nn.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear, nn.LayerNorm})
+# Operators whose numbers are dimensions, strides and paddings. A pooled or convolved axis stays as it is.
+_SIZELESS = frozenset(
+    (
+        *(aten.convolution, aten._convolution, aten.mm, aten.addmm, aten.bmm, aten.baddbmm, aten.t, aten.transpose),
+        *(aten.permute, aten.unsqueeze, aten.squeeze, aten.cat, aten.stack, aten.mean, aten.sum, aten.amax, aten.amin),
+        *(aten.native_batch_norm, aten._native_batch_norm_legit, aten._native_batch_norm_legit_no_training),
+        *(aten.max_pool2d_with_indices, aten.avg_pool2d, aten._adaptive_avg_pool2d, aten._softmax, aten.clone),
+        *(aten.detach, aten.alias),
+    )
+)
+
+
+def _sizeless(record: Record) -> bool:
+    return record.func.overloadpacket in _SIZELESS or find(record.func) is find(aten.relu.default)

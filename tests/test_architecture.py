@@ -16,15 +16,17 @@ ROOT = Path(passes.__file__).parents[1]
 
 # From the bottom to the top: a module imports from what stands before its own folder, and from its own folder.
 FLOORS = {
-    "passes": (
-        "errors arguments process documents axes ops graph stream equality frontend analysis transform masked trial "
-        "analyse apply verification statistics repair __init__"
-    ).split(),
-    "fxprune": (
-        "errors version io resources config training data criteria problem latency journal workers search api tinynn "
-        "integrations report exporters __init__ cli __main__"
-    ).split(),
-}
+    "passes": [
+        "errors", "arguments", "process", "documents", "axes", "ops", "graph", "stream", "equality",
+        "frontend", "analysis", "transform", "masked", "trial", "analyse", "apply", "verification",
+        "statistics", "repair", "__init__",
+    ],
+    "fxprune": [
+        "errors", "version", "io", "resources", "config", "training", "data", "criteria", "problem",
+        "latency", "journal", "workers", "search", "api", "tinynn", "integrations", "report", "exporters",
+        "__init__", "cli", "__main__",
+    ],
+}  # fmt: skip
 BESIDE_FOLDERS = {"__init__.py", "__main__.py", "errors.py", "py.typed"}
 
 

@@ -274,7 +274,7 @@ def run(job: Job, config: Any, workdir: Path, resume: bool | None, quiet: bool) 
 @contextmanager
 def rounds_told() -> Iterator[None]:
     """Lines about rounds, which are logged where there is no terminal for bars, are printed."""
-    logger, printed = logging.getLogger("fxprune.progress"), logging.StreamHandler()
+    logger, printed = logging.getLogger("fxprune.search.progress"), logging.StreamHandler()
     printed.setFormatter(EscapingFormatter())
     level = logger.level
     logger.addHandler(printed)

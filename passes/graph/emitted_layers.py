@@ -56,6 +56,11 @@ def is_emitted(module: nn.Module) -> bool:
     return type(module) in _LAYERS
 
 
+def differs_in_training(module: nn.Module) -> bool:
+    """Whether a layer that may be emitted does something else in training mode."""
+    return isinstance(module, (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd))
+
+
 def _is_plain(value: Any) -> bool:
     """Whether `value` is a tensor of floating point numbers with elements, of no class of its own."""
     return type(value) in (torch.Tensor, nn.Parameter) and value.is_floating_point() and value.numel() > 0

@@ -80,8 +80,9 @@ def run_on_meta(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
         if 0 < dims <= len(shape) and shape[-dims:] == tuple(args[1]):
             statistics = shape[:-dims] + (1,) * dims
             return _made(first, shape), _made(first, statistics), _made(first, statistics)
-    elif func is aten.native_batch_norm.default and not args[5] and _is_dense(first):
-        return _made(first, first.shape, first.stride()), _made(first, (0,)), _made(first, (0,))
+    elif func is aten.native_batch_norm.default and _is_dense(first):
+        statistics = first.shape[1:2] if args[5] else (0,)
+        return _made(first, first.shape, first.stride()), _made(first, statistics), _made(first, statistics)
     elif func is aten.max_pool2d_with_indices.default and first.is_contiguous():
         found = _pooled(*args)
         if found is not None:

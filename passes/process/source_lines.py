@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import cache
 from typing import Any
 
 import torch
@@ -11,9 +12,14 @@ import torch
 OWN_FILES = (os.path.dirname(torch.__file__) + os.sep, os.path.dirname(os.path.dirname(__file__)) + os.sep)
 
 
+@cache
+def _is_own(filename: str) -> bool:
+    return filename.startswith(OWN_FILES)
+
+
 def users_line(frame: Any) -> str:
     """``file.py:line`` of the innermost frame outside torch and this package."""
-    while frame is not None and frame.f_code.co_filename.startswith(OWN_FILES):
+    while frame is not None and _is_own(frame.f_code.co_filename):
         frame = frame.f_back
     return "" if frame is None else f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}"
 
@@ -23,7 +29,7 @@ def innermost_line(error: Exception) -> str:
     place, trace = "", error.__traceback__
     while trace is not None:
         path = trace.tb_frame.f_code.co_filename
-        if not path.startswith(OWN_FILES):
+        if not _is_own(path):
             place = f"{os.path.basename(path)}:{trace.tb_lineno}"
         trace = trace.tb_next
     return place

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from passes.errors import PassError
-from passes.graph.emitted_layers import emit_layer, is_emitted
+from passes.graph.emitted_layers import differs_in_training, emit_layer, is_emitted
 from passes.graph.module_copies import Copies, Replace, modules_of
 from passes.stream.head_attention import is_torchs_attention, with_heads
 
@@ -94,6 +94,7 @@ def _follow(module: nn.Module, path: str, stack: CallStack) -> None:
     """Have calls of `module` say when they begin and end; those of torch's layers are made without running them."""
     inner = type(module)._call_impl
     module.__dict__["_compiled_call_impl"] = None
+    apart = differs_in_training(module)
 
     def call(*args: Any, **kwargs: Any) -> Any:
         stack.enter(path)
@@ -104,7 +105,7 @@ def _follow(module: nn.Module, path: str, stack: CallStack) -> None:
 
     def call_layer(*args: Any, **kwargs: Any) -> Any:
         emit = stack.emit
-        if emit is None or len(args) != 1 or kwargs or module.training:
+        if emit is None or len(args) != 1 or kwargs or (apart and module.training):
             return call(*args, **kwargs)
         stack.enter(path)
         try:

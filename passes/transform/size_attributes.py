@@ -149,11 +149,11 @@ def edits_of_unread(
     found = []
     for path, module in modules_of(root).items():
         keys = [(key, number) for key, number in integers_of(module) if len(key) == 1 and number > 1]
+        keys = [(key, number) for key, number in keys if (path, key) not in taken]
         prefix = f"{path}." if path else ""
-        own = [(name.count(".", len(prefix)), axes) for name, axes in tensors.items() if name.startswith(prefix)]
+        below = tensors.items() if keys else ()
+        own = [(name.count(".", len(prefix)), axes) for name, axes in below if name.startswith(prefix)]
         for key, number in keys:
-            if (path, key) in taken:
-                continue
             near = [(depth, axis) for depth, axes in own for axis in axes if axis.size == number]
             least = min((depth for depth, _ in near), default=0)
             nearest = list(dict.fromkeys(axis for depth, axis in near if depth == least))

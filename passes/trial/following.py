@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, NoReturn
 
 import numpy as np
@@ -48,8 +49,8 @@ class Differs(Exception):
 
 # A chunk whose halves differ in size is called as a split into stated sizes.
 _SPLITS = frozenset({aten.split.Tensor, aten.split_with_sizes.default})
-_VIEWS = frozenset({aten.view.default, aten._unsafe_view.default, aten._reshape_alias.default, aten.alias.default})
-_MOVES = _VIEWS | {
+VIEWS = frozenset({aten.view.default, aten._unsafe_view.default, aten._reshape_alias.default, aten.alias.default})
+_MOVES = VIEWS | {
     aten.clone.default, aten.expand.default, aten.unsqueeze.default, aten.squeeze.dim, aten.slice.Tensor,
     aten.permute.default,
 }  # fmt: skip
@@ -60,7 +61,7 @@ def _without_ones(shapes: list[list[int]]) -> list[list[int]]:
 
 
 def _alike(one: Any, other: Any) -> bool:
-    return one is other or {one, other} <= _SPLITS or {one, other} <= _VIEWS
+    return one is other or {one, other} <= _SPLITS or {one, other} <= VIEWS
 
 
 class Following(Watching):
@@ -183,9 +184,17 @@ def _short(places: list[int] | None) -> str:
 def _scalars(func: Any, args: tuple, kwargs: dict[str, Any]) -> list[Any]:
     """The arguments of a call that are numbers to compute with, and no sizes; None for those that are tensors."""
     found = []
-    for place, formal in enumerate(func._schema.arguments):
-        kind = str(formal.type).removeprefix("Optional[")
-        if kind.startswith(("number", "float", "Tensor")):
-            actual = kwargs.get(formal.name, args[place] if place < len(args) else None)
-            found.append(actual if isinstance(actual, (int, float)) else None)
+    for place, name in _places_of_numbers(func):
+        actual = kwargs.get(name, args[place] if place < len(args) else None)
+        found.append(actual if isinstance(actual, (int, float)) else None)
     return found
+
+
+@cache
+def _places_of_numbers(func: Any) -> list[tuple[int, str]]:
+    kinds = [str(formal.type).removeprefix("Optional[") for formal in func._schema.arguments]
+    return [
+        (place, formal.name)
+        for place, (formal, kind) in enumerate(zip(func._schema.arguments, kinds, strict=True))
+        if kind.startswith(("number", "float", "Tensor"))
+    ]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
 from typing import Any, ClassVar
@@ -91,9 +91,15 @@ class Trial:
     tape: Sequence[Record]
     training: bool = False
     real: ClassVar[bool] = False
+    _known: dict[Changes, Failure | None] = field(default_factory=dict)
 
     def run(self, changes: Changes) -> Failure | None:
         """Run the cut module; None where every call gives what its axes promise."""
+        if changes not in self._known:
+            self._known[changes] = self._run(changes)
+        return self._known[changes]
+
+    def _run(self, changes: Changes) -> Failure | None:
         mode = Following(self.tape, self.slicing, self.real)
 
         def cut(name: str, tensor: torch.Tensor) -> torch.Tensor:

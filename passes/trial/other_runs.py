@@ -20,9 +20,11 @@ from passes.ops import Record, Value, spelled
 from passes.stream.call_arguments import CHANGED, Arguments, replaced, tensors_of
 from passes.stream.module_run import ModuleInferred, ModuleRun
 from passes.stream.module_stream import Watching, input_on_meta, on_meta_device
+from passes.trial.following import VIEWS
 
 aten = torch.ops.aten
 _CUTS = frozenset({aten.slice.Tensor, aten.select.int, aten.narrow.default, aten.split_with_sizes.default})
+_COPIES = frozenset({aten.clone.default, aten.alias.default})  # whether reshape copies is a matter of strides
 _OTHER_VALUES = 3  # seeds of other values, where a program asks for values
 
 
@@ -93,13 +95,13 @@ def _on_meta(arguments: Arguments) -> Arguments:
 
 def _alike(records: Sequence[Record], found: Sequence[Any]) -> bool:
     """Whether a run made the calls of the tape, with the same tensors of the module, and as many others."""
-    return [call[:2] for call in found] == [_call(record)[:2] for record in records]
+    return [call[:2] for call in found] == [call[:2] for _, call in _calls(records)]
 
 
 def _freeze_moving(inferred: ModuleInferred, found: Sequence[Any], with_what: str) -> None:
     """Parameters of which an input uses as many positions as it is long keep all of them."""
-    for record, call in zip(inferred.records, found, strict=True):
-        if call != _call(record):
+    for (record, before), call in zip(_calls(inferred.records), found, strict=True):
+        if call != before:
             text = f"it is cut at a position that moves with {with_what}"
             reason = Reason(text, record.node, spelled(record.func))
             inferred.space.freeze(record.inputs[0].axes[_dimension(record)], reason)
@@ -134,18 +136,24 @@ class _Calls(Watching):
 
     def _record(self, func, args, kwargs, operands, before, outputs) -> None:
         static = bool(before) and all(value.parameters for value in before)
-        cut = tuple(map(str, args[1:])) if static and func in _CUTS else ()
-        self.calls.append((func, _operands(before), cut))
+        if func not in _COPIES:
+            self.calls.append(_call(func, before, args))
         names = frozenset().union(*(value.parameters for value in before)) if static else frozenset()
         for tensor in outputs:
             if not any(tensor is operand for operand in operands):
                 self.attach(tensor, Value("", (), names))
 
 
-def _call(record: Record) -> Any:
-    static = bool(record.inputs) and all(value.parameters for value in record.inputs)
-    cut = tuple(map(str, record.template[0][1:])) if static and record.func in _CUTS else ()
-    return record.func, _operands(record.inputs), cut
+def _calls(records: Sequence[Record]) -> Iterator[tuple[Record, Any]]:
+    """The calls of the tape, as `_Calls` keeps them."""
+    return ((r, _call(r.func, r.inputs, r.template[0])) for r in records if r.func not in _COPIES)
+
+
+def _call(func: Any, operands: Sequence[Value], args: tuple) -> Any:
+    """What is compared of a call: its operator, the module's tensors among its operands, where it cuts these."""
+    static = bool(operands) and all(value.parameters for value in operands)
+    cut = tuple(map(str, args[1:])) if static and func in _CUTS else ()
+    return aten.view.default if func in VIEWS else func, _operands(operands), cut
 
 
 def _operands(values: Sequence[Value]) -> tuple[str, ...]:

@@ -110,3 +110,13 @@ def test_no_module_has_the_name_of_a_public_function() -> None:
 def test_no_module_has_the_place_of_one_in_the_other_package() -> None:
     places = [{name.partition(".")[2] for name in MODULES if name.split(".")[0] == package} for package in FLOORS]
     assert places[0] & places[1] <= {"", "errors"}
+
+
+def test_tests_stand_where_what_they_test_stands() -> None:
+    tests = ROOT / "tests"
+    if not tests.exists():
+        pytest.skip("the tests are not beside the packages")
+    for path in tests.rglob("test_*.py"):
+        folder = path.relative_to(tests).parent
+        assert folder == Path() or (ROOT / folder).is_dir(), f"{path}: no folder {folder} holds what it tests"
+    assert {path.name for path in tests.glob("test_*.py")} == {Path(__file__).name}

@@ -2,7 +2,7 @@
 
 On its way a layer passes hooks, torch.nn.functional, argument parsers and the dispatcher, which takes longer than all
 that inference does with the call. An entry knows the plain case of one layer in eval mode; it answers NotImplemented
-for any other, which then is run as ever. `tests/test_emitting.py` holds each against what running it records.
+for any other, which then is run as ever. `test_emitting.py` holds each against what running it records.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import logging
 
 import pytest
 from rich.console import Console
-from test_search import EXAMPLE, FAST, make, negative_loss, run
+from small_search import EXAMPLE, FAST, make, negative_loss, run
 
 from fxprune import netadapt
 from fxprune.search.progress import Bars, Quiet, make_progress

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_search import EXAMPLE, FAST, batches, history, make, negative_loss, run
+from small_search import EXAMPLE, FAST, batches, history, make, negative_loss, run
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from found_processes import group_of
 
 from fxprune.workers import process_guard
 
@@ -43,24 +44,12 @@ if "starts" in sys.argv and __name__ != "__main__":  # as an import that takes l
     time.sleep(1000)
 
 if __name__ == "__main__":
-    from test_search import FAST, EXAMPLE, make, negative_loss
+    from small_search import FAST, EXAMPLE, make, negative_loss
     from fxprune import netadapt
     workers = 1 if "serial" in sys.argv else 2
     netadapt(make(), 0.5, example_inputs=EXAMPLE, train=train, evaluate=negative_loss,
              config=FAST.replace(workers=workers), progress=False)
 """
-
-
-def group_of(token: str) -> dict[int, str]:
-    """The processes whose environment holds the token, and what they are."""
-    found = {}
-    for pid in process_guard.processes():
-        try:
-            if token.encode() in Path(f"/proc/{pid}/environ").read_bytes():
-                found[pid] = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()[:100]
-        except OSError:
-            continue
-    return found
 
 
 @pytest.mark.parametrize(
@@ -70,7 +59,7 @@ def group_of(token: str) -> dict[int, str]:
 )  # fmt: skip
 def test_no_process_outlives_a_search(state: str, number: signal.Signals, tmp_path: Path) -> None:
     script, token = tmp_path / "script.py", f"FXPRUNE_TEST={tmp_path}"
-    script.write_text(SCRIPT.format(tests=str(Path(__file__).parent)))
+    script.write_text(SCRIPT.format(tests=str(Path(__file__).parents[2])))
     environment = {**os.environ, "FXPRUNE_TEST": str(tmp_path), "OMP_NUM_THREADS": "1"}
     search = subprocess.Popen(
         [sys.executable, str(script), state], cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_search import EXAMPLE, FAST, history, make, negative_loss
+from small_search import EXAMPLE, FAST, history, make, negative_loss
 
 from fxprune import Budget, NetAdaptResult, netadapt
 from fxprune.resources.models import MeasuredResource

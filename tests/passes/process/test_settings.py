@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_search import EXAMPLE, FAST, batches, history, make, negative_loss, run
+from small_search import EXAMPLE, FAST, batches, history, make, negative_loss, run
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_search import EXAMPLE, FAST, batches, history, make, negative_loss
+from small_search import EXAMPLE, FAST, batches, history, make, negative_loss
 
 from fxprune import FineTune, NetAdaptResult, netadapt
 from fxprune.errors import FxpruneError, InputError, JournalError
@@ -446,7 +446,7 @@ import os, sys
 os.environ["OMP_NUM_THREADS"] = "1"
 import torch
 torch.set_num_threads(1)
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {tests!r}
 from pathlib import Path
 from test_journal import FineTune, batches, run
 
@@ -461,14 +461,17 @@ run(Path(sys.argv[1]), train=train)
 @pytest.mark.parametrize("kills", [5, pytest.param(50, marks=pytest.mark.slow)])
 def test_kill_9_at_random_moments(whole: tuple[NetAdaptResult, Path], tmp_path: Path, kills: int) -> None:
     """Killed while it trains, again and again in one folder; where a run gets through, another begins in a new one."""
-    generator, script = torch.Generator().manual_seed(11), SCRIPT.format(tests=str(Path(__file__).parent))
+    generator, script = (
+        torch.Generator().manual_seed(11),
+        SCRIPT.format(tests=[str(Path(__file__).parent), str(Path(__file__).parents[2])]),
+    )
     timings = run(tmp_path / "timed").timings
     longest = timings.total - timings.analysis - timings.verify
     folder, marker, killed, interrupted = tmp_path / "run-0", tmp_path / "training", 0, 0
     while killed < kills:
         marker.unlink(missing_ok=True)
         command = [sys.executable, "-c", script, str(folder), str(marker)]
-        process = subprocess.Popen(command, cwd=Path(__file__).parents[1])
+        process = subprocess.Popen(command, cwd=Path(__file__).parents[3])
         while not marker.exists() and process.poll() is None:
             time.sleep(0.002)
         time.sleep(float(torch.rand((), generator=generator)) * longest)

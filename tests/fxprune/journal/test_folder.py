@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_search import EXAMPLE, FAST, batches, history, make, negative_loss
+from small_search import EXAMPLE, FAST, batches, history, make, negative_loss
 from torch import nn
 from typer.testing import CliRunner
 

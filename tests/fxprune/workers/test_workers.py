@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_search import EXAMPLE, FAST, batches, history, make, negative_loss
+from small_search import EXAMPLE, FAST, batches, history, make, negative_loss
 from torch import nn
 
 from fxprune import FineTune, NetAdaptResult, netadapt
@@ -26,6 +26,7 @@ from passes import PruneChannels, capture, couple
 
 CONFIG = FAST.replace(netadapt_max_rounds=2)
 TRAIN = FineTune(batches(), lr=0.05)
+FOLDERS = [str(Path(__file__).parent), str(Path(__file__).parents[2])]  # of this module and of those it imports
 
 
 def run(workers: int | str, **changes: Any) -> NetAdaptResult:
@@ -131,9 +132,7 @@ def test_functions_that_do_not_load_in_the_worker() -> None:
 @pytest.mark.slow
 def test_a_script_without_a_main_guard_is_told(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
-    script.write_text(
-        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\nimport test_workers\ntest_workers.run(2)\n"
-    )
+    script.write_text(f"import sys; sys.path[:0] = {FOLDERS!r}\nimport test_workers\ntest_workers.run(2)\n")
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120)
     assert done.returncode != 0 and "if __name__ == '__main__':" in done.stderr.splitlines()[-1]
 
@@ -180,10 +179,9 @@ def test_tensors_that_no_cut_makes_travel_whole_and_ties_stay() -> None:
 @pytest.fixture
 def ray_cluster() -> Any:
     ray = pytest.importorskip("ray")
-    tests = str(Path(__file__).parent)
     ray.init(
         num_cpus=2, include_dashboard=False,
-        runtime_env={"env_vars": {"PYTHONPATH": tests, "OMP_NUM_THREADS": "1"}},
+        runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(FOLDERS), "OMP_NUM_THREADS": "1"}},
     )  # fmt: skip
     yield ray
     ray.shutdown()

@@ -219,6 +219,6 @@ def test_importing_loads_none_of_the_extras() -> None:
         "print([m for m in ('torchvision', 'matplotlib', 'onnx', 'onnxruntime', 'ray', 'sklearn') if m in sys.modules])"
     )
     out = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1]
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[3]
     )
     assert out.stdout.strip() == "[]"

@@ -181,7 +181,7 @@ else:
     print("imported", "with stand-ins" if support._library is not None else "as it is")
 {after}
 """
-    path = os.pathsep.join([str(folder), str(Path(__file__).parents[1]), *filter(None, sys.path)])
+    path = os.pathsep.join([str(folder), str(Path(__file__).parents[3]), *filter(None, sys.path)])
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}
     )

@@ -1,7 +1,7 @@
 """Kills at random moments of a search and of its workers: resumed bit for bit, and no process left three seconds
 later.
 
-    pytest -m slow tests/test_kills.py -s        20 kills of each kind; FXPRUNE_KILLS=60 for more
+    pytest -m slow tests/fxprune/journal/test_kills.py -s        20 kills of each kind; FXPRUNE_KILLS=60 for more
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_lifetime import group_of
+from found_processes import group_of
 
 from fxprune.journal.read_run import read_run
 from fxprune.workers import process_guard
@@ -35,7 +35,7 @@ import os, sys, time
 sys.path.insert(0, {tests!r})
 import torch
 from torch.utils.data import DataLoader, TensorDataset
-from test_search import EXAMPLE, FAST, batches, make, negative_loss
+from small_search import EXAMPLE, FAST, batches, make, negative_loss
 from fxprune import FineTune, netadapt
 
 inputs, targets = (torch.cat(part) for part in zip(*batches()))
@@ -66,7 +66,7 @@ class Searches:
 
     def __post_init__(self) -> None:
         self.random = random.Random(self.seed)
-        (self.folder / "program.py").write_text(PROGRAM.format(tests=str(Path(__file__).parent)))
+        (self.folder / "program.py").write_text(PROGRAM.format(tests=str(Path(__file__).parents[2])))
         self.token = f"FXPRUNE_KILL_TEST={self.folder}"
 
     def start(self, workdir: str) -> subprocess.Popen:

@@ -70,7 +70,7 @@ def cells(row: dict[str, Any]) -> list[str]:
 
 def measured(name: str) -> dict[str, Any]:
     """All figures of one network."""
-    from fxprune.io.torchvision_import import ensure_torchvision
+    from fxprune.torchvision_support import ensure_torchvision
 
     ensure_torchvision()
     import torch

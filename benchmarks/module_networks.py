@@ -38,7 +38,7 @@ def image(size: int = 32) -> dict[str, torch.Tensor]:
 
 
 def transformers_cases() -> list[Case]:
-    from fxprune.io.torchvision_import import ensure_torchvision
+    from fxprune.torchvision_support import ensure_torchvision
 
     ensure_torchvision()  # transformers imports it
     import transformers as hf
@@ -208,7 +208,7 @@ def other_cases() -> list[Case]:
 
 
 def timm_cases() -> list[Case]:
-    from fxprune.io.torchvision_import import ensure_torchvision
+    from fxprune.torchvision_support import ensure_torchvision
 
     ensure_torchvision()  # timm imports it
     import timm
@@ -306,7 +306,7 @@ def after_yolo(name: str, cut: Any) -> None:
 def detector_cases() -> list[Case]:
     def case(name: str) -> Case:
         def make() -> tuple[nn.Module, Any]:
-            from fxprune.io.torchvision_import import ensure_torchvision
+            from fxprune.torchvision_support import ensure_torchvision
 
             ensure_torchvision()
             from torchvision.models import detection

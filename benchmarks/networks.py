@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from fxprune.io.torchvision_import import ensure_torchvision
+from fxprune.torchvision_support import ensure_torchvision
 
 FAMILIES = ("classification", "segmentation", "video", "detection")
 

@@ -13,7 +13,7 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
-from fxprune.io.torchvision_import import ensure_torchvision  # noqa: E402
+from fxprune.torchvision_support import ensure_torchvision  # noqa: E402
 
 torch.set_num_threads(1)
 ensure_torchvision()

@@ -22,9 +22,9 @@ FLOORS = {
         "statistics", "repair", "__init__",
     ],
     "fxprune": [
-        "errors", "version", "io", "resources", "config", "training", "data", "criteria", "problem",
-        "latency", "journal", "workers", "search", "api", "tinynn", "integrations", "report", "exporters",
-        "__init__", "cli", "__main__",
+        "errors", "version", "torchvision_support", "io", "resources", "config", "training", "data",
+        "criteria", "problem", "latency", "journal", "workers", "search", "api", "tinynn", "integrations",
+        "report", "exporters", "__init__", "cli", "__main__",
     ],
 }  # fmt: skip
 BESIDE_FOLDERS = {"__init__.py", "__main__.py", "errors.py", "py.typed"}

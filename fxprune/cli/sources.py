@@ -46,7 +46,7 @@ def default_shape(spec: str) -> str:
     """The input that is assumed where none is given: one image of 224 x 224, or a clip of 16 for a video model."""
     place, _, rest = spec.partition(":")
     if place == "torchvision":
-        from fxprune.io.torchvision_import import ensure_torchvision
+        from fxprune.torchvision_support import ensure_torchvision
 
         ensure_torchvision()
         from torchvision import models
@@ -57,7 +57,7 @@ def default_shape(spec: str) -> str:
 
 
 def _torchvision_model(name: str) -> nn.Module:
-    from fxprune.io.torchvision_import import ensure_torchvision
+    from fxprune.torchvision_support import ensure_torchvision
 
     ensure_torchvision()
     from torchvision import models
@@ -103,7 +103,7 @@ def load_object(place: str, name: str) -> Any:
 
 def _make_torchvision_importable() -> None:
     """Where it is installed. An installed one that cannot be imported matters only to code that imports it."""
-    from fxprune.io.torchvision_import import TorchvisionError, ensure_torchvision
+    from fxprune.torchvision_support import TorchvisionError, ensure_torchvision
 
     try:
         ensure_torchvision()

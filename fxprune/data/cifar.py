@@ -8,7 +8,7 @@ from typing import Any
 
 from fxprune.data.errors import DataError
 from fxprune.data.loaders import Loaders, make_loaders
-from fxprune.io.torchvision_import import ensure_torchvision
+from fxprune.torchvision_support import ensure_torchvision
 
 SIDE = 32
 # What the pickles of the archives need besides text, lists and dicts: arrays, as each NumPy and protocol says them.

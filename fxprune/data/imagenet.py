@@ -9,7 +9,7 @@ from typing import Any
 from fxprune.data.errors import DataError
 from fxprune.data.loaders import Loaders, make_loaders
 from fxprune.data.loops import train_one_epoch, validate
-from fxprune.io.torchvision_import import ensure_torchvision
+from fxprune.torchvision_support import ensure_torchvision
 
 __all__ = ["CLASSES", "get_dataloader", "train_one_epoch", "validate"]
 

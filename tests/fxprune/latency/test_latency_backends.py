@@ -189,7 +189,7 @@ def test_a_real_table_of_a_small_network(tmp_path) -> None:
 
 def test_an_unknown_operator_falls_back_to_units_alone(caplog: pytest.LogCaptureFixture, monkeypatch) -> None:
     """The unit with the unknown operator is exported by torch.onnx, here replaced by a stand-in."""
-    import fxprune.latency.onnx_backend as module
+    import fxprune.latency.backends.onnx_runtime as module
 
     exported = []
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
-from fxprune.io.torchvision_import import ensure_torchvision, nms
+from fxprune.torchvision_support import ensure_torchvision, nms
 
 
 def naive_nms(boxes: torch.Tensor, scores: torch.Tensor, threshold: float) -> list[int]:
@@ -181,7 +181,7 @@ else:
     print("imported", "with stand-ins" if support._library is not None else "as it is")
 {after}
 """
-    path = os.pathsep.join([str(folder), str(Path(__file__).parents[3]), *filter(None, sys.path)])
+    path = os.pathsep.join([str(folder), str(Path(__file__).parents[2]), *filter(None, sys.path)])
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}
     )
@@ -235,6 +235,6 @@ import importlib.util
 found = importlib.util.find_spec
 importlib.util.find_spec = lambda name, *rest: None if name == "torchvision" else found(name, *rest)
 """
-    after = "from fxprune.sources import load_object; print(load_object('json', 'dumps')([1]))"
+    after = "from fxprune.cli.sources import load_object; print(load_object('json', 'dumps')([1]))"
     said = _ensured(tmp_path, "", before=hidden, after=after).splitlines()
     assert said[0].startswith("ModuleNotFoundError torchvision is not installed") and said[1] == "[1]"

@@ -19,6 +19,7 @@ from fxprune.errors import BudgetError, InputError
 from fxprune.io.tensors import clone
 from fxprune.journal.protocol import Journal, Memory
 from fxprune.journal.rebuilding import rebuild
+from fxprune.problem.calibration import Calibration, calibration_of
 from fxprune.problem.inputs import Analysed, analysed, frozen_reasons, graph_like
 from fxprune.problem.scope import groups_inside, nothing_inside, scope_names
 from fxprune.problem.search_problem import Problem
@@ -26,7 +27,6 @@ from fxprune.problem.width_grids import grid_of, make_grids
 from fxprune.problem.wrappers import unwrapped
 from fxprune.resources.budgets import UNITS, Budget, parse_budget
 from fxprune.resources.models import Resource, counted
-from fxprune.search.calibrated import search_with_data
 from fxprune.search.progress import Progress, make_progress
 from fxprune.search.proof import prove_halves
 from fxprune.search.proposals import evaluate, least_widths
@@ -74,9 +74,10 @@ def netadapt(
     data-free: candidates are compared by the importance that they lose, which takes seconds.
 
     `calibration`: batches of inputs (tensors, tuples, dicts or a DataLoader; labels may be there and are not used).
-    Then units and widths are chosen from one pass of these data, and the weights that stay are fitted to what the dense
-    network computes (see `fxprune.search.calibrated`): minutes, no training. `train` must be left out; `finetune` the
-    result.
+    Then units and widths are chosen from one pass of these data, candidates are repaired and compared by how far their
+    outputs are from the dense network's, and the weights that are kept are fitted to what it computes: minutes, no
+    training, no labels. With `train` the best of the candidates are fine-tuned from there (`screen` of the
+    configuration); `finetune(result, batches, distill=1.0)` goes on without labels.
 
     `workdir` keeps a journal: the same call continues there after a kill, and ends in the same network; it takes the
     number of torch's threads that the run began with. `resume=True` says that it should, `resume=False` that it must
@@ -100,10 +101,10 @@ def netadapt(
     settings = read_config(config)
     budgets = read_budgets(budget, settings)
     check_functions(train, evaluate)
-    if calibration is not None and train is not None:
+    if calibration is None and settings.screen not in (None, "all"):
         raise InputError(
-            "netadapt: got calibration and train; with calibration data nothing is trained: leave train out and call "
-            "finetune on the result, or leave calibration out for the paper's search."
+            f"netadapt: screen={settings.screen} compares candidates by calibration data, and there are none; pass "
+            "calibration=batches, or leave screen out."
         )
     check_resources(resources)
     if workdir is not None:
@@ -111,7 +112,10 @@ def netadapt(
     given = analysed(model, example_inputs, form)
     train, evaluate = given.wrap.inside(train), given.wrap.inside(evaluate)
     names = scope_names(unwrapped(model)[0], scope)
-    problem = make_problem(given, budgets, settings, seed, train, evaluate, resources, progress, names)
+    data = None
+    if calibration is not None:
+        data = calibration_of(given.network, given.coupling, calibration, settings.calibration_samples)
+    problem = make_problem(given, budgets, settings, seed, train, evaluate, resources, progress, names, data)
     ready = time.perf_counter()
 
     within = all(problem.start[name] <= limit for name, limit in problem.limits.items())
@@ -120,7 +124,6 @@ def netadapt(
     journal = open_journal(workdir, resume, problem) if not within else Memory()
     problem = journal.resumed(problem)
     workers = Timed(make_workers(problem, train, evaluate))
-    by_data = calibration is not None and not within
     try:
         with torch_threads(problem.threads), processes_end_here():
             if not within:
@@ -128,11 +131,9 @@ def netadapt(
             baseline = 0.0 if evaluate is None else score_dense(problem, evaluate, journal, workers)
             if within:
                 found = Found((), 0, "the network is within its budget already", True)
-            elif by_data:
-                found = search_with_data(problem, calibration, evaluate, journal)
             else:
                 found = run(problem, baseline, workers, journal, make_progress(progress))
-            return finish(problem, given, found, baseline, journal, workers, begun, ready - begun, by_data)
+            return finish(problem, given, found, baseline, journal, workers, begun, ready - begun)
     except KeyboardInterrupt:
         if workdir is not None:
             log.warning("interrupted; the same call with workdir=%r goes on where it stopped", os.fspath(workdir))
@@ -203,6 +204,7 @@ def make_problem(
     resources: Sequence[Resource],
     progress: bool,
     scope: tuple[str, ...] = (),
+    calibration: Calibration | None = None,
 ) -> Problem:
     dense, coupling, example_inputs = given.network, given.coupling, given.example_inputs
     costs, offered = cost(coupling), {resource.name: resource for resource in resources}
@@ -224,14 +226,15 @@ def make_problem(
     suggested: dict[str, int] = {}
     for resource in chosen if config.step == "auto" else ():
         suggested.update(getattr(resource, "steps", dict)())
-    grids = make_grids(dense, coupling, config, suggested) if coupling.groups else {}
+    fine = calibration is not None and all(budget.resource != "latency" for budget in budgets)
+    grids = make_grids(dense, coupling, config, suggested, fine) if coupling.groups else {}
     if scope:
         inside = groups_inside(coupling, scope)
         grids = {name: grid for name, grid in grids.items() if name in inside}
     return Problem(
         dense, coupling, tuple(chosen), budgets, start, grids, config, seed or config.seed, example_inputs,
         train is not None and evaluate_ is not None, evaluate_ is not None, torch.get_num_threads(),
-        given.form, scope,
+        given.form, scope, calibration,
     )  # fmt: skip
 
 
@@ -267,8 +270,9 @@ def check_problem(problem: Problem) -> None:
         )
     widths = problem.coupling.widths
     least = evaluate(problem.resources, least_widths(widths, problem.grids))
-    check_feasible(problem.budgets, problem.start, least, problem.config.schedule)
-    most = problem.config.netadapt_max_rounds
+    at_once = problem.strategy == "allocate"
+    check_feasible(problem.budgets, problem.start, least, None if at_once else problem.config.schedule)
+    most = 0 if at_once else problem.config.netadapt_max_rounds
     for budget in problem.budgets:
         share = budget.limit(problem.start[budget.resource]) / problem.start[budget.resource]
         needed = problem.config.schedule.rounds(share)
@@ -290,9 +294,9 @@ def open_journal(workdir: str | os.PathLike | None, resume: bool | None, problem
 
 
 def make_workers(problem: Problem, train: Train | None, evaluate: Evaluate | None) -> Workers:
-    """Serial, local processes or Ray, as the configuration says; a data-free search trains nothing and needs none."""
+    """Serial, local processes or Ray, as the configuration says; a search without data and evaluate needs none."""
     config = problem.config
-    if not problem.evaluates or config.workers == 1:
+    if not problem.scored or config.workers == 1:
         return Serial(train, evaluate, config.worker_retries, config.candidate_time_limit)
     if config.workers == "ray":
         from fxprune.workers.ray_cluster import OnRay
@@ -305,7 +309,7 @@ def make_workers(problem: Problem, train: Train | None, evaluate: Evaluate | Non
 
 def start(problem: Problem, workers: Workers) -> None:
     """Get workers ready; a network that cannot be sent to another process is an error before the first of them."""
-    if problem.evaluates and problem.config.workers != 1:
+    if problem.scored and problem.config.workers != 1:
         pack(problem.dense, problem.coupling, problem.coupling.plan({}))
     workers.start()
 
@@ -346,7 +350,6 @@ def finish(
     clock: Timed,
     begun: float,
     seconds_analysis: float,
-    by_data: bool = False,
 ) -> NetAdaptResult:
     """Build the accepted network anew, certify it, and put it into the mode of the one that was handed in."""
     accepted = found.rounds[found.accepted - 1] if found.accepted else None
@@ -354,7 +357,7 @@ def finish(
     model = rebuild(problem.dense, found.rounds, found.accepted, journal, given.modes, given.wrap)
     verifying = time.perf_counter()
     with seeded(problem.seed):  # verification draws inputs, and the caller's random state is not its own
-        trained = (problem.trains or by_data) and accepted is not None
+        trained = (problem.trains or problem.calibration is not None) and accepted is not None
         certificate = verify(problem.dense, unwrapped(model)[0], plan, problem.example_inputs, trained=trained)
     ended = time.perf_counter()
     result = NetAdaptResult(
@@ -370,7 +373,8 @@ def finish(
         original_widths=dict(problem.coupling.widths),
         baseline=baseline,
         score=accepted.score if accepted else baseline,
-        data_free=not problem.evaluates,
+        data_free=not problem.scored,
+        calibrated=problem.calibration is not None and not problem.evaluates,
         met=found.met,
         stopped=found.stopped,
         timings=Timings(

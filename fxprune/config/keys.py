@@ -95,10 +95,28 @@ class NetAdaptConfig:
         "train only so many candidates a round: those that lose least importance",
     )
     strategy: str = _key(
-        "netadapt",
-        rule.choice("netadapt", "uniform", "knapsack"),
-        "what a round proposes: a group each, or one joint plan",
+        "auto",
+        rule.choice("auto", "netadapt", "uniform", "knapsack", "allocate"),
+        "what a round proposes: a group each (netadapt), or joint plans; allocate goes to the budget in one round, by "
+        "the curves of calibration data; auto: allocate with calibration data, else netadapt",
     )
+    screen: int | str | None = _key(
+        None, rule.optional(rule.either(rule.integer(least=0), rule.choice("all"))),
+        "with calibration data: candidates are compared without training, and the best so many fine-tuned; all: every "
+        "one, as in the paper; null: 1 where there is a train function, else 0",
+    )  # fmt: skip
+    compensate: bool = _key(
+        True, rule.flag(), "with calibration data: the weights that stay make good for those that go"
+    )
+    refine: int = _key(
+        4, rule.integer(least=0),
+        "rounds of refinement of the network that is kept, on its own inputs; 0: compensated in closed form only",
+    )  # fmt: skip
+    calibration: str | None = _key(
+        None, rule.optional(rule.text()),
+        "the command line's calibration data: package.module:function, or train for the training batches of `data`",
+    )  # fmt: skip
+    calibration_samples: int = _key(4096, rule.integer(least=2), "so many samples of calibration data are used at most")
     joint: bool = _key(True, rule.flag(), "where no single group meets a target, propose to shrink several")
     min_accuracy: float | None = _key(
         None, rule.optional(rule.number()), "stop when a round's score is lower, and return the last that was not"

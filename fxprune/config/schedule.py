@@ -71,12 +71,13 @@ def check_feasible(
     budgets: tuple[Budget, ...],
     start: Mapping[str, float],
     least: Mapping[str, float],
-    schedule: Schedule,
+    schedule: Schedule | None,
 ) -> None:
     """Refuse budgets that the schedule or the least widths cannot reach, before anything is trained.
 
     `start` and `least` are each resource of the network as it is, and with every group at its least width. Resources
-    only fall as widths do, so several budgets can be met together exactly if each can be met alone.
+    only fall as widths do, so several budgets can be met together exactly if each can be met alone. schedule: None
+    where the search goes to the budget at once.
     """
     faults: list[str] = []
     nearest: dict[str, float] = {}
@@ -85,7 +86,7 @@ def check_feasible(
         if limit >= start[name]:
             continue
         floors = []
-        if limit < (by_schedule := schedule.limit() * start[name]):
+        if schedule is not None and limit < (by_schedule := schedule.limit() * start[name]):
             floors.append(by_schedule)
             faults.append(
                 f"{name}: rounds that lower it by {schedule.rate:g}, decaying by {schedule.decay:g}, never get below "

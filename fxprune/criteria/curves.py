@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -39,6 +40,19 @@ class Curve:
     def keep(self, width: int) -> tuple[int, ...]:
         """The units to keep at `width`."""
         return keep_units(self.scores, width)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data, without loss."""
+        measured = {str(width): error for width, error in self.measured.items()}
+        return {"scores": self.scores.tolist(), "errors": self.errors.tolist(), "measured": measured}
+
+    @classmethod
+    def from_dict(cls, group: str, data: Any) -> Curve:
+        """What `to_dict` made. Raises ValueError where `data` is no curve."""
+        scores, errors = (np.array(data[key], dtype=np.float64) for key in ("scores", "errors"))
+        if scores.ndim != 1 or errors.shape != (len(scores) + 1,):
+            raise ValueError(f"the curve of {group} has {len(scores)} units and {len(errors)} errors")
+        return cls(group, scores, errors, {int(width): float(error) for width, error in data["measured"].items()})
 
 
 def curves(

@@ -74,6 +74,15 @@ def read_bytes(path: Path, sha256: str) -> bytes:
     return data
 
 
+def file_sha256(path: Path) -> str:
+    """The checksum of a file that was just written."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise refused(path, error) from error
+
+
 def remove(path: Path) -> None:
     try:
         path.unlink(missing_ok=True)

@@ -3,6 +3,7 @@
     lock                          held while a search runs here
     run.json                      what is searched: configuration, environment, fingerprints of graph and weights
     baseline.json                 the score of the unpruned network
+    statistics.safetensors        what calibration data said of it; curves.json: what each width of each group costs
     round-0001/candidate-003.json what came of a candidate; .safetensors beside it while it is the best of its round
     round-0001/round.json         the finished round; weights.safetensors and plan.json of what it chose
     result.json                   how the search ended, with the certificate
@@ -24,8 +25,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from fxprune.criteria.curves import Curve
 from fxprune.errors import JournalError
-from fxprune.io.storage import TEMPORARY, Damaged, Lock, read_bytes, read_json, remove, write_bytes, write_json
+from fxprune.io.storage import (
+    TEMPORARY,
+    Damaged,
+    Lock,
+    file_sha256,
+    read_bytes,
+    read_json,
+    remove,
+    write_bytes,
+    write_json,
+)
 from fxprune.journal.records import (
     Candidate,
     Round,
@@ -37,6 +49,7 @@ from fxprune.journal.records import (
 from fxprune.journal.run_identity import adopted, check_same, details_of, identity_of
 from fxprune.problem.search_problem import Problem
 from fxprune.resources.models import MeasuredResource
+from passes import PassError, Statistics
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +85,30 @@ class Folder:
     def save_baseline(self, score: float) -> None:
         self._check()
         self._write(self.folder / "baseline.json", {"score": score})
+
+    def observed(self) -> tuple[Statistics, dict[str, Curve]] | None:
+        found = self._read(self.folder / "curves.json", "curves", "statistics")
+        if found is None:
+            return None
+        path = self.folder / "statistics.safetensors"
+        try:
+            read_bytes(path, found["statistics"])
+            return Statistics.load(path), found["curves"]
+        except (Damaged, PassError) as damage:
+            self._found(f"{damage}; the network is observed again")
+            return None
+
+    def save_observed(self, statistics: Statistics, curves: Mapping[str, Curve]) -> None:
+        self._check()
+        path = self.folder / "statistics.safetensors"
+        statistics.save(path)
+        plain = {name: curve.to_dict() for name, curve in curves.items()}
+        self._write(self.folder / "curves.json", {"curves": plain, "statistics": file_sha256(path)})
+
+    def recorded_curves(self) -> dict[str, Curve] | None:
+        """The curves of the unpruned network; its statistics are not looked at."""
+        found = self._read(self.folder / "curves.json", "curves", "statistics")
+        return None if found is None else found["curves"]
 
     def candidate(self, round: int, proposed: Candidate) -> Candidate | None:
         path = self._candidate(round, proposed.index)
@@ -237,9 +274,15 @@ def _certificate_of(found: Any) -> dict[str, Any]:
     return found
 
 
+def _curves_of(found: Any) -> dict[str, Curve]:
+    if not isinstance(found, dict):
+        raise ValueError("'curves' is no table of groups")
+    return {str(name): Curve.from_dict(str(name), entry) for name, entry in found.items()}
+
+
 _READERS: dict[str, Callable[[Any], Any]] = {
-    "candidate": candidate_from_dict, "round": round_from_dict, "score": float, "accepted": _result_of,
-    "certificate": _certificate_of, "met": _flag_of,
+    "curves": _curves_of, "candidate": candidate_from_dict, "round": round_from_dict, "score": float,
+    "accepted": _result_of, "certificate": _certificate_of, "met": _flag_of,
 }  # fmt: skip
 
 
@@ -295,8 +338,13 @@ def open_folder(workdir: str | os.PathLike, problem: Problem, resume: bool | Non
 
 
 def same_proposal(known: Candidate, proposed: Candidate) -> bool:
-    """Whether two records are of one proposal; predictions of a calibrated table may differ in their last digits."""
-    fields = ("index", "group", "widths", "feasible", "trained", "seed", "steps")
+    """Whether two records are of one proposal; predictions of a calibrated table may differ in their last digits.
+
+    One that was screened may have gone on since, or been left out.
+    """
+    fields = ["index", "group", "widths", "feasible", "seed"]
+    if known.screened is None:
+        fields += ["trained", "steps"]
     return all(getattr(known, name) == getattr(proposed, name) for name in fields) and all(
         math.isclose(known.resources.get(name, math.nan), value, rel_tol=1e-9)
         for name, value in proposed.resources.items()

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+from fxprune.criteria.curves import Curve
 from fxprune.journal.records import Candidate, Round
 from fxprune.problem.search_problem import Problem
+from passes import Statistics
 
 
 class Journal(Protocol):
@@ -24,6 +26,11 @@ class Journal(Protocol):
         """The score of the unpruned network, if it is known."""
 
     def save_baseline(self, score: float) -> None: ...
+
+    def observed(self) -> tuple[Statistics, dict[str, Curve]] | None:
+        """What the data said of the unpruned network, if that is known."""
+
+    def save_observed(self, statistics: Statistics, curves: Mapping[str, Curve]) -> None: ...
 
     def candidate(self, round: int, proposed: Candidate) -> Candidate | None:
         """The finished candidate that was this proposal, if there is one."""
@@ -70,6 +77,12 @@ class Memory:
         return None
 
     def save_baseline(self, score: float) -> None:
+        pass
+
+    def observed(self) -> tuple[Statistics, dict[str, Curve]] | None:
+        return None
+
+    def save_observed(self, statistics: Statistics, curves: Mapping[str, Curve]) -> None:
         pass
 
     def candidate(self, round: int, proposed: Candidate) -> Candidate | None:

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fxprune.io.typed_records import made
+from fxprune.training.repaired import Repaired
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,8 @@ class Candidate:
     `feasible`: it meets every target of the round. `trained`: it was fine-tuned and evaluated (a feasible one may be
     left out by `candidates_per_round`). `score` is what evaluate returned, or without one minus the importance lost;
     None where there is none, and `error` then says why. `lost` is the importance that the whole network loses by it,
-    relative to the round's start.
+    relative to the round's start. With calibration data `screened` is minus the divergence of its outputs from the
+    dense ones, compensated and without training, and `repaired` what repair did to one that went on from there.
     """
 
     index: int
@@ -31,6 +33,8 @@ class Candidate:
     error: str | None = None
     seconds_train: float = 0.0
     seconds_evaluate: float = 0.0
+    screened: float | None = None
+    repaired: Repaired | None = field(default=None, repr=False)
 
     @property
     def width(self) -> int:
@@ -44,7 +48,7 @@ class Round:
 
     `achieved` is what the budgets are judged by: measured where a resource is measured, else predicted. `chosen` is
     the index of the chosen candidate. `widths` are those of all groups afterwards, `plan` the JSON of the plan
-    relative to the original network.
+    relative to the original network. `repaired`: with calibration data, what repair did to the chosen one.
     """
 
     round: int
@@ -59,6 +63,7 @@ class Round:
     widths: dict[str, int]
     plan: str = field(repr=False)
     seconds: float = 0.0
+    repaired: Repaired | None = field(default=None, repr=False)
 
     @property
     def winner(self) -> Candidate:

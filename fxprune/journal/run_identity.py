@@ -49,6 +49,7 @@ def identity_of(problem: Problem) -> dict[str, Any]:
                 "form": problem.form,
                 "scope": list(problem.scope),
                 "config": config,
+                "calibration": problem.calibration.digest if problem.calibration is not None else None,
                 "threads": problem.threads,
                 "device": device_of(problem),
             },
@@ -118,7 +119,8 @@ def check_same(folder: Path, stored: Mapping[str, Any], now: Mapping[str, Any]) 
     said = {
         "format": "the journal's format", "fxprune": "fxprune's version", "torch": "torch's version",
         "graph": "the model's graph", "weights": "the model's weights", "train": "whether there is a train function",
-        "evaluate": "whether there is an evaluate function", "threads": "the number of torch's threads",
+        "evaluate": "whether there is an evaluate function", 
+        "calibration": "the calibration data", "threads": "the number of torch's threads",
     }  # fmt: skip
     differences = []
     for key in sorted({*stored, *now}):

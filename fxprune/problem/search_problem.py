@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from fxprune.config.keys import NetAdaptConfig
+from fxprune.problem.calibration import Calibration
 from fxprune.problem.width_grids import Grid
 from fxprune.resources.budgets import Budget
 from fxprune.resources.models import Resource
@@ -16,7 +17,10 @@ from passes import Coupling
 
 @dataclass(frozen=True)
 class Problem:
-    """What a search is asked. Nothing in it changes. `dense` is a module or a graph, as `form` says."""
+    """What a search is asked. Nothing in it changes. `dense` is a module or a graph, as `form` says.
+
+    calibration: the data by which units and widths are chosen and weights repaired; None where there are none.
+    """
 
     dense: nn.Module
     coupling: Coupling
@@ -32,7 +36,35 @@ class Problem:
     threads: int
     form: str = "graph"
     scope: tuple[str, ...] = ()
+    calibration: Calibration | None = None
 
     @property
     def limits(self) -> dict[str, float]:
         return {budget.resource: budget.limit(self.start[budget.resource]) for budget in self.budgets}
+
+    @property
+    def strategy(self) -> str:
+        """What a round proposes."""
+        if self.config.strategy == "auto":
+            return "netadapt" if self.calibration is None else "allocate"
+        return self.config.strategy
+
+    @property
+    def screen(self) -> int | None:
+        """How many candidates of a round are trained after all were compared without training; None: all are."""
+        asked = self.config.screen
+        if self.calibration is None or asked == "all":
+            return None
+        if not self.trains:
+            return 0
+        return 1 if asked is None else int(asked)
+
+    @property
+    def scored(self) -> bool:
+        """Whether candidates are run and compared by their outputs, not by the importance that they lose."""
+        return self.evaluates or self.calibration is not None
+
+    @property
+    def moves(self) -> bool:
+        """Whether training makes the network of a round one that the next round's are cut from."""
+        return self.calibration is None or (self.trains and self.screen != 0)

@@ -46,14 +46,20 @@ def make_grid(group: str, size: int, *, step: int, min_size: int, max_prune: flo
 
 
 def make_grids(
-    network: nn.Module, coupling: Coupling, config: NetAdaptConfig, steps: Mapping[str, int] | None = None
-) -> dict[str, Grid]:
-    """The grid of each group that may shrink. `steps`: those that a measured table suggests, used by `step="auto"`."""
+    network: nn.Module, coupling: Coupling, config: NetAdaptConfig, steps: Mapping[str, int] | None = None,
+    fine: bool = False,
+) -> dict[str, Grid]:  # fmt: skip
+    """The grid of each group that may shrink. `steps`: those that a measured table suggests, used by `step="auto"`.
+
+    fine: where the configuration names no step and no least width, each group has steps of about a 64th of its size:
+    calibration data tell neighbouring widths apart.
+    """
     groups = list(coupling.groups)
     layers = {group.name: layers_of(group) for group in groups}
     held = held_back(network, groups, layers, config)
     rates = rates_of(network, groups, layers, config)
     step, least = grid_of(coupling, config)
+    fine = fine and config.step is None and config.netadapt_min_feature_size is None
     grids = {}
     for group in groups:
         if group.name in held:
@@ -61,6 +67,9 @@ def make_grids(
         own = default_step(group.size)
         if step == "auto":
             chosen = math.lcm((steps or {}).get(group.name) or own, config.round_to or config.multiple or 1)
+        elif fine:
+            own = least = fine_step(group.size)
+            chosen = math.lcm(own, config.round_to or config.multiple or 1)
         else:
             chosen = int(step)
         most = min(config.max_prune, rates[group.name])
@@ -81,6 +90,11 @@ def default_min_size(groups: list[Group]) -> int:
 def default_step(size: int) -> int:
     """The largest power of two that is at most 8 and at most an eighth of the size."""
     return 2 ** int(math.log2(max(1, min(8, size // 8))))
+
+
+def fine_step(size: int) -> int:
+    """The largest power of two that is at most 8 and at most a 64th of the size; at least 1."""
+    return 2 ** int(math.log2(max(1, min(8, size // 64))))
 
 
 def grid_of(coupling: Coupling, config: NetAdaptConfig) -> tuple[int | str, int | None]:

@@ -48,7 +48,8 @@ class NetAdaptResult:
     `model` is certified by `certificate`, of the class and in the mode (train or eval) of the network that was handed
     in; `plan` is relative to `dense`, that network without wrappers. `form` is "module" or "graph"; where it is another
     than that of what came in, `note` says why. `data_free`: no evaluate was given, and scores are minus
-    the importance lost. `met`: the budgets are met; `stopped` says why the search ended. `baseline` and `score` are
+    the importance lost; `calibrated`: scores are minus the divergence from the dense outputs, on held-out calibration
+    data. `met`: the budgets are met; `stopped` says why the search ended. `baseline` and `score` are
     those of dense and of model.
     """
 
@@ -75,6 +76,7 @@ class NetAdaptResult:
     journal: Journal = field(repr=False)
     form: str = "graph"
     note: str = ""
+    calibrated: bool = False
     wrap: Wrapping = field(default=BARE, repr=False)
 
     @property
@@ -116,6 +118,8 @@ class NetAdaptResult:
 def summary(result: NetAdaptResult) -> str:
     names = [budget.resource for budget in result.budgets]
     what = "importance kept (data-free: minus the log loss)" if result.data_free else "score"
+    if result.calibrated:
+        what = "score (minus the divergence from the dense outputs, held-out calibration data)"
     lines = [f"fxprune: {len(result.rounds)} rounds; {result.stopped}."]
     for budget in result.budgets:
         name = budget.resource

@@ -23,9 +23,13 @@ from fxprune.journal.rebuilding import restore_network
 from fxprune.journal.records import Candidate, Round
 from fxprune.problem.search_problem import Problem
 from fxprune.resources.models import MeasuredResource, Resource
+from fxprune.search.allocated_proposals import propose_allocated
+from fxprune.search.observed import Observed, observed
 from fxprune.search.progress import Progress
 from fxprune.search.proposals import Proposal, bargains, evaluate, propose, propose_joint, propose_uniform
 from fxprune.training.candidate import seed_of
+from fxprune.training.repaired import Repaired
+from fxprune.workers.repair import Repair
 from fxprune.workers.serial import Task, Workers
 from passes import Coupling, Plan, apply_plan
 
@@ -34,15 +38,27 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Position:
-    """Where a search stands: the network after some rounds, and what it uses."""
+    """Where a search stands after some rounds: its widths, and what they use.
+
+    network: what candidates are cut from; `plan` makes it of the unpruned one. It is that of the last round, but with
+    calibration data and without training the unpruned one, since what is cut and repaired at once is nearest to it.
+    observed: what the data say of it.
+    """
 
     network: nn.Module
     coupling: Coupling
     plan: Plan
+    widths: dict[str, int]
     resources: tuple[Resource, ...]
     achieved: dict[str, float]
     score: float
     lost: float
+    observed: Observed | None = None
+
+    @property
+    def narrowed(self) -> dict[str, int]:
+        """The groups that are narrower than those of `network`."""
+        return {name: width for name, width in self.widths.items() if width < self.coupling.widths[name]}
 
 
 @dataclass(frozen=True)
@@ -62,9 +78,10 @@ def search(problem: Problem, baseline: float, workers: Workers, journal: Journal
         problem.dense,
         problem.coupling,
         problem.coupling.plan({}),
+        dict(problem.coupling.widths),
         problem.resources,
         dict(problem.start),
-        baseline,
+        0.0 if problem.screen == 0 else baseline,
         0.0,
     )
     rounds: list[Round] = []
@@ -104,12 +121,7 @@ def run_round(
     """One round from here; None if nothing that could be proposed meets the targets."""
     begun = time.perf_counter()
     targets = round_targets(problem, position, number)
-    metric, seed = problem.config.metrics, problem.seed
-    position = replace(position, coupling=ranked(position.network, position.coupling, metric, seed=seed))
-    scores = {
-        name: importance(position.network, position.coupling.group(name), metric, seed=seed) for name in problem.grids
-    }
-    lost = {name: importance_lost(s, producer_count(position.coupling.group(name))) for name, s in scores.items()}
+    position, scores, lost = rankings(problem, position, journal)
     proposals = make_proposals(problem, position, targets, lost)
     candidates = as_candidates(problem, position, number, proposals, lost)
     if not any(candidate.feasible for candidate in candidates):
@@ -122,23 +134,33 @@ def run_round(
         raise SearchError(f"Round {number}: every candidate failed. {reasons}.")
     plan = plan_of(position, chosen, scores)
     network = apply_plan(position.network, plan)
-    if problem.trains:
+    kept: Kept | None = None
+    if problem.calibration is not None and (problem.screen == 0 or not problem.trains):
+        kept = keep(problem, position, chosen, scores, workers, number)
+        weights: bytes | None = kept.weights
+    elif problem.trains:
         weights = journal.candidate_weights(number, chosen.index)
         if weights is None:
-            weights = train_again(position, chosen, scores, workers, number)
-        put_tensors(network, from_bytes(weights))
+            weights = train_again(problem, position, chosen, scores, workers, number)
     else:
         weights = to_bytes(tensors_of(network)) if journal.keeps_untrained else None
+    if weights is not None and (kept is not None or problem.trains):
+        put_tensors(network, from_bytes(weights))
     resources, measured = measure(problem, position.resources, network, chosen.resources)
+    moved = problem.moves
     after = Position(
-        network,
-        position.coupling.after(plan),
-        position.plan.then(plan),
+        network if moved else position.network,
+        position.coupling.after(plan) if moved else position.coupling,
+        position.plan.then(plan) if moved else position.plan,
+        {**position.widths, **chosen.widths},
         resources,
         {**chosen.resources, **measured},
         _score(chosen),
         position.lost + chosen.lost,
+        None if moved else position.observed,
     )
+    repaired = kept.repaired if kept is not None else chosen.repaired
+    reason = reason_of(problem, position, chosen, candidates) + (f"; {repaired}" if repaired is not None else "")
     record = Round(
         number,
         targets,
@@ -146,19 +168,45 @@ def run_round(
         chosen.resources,
         measured,
         chosen.index,
-        reason_of(problem, position, chosen, candidates),
-        after.score,
+        reason,
+        after.score if kept is None else kept.score,
         candidates,
-        dict(after.coupling.widths),
-        after.plan.to_json(),
+        dict(after.widths),
+        position.plan.then(plan).to_json(),
         time.perf_counter() - begun,
+        repaired,
     )
     journal.save_round(record, weights)
     return record, after
 
 
+Ranks = dict[str, np.ndarray]
+
+
+def rankings(problem: Problem, position: Position, journal: Journal) -> tuple[Position, Ranks, Ranks]:
+    """How much each unit of each group is needed, and what each width loses: by the data where there are some, else by
+    the weights. Units in outer blocks (heads) are formed by rank."""
+    metric, seed = problem.config.metrics, problem.seed
+    if position.observed is None:
+        coupling = ranked(position.network, position.coupling, metric, seed=seed)
+        position = replace(position, coupling=coupling)
+        if problem.calibration is not None:
+            kept = journal if position.network is problem.dense else None
+            found = observed(problem, problem.calibration, position.network, coupling, kept)
+            position = replace(position, observed=found)
+    if position.observed is not None:
+        return position, position.observed.scores, position.observed.lost(position.widths)
+    scores = {
+        name: importance(position.network, position.coupling.group(name), metric, seed=seed) for name in problem.grids
+    }
+    lost = {name: importance_lost(s, producer_count(position.coupling.group(name))) for name, s in scores.items()}
+    return position, scores, lost
+
+
 def round_targets(problem: Problem, position: Position, number: int) -> dict[str, float]:
     limits = problem.limits
+    if problem.strategy == "allocate":
+        return dict(limits)
     return {
         name: problem.config.schedule.target(
             number, start=problem.start[name], achieved=position.achieved[name], budget=limit
@@ -171,12 +219,14 @@ def make_proposals(
     problem: Problem, position: Position, targets: Mapping[str, float], lost: Mapping[str, np.ndarray]
 ) -> list[Proposal]:
     """What the strategy proposes; where no single group meets the targets, also to shrink several."""
-    widths, grids, strategy = position.coupling.widths, problem.grids, problem.config.strategy
+    widths, grids, strategy = position.widths, problem.grids, problem.strategy
+    if strategy == "allocate":
+        return propose_allocated(position.resources, position.coupling, widths, targets, grids, lost)
     if strategy == "uniform":
         proposal = propose_uniform(position.resources, widths, targets, grids, problem.coupling.widths)
         return [proposal] if proposal else []
     singles = list(propose(position.resources, widths, targets, grids)) if strategy == "netadapt" else []
-    if not problem.evaluates:  # a price is known for every width; what is to be evaluated is taken as the paper does
+    if not problem.scored:  # a price is known for every width; what is to be evaluated is taken as the paper does
         singles = bargains(position.resources, widths, targets, problem.limits, grids, lost, singles)
     if any(proposal.meets for proposal in singles) or (strategy == "netadapt" and not problem.config.joint):
         return singles
@@ -218,20 +268,54 @@ def train_all(
     progress: Progress,
 ) -> tuple[Candidate, ...]:
     """The candidates with their scores. Only the weights of the best so far are kept."""
-    done = {candidate.index: candidate for candidate in candidates}
-    if not problem.evaluates:
+    if not problem.scored:
         return tuple(replace(c, score=-(position.lost + c.lost)) if c.trained else c for c in candidates)
+    if problem.screen is None:
+        return run_all(problem, position, number, candidates, scores, workers, journal, progress)
+    screening = tuple(replace(c, steps=0) for c in candidates)
+    compared = run_all(problem, position, number, screening, scores, workers, journal, progress, screens=True)
+    if not problem.screen:
+        return compared
+    ordered = sorted((c for c in compared if c.screened is not None), key=lambda c: (-(c.screened or 0.0), c.index))
+    best = {c.index for c in ordered[: problem.screen]}
+    chosen = tuple(
+        replace(c, score=None, steps=before.steps if c.index in best else 0, trained=c.index in best)
+        for c, before in zip(compared, candidates, strict=True)
+    )
+    return run_all(problem, position, number, chosen, scores, workers, journal, progress)
+
+
+def run_all(
+    problem: Problem,
+    position: Position,
+    number: int,
+    candidates: tuple[Candidate, ...],
+    scores: Mapping[str, np.ndarray],
+    workers: Workers,
+    journal: Journal,
+    progress: Progress,
+    screens: bool = False,
+) -> tuple[Candidate, ...]:
+    """Those that are marked `trained` are run, in parallel where there are workers, and journalled.
+
+    screens: they are repaired and compared by their outputs alone.
+    """
+    done = {candidate.index: candidate for candidate in candidates}
     waiting = []
     for candidate in candidates:
         known = journal.candidate(number, candidate) if candidate.trained else None
+        if known is not None and screens and known.screened is not None:
+            known = replace(known, score=known.screened, steps=0, trained=True)
+        elif known is not None and (known.score is None and known.error is None or known.steps != candidate.steps):
+            known = None  # it was only screened
         if known is not None:
             done[candidate.index] = known
             progress.candidate_done(known)
         elif candidate.trained:
             waiting.append(candidate)
     best = choose(problem, position, [c for c in done.values() if c.score is not None])
-    tasks = [Task(c.index, plan_of(position, c, scores), c.steps, c.seed) for c in waiting]
-    for outcome in workers.run(position.network, position.coupling, tasks):
+    tasks = [task_of(problem, position, c, scores, screens) for c in waiting]
+    for outcome in workers.run(position.network, position.coupling, tasks, _repair_of(position)):
         trained = outcome.trained
         finished = replace(
             done[outcome.index],
@@ -240,6 +324,10 @@ def train_all(
             seconds_train=trained.seconds_train,
             seconds_evaluate=trained.seconds_evaluate,
         )
+        if screens:
+            finished = replace(finished, screened=trained.score)
+        elif trained.repaired is not None:
+            finished = replace(finished, repaired=trained.repaired)
         done[outcome.index] = finished
         if finished.error:
             log.warning("round %d, %s: the candidate failed: %s", number, finished.group, finished.error)
@@ -251,6 +339,46 @@ def train_all(
             best = finished
         progress.candidate_done(finished)
     return tuple(done[candidate.index] for candidate in candidates)
+
+
+def task_of(
+    problem: Problem, position: Position, candidate: Candidate, scores: Mapping[str, np.ndarray], screens: bool = False
+) -> Task:
+    """What is to be done with a candidate: one that may be the last of the search is repaired with refinement."""
+    repair = "" if position.observed is None else "screen" if screens else "keep"
+    few = problem.screen is not None or candidate.steps == 0
+    if repair == "keep" and few and all(candidate.resources[n] <= limit for n, limit in problem.limits.items()):
+        repair = "refine"
+    return Task(candidate.index, plan_of(position, candidate, scores), candidate.steps, candidate.seed, repair)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The chosen network of a round as it is kept: weights, score, and what repair did to it."""
+
+    weights: bytes
+    score: float
+    repaired: Repaired | None
+
+
+def keep(
+    problem: Problem,
+    position: Position,
+    chosen: Candidate,
+    scores: Mapping[str, np.ndarray],
+    workers: Workers,
+    number: int,
+) -> Kept:
+    """Repair the chosen candidate as a network that is kept, and score it."""
+    task = task_of(problem, position, replace(chosen, steps=0), scores)
+    (outcome,) = workers.run(position.network, position.coupling, [task], _repair_of(position))
+    if outcome.weights is None or outcome.trained.score is None:
+        raise SearchError(f"Round {number}, {chosen.group}: the network cannot be repaired: {outcome.trained.error}.")
+    return Kept(outcome.weights(), outcome.trained.score, outcome.trained.repaired)
+
+
+def _repair_of(position: Position) -> Repair | None:
+    return position.observed.repair if position.observed is not None else None
 
 
 def choose(
@@ -267,17 +395,18 @@ def choose(
 def by_ratio(problem: Problem) -> bool:
     """Whether candidates are compared by their score change per resource saved.
 
-    Always without `evaluate`: an accuracy is a judgement of the whole network, but the importance lost is a price, and
-    proposals overshoot a round's target by very different amounts (a stair of the latency, a wide group's step).
+    Always without `evaluate` and data: an accuracy is a judgement of the whole network, but the importance lost is a
+    price, and proposals overshoot a round's target by very different amounts (a stair of the latency, a wide group's
+    step).
     """
-    return problem.config.select == "ratio" or not problem.evaluates
+    return problem.config.select == "ratio" or not problem.scored
 
 
 def merit(problem: Problem, position: Position, candidate: Candidate) -> float:
     score = _score(candidate)
     if not by_ratio(problem):
         return score
-    before = position.score if problem.evaluates else -position.lost
+    before = position.score if problem.scored else -position.lost
     saved = sum(
         (position.achieved[name] - max(candidate.resources[name], limit)) / problem.start[name]
         for name, limit in problem.limits.items()
@@ -303,18 +432,24 @@ def reason_of(problem: Problem, position: Position, chosen: Candidate, candidate
 def plan_of(position: Position, candidate: Candidate, scores: Mapping[str, np.ndarray]) -> Plan:
     """The plan of a candidate, relative to the network of the round: the most important units of each group it
     shrinks."""
-    return position.coupling.plan({name: keep_units(scores[name], width) for name, width in candidate.widths.items()})
+    widths = {**position.narrowed, **candidate.widths}
+    return position.coupling.plan({name: keep_units(scores[name], width) for name, width in widths.items()})
 
 
 def train_again(
-    position: Position, chosen: Candidate, scores: Mapping[str, np.ndarray], workers: Workers, number: int
+    problem: Problem,
+    position: Position,
+    chosen: Candidate,
+    scores: Mapping[str, np.ndarray],
+    workers: Workers,
+    number: int,
 ) -> bytes:
     """The weights of a winner whose score is known but whose weights were lost: the same seed trains the same."""
     log.warning(
         "round %d, %s: the weights of the winner are missing or damaged; it is trained again", number, chosen.group
     )
-    task = Task(chosen.index, plan_of(position, chosen, scores), chosen.steps, chosen.seed)
-    (outcome,) = workers.run(position.network, position.coupling, [task])
+    task = task_of(problem, position, chosen, scores)
+    (outcome,) = workers.run(position.network, position.coupling, [task], _repair_of(position))
     if outcome.weights is None:
         raise SearchError(
             f"Round {number}, {chosen.group}: trained again, the candidate failed: {outcome.trained.error}."
@@ -345,8 +480,6 @@ def measure(
 def position_after(problem: Problem, rounds: list[Round], journal: Journal) -> Position:
     """Build the position after rounds that were remembered, not run."""
     last = rounds[-1]
-    plan = Plan.from_json(last.plan)
-    network = restore_network(problem.dense, last, journal)
     resources = problem.resources
     for record in rounds:
         resources = tuple(
@@ -356,7 +489,12 @@ def position_after(problem: Problem, rounds: list[Round], journal: Journal) -> P
             for r in resources
         )
     lost = sum(record.winner.lost for record in rounds)
-    return Position(network, problem.coupling.after(plan), plan, resources, last.achieved, last.score, lost)
+    coupling, network, plan = problem.coupling, problem.dense, problem.coupling.plan({})
+    if problem.moves:
+        plan = Plan.from_json(last.plan)
+        network, coupling = restore_network(problem.dense, last, journal), coupling.after(plan)
+    score = _score(last.winner)
+    return Position(network, coupling, plan, dict(last.widths), resources, last.achieved, score, lost)
 
 
 def start_values(resources: tuple[Resource, ...], coupling: Coupling) -> dict[str, float]:

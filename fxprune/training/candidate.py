@@ -23,11 +23,13 @@ from fxprune.errors import InputError
 from fxprune.io.tensors import buffer_places, named_tensors
 from fxprune.training.batches import pairs
 from fxprune.training.interruption import Ending, OutOfTime, watched
+from fxprune.training.repaired import Repaired
 from passes.arguments import integer, is_a, number
 from passes.process.settings import settings_kept
 
 Train = Callable[[nn.Module, int], Any]
 Evaluate = Callable[[nn.Module], float]
+Prepare = Callable[[nn.Module], Repaired]
 
 MOST_SEED = 2**32 - 1  # NumPy takes no larger one
 
@@ -35,13 +37,14 @@ MOST_SEED = 2**32 - 1  # NumPy takes no larger one
 @dataclass(frozen=True)
 class Trained:
     """What came of training and evaluating one network; `error` says why there is no score. `late`: because its time
-    was over."""
+    was over. `repaired`: what was done before it was trained."""
 
     score: float | None = None
     error: str | None = None
     seconds_train: float = 0.0
     seconds_evaluate: float = 0.0
     late: bool = False
+    repaired: Repaired | None = None
 
 
 def train_candidate(
@@ -51,8 +54,10 @@ def train_candidate(
     train: Train | None,
     evaluate: Evaluate | None,
     limit_s: float | None = None,
+    prepare: Prepare | None = None,
 ) -> Trained:
-    """Fine-tune a network in place and score it. Whatever the user's functions raise, `sys.exit` included, weights that
+    """Fine-tune a network in place and score it; `prepare` repairs it before, in place. Without `evaluate` its score is
+    minus the divergence that repair has left. Whatever the user's functions raise, `sys.exit` included, weights that
     are no numbers any more and a score that is none are reported, not raised; so is the end of `limit_s` seconds.
 
     What a signal raises (Ctrl-C) is raised again. Settings of the process (threads, default dtype, autocast, ...) are
@@ -62,7 +67,7 @@ def train_candidate(
     with settings_kept():
         try:
             with watched(limit_s) as ending:
-                trained = _attempt(network, steps, seed, train, evaluate, ending)
+                trained = _attempt(network, steps, seed, train, evaluate, ending, prepare)
         except OutOfTime:  # between the end of its work and that of the watch
             trained = Trained(late=True)
     if trained.late:
@@ -76,13 +81,18 @@ def out_of_time(limit_s: float | None) -> str:
 
 
 def _attempt(
-    network: nn.Module, steps: int, seed: int, train: Train | None, evaluate: Evaluate | None, ending: Ending
-) -> Trained:
+    network: nn.Module, steps: int, seed: int, train: Train | None, evaluate: Evaluate | None, ending: Ending,
+    prepare: Prepare | None,
+) -> Trained:  # fmt: skip
     clock, doing = {"train": 0.0, "evaluate": 0.0}, "train"
-    score = error = None
+    score = error = repaired = None
     try:
         with torch.inference_mode(False), seeded(seed), torch.enable_grad():
             before = _described_tensors(network)
+            if prepare is not None:
+                doing = "repair"
+                repaired = prepare(network)
+                score, doing = -repaired.kept, "train"
             if train is not None:
                 network.train()
                 with settings_kept(), _timed(clock, "train"):  # nor does evaluate see what train left
@@ -102,7 +112,7 @@ def _attempt(
         error = said(doing, raised)
     if ending.raised is not None:  # a function that catches Ctrl-C does not keep it to itself
         raise ending.raised
-    return Trained(None if error else score, error, clock["train"], clock["evaluate"], ending.late)
+    return Trained(None if error else score, error, clock["train"], clock["evaluate"], ending.late, repaired)
 
 
 @contextmanager

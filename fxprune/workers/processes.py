@@ -23,8 +23,9 @@ from fxprune.errors import WorkerError
 from fxprune.io.tensors import from_bytes, tensors_of, to_bytes
 from fxprune.training.candidate import Evaluate, Train, Trained, out_of_time, said
 from fxprune.workers.lifetime import EndingProcess, end_with_parent, processes_end_here
+from fxprune.workers.repair import Repair
 from fxprune.workers.serial import Outcome, Task, sent
-from fxprune.workers.transport import pack, pack_functions, train_packed
+from fxprune.workers.transport import pack, pack_functions, pack_repair, train_packed
 from passes import Coupling
 from passes.process.settings import computing_settings, put_settings
 
@@ -40,12 +41,14 @@ ENDING_S = 1.0
 
 @dataclass(eq=False)
 class _Worker:
-    """One process, and what it is doing. `spent_s`: how long it has been at its task."""
+    """One process, and what it is doing. `repair`: the one that it was given last. `spent_s`: how long it has been at
+    its task."""
 
     number: int
     process: Any
     pipe: Connection
     round: int = -1
+    repair: Any = None
     task: Task | None = None
     spent_s: float = 0.0
 
@@ -69,6 +72,7 @@ class Processes:
     _settings: dict[str, Any] = field(default_factory=dict)
     _workers: list[_Worker] = field(default_factory=list)
     _rounds: int = 0
+    _repair: tuple[Repair, bytes] | None = None
     _answers: queue.SimpleQueue = field(default_factory=queue.SimpleQueue)
 
     def start(self) -> None:
@@ -78,8 +82,12 @@ class Processes:
         for worker in self._workers:
             self._await_ready(worker)
 
-    def run(self, network: nn.Module, coupling: Coupling, tasks: Sequence[Task]) -> Iterator[Outcome]:
+    def run(
+        self, network: nn.Module, coupling: Coupling, tasks: Sequence[Task], repair: Repair | None = None
+    ) -> Iterator[Outcome]:
         self._rounds += 1
+        if repair is not None and (self._repair is None or self._repair[0] is not repair):
+            self._repair = repair, pack_repair(repair)
         weights = to_bytes(tensors_of(network))
         waiting, tries = list(reversed(tasks)), {task.index: 0 for task in tasks}
         left = len(tasks)
@@ -151,7 +159,10 @@ class Processes:
     def _give(self, worker: _Worker, task: Task, weights: bytes, packed: bytes) -> None:
         """Send a task and wait for its answer in a thread: a worker that is stopped reads nothing."""
         messages = [] if worker.round == self._rounds else [b"W" + weights]
-        messages.append(b"T" + pickle.dumps((packed, task.steps, task.seed)))
+        if task.repair and self._repair is not None and worker.repair is not self._repair[0]:
+            worker.repair = self._repair[0]
+            messages.append(b"R" + self._repair[1])
+        messages.append(b"T" + pickle.dumps((packed, task)))
         worker.task, worker.round, worker.spent_s = task, self._rounds, 0.0
 
         def ask() -> None:
@@ -220,9 +231,13 @@ def work(pipe: Connection, functions: bytes, settings: dict[str, Any], number: i
         return
     pipe.send_bytes(b"ready")
     weights: dict[str, torch.Tensor] = {}
+    repair: Repair | None = None
     with suppress(EOFError, OSError), processes_end_here():  # the search is gone
         while message := pipe.recv_bytes():
             if message[:1] == b"W":
                 weights = from_bytes(message[1:])
+            elif message[:1] == b"R":
+                repair = pickle.loads(message[1:])
             else:
-                pipe.send(train_packed(unpacked, weights, *pickle.loads(message[1:])))
+                packed, task = pickle.loads(message[1:])
+                pipe.send(train_packed(unpacked, weights, packed, task, repair))

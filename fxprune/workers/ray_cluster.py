@@ -20,8 +20,9 @@ from fxprune.errors import WorkerError
 from fxprune.io.tensors import from_bytes, tensors_of, to_bytes
 from fxprune.training.candidate import Evaluate, Train, Trained, out_of_time, said
 from fxprune.workers import process_guard
+from fxprune.workers.repair import Repair
 from fxprune.workers.serial import Outcome, Task, sent
-from fxprune.workers.transport import pack, train_packed
+from fxprune.workers.transport import pack, pack_repair, train_packed
 from passes import Coupling
 from passes.process.settings import computing_settings, put_settings
 
@@ -61,6 +62,7 @@ class OnRay:
     limit_s: float | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     _functions: Any = None
+    _repair: tuple[Repair, Any] | None = None
     _cluster: _OwnCluster | None = None
     _joined: bool = False
 
@@ -91,8 +93,14 @@ class OnRay:
                 "files, locks, loaders with workers and the like out of them, and make them inside the function."
             ) from error
 
-    def run(self, network: nn.Module, coupling: Coupling, tasks: Sequence[Task]) -> Iterator[Outcome]:
+    def run(
+        self, network: nn.Module, coupling: Coupling, tasks: Sequence[Task], repair: Repair | None = None
+    ) -> Iterator[Outcome]:
         import ray
+
+        if repair is not None and (self._repair is None or self._repair[0] is not repair):
+            self._repair = repair, ray.put(pack_repair(repair))
+        stored = self._repair[1] if repair is not None and self._repair is not None else None
 
         options = {"num_cpus": 1, **{key: self.settings[key] for key in OPTIONS if key in self.settings}}
         remote = ray.remote(_candidate).options(max_retries=0, num_returns="streaming", **options)
@@ -101,7 +109,7 @@ class OnRay:
 
         def submit(task: Task) -> Any:
             packed = pack(network, coupling, task.plan)
-            return remote.remote(self._functions, weights, packed, task.steps, task.seed, settings)
+            return remote.remote(self._functions, weights, packed, task, stored, settings)
 
         running = {submit(task): _Running(task) for task in tasks}
         while running:
@@ -216,7 +224,7 @@ def _children() -> set[int]:
 
 
 def _candidate(
-    functions: bytes, weights: bytes, packed: bytes, steps: int, seed: int, settings: dict[str, Any]
+    functions: bytes, weights: bytes, packed: bytes, task: Task, repair: bytes | None, settings: dict[str, Any]
 ) -> Iterator[bytes]:
     """One candidate, in a Ray worker: first where it runs, then what came of it. Pickled here, so that Ray need not
     know our types."""
@@ -231,4 +239,5 @@ def _candidate(
         reason = said("the functions do not load on the cluster", error)
         yield pickle.dumps((Trained(error=f"{reason}; see Ray's runtime_env"), None))
         return
-    yield pickle.dumps(train_packed(unpacked, from_bytes(weights), packed, steps, seed))
+    repairs = None if repair is None else pickle.loads(repair)
+    yield pickle.dumps(train_packed(unpacked, from_bytes(weights), packed, task, repairs))

@@ -11,7 +11,8 @@ from typing import Protocol
 from torch import nn
 
 from fxprune.io.tensors import tensors_of, to_bytes
-from fxprune.training.candidate import Evaluate, Train, Trained, train_candidate
+from fxprune.training.candidate import Evaluate, Prepare, Train, Trained, train_candidate
+from fxprune.workers.repair import Repair
 from passes import Coupling, Plan, apply_plan
 
 log = logging.getLogger(__name__)
@@ -19,12 +20,40 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Task:
-    """One candidate to train: its plan relative to the network of the round, steps and seed."""
+    """One candidate to train: its plan relative to the network of the round, steps and seed.
+
+    repair: "" for a candidate that stays sliced; "screen": it is repaired in closed form and only scored, so that
+    nobody wants its weights; "keep": it is repaired in closed form, then trained if there are steps; "refine": the same
+    with refinement.
+    """
 
     index: int
     plan: Plan
     steps: int
     seed: int
+    repair: str = ""
+
+    def trainer(self, train: Train | None) -> Train | None:
+        """What trains it, if anything does."""
+        return train if not self.repair or (self.steps and self.repair != "screen") else None
+
+    def judge(self, evaluate: Evaluate | None, repair: Repair | None) -> Evaluate | None:
+        """What scores it, where that is not known from its repair."""
+        if self.repair == "screen":
+            return None
+        return evaluate or (repair.score if repair is not None and self.steps else None)
+
+    def prepare(self, repair: Repair | None) -> Prepare | None:
+        """What repairs it."""
+        if repair is None or not self.repair:
+            return None
+        if self.repair == "screen":
+            return partial(repair.screen, plan=self.plan)
+        return partial(repair.keep, plan=self.plan, thorough=self.repair == "refine")
+
+    def gives_weights(self, train: Train | None) -> bool:
+        """Whether its weights are others afterwards than those of its slice, and wanted."""
+        return self.repair in ("keep", "refine") or (not self.repair and train is not None)
 
 
 @dataclass(frozen=True)
@@ -43,8 +72,13 @@ class Workers(Protocol):
     def start(self) -> None:
         """Get ready, before the search begins; a WorkerError says what cannot be sent, and how to fix it."""
 
-    def run(self, network: nn.Module, coupling: Coupling, tasks: Sequence[Task]) -> Iterator[Outcome]:
-        """Yield an outcome for each task, as they finish. `network`, coupled as `coupling`, is left as it is."""
+    def run(
+        self, network: nn.Module, coupling: Coupling, tasks: Sequence[Task], repair: Repair | None = None
+    ) -> Iterator[Outcome]:
+        """Yield an outcome for each task, as they finish. `network`, coupled as `coupling`, is left as it is.
+
+        repair: repairs the tasks that ask for it; it is that of `network`.
+        """
 
     def close(self) -> None:
         """Give everything back; called at the end, also after an interruption."""
@@ -61,8 +95,10 @@ class Timed:
     def start(self) -> None:
         self.workers.start()
 
-    def run(self, network: nn.Module, coupling: Coupling, tasks: Sequence[Task]) -> Iterator[Outcome]:
-        for outcome in self.workers.run(network, coupling, tasks):
+    def run(
+        self, network: nn.Module, coupling: Coupling, tasks: Sequence[Task], repair: Repair | None = None
+    ) -> Iterator[Outcome]:
+        for outcome in self.workers.run(network, coupling, tasks, repair):
             self.train += outcome.trained.seconds_train
             self.evaluate += outcome.trained.seconds_evaluate
             yield outcome
@@ -88,16 +124,21 @@ class Serial:
     def start(self) -> None:
         pass
 
-    def run(self, network: nn.Module, coupling: Coupling, tasks: Sequence[Task]) -> Iterator[Outcome]:
+    def run(
+        self, network: nn.Module, coupling: Coupling, tasks: Sequence[Task], repair: Repair | None = None
+    ) -> Iterator[Outcome]:
         attempts = 1 + self.retries
         for task in tasks:
             for attempt in range(attempts):
                 candidate = apply_plan(network, task.plan)
-                trained = train_candidate(candidate, task.steps, task.seed, self.train, self.evaluate, self.limit_s)
+                trained = train_candidate(
+                    candidate, task.steps, task.seed, task.trainer(self.train), task.judge(self.evaluate, repair),
+                    self.limit_s, task.prepare(repair),
+                )  # fmt: skip
                 if not trained.late:
                     break
                 log.warning("candidate %d, attempt %d of %d: %s", task.index, attempt + 1, attempts, trained.error)
-            keep = self.train is not None and trained.error is None
+            keep = task.gives_weights(self.train) and trained.error is None
             yield Outcome(task.index, trained, partial(_bytes_of, candidate) if keep else None)
 
     def close(self) -> None:

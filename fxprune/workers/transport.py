@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from fxprune.errors import WorkerError
 from fxprune.io.tensors import named_tensors, tensors_of, to_bytes
 from fxprune.training.candidate import Trained, said, train_candidate
+from fxprune.workers.repair import Repair
+from fxprune.workers.serial import Task
 from passes import Coupling, Plan, apply_plan
 
 Kept = dict[str, dict[int, np.ndarray]]
@@ -121,8 +123,24 @@ def pack_functions(train: Any, evaluate: Any) -> bytes:
             raise WorkerError(_unpicklable(train, evaluate, error)) from error
 
 
+def pack_repair(repair: Repair) -> bytes:
+    """A repair (network, statistics, calibration batches) as bytes; each process gets it once."""
+    try:
+        return pickle.dumps(repair)
+    except Exception as refused:  # pickling runs the code of whatever is in there
+        try:
+            import cloudpickle
+
+            return cloudpickle.dumps(repair)
+        except Exception as error:
+            raise WorkerError(
+                f"workers: the network and its calibration data cannot be sent to another process by pickle: {refused}."
+                " Keep open files, locks and the like out of them, install cloudpickle, or set workers=1."
+            ) from error
+
+
 def train_packed(
-    functions: tuple[Any, Any], weights: Mapping[str, Tensor], packed: bytes, steps: int, seed: int
+    functions: tuple[Any, Any], weights: Mapping[str, Tensor], packed: bytes, task: Task, repair: Repair | None
 ) -> tuple[Trained, bytes | None]:
     """Train a candidate in the process that it came to: what came of it, and its weights."""
     train, evaluate = functions
@@ -130,8 +148,11 @@ def train_packed(
         candidate = unpack(packed, weights)
     except BaseException as error:  # what pickles but does not unpickle is one candidate's failure, not the worker's
         return Trained(error=said("unpack", error)), None
-    trained = train_candidate(candidate, steps, seed, train, evaluate)
-    keep = train is not None and trained.error is None
+    trained = train_candidate(
+        candidate, task.steps, task.seed, task.trainer(train), task.judge(evaluate, repair),
+        prepare=task.prepare(repair),
+    )  # fmt: skip
+    keep = task.gives_weights(train) and trained.error is None
     return trained, to_bytes(tensors_of(candidate)) if keep else None
 
 

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from fxprune import netadapt
-from fxprune.errors import InputError
+from fxprune.errors import InputError, JournalError
+from fxprune.journal.folder import Folder as Journal
 from passes.repair.batch_norms import settled
 from passes.statistics import Batch
 
@@ -71,12 +72,92 @@ def test_evaluate_gives_the_score_and_what_makes_no_sense_is_refused():
     kw = dict(example_inputs=x[:2], progress=False, config={"netadapt_min_feature_size": 1})
     result = netadapt(net, 0.6, calibration=[x], evaluate=lambda m: 7.0, **kw)
     assert result.score == 7.0
-    with pytest.raises(InputError, match="leave train out"):
-        netadapt(net, 0.6, calibration=[x], train=lambda m, s: None, evaluate=lambda m: 1.0, **kw)
     with pytest.raises(InputError, match="holds no batch"):
         netadapt(net, 0.6, calibration=[], **kw)
     with pytest.raises(InputError, match="at least two samples"):
         netadapt(net, 0.6, calibration=[x[:1]], **kw)
+    with pytest.raises(InputError, match="screen=2 compares candidates by calibration data"):
+        netadapt(net, 0.6, example_inputs=x[:2], progress=False, config={"screen": 2})
+
+
+ROUNDS = {"strategy": "netadapt", "netadapt_min_feature_size": 1, "budget_reduce_rate_init": 0.25, "refine": 1}
+
+
+def states_equal(first, second):
+    mine, theirs = first.model.state_dict(), second.model.state_dict()
+    return mine.keys() == theirs.keys() and all(torch.equal(mine[k], theirs[k]) for k in mine)
+
+
+@pytest.mark.parametrize("strategy", ["netadapt", "knapsack", "uniform", "allocate"])
+def test_every_strategy_goes_by_the_data_and_no_round_trains(strategy):
+    net, x = trained()
+    result = netadapt(
+        net, 0.5, calibration=[x], example_inputs=x[:2], progress=False, config={**ROUNDS, "strategy": strategy}
+    )
+    assert result.met and len(result.rounds) == (1 if strategy == "allocate" else 3)
+    for record in result.rounds:
+        scored = [c for c in record.candidates if c.trained]
+        assert scored and all(c.screened is not None and c.steps == 0 for c in scored)
+        assert record.repaired is not None and record.repaired.kept <= record.repaired.sliced
+    assert result.certificate.max_error < 1e-9
+
+
+def test_the_best_of_the_screened_are_trained_from_where_repair_left_them():
+    net, x = trained()
+    seen = []
+
+    def train(model, steps):
+        seen.append((steps, gap(model, net, x)))
+        model.train()
+
+    kw = dict(example_inputs=x[:2], progress=False, calibration=[x], train=train, evaluate=lambda m: -gap(m, net, x))
+    result = netadapt(net, 0.6, config={**ROUNDS, "screen": 1, "netadapt_max_iter": 7}, **kw)
+    assert len(seen) == len(result.rounds) and all(steps == 7 for steps, _ in seen)
+    assert all(sum(c.trained for c in record.candidates) == 1 for record in result.rounds)
+    assert all(len([c for c in record.candidates if c.screened is not None]) == 2 for record in result.rounds)
+    repaired = [gap_before for _, gap_before in seen]
+    seen.clear()
+    paper = netadapt(net, 0.6, config={**ROUNDS, "screen": "all", "compensate": False, "netadapt_max_iter": 7}, **kw)
+    assert len(seen) == sum(c.trained for record in paper.rounds for c in record.candidates) > len(paper.rounds)
+    assert max(repaired) < min(gap_before for _, gap_before in seen)
+
+
+def test_a_search_that_was_killed_ends_in_the_same_network_and_observes_once(tmp_path, monkeypatch):
+    net, x = trained()
+    kw = dict(example_inputs=x[:2], progress=False, calibration=[x], config=ROUNDS)
+    whole = netadapt(net, 0.5, **kw)
+    calls, own = [], Journal.save_round
+
+    def killed(self, record, weights):
+        own(self, record, weights)
+        if record.round == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "save_round", killed)
+        with pytest.raises(KeyboardInterrupt):
+            netadapt(net, 0.5, workdir=tmp_path / "run", **kw)
+    monkeypatch.setattr("fxprune.search.observed.observe", lambda *a, **k: calls.append(a))
+    again = netadapt(net, 0.5, workdir=tmp_path / "run", **kw)
+    assert states_equal(whole, again) and whole.plan == again.plan and not calls
+    with pytest.raises(JournalError, match="the calibration data"):
+        netadapt(net, 0.5, workdir=tmp_path / "run", **{**kw, "calibration": [x + 1]})
+    statistics = tmp_path / "run" / "statistics.safetensors"
+    statistics.write_bytes(statistics.read_bytes()[:-8])
+    for record in (tmp_path / "run").glob("round-*/round.json"):
+        record.unlink()
+    monkeypatch.undo()
+    mended = netadapt(net, 0.5, workdir=tmp_path / "run", **kw)
+    assert states_equal(whole, mended)
+
+
+@pytest.mark.slow
+def test_workers_find_the_same(tmp_path):
+    net, x = trained()
+    kw = dict(example_inputs=x[:2], progress=False, calibration=[x])
+    alone = netadapt(net, 0.5, config=ROUNDS, **kw)
+    together = netadapt(net, 0.5, config={**ROUNDS, "workers": 2}, **kw)
+    assert states_equal(alone, together) and alone.plan == together.plan
 
 
 def test_settled_norms_compute_the_same_and_hold_what_they_read():

@@ -1,0 +1,68 @@
+"""What the data say of one network: statistics, curves of its groups, and the repair of what plans leave of it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from fxprune.criteria.curves import Curve, curves
+from fxprune.journal.protocol import Journal
+from fxprune.problem.calibration import Calibration
+from fxprune.problem.search_problem import Problem
+from fxprune.training.candidate import seeded
+from fxprune.workers.repair import Repair
+from passes import Coupling, observe
+
+log = logging.getLogger(__name__)
+GRADIENTS = ("fisher", "taylor")  # the criteria that need them
+
+
+@dataclass(frozen=True, eq=False)
+class Observed:
+    """The network is `repair.dense`."""
+
+    repair: Repair
+    curves: dict[str, Curve]
+
+    @property
+    def scores(self) -> dict[str, np.ndarray]:
+        """How much each unit of each group is needed."""
+        return {name: curve.scores for name, curve in self.curves.items()}
+
+    def lost(self, widths: Mapping[str, int]) -> dict[str, np.ndarray]:
+        """What the network loses at each smaller width of each group, from these widths on."""
+        return {name: np.maximum(0.0, c.errors - c.errors[widths[name]]) for name, c in self.curves.items()}
+
+
+def observed(
+    problem: Problem, calibration: Calibration, network: nn.Module, coupling: Coupling, journal: Journal | None
+) -> Observed:
+    """One pass over the data, and the curves; from the journal, where they are kept there."""
+    config = problem.config
+    known = journal.observed() if journal is not None else None
+    if known is not None:
+        statistics, made = known
+        device = next((p.device for p in network.parameters()), torch.device("cpu"))
+        for moments in statistics.moments.values():
+            moments.tiles = [tile.to(device) for tile in moments.tiles]
+    else:
+        with seeded(problem.seed):
+            gradients = "sampled" if config.criterion in GRADIENTS else None
+            statistics = observe(network, coupling, calibration.fitted, seed=problem.seed, gradients=gradients)
+            log.info("observed %d samples; %.0f MB of sums", statistics.samples, statistics.size_bytes / 1e6)
+            made = curves(
+                network, coupling, statistics, calibration.held, criterion=config.criterion,
+                groups=list(problem.grids), seed=problem.seed,
+            )  # fmt: skip
+        if journal is not None:
+            journal.save_observed(statistics, made)
+    repair = Repair(
+        network, coupling, statistics, calibration, problem.example_inputs, config.compensate, config.refine,
+        problem.seed,
+    )  # fmt: skip
+    return Observed(repair, made)

@@ -1,0 +1,158 @@
+"""How a sliced candidate is made good without training: compensated, its norms estimated anew, and refined if it is
+kept; and how far its outputs then are from the dense ones."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from fxprune.errors import InputError
+from fxprune.io.tensors import named_tensors, put_tensors, tensors_of
+from fxprune.problem.calibration import Calibration, first_samples
+from fxprune.problem.inputs import graph_like
+from fxprune.training.repaired import Repaired, RepairedLayer
+from passes import Coupling, Group, Plan, PruneChannels, Statistics, compensate, couple, refine, repairs_of
+from passes.repair import SegmentRepair
+from passes.repair.batch_norms import reestimated, settled
+from passes.repair.compensation import copied_network
+from passes.statistics.divergence import divergence, outputs_of
+
+log = logging.getLogger(__name__)
+NORM_SAMPLES = 1024  # norms of a candidate are estimated on so many
+
+
+@dataclass(eq=False)
+class Repair:
+    """Repairs what plans leave of `dense`. It can be pickled: another process couples the network anew.
+
+    compensates: False where candidates stay sliced, and are only judged. rounds: of Gauss-Newton in the refinement of a
+    network that is kept; 0 leaves it out.
+    """
+
+    dense: nn.Module
+    coupling: Coupling | None
+    statistics: Statistics
+    calibration: Calibration
+    example_inputs: Any
+    compensates: bool = True
+    rounds: int = 4
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        self._expected: list[list[Tensor]] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        statistics = replace(self.statistics, network=None)
+        return {**self.__dict__, "coupling": None, "statistics": statistics}
+
+    @property
+    def coupled(self) -> Coupling:
+        """The coupling of the dense network, made once in each process."""
+        if self.coupling is None:
+            self.coupling = couple(self.dense, self.example_inputs)
+        return self.coupling
+
+    @property
+    def expected(self) -> list[list[Tensor]]:
+        """The dense network's outputs on the held-out batches."""
+        if self._expected is None:
+            self._expected = outputs_of(self.dense, self.calibration.held)
+        return self._expected
+
+    def score(self, network: nn.Module) -> float:
+        """Minus the divergence of a network's outputs from the dense ones on held-out data."""
+        return -divergence(network, self.calibration.held, self.expected)
+
+    def screen(self, candidate: nn.Module, plan: Plan) -> Repaired:
+        """Compensate a sliced candidate, in place, in closed form; its norms are estimated anew where that helps."""
+        if not self.compensates:
+            return Repaired(None, None, -self.score(candidate))
+        made, found, layers = self._closed(candidate, plan)
+        put_tensors(candidate, tensors_of(made))
+        return Repaired(None, found, found, layers)
+
+    def keep(
+        self, candidate: nn.Module, plan: Plan, thorough: bool = True,
+        progress: Callable[[SegmentRepair], None] | None = None,
+    ) -> Repaired:  # fmt: skip
+        """Repair a sliced candidate, in place, as well as can be: the best of slice, closed form and refinement.
+
+        Its norms hold the statistics of what they read, so that training can go on from it. thorough: with refinement.
+        """
+        sliced = -self.score(candidate)
+        if not self.compensates:
+            return Repaired(sliced, None, sliced)
+        made, compensated, layers = self._closed(candidate, plan)
+        network, best = (made, compensated) if compensated < sliced else (candidate, sliced)
+        if thorough and self.rounds:
+            refined = self._refined(network, plan, progress)
+            found = best if refined is network else -self.score(refined)
+            if found < best:
+                network, best = refined, found
+        network = settled(network, self.calibration.fitted)
+        put_tensors(candidate, tensors_of(network))
+        return Repaired(sliced, compensated, best, layers)
+
+    def _closed(self, candidate: nn.Module, plan: Plan) -> tuple[nn.Module, float, tuple[RepairedLayer, ...]]:
+        """The candidate in closed form, its norms new where they bring it nearer to the dense outputs, and how near."""
+        self.coupled  # noqa: B018 - compensation recalls the coupling of the dense network
+        closed = compensate(candidate, self.statistics, plan, self.dense)
+        layers = tuple(RepairedLayer(r.name, _number(r.before), _number(r.after), r.why) for r in repairs_of(closed))
+        found = -self.score(closed)
+        renewed = reestimated(closed, first_samples(self.calibration.fitted, NORM_SAMPLES))
+        if renewed is not closed and (renewed_found := -self.score(renewed)) < found:
+            return renewed, renewed_found, layers
+        return closed, found, layers
+
+    def _refined(self, start: nn.Module, plan: Plan, progress: Callable[[SegmentRepair], None] | None) -> nn.Module:
+        """`start` refined segment by segment. A module is refined in its graph, and takes the weights back.
+
+        A module whose graph cannot be captured, or has other groups, stays as it is; the log says so.
+        """
+        calibration = self.calibration
+        chosen: dict[str, Any] = {
+            "held": calibration.held, "rounds": self.rounds, "seed": self.seed, "progress": progress,
+        }  # fmt: skip
+        if isinstance(self.dense, GraphModule) and isinstance(start, GraphModule):
+            return refine(start, plan, self.dense, calibration.fitted, **chosen).network
+        only = "the weights are compensated in closed form only: %s"
+        try:
+            gm, own = graph_like(self.dense, self.coupled, self.example_inputs)
+        except InputError as error:
+            log.warning(only, f"refinement needs a graph. {error}")
+            return start
+        if any(not _same(own.group(group.name), group) for group in self.coupled.groups):
+            log.warning(only, "the graph has its units in other places")
+            return start
+        same = replace(plan, fingerprint=own.fingerprint, inputs=own.inputs)
+        cut = PruneChannels(same)(gm).graph_module
+        mine = dict(named_tensors(start))
+        if any(name not in mine or mine[name].shape != tensor.shape for name, tensor in named_tensors(cut)):
+            log.warning(only, "the graph names its tensors in another way")
+            return start
+        put_tensors(cut, {name: mine[name] for name, _ in named_tensors(cut)})
+        refined = refine(cut, same, gm, calibration.fitted, **chosen)
+        made = copied_network(start)
+        own_tensors = dict(named_tensors(made))
+        with torch.no_grad():
+            for name, tensor in named_tensors(refined.network):
+                own_tensors[name].copy_(tensor)
+        return made
+
+
+def _same(first: Group, second: Group) -> bool:
+    """Whether two groups of a name hold the same positions of the same tensors."""
+    mine, theirs = ({(s.tensor, s.dim): s.index for s in group.slices} for group in (first, second))
+    return mine.keys() == theirs.keys() and all(np.array_equal(mine[key], theirs[key]) for key in mine)
+
+
+def _number(value: float) -> float | None:
+    """A share of variance as JSON can hold it."""
+    return float(value) if np.isfinite(value) else None

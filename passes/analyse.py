@@ -13,6 +13,7 @@ from passes.analysis.tape import Structure
 from passes.arguments import has_weights, is_a
 from passes.axes.expressions import Reason
 from passes.graph.fingerprint import describe_inputs, fingerprint
+from passes.graph.module_copies import modules_of, parameters_of
 from passes.graph.nodes import source_of
 from passes.ops import spelled
 from passes.ops.references import REFERENCES
@@ -35,7 +36,7 @@ def couple(network: nn.Module, example_inputs: Any) -> Coupling:
     Raises PassError where the inputs do not fit the network.
     """
     is_a(network, nn.Module, "couple", "a torch.nn.Module or a torch.fx.GraphModule")
-    has_weights(network, "couple")
+    has_weights(modules_of(network), "couple")
     if isinstance(network, fx.GraphModule):
         return couple_graph(network, example_inputs)
     return couple_module(network, example_inputs)
@@ -58,7 +59,7 @@ def couple_graph(gm: fx.GraphModule, example_inputs: Any) -> Coupling:
             reason = Reason(text, record.node, spelled(record.func), sources.get(record.node, ""))
             for axis in record.mixed:
                 inferred.space.freeze(axis, reason)
-    trainable = frozenset(n for n, _ in gm.named_parameters(remove_duplicate=False))
+    trainable = frozenset(name for name, _ in parameters_of(gm))
     own = [name for name, first in inferred.canonical.items() if first == name]
     digest = fingerprint(gm)
     inputs = describe_inputs(gm, inferred.vals)

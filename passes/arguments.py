@@ -14,6 +14,7 @@ from torch.nn.parameter import is_lazy
 
 from passes.errors import ArgumentError, PassError
 
+_WITH_VALUES = frozenset({torch.Tensor, nn.Parameter, type(None)})
 Kind = type | UnionType | tuple[type, ...]
 
 
@@ -28,12 +29,13 @@ def is_a(value: Any, kind: Kind, where: str, expected: str, error: type[Exceptio
         raise error(f"{where}: got {got(value)}; expected {expected}")
 
 
-def has_weights(network: nn.Module, where: str, error: type[Exception] = PassError) -> None:
-    """Raise where a lazy layer of `network` has no weights yet."""
-    for name, module in network.named_modules():
-        if any(map(is_lazy, (*module._parameters.values(), *module._buffers.values()))):
-            what = f"{name or 'the model'} ({type(module).__name__})"
-            raise error(f"{where}: {what} has no weights yet; call the model once first")
+def has_weights(modules: Mapping[str, nn.Module], where: str, error: type[Exception] = PassError) -> None:
+    """Raise where a lazy layer among these modules of a network, by path, has no weights yet."""
+    for name, module in modules.items():
+        for held in (module._parameters, module._buffers):
+            if held and not _WITH_VALUES.issuperset(map(type, held.values())) and any(is_lazy(t) for t in held.values() if t is not None):
+                what = f"{name or 'the model'} ({type(module).__name__})"
+                raise error(f"{where}: {what} has no weights yet; call the model once first")
 
 
 def integer(

@@ -54,6 +54,7 @@ class Constant:
     """`size` positions that stay. All constants of a size are equal; the reason is only evidence."""
 
     __slots__ = ("reason", "size")
+    variables: tuple[Variable, ...] = ()
 
     def __init__(self, size: int, reason: Reason | None = None) -> None:
         self.size, self.reason = size, reason
@@ -71,11 +72,12 @@ class Constant:
 class Sum:
     """Concatenation of `terms`; made by `concat` only."""
 
-    __slots__ = ("size", "terms")
+    __slots__ = ("size", "terms", "variables")
 
     def __init__(self, terms: tuple[Axis, ...]) -> None:
         self.terms = terms
-        self.size: int = sum(t.size for t in terms)
+        self.size: int = sum([t.size for t in terms])
+        self.variables = _together(terms)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sum) and other.terms == self.terms
@@ -90,11 +92,12 @@ class Sum:
 class Product:
     """Nesting of `factors`, outer to inner; made by `nest` only."""
 
-    __slots__ = ("factors", "size")
+    __slots__ = ("factors", "size", "variables")
 
     def __init__(self, factors: tuple[Axis, ...]) -> None:
         self.factors = factors
-        self.size: int = prod(f.size for f in factors)
+        self.size: int = prod([f.size for f in factors])
+        self.variables = _together(factors)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Product) and other.factors == self.factors
@@ -109,11 +112,12 @@ class Product:
 class Permuted:
     """A variable's units in another order: position i holds unit ``order[i]``; made by `permute` only."""
 
-    __slots__ = ("order", "size", "variable")
+    __slots__ = ("order", "size", "variable", "variables")
 
     def __init__(self, variable: Axis, order: tuple[int, ...]) -> None:
         self.variable, self.order = variable, order
         self.size: int = variable.size
+        self.variables = leaves(variable)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Permuted) and other.variable == self.variable and other.order == self.order
@@ -187,15 +191,18 @@ def _reverse(axis: Axis) -> Axis:
     return permute(axis, range(axis.size - 1, -1, -1))
 
 
-def leaves(axis: Axis) -> Iterator[Variable]:
-    """The variables of a resolved axis, in order of appearance, repeats included."""
-    if isinstance(axis, Variable):
-        yield axis
-    elif isinstance(axis, (Sum, Product)):
-        for part in axis.terms if isinstance(axis, Sum) else axis.factors:
-            yield from leaves(part)
-    elif isinstance(axis, Permuted):
-        yield from leaves(axis.variable)
+def leaves(axis: Axis) -> tuple[Variable, ...]:
+    """The variables of an axis, in order of appearance, repeats included.
+
+    >>> x, y = Variable(0, 4), Variable(1, 2)
+    >>> leaves(concat([nest([x, y]), x]))
+    (x0(4), x1(2), x0(4))
+    """
+    return (axis,) if isinstance(axis, Variable) else axis.variables
+
+
+def _together(parts: tuple[Axis, ...]) -> tuple[Variable, ...]:
+    return tuple([variable for part in parts for variable in leaves(part)])
 
 
 def constants(axis: Axis, offset: int = 0) -> Iterator[tuple[Constant, int]]:

@@ -84,7 +84,7 @@ class Space:
 
     def freeze(self, axis: Axis, reason: Reason) -> None:
         """Turn every variable of `axis` into a constant that carries `reason`."""
-        for variable in list(leaves(self.resolve(axis))):
+        for variable in leaves(self.resolve(axis)):
             self._bound[variable] = Constant(variable.size, reason)
 
     def unify(self, left: Axis, right: Axis, reason: Reason) -> None:

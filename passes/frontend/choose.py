@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 from torch import fx, nn
@@ -14,6 +15,7 @@ from passes.frontend.fidelity import compare_with_module
 from passes.frontend.refusals import both
 from passes.frontend.retrace import taken_as_it_is
 from passes.frontend.symbolic_trace import trace
+from passes.graph.module_copies import modules_of
 from passes.process.state import leaves_no_trace
 from passes.stream.restated_calls import RestatedForward
 
@@ -49,24 +51,26 @@ def capture(model: nn.Module, example_inputs: Any = None, frontend: str = "auto"
     if not isinstance(model, nn.Module):
         raise CaptureError(f"capture takes an nn.Module or a GraphModule, not {type(model).__name__}")
     model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
-    has_weights(model, "capture", CaptureError)
+    modules = modules_of(model)
+    has_weights(modules, "capture", CaptureError)
     _names_are_free(model)
     example = _bound(model, example_inputs)
     inputs = None if example is None else dict(example.arguments)
-    gm = _captured(model, example, inputs, frontend)
+    gm = _captured(model, modules, example, inputs, frontend)
     compare_with_module(gm, model, inputs)
     return gm
 
 
 def _captured(
-    model: nn.Module, example: inspect.BoundArguments | None, inputs: dict[str, Any] | None, frontend: str
-) -> fx.GraphModule:
+    model: nn.Module, modules: Mapping[str, nn.Module], example: inspect.BoundArguments | None,
+    inputs: dict[str, Any] | None, frontend: str,
+) -> fx.GraphModule:  # fmt: skip
     if isinstance(model, fx.GraphModule) and frontend != "export":
         return taken_as_it_is(model, inputs)
     if frontend == "export":
         return export(model, _needed(example), "asked for")
     try:
-        _written_sizes_hold(model)
+        _written_sizes_hold(modules)
         return trace(model, inputs)
     except CaptureError as error:
         if frontend == "fx" or example is None:
@@ -92,12 +96,12 @@ def _names_are_free(model: nn.Module) -> None:
 _TAKEN = frozenset(dir(fx.GraphModule)) - frozenset(dir(nn.Module)) | {"_graph", "_code", "meta"}
 
 
-def _written_sizes_hold(model: nn.Module) -> None:
+def _written_sizes_hold(modules: Mapping[str, nn.Module]) -> None:
     """CaptureError where a plan replaced sizes that the program states: torch.fx reads them as they are written."""
-    for name, part in model.named_modules():
+    for name, part in modules.items():
         if isinstance(part.__dict__.get("forward"), RestatedForward):
             raise CaptureError(
-                f"{name or type(model).__name__}: sizes that its program states were replaced by pruning, which "
+                f"{name or type(part).__name__}: sizes that its program states were replaced by pruning, which "
                 'torch.fx does not see; use frontend="export"'
             )
 

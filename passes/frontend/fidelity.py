@@ -62,11 +62,15 @@ def compare_with_module(gm: fx.GraphModule, model: nn.Module, arguments: Mapping
 
     What the graph is specialised to is noted in it, and warned of. Raises CaptureError where the two differ.
     """
-    held = [*(tensor for _, tensor in owned_tensors(model)), *tensors_of(arguments)]
-    if arguments is None or any(t.is_meta or isinstance(t, FakeTensor) for t in held):
+    if arguments is None:
         return
+    size = 0
+    for tensor in [*(tensor for _, tensor in owned_tensors(model)), *tensors_of(arguments)]:
+        if tensor.is_meta or (type(tensor) is not nn.Parameter and isinstance(tensor, FakeTensor)):
+            return
+        size += tensor.numel()
     note(gm, pending=Pending(model, arguments, torch.is_grad_enabled()))
-    if sum(t.numel() for t in held) <= _AT_ONCE:
+    if size <= _AT_ONCE:
         settle(gm)
 
 

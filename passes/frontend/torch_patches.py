@@ -36,7 +36,7 @@ class TracesModules(Protocol):
 
 @dataclass
 class _Replaced:
-    """`holder.name` is `new`, in the form of fx's patches."""
+    """`holder.name` is `new`, in the form of fx's patches; a module that lacks the name gets it for the while."""
 
     holder: Any
     name: str
@@ -44,13 +44,31 @@ class _Replaced:
     original: Any = field(init=False)
 
     def __post_init__(self) -> None:
-        self.original = vars(self.holder)[self.name]
+        self.original = vars(self.holder).get(self.name, _replaced_nothing)
 
     def patch(self) -> None:
         setattr(self.holder, self.name, self.new)
 
     def revert(self) -> None:
-        setattr(self.holder, self.name, self.original)
+        if self.original is _replaced_nothing:
+            delattr(self.holder, self.name)
+        else:
+            setattr(self.holder, self.name, self.original)
+
+
+_replaced_nothing = object()
+
+
+# Modules of torch that do a tracer's work: what these, and the tracer's own, ask of a proxy is meant of the proxy
+# itself, and they ask more often than any model.
+_OF_PROXIES = tuple(
+    sys.modules[name]
+    for name in (
+        "torch.fx._symbolic_trace", "torch.fx.proxy", "torch.fx.graph", "torch.fx.node", "torch.utils._pytree",
+        "torch._library.opaque_object",
+    )
+    if name in sys.modules
+)  # fmt: skip
 
 
 def replace_while_tracing(tracer: TracesModules, proxies: type[fx.Proxy]) -> None:
@@ -63,6 +81,8 @@ def replace_while_tracing(tracer: TracesModules, proxies: type[fx.Proxy]) -> Non
         _Replaced(nn.Module, "__setattr__", _keeping_tensors(proxies)),
         _Replaced(torch.autocast, "__init__", _refusing("torch.autocast")),
         _Replaced(torch.autograd.graph.saved_tensors_hooks, "__init__", _refusing("a hook on saved tensors")),
+        _Replaced(sys.modules[type(tracer).__module__], "isinstance", isinstance),
+        *(_Replaced(module, "isinstance", isinstance) for module in _OF_PROXIES),
         _Replaced(builtins, "isinstance", _telling_classes(tracer, proxies)),
         _Replaced(builtins, "__import__", _importing(builtins.__import__)),
         _Replaced(importlib, "import_module", _importing(importlib.import_module)),

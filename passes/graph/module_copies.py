@@ -18,6 +18,7 @@ from torch import nn
 # What holds no tensor, and is nothing to copy or to trace.
 PLAIN = frozenset({int, float, str, bool, type(None), torch.Size, torch.dtype})
 _EMPTIED = frozenset({dict, OrderedDict, set, list})
+_TENSORS = frozenset({torch.Tensor, nn.Parameter})
 _NO_TENSORS = PLAIN | _EMPTIED | {tuple}  # asked first: isinstance of a tensor runs Python
 
 
@@ -30,11 +31,10 @@ def owned_tensors(root: nn.Module, skipped: Mapping[int, Any] | None = None) -> 
     found: list[tuple[str, torch.Tensor]] = []
 
     def visit(module: nn.Module, prefix: str) -> None:
-        attributes = module.__dict__
-        for held in (_kept(module, "_parameters"), _kept(module, "_buffers"), attributes):
-            if not _NO_TENSORS.issuperset(map(type, held.values())):
+        for held in (_kept(module, "_parameters"), _kept(module, "_buffers"), module.__dict__):
+            if held and not _NO_TENSORS.issuperset(map(type, held.values())):
                 for name, value in held.items():
-                    if type(value) not in _NO_TENSORS and isinstance(value, torch.Tensor):
+                    if type(value) in _TENSORS or (type(value) not in _NO_TENSORS and isinstance(value, torch.Tensor)):
                         found.append((prefix + name, value))
         for name, child in _kept(module, "_modules").items():
             if child is not None and id(child) not in skipped:
@@ -62,16 +62,27 @@ def attributes_of(modules: Mapping[str, nn.Module], kinds: tuple[type, ...]) -> 
 
 def modules_of(root: nn.Module) -> dict[str, nn.Module]:
     """Every module by its path, `root` by ""; a shared one by each of its paths."""
-    found: dict[str, nn.Module] = {}
+    found: dict[str, nn.Module] = {"": root}
 
-    def visit(module: nn.Module, path: str) -> None:
-        found[path] = module
-        for name, child in module._modules.items():
+    def visit(children: Mapping[str, nn.Module | None], prefix: str) -> None:
+        for name, child in children.items():
             if child is not None:
-                visit(child, f"{path}.{name}" if path else name)
+                found[prefix + name] = child
+                if child._modules:
+                    visit(child._modules, f"{prefix}{name}.")
 
-    visit(root, "")
+    visit(root._modules, "")
     return found
+
+
+def parameters_of(root: nn.Module) -> list[tuple[str, torch.Tensor]]:
+    """Every parameter below `root` with its qualified name; a shared one by each of its names."""
+    return [
+        (f"{path}.{name}" if path else name, tensor)
+        for path, module in modules_of(root).items()
+        for name, tensor in _kept(module, "_parameters").items()
+        if tensor is not None
+    ]
 
 
 def shell(gm: nn.Module) -> nn.Module:

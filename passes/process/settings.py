@@ -70,7 +70,9 @@ def computing_settings() -> dict[str, Any]:
 
 def put_settings(values: Mapping[str, Any], why: str) -> None:
     """Give settings these values. One that refuses is named in the log, and the others are still put."""
-    for setting in SETTINGS:
+    if _read(SETTINGS) == values:
+        return
+    for setting in SETTINGS:  # one after another: putting one can change what the next reads
         if setting.name not in values:
             continue
         try:
@@ -139,9 +141,12 @@ def _put_modes(state: tuple[Any, ...]) -> None:
     torch._GLOBAL_DEVICE_CONTEXT.device_context = default
 
 
+_DENORMAL = 1e-310
+
+
 def _read_denormals() -> bool:
     """Whether the smallest numbers are taken for 0 (torch tells it nowhere)."""
-    return bool((torch.tensor(1e-310, dtype=torch.float64, device="cpu") * 1.0 == 0).item())
+    return _DENORMAL * 1.0 == 0.0  # the flag of the processor holds for Python's numbers as for torch's
 
 
 def _read_precisions() -> tuple[tuple[str, str, str], ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -19,10 +20,14 @@ class ExampleValues:
     """
 
     def __init__(self, gm: fx.GraphModule, arguments: Mapping[fx.Node, Any]) -> None:
-        tensors = [t for t in pytree.tree_leaves(list(arguments.values())) if isinstance(t, torch.Tensor)]
-        self.known = not any(t.is_meta for t in [*tensors, *gm.parameters(), *gm.buffers()])
         self._gm, self._arguments = gm, arguments
         self._run: _Ancestors | None = None
+
+    @cached_property
+    def known(self) -> bool:
+        """Whether the example and the network have values."""
+        tensors = [t for t in pytree.tree_leaves(list(self._arguments.values())) if isinstance(t, torch.Tensor)]
+        return not any(t.is_meta for t in [*tensors, *self._gm.parameters(), *self._gm.buffers()])
 
     def of(self, node: fx.Node) -> Any:
         """What `node` gives on the example, in evaluation mode; raises what running it raises."""

@@ -20,7 +20,7 @@ from passes.analysis.reach import unused_axes
 from passes.analysis.tape import Structure
 from passes.axes.expressions import Axis, Reason, Variable
 from passes.errors import PassError, SpecialisedWarning
-from passes.graph.module_copies import modules_of
+from passes.graph.module_copies import modules_of, parameters_of
 from passes.ops import Record
 from passes.stream.call_arguments import Arguments, bound, described
 from passes.stream.module_run import Beside, ModuleInferred, infer_module
@@ -99,7 +99,7 @@ def _fast_paths(module: nn.Module) -> list[str]:
 
 
 def _trainable(module: nn.Module) -> frozenset[str]:
-    return frozenset(name for name, _ in module.named_parameters(remove_duplicate=False))
+    return frozenset(name for name, _ in parameters_of(module))
 
 
 def _own(inferred: ModuleInferred, trainable: frozenset[str]) -> list[str]:
@@ -204,7 +204,7 @@ def module_fingerprint(module: nn.Module) -> str:
     Other tensors are left out: those that a module keeps of its last call change their shapes from call to call.
     """
     lines = [f"{path}|{type(part).__module__}.{type(part).__qualname__}" for path, part in modules_of(module).items()]
-    lines += [f"{name}|{list(tensor.shape)}" for name, tensor in module.named_parameters(remove_duplicate=False)]
+    lines += [f"{name}|{list(tensor.shape)}" for name, tensor in parameters_of(module)]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]
 
 

@@ -66,7 +66,7 @@ class Changes:
         literals = [replace(item, axes=tuple(map(resolve, item.axes))) for item in self.literals]
 
         def moves(axes: tuple[Axis, ...]) -> bool:
-            return not axes or any(True for axis in axes for _ in leaves(axis))
+            return not axes or any(map(leaves, axes))
 
         return Changes(tuple(e for e in edits if moves(e.axes)), tuple(i for i in literals if moves(i.axes)))
 
@@ -362,7 +362,7 @@ def _literals_of(trial: Trial, call: LoggedCall, failure: Failure) -> Iterator[t
     stated = tuple(
         Literal(call.path, call.site, position, (axis,), absolute=moved(position))
         for position, axis in exact
-        if position in lacking or any(True for _ in leaves(axis))  # what is right may be so at these widths alone
+        if position in lacking or leaves(axis)  # what is right may be so at these widths alone
     )
     if lacking:
         yield stated

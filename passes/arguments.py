@@ -33,7 +33,9 @@ def has_weights(modules: Mapping[str, nn.Module], where: str, error: type[Except
     """Raise where a lazy layer among these modules of a network, by path, has no weights yet."""
     for name, module in modules.items():
         for held in (module._parameters, module._buffers):
-            if held and not _WITH_VALUES.issuperset(map(type, held.values())) and any(is_lazy(t) for t in held.values() if t is not None):
+            if _WITH_VALUES.issuperset(map(type, held.values())):
+                continue
+            if any(is_lazy(tensor) for tensor in held.values() if tensor is not None):
                 what = f"{name or 'the model'} ({type(module).__name__})"
                 raise error(f"{where}: {what} has no weights yet; call the model once first")
 

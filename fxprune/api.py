@@ -32,7 +32,7 @@ from fxprune.search.proof import prove_halves
 from fxprune.search.proposals import evaluate, least_widths
 from fxprune.search.result import NetAdaptResult, Timings
 from fxprune.search.rounds import Found, search
-from fxprune.training.candidate import Evaluate, Train, checked_seed, seeded, train_candidate
+from fxprune.training.candidate import Evaluate, Train, begin_anew, checked_seed, seeded, train_candidate
 from fxprune.workers.lifetime import processes_end_here
 from fxprune.workers.serial import Serial, Timed, Workers
 from fxprune.workers.transport import pack
@@ -114,7 +114,9 @@ def netadapt(
     names = scope_names(unwrapped(model)[0], scope)
     data = None
     if calibration is not None:
-        data = calibration_of(given.network, given.coupling, calibration, settings.calibration_samples)
+        with seeded(seed or settings.seed):  # a loader that shuffles gives the same batches when the run is resumed
+            begin_anew(calibration)
+            data = calibration_of(given.network, given.coupling, calibration, settings.calibration_samples)
     problem = make_problem(given, budgets, settings, seed, train, evaluate, resources, progress, names, data)
     ready = time.perf_counter()
 

@@ -78,6 +78,10 @@ def netadapt(
     functions, train(model, steps) and evaluate(model) -> float; or a
     fxprune.DLContext.
 
+    With `calibration: train` (those training batches) or `calibration:
+    project.data:batches` (any batches, no labels) units and widths are chosen
+    by the data, and the weights that stay are repaired without training.
+
     The search is kept in netadapt_dir. Killed at any moment, the same command
     goes on where it was.
     """
@@ -255,14 +259,16 @@ def run(job: Job, config: Any, workdir: Path, resume: bool | None, quiet: bool) 
     from fxprune.io.storage import Lock
 
     model = job.build()
-    train, evaluate = job.functions(model, config)
-    if evaluate is None:
+    found = job.load_data()
+    train, evaluate = job.functions(found, model, config)
+    calibration = job.calibration(found, config)
+    if evaluate is None and calibration is None:
         echo("no data: candidates are compared by the weights that they lose", err=True)
     with Lock(workdir) as lock, rounds_told():
         job.save(lock)
         result: NetAdaptResult = fxprune.netadapt(
-            model, None, example_inputs=job.example(), train=train, evaluate=evaluate, config=config, workdir=lock,
-            resume=resume, progress=not quiet, seed=job.seed,
+            model, None, example_inputs=job.example(), train=train, evaluate=evaluate,
+            calibration=calibration, config=config, workdir=lock, resume=resume, progress=not quiet, seed=job.seed,
         )  # fmt: skip
     echo(result.summary())
     if result.rounds:

@@ -74,12 +74,26 @@ class Job:
     def example(self) -> Any:
         return example_inputs(self.inputs or (default_shape(self.model),))
 
-    def functions(self, model: nn.Module, config: NetAdaptConfig) -> tuple[Train | None, Evaluate | None]:
+    def load_data(self) -> Any:
+        """What the data's name stands for; None without any."""
+        return None if self.data is None else load_data(self.data, self._image_size())
+
+    def functions(self, found: Any, model: nn.Module, config: NetAdaptConfig) -> tuple[Train | None, Evaluate | None]:
         """`train` and `evaluate` of a search, from the data; None and None without any."""
-        if self.data is None:
-            return None, None
-        size = next((tensor.shape[-1] for tensor in self.example() if tensor.dim() == 4), 224)
-        return functions_of(load_data(self.data, size), self.data, model, config)
+        return (None, None) if self.data is None else functions_of(found, self.data, model, config)
+
+    def calibration(self, found: Any, config: NetAdaptConfig) -> Any:
+        """The calibration batches that the configuration names; None where it names none."""
+        spec = config.calibration or ("train" if config.bn_compensation and self.data is not None else None)
+        if spec is None:
+            return None
+        if spec == "train":
+            return training_batches(found, self.data)
+        batches = load_data(spec, self._image_size())
+        return batches[0] if spec.partition(":")[0] in DATA_SETS else batches
+
+    def _image_size(self) -> int:
+        return next((tensor.shape[-1] for tensor in self.example() if tensor.dim() == 4), 224)
 
 
 def job_in(workdir: str | Path) -> Job:
@@ -135,6 +149,22 @@ def load_data(spec: str, size: int) -> Any:
         return loaders.train, loaders.selection
     found = load_object(place, name)
     return found() if callable(found) else found
+
+
+def training_batches(found: Any, spec: str | None) -> Any:
+    """The training batches of what a data function returned."""
+    if isinstance(found, DLContext):
+        first = found.calibration if found.calibration is not None else found.train_loader
+    elif isinstance(found, Mapping):
+        first = found.get("train")
+    else:
+        first = found[0] if isinstance(found, tuple | list) and found else None
+    if first is None or callable(first):
+        raise SourceError(
+            f"calibration: train takes the training batches of the data, and {spec or 'no data'} gives none; name "
+            "batches of your own: calibration: package.module:function"
+        )
+    return first
 
 
 def functions_of(

@@ -12,7 +12,8 @@ from fxprune.cli.jobs import Job
 from fxprune.config.keys import NetAdaptConfig
 from fxprune.errors import TrustError
 
-BUILT_IN = {"model": ("torchvision",), "data": ("cifar10", "cifar100", "imagenet")}
+_DATA_SETS = ("cifar10", "cifar100", "imagenet")
+BUILT_IN = {"model": ("torchvision",), "data": _DATA_SETS, "calibration": ("train", *_DATA_SETS)}
 
 
 def check_trusted(
@@ -25,7 +26,11 @@ def check_trusted(
     """
     named = {
         f"the {part}": (name, own is not None and getattr(own, part) == name)
-        for part, name in (("model", job.model), ("data", job.data if kept is not None else None))
+        for part, name in (
+            ("model", job.model),
+            ("data", job.data if kept is not None else None),
+            ("calibration", kept.calibration if kept is not None else None),
+        )
         if name is not None and name.partition(":")[0] not in BUILT_IN[part]
     }
     address = kept.ray.get("address") if kept is not None and kept.workers == "ray" else None

@@ -68,7 +68,11 @@ class NetAdaptConfig:
     netadapt_dir: str = _key("netadapt_train/", rule.text(), "where the search keeps its files")
     exclude_ops: tuple[str, ...] = _key((), rule.texts(), "operator types or layers that are held back")
     skip_last_fc: bool = _key(True, rule.flag(), "the last linear layer keeps its outputs (they always do)")
-    bn_compensation: bool = _key(False, rule.flag(), "of one-shot pruning; a search fine-tunes instead and ignores it")
+    bn_compensation: bool = _key(
+        False,
+        rule.flag(),
+        "calibrate with the training batches: what stays makes good for what goes",
+    )
     multiple: int | None = _key(None, rule.optional(rule.integer(least=1)), "TinyNN's name of round_to")
     sparsity: dict[str, float] = _key(
         {},

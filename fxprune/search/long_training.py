@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from fxprune.data.loops import autocast, main_output, placed, shown
@@ -28,8 +27,11 @@ from fxprune.search.result import NetAdaptResult
 from fxprune.training.batches import check_iterable, pairs
 from fxprune.training.candidate import Evaluate, checked_seed, score_of, seeded
 from fxprune.training.context import DLContext, TrainFunction, ValidateFunction, device_of
-from passes import Certificate, Plan, verify
+from fxprune.training.distillation import output_loss
+from passes import Certificate, PassError, Plan, verify
 from passes.arguments import got, integer, is_a, number
+from passes.statistics import batches_of
+from passes.statistics.divergence import tensors_out
 
 log = logging.getLogger(__name__)
 
@@ -137,8 +139,10 @@ def finetune(
     are the last.
 
     `distill` mixes in the soft targets of `teacher` (the dense network, where it is known):
-    (1 - distill) * loss + distill * temperature**2 * KL(teacher || student), both softened by the temperature, over
-    dimension 1 (Hinton et al., Distilling the Knowledge in a Neural Network, 2015).
+    (1 - distill) * loss + distill * temperature**2 * KL(teacher || student), both softened by the temperature (Hinton
+    et al., Distilling the Knowledge in a Neural Network, 2015). Outputs may have any structure; what looks like no
+    scores of classes is compared by its squared error (`fxprune.training.distillation.output_loss`). With distill=1 no
+    labels are needed: batches may hold inputs alone, as tensors, tuples or dicts.
 
     >>> tuned = finetune(nn.Linear(3, 2), [(torch.randn(4, 3), torch.tensor([0, 1, 0, 1]))], epochs=2, progress=False)
     >>> len(tuned.losses)
@@ -172,7 +176,9 @@ def finetune(
             placed(teacher, context)
         made = optimizer(parameters) if optimizer else _sgd(parameters, lr, momentum, weight_decay)
         objective = _objective(loss or nn.CrossEntropyLoss(), teacher, distill, temperature)
-        epoch, scores, losses = _epochs(network, batches, context, made, objective, evaluate, epochs, warmup)
+        epoch, scores, losses = _epochs(
+            network, batches, context, made, objective, evaluate, epochs, warmup, distill < 1
+        )
     network.to(home)
     certificate = start.prove() if start.prove else None
     put_modes(network, modes)
@@ -224,6 +230,7 @@ def _epochs(
     evaluate: Evaluate | None,
     epochs: int,
     warmup: float,
+    labelled: bool,
 ) -> tuple[int, list[float], list[float]]:
     """Train; the network ends with the weights of the epoch that is returned (from 1)."""
     device = device_of(network, context)
@@ -237,7 +244,8 @@ def _epochs(
     for epoch in range(epochs):
         network.train()
         total, count = torch.zeros((), device=device), 0
-        for inputs, targets in pairs(shown(batches, f"fine-tune, epoch {epoch + 1} of {epochs}", context), "finetune"):
+        given = shown(batches, f"fine-tune, epoch {epoch + 1} of {epochs}", context)
+        for inputs, targets in pairs(given, "finetune") if labelled else _unlabelled(network, given):
             done = epoch + (count / length if length else 0.0)
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = peak * rate(done, epochs, warmup, 1 / length if length else 1.0)
@@ -298,22 +306,26 @@ def _objective(
     loss: Callable[[Any, Any], Tensor], teacher: nn.Module | None, distill: float, temperature: float
 ) -> Callable[[Any, Any, Any], Tensor]:
     def objective(outputs: Any, inputs: Tensor, targets: Any) -> Tensor:
-        hard = loss(outputs, targets)
         if teacher is None or not distill:
-            return hard
+            return loss(outputs, targets)
         with torch.no_grad():
-            wanted = main_output(_called(teacher, inputs))
-        return (1 - distill) * hard + distill * soft_loss(main_output(outputs), wanted, temperature)
+            wanted = _called(teacher, inputs)
+        if len(tensors_out(outputs)) != len(tensors_out(wanted)):  # auxiliary heads that run in train mode alone
+            soft = output_loss(main_output(outputs), main_output(wanted), temperature)
+        else:
+            soft = output_loss(outputs, wanted, temperature)
+        return soft if distill == 1 else (1 - distill) * loss(outputs, targets) + distill * soft
 
     return objective
 
 
-def soft_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """temperature**2 * KL(teacher || student) of the softened classes in dimension 1, a mean over all else."""
-    wanted = F.log_softmax(teacher.float() / temperature, 1)
-    given = F.log_softmax(student.float() / temperature, 1)
-    divergence = F.kl_div(given, wanted, reduction="none", log_target=True).sum(1)
-    return temperature**2 * divergence.mean()
+def _unlabelled(network: nn.Module, batches: Any) -> Iterator[tuple[Any, Any]]:
+    """The inputs of each batch as a tuple of arguments or a dict of keywords; labels, where there are some, beside."""
+    try:
+        for batch in batches_of(network, batches):
+            yield dict(batch.kwargs) or batch.args, batch.labels
+    except PassError as error:
+        raise InputError(f"finetune: {error}") from error
 
 
 def _sgd(parameters: list[nn.Parameter], lr: float, momentum: float, weight_decay: float) -> torch.optim.Optimizer:

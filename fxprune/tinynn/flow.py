@@ -86,7 +86,7 @@ def search_functions(names: Mapping[int, str], context: DLContext, rate: float) 
         )
     recipe = recipe_of(context.optimizer, names).at(rate) if context.optimizer is not None else None
     shared = copy.copy(context)
-    shared.optimizer = None
+    shared.optimizer = shared.calibration = None
     for name in ("scheduler", "iter_scheduler", "warmup_scheduler"):
         setattr(shared, name, held_still(getattr(context, name)))
     return ContextTrain(shared, recipe), ContextEvaluate(shared)

@@ -73,6 +73,8 @@ class NetAdaptPruner:
         self.dense, self.coupling, self.dummy_input = given.network, given.coupling, given.example_inputs
         self.form = given.form
         self.config = self.config.replace(sparsity=binding_rates(self.dense, self.coupling, self.config))
+        if self.config.strategy == "auto":  # there are rounds to restore, whether there are calibration data or not
+            self.config = self.config.replace(strategy="netadapt")
         self.plan: Plan = self.coupling.plan({})
         self.result: NetAdaptResult | None = None
         self.iteration = 1
@@ -104,6 +106,13 @@ class NetAdaptPruner:
         Where `netadapt_dir` holds this search already, it goes on there; `resume` is that of `fxprune.netadapt`.
         """
         train, evaluate = search_functions(self._names, self.context, self.config.netadapt_lr)
+        calibration = self.context.calibration
+        if calibration is None and self.config.bn_compensation:
+            calibration = self.context.train_loader
+            if calibration is None:
+                raise InputError(
+                    "NetAdaptPruner: bn_compensation needs data; set context.train_loader, or context.calibration."
+                )
         log.info("the network has %s FLOPs; budget: %s", f"{self.init_flops:,}", self._budget_text())
         result = netadapt(
             self.dense,
@@ -111,6 +120,7 @@ class NetAdaptPruner:
             form=self.form,
             train=train,
             evaluate=evaluate,
+            calibration=calibration,
             config=self.config,
             workdir=self.config.netadapt_dir,
             resume=resume,

@@ -22,6 +22,8 @@ class DLContext:
     `validate_fun`) returns one number, higher is better. `scheduler` steps once an epoch, `iter_scheduler` once an
     iteration after the `warmup_iteration` iterations in which `warmup_scheduler` steps. `grad_scaler` switches
     float16 autocast on, `amp` autocast to a type of its own (True: bfloat16). `progress`: a bar on a terminal.
+    `calibration`: batches by which a search chooses and repairs; where the configuration says `bn_compensation: true`,
+    by default those of `train_loader`.
 
     >>> context = DLContext(max_epoch=3)
     >>> context.criterion = nn.CrossEntropyLoss()
@@ -56,6 +58,7 @@ class DLContext:
         amp: bool | torch.dtype | None = None,
         channels_last: bool = False,
         progress: bool = True,
+        calibration: Any = None,
     ) -> None:
         if validate_fun is not None and validate_func is not None and validate_fun is not validate_func:
             raise TypeError("DLContext: got validate_fun and validate_func, which are two names of one function.")
@@ -84,6 +87,7 @@ class DLContext:
         self.amp = amp
         self.channels_last = channels_last
         self.progress = progress
+        self.calibration = calibration
 
     @property
     def validate_fun(self) -> ValidateFunction | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -82,11 +82,10 @@ def _batch(signature: inspect.Signature, item: Any, inputs: int | None, number: 
         return Batch((item,))
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     needed = inputs if inputs is not None else sum(p.default is p.empty for p in positional)
-    if len(item) == needed + 1:
-        first = item[0] if needed == 1 else tuple(item[:-1])
-        if needed == 1 and isinstance(first, Mapping):
-            return Batch((), first, item[-1])
+    if len(item) == needed + 1 and not isinstance(item[0], Mapping):
         return Batch(tuple(item[:-1]), {}, item[-1])
+    if len(item) == 2 and isinstance(item[0], Mapping):
+        return replace(_batch(signature, item[0], inputs, number), labels=item[1])
     if len(item) == 2 and isinstance(item[0], (tuple, list)) and len(item[0]) == needed:
         return Batch(tuple(item[0]), {}, item[1])
     if len(item) < needed or (len(item) > len(positional) and not open_ended):

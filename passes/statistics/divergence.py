@@ -14,7 +14,15 @@ from passes.statistics.observing import evaluating
 
 
 def tensors_out(output: Any) -> list[Tensor]:
-    """The floating-point tensors of a network's output: of tuples, mappings and dataclass-like outputs."""
+    """The floating-point tensors of a network's output: of tuples, mappings and dataclass-like outputs.
+
+    A single number beside others (the loss that some networks compute as well) is left out.
+    """
+    found = _all_tensors(output)
+    return [t for t in found if t.dim()] or found
+
+
+def _all_tensors(output: Any) -> list[Tensor]:
     if isinstance(output, Mapping):
         output = list(output.values())
     leaves = pytree.tree_leaves(output)
@@ -24,7 +32,7 @@ def tensors_out(output: Any) -> list[Tensor]:
             if leaf.is_floating_point():
                 found.append(leaf)
         elif isinstance(leaf, Mapping):
-            found += tensors_out(leaf)
+            found += _all_tensors(leaf)
     return found
 
 

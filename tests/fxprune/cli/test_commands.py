@@ -42,6 +42,9 @@ def batches():
 def loaders():
     return batches(), batches()
 
+def images():
+    return [inputs for inputs, _ in batches()]
+
 def slow(model, steps):
     fxprune.FineTune(batches(), lr=0.01)(model, steps)
     time.sleep(float(os.environ.get("PAUSE", 0)))
@@ -98,6 +101,21 @@ def test_help_teaches(run) -> None:  # type: ignore[no-untyped-def]
     shown = run("netadapt", "--help").output
     assert "budget_ratio: 0.5" in shown and "Exit codes" in shown and "torchvision:NAME" in shown
     assert "--round" in run("restore", "--help").output
+
+
+@pytest.mark.parametrize("named", ["train", "own_project:images"])
+def test_calibration_data_are_named_in_the_configuration(named: str, run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    text = CONFIG.replace("data: own_project:functions", "data: own_project:loaders") + f"calibration: {named}\n"
+    (tmp_path / "config.yml").write_text(text + "refine: 1\n")
+    done = run("netadapt", "config.yml", *SHAPE, "--quiet")
+    assert done.exit_code == 0, done.output
+    assert "divergence from the dense outputs" in json.loads(run("rounds", "search", "--json").output)[1]["reason"]
+    assert (tmp_path / "search" / "statistics.safetensors").is_file()
+    again = run("resume", "search", "--trust", "--quiet")
+    assert again.exit_code == 0, again.output
+    (tmp_path / "wrong.yml").write_text(text.replace("loaders", "functions").replace(named, "train"))
+    refused = run("netadapt", "wrong.yml", *SHAPE, "--workdir", "other", "--quiet")
+    assert refused.exit_code == 2 and "own_project:functions gives none" in refused.output
 
 
 def test_a_search_from_start_to_report(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

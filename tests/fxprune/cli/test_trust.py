@@ -134,6 +134,17 @@ def test_data_is_code_too_and_only_for_a_search(foreign: Path) -> None:
     assert "names code to run" not in asked.output and "the run that is kept here is another one" in asked.output
 
 
+def test_calibration_data_are_code_too(foreign: Path) -> None:
+    record = storage.read_json(foreign / "run.json")
+    assert record is not None
+    record["details"]["config"]["calibration"] = "hostile:batches"
+    storage.write_json(foreign / "run.json", record)
+    mark = plant(foreign.parent)
+    name_in(foreign, model="torchvision:alexnet")
+    refused = invoke("resume", "run")
+    assert "names code to run: the calibration hostile:batches" in refused.output and not mark.exists()
+
+
 def test_a_cluster_that_a_folder_names_needs_trust(foreign: Path) -> None:
     record = storage.read_json(foreign / "run.json")
     assert record is not None

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 import fxprune
 from fxprune import Accuracy, DLContext, FineTune, finetune, netadapt, train
 from fxprune.errors import InputError
-from fxprune.search.long_training import rate, soft_loss
+from fxprune.search.long_training import rate
+from fxprune.training.distillation import output_loss
 
 
 def net() -> nn.Sequential:
@@ -97,13 +98,34 @@ def test_distillation_pulls_towards_the_dense_network(searched) -> None:  # type
     assert all(parameter.requires_grad for parameter in result.dense.parameters())
 
 
+class TwoOutputs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor | None = None, labels: Tensor | None = None) -> dict[str, Tensor]:
+        scores = self.head(hidden := self.body(x).tanh())
+        found = {"scores": scores, "hidden": hidden}
+        return found if labels is None else {"loss": F.cross_entropy(scores, labels), **found}
+
+
+@pytest.mark.parametrize("form", ["tensor", "dict", "pair", "dict and labels"])
+def test_distillation_alone_needs_no_labels_and_takes_any_outputs(form: str) -> None:
+    torch.manual_seed(0)
+    teacher, student = TwoOutputs(), TwoOutputs()
+    x, y = torch.randn(32, 4), torch.zeros(32, dtype=torch.long)
+    batches = {"tensor": [x], "dict": [{"x": x}], "pair": [({"x": x}, y)], "dict and labels": [{"x": x, "labels": y}]}
+    tuned = finetune(student, batches[form], teacher=teacher, distill=1.0, epochs=60, lr=0.2, progress=False)
+    assert tuned.losses[-1] < 0.5 * tuned.losses[0]
+
+
 def test_the_soft_loss_is_that_of_the_paper() -> None:
     student, teacher, t = torch.randn(5, 7), torch.randn(5, 7), 3.0
     p, q = F.softmax(teacher / t, 1), F.softmax(student / t, 1)
-    assert soft_loss(student, teacher, t).item() == pytest.approx(
+    assert output_loss(student, teacher, t).item() == pytest.approx(
         t * t * (p * (p / q).log()).sum(1).mean().item(), rel=1e-5
     )
-    assert soft_loss(teacher, teacher, t).item() == pytest.approx(0, abs=1e-6)
+    assert output_loss(teacher, teacher, t).item() == pytest.approx(0, abs=1e-6)
 
 
 def test_a_module_is_trained_in_place() -> None:

@@ -253,6 +253,19 @@ def test_the_class_and_the_function_are_one_engine(pruned, tmp_path: Path) -> No
     assert all(torch.equal(tensor, expected[name]) for name, tensor in result.model.state_dict().items())
 
 
+def test_bn_compensation_repairs_candidates_by_the_training_batches(tmp_path: Path) -> None:
+    pruner = make_pruner(net().eval(), tmp_path / "run", bn_compensation=True)
+    result = pruner.prune()
+    assert result.met and (tmp_path / "run" / "statistics.safetensors").is_file()
+    for record in result.rounds:
+        assert record.repaired is not None and record.repaired.kept < record.repaired.sliced
+        assert [c.steps for c in record.candidates if c.trained] == [2]
+    own = make_pruner(net().eval(), tmp_path / "own", bn_compensation=True)
+    own.context.train_loader = None
+    with pytest.raises(InputError, match=r"set context\.train_loader, or context\.calibration"):
+        own.prune()
+
+
 def test_groups_and_the_rate_of_the_search_reach_every_candidate(tmp_path: Path) -> None:
     seen = []
     model = net()

@@ -20,7 +20,7 @@ from benchmarks.networks import build, networks
 from fxprune import NetAdaptConfig
 from fxprune.criteria.weight_norms import importance
 from fxprune.problem.width_grids import Grid, make_grids
-from fxprune.resources.models import counted
+from fxprune.resources.kinds import counted
 from fxprune.search.proposals import propose
 
 pytestmark = pytest.mark.benchmark(timer=time.process_time)

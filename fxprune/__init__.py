@@ -12,9 +12,22 @@ if TYPE_CHECKING:
     from fxprune.api import netadapt
     from fxprune.config.keys import NetAdaptConfig
     from fxprune.errors import FxpruneError, InfeasibleBudget
-    from fxprune.exporters import ExportError, ExportReport, check_files, export, load
+    from fxprune.exporters import ExportError, ExportReport, check_files, export, load, register_exporter
     from fxprune.integrations.prune_pass import PrunePass
+    from fxprune.registries import (
+        list_backends,
+        list_criteria,
+        list_exporters,
+        list_resources,
+        list_strategies,
+        list_workers,
+        register_backend,
+        register_criterion,
+        register_strategy,
+        register_workers,
+    )
     from fxprune.resources.budgets import Budget
+    from fxprune.resources.kinds import register_resource
     from fxprune.search.long_training import FineTuned, finetune, train
     from fxprune.search.result import NetAdaptResult
     from fxprune.tinynn.pruner import NetAdaptPruner
@@ -41,8 +54,20 @@ _HOMES = {
     "export": "fxprune.exporters",
     "finetune": "fxprune.search.long_training",
     "get_device": "fxprune.training.context",
+    "list_backends": "fxprune.registries",
+    "list_criteria": "fxprune.registries",
+    "list_exporters": "fxprune.registries",
+    "list_resources": "fxprune.registries",
+    "list_strategies": "fxprune.registries",
+    "list_workers": "fxprune.registries",
     "load": "fxprune.exporters",
     "netadapt": "fxprune.api",
+    "register_backend": "fxprune.registries",
+    "register_criterion": "fxprune.registries",
+    "register_exporter": "fxprune.exporters",
+    "register_resource": "fxprune.resources.kinds",
+    "register_strategy": "fxprune.registries",
+    "register_workers": "fxprune.registries",
     "train": "fxprune.search.long_training",
 }
 
@@ -65,8 +90,20 @@ __all__ = [
     "export",
     "finetune",
     "get_device",
+    "list_backends",
+    "list_criteria",
+    "list_exporters",
+    "list_resources",
+    "list_strategies",
+    "list_workers",
     "load",
     "netadapt",
+    "register_backend",
+    "register_criterion",
+    "register_exporter",
+    "register_resource",
+    "register_strategy",
+    "register_workers",
     "train",
 ]
 

@@ -20,13 +20,15 @@ from fxprune.io.tensors import clone
 from fxprune.journal.protocol import Journal, Memory
 from fxprune.journal.rebuilding import rebuild
 from fxprune.problem.calibration import Calibration, calibration_of
-from fxprune.problem.inputs import Analysed, analysed, frozen_reasons, graph_like
+from fxprune.problem.inputs import Analysed, analysed, frozen_reasons
 from fxprune.problem.scope import groups_inside, nothing_inside, scope_names
 from fxprune.problem.search_problem import Problem
-from fxprune.problem.width_grids import grid_of, make_grids
+from fxprune.problem.width_grids import make_grids
 from fxprune.problem.wrappers import unwrapped
-from fxprune.resources.budgets import UNITS, Budget, parse_budget
-from fxprune.resources.models import Resource, counted
+from fxprune.registries import RESOURCES, WORKERS
+from fxprune.resources.budgets import Budget, parse_budget
+from fxprune.resources.kinds import Subject, unit_of
+from fxprune.resources.models import Resource
 from fxprune.search.progress import Progress, make_progress
 from fxprune.search.proof import prove_halves
 from fxprune.search.proposals import evaluate, least_widths
@@ -34,9 +36,9 @@ from fxprune.search.result import NetAdaptResult, Timings
 from fxprune.search.rounds import Found, search
 from fxprune.training.candidate import Evaluate, Train, begin_anew, checked_seed, seeded, train_candidate
 from fxprune.workers.lifetime import processes_end_here
-from fxprune.workers.serial import Serial, Timed, Workers
+from fxprune.workers.protocol import Job, Timed, Workers
 from fxprune.workers.transport import pack
-from passes import Coupling, Plan, cost, verify
+from passes import Plan, cost, verify
 from passes.arguments import got, is_a
 from passes.process.settings import torch_threads
 
@@ -209,21 +211,17 @@ def make_problem(
     calibration: Calibration | None = None,
 ) -> Problem:
     dense, coupling, example_inputs = given.network, given.coupling, given.example_inputs
-    costs, offered = cost(coupling), {resource.name: resource for resource in resources}
+    offered = {resource.name: resource for resource in resources}
+    subject = Subject(dense, coupling, cost(coupling), example_inputs, config, progress)
     chosen: list[Resource] = []
     for budget in budgets:
         name = budget.resource
-        if name in offered:
-            chosen.append(offered[name])
-        elif name == "latency":
-            chosen.append(latency_resource(dense, coupling, example_inputs, config, progress))
-        else:
-            chosen.append(counted(costs, name))
+        chosen.append(offered[name] if name in offered else RESOURCES.find(name).of(name, subject))
     start = evaluate(chosen, coupling.widths)
     for budget in budgets:
         if budget.value is not None:
             log.info(
-                "%s: the network uses %s %s", budget.resource, f"{start[budget.resource]:,}", UNITS[budget.resource]
+                "%s: the network uses %s %s", budget.resource, f"{start[budget.resource]:,}", unit_of(budget.resource)
             )
     suggested: dict[str, int] = {}
     for resource in chosen if config.step == "auto" else ():
@@ -238,20 +236,6 @@ def make_problem(
         train is not None and evaluate_ is not None, evaluate_ is not None, torch.get_num_threads(),
         given.form, scope, calibration,
     )  # fmt: skip
-
-
-def latency_resource(
-    dense: nn.Module, coupling: Coupling, example_inputs: Any, config: NetAdaptConfig, progress: bool
-) -> Resource:
-    """The measured latency of the network on this device, for the widths that the search can reach."""
-    from fxprune.latency import latency_resource as measured
-
-    if not isinstance(dense, GraphModule):
-        dense, coupling = graph_like(dense, coupling, example_inputs)
-    step, least = grid_of(coupling, config)
-    return measured(
-        dense, coupling, example_inputs, **{"step": step, "least": least, "progress": progress, **config.latency}
-    )
 
 
 def check_problem(problem: Problem) -> None:
@@ -296,22 +280,18 @@ def open_journal(workdir: str | os.PathLike | None, resume: bool | None, problem
 
 
 def make_workers(problem: Problem, train: Train | None, evaluate: Evaluate | None) -> Workers:
-    """Serial, local processes or Ray, as the configuration says; a search without data and evaluate needs none."""
+    """The workers that the configuration names; a search without data and evaluate needs none but this process."""
     config = problem.config
-    if not problem.scored or config.workers == 1:
-        return Serial(train, evaluate, config.worker_retries, config.candidate_time_limit)
-    if config.workers == "ray":
-        from fxprune.workers.ray_cluster import OnRay
-
-        return OnRay(train, evaluate, config.worker_retries, config.candidate_time_limit, config.ray)
-    from fxprune.workers.processes import Processes
-
-    return Processes(int(config.workers), train, evaluate, config.worker_retries, config.candidate_time_limit)
+    asked = config.workers if problem.scored else 1
+    count = asked if isinstance(asked, int) else 1
+    kind = asked if not isinstance(asked, int) else "serial" if asked == 1 else "processes"
+    job = Job(train, evaluate, count, config.worker_retries, config.candidate_time_limit, dict(config.ray))
+    return WORKERS.find(kind)(job)
 
 
-def start(problem: Problem, workers: Workers) -> None:
+def start(problem: Problem, workers: Timed) -> None:
     """Get workers ready; a network that cannot be sent to another process is an error before the first of them."""
-    if problem.scored and problem.config.workers != 1:
+    if getattr(workers.workers, "sends", False):
         pack(problem.dense, problem.coupling, problem.coupling.plan({}))
     workers.start()
 

@@ -60,3 +60,7 @@ class ExportError(FxpruneError):
 
 class SourceError(FxpruneError, ValueError):
     """A model or an input that cannot be made from what was written."""
+
+
+class PluginWarning(UserWarning):
+    """An installed package says that it adds to fxprune, and could not be loaded."""

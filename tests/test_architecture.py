@@ -22,7 +22,7 @@ FLOORS = {
         "statistics", "repair", "__init__",
     ],
     "fxprune": [
-        "errors", "version", "torchvision_support", "io", "resources", "config", "training", "data",
+        "errors", "version", "torchvision_support", "registries", "io", "resources", "config", "training", "data",
         "criteria", "problem", "latency", "journal", "workers", "search", "api", "tinynn", "integrations",
         "report", "exporters", "__init__", "cli", "__main__",
     ],

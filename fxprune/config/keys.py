@@ -14,6 +14,7 @@ from fxprune.config import rules as rule
 from fxprune.config.schedule import Schedule
 from fxprune.errors import BudgetError, ConfigError
 from fxprune.io.strict_yaml import Place, read_yaml, write_yaml
+from fxprune.registries import CRITERIA, STRATEGIES, WORKERS
 from fxprune.resources.budgets import Budget, parse_budget, resource_name
 from passes.arguments import is_a
 
@@ -40,8 +41,9 @@ class NetAdaptConfig:
         None, rule.optional(rule.number(above=0, most=1)), "target as a share of the start; excludes budget"
     )
     budget_type: str = _key(
-        "flops", rule.checked_by(resource_name, "flops, macs, params (or weights), memory or latency"), "the resource"
-    )
+        "flops", rule.checked_by(resource_name, "flops, macs, params (or weights), memory, latency, or a registered resource"),
+        "the resource: flops, macs, params (or weights), memory, latency, or one that is registered",
+    )  # fmt: skip
     budgets: tuple[dict, ...] | None = _key(
         None, rule.optional(rule.tables()), "several targets at once: a list of {resource, ratio or value}"
     )
@@ -57,13 +59,9 @@ class NetAdaptConfig:
         rule.optional(rule.integer(least=1)),
         "step and least number of channels; null: 8, or less where the widest layer has fewer than 64",
     )
-    metrics: str = _key(
-        "l2_norm", rule.choice("l1_norm", "l2_norm", "fpgm", "random", "bn_scale"), "importance of a unit"
-    )
-    criterion: str = _key(
-        "obs",
-        rule.choice("obs", "fisher", "taylor", "activation", "l1_norm", "l2_norm", "fpgm", "random", "bn_scale"),
-        "importance of a unit where calibration data are given",
+    metrics: Any = _key("l2_norm", rule.registered(CRITERIA), "importance of a unit, by the name of a criterion")
+    criterion: Any = _key(
+        "obs", rule.registered(CRITERIA), "the same where calibration data are given: a criterion that may use them"
     )
     netadapt_dir: str = _key("netadapt_train/", rule.text(), "where the search keeps its files")
     exclude_ops: tuple[str, ...] = _key((), rule.texts(), "operator types or layers that are held back")
@@ -98,12 +96,11 @@ class NetAdaptConfig:
         rule.optional(rule.integer(least=1)),
         "train only so many candidates a round: those that lose least importance",
     )
-    strategy: str = _key(
-        "auto",
-        rule.choice("auto", "netadapt", "uniform", "knapsack", "allocate"),
+    strategy: Any = _key(
+        "auto", rule.either(rule.choice("auto"), rule.registered(STRATEGIES)),
         "what a round proposes: a group each (netadapt), or joint plans; allocate goes to the budget in one round, by "
         "the curves of calibration data; auto: allocate with calibration data, else netadapt",
-    )
+    )  # fmt: skip
     screen: int | str | None = _key(
         None, rule.optional(rule.either(rule.integer(least=0), rule.choice("all"))),
         "with calibration data: candidates are compared without training, and the best so many fine-tuned; all: every "
@@ -127,9 +124,10 @@ class NetAdaptConfig:
     )
     patience: int = _key(0, rule.integer(least=0), "how many rounds in a row may be below min_accuracy before that")
     seed: int = _key(0, rule.integer(least=0, most=2**32 - 1), "all randomness of the search")
-    workers: int | str = _key(
-        1, rule.either(rule.integer(least=1), rule.choice("ray")), "processes that train candidates, or ray"
-    )
+    workers: Any = _key(
+        1, rule.either(rule.integer(least=1), rule.registered(WORKERS)),
+        "processes that train candidates, or the name of a kind of workers, such as ray",
+    )  # fmt: skip
     worker_retries: int = _key(1, rule.integer(least=0), "how often the candidate of a lost worker is tried again")
     candidate_time_limit: float | None = _key(
         86400, rule.optional(rule.number(above=0)),
@@ -177,7 +175,8 @@ class NetAdaptConfig:
         return text
 
     def replace(self, **changes: Any) -> NetAdaptConfig:
-        return NetAdaptConfig.from_dict({**self.to_dict(), **changes}, "NetAdaptConfig.replace")
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return NetAdaptConfig.from_dict({**values, **changes}, "NetAdaptConfig.replace")
 
     @property
     def schedule(self) -> Schedule:

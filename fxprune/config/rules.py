@@ -9,6 +9,8 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
+from fxprune.registries import Registry, name_of
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -144,6 +146,13 @@ def either(first: Rule, second: Rule) -> Rule:
     return Rule(f"{first.expected}, or {second.expected}", read)
 
 
+def registered(registry: Registry) -> Rule:
+    """A name of `registry`, or an object that it could hold."""
+    return Rule(
+        f"a {registry.kind}: {', '.join(registry.built_in)}, one that is registered, or the object", registry.read
+    )
+
+
 def checked_by(function: Callable[[Any], Any], expected: str) -> Rule:
     return Rule(expected, function)
 
@@ -163,4 +172,4 @@ def plain(value: Any) -> Any:
         return [plain(item) for item in value]
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
-    return value
+    return value if value is None or isinstance(value, str | int | float) else name_of(value)

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fxprune.errors import InfeasibleBudget
-from fxprune.resources.budgets import UNITS, Budget
+from fxprune.resources.budgets import Budget
+from fxprune.resources.kinds import unit_of
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def check_feasible(
     faults: list[str] = []
     nearest: dict[str, float] = {}
     for budget in budgets:
-        name, unit, limit = budget.resource, UNITS[budget.resource], budget.limit(start[budget.resource])
+        name, unit, limit = budget.resource, unit_of(budget.resource), budget.limit(start[budget.resource])
         if limit >= start[name]:
             continue
         floors = []

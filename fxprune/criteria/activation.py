@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import numpy as np
+from torch import nn
 
-from fxprune.criteria.registry import Evidence, Ranking, criterion
-from fxprune.criteria.weights import by_weights
-from passes import Group
+from fxprune.criteria.registry import observed
+from fxprune.criteria.weights import l2_norm
+from passes import Group, Statistics
 from passes.statistics.elimination import unit_columns
 
 
-@criterion("activation")
-def activation(evidence: Evidence, group: Group) -> Ranking:
+def activation(network: nn.Module, group: Group, statistics: Statistics | None = None) -> np.ndarray:
     """The second moment of a unit where weights read it, relative to that of all units, summed over its readers.
 
     A group that no observed weight reads is ranked by the norms of its weights.
     """
-    statistics = evidence.observed("activation")
+    seen = observed(statistics, "activation")
     total = np.zeros(group.size)
     found = False
-    for site in statistics.sites.values():
-        columns = unit_columns(site, group, evidence.coupling)
-        moments = statistics.of(site)
+    for site in seen.sites.values():
+        columns = unit_columns(site, group, seen.coupled())
+        moments = seen.of(site)
         if columns is None or not moments.tiles:
             continue
         sizes = np.zeros(group.size)
@@ -32,4 +32,4 @@ def activation(evidence: Evidence, group: Group) -> Ranking:
         if sizes.sum() > 0:
             total += sizes / sizes.sum()
             found = True
-    return Ranking.of(total) if found else by_weights(evidence, group)
+    return total if found else l2_norm(network, group)

@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from fxprune.criteria import CRITERIA, Evidence
+from fxprune.criteria.registry import Criterion, rank
 from fxprune.criteria.weight_norms import keep_units
-from fxprune.errors import ConfigError
 from passes import Coupling, Statistics, apply_plan, compensate
 from passes.statistics import Batch
 from passes.statistics.divergence import divergence, outputs_of
@@ -57,22 +56,19 @@ class Curve:
 
 def curves(
     dense: nn.Module, coupling: Coupling, statistics: Statistics, held: Sequence[Batch], *,
-    criterion: str = "obs", groups: Sequence[str] | None = None, tried: Sequence[float] = TRIED,
+    criterion: str | Criterion = "obs", groups: Sequence[str] | None = None, tried: Sequence[float] = TRIED,
     seed: int = 0, progress: Callable[[str], None] | None = None,
 ) -> dict[str, Curve]:  # fmt: skip
     """The curve of each group, or of those named.
 
     criterion: ranks the units and shapes the curve. held: samples that judge, and that no statistics have summed.
     """
-    if criterion not in CRITERIA:
-        raise ConfigError(f"criterion: got {criterion!r}, expected one of {', '.join(sorted(CRITERIA))}.")
-    evidence = Evidence(dense, coupling, statistics, seed)
     expected = outputs_of(dense, held)
     made = {}
     for group in coupling.groups:
         if groups is not None and group.name not in groups:
             continue
-        ranking = CRITERIA[criterion](evidence, group)
+        ranking = rank(criterion, dense, group, statistics, seed=seed)
         scores, local = ranking.scores, ranking.errors
         measured: dict[int, float] = {}
         for share in tried:

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import numpy as np
+from torch import nn
 
-from fxprune.criteria.registry import Evidence, Ranking, criterion
+from fxprune.criteria.registry import observed
 from fxprune.errors import ConfigError
-from passes import Group
+from passes import Group, Statistics
 
 
-@criterion("fisher")
-def fisher(evidence: Evidence, group: Group) -> Ranking:
+def fisher(network: nn.Module, group: Group, statistics: Statistics | None = None) -> np.ndarray:
     """The mean over small batches of (g.w)^2, g.w being summed over all that makes the unit (Liu et al., ICML 2021)."""
-    return Ranking.of(_sums(evidence, group, "fisher"))
+    return _sums(statistics, group, "fisher")
 
 
-@criterion("taylor")
-def taylor(evidence: Evidence, group: Group) -> Ranking:
+def taylor(network: nn.Module, group: Group, statistics: Statistics | None = None) -> np.ndarray:
     """The mean over small batches of abs(g.w) (Molchanov et al., CVPR 2019)."""
-    return Ranking.of(_sums(evidence, group, "taylor"))
+    return _sums(statistics, group, "taylor")
 
 
-def _sums(evidence: Evidence, group: Group, name: str) -> np.ndarray:
-    sums = getattr(evidence.observed(name), name)
+def _sums(statistics: Statistics | None, group: Group, name: str) -> np.ndarray:
+    sums = getattr(observed(statistics, name), name)
     if group.name not in sums:
         raise ConfigError(f"criterion {name!r} needs gradients; observe with gradients=loss, or gradients='sampled'")
     return sums[group.name]

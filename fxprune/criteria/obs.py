@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from fxprune.criteria.registry import Evidence, Ranking, criterion
-from fxprune.criteria.weights import by_weights
-from passes import Group
+import numpy as np
+from torch import nn
+
+from fxprune.criteria.registry import Ranking, observed
+from fxprune.criteria.weights import l2_norm
+from passes import Group, Statistics
 from passes.graph.module_copies import owned_tensors
 from passes.statistics.elimination import eliminate
 
 
-@criterion("obs")
-def obs(evidence: Evidence, group: Group) -> Ranking:
+def obs(network: nn.Module, group: Group, statistics: Statistics | None = None) -> Ranking | np.ndarray:
     """The order in which units go when those that stay make good for them (see `passes.statistics.elimination`).
 
     A group that no observed weight reads is ranked by the norms of its weights.
     """
-    weights = dict(owned_tensors(evidence.network))
-    found = eliminate(group, evidence.coupling, evidence.observed("obs"), weights)
-    return by_weights(evidence, group) if found is None else Ranking(found.ranks, found.errors)
+    seen = observed(statistics, "obs")
+    found = eliminate(group, seen.coupled(), seen, dict(owned_tensors(network)))
+    return l2_norm(network, group) if found is None else Ranking(found.ranks, found.errors)

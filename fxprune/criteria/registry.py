@@ -1,31 +1,19 @@
-"""The protocol of a criterion, and the table of those that there are."""
+"""What a criterion is, and how one is asked: units ranked by a function of the network, a group and the statistics."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from torch import nn
 
 from fxprune.errors import ConfigError
+from fxprune.registries import CRITERIA
+from fxprune.training.candidate import seeded
 from passes import Coupling, Group, Statistics
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What a criterion may look at. statistics: None where no data were observed."""
-
-    network: nn.Module
-    coupling: Coupling
-    statistics: Statistics | None = None
-    seed: int = 0
-
-    def observed(self, name: str) -> Statistics:
-        """The statistics. Raises ConfigError where there are none, in the name of the criterion that needs them."""
-        if self.statistics is None:
-            raise ConfigError(f"criterion {name!r} ranks by data; pass calibration batches, or take one of the weights")
-        return self.statistics
 
 
 @dataclass(frozen=True)
@@ -43,17 +31,56 @@ class Ranking:
         return cls(scores, np.maximum(0.0, (kept[-1] - kept) / total))
 
 
-Criterion = Callable[[Evidence, Group], Ranking]
-CRITERIA: dict[str, Criterion] = {}
+Criterion = Callable[..., "np.ndarray | Ranking"]
+"""``f(network, group, statistics=None)``: a score for each unit, (group.size,), higher is more needed; or a `Ranking`.
+
+`statistics` is what `passes.observe` found, None where no data were given. A criterion that draws random numbers takes
+them from numpy's or torch's global generator, which are seeded for each group.
+"""
 
 
-def criterion(name: str) -> Callable[[Criterion], Criterion]:
-    """Register a criterion under a name. Raises ConfigError for a name that is taken."""
+def rank(
+    criterion: str | Criterion, network: nn.Module, group: Group, statistics: Statistics | None = None, *, seed: int = 0
+) -> Ranking:
+    """The ranking of a group's units. Raises ConfigError where the criterion does not give a finite score a unit."""
+    function = CRITERIA.find(criterion)
+    digest = hashlib.sha256(f"{seed}/{group.name}".encode()).digest()
+    with seeded(int.from_bytes(digest[:4], "little")):
+        made: Any = function(network, group, statistics=statistics)
+    if isinstance(made, Ranking):
+        return made
+    scores = np.asarray(made.detach().cpu() if hasattr(made, "detach") else made, dtype=np.float64)
+    if scores.shape != (group.size,) or not np.isfinite(scores).all():
+        name = criterion if isinstance(criterion, str) else getattr(criterion, "__qualname__", type(criterion).__name__)
+        what = f"shape {scores.shape}" if scores.shape != (group.size,) else "NaN or infinity"
+        raise ConfigError(
+            f"criterion {name!r}: group {group.name}: got scores with {what}; expected {group.size} finite numbers, "
+            "one a unit."
+        )
+    return Ranking.of(scores)
 
-    def register(function: Criterion) -> Criterion:
-        if name in CRITERIA:
-            raise ConfigError(f"there is a criterion {name!r} already; choose another name")
-        CRITERIA[name] = function
-        return function
 
-    return register
+def ranked(
+    network: nn.Module, coupling: Coupling, criterion: str | Criterion = "l2_norm", *, seed: int = 0
+) -> Coupling:
+    """`coupling` with the units of each group that has outer blocks (heads, convolution groups) formed by rank.
+
+    Unit 0 is then every block's own best, so that each block keeps what it needs most; only the counts must agree.
+    """
+    orders = {}
+    for group in coupling.groups:
+        if group.blocks > 1:
+            blocks = [
+                replace(group, slices=tuple(replace(s, index=s.index[:, s.blocks == block]) for s in group.slices))
+                for block in range(group.blocks)
+            ]
+            scores = np.stack([rank(criterion, network, block, seed=seed).scores for block in blocks])
+            orders[group.name] = np.argsort(-scores, axis=1, kind="stable")
+    return coupling.formed(orders)
+
+
+def observed(statistics: Statistics | None, name: str) -> Statistics:
+    """The statistics. Raises ConfigError where there are none, in the name of the criterion that needs them."""
+    if statistics is None:
+        raise ConfigError(f"criterion {name!r} ranks by data; pass calibration batches, or take one of the weights.")
+    return statistics

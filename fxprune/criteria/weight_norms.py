@@ -6,31 +6,26 @@ are added, or otherwise tied, so that they keep the same units), on any dtype an
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fxprune.errors import ConfigError, WeightError
+from passes import Group
 from passes.graph.module_copies import owned_tensors
-
-if TYPE_CHECKING:
-    from passes import Coupling, Group
 
 log = logging.getLogger(__name__)
 
 
-def importance(network: nn.Module, group: Group, metric: str = "l2_norm", *, seed: int = 0) -> np.ndarray:
+def importance(network: nn.Module, group: Group, metric: str = "l2_norm") -> np.ndarray:
     """The importance of each unit of a group: a float64 array of `group.size`, the higher the more needed.
 
     Metrics: `l1_norm`, `l2_norm` (of the unit's weights; the paper's choice), `fpgm` (the sum of the distances to all
     other units: what is near the others can be replaced by them; He et al., CVPR 2019), `bn_scale` (the scale of the
-    normalisation that follows; Liu et al., ICCV 2017), `random` (seeded by the run's seed and the group's name).
+    normalisation that follows; Liu et al., ICCV 2017).
 
     A depthwise convolution carries its channels through and is no producer of them. A group that no weight produces
     (the channels of a position embedding) is ranked by its other tensors; one that no normalisation scales is ranked
@@ -38,9 +33,6 @@ def importance(network: nn.Module, group: Group, metric: str = "l2_norm", *, see
     """
     if metric not in METRICS:
         raise ConfigError(f"metrics: got {metric!r}, expected one of {', '.join(METRICS)}.")
-    if metric == "random":
-        digest = hashlib.sha256(f"{seed}/{group.name}".encode()).digest()
-        return np.random.default_rng(int.from_bytes(digest[:8], "little")).random(group.size)
     tensors = dict(owned_tensors(network))
     if metric == "bn_scale":
         scales = [item for item in group.slices if item.role == "scale"]
@@ -49,23 +41,6 @@ def importance(network: nn.Module, group: Group, metric: str = "l2_norm", *, see
         log.debug("%s: no normalisation scales this group; bn_scale ranks it by l2_norm", group.name)
         metric = "l2_norm"
     return _summed(tensors, group, _producers(group), METRICS[metric])
-
-
-def ranked(network: nn.Module, coupling: Coupling, metric: str = "l2_norm", *, seed: int = 0) -> Coupling:
-    """`coupling` with the units of each group that has outer blocks (heads, convolution groups) formed by rank.
-
-    Unit 0 is then every block's own best, so that each block keeps what it needs most; only the counts must agree.
-    """
-    orders = {}
-    for group in coupling.groups:
-        if group.blocks > 1:
-            blocks = [
-                replace(group, slices=tuple(replace(s, index=s.index[:, s.blocks == block]) for s in group.slices))
-                for block in range(group.blocks)
-            ]
-            scores = np.stack([importance(network, block, metric, seed=seed) for block in blocks])
-            orders[group.name] = np.argsort(-scores, axis=1, kind="stable")
-    return coupling.formed(orders)
 
 
 def keep_units(scores: np.ndarray, width: int) -> tuple[int, ...]:
@@ -150,6 +125,5 @@ METRICS: dict[str, Callable[[Tensor], Tensor]] = {
     "l1_norm": _l1,
     "l2_norm": _l2,
     "fpgm": _fpgm,
-    "random": _l2,  # answered from the seed
     "bn_scale": _l1,
 }

@@ -12,24 +12,16 @@ from fxprune.exporters.check import check_runs
 from fxprune.exporters.files import check_free, checked_target
 from fxprune.exporters.inputs import evaluating, inputs_of
 from fxprune.exporters.intact import check_files
-from fxprune.exporters.onnx_file import write_onnx
 from fxprune.exporters.outcome import ExportReport, default_tolerance
-from fxprune.exporters.pt2 import write_pt2
-from fxprune.exporters.safetensors_plan import load, write_safetensors
-from fxprune.exporters.source import write_source
+from fxprune.exporters.protocol import Job, register_exporter
+from fxprune.exporters.safetensors_plan import load
 from fxprune.io.tensors import sharing
 from fxprune.problem.wrappers import unwrapped
-from passes import CaptureError, Plan, capture, plan_of
+from fxprune.registries import EXPORTERS
+from passes import Plan, plan_of
 from passes.arguments import integer, is_a, number
 
-__all__ = ["ExportError", "ExportReport", "check_files", "export", "load"]
-
-SUFFIXES = {
-    ".pt2": "torch.export",
-    ".onnx": "ONNX, run in onnxruntime",
-    ".safetensors": "weights and plan, for fxprune.load",
-    ".py": "Python source and weights, independent of fxprune",
-}
+__all__ = ["ExportError", "ExportReport", "check_files", "export", "load", "register_exporter"]
 
 
 def export(
@@ -64,8 +56,8 @@ def export(
     >>> report = export(net, torch.randn(1, 3, 8, 8), "net.py")  # doctest: +SKIP
     """
     target = checked_target(path)
-    if target.suffix not in SUFFIXES:
-        known = ", ".join(f"{suffix} ({what})" for suffix, what in SUFFIXES.items())
+    if target.suffix not in EXPORTERS:
+        known = ", ".join(EXPORTERS.list())
         raise ExportError(f"{target}: unknown suffix {target.suffix!r}; the known ones are {known}")
     if not isinstance(gm, nn.Module):
         raise ExportError(f"export: got a {type(gm).__name__}; expected a GraphModule or another nn.Module")
@@ -82,19 +74,5 @@ def export(
     limit = default_tolerance(gm, (inputs.args, inputs.kwargs)) if tolerance is None else tolerance
     with evaluating(gm):
         check_runs(gm, inputs)
-        if target.suffix == ".pt2":
-            return write_pt2(gm, inputs, target, limit, dynamic_batch, overwrite)
-        if target.suffix == ".onnx":
-            return write_onnx(gm, inputs, target, limit, dynamic_batch, overwrite)
-        if target.suffix == ".safetensors":
-            return write_safetensors(gm, inputs, target, plan, overwrite)
-        return write_source(_graph(gm, example_inputs), inputs, target, limit, dynamic_batch, overwrite)
-
-
-def _graph(gm: nn.Module, example_inputs: Any) -> fx.GraphModule:
-    if isinstance(gm, fx.GraphModule):
-        return gm
-    try:
-        return capture(gm, example_inputs)
-    except CaptureError as error:
-        raise ExportError(f"source is written of a graph, and this model cannot be captured: {error}") from error
+        job = Job(gm, inputs, target, plan, limit, dynamic_batch, overwrite)
+        return EXPORTERS.find(target.suffix)(job)

@@ -19,6 +19,7 @@ from fxprune.exporters.check import agreement, first_line
 from fxprune.exporters.files import DATA, staged
 from fxprune.exporters.inputs import Inputs
 from fxprune.exporters.outcome import ExportReport
+from fxprune.exporters.protocol import Job
 from fxprune.exporters.pt2 import Exported, exported_program, or_fixed, without_user_data
 from fxprune.io.seal import UNSEALED, seal, sha256_of
 
@@ -168,3 +169,8 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
+
+
+def write(job: Job) -> ExportReport:
+    """This form of a network, for `export`."""
+    return write_onnx(job.network, job.inputs, job.path, job.tolerance, job.dynamic_batch, job.overwrite)

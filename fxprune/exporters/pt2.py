@@ -17,6 +17,7 @@ from fxprune.exporters.check import agreement, first_line, fixed_batch_reason, o
 from fxprune.exporters.files import staged
 from fxprune.exporters.inputs import Inputs, call
 from fxprune.exporters.outcome import ExportReport
+from fxprune.exporters.protocol import Job
 from fxprune.io.seal import UNSEALED, seal
 
 
@@ -160,3 +161,8 @@ def _seal_archive(path: Path) -> None:
         file.seek(-2, 2)
         file.write(len(UNSEALED).to_bytes(2, "little") + UNSEALED.encode())
     seal(path)
+
+
+def write(job: Job) -> ExportReport:
+    """This form of a network, for `export`."""
+    return write_pt2(job.network, job.inputs, job.path, job.tolerance, job.dynamic_batch, job.overwrite)

@@ -16,6 +16,7 @@ from fxprune.errors import ExportError
 from fxprune.exporters.files import check_free, staged
 from fxprune.exporters.inputs import Inputs
 from fxprune.exporters.outcome import ExportReport
+from fxprune.exporters.protocol import Job
 from fxprune.io.module_state import (
     State,
     check_same_form,
@@ -218,3 +219,8 @@ def _check_written(weights: Path, plan_path: Path, state: State, plan: Plan) -> 
 def _bits(tensor: torch.Tensor) -> torch.Tensor:
     """The bytes: NaN compares equal to itself there."""
     return tensor.contiguous().reshape(-1).view(torch.uint8)
+
+
+def write(job: Job) -> ExportReport:
+    """This form of a network, for `export`."""
+    return write_safetensors(job.network, job.inputs, job.path, job.plan, job.overwrite)

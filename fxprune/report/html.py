@@ -6,7 +6,7 @@ import html
 from collections.abc import Iterable, Sequence
 
 from fxprune.io.printed_text import printed
-from fxprune.resources.budgets import UNITS
+from fxprune.resources.kinds import unit_of
 
 
 class Markup(str):
@@ -64,7 +64,7 @@ def folded(title: object, content: Markup) -> Markup:
 
 def amount(value: float, resource: str) -> str:
     """A resource with its unit's usual digits: 12.3 ms, 40.55 M MACs."""
-    unit = UNITS[resource]
+    unit = unit_of(resource)
     if unit == "ms":
         return f"{value:.3f} ms"
     for size, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):

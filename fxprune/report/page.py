@@ -7,7 +7,7 @@ from fxprune.report import sections
 from fxprune.report.html import Markup, amount, element, escape, joined, score, seconds
 from fxprune.report.plots import schedule, score_name, tradeoff
 from fxprune.report.style import CSS
-from fxprune.resources.budgets import UNITS
+from fxprune.resources.kinds import unit_of
 
 GENERATOR = '<meta name="generator" content="fxprune">'
 
@@ -73,8 +73,8 @@ def plots(run: Run) -> Markup:
     parts = []
     for name in run.limits:
         parts += [
-            figure(f"{score_name(run).capitalize()} and {UNITS[name]}", tradeoff(run, name)),
-            figure(f"{UNITS[name][0].upper()}{UNITS[name][1:]} after each round", schedule(run, name)),
+            figure(f"{score_name(run).capitalize()} and {unit_of(name)}", tradeoff(run, name)),
+            figure(f"{unit_of(name)[:1].upper()}{unit_of(name)[1:]} after each round", schedule(run, name)),
         ]
     marks = [
         ("rounds", "dot", "background:var(--accent)"),

@@ -11,7 +11,7 @@ import numpy as np
 
 from fxprune.journal.read_run import Run
 from fxprune.report.style import COLOURS
-from fxprune.resources.budgets import UNITS
+from fxprune.resources.kinds import unit_of
 
 # Width and height in inches: at 72 units an inch one unit is one pixel of the page, so that text keeps its size.
 LARGE, SMALL = (7.9, 4.3), (5.0, 4.0)
@@ -44,7 +44,7 @@ def tradeoff(run: Run, resource: str) -> str:
             markeredgewidth=1.6, zorder=4,
         )  # fmt: skip
         axes.set_ylim(low - 0.05 * (high - low), high + 0.08 * (high - low))
-        axes.set_xlabel(f"{UNITS[resource]}, % of the start")
+        axes.set_xlabel(f"{unit_of(resource)}, % of the start")
         axes.set_ylabel(score_name(run))
 
     return _both(f"tradeoff-{resource}", draw)
@@ -64,7 +64,7 @@ def schedule(run: Run, resource: str) -> str:
         )
         axes.scatter(numbers, targets, marker="_", s=140, color=COLOURS["ink"], linewidths=1.6, zorder=4)
         axes.set_xlabel("round")
-        axes.set_ylabel(f"{UNITS[resource]}, % of the start")
+        axes.set_ylabel(f"{unit_of(resource)}, % of the start")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_xlim(-0.6, max([1, *numbers]) + 0.6)
 

@@ -10,11 +10,11 @@ from numbers import Integral, Real
 from typing import Any
 
 from fxprune.errors import BudgetError, BudgetTypeError
+from fxprune.registries import RESOURCES
+from fxprune.resources.kinds import unit_of
 from passes.arguments import got
 
-RESOURCES = ("flops", "macs", "params", "memory", "latency")
 ALIASES = {"weights": "params"}
-UNITS = {"flops": "FLOPs", "macs": "MACs", "params": "parameters", "memory": "bytes", "latency": "ms"}
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Budget:
     """A target for one resource: `ratio`, a share of what the network uses now, or `value`, an absolute number.
 
     Resources and units: flops and macs (operations), params (elements; alias weights), memory (bytes, the peak
-    of live activations plus parameters), latency (milliseconds).
+    of live activations plus parameters), latency (milliseconds), and those that `register_resource` has added.
 
     >>> Budget("macs", ratio=0.5)
     Budget(resource='macs', ratio=0.5, value=None)
@@ -56,7 +56,7 @@ class Budget:
     def __str__(self) -> str:
         if self.ratio is not None:
             return f"{self.resource} at {self.ratio:.4g} of the start"
-        return f"{self.resource} at {self.value:,} {UNITS[self.resource]}"
+        return f"{self.resource} at {self.value:,} {unit_of(self.resource)}"
 
     def to_dict(self) -> dict[str, Any]:
         amount = {"ratio": self.ratio} if self.ratio is not None else {"value": self.value}
@@ -73,7 +73,7 @@ def resource_name(name: Any) -> str:
         raise BudgetTypeError(f"Budget: resource is {name!r}, a {type(name).__name__}; expected one of {_known()}.")
     name = ALIASES.get(name, name)
     if name not in RESOURCES:
-        near = get_close_matches(name, (*RESOURCES, *ALIASES), n=1)
+        near = get_close_matches(name, (*RESOURCES.list(), *ALIASES), n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise BudgetError(f"Budget: unknown resource {name!r}; expected one of {_known()}.{hint}")
     return name
@@ -137,13 +137,13 @@ def _checked_ratio(ratio: Any, where: str) -> float:
 def _checked_value(value: Any, resource: str) -> float:
     where = f"Budget({resource!r}, value=...)"
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise BudgetTypeError(f"{where}: got {value!r}, a {type(value).__name__}; expected {UNITS[resource]}.")
+        raise BudgetTypeError(f"{where}: got {value!r}, a {type(value).__name__}; expected {unit_of(resource)}.")
     number = _as_float(value)
     if not math.isfinite(number) or number <= 0:
-        raise BudgetError(f"{where}: got {got(value)}; expected more than 0 {UNITS[resource]}.")
-    if resource != "latency" and number < 1:
+        raise BudgetError(f"{where}: got {got(value)}; expected more than 0 {unit_of(resource)}.")
+    if number < RESOURCES.find(resource).least:
         raise BudgetError(
-            f"{where}: got {value!r} {UNITS[resource]}; a share of the network's own {resource} is ratio={value!r}."
+            f"{where}: got {value!r} {unit_of(resource)}; a share of the network's own {resource} is ratio={value!r}."
         )
     return int(number) if number.is_integer() else number
 
@@ -156,4 +156,4 @@ def _as_float(value: Any) -> float:
 
 
 def _known() -> str:
-    return ", ".join((*RESOURCES, *(f"{alias} (for {name})" for alias, name in ALIASES.items())))
+    return ", ".join((*RESOURCES.list(), *(f"{alias} (for {name})" for alias, name in ALIASES.items())))

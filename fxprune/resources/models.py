@@ -4,16 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from torch import nn
-
-from fxprune.resources.budgets import UNITS
-
-if TYPE_CHECKING:
-    from passes import Cost
 
 Widths = Mapping[str, Any]
 """{group name: size}; a size may be an integer array, and all arrays broadcast together."""
@@ -67,12 +61,6 @@ class Counted:
 
     def value(self, widths: Widths | None = None) -> Any:
         return self.count(widths)
-
-
-def counted(costs: Cost, name: str) -> Counted:
-    """The resource of this name of a network's costs."""
-    along = None if name == "memory" else partial(costs.along, name)  # a peak is no polynomial
-    return Counted(name, UNITS[name], costs.resource(name), along=along)
 
 
 def one_at_a_time(

@@ -15,7 +15,8 @@ from fxprune.journal.protocol import Journal
 from fxprune.journal.rebuilding import rebuild
 from fxprune.journal.records import Round
 from fxprune.problem.wrappers import BARE, Wrapping, unwrapped
-from fxprune.resources.budgets import UNITS, Budget
+from fxprune.resources.budgets import Budget
+from fxprune.resources.kinds import amount, unit_of
 from passes import capture
 
 if TYPE_CHECKING:
@@ -125,8 +126,8 @@ def summary(result: NetAdaptResult) -> str:
         name = budget.resource
         before, after = result.start[name], result.achieved[name]
         lines.append(
-            f"  {name}: {_amount(before, name)} -> {_amount(after, name)} {UNITS[name]} ({after / before:.1%}), "
-            f"budget {_amount(budget.limit(before), name)}"
+            f"  {name}: {amount(before, name)} -> {amount(after, name)} {unit_of(name)} ({after / before:.1%}), "
+            f"budget {amount(budget.limit(before), name)}"
         )
     if result.note:
         lines.append(f"  {result.note}")
@@ -135,7 +136,7 @@ def summary(result: NetAdaptResult) -> str:
     lines += [f"  holds for: {sentence}" for sentence in result.certificate.specialised]
     if result.rounds:
         header = ["round", *[f"{name} (target)" for name in names], "chosen", "width", "score"]
-        rows = [header, ["0", *[_amount(result.start[name], name) for name in names], "", "", f"{result.baseline:.6g}"]]
+        rows = [header, ["0", *[amount(result.start[name], name) for name in names], "", "", f"{result.baseline:.6g}"]]
         widths = dict(result.original_widths)
         for record in result.rounds:
             changed = ", ".join(
@@ -146,7 +147,7 @@ def summary(result: NetAdaptResult) -> str:
             rows.append(
                 [
                     f"{record.round}{mark}",
-                    *[f"{_amount(record.achieved[n], n)} ({_amount(record.targets[n], n)})" for n in names],
+                    *[f"{amount(record.achieved[n], n)} ({amount(record.targets[n], n)})" for n in names],
                     record.chosen_group,
                     changed + (f" and {more} more" if more > 0 else ""),
                     f"{record.score:.6g}",
@@ -171,10 +172,6 @@ def summary(result: NetAdaptResult) -> str:
         )
     lines += ["", spent]
     return printed("\n".join(lines))
-
-
-def _amount(value: float, name: str) -> str:
-    return f"{value:.3f}" if UNITS[name] == "ms" else f"{value:,.0f}"
 
 
 def _table(rows: list[list[str]]) -> list[str]:

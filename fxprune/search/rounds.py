@@ -15,22 +15,24 @@ from dataclasses import dataclass, replace
 import numpy as np
 from torch import nn
 
-from fxprune.criteria.weight_norms import importance, importance_lost, keep_units, producer_count, ranked
+from fxprune.criteria.registry import rank, ranked
+from fxprune.criteria.weight_norms import importance_lost, keep_units, producer_count
 from fxprune.errors import SearchError
 from fxprune.io.tensors import from_bytes, put_tensors, tensors_of, to_bytes
 from fxprune.journal.protocol import Journal
 from fxprune.journal.rebuilding import restore_network
 from fxprune.journal.records import Candidate, Round
 from fxprune.problem.search_problem import Problem
+from fxprune.registries import STRATEGIES
 from fxprune.resources.models import MeasuredResource, Resource
-from fxprune.search.allocated_proposals import propose_allocated
 from fxprune.search.observed import Observed, observed
 from fxprune.search.progress import Progress
-from fxprune.search.proposals import Proposal, bargains, evaluate, propose, propose_joint, propose_uniform
+from fxprune.search.proposals import Proposal, evaluate
+from fxprune.search.strategies.protocol import Situation, proposals_of
 from fxprune.training.candidate import seed_of
 from fxprune.training.repaired import Repaired
+from fxprune.workers.protocol import Task, Workers
 from fxprune.workers.repair import Repair
-from fxprune.workers.serial import Task, Workers
 from passes import Coupling, Plan, apply_plan
 
 log = logging.getLogger(__name__)
@@ -196,9 +198,8 @@ def rankings(problem: Problem, position: Position, journal: Journal) -> tuple[Po
             position = replace(position, observed=found)
     if position.observed is not None:
         return position, position.observed.scores, position.observed.lost(position.widths)
-    scores = {
-        name: importance(position.network, position.coupling.group(name), metric, seed=seed) for name in problem.grids
-    }
+    groups = [position.coupling.group(name) for name in problem.grids]
+    scores = {group.name: rank(metric, position.network, group, seed=seed).scores for group in groups}
     lost = {name: importance_lost(s, producer_count(position.coupling.group(name))) for name, s in scores.items()}
     return position, scores, lost
 
@@ -218,20 +219,12 @@ def round_targets(problem: Problem, position: Position, number: int) -> dict[str
 def make_proposals(
     problem: Problem, position: Position, targets: Mapping[str, float], lost: Mapping[str, np.ndarray]
 ) -> list[Proposal]:
-    """What the strategy proposes; where no single group meets the targets, also to shrink several."""
-    widths, grids, strategy = position.widths, problem.grids, problem.strategy
-    if strategy == "allocate":
-        return propose_allocated(position.resources, position.coupling, widths, targets, grids, lost)
-    if strategy == "uniform":
-        proposal = propose_uniform(position.resources, widths, targets, grids, problem.coupling.widths)
-        return [proposal] if proposal else []
-    singles = list(propose(position.resources, widths, targets, grids)) if strategy == "netadapt" else []
-    if not problem.scored:  # a price is known for every width; what is to be evaluated is taken as the paper does
-        singles = bargains(position.resources, widths, targets, problem.limits, grids, lost, singles)
-    if any(proposal.meets for proposal in singles) or (strategy == "netadapt" and not problem.config.joint):
-        return singles
-    joint = propose_joint(position.resources, widths, targets, grids, lost)
-    return [*singles, joint] if joint else singles
+    """What the strategy proposes."""
+    situation = Situation(
+        position.coupling, position.resources, position.widths, problem.coupling.widths, targets, problem.limits,
+        problem.grids, lost, problem.scored, problem.config.joint,
+    )  # fmt: skip
+    return proposals_of(STRATEGIES.find(problem.strategy), situation)
 
 
 def as_candidates(

@@ -23,8 +23,8 @@ from fxprune.errors import WorkerError
 from fxprune.io.tensors import from_bytes, tensors_of, to_bytes
 from fxprune.training.candidate import Evaluate, Train, Trained, out_of_time, said
 from fxprune.workers.lifetime import EndingProcess, end_with_parent, processes_end_here
+from fxprune.workers.protocol import Job, Outcome, Task, sent
 from fxprune.workers.repair import Repair
-from fxprune.workers.serial import Outcome, Task, sent
 from fxprune.workers.transport import pack, pack_functions, pack_repair, train_packed
 from passes import Coupling
 from passes.process.settings import computing_settings, put_settings
@@ -62,6 +62,8 @@ class Processes:
     their number can change the last bits of a result: where processes and threads are more than there are cores, lower
     `torch.set_num_threads` first. So are all other settings that a result depends on.
     """
+
+    sends = True  # candidates go to other processes, so they must be such as can be sent
 
     count: int
     train: Train | None
@@ -241,3 +243,8 @@ def work(pipe: Connection, functions: bytes, settings: dict[str, Any], number: i
             else:
                 packed, task = pickle.loads(message[1:])
                 pipe.send(train_packed(unpacked, weights, packed, task, repair))
+
+
+def of_job(job: Job) -> Processes:
+    """Workers for a search."""
+    return Processes(job.count, job.train, job.evaluate, job.retries, job.limit_s)

@@ -20,8 +20,8 @@ from fxprune.errors import WorkerError
 from fxprune.io.tensors import from_bytes, tensors_of, to_bytes
 from fxprune.training.candidate import Evaluate, Train, Trained, out_of_time, said
 from fxprune.workers import process_guard
+from fxprune.workers.protocol import Job, Outcome, Task, sent
 from fxprune.workers.repair import Repair
-from fxprune.workers.serial import Outcome, Task, sent
 from fxprune.workers.transport import pack, pack_repair, train_packed
 from passes import Coupling
 from passes.process.settings import computing_settings, put_settings
@@ -55,6 +55,8 @@ class OnRay:
     takes longer than `limit_s` seconds and is then killed, is tried again up to `retries` times, then reported as
     failed.
     """
+
+    sends = True  # candidates go to other processes, so they must be such as can be sent
 
     train: Train | None
     evaluate: Evaluate | None
@@ -241,3 +243,8 @@ def _candidate(
         return
     repairs = None if repair is None else pickle.loads(repair)
     yield pickle.dumps(train_packed(unpacked, from_bytes(weights), packed, task, repairs))
+
+
+def of_job(job: Job) -> OnRay:
+    """Workers for a search."""
+    return OnRay(job.train, job.evaluate, job.retries, job.limit_s, job.settings)

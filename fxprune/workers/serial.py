@@ -1,125 +1,27 @@
-"""Workers: who trains the candidates of a round. Here the protocol, and the one that does it in this process."""
+"""Workers of one: the candidates one after the other, in this process."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Protocol
 
 from torch import nn
 
-from fxprune.io.tensors import tensors_of, to_bytes
-from fxprune.training.candidate import Evaluate, Prepare, Train, Trained, train_candidate
+from fxprune.workers.protocol import Job, Outcome, Task
 from fxprune.workers.repair import Repair
-from passes import Coupling, Plan, apply_plan
-
-log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Task:
-    """One candidate to train: its plan relative to the network of the round, steps and seed.
-
-    repair: "" for a candidate that stays sliced; "screen": it is repaired in closed form and only scored, so that
-    nobody wants its weights; "keep": it is repaired in closed form, then trained if there are steps; "refine": the same
-    with refinement.
-    """
-
-    index: int
-    plan: Plan
-    steps: int
-    seed: int
-    repair: str = ""
-
-    def trainer(self, train: Train | None) -> Train | None:
-        """What trains it, if anything does."""
-        return train if not self.repair or (self.steps and self.repair != "screen") else None
-
-    def judge(self, evaluate: Evaluate | None, repair: Repair | None) -> Evaluate | None:
-        """What scores it, where that is not known from its repair."""
-        if self.repair == "screen":
-            return None
-        return evaluate or (repair.score if repair is not None and self.steps else None)
-
-    def prepare(self, repair: Repair | None) -> Prepare | None:
-        """What repairs it."""
-        if repair is None or not self.repair:
-            return None
-        if self.repair == "screen":
-            return partial(repair.screen, plan=self.plan)
-        return partial(repair.keep, plan=self.plan, thorough=self.repair == "refine")
-
-    def gives_weights(self, train: Train | None) -> bool:
-        """Whether its weights are others afterwards than those of its slice, and wanted."""
-        return self.repair in ("keep", "refine") or (not self.repair and train is not None)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What came of a task. `weights` makes the tensors afterwards (safetensors), before the next outcome is asked for:
-    most candidates lose, and nobody wants theirs. None if it failed or nothing was trained."""
-
-    index: int
-    trained: Trained
-    weights: Callable[[], bytes] | None
-
-
-class Workers(Protocol):
-    """Trains candidates, in any order and place; the same task gives the same outcome everywhere."""
-
-    def start(self) -> None:
-        """Get ready, before the search begins; a WorkerError says what cannot be sent, and how to fix it."""
-
-    def run(
-        self, network: nn.Module, coupling: Coupling, tasks: Sequence[Task], repair: Repair | None = None
-    ) -> Iterator[Outcome]:
-        """Yield an outcome for each task, as they finish. `network`, coupled as `coupling`, is left as it is.
-
-        repair: repairs the tasks that ask for it; it is that of `network`.
-        """
-
-    def close(self) -> None:
-        """Give everything back; called at the end, also after an interruption."""
-
-
-@dataclass
-class Timed:
-    """Workers, with the seconds that they spent in train and evaluate."""
-
-    workers: Workers
-    train: float = 0.0
-    evaluate: float = 0.0
-
-    def start(self) -> None:
-        self.workers.start()
-
-    def run(
-        self, network: nn.Module, coupling: Coupling, tasks: Sequence[Task], repair: Repair | None = None
-    ) -> Iterator[Outcome]:
-        for outcome in self.workers.run(network, coupling, tasks, repair):
-            self.train += outcome.trained.seconds_train
-            self.evaluate += outcome.trained.seconds_evaluate
-            yield outcome
-
-    def close(self) -> None:
-        self.workers.close()
+from passes import Coupling
 
 
 @dataclass
 class Serial:
     """One candidate after the other, in this process.
 
-    One that takes longer than `limit_s` seconds is stopped where Python code runs in the main thread, tried again up to
-    `retries` times, then reported as failed. One that hangs in compiled code, crashes or calls `os._exit` takes this
-    process with it; only workers of their own processes survive that.
+    One that takes longer than the job's limit is stopped where Python code runs in the main thread, tried again, then
+    reported as failed. One that hangs in compiled code, crashes or calls `os._exit` takes this process with it; only
+    workers of their own processes survive that.
     """
 
-    train: Train | None
-    evaluate: Evaluate | None
-    retries: int = 1
-    limit_s: float | None = None
+    job: Job
 
     def start(self) -> None:
         pass
@@ -127,28 +29,13 @@ class Serial:
     def run(
         self, network: nn.Module, coupling: Coupling, tasks: Sequence[Task], repair: Repair | None = None
     ) -> Iterator[Outcome]:
-        attempts = 1 + self.retries
         for task in tasks:
-            for attempt in range(attempts):
-                candidate = apply_plan(network, task.plan)
-                trained = train_candidate(
-                    candidate, task.steps, task.seed, task.trainer(self.train), task.judge(self.evaluate, repair),
-                    self.limit_s, task.prepare(repair),
-                )  # fmt: skip
-                if not trained.late:
-                    break
-                log.warning("candidate %d, attempt %d of %d: %s", task.index, attempt + 1, attempts, trained.error)
-            keep = task.gives_weights(self.train) and trained.error is None
-            yield Outcome(task.index, trained, partial(_bytes_of, candidate) if keep else None)
+            yield self.job.do(network, task, repair)
 
     def close(self) -> None:
         pass
 
 
-def _bytes_of(network: nn.Module) -> bytes:
-    return to_bytes(tensors_of(network))
-
-
-def sent(index: int, trained: Trained, weights: bytes | None) -> Outcome:
-    """The outcome of a task whose weights came from another process."""
-    return Outcome(index, trained, None if weights is None else partial(bytes, weights))
+def of_job(job: Job) -> Serial:
+    """Workers for a search."""
+    return Serial(job)

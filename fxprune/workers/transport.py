@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from fxprune.errors import WorkerError
 from fxprune.io.tensors import named_tensors, tensors_of, to_bytes
 from fxprune.training.candidate import Trained, said, train_candidate
+from fxprune.workers.protocol import Task
 from fxprune.workers.repair import Repair
-from fxprune.workers.serial import Task
 from passes import Coupling, Plan, apply_plan
 
 Kept = dict[str, dict[int, np.ndarray]]

@@ -6,7 +6,8 @@ product of its axes, and the length of an axis is a polynomial in the widths of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -17,10 +18,26 @@ from passes.analysis.coupling import Coupling
 from passes.analysis.peak_memory import peak_bytes
 from passes.analysis.polynomial import Compiled, Lengths
 from passes.arguments import got, is_a
+from passes.axes.expressions import Axis
 from passes.errors import PlanError
+from passes.ops import spelled
 
 Widths = Mapping[str, Any]
 _FLOPS_PER_MAC = 2
+
+
+@dataclass(frozen=True)
+class OperatorCost:
+    """One call of an operator in a forward pass.
+
+    operator: its name, ``aten.convolution.default``. node: the graph node or the call of a module that made it.
+    macs, elements: functions of the widths, as those of `Cost`: multiply-accumulates, and elements of its results.
+    """
+
+    operator: str
+    node: str
+    macs: Callable[[Widths | None], Any]
+    elements: Callable[[Widths | None], Any]
 
 
 class Cost(Lengths):
@@ -63,6 +80,30 @@ class Cost(Lengths):
     def memory(self, widths: Widths | None = None) -> Any:
         """Peak bytes of live activations plus the bytes of parameters and buffers."""
         return self._evaluate(self._memory, widths)
+
+    @cached_property
+    def operators(self) -> tuple[OperatorCost, ...]:
+        """What each call costs, in the order of the run: the parts of any resource that is a sum over operators.
+
+        >>> import torch; from torch import nn
+        >>> from passes import couple, cost
+        >>> costs = cost(couple(nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(1, 3)))
+        >>> [(call.macs({"0": 4}), call.elements({"0": 4})) for call in costs.operators if call.macs()]
+        [(12, 4), (8, 2)]
+        """
+
+        def of(products: Iterable[Sequence[Axis]]) -> Callable[[Widths | None], Any]:
+            compiled = self.compile(products)
+
+            def value(widths: Widths | None = None) -> Any:
+                return self._evaluate(compiled, widths)
+
+            return value
+
+        return tuple(
+            OperatorCost(spelled(r.func), r.node, of(r.macs), of(value.axes for value in r.outputs))
+            for r in self.coupling.structure.records
+        )
 
     def resource(self, name: str) -> Callable[[Widths | None], Any]:
         """The function of a resource by name: flops, macs, params (or weights), memory."""

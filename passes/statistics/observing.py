@@ -90,7 +90,7 @@ def observe(
         raise PassError("observe: there is no batch; pass at least one")
     made = Statistics(
         coupling.fingerprint, dict(watcher.sites), moments, samples,
-        sums.fisher if sums else {}, sums.taylor if sums else {}, sums.count if sums else 0, model,
+        sums.fisher if sums else {}, sums.taylor if sums else {}, sums.count if sums else 0, model, coupling,
     )  # fmt: skip
     made.all_reduce()
     return made

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
+from passes.analysis.coupling import Coupling
 from passes.errors import PassError
 from passes.statistics.moments import Moments
 from passes.statistics.sites import Site
@@ -22,8 +23,8 @@ class Statistics:
 
     sites: each use of a parameter by a contracting operator. moments: by the name of the site that first read the
     operand. samples: how many were seen. fisher, taylor: for each group the sums over `gradients` small batches of
-    (g.w)^2 and of abs(g.w), g.w being summed over all that makes the unit; empty without a loss. network: what was
-    observed; not saved.
+    (g.w)^2 and of abs(g.w), g.w being summed over all that makes the unit; empty without a loss. network, coupling:
+    what was observed; not saved.
     """
 
     fingerprint: str
@@ -34,6 +35,21 @@ class Statistics:
     taylor: Mapping[str, np.ndarray] = field(default_factory=dict)
     gradients: int = 0
     network: nn.Module | None = field(default=None, repr=False, compare=False)
+    coupling: Coupling | None = field(default=None, repr=False, compare=False)
+
+    def coupled(self) -> Coupling:
+        """The coupling of what was observed. Raises PassError for statistics of a file that were not `bound`."""
+        if self.coupling is None:
+            raise PassError("these statistics come from a file; bind them to the network that they are of: bound(...)")
+        return self.coupling
+
+    def bound(self, network: nn.Module, coupling: Coupling) -> Statistics:
+        """These sums beside the network that they are of. Raises PassError where they are of another one."""
+        if coupling.fingerprint != self.fingerprint:
+            raise PassError(
+                f"statistics of network {self.fingerprint[:12]} do not describe {coupling.fingerprint[:12]}; observe it"
+            )
+        return replace(self, network=network, coupling=coupling)
 
     def of(self, site: Site) -> Moments:
         """The moments of what `site` reads."""
@@ -58,7 +74,7 @@ class Statistics:
         return Statistics(
             self.fingerprint, dict(self.sites), moments, self.samples + other.samples,
             _added(self.fisher, other.fisher), _added(self.taylor, other.taylor),
-            self.gradients + other.gradients, self.network,
+            self.gradients + other.gradients, self.network, self.coupling,
         )  # fmt: skip
 
     def all_reduce(self) -> None:

@@ -16,6 +16,7 @@ from fxprune.exporters.check import agreement, fixed_batch_reason, other_size
 from fxprune.exporters.files import check_free, staged
 from fxprune.exporters.inputs import Inputs, call
 from fxprune.exporters.outcome import ExportReport
+from fxprune.exporters.protocol import Job
 from fxprune.exporters.source.constructors import Constructors
 from fxprune.exporters.source.containers import (
     Container,
@@ -221,3 +222,8 @@ def _executed(path: Path) -> nn.Module:
     namespace: dict[str, Any] = {"__name__": path.stem, "__file__": str(path)}
     exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), namespace)  # our own text, written above
     return namespace["load"]()
+
+
+def write(job: Job) -> ExportReport:
+    """This form of a network, for `export`."""
+    return write_source(job.graph(), job.inputs, job.path, job.tolerance, job.dynamic_batch, job.overwrite)

@@ -109,6 +109,11 @@ class OnnxRuntime(Timed):
         return run
 
 
+def on_cpu(threads: int = 1, device: str = "cpu") -> OnnxRuntime:
+    """The backend for these threads; its provider is the CPU's, whatever the device."""
+    return OnnxRuntime(threads)
+
+
 def exported(gm: fx.GraphModule, example_inputs: Any) -> bytes:
     """The network as torch.onnx.export writes it."""
     gm.eval()

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.fx import symbolic_trace
 
 from fxprune import Budget, netadapt
-from fxprune.criteria.weight_norms import METRICS, importance, importance_lost, keep_units, producer_count, ranked
+from fxprune.criteria.registry import rank, ranked
+from fxprune.criteria.weight_norms import METRICS, importance, importance_lost, keep_units, producer_count
 from fxprune.errors import ConfigError, WeightError
 from passes import PruneChannels, capture, couple, verify
 
@@ -79,9 +80,9 @@ def test_bn_scale_and_its_fallback() -> None:
 
 def test_random_depends_on_seed_and_group_alone() -> None:
     gm = symbolic_trace(_net())
-    first = importance(gm, _group(), "random", seed=1)  # type: ignore[arg-type]
-    np.testing.assert_array_equal(first, importance(gm, _group(), "random", seed=1))  # type: ignore[arg-type]
-    assert not np.array_equal(first, importance(gm, _group(), "random", seed=2))  # type: ignore[arg-type]
+    first, again, other = (rank("random", gm, _group(), seed=seed).scores for seed in (1, 1, 2))  # type: ignore[arg-type]
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
 
 
 def test_units_with_several_positions() -> None:

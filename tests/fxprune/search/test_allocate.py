@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from fxprune.criteria import CRITERIA, Evidence
 from fxprune.criteria.curves import curves, scaled
+from fxprune.criteria.registry import rank
 from fxprune.errors import ConfigError
 from fxprune.problem.width_grids import Grid
+from fxprune.registries import list_criteria
 from fxprune.resources.models import Counted
 from fxprune.search.allocation import allocate
 from passes import capture, couple, observe
@@ -124,7 +125,7 @@ def test_curves_pass_through_what_was_measured_and_never_rise():
     assert scaled(np.array([4.0, 2.0, 0.0]), {}).tolist() == [4.0, 2.0, 0.0]
 
 
-@pytest.mark.parametrize("name", sorted(CRITERIA))
+@pytest.mark.parametrize("name", list_criteria())
 def test_every_criterion_ranks_every_group_and_a_unit_that_is_zero_goes_first(name):
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(96, 4))
@@ -136,11 +137,11 @@ def test_every_criterion_ranks_every_group_and_a_unit_that_is_zero_goes_first(na
     coupling = couple(gm, x[:2])
     statistics = observe(gm, coupling, [x], gradients="sampled")
     for group in coupling.groups:
-        ranking = CRITERIA[name](Evidence(gm, coupling, statistics), group)
+        ranking = rank(name, gm, group, statistics)
         assert ranking.scores.shape == (6,) and ranking.errors.shape == (7,)
         assert ranking.errors[-1] == 0 and (np.diff(ranking.errors) <= 0).all()
         if name not in ("random", "fpgm"):
             assert int(ranking.scores.argmin()) == 4
     if name in ("obs", "fisher", "taylor", "activation"):
         with pytest.raises(ConfigError, match="calibration"):
-            CRITERIA[name](Evidence(gm, coupling), coupling.groups[0])
+            rank(name, gm, coupling.groups[0])

@@ -10,7 +10,7 @@ from torch import nn
 
 from fxprune import Budget, NetAdaptConfig, netadapt
 from fxprune.problem.width_grids import Grid
-from fxprune.resources.models import counted
+from fxprune.resources.kinds import counted
 from fxprune.search.proposals import propose
 from passes import capture, cost, couple
 

@@ -1,0 +1,79 @@
+"""What an exporter is given, and how one of a user's is made safe: its files appear whole or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import fx, nn
+
+from fxprune.errors import ExportError
+from fxprune.exporters.files import staged
+from fxprune.exporters.inputs import Inputs
+from fxprune.exporters.outcome import ExportReport
+from fxprune.registries import EXPORTERS
+from passes import CaptureError, Plan, capture
+
+
+@dataclass(frozen=True)
+class Job:
+    """One export.
+
+    network: in eval mode, without wrappers. inputs: the arguments of one call (``inputs.args``, ``inputs.kwargs``).
+    path: the file to write; companions may stand beside it. plan: that made the network, None where it is not known.
+    tolerance: how far the written form may differ. dynamic_batch: whether any batch size is wanted. overwrite: whether
+    a file of others may be replaced.
+    """
+
+    network: nn.Module
+    inputs: Inputs
+    path: Path
+    plan: Plan | None
+    tolerance: float
+    dynamic_batch: bool
+    overwrite: bool
+
+    def graph(self) -> fx.GraphModule:
+        """The network as a graph. Raises ExportError where it cannot be captured."""
+        if isinstance(self.network, fx.GraphModule):
+            return self.network
+        try:
+            return capture(self.network, dict(self.inputs.kwargs) or tuple(self.inputs.args))
+        except CaptureError as error:
+            raise ExportError(f"{self.path.suffix} is written of a graph; this model has none: {error}") from error
+
+
+@dataclass(frozen=True)
+class Simple:
+    """An exporter of a function that writes ``job.path`` and may return notes for the report, a text or several."""
+
+    write: Callable[[Job], object]
+
+    def __call__(self, job: Job) -> ExportReport:
+        with staged(job.path, job.overwrite) as folder:
+            said = self.write(replace(job, path=folder / job.path.name))
+            names = sorted(file.name for file in folder.iterdir())
+            if job.path.name not in names:
+                raise ExportError(f"the exporter of {job.path.suffix} wrote {names or 'nothing'}, not {job.path.name}")
+        notes = [said] if isinstance(said, str) else list(said) if isinstance(said, list | tuple) else []
+        files = (job.path, *(job.path.parent / name for name in names if name != job.path.name))
+        notes = [*map(str, notes), "not run beside the network"]
+        return ExportReport(job.path.suffix[1:], job.path, files, notes=tuple(notes))
+
+
+def register_exporter(suffix: str, write: Callable[[Job], object], *, override: bool = False) -> None:
+    """Let `export` write files of this suffix by a function of a `Job`.
+
+    It writes ``job.path``, which lies in a folder of its own until all is written, and may return notes.
+
+    >>> import numpy as np
+    >>> def npz(job):
+    ...     np.savez(job.path, **{name: tensor.numpy() for name, tensor in job.network.state_dict().items()})
+    >>> register_exporter(".npz", npz, override=True)
+    """
+    if not isinstance(suffix, str) or not suffix.startswith(".") or len(suffix) < 2:
+        raise ExportError(f"register_exporter: got the suffix {suffix!r}; expected one such as '.npz'")
+    if not callable(write):
+        raise ExportError(f"register_exporter: {suffix}: got a {type(write).__name__}; expected a function of a Job")
+    EXPORTERS.register(suffix, Simple(write), override=override)

@@ -1,0 +1,25 @@
+"""Latency as a kind of resource: measured on this device, for the widths that a search can reach."""
+
+from __future__ import annotations
+
+from torch.fx import GraphModule
+
+from fxprune.problem.inputs import graph_like
+from fxprune.problem.width_grids import grid_of
+from fxprune.resources.kinds import Kind, Subject
+from fxprune.resources.models import Resource
+
+
+def make(subject: Subject) -> Resource:
+    """The measured latency of a network, with the settings of the table `latency` of the configuration."""
+    from fxprune.latency.measuring import latency_resource
+
+    network, coupling = subject.network, subject.coupling
+    if not isinstance(network, GraphModule):
+        network, coupling = graph_like(network, coupling, subject.example_inputs)
+    step, least = grid_of(coupling, subject.settings)
+    given = {"step": step, "least": least, "progress": subject.progress, **subject.settings.latency}
+    return latency_resource(network, coupling, subject.example_inputs, **given)
+
+
+latency = Kind(make, "ms", format=".3f")

@@ -1,0 +1,12 @@
+"""Joint plans to the target at once: the widths of least summed error by the groups' curves."""
+
+from __future__ import annotations
+
+from fxprune.search.allocated_proposals import propose_allocated
+from fxprune.search.proposals import Proposal
+from fxprune.search.strategies.protocol import Situation
+
+
+def allocate(now: Situation) -> list[Proposal]:
+    """Integer programmes over the curves."""
+    return propose_allocated(now.resources, now.coupling, now.widths, now.targets, now.grids, now.lost)

@@ -1,0 +1,59 @@
+"""What a strategy sees, and what may come of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fxprune.errors import SearchError
+from fxprune.problem.width_grids import Grid
+from fxprune.resources.models import Resource
+from fxprune.search.proposals import Proposal, evaluate
+from passes import Coupling
+
+
+@dataclass(frozen=True)
+class Situation:
+    """Where a search stands at the start of a round.
+
+    coupling: of the network as it is. widths, start_widths: of all groups, now and before the search. targets: what the
+    round must meet, by resource. limits: what the search must meet. grids: the widths that each group may be given
+    (``grids[group].below(width)``). lost: for each group an array whose entry w is what is lost at width w, by its
+    curve where there are data, else by the importance of its units. scored: candidates are run and scored one by one;
+    without it `lost` decides. joint: several groups may shrink in one proposal.
+    """
+
+    coupling: Coupling
+    resources: Sequence[Resource]
+    widths: Mapping[str, int]
+    start_widths: Mapping[str, int]
+    targets: Mapping[str, float]
+    limits: Mapping[str, float]
+    grids: Mapping[str, Grid]
+    lost: Mapping[str, np.ndarray]
+    scored: bool = False
+    joint: bool = True
+
+    def used(self, widths: Mapping[str, int]) -> dict[str, float]:
+        """What the network uses of each resource with some widths changed."""
+        return evaluate(self.resources, {**self.widths, **widths})
+
+    def proposal(self, widths: Mapping[str, int]) -> Proposal:
+        """New widths of some groups as a proposal. Raises SearchError for widths that no group can be given."""
+        for name, width in widths.items():
+            if name not in self.grids or width not in self.grids[name].below(self.widths[name]):
+                allowed = list(self.grids[name].below(self.widths[name])) if name in self.grids else []
+                raise SearchError(f"a strategy proposes {width!r} units for group {name!r}; allowed are {allowed}.")
+        used = self.used(widths)
+        return Proposal(dict(widths), used, all(used[name] <= target for name, target in self.targets.items()))
+
+
+Strategy = Callable[[Situation], "Sequence[Proposal | Mapping[str, int]]"]
+"""A function of a `Situation` that returns proposals: new widths of some groups each, ``{group: width}``."""
+
+
+def proposals_of(strategy: Strategy, situation: Situation) -> list[Proposal]:
+    """What a strategy proposes, with what each proposal uses."""
+    return [made if isinstance(made, Proposal) else situation.proposal(made) for made in strategy(situation)]

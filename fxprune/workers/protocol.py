@@ -1,0 +1,149 @@
+"""Workers: who trains the candidates of a round; what they are given, and what they give back."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Protocol
+
+from torch import nn
+
+from fxprune.io.tensors import tensors_of, to_bytes
+from fxprune.training.candidate import Evaluate, Prepare, Train, Trained, train_candidate
+from fxprune.workers.repair import Repair
+from passes import Coupling, Plan, apply_plan
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One candidate to train: its plan relative to the network of the round, steps and seed.
+
+    repair: "" for a candidate that stays sliced; "screen": it is repaired in closed form and only scored, so that
+    its weights are not kept; "keep": it is repaired in closed form, then trained if there are steps; "refine": the same
+    with refinement.
+    """
+
+    index: int
+    plan: Plan
+    steps: int
+    seed: int
+    repair: str = ""
+
+    def trainer(self, train: Train | None) -> Train | None:
+        """What trains it, if anything does."""
+        return train if not self.repair or (self.steps and self.repair != "screen") else None
+
+    def judge(self, evaluate: Evaluate | None, repair: Repair | None) -> Evaluate | None:
+        """What scores it, where that is not known from its repair."""
+        if self.repair == "screen":
+            return None
+        return evaluate or (repair.score if repair is not None and self.steps else None)
+
+    def prepare(self, repair: Repair | None) -> Prepare | None:
+        """What repairs it."""
+        if repair is None or not self.repair:
+            return None
+        if self.repair == "screen":
+            return partial(repair.screen, plan=self.plan)
+        return partial(repair.keep, plan=self.plan, thorough=self.repair == "refine")
+
+    def gives_weights(self, train: Train | None) -> bool:
+        """Whether its weights are others afterwards than those of its slice, and wanted."""
+        return self.repair in ("keep", "refine") or (not self.repair and train is not None)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a task. `weights` makes the tensors afterwards (safetensors), before the next outcome is asked for:
+    most candidates are not chosen. None if it failed or nothing was trained."""
+
+    index: int
+    trained: Trained
+    weights: Callable[[], bytes] | None
+
+
+class Workers(Protocol):
+    """Trains candidates, in any order and place; the same task gives the same outcome everywhere."""
+
+    def start(self) -> None:
+        """Get ready, before the search begins; a WorkerError says what cannot be sent, and how to fix it."""
+
+    def run(
+        self, network: nn.Module, coupling: Coupling, tasks: Sequence[Task], repair: Repair | None = None
+    ) -> Iterator[Outcome]:
+        """Yield an outcome for each task, as they finish. `network`, coupled as `coupling`, is left as it is.
+
+        repair: repairs the tasks that ask for it; it is that of `network`.
+        """
+
+    def close(self) -> None:
+        """Give everything back; called at the end, also after an interruption."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What workers are made for.
+
+    train, evaluate: the user's functions, None where nothing is trained or evaluated. count: how many workers a
+    configuration asks for. retries: how often a candidate is tried again whose worker was lost or took longer than
+    `limit_s` seconds. settings: the configuration's table for this kind of workers.
+    """
+
+    train: Train | None
+    evaluate: Evaluate | None
+    count: int = 1
+    retries: int = 1
+    limit_s: float | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def do(self, network: nn.Module, task: Task, repair: Repair | None = None) -> Outcome:
+        """Cut, repair, train and evaluate one candidate in this process."""
+        attempts = 1 + self.retries
+        for attempt in range(attempts):
+            candidate = apply_plan(network, task.plan)
+            trained = train_candidate(
+                candidate, task.steps, task.seed, task.trainer(self.train), task.judge(self.evaluate, repair),
+                self.limit_s, task.prepare(repair),
+            )  # fmt: skip
+            if not trained.late:
+                break
+            log.warning("candidate %d, attempt %d of %d: %s", task.index, attempt + 1, attempts, trained.error)
+        keep = task.gives_weights(self.train) and trained.error is None
+        return Outcome(task.index, trained, partial(_bytes_of, candidate) if keep else None)
+
+
+def _bytes_of(network: nn.Module) -> bytes:
+    return to_bytes(tensors_of(network))
+
+
+@dataclass
+class Timed:
+    """Workers, with the seconds that they spent in train and evaluate."""
+
+    workers: Workers
+    train: float = 0.0
+    evaluate: float = 0.0
+
+    def start(self) -> None:
+        self.workers.start()
+
+    def run(
+        self, network: nn.Module, coupling: Coupling, tasks: Sequence[Task], repair: Repair | None = None
+    ) -> Iterator[Outcome]:
+        given = (network, coupling, tasks) if repair is None else (network, coupling, tasks, repair)
+        for outcome in self.workers.run(*given):
+            self.train += outcome.trained.seconds_train
+            self.evaluate += outcome.trained.seconds_evaluate
+            yield outcome
+
+    def close(self) -> None:
+        self.workers.close()
+
+
+def sent(index: int, trained: Trained, weights: bytes | None) -> Outcome:
+    """The outcome of a task whose weights came from another process."""
+    return Outcome(index, trained, None if weights is None else partial(bytes, weights))

@@ -41,7 +41,7 @@ class NetAdaptConfig:
         None, rule.optional(rule.number(above=0, most=1)), "target as a share of the start; excludes budget"
     )
     budget_type: str = _key(
-        "flops", rule.checked_by(resource_name, "flops, macs, params (or weights), memory, latency, or a registered resource"),
+        "flops", rule.checked_by(resource_name, "flops, macs, params (or weights), memory, latency, or one registered"),
         "the resource: flops, macs, params (or weights), memory, latency, or one that is registered",
     )  # fmt: skip
     budgets: tuple[dict, ...] | None = _key(

@@ -254,12 +254,14 @@ def test_the_class_and_the_function_are_one_engine(pruned, tmp_path: Path) -> No
 
 
 def test_bn_compensation_repairs_candidates_by_the_training_batches(tmp_path: Path) -> None:
-    pruner = make_pruner(net().eval(), tmp_path / "run", bn_compensation=True)
+    pruner = make_pruner(net().eval(), tmp_path / "run", bn_compensation=True, netadapt_min_feature_size=2)
+    pruner.context.train_loader = make_batches(20)
     result = pruner.prune()
     assert result.met and (tmp_path / "run" / "statistics.safetensors").is_file()
     for record in result.rounds:
-        assert record.repaired is not None and record.repaired.kept < record.repaired.sliced
+        assert record.repaired is not None and record.repaired.kept <= record.repaired.sliced
         assert [c.steps for c in record.candidates if c.trained] == [2]
+    assert result.rounds[-1].repaired.kept < result.rounds[-1].repaired.sliced
     own = make_pruner(net().eval(), tmp_path / "own", bn_compensation=True)
     own.context.train_loader = None
     with pytest.raises(InputError, match=r"set context\.train_loader, or context\.calibration"):

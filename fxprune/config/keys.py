@@ -28,7 +28,7 @@ def _key(default: Any, check: rule.Rule, doc: str) -> Any:
 
 @dataclass(frozen=True)
 class NetAdaptConfig:
-    """All that a search can be told. Keys are those of TinyNeuralNetwork's NetAdapt, then fxprune's own.
+    """All settings of a search. Keys are those of TinyNeuralNetwork's NetAdapt, then fxprune's own.
 
     Each field's metadata holds its rule and its meaning; `NetAdaptConfig().to_yaml()` prints them all.
 

@@ -14,7 +14,7 @@ from passes import Statistics
 class Journal(Protocol):
     """Remembers finished candidates and rounds. What it returns is intact; what is damaged or missing is None.
 
-    `keeps_untrained`: it wants the weights of every round, also where nothing is trained and the plan tells them.
+    `keeps_untrained`: it wants the weights of every round, also where nothing is trained and they follow from the plan.
     """
 
     keeps_untrained: bool

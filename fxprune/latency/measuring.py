@@ -65,7 +65,7 @@ def build_table(
     """Measure on this device (or through `measure`) what is needed to predict the network at any widths on the grid.
 
     path: where the table is kept (default: `default_path`); what it holds already is not measured again. step: the
-    grid; "auto" samples it as finely as stairs can be found (a step of 4). Returns the whole table of that file.
+    grid; "auto" samples it as finely as steps can be found (a step of 4). Returns the whole table of that file.
     Raises TableError where the file at `path` cannot be used.
     """
     gm, coupling = _coupled(model, example_inputs)

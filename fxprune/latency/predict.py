@@ -18,7 +18,7 @@ from fxprune.latency.timing import Reference, Timing, warm_up
 
 Widths = Mapping[str, Any]
 Model = TypeVar("Model", bound="LatencyModel")
-_PAID = 0.7  # a stair: so much of the rise of a whole step comes with its first grid point
+_PAID = 0.7  # a step: so much of its rise comes with its first grid point
 _STEPS = (64, 32, 16, 8, 4, 2)
 
 
@@ -79,24 +79,24 @@ class LatencyModel:
         return replace(self, ratio=self.ratio * measured / predicted)
 
     def steps(self) -> dict[str, int]:
-        """For each group the width of the stairs that its cost climbs, where it climbs in stairs.
+        """For each group the width of the steps in which its cost grows, where it does.
 
         The largest step of 64, 32, ... whose rise comes (in the median, `_PAID` of it) with its first grid point:
         between two multiples there is nothing to save.
         """
         found = {}
         for name, widths in self.network.grid.items():
-            step = stair(np.asarray(widths), np.asarray(self.predict_ms({name: np.asarray(widths)})))
+            step = step_of(np.asarray(widths), np.asarray(self.predict_ms({name: np.asarray(widths)})))
             if step is not None:
                 found[name] = step
         return found
 
 
-def stair(widths: np.ndarray, ms: np.ndarray) -> int | None:
-    """The largest step whose stairs are seen in a cost over ascending widths, or None.
+def step_of(widths: np.ndarray, ms: np.ndarray) -> int | None:
+    """The largest step that is seen in a cost over ascending widths, or None.
 
     >>> widths = np.arange(8, 129, 8)
-    >>> stair(widths, 1 + np.ceil(widths / 32)), stair(widths, 1 + widths / 32)
+    >>> step_of(widths, 1 + np.ceil(widths / 32)), step_of(widths, 1 + widths / 32)
     (32, None)
     """
     least_rise = 0.002 * float(np.max(ms)) if len(ms) else 0.0

@@ -335,11 +335,11 @@ def brought_to(whole: float, parts: Sequence[tuple[Timing, bool]]) -> list[Timin
     >>> [t.ms for t in brought_to(10, [(Timing(4, 4, 4, 9), True), (Timing(8, 8, 8, 3), False)])]
     [4, 6.0]
     """
-    told = sum(timing.ms for timing, spared in parts if spared)
+    known = sum(timing.ms for timing, spared in parts if spared)
     guessed = sum(timing.ms for timing, spared in parts if not spared)
-    if guessed and whole / 10 < whole - told < guessed:
-        return [timing if spared else timing.scaled((whole - told) / guessed) for timing, spared in parts]
-    return [timing.scaled(whole / (told + guessed)) for timing, _ in parts]
+    if guessed and whole / 10 < whole - known < guessed:
+        return [timing if spared else timing.scaled((whole - known) / guessed) for timing, spared in parts]
+    return [timing.scaled(whole / (known + guessed)) for timing, _ in parts]
 
 
 def _device(gm: fx.GraphModule) -> str:

@@ -1,7 +1,7 @@
 """The cost of a unit between the widths that were measured: a staircase of products, and kriging of what is left.
 
 The trend is `c0 + sum ci xi + sum cij xi xj` with no negative coefficient, where beside a width xi also stands xi
-rounded up to a step, if that explains the samples better. Vector registers and tiles make costs climb in stairs, in
+rounded up to a step, if that explains the samples better. Vector registers and tiles make costs grow in steps, in
 part: the 8 channels that 40 has beyond a tile of 32 cost less than a tile and more than their share. The logarithm of
 measured over trend is interpolated by kriging (a Gaussian process: Krige, 1951; Rasmussen and Williams, 2006, chapter
 2), which passes near every sample and knows how far it may be off: the sampler measures next where that is most.
@@ -27,7 +27,7 @@ _BETTER = 0.9  # a finer explanation must cut the error by this factor
 
 @dataclass(frozen=True)
 class Surface:
-    """Milliseconds over widths; `steps` are the stairs found on each axis (1: none).
+    """Milliseconds over widths; `steps` are those found on each axis (1: none).
 
     error: root mean square of the leave-one-out errors, relative.
     """
@@ -96,7 +96,7 @@ def fit(points: np.ndarray, ms: np.ndarray, noise: np.ndarray) -> Surface:
 
 
 def _features(points: np.ndarray, steps: tuple[int, ...]) -> np.ndarray:
-    """One, each width, each width in stairs, and the products of those of different axes."""
+    """One, each width, each width rounded up to its step, and the products of those of different axes."""
     terms = []
     for axis, step in enumerate(steps):
         widths = points[:, axis]
@@ -146,7 +146,7 @@ def _non_negative(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _stairs(points: np.ndarray, ms: np.ndarray) -> tuple[int, ...]:
-    """For each axis the step whose stairs explain the samples best; 1 where none is clearly better than a line."""
+    """For each axis the step that explains the samples best; 1 where none is clearly better than a line."""
     axes = points.shape[1]
     steps = [1] * axes
     if len(points) < 4 * axes + 4:

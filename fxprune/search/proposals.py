@@ -17,7 +17,7 @@ import numpy as np
 from fxprune.problem.width_grids import Grid
 from fxprune.resources.models import Resource, one_at_a_time
 
-_STAIRS = 4  # a round may save so many times what its target asks for, to be rid of a whole stair
+_MOST_SAVED = 4  # a round may save so many times what its target asks for, to reach the next step of a cost
 
 
 @dataclass(frozen=True)
@@ -76,9 +76,9 @@ def bargains(
 ) -> list[Proposal]:
     """The proposals of single groups, each at the width that loses least importance per resource saved.
 
-    Latency climbs in stairs, and the largest width that meets a target stands somewhere on one: where its group can be
-    had down to the next stair for little more, that is the better offer, though it saves up to `_STAIRS` times as much.
-    What is saved below a budget's limit counts for nothing. A resource without stairs has no such widths.
+    Latency grows in steps of the width. The largest width that meets a target lies somewhere within a step: where its
+    group reaches the next step for little more, that is the better offer, though it saves up to `_MOST_SAVED` times
+    as much. What is saved below a budget's limit counts for nothing. A monotone resource has no such widths.
     """
     if all(getattr(resource, "monotone", False) for resource in resources):
         return list(proposals)
@@ -88,7 +88,7 @@ def bargains(
         sizes = np.array([w for w in grids[name].below(widths[name]) if w <= width][::-1])
         found = {r.name: one_at_a_time(r, widths, [name] * len(sizes))(sizes) for r in resources}
         saved = sum((here[r] - np.maximum(found[r], limit)) / here[r] for r, limit in limits.items() if here[r] > limit)
-        offered = _each_meets(found, targets) & (saved > 0) & (saved <= _STAIRS * saved[0])
+        offered = _each_meets(found, targets) & (saved > 0) & (saved <= _MOST_SAVED * saved[0])
         if not (proposal.meets and offered.any()):
             better.append(proposal)
             continue

@@ -389,7 +389,7 @@ def by_ratio(problem: Problem) -> bool:
     """Whether candidates are compared by their score change per resource saved.
 
     Always without `evaluate` and data: an accuracy is a judgement of the whole network, but the importance lost is a
-    price, and proposals overshoot a round's target by very different amounts (a stair of the latency, a wide group's
+    price, and proposals overshoot a round's target by very different amounts (a step of the latency, a wide group's
     step).
     """
     return problem.config.select == "ratio" or not problem.scored

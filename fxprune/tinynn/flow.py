@@ -16,7 +16,7 @@ from torch import nn
 from fxprune.errors import InputError
 from fxprune.training.candidate import begin_anew
 from fxprune.training.context import DLContext, get_device
-from fxprune.training.optimizer_recipe import Recipe, held_still, recipe_of
+from fxprune.training.optimizer_recipe import Recipe, recipe_of, with_inert_optimizer
 
 log = logging.getLogger(__name__)
 
@@ -35,17 +35,17 @@ class ContextTrain:
 
     def __call__(self, model: nn.Module, steps: int) -> None:
         context = own_context(self.context, model)
-        made = Made()
+        counter = StepCounter()
         if self.recipe is not None:
             context.optimizer = self.recipe.build(model)
-            context.optimizer.register_step_post_hook(made.step)
+            context.optimizer.register_step_post_hook(counter.step)
         done, epoch = 0, 0
         while done < steps:
             epoch += 1
             context.epoch, context.iteration, context.max_iteration = epoch, 0, steps - done
-            made.steps = 0
+            counter.steps = 0
             context.train_func(model, context)  # type: ignore[misc]
-            done += iterations(context, made.steps)
+            done += iterations(context, counter.steps)
         if done > steps:
             log.warning(
                 "train_func made %d iterations where context.max_iteration allowed %d; it should stop at max_iteration",
@@ -63,7 +63,7 @@ class ContextEvaluate:
         return self.context.validate_func(model, own_context(self.context, model))  # type: ignore[misc]
 
 
-class Made:
+class StepCounter:
     """Counts the steps of an optimizer."""
 
     def __init__(self) -> None:
@@ -88,7 +88,7 @@ def search_functions(names: Mapping[int, str], context: DLContext, rate: float) 
     shared = copy.copy(context)
     shared.optimizer = shared.calibration = None
     for name in ("scheduler", "iter_scheduler", "warmup_scheduler"):
-        setattr(shared, name, held_still(getattr(context, name)))
+        setattr(shared, name, with_inert_optimizer(getattr(context, name)))
     return ContextTrain(shared, recipe), ContextEvaluate(shared)
 
 

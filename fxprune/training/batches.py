@@ -1,4 +1,4 @@
-"""Batches of (inputs, targets) as users hand them in: told apart from what is none before the network sees them."""
+"""Batches of (inputs, targets) as users hand them in: checked before the network sees them."""
 
 from __future__ import annotations
 

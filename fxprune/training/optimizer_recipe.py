@@ -99,7 +99,7 @@ def recipe_of(optimizer: Optimizer, names: Mapping[int, str]) -> Recipe:
     return Recipe(type(optimizer), dict(optimizer.defaults), tuple(groups))
 
 
-class Still(Optimizer):
+class InertOptimizer(Optimizer):
     """An optimizer of nothing, with the groups of another: schedulers may step on it without any effect."""
 
     def __init__(self, optimizer: Optimizer):
@@ -114,10 +114,10 @@ class Still(Optimizer):
     _opt_called = True
 
 
-def held_still(scheduler: Any) -> Any:
+def with_inert_optimizer(scheduler: Any) -> Any:
     """A copy of a scheduler whose steps change no learning rate that anything is trained with."""
     owner = getattr(scheduler, "optimizer", None)
-    memo = {id(owner): Still(owner)} if isinstance(owner, Optimizer) else {}
+    memo = {id(owner): InertOptimizer(owner)} if isinstance(owner, Optimizer) else {}
     try:
         return copy.deepcopy(scheduler, memo)
     except Exception as error:  # a user's scheduler may refuse in any way

@@ -97,14 +97,14 @@ class Constructors:
         """Public attributes in which the module differs from a fresh one (set after construction by its owner)."""
         found = {}
         for path, child in module.named_modules():
-            twin = dict(fresh.named_modules()).get(path)
-            if type(twin) is not type(child) and path:
-                kinds = f"{type(twin).__name__} at {path}, not {type(child).__name__}"
+            rebuilt = dict(fresh.named_modules()).get(path)
+            if type(rebuilt) is not type(child) and path:
+                kinds = f"{type(rebuilt).__name__} at {path}, not {type(child).__name__}"
                 raise ExportError(f"{what}: its constructor puts {kinds}")
             for name, value in vars(child).items():
                 if name.startswith("_") or name in _OWN or isinstance(value, torch.Tensor):
                     continue
-                known = vars(twin).get(name, _Missing)
+                known = vars(rebuilt).get(name, _Missing)
                 if known is _Missing and type(child).__module__.startswith("torch.nn"):
                     continue  # a note that some pass left on the module; its forward cannot read it
                 if not _same(known, value):

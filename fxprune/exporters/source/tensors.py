@@ -67,8 +67,8 @@ def _dtype_lines(tensors: dict[str, Tensor], own: dict[str, Tensor], root: Conta
 def _layout_lines(gm: fx.GraphModule) -> list[str]:
     """channels_last, where the weights of all convolutions are."""
     weights = [tensor for _, tensor in named_tensors(gm) if tensor.dim() == 4 and isinstance(tensor, nn.Parameter)]
-    told = [weight for weight in weights if not weight.is_contiguous()]
-    if told and all(weight.is_contiguous(memory_format=torch.channels_last) for weight in weights):
+    other_layout = [weight for weight in weights if not weight.is_contiguous()]
+    if other_layout and all(weight.is_contiguous(memory_format=torch.channels_last) for weight in weights):
         return ["self.to(memory_format=torch.channels_last)"]
     return []
 

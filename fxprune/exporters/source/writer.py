@@ -45,7 +45,7 @@ class Container(nn.Module):
 
 _LOAD = '''\
 def load(weights=None, device="cpu"):
-    """{name} in eval mode, with the weights of a safetensors file: the one beside this file, unless told.
+    """{name} in eval mode, with the weights of a safetensors file: the one beside this file, unless another is named.
 
     ValueError where this file or the one beside it is damaged. Whoever changes this file deletes its last line.
     """

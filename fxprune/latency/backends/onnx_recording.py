@@ -26,13 +26,13 @@ def record(gm: fx.GraphModule, example_inputs: Any, fold: bool = True) -> Graph:
     graph = Graph(fold=fold)
     recorder = _Recorder(graph)
 
-    def hollow(name: str, tensor: Tensor) -> Tensor:
+    def meta_placeholder(name: str, tensor: Tensor) -> Tensor:
         meta = like(tensor, torch.empty_like(tensor, device="meta"))
         recorder.parameters[id(meta)] = name
-        recorder.alive.append(meta)
+        recorder.kept.append(meta)
         return meta
 
-    root = copy_with(gm, hollow)
+    root = copy_with(gm, meta_placeholder)
     root.eval()
     inputs = to_meta(as_arguments(example_inputs, gm))
     for index, tensor in enumerate(t for t in pytree.tree_leaves(inputs) if isinstance(t, Tensor)):
@@ -67,11 +67,11 @@ class _Recorder(TorchDispatchMode):
         self._rules: dict[Any, Callable[..., Any]] = RULES
         self._names: dict[int, str] = {}
         self.parameters: dict[int, str] = {}
-        self.alive: list[Tensor] = []  # an id is only good while its tensor lives
+        self.kept: list[Tensor] = []  # an id is only good while its tensor lives
 
     def bind(self, tensor: Tensor, name: str) -> None:
         self._names[id(tensor)] = name
-        self.alive.append(tensor)
+        self.kept.append(tensor)
 
     def value(self, tensor: Tensor) -> str:
         """The ONNX name of a tensor; one never seen before is a parameter or buffer."""

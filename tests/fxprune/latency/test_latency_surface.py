@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fxprune.latency.predict import stair
+from fxprune.latency.predict import step_of
 from fxprune.latency.surface import fit
 
 
@@ -100,8 +100,8 @@ def test_odd_numbers_of_samples_and_coordinates() -> None:
 
 def test_stair_of_a_curve() -> None:
     widths = np.arange(4, 257, 4)
-    assert stair(widths, 1 + 0.1 * up(widths, 16)) == 16
-    assert stair(widths, 1 + 0.1 * up(widths, 64) + 0.001 * widths) == 64
-    assert stair(widths, 1 + 0.1 * widths) is None
-    assert stair(widths, np.ones(len(widths))) is None
-    assert stair(np.array([8, 16]), np.array([1.0, 2.0])) is None
+    assert step_of(widths, 1 + 0.1 * up(widths, 16)) == 16
+    assert step_of(widths, 1 + 0.1 * up(widths, 64) + 0.001 * widths) == 64
+    assert step_of(widths, 1 + 0.1 * widths) is None
+    assert step_of(widths, np.ones(len(widths))) is None
+    assert step_of(np.array([8, 16]), np.array([1.0, 2.0])) is None

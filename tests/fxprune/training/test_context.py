@@ -14,7 +14,7 @@ import fxprune
 from fxprune import DLContext
 from fxprune.errors import InputError
 from fxprune.tinynn.flow import search_functions
-from fxprune.training.optimizer_recipe import Recipe, held_still, names_of, recipe_of
+from fxprune.training.optimizer_recipe import Recipe, names_of, recipe_of, with_inert_optimizer
 
 
 def net(width: int = 6) -> nn.Sequential:
@@ -141,7 +141,7 @@ def test_a_scheduler_that_is_held_still_steps_without_effect(which: int) -> None
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
     scheduler = make_schedulers(optimizer)[which]
     before = optimizer.param_groups[0]["lr"]
-    copied = held_still(scheduler)
+    copied = with_inert_optimizer(scheduler)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for _ in range(3):

@@ -20,6 +20,7 @@ from fxprune.io.tensors import clone
 from fxprune.journal.protocol import Journal, Memory
 from fxprune.journal.rebuilding import rebuild
 from fxprune.problem.calibration import Calibration, calibration_of
+from fxprune.problem.equal_widths import sets_of, with_equal_grids
 from fxprune.problem.inputs import Analysed, analysed, frozen_reasons
 from fxprune.problem.scope import groups_inside, nothing_inside, scope_names
 from fxprune.problem.search_problem import Problem
@@ -231,10 +232,12 @@ def make_problem(
     if scope:
         inside = groups_inside(coupling, scope)
         grids = {name: grid for name, grid in grids.items() if name in inside}
+    equal = sets_of(config.same_width, coupling)
+    grids = with_equal_grids(grids, equal)
     return Problem(
         dense, coupling, tuple(chosen), budgets, start, grids, config, seed or config.seed, example_inputs,
         train is not None and evaluate_ is not None, evaluate_ is not None, torch.get_num_threads(),
-        given.form, scope, calibration,
+        given.form, scope, calibration, equal,
     )  # fmt: skip
 
 

@@ -40,9 +40,7 @@ def build(
     ] = None,
     step: Annotated[
         str | None,
-        typer.Option(
-            help='distance of the widths that a search may use, or "auto": as the measured cost has steps'
-        ),
+        typer.Option(help='distance of the widths that a search may use, or "auto": as the measured cost has steps'),
     ] = None,
     tolerance: Annotated[float, typer.Option(help="share to which whole networks should be predicted")] = 0.02,
     networks: Annotated[int, typer.Option(help="networks that may be measured at most")] = 40,

@@ -90,6 +90,11 @@ class NetAdaptConfig:
     )  # fmt: skip
     round_to: int | None = _key(None, rule.optional(rule.integer(least=1)), "widths are also multiples of this")
     exclude: tuple[str, ...] = _key((), rule.texts(), "layers or groups that are held back; * and ? as in file names")
+    same_width: Any = _key(
+        (), rule.either(rule.choice("blocks"), rule.name_sets()),
+        "groups that get one width: a list of patterns of their names, or of lists of patterns, one a set; blocks: "
+        "the same layer of all repeated blocks",
+    )  # fmt: skip
     max_prune: float = _key(1.0, rule.number(above=0, most=1), "largest share of its units that any layer may lose")
     candidates_per_round: int | None = _key(
         None,

@@ -102,6 +102,20 @@ def texts() -> Rule:
     return Rule("a list of names", read)
 
 
+def name_sets() -> Rule:
+    """Names, and lists of names."""
+
+    def read(value: Any) -> tuple[Any, ...]:
+        if value is None:
+            return ()
+        if isinstance(value, str) or not hasattr(value, "__iter__"):
+            raise ValueError
+        one = texts()
+        return tuple(item if isinstance(item, str) else one.read(item) for item in value)
+
+    return Rule("a list of names, or of lists of names", read)
+
+
 def table(values: Rule | None = None) -> Rule:
     def read(value: Any) -> dict[str, Any]:
         if value is None:

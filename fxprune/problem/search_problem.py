@@ -9,6 +9,7 @@ from torch import nn
 
 from fxprune.config.keys import NetAdaptConfig
 from fxprune.problem.calibration import Calibration
+from fxprune.problem.equal_widths import Sets
 from fxprune.problem.width_grids import Grid
 from fxprune.resources.budgets import Budget
 from fxprune.resources.models import Resource
@@ -19,7 +20,8 @@ from passes import Coupling
 class Problem:
     """What a search is asked. Nothing in it changes. `dense` is a module or a graph, as `form` says.
 
-    calibration: the data by which units and widths are chosen and weights repaired; None where there are none.
+    calibration: the data by which units and widths are chosen and weights repaired; None where there are none. equal:
+    sets of groups that get one width each.
     """
 
     dense: nn.Module
@@ -37,6 +39,7 @@ class Problem:
     form: str = "graph"
     scope: tuple[str, ...] = ()
     calibration: Calibration | None = None
+    equal: Sets = ()
 
     @property
     def limits(self) -> dict[str, float]:

@@ -22,6 +22,7 @@ from fxprune.io.tensors import from_bytes, put_tensors, tensors_of, to_bytes
 from fxprune.journal.protocol import Journal
 from fxprune.journal.rebuilding import restore_network
 from fxprune.journal.records import Candidate, Round
+from fxprune.problem.equal_widths import Linked
 from fxprune.problem.search_problem import Problem
 from fxprune.registries import STRATEGIES
 from fxprune.resources.models import MeasuredResource, Resource
@@ -220,11 +221,13 @@ def make_proposals(
     problem: Problem, position: Position, targets: Mapping[str, float], lost: Mapping[str, np.ndarray]
 ) -> list[Proposal]:
     """What the strategy proposes."""
+    linked = Linked(problem.equal)
     situation = Situation(
-        position.coupling, position.resources, position.widths, problem.coupling.widths, targets, problem.limits,
-        problem.grids, lost, problem.scored, problem.config.joint,
+        position.coupling, linked.resources(position.resources), position.widths, problem.coupling.widths, targets,
+        problem.limits, linked.grids(problem.grids), linked.lost(lost), problem.scored, problem.config.joint,
     )  # fmt: skip
-    return proposals_of(STRATEGIES.find(problem.strategy), situation)
+    proposals = proposals_of(STRATEGIES.find(problem.strategy), situation)
+    return [replace(proposal, widths=linked.widths(proposal.widths)) for proposal in proposals]
 
 
 def as_candidates(

@@ -17,6 +17,7 @@ from torch import nn
 
 # What holds no tensor, and is nothing to copy or to trace.
 PLAIN = frozenset({int, float, str, bool, type(None), torch.Size, torch.dtype})
+OF_TORCH = frozenset(nn.Module().__dict__) | {"_call_impl", "call_super_init", "dump_patches"}  # no state of a program
 _EMPTIED = frozenset({dict, OrderedDict, set, list})
 _TENSORS = frozenset({torch.Tensor, nn.Parameter})
 _NO_TENSORS = PLAIN | _EMPTIED | {tuple}  # asked first: isinstance of a tensor runs Python
@@ -124,7 +125,7 @@ class Copies:
         """Copies of the attributes of `original`, in which what `instead` named stands for it."""
         for child in original.children():
             self.module(child)
-        found = {name: _copied_or_shared(value, self._memo) for name, value in vars(original).items()}
+        found = {name: copied_or_shared(value, self._memo) for name, value in vars(original).items()}
         found.pop(_COMPILED, None)
         return found
 
@@ -168,12 +169,12 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
         elif name == "_non_persistent_buffers_set":
             value = value.copy()
         elif not (type(value) is tuple and PLAIN.issuperset(map(type, value))):
-            value = _copied_or_shared(value, memo)
+            value = copied_or_shared(value, memo)
         attributes[name] = value
     return twin
 
 
-def _copied_or_shared(value: Any, memo: dict[int, Any]) -> Any:
+def copied_or_shared(value: Any, memo: dict[int, Any]) -> Any:
     """A deep copy of an attribute; a lock, a file or what else refuses to be copied is shared."""
     try:
         return copy.deepcopy(value, memo)

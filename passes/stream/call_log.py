@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from passes.stream.function_mode import Functions
-from passes.stream.module_stream import FEW, ModuleInference
+from passes.stream.module_stream import FEW, ModuleInference, Watching
 from passes.stream.restated_calls import Position, Site, calling, name_of
 
 
@@ -34,13 +34,15 @@ class LoggedCall:
 class Logging(Functions):
     """Keeps a `LoggedCall` for each call that reaches a torch function."""
 
-    def __init__(self, mode: ModuleInference, paths: Mapping[int, str]) -> None:
+    mode: Watching
+
+    def __init__(self, mode: Watching, paths: Mapping[int, str]) -> None:
         super().__init__(mode)
         self.paths, self.log = paths, list[LoggedCall]()
         self._times: dict[tuple[int, str, str, int], int] = {}
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        start = len(self.mode.records)
+        start = self.mode.place
         found = calling(sys._getframe(1))
         site = None
         if found is not None and id(found[0]) in self.paths:
@@ -48,13 +50,13 @@ class Logging(Functions):
             site = Site(key[1], key[2], key[3], self._times.get(key, 0))
             self._times[key] = site.times + 1
         result = super().__torch_function__(func, types, args, kwargs)
-        if site is not None and found is not None and len(self.mode.records) > start:
+        if site is not None and found is not None and self.mode.place > start:
             given = {**dict(enumerate(args)), **(kwargs or {})}
             numbers = tuple(_numbers(given, (), self.mode))
             head = None
             if func is torch.nn.functional.scaled_dot_product_attention and (kwargs or {}).get("scale") is None:
                 head = int(args[0].shape[-1]) if args else None
-            stop = len(self.mode.records)
+            stop = self.mode.place
             indices = tuple(_indices(given, ()))
             self.log.append(LoggedCall(self.paths[id(found[0])], site, start, stop, numbers, indices, head))
         return result

@@ -29,7 +29,7 @@ from passes.stream.example_values import ExampleValues
 
 _ATTRIBUTE = "_fxprune_value"
 INDEXING = {torch.ops.aten.index.Tensor, torch.ops.aten._unsafe_index.Tensor}
-_SILENT = {torch.ops.aten.sym_size.int, torch.ops.aten.sym_numel.default, torch.ops.aten._version.default}
+SILENT = {torch.ops.aten.sym_size.int, torch.ops.aten.sym_numel.default, torch.ops.aten._version.default}
 
 
 @contextmanager
@@ -171,12 +171,10 @@ class Inference(LightMode):
 
     def call(self, func, args, kwargs):
         """The result of an ATen call, with its axes."""
-        if func in _SILENT or func.namespace == "prim":
+        if func in SILENT or func.namespace == "prim":
             return func(*args, **kwargs)
         if func in INDEXING:
-            args, positions = numbers.as_positions(args, self.numbers_of, not self.on_values)
-            for index, places in positions:
-                self.value(index).numbers = places
+            args = self.with_positions(args)
         operands = tensors_in(*args, *kwargs.values())
         before = [self.value(t) for t in operands]
         result = self.run(func, args, kwargs)
@@ -188,6 +186,13 @@ class Inference(LightMode):
         else:
             self._freeze_all(func, before, "its values leave the graph")
         return result
+
+    def with_positions(self, args: tuple) -> tuple:
+        """The arguments of an indexing call, flags whose values are known as positions."""
+        args, positions = numbers.as_positions(args, self.numbers_of, not self.on_values)
+        for index, places in positions:
+            self.value(index).numbers = places
+        return args
 
     def _record(self, func, args, kwargs, operands, before, outputs) -> None:
         label = self.label()

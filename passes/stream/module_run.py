@@ -23,8 +23,8 @@ from passes.process.source_lines import said
 from passes.stream.call_arguments import Arguments, replaced, tensors_of
 from passes.stream.function_mode import Functions
 from passes.stream.inference import composite_attention
-from passes.stream.module_stream import ModuleInference, input_on_meta, on_meta_device
-from passes.stream.stream_copies import scripted_modules, stream_copy
+from passes.stream.module_stream import ModuleInference, Watching, input_on_meta, on_meta_device
+from passes.stream.stream_copies import State, scripted_modules, stream_copy
 
 
 @dataclass(frozen=True)
@@ -93,8 +93,9 @@ class ModuleRun:
     """
 
     def __init__(self, module: nn.Module, mode: ModuleInference, replace: Replace, axes_of: AxesOf) -> None:
-        self.mode = mode
+        self.mode = self._now = mode
         self.tensors: dict[str, tuple[Axis, ...]] = {}
+        self._held: list[tuple[str, torch.Tensor, torch.Tensor, torch.Tensor]] = []  # name, tensor, its copy, its data
 
         def stand_in(name: str, tensor: torch.Tensor) -> torch.Tensor:
             made = replace(name, tensor)
@@ -102,11 +103,12 @@ class ModuleRun:
             mode.attach(made, Value(name, self.tensors[name], frozenset([name]), numbers=numbers.stated(tensor)))
             mode.keep.append(made)
             mode.names[id(tensor)] = made
+            self._held.append((name, tensor, made, made.data))
             return made
 
         self.copy, copies = stream_copy(module, stand_in, self._opaque, mode.stack)
         self.names = copies.names
-        self._state = [(m, dict(m.__dict__), dict(m._buffers)) for m in self.copy.modules()]
+        self._state = State(self.copy)
         for name, tensor in _scripted_tensors(module).items():
             reason = Reason("it belongs to a scripted module, whose code cannot be changed", name)
             self.tensors[name] = tuple(Constant(int(s), reason) for s in tensor.shape)
@@ -130,11 +132,8 @@ class ModuleRun:
                 inputs.append(Value("input", axes, from_inputs=True))
                 mode.attach(made, inputs[-1])
                 mode.keep.append(made)
-        args, kwargs = replaced(arguments, given)
-        self.copy.train(training)
-        mode.training = training
-        with recording(mode, functions), torch.set_grad_enabled(gradients):
-            result = self.copy(*args, **kwargs)
+        with torch.set_grad_enabled(gradients):
+            result = self._called(mode, replaced(arguments, given), training, functions)
         outputs = []
         reason = Reason("an output of the model keeps its shape", "output")
         for tensor in tensors_of(result, caches=False):
@@ -144,18 +143,45 @@ class ModuleRun:
                 mode.space.freeze(axis, reason)
         return inputs, outputs, result
 
+    def again(
+        self, mode: Watching, arguments: Arguments, training: bool = False, functions: Functions | None = None,
+        cut: Replace | None = None, prepare: Callable[[nn.Module], None] = lambda copied: None,
+    ) -> None:  # fmt: skip
+        """Run once under another mode.
+
+        cut: by (name, tensor) what the tensor of the module is replaced by this time. prepare: is given the copy first.
+        """
+        mode.stack, mode.device, mode.names = self.mode.stack, self.mode.device, self.mode.names
+        self._state.restore()
+        for name, tensor, made, data in self._held:
+            now = data if cut is None else cut(name, tensor)
+            stated = numbers.stated(now if cut else tensor)
+            if stated is not None:
+                mode.attach(made, Value(name, (), frozenset([name]), numbers=stated))
+                now = now if mode.real else on_meta_device(now)
+            made.data = now
+        prepare(self.copy)
+        given = {id(t): t.detach().clone() if mode.real else input_on_meta(t) for t in tensors_of(arguments)}
+        for tensor in given.values():
+            mode.attach(tensor, Value("input", ()))
+        self._called(mode, replaced(arguments, given), training, functions)
+
     def forget(self) -> None:
         """Undo what runs have left in attributes: a cache, a counter, a size that was met first."""
-        for module, attributes, buffers in self._state:
-            module.__dict__.clear()
-            module.__dict__.update(attributes)
-            module._buffers.clear()
-            module._buffers.update(buffers)
+        self._state.restore()
+
+    def _called(self, mode: ModuleInference, arguments: Arguments, training: bool, functions: Functions | None) -> Any:
+        self._now = mode
+        mode.stack.emit = None if mode.real else mode.emit
+        mode.training = training
+        self.copy.train(training)
+        args, kwargs = arguments
+        with recording(mode, functions):
+            return self.copy(*args, **kwargs)
 
     def _opaque(self, path: str, original: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
-        result, outputs, macs = run_scripted(self.mode, original, args, kwargs)
-        given = list(tensors_of((args, kwargs)))
-        self.mode.opaque(path, given, outputs, macs, "a scripted module, whose code cannot be read")
+        result, outputs, macs = run_scripted(self._now, original, args, kwargs)
+        self._now.opaque(path, list(tensors_of((args, kwargs))), outputs, macs)
         return result
 
 

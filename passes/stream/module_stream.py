@@ -22,7 +22,7 @@ from passes.ops.meta_shapes import on_meta, run_on_meta
 from passes.ops.references import REFERENCES
 from passes.process.source_lines import users_line
 from passes.stream.call_arguments import tensors_of
-from passes.stream.inference import INDEXING, Inference, tensors_in
+from passes.stream.inference import INDEXING, SILENT, Inference, tensors_in
 from passes.stream.stream_copies import CallStack
 
 aten = torch.ops.aten
@@ -32,6 +32,19 @@ _VALUES = frozenset({aten._local_scalar_dense.default, aten.is_nonzero.default, 
 
 class ValuesNeeded(Exception):
     """The program asks for numbers that the meta device does not hold."""
+
+
+class _Lifetime:
+    """Belongs to a tensor, and says when that is gone."""
+
+    __slots__ = ("before", "freed", "key", "records")
+
+    def __init__(self, mode: ModuleInference, key: int, tensor: torch.Tensor) -> None:
+        self.freed, self.records, self.key = mode.freed, mode.records, key
+        self.before = getattr(tensor, "_fxprune_lifetime", None)
+
+    def __del__(self) -> None:
+        self.freed.append((len(self.records), self.key))
 
 
 class ModuleInference(Inference):
@@ -87,10 +100,11 @@ class ModuleInference(Inference):
         if self._is_constant(tensor):
             self.values.append(value)
             self._constants[id(tensor)] = weakref.ref(tensor), value
+            freed, key, records = self.freed, value.key, self.records
+            weakref.finalize(tensor, lambda: freed.append((len(records), key))).atexit = False
         else:
             super().attach(tensor, value)
-        freed, key, records = self.freed, value.key, self.records
-        weakref.finalize(tensor, lambda: freed.append((len(records), key))).atexit = False
+            tensor._fxprune_lifetime = _Lifetime(self, value.key, tensor)  # type: ignore[attr-defined]
 
     def _is_constant(self, tensor: torch.Tensor) -> bool:
         return self.real or not tensor.is_meta
@@ -171,9 +185,9 @@ class ModuleInference(Inference):
             if not holds and tensor.numel() <= FEW
         }
 
-    def opaque(self, label: str, inputs: Sequence[torch.Tensor], outputs: Any, macs: int, why: str) -> None:
-        """A part that runs where no mode sees it: what enters stays, what leaves is made of constants."""
-        reason = self.reason(label, why)
+    def opaque(self, label: str, inputs: Sequence[torch.Tensor], outputs: Any, macs: int) -> None:
+        """A scripted part that runs where no mode sees it: what enters stays, what leaves is made of constants."""
+        reason = self.reason(label, "a scripted module, whose code cannot be read")
         for tensor in inputs:
             for axis in self.value(tensor).axes:
                 self.space.freeze(axis, reason)
@@ -189,13 +203,43 @@ class ModuleInference(Inference):
 
 
 class Watching(ModuleInference):
-    """A mode that looks at calls and infers no axes: of tensors on meta it keeps no list and no lifetimes."""
+    """A mode that looks at calls, one after the other, and infers no axes: it keeps no tape and no lifetimes.
+
+    place: how many calls were made.
+    """
+
+    def __init__(self, real: bool) -> None:
+        super().__init__(real)
+        self.place = 0
 
     def attach(self, tensor: torch.Tensor, value: Value) -> None:
         if self._is_constant(tensor):
             super().attach(tensor, value)
         else:
             tensor._fxprune_value = value  # type: ignore[attr-defined]
+
+    def call(self, func, args, kwargs):
+        if func in SILENT or func.namespace == "prim":
+            return func(*args, **kwargs)
+        if func in INDEXING:
+            args = self.with_positions(args)
+        operands = tensors_in(*args, *kwargs.values())
+        result = self.run(func, args, kwargs)
+        outputs = tensors_in(*result) if isinstance(result, (tuple, list)) else tensors_in(result)
+        if outputs and (operands or any(t.numel() for t in outputs)):
+            self.watch(func, args, kwargs, operands, outputs)
+        return result
+
+    def watch(
+        self, func: Any, args: tuple, kwargs: dict[str, Any], operands: list[torch.Tensor], outputs: list[torch.Tensor]
+    ) -> None:
+        """One call was made."""
+        self.place += 1
+
+    def opaque(self, label: str, inputs: Sequence[torch.Tensor], outputs: Any, macs: int) -> None:
+        for tensor in outputs:
+            self.attach(tensor, Value(label, ()))
+        self.place += 1
 
 
 def _keep(call: Any, tensor: torch.Tensor, *args: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import nn
 
 from passes.errors import PassError
 from passes.graph.emitted_layers import differs_in_training, emit_layer, is_emitted
-from passes.graph.module_copies import Copies, Replace, modules_of
+from passes.graph.module_copies import OF_TORCH, PLAIN, Copies, Replace, copied_or_shared, modules_of, owned_tensors
 from passes.stream.head_attention import is_torchs_attention, with_heads
 
 
@@ -88,6 +89,43 @@ def stream_copy(
             module.enable_nested_tensor = False
         _follow(module, path, stack)
     return copied, copies
+
+
+class State:
+    """What the modules below `root` keep in their attributes, to be put back before each run of them."""
+
+    def __init__(self, root: nn.Module) -> None:
+        modules = list(root.modules())
+        self._kept = [(held, dict(held)) for module in modules for held in (module.__dict__, *_registered(module))]
+        self._mutable = [
+            (module.__dict__, name, value)
+            for module in modules
+            for name, value in module.__dict__.items()
+            if type(value) not in PLAIN and name not in OF_TORCH and _may_change(value)
+        ]
+        self._memo: dict[int, Any] = {}
+        if self._mutable:
+            tensors = [tensor for _, tensor in owned_tensors(root)]
+            self._memo = {id(item): item for item in (*modules, *tensors)}
+
+    def restore(self) -> None:
+        """Put all of it back."""
+        for held, before in self._kept:
+            held.clear()
+            held.update(before)
+        memo = dict(self._memo)
+        for attributes, name, value in self._mutable:
+            attributes[name] = copied_or_shared(value, memo)
+
+
+def _registered(module: nn.Module) -> tuple[dict[str, Any], ...]:
+    return module._parameters, module._buffers, module._modules  # type: ignore[return-value]
+
+
+def _may_change(value: Any) -> bool:
+    if isinstance(value, (torch.Tensor, nn.Module, type, FunctionType, BuiltinFunctionType)):
+        return False
+    return not (type(value) is tuple and PLAIN.issuperset(map(type, value)))
 
 
 def _follow(module: nn.Module, path: str, stack: CallStack) -> None:

@@ -16,12 +16,11 @@ from torch import nn
 
 from passes.analysis.module_facts import Edit
 from passes.axes.expressions import Axis, Permuted, Product, Sum, Variable, concat, nest
-from passes.graph.module_copies import modules_of
+from passes.graph.module_copies import OF_TORCH, modules_of
 from passes.stream.call_arguments import attributes_of
 from passes.transform.resize_modules import SIZED
 
 Key = tuple[str | int, ...]
-_OF_TORCH = frozenset(nn.Module().__dict__) | {"_call_impl", "call_super_init", "dump_patches"}
 _DEPTH = 3
 
 
@@ -33,7 +32,7 @@ def integers_of(module: nn.Module) -> Iterator[tuple[Key, int]]:
     if isinstance(module, (*SIZED, nn.MultiheadAttention)):
         return
     for name, value in module.__dict__.items():
-        if name not in _OF_TORCH:
+        if name not in OF_TORCH:
             yield from _integers((name,), value, set())
 
 

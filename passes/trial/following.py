@@ -69,9 +69,9 @@ class Following(Watching):
 
     def __init__(self, tape: Sequence[Record], slicing: Slicing, real: bool) -> None:
         super().__init__(real)
-        self.tape, self.slicing, self.place = tape, slicing, 0
+        self.tape, self.slicing = tape, slicing
 
-    def _record(self, func, args, kwargs, operands, before, outputs) -> None:
+    def watch(self, func, args, kwargs, operands, outputs) -> None:
         record = self._same_call(func, [list(tensor.shape) for tensor in outputs])
         if record is not None:
             self._compare_numbers(record, func, args, kwargs, operands)
@@ -81,10 +81,9 @@ class Following(Watching):
             if any(tensor is operand for operand in operands):
                 self.rewritten |= func._schema.is_mutable and not tensor.is_floating_point()
                 continue
-            value = Value("", ())
             if not tensor.is_floating_point():
-                value.numbers = numbers.computed(func, args, kwargs, tensor, self.numbers_of, number)
-            self.attach(tensor, value)
+                found = numbers.computed(func, args, kwargs, tensor, self.numbers_of, number)
+                self.attach(tensor, Value("", (), numbers=found))
 
     def _same_call(self, func: Any, got: list[list[int]]) -> Record | None:
         """The call of the tape that this one is, with `place` at it; None for one that moves data and is not there.

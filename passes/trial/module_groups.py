@@ -42,7 +42,7 @@ def couple_module(module: nn.Module, example_inputs: Any) -> Coupling:
     if inferred.real:
         look_at_other_values(inferred, arguments)
     else:
-        look_at_other_sizes(module, inferred, arguments)
+        look_at_other_sizes(inferred, arguments)
     look_at_other_arguments(module, inferred, arguments)
     _reach_the_rest(module, inferred, arguments)
     inferred.specialised += _fast_paths(module)
@@ -144,7 +144,7 @@ def _tried(
     for shift in (0, 1) if coupling.variables else ():
         slicing, before_these = Slicing(coupling, _masks(coupling, shift)), len(trials)
         for run in (Beside(inferred.records, arguments, False), *inferred.runs_beside):
-            trials.append(kind(module, coupling, run.arguments, slicing, run.records, run.training))
+            trials.append(kind(module, inferred.run, coupling, run.arguments, slicing, run.records, run.training))
         if not shift and not changes:
             unread = _unread(trials[0], changes)
             if all(trial.run(unread) is None for trial in trials):

@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -28,16 +28,15 @@ from passes.equality.double import double
 from passes.errors import PassError
 from passes.graph.module_copies import like, modules_of
 from passes.masked.masked_stream import MaskedInference
-from passes.ops import Record, Value, spelled
+from passes.ops import Record, spelled
 from passes.ops import constant_indices as numbers
 from passes.ops.picked_positions import ORDERED
 from passes.process.source_lines import innermost_line, said
 from passes.stream.call_arguments import Arguments, replaced, tensors_of
 from passes.stream.call_log import LastCall, LoggedCall, Logging, call_at, is_split, paths_of
-from passes.stream.module_run import ModuleRun, analysing_run, recording, run_scripted
-from passes.stream.module_stream import input_on_meta
+from passes.stream.module_run import ModuleRun
+from passes.stream.module_stream import Watching
 from passes.stream.restated_calls import SIZES, Position
-from passes.stream.stream_copies import stream_copy
 from passes.transform.module_sizes import fit
 from passes.transform.size_attributes import Key, Sizes, axes_elsewhere, edits_elsewhere, integers_of
 from passes.transform.slicing import Slicing
@@ -81,10 +80,11 @@ class Changes:
 class Trial:
     """One module, its coupling, and what each group is reduced to; `run` says how far a set of changes gets.
 
-    tape: the calls of the dense module, which those of the cut one are compared with.
+    copy: of the module, to be run. tape: the calls of the dense module, which those of the cut one are compared with.
     """
 
     module: nn.Module
+    copy: ModuleRun
     coupling: Coupling
     arguments: Arguments
     slicing: Slicing
@@ -101,41 +101,18 @@ class Trial:
 
     def _run(self, changes: Changes) -> Failure | None:
         mode = Following(self.tape, self.slicing, self.real)
-
-        def cut(name: str, tensor: torch.Tensor) -> torch.Tensor:
-            made = self.cut(name, tensor)
-            value = Value(name, ())
-            if numbers.stated(tensor) is not None:
-                value.numbers = numbers.stated(self.slicing.sliced(name, tensor))
-            mode.attach(made, value)
-            mode.keep.append(made)
-            mode.names[id(tensor)] = made
-            return made
-
-        def scripted(path: str, original: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
-            result, outputs, _ = run_scripted(mode, original, args, kwargs)
-            for tensor in outputs:
-                mode.attach(tensor, Value(path, ()))
-            mode.place += 1
-            return result
-
-        copied, _ = stream_copy(self.module, cut, scripted, mode.stack)
-        mode.device = next((t.device for t in self.module.parameters()), torch.device("cpu"))
-        fit(copied, self.slicing, changes.edits, changes.literals)
-        given = {id(t): self.given(t) for t in tensors_of(self.arguments)}
-        for made in given.values():
-            mode.attach(made, Value("input", ()))
-        args, kwargs = replaced(self.arguments, given)
-        copied.train(self.training)
-        mode.training = self.training
         functions = LastCall(mode)
+
+        def prepare(copied: nn.Module) -> None:
+            fit(copied, self.slicing, changes.edits, changes.literals)
+
         try:
-            with self.settings(), recording(mode, functions):
-                copied(*args, **kwargs)
+            with self.settings():
+                self.copy.again(mode, self.arguments, self.training, functions, self.cut, prepare)
         except Differs as difference:
             return replace(difference.failure, numbers=functions.numbers())
         except Exception as error:  # whatever the user's program raises on a smaller size
-            path, source = _innermost(error, {id(m): p for p, m in modules_of(copied).items()})
+            path, source = _innermost(error, {id(m): p for p, m in modules_of(self.copy.copy).items()})
             text = f"the module cannot follow a smaller size: {said(error)}"
             return Failure(mode.place, text, path, source, numbers=functions.numbers())
         if mode.place < len(self.tape):
@@ -144,11 +121,7 @@ class Trial:
 
     def cut(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         """What stands for a tensor of the module in the cut one."""
-        return self.slicing.sliced(name, tensor, meta=True)
-
-    def given(self, tensor: torch.Tensor) -> torch.Tensor:
-        """What stands for an input."""
-        return input_on_meta(tensor)
+        return self.slicing.sliced(name, tensor, meta=numbers.stated(tensor) is None)
 
     def settings(self) -> AbstractContextManager[None]:
         """Inside, the module runs."""
@@ -163,10 +136,9 @@ class Trial:
             return self._logged(lambda root: None)
 
     def _logged(self, prepare: Callable[[nn.Module], None]) -> list[LoggedCall]:
-        run = analysing_run(self.module, self.real)
-        prepare(run.copy)
-        functions = Logging(run.mode, paths_of(modules_of(run.copy)))
-        run.run(self.arguments, self.training, functions)
+        mode = Watching(self.real)
+        functions = Logging(mode, paths_of(modules_of(self.copy.copy)))
+        self.copy.again(mode, self.arguments, self.training, functions, prepare=prepare)
         return functions.log
 
 
@@ -182,9 +154,10 @@ class RealTrial(Trial):
     def __post_init__(self) -> None:
         mode = MaskedInference(self.coupling, self.slicing.masks, tape=True)
         tensors, aliases = self.coupling.structure.tensors, self.coupling.aliases
-        run = ModuleRun(self.module, mode, self._masked, lambda name, _: tensors[aliases[name]])
+        self.copy = ModuleRun(self.module, mode, self._masked, lambda name, _: tensors[aliases[name]])
+        self.arguments = replaced(self.arguments, {id(t): double(t) for t in tensors_of(self.arguments)})
         with constant_double(), _in_words(self.module):
-            run.run(replaced(self.arguments, {id(t): double(t) for t in tensors_of(self.arguments)}), self.training)
+            self.copy.run(self.arguments, self.training)
         self.tape = mode.records
 
     def _masked(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -195,10 +168,7 @@ class RealTrial(Trial):
         return like(tensor, data)
 
     def cut(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        return like(tensor, double(self.slicing.sliced(name, tensor)))
-
-    def given(self, tensor: torch.Tensor) -> torch.Tensor:
-        return double(tensor)
+        return double(self.slicing.sliced(name, tensor))
 
     def settings(self) -> AbstractContextManager[None]:
         return constant_double()

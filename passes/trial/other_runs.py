@@ -15,11 +15,10 @@ from torch import nn
 
 from passes.axes.expressions import Reason
 from passes.equality.draws import draws
-from passes.graph.module_copies import like
 from passes.ops import Record, Value, spelled
 from passes.stream.call_arguments import CHANGED, Arguments, replaced, tensors_of
 from passes.stream.module_run import ModuleInferred, ModuleRun
-from passes.stream.module_stream import Watching, input_on_meta, on_meta_device
+from passes.stream.module_stream import Watching, input_on_meta
 from passes.trial.following import VIEWS
 
 aten = torch.ops.aten
@@ -28,10 +27,10 @@ _COPIES = frozenset({aten.clone.default, aten.alias.default})  # whether reshape
 _OTHER_VALUES = 3  # seeds of other values, where a program asks for values
 
 
-def look_at_other_sizes(module: nn.Module, inferred: ModuleInferred, arguments: Arguments) -> None:
-    """Run `module` with other sizes of its inputs; where it calls other operators, note what these state as well."""
+def look_at_other_sizes(inferred: ModuleInferred, arguments: Arguments) -> None:
+    """Run the module with other sizes of its inputs; where it calls other operators, note what these state as well."""
     for resized in _resized(arguments):
-        found = _calls_at(module, resized)
+        found = _calls_at(inferred.run, resized)
         if found is None:
             continue
         if _alike(inferred.records, found):
@@ -47,7 +46,7 @@ def look_at_other_arguments(module: nn.Module, inferred: ModuleInferred, argumen
     Parameters of which an argument says how many positions are used keep all of them.
     """
     for name, value, known, others in _changed_arguments(module, arguments):
-        found = None if inferred.real else _calls_at(module, _on_meta(others))
+        found = None if inferred.real else _calls_at(inferred.run, _on_meta(others))
         alike = found is not None and _alike(inferred.records, found)
         if found is not None and alike:
             _freeze_moving(inferred, found, f"its argument {name}")
@@ -134,7 +133,8 @@ class _Calls(Watching):
         super().__init__(real=False)
         self.calls: list[Any] = []
 
-    def _record(self, func, args, kwargs, operands, before, outputs) -> None:
+    def watch(self, func, args, kwargs, operands, outputs) -> None:
+        before = [self.value(tensor) for tensor in operands]
         static = bool(before) and all(value.parameters for value in before)
         if func not in _COPIES:
             self.calls.append(_call(func, before, args))
@@ -161,11 +161,11 @@ def _operands(values: Sequence[Value]) -> tuple[str, ...]:
     return tuple(value.label if value.parameters == {value.label} else "" for value in values)
 
 
-def _calls_at(module: nn.Module, arguments: Arguments) -> list[Any] | None:
-    """The calls that `module` makes on these inputs; None where it does not take them."""
+def _calls_at(run: ModuleRun, arguments: Arguments) -> list[Any] | None:
+    """The calls that a module makes on these inputs; None where it does not take them."""
     mode = _Calls()
     try:
-        ModuleRun(module, mode, lambda _, t: like(t, on_meta_device(t)), lambda _, t: ()).run(arguments)
+        run.again(mode, arguments)
     except Exception:  # what a module raises at a size that it does not take
         return None
     return mode.calls

@@ -10,7 +10,7 @@ decide every split; since sizes are known, a variable never has to contain itsel
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -29,6 +29,8 @@ from passes.axes.expressions import (
     nest,
     permute,
 )
+
+Because = Reason | Callable[[], Reason]  # a reason, or what makes it where something freezes
 
 
 class Space:
@@ -82,12 +84,15 @@ class Space:
             return axis
         return concat(found_parts) if isinstance(axis, Sum) else nest(found_parts)
 
-    def freeze(self, axis: Axis, reason: Reason) -> None:
+    def freeze(self, axis: Axis, reason: Because) -> None:
         """Turn every variable of `axis` into a constant that carries `reason`."""
-        for variable in leaves(self.resolve(axis)):
-            self._bound[variable] = Constant(variable.size, reason)
+        variables = leaves(self.resolve(axis))
+        if variables:
+            made = reason if isinstance(reason, Reason) else reason()
+            for variable in variables:
+                self._bound[variable] = Constant(variable.size, made)
 
-    def unify(self, left: Axis, right: Axis, reason: Reason) -> None:
+    def unify(self, left: Axis, right: Axis, reason: Because) -> None:
         """State that two axes of equal size are the same, unit for unit; `reason` says who states it.
 
         Raises Inexpressible (with a text for people) where their layouts have no common refinement; what was
@@ -116,7 +121,7 @@ class Space:
         else:
             self._unify_products(left, right, reason)
 
-    def _bind(self, variable: Variable, axis: Axis, reason: Reason) -> None:
+    def _bind(self, variable: Variable, axis: Axis, reason: Because) -> None:
         if variable not in leaves(axis):
             self._bound[variable] = axis
         elif isinstance(axis, Permuted) and axis.variable is variable:
@@ -124,7 +129,7 @@ class Space:
         else:
             raise Inexpressible("an order of channels that must equal itself in another order")
 
-    def _cycles(self, order: Sequence[int], reason: Reason) -> Axis:
+    def _cycles(self, order: Sequence[int], reason: Because) -> Axis:
         """An axis that equals itself in another order: the units of each cycle of the order go together."""
         cycles: dict[int, list[list[int]]] = {}
         seen: set[int] = set()
@@ -141,10 +146,11 @@ class Space:
         for cycle in (c for same in cycles.values() for c in same):
             for position in cycle:
                 place[position] = next(unit)
-        parts = [nest([self.variable(len(same)), Constant(size, reason)]) for size, same in cycles.items()]
+        made = reason if isinstance(reason, Reason) else reason()
+        parts = [nest([self.variable(len(same)), Constant(size, made)]) for size, same in cycles.items()]
         return permute(concat(parts), place)
 
-    def _unify_permuted(self, left: Axis, right: Axis, reason: Reason) -> None:
+    def _unify_permuted(self, left: Axis, right: Axis, reason: Because) -> None:
         if not isinstance(left, Permuted):
             left, right = right, left
         assert isinstance(left, Permuted)
@@ -159,7 +165,7 @@ class Space:
         else:
             raise Inexpressible("a reordered axis meets one of another structure")
 
-    def _unify_sums(self, left: Axis, right: Axis, reason: Reason) -> None:
+    def _unify_sums(self, left: Axis, right: Axis, reason: Because) -> None:
         rest_left, rest_right = [left], [right]
         while rest_left:
             a = self._pop_first(rest_left)
@@ -179,7 +185,7 @@ class Space:
             return axis.terms[0]
         return axis
 
-    def _unify_products(self, left: Axis, right: Axis, reason: Reason) -> None:
+    def _unify_products(self, left: Axis, right: Axis, reason: Because) -> None:
         assert isinstance(left, Product) and isinstance(right, Product)
         if left.factors[-1].size > right.factors[-1].size:
             left, right = right, left

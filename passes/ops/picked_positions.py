@@ -33,6 +33,11 @@ def picked(func: Any, args: Sequence[Any], kwargs: dict[str, Any], shape: Shape,
     return rule(given, list(shape), index_of)
 
 
+def picks(func: Any) -> bool:
+    """Whether `picked` knows the operator."""
+    return func in _RULES
+
+
 def renumbered(places: Sequence[int], taken: np.ndarray, remain: np.ndarray) -> list[int] | None:
     """Those `places` of an axis that are left, by their new numbers.
 

@@ -149,6 +149,9 @@ class Slot:
     dtype: torch.dtype
 
 
+slot = cache(Slot)  # few there are, and a frozen dataclass takes its time
+
+
 @dataclass
 class Record:
     """One ATen call of the tape: operands and results with their axes, and what the rule said of them."""
@@ -237,19 +240,20 @@ class Call:
         """Keep all units of `axes`; `text` says why."""
         for axis in _listed(axes):
             if not isinstance(axis, Constant):
-                self.space.freeze(axis, self._reason(text))
+                self.space.freeze(axis, lambda: self._reason(text))
 
     def tie(self, left: Axis, right: Axis) -> Axis:
         """State that two axes are the same; both freeze where that cannot be expressed. Returns one of them."""
         if left is right:
             return left
         try:
-            self.space.unify(
-                left, right, self._reason("tied to an axis that stays: singled out, repeated or cut apart")
-            )
+            self.space.unify(left, right, self._tied)
         except Inexpressible as error:
             self.freeze([left, right], str(error))
         return left
+
+    def _tied(self) -> Reason:
+        return self._reason("tied to an axis that stays: singled out, repeated or cut apart")
 
     def factor(self, axis: Axis, inner_size: int) -> tuple[Axis, Axis]:
         """`axis` as outer * inner (see Space.factor); frozen where that cannot be expressed."""

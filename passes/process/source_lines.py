@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
@@ -21,7 +21,12 @@ def users_line(frame: Any) -> str:
     """``file.py:line`` of the innermost frame outside torch and this package."""
     while frame is not None and _is_own(frame.f_code.co_filename):
         frame = frame.f_back
-    return "" if frame is None else f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}"
+    return "" if frame is None else _spelled(frame.f_code.co_filename, frame.f_lineno)
+
+
+@lru_cache(maxsize=4096)
+def _spelled(path: str, line: int) -> str:
+    return f"{os.path.basename(path)}:{line}"
 
 
 def innermost_line(error: Exception) -> str:
@@ -30,7 +35,7 @@ def innermost_line(error: Exception) -> str:
     while trace is not None:
         path = trace.tb_frame.f_code.co_filename
         if not _is_own(path):
-            place = f"{os.path.basename(path)}:{trace.tb_lineno}"
+            place = _spelled(path, trace.tb_lineno)
         trace = trace.tb_next
     return place
 

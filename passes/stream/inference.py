@@ -22,12 +22,13 @@ from passes.errors import PassError
 from passes.graph.emitted_layers import emit_node
 from passes.graph.module_copies import PLAIN, Copies, copy_module, like, modules_of, owned_tensors, shell
 from passes.graph.nodes import input_nodes, source_of
-from passes.ops import Call, Record, Slot, Value
+from passes.ops import Call, Record, Value
 from passes.ops import constant_indices as numbers
 from passes.ops.meta_shapes import LightMode, on_meta, run_on_meta
+from passes.ops.registry import slot
 from passes.stream.example_values import ExampleValues
 
-_ATTRIBUTE = "_fxprune_value"
+ATTRIBUTE = "_fxprune_value"
 INDEXING = {torch.ops.aten.index.Tensor, torch.ops.aten._unsafe_index.Tensor}
 SILENT = {torch.ops.aten.sym_size.int, torch.ops.aten.sym_numel.default, torch.ops.aten._version.default}
 
@@ -86,9 +87,10 @@ def tensors_in(*arguments: Any) -> list[torch.Tensor]:
     """The tensors among the arguments of an ATen call, which nests lists at most one deep."""
     found = []
     for argument in arguments:
-        if type(argument) in PLAIN:
+        kind = type(argument)
+        if kind in PLAIN:
             continue
-        if isinstance(argument, torch.Tensor):
+        if kind is torch.Tensor or kind is nn.Parameter or isinstance(argument, torch.Tensor):
             found.append(argument)
         elif isinstance(argument, (tuple, list)) and not PLAIN.issuperset(map(type, argument)):
             found += [part for part in argument if isinstance(part, torch.Tensor)]
@@ -104,7 +106,7 @@ def _slotted(value: Any, slots: Iterator[int]) -> Any:
     if type(value) in PLAIN:
         return value
     if isinstance(value, torch.Tensor):
-        return Slot(next(slots), value.dtype)
+        return slot(next(slots), value.dtype)
     if isinstance(value, (tuple, list)) and not PLAIN.issuperset(map(type, value)):
         return type(value)([_slotted(v, slots) for v in value])
     return value
@@ -137,7 +139,7 @@ class Inference(LightMode):
 
     def value(self, tensor: torch.Tensor) -> Value:
         """What is known of `tensor`; one that inference has never seen has constant axes."""
-        known = getattr(tensor, _ATTRIBUTE, None)
+        known = getattr(tensor, ATTRIBUTE, None)
         if known is None:
             reason = self.reason("", "a tensor that the analysis cannot follow")
             known = Value(self.label(), tuple(Constant(int(s), reason) for s in tensor.shape), from_inputs=True)
@@ -151,7 +153,7 @@ class Inference(LightMode):
 
     def attach(self, tensor: torch.Tensor, value: Value) -> None:
         """State the axes of `tensor`."""
-        setattr(tensor, _ATTRIBUTE, value)
+        setattr(tensor, ATTRIBUTE, value)
         self.values.append(value)
 
     def reason(self, op: str, text: str) -> Reason:
@@ -165,8 +167,8 @@ class Inference(LightMode):
         """Make one ATen call, with the mode switched off."""
         return self.call(func, args, {})
 
-    def run(self, func, args, kwargs):
-        """The result of an ATen call, without axes."""
+    def run(self, func, args, kwargs, operands):
+        """The result of an ATen call on these tensors, without axes."""
         return run_on_meta(func, args, kwargs)
 
     def call(self, func, args, kwargs):
@@ -177,7 +179,7 @@ class Inference(LightMode):
             args = self.with_positions(args)
         operands = tensors_in(*args, *kwargs.values())
         before = [self.value(t) for t in operands]
-        result = self.run(func, args, kwargs)
+        result = self.run(func, args, kwargs, operands)
         outputs = tensors_in(*result) if isinstance(result, (tuple, list)) else tensors_in(result)
         if not operands and not any(t.numel() for t in outputs):
             return result  # the workspace that a batch norm makes

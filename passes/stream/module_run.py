@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -95,25 +96,27 @@ class ModuleRun:
     def __init__(self, module: nn.Module, mode: ModuleInference, replace: Replace, axes_of: AxesOf) -> None:
         self.mode = self._now = mode
         self.tensors: dict[str, tuple[Axis, ...]] = {}
-        self._held: list[tuple[str, torch.Tensor, torch.Tensor, torch.Tensor]] = []  # name, tensor, its copy, its data
+        self.originals: dict[str, torch.Tensor] = {}  # the module's own tensors by name, tied ones once
+        self._held: list[tuple[str, torch.Tensor, torch.Tensor]] = []  # of each the name, its copy, and what that holds
 
         def stand_in(name: str, tensor: torch.Tensor) -> torch.Tensor:
             made = replace(name, tensor)
             self.tensors[name] = axes_of(name, tensor)
-            mode.attach(made, Value(name, self.tensors[name], frozenset([name]), numbers=numbers.stated(tensor)))
-            mode.keep.append(made)
+            mode.hold(made, Value(name, self.tensors[name], frozenset([name]), numbers=numbers.stated(tensor)))
             mode.names[id(tensor)] = made
-            self._held.append((name, tensor, made, made.data))
+            self.originals[name] = tensor
+            self._held.append((name, made, made.data))
             return made
 
         self.copy, copies = stream_copy(module, stand_in, self._opaque, mode.stack)
+        self.copy.eval()
         self.names = copies.names
         self._state = State(self.copy)
         for name, tensor in _scripted_tensors(module).items():
             reason = Reason("it belongs to a scripted module, whose code cannot be changed", name)
             self.tensors[name] = tuple(Constant(int(s), reason) for s in tensor.shape)
             self.names[name] = name
-        first = next((t for _, t in owned_tensors(module)), None)
+        first = next(iter(self.originals.values()), None)
         mode.device = first.device if first is not None else torch.device("cpu")
 
     def run(
@@ -130,8 +133,7 @@ class ModuleRun:
                 reason = Reason("an input of the model keeps its shape", "input")
                 axes = tuple(Constant(int(s), reason) for s in tensor.shape)
                 inputs.append(Value("input", axes, from_inputs=True))
-                mode.attach(made, inputs[-1])
-                mode.keep.append(made)
+                mode.hold(made, inputs[-1])
         with torch.set_grad_enabled(gradients):
             result = self._called(mode, replaced(arguments, given), training, functions)
         outputs = []
@@ -145,20 +147,22 @@ class ModuleRun:
 
     def again(
         self, mode: Watching, arguments: Arguments, training: bool = False, functions: Functions | None = None,
-        cut: Replace | None = None, prepare: Callable[[nn.Module], None] = lambda copied: None,
+        cut: Mapping[str, torch.Tensor] = MappingProxyType({}),
+        prepare: Callable[[nn.Module], None] = lambda copied: None,
     ) -> None:  # fmt: skip
         """Run once under another mode.
 
-        cut: by (name, tensor) what the tensor of the module is replaced by this time. prepare: is given the copy first.
+        cut: by name what tensors of the module hold this time. prepare: is given the copy first.
         """
         mode.stack, mode.device, mode.names = self.mode.stack, self.mode.device, self.mode.names
         self._state.restore()
-        for name, tensor, made, data in self._held:
-            now = data if cut is None else cut(name, tensor)
-            stated = numbers.stated(now if cut else tensor)
-            if stated is not None:
-                mode.attach(made, Value(name, (), frozenset([name]), numbers=stated))
-                now = now if mode.real else on_meta_device(now)
+        for name, made, data in self._held:
+            now = cut.get(name, data)
+            if not made.is_floating_point():
+                stated = numbers.stated(now if name in cut else self.originals[name])
+                if stated is not None:
+                    mode.attach(made, Value(name, (), frozenset([name]), numbers=stated))
+                    now = now if mode.real else on_meta_device(now)
             made.data = now
         prepare(self.copy)
         given = {id(t): t.detach().clone() if mode.real else input_on_meta(t) for t in tensors_of(arguments)}
@@ -174,7 +178,8 @@ class ModuleRun:
         self._now = mode
         mode.stack.emit = None if mode.real else mode.emit
         mode.training = training
-        self.copy.train(training)
+        if training or self.copy.training:
+            self.copy.train(training)
         args, kwargs = arguments
         with recording(mode, functions):
             return self.copy(*args, **kwargs)

@@ -22,12 +22,15 @@ from passes.ops.meta_shapes import on_meta, run_on_meta
 from passes.ops.references import REFERENCES
 from passes.process.source_lines import users_line
 from passes.stream.call_arguments import tensors_of
-from passes.stream.inference import INDEXING, SILENT, Inference, tensors_in
+from passes.stream.inference import ATTRIBUTE, INDEXING, SILENT, Inference, tensors_in
 from passes.stream.stream_copies import CallStack
 
 aten = torch.ops.aten
 FEW = 64  # elements of a constant whose values are looked at
 _VALUES = frozenset({aten._local_scalar_dense.default, aten.is_nonzero.default, aten.equal.default})
+
+
+_LOOKED_AT = _VALUES | INDEXING  # calls that take more than shapes
 
 
 class ValuesNeeded(Exception):
@@ -83,7 +86,8 @@ class ModuleInference(Inference):
 
     def value(self, tensor: torch.Tensor) -> Value:
         if not self._is_constant(tensor):
-            return super().value(tensor)
+            found = getattr(tensor, ATTRIBUTE, None)
+            return super().value(tensor) if found is None else found
         known = self._constants.get(id(tensor))
         if known is not None and known[0]() is tensor:
             return known[1]
@@ -106,6 +110,14 @@ class ModuleInference(Inference):
             super().attach(tensor, value)
             tensor._fxprune_lifetime = _Lifetime(self, value.key, tensor)  # type: ignore[attr-defined]
 
+    def hold(self, tensor: torch.Tensor, value: Value) -> None:
+        """`attach` for a tensor that lives as long as the runs do."""
+        self.keep.append(tensor)
+        if self._is_constant(tensor):
+            self.attach(tensor, value)
+        else:
+            super().attach(tensor, value)
+
     def _is_constant(self, tensor: torch.Tensor) -> bool:
         return self.real or not tensor.is_meta
 
@@ -116,10 +128,11 @@ class ModuleInference(Inference):
             return _DROPS[func.overloadpacket](self.call, *args)
         return self.call(func, args, kwargs or {})
 
-    def run(self, func, args, kwargs):
+    def run(self, func, args, kwargs, operands):
         if self.real:
             return func(*args, **kwargs)
-        operands = tensors_in(*args, *kwargs.values())
+        if operands and not kwargs and func not in _LOOKED_AT and all([t.is_meta for t in operands]):
+            return run_on_meta(func, args, kwargs)
         if not any(self.holds_data(t) for t in operands):  # made of sizes, constants and whole numbers of the inputs
             if func in _VALUES and any(self.value(t).from_inputs for t in operands):
                 self.asked.setdefault(self.source(), None)
@@ -224,7 +237,7 @@ class Watching(ModuleInference):
         if func in INDEXING:
             args = self.with_positions(args)
         operands = tensors_in(*args, *kwargs.values())
-        result = self.run(func, args, kwargs)
+        result = self.run(func, args, kwargs, operands)
         outputs = tensors_in(*result) if isinstance(result, (tuple, list)) else tensors_in(result)
         if outputs and (operands or any(t.numel() for t in outputs)):
             self.watch(func, args, kwargs, operands, outputs)

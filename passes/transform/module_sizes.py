@@ -21,11 +21,10 @@ from passes.transform.slicing import Slicing
 
 def fit(module: nn.Module, slicing: Slicing, edits: Sequence[Edit], literals: Sequence[Literal]) -> None:
     """Make sizes in layers, attributes and calls of `module`, whose tensors are cut, agree with the axes."""
-    inputs = _first_inputs(slicing)
     modules = modules_of(module)
     for path, part in modules.items():
         if isinstance(part, SIZED):
-            shape = inputs.get(path)
+            shape = slicing.first_inputs.get(path)
             channels = None
             if shape is not None and len(shape) > 1:
                 channels = shape[-1] if isinstance(part, (nn.LayerNorm, nn.RMSNorm)) else shape[1]
@@ -97,12 +96,3 @@ def _fit_attention(part: nn.MultiheadAttention, path: str, slicing: Slicing) -> 
     for attribute, name in (("kdim", "k_proj_weight"), ("vdim", "v_proj_weight")):
         separate = part.in_proj_weight is None
         setattr(part, attribute, slicing.size(axis_of(name, 1)) if separate else embedded)
-
-
-def _first_inputs(slicing: Slicing) -> dict[str, list[int]]:
-    """The new shape of the first tensor that enters the calls of each path."""
-    found: dict[str, list[int]] = {}
-    for record in slicing.coupling.structure.records:
-        if record.node not in found and record.inputs:
-            found[record.node] = [slicing.size(axis) for axis in record.inputs[0].axes]
-    return found

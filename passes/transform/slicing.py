@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from passes.analysis.tape import once_each
 from passes.axes.expressions import Axis, Constant, Variable
 from passes.axes.index_sets import Mask, kept, length, survivors
 from passes.graph.module_copies import like, owned_tensors
+from passes.ops import Value
 from passes.transform.resize_modules import resize_module
 
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
@@ -67,6 +69,15 @@ class Slicing:
         made = self.sliced(name, tensor) if known else like(tensor, tensor.detach().clone())
         made.__dict__.update(tensor.__dict__)
         return made
+
+    @cached_property
+    def first_inputs(self) -> dict[str, list[int]]:
+        """The new shape of the first tensor that enters the calls of each label."""
+        first: dict[str, Value] = {}
+        for record in self.coupling.structure.records:
+            if record.inputs:
+                first.setdefault(record.node, record.inputs[0])
+        return {node: [self.size(axis) for axis in value.axes] for node, value in first.items()}
 
     def _module_counts(self) -> dict[str, dict[str, int]]:
         """For each parameter the counts (groups, num_groups) of the operator that it enters."""

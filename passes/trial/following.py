@@ -13,7 +13,7 @@ import torch
 
 from passes.ops import Record, Value, spelled
 from passes.ops import constant_indices as numbers
-from passes.ops.picked_positions import Picked, picked, renumbered
+from passes.ops.picked_positions import Picked, picked, picks, renumbered
 from passes.stream.module_stream import Watching
 from passes.stream.restated_calls import Position
 from passes.transform.slicing import Slicing
@@ -56,7 +56,10 @@ _MOVES = VIEWS | {
 }  # fmt: skip
 
 
-def _without_ones(shapes: list[list[int]]) -> list[list[int]]:
+Shapes = Sequence[tuple[int, ...]]
+
+
+def _without_ones(shapes: Shapes) -> list[list[int]]:
     return [sorted(size for size in shape if size != 1) for shape in shapes]
 
 
@@ -64,15 +67,31 @@ def _alike(one: Any, other: Any) -> bool:
     return one is other or {one, other} <= _SPLITS or {one, other} <= VIEWS
 
 
+class Promised:
+    """A tape, and what its calls give where the dense module is cut."""
+
+    def __init__(self, tape: Sequence[Record], slicing: Slicing) -> None:
+        self.tape, self.slicing = tape, slicing
+        self._shapes: dict[int, Shapes] = {}
+
+    def shapes(self, place: int) -> Shapes:
+        """The shapes of what call number `place` gives."""
+        known = self._shapes.get(place)
+        if known is None:
+            size = self.slicing.size
+            known = self._shapes[place] = [tuple([size(a) for a in v.axes]) for v in self.tape[place].outputs]
+        return known
+
+
 class Following(Watching):
     """Compares each call with that of the tape which was recorded before anything was cut."""
 
-    def __init__(self, tape: Sequence[Record], slicing: Slicing, real: bool) -> None:
+    def __init__(self, promised: Promised, real: bool) -> None:
         super().__init__(real)
-        self.tape, self.slicing = tape, slicing
+        self.tape, self.slicing, self._expected = promised.tape, promised.slicing, promised.shapes
 
     def watch(self, func, args, kwargs, operands, outputs) -> None:
-        record = self._same_call(func, [list(tensor.shape) for tensor in outputs])
+        record = self._same_call(func, [tensor.shape for tensor in outputs])
         if record is not None:
             self._compare_numbers(record, func, args, kwargs, operands)
             self._compare_positions(record, func, args, kwargs, operands)
@@ -85,7 +104,7 @@ class Following(Watching):
                 found = numbers.computed(func, args, kwargs, tensor, self.numbers_of, number)
                 self.attach(tensor, Value("", (), numbers=found))
 
-    def _same_call(self, func: Any, got: list[list[int]]) -> Record | None:
+    def _same_call(self, func: Any, got: Shapes) -> Record | None:
         """The call of the tape that this one is, with `place` at it; None for one that moves data and is not there.
 
         Where a size becomes one, programs and torch leave out copies and repetitions, or make some: such calls are
@@ -94,7 +113,7 @@ class Following(Watching):
         alike = self.place < len(self.tape) and _alike(self.tape[self.place].func, func)
         for place in range(self.place, min(self.place + _SKIPPED, len(self.tape))):
             record = self.tape[place]
-            if _alike(record.func, func) and self._expected(record) == got:
+            if _alike(record.func, func) and self._expected(place) == got:
                 self.place = place
                 return record
             if alike and record.func not in _MOVES:
@@ -102,28 +121,28 @@ class Following(Watching):
         if (
             alike
             and func is aten.permute.default
-            and _without_ones(self._expected(self.tape[self.place])) == (_without_ones(got))
+            and _without_ones(self._expected(self.place)) == _without_ones(got)
         ):  # einsum moves a dimension of one elsewhere
             return self.tape[self.place]
         if self.place >= len(self.tape):
             self._differ(f"{spelled(func)} is called, which was not before")
         record = self.tape[self.place]
         if _alike(record.func, func):
-            self._differ(f"its size does not follow: expected {self._expected(record)}, got {got}")
+            expected, found = ([list(shape) for shape in shapes] for shapes in (self._expected(self.place), got))
+            self._differ(f"its size does not follow: expected {expected}, got {found}")
         if func not in _MOVES:
             self._differ(f"{spelled(func)} is called in place of {spelled(record.func)}")
         return None
 
-    def _expected(self, record: Record) -> list[list[int]]:
-        return [[self.slicing.size(axis) for axis in value.axes] for value in record.outputs]
-
     def _compare_numbers(self, record: Record, func: Any, args: tuple, kwargs: dict[str, Any], operands: list) -> None:
         """A number that was made of a size must remain what it was where it meets data."""
-        if not operands or not any(self.holds_data(tensor) for tensor in operands):
+        scalars = _scalars(func, args, kwargs)
+        some = record.constants or any([number is not None for number in scalars])
+        if not some or not any(self.holds_data(tensor) for tensor in operands):
             return
         wrong: list[tuple[Any, Any]] = [
             (old, new)
-            for old, new in zip(_scalars(func, *record.template), _scalars(func, args, kwargs), strict=True)
+            for old, new in zip(_scalars(func, *record.template), scalars, strict=True)
             if None not in (old, new) and not _equal(old, new)
         ]
         now = self.constants_among(operands)
@@ -167,7 +186,7 @@ def _equal(old: Any, new: Any) -> bool:
 
 def positions_of(record: Record) -> Picked | None:
     """The positions that a call of the tape takes of its first operand (see `passes.ops.picked_positions`)."""
-    if not record.inputs or not record.template:
+    if not record.inputs or not record.template or not picks(record.func):
         return None
     shape = [axis.size for axis in record.inputs[0].axes]
     args, kwargs = record.template

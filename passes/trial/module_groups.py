@@ -44,42 +44,62 @@ def couple_module(module: nn.Module, example_inputs: Any) -> Coupling:
     else:
         look_at_other_sizes(inferred, arguments)
     look_at_other_arguments(module, inferred, arguments)
-    _reach_the_rest(module, inferred, arguments)
+    trainable = frozenset(name for name, _ in parameters_of(module))
+    structure, unused = _reach_the_rest(inferred, arguments, trainable)
     inferred.specialised += _fast_paths(module)
     for sentence in inferred.specialised:
         warnings.warn(f"{type(module).__name__}: {sentence}", SpecialisedWarning, stacklevel=3)
-    changes = Changes()
+    changes, digest = Changes(), module_fingerprint(module)
     while True:
-        coupling = _resolved(module, inferred, arguments)
+        if unused:
+            _freeze(inferred, unused)
+            structure = Structure.of(inferred)
+        coupling = _coupling(structure, inferred, digest, described(arguments), trainable)
         changes, refused = _tried(module, coupling, inferred, arguments, changes.resolved(inferred.space.resolve))
         if not refused:
             break
-        for axis, reason in refused:
-            inferred.space.freeze(axis, reason)
+        _freeze(inferred, refused)
+        structure, unused = _unused(inferred, trainable)
     assert coupling.module is not None, "it was made for a module"
     coupling.module = replace(coupling.module, edits=changes.edits, literals=changes.literals)
     remember_module(module, coupling)
     return coupling
 
 
-def _reach_the_rest(module: nn.Module, inferred: ModuleInferred, arguments: Arguments) -> None:
-    """Where evaluation mode left parameters unused (auxiliary heads), run in train mode as well."""
-    unused = _unused(module, inferred)
+Frozen = list[tuple[Axis, Reason]]
+
+
+def _freeze(inferred: ModuleInferred, axes: Frozen) -> None:
+    for axis, reason in axes:
+        inferred.space.freeze(axis, reason)
+
+
+def _reach_the_rest(
+    inferred: ModuleInferred, arguments: Arguments, trainable: frozenset[str]
+) -> tuple[Structure, Frozen]:
+    """Where evaluation mode left parameters unused (auxiliary heads), run in train mode as well.
+
+    Returns what `_unused` does.
+    """
+    structure, unused = _unused(inferred, trainable)
     problem = ""
-    if any(not name.startswith("_") for name in unused):
+    if any(not reason.node.startswith("_") for _, reason in unused):
         problem = inferred.run_beside(arguments, training=True)
-        unused = unused if problem else _unused(module, inferred)
+        if not problem:
+            structure, unused = _unused(inferred, trainable)
     if unused:
-        shown = ", ".join(unused[:3]) + (", ..." if len(unused) > 3 else "")
+        names = list(dict.fromkeys(reason.node for _, reason in unused))
+        shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
         why = f"it does not run in train mode: {problem}" if problem else "in neither mode"
         inferred.specialised.append(f"of {shown} not all was used, {why}; calls that use it may not fit what is cut")
+    return structure, unused
 
 
-def _unused(module: nn.Module, inferred: ModuleInferred) -> list[str]:
-    """The parameters of which the runs so far left some out."""
+def _unused(inferred: ModuleInferred, trainable: frozenset[str]) -> tuple[Structure, Frozen]:
+    """The axes as they stand, and those of parameters of which the runs so far left some units out."""
     structure = Structure.of(inferred)
-    own = _own(inferred, _trainable(module))
-    return list(dict.fromkeys(reason.node for _, reason in unused_axes(structure.tensors, own, structure.all_records)))
+    own = [name for name in _own(inferred) if name in trainable]
+    return structure, list(unused_axes(structure.tensors, own, structure.all_records))
 
 
 def _fast_paths(module: nn.Module) -> list[str]:
@@ -98,26 +118,17 @@ def _fast_paths(module: nn.Module) -> list[str]:
     ]
 
 
-def _trainable(module: nn.Module) -> frozenset[str]:
-    return frozenset(name for name, _ in parameters_of(module))
+def _own(inferred: ModuleInferred) -> list[str]:
+    """The names of tensors, tied ones once."""
+    return [name for name, first in inferred.canonical.items() if first == name]
 
 
-def _own(inferred: ModuleInferred, trainable: frozenset[str]) -> list[str]:
-    return [name for name, first in inferred.canonical.items() if first == name and name in trainable]
-
-
-def _resolved(module: nn.Module, inferred: ModuleInferred, arguments: Arguments) -> Coupling:
-    trainable = _trainable(module)
-    structure = Structure.of(inferred)
-    own = _as_used([name for name, first in inferred.canonical.items() if first == name], structure.all_records)
-    unused = list(unused_axes(structure.tensors, _own(inferred, trainable), structure.all_records))
-    if unused:
-        for axis, reason in unused:
-            inferred.space.freeze(axis, reason)
-        structure = Structure.of(inferred)
+def _coupling(
+    structure: Structure, inferred: ModuleInferred, digest: str, inputs: Any, trainable: frozenset[str]
+) -> Coupling:
     facts = ModuleFacts(real=inferred.real, specialised=tuple(inferred.specialised))
+    own = _as_used(_own(inferred), structure.all_records)
     names = names_of(structure.tensors, structure.roles, own, trainable)
-    digest, inputs = module_fingerprint(module), described(arguments)
     return Coupling(structure, names, digest, inputs, {}, inferred.canonical, trainable, module=facts)
 
 
@@ -133,7 +144,7 @@ def _as_used(names: list[str], records: Sequence[Record]) -> list[str]:
 
 def _tried(
     module: nn.Module, coupling: Coupling, inferred: ModuleInferred, arguments: Arguments, changes: Changes
-) -> tuple[Changes, list[tuple[Axis, Reason]]]:
+) -> tuple[Changes, Frozen]:
     """What follows in the module when every group is reduced at once; or the axes that cannot, with reasons.
 
     A second trial with other widths follows where something was found: two groups of one size may have had one width.
@@ -178,7 +189,7 @@ def _unread(trial: Trial, known: Changes) -> Changes:
     return Changes(tuple(edits_of_unread(trial.module, tensors, known.edits, trial.slicing.narrowed)))
 
 
-def _refused(trial: Trial, failure: Failure) -> list[tuple[Axis, Reason]]:
+def _refused(trial: Trial, failure: Failure) -> Frozen:
     refused = refused_axes(trial, failure)
     if not refused:
         place = f"{failure.path or 'forward'} ({failure.source})"
@@ -213,7 +224,7 @@ _couplings: weakref.WeakKeyDictionary[nn.Module, tuple[Coupling, str]] = weakref
 
 def remember_module(module: nn.Module, coupling: Coupling) -> None:
     """Keep the coupling of `module` for later passes."""
-    _couplings[module] = coupling, module_fingerprint(module)
+    _couplings[module] = coupling, coupling.fingerprint
 
 
 def recall_module(module: nn.Module) -> Coupling | None:

@@ -12,7 +12,7 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from math import prod
 from typing import ClassVar
 
@@ -40,7 +40,7 @@ from passes.stream.restated_calls import SIZES, Position
 from passes.transform.module_sizes import fit
 from passes.transform.size_attributes import Key, Sizes, axes_elsewhere, edits_elsewhere, integers_of
 from passes.transform.slicing import Slicing
-from passes.trial.following import Differs, Failure, Following, positions_of
+from passes.trial.following import Differs, Failure, Following, Promised, positions_of
 from passes.trial.stated_sizes import edits_of_sources, state_sources
 
 _MOST_TRIES = 45  # of edits at one failure
@@ -100,7 +100,7 @@ class Trial:
         return self._known[changes]
 
     def _run(self, changes: Changes) -> Failure | None:
-        mode = Following(self.tape, self.slicing, self.real)
+        mode = Following(self.promised, self.real)
         functions = LastCall(mode)
 
         def prepare(copied: nn.Module) -> None:
@@ -108,7 +108,7 @@ class Trial:
 
         try:
             with self.settings():
-                self.copy.again(mode, self.arguments, self.training, functions, self.cut, prepare)
+                self.copy.again(mode, self.arguments, self.training, functions, self.data, prepare)
         except Differs as difference:
             return replace(difference.failure, numbers=functions.numbers())
         except Exception as error:  # whatever the user's program raises on a smaller size
@@ -119,9 +119,22 @@ class Trial:
             return Failure(mode.place, "fewer operators are called than before", "", "")
         return None
 
-    def cut(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        """What stands for a tensor of the module in the cut one."""
-        return self.slicing.sliced(name, tensor, meta=numbers.stated(tensor) is None)
+    @cached_property
+    def promised(self) -> Promised:
+        """What the calls of the cut module have to give."""
+        return Promised(self.tape, self.slicing)
+
+    @cached_property
+    def data(self) -> dict[str, torch.Tensor]:
+        """What stands for those tensors of the module that are cut."""
+        size, known = self.slicing.size, self.coupling.structure.tensors
+        found, empty = {}, cache(lambda shape, dtype: torch.empty(shape, dtype=dtype, device="meta"))
+        for name, tensor in self.copy.originals.items():
+            shape = tuple([size(axis) for axis in known[self.coupling.aliases[name]]])
+            if shape != tensor.shape:
+                read = numbers.stated(tensor) is not None
+                found[name] = self.slicing.sliced(name, tensor) if read else empty(shape, tensor.dtype)
+        return found
 
     def settings(self) -> AbstractContextManager[None]:
         """Inside, the module runs."""
@@ -167,8 +180,9 @@ class RealTrial(Trial):
             data.index_fill_(dim, gone.to(data.device), 0)
         return like(tensor, data)
 
-    def cut(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        return double(self.slicing.sliced(name, tensor))
+    @cached_property
+    def data(self) -> dict[str, torch.Tensor]:
+        return {name: double(self.slicing.sliced(name, tensor)) for name, tensor in self.copy.originals.items()}
 
     def settings(self) -> AbstractContextManager[None]:
         return constant_double()

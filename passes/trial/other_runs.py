@@ -33,9 +33,7 @@ def look_at_other_sizes(inferred: ModuleInferred, arguments: Arguments) -> None:
         found = _calls_at(inferred.run, resized)
         if found is None:
             continue
-        if _alike(inferred.records, found):
-            _freeze_moving(inferred, found, "the size of the inputs")
-        elif not inferred.run_beside(resized):
+        if not _freeze_moving(inferred, found, "the size of the inputs") and not inferred.run_beside(resized):
             inferred.specialised.append("its program calls other operators at other sizes of the inputs")
         return
 
@@ -47,10 +45,7 @@ def look_at_other_arguments(module: nn.Module, inferred: ModuleInferred, argumen
     """
     for name, value, known, others in _changed_arguments(module, arguments):
         found = None if inferred.real else _calls_at(inferred.run, _on_meta(others))
-        alike = found is not None and _alike(inferred.records, found)
-        if found is not None and alike:
-            _freeze_moving(inferred, found, f"its argument {name}")
-        if not alike:
+        if found is None or not _freeze_moving(inferred, found, f"its argument {name}"):
             inferred.specialised.append(f"its argument {name} is {value!r}, {known}")
     left_out = _left_out(module, arguments)
     if left_out:
@@ -92,18 +87,20 @@ def _on_meta(arguments: Arguments) -> Arguments:
     return replaced(arguments, {id(t): input_on_meta(t) for t in tensors_of(arguments)})
 
 
-def _alike(records: Sequence[Record], found: Sequence[Any]) -> bool:
-    """Whether a run made the calls of the tape, with the same tensors of the module, and as many others."""
-    return [call[:2] for call in found] == [call[:2] for _, call in _calls(records)]
+def _freeze_moving(inferred: ModuleInferred, found: Sequence[Any], with_what: str) -> bool:
+    """Whether a run made the calls of the tape, with the same tensors of the module, and as many others.
 
-
-def _freeze_moving(inferred: ModuleInferred, found: Sequence[Any], with_what: str) -> None:
-    """Parameters of which an input uses as many positions as it is long keep all of them."""
-    for (record, before), call in zip(_calls(inferred.records), found, strict=True):
+    Parameters of which an input uses as many positions as it is long keep all of them then.
+    """
+    known = _calls(inferred.records)
+    if [call[:2] for call in found] != [call[:2] for _, call in known]:
+        return False
+    for (record, before), call in zip(known, found, strict=True):
         if call != before:
             text = f"it is cut at a position that moves with {with_what}"
             reason = Reason(text, record.node, spelled(record.func))
             inferred.space.freeze(record.inputs[0].axes[_dimension(record)], reason)
+    return True
 
 
 def _dimension(record: Record) -> int:
@@ -144,9 +141,9 @@ class _Calls(Watching):
                 self.attach(tensor, Value("", (), names))
 
 
-def _calls(records: Sequence[Record]) -> Iterator[tuple[Record, Any]]:
+def _calls(records: Sequence[Record]) -> list[tuple[Record, Any]]:
     """The calls of the tape, as `_Calls` keeps them."""
-    return ((r, _call(r.func, r.inputs, r.template[0])) for r in records if r.func not in _COPIES)
+    return [(r, _call(r.func, r.inputs, r.template[0])) for r in records if r.func not in _COPIES]
 
 
 def _call(func: Any, operands: Sequence[Value], args: tuple) -> Any:

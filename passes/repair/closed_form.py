@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from passes.statistics.moments import Moments
 from passes.statistics.sites import Kept
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)  # of the mean of the diagonal of G
+_FIRST = 1e-3
 _LARGE = 1024  # columns above which one ridge is tried: each costs the cube
 
 
@@ -65,21 +67,38 @@ def solve(weight: Tensor, moments: Moments, kept: Kept, biased: bool, ridges: Se
         rows = torch.from_numpy(np.flatnonzero(kept.rows[group])).to(device)
         columns = torch.from_numpy(np.flatnonzero(kept.columns[group])).to(device)
         parts.append(_Group(weight[group].index_select(0, rows), columns, moments, int(group), biased))
-    tried = ridges if moments.columns <= _LARGE else (1e-3,)
     before, total = sum(p.slice_error() for p in parts), sum(p.variance for p in parts)
-    best: tuple[float, float, list[tuple[Tensor, Tensor]]] | None = None
-    for ridge in tried if moments.count and parts else ():
-        made = [p.solution(ridge) for p in parts]
-        error = sum(p.error(*m) for p, m in zip(parts, made, strict=True))
-        if np.isfinite(error) and error < before and (best is None or error < best[0]):
-            best = error, ridge, made
-    sliced = [(p.weight.index_select(1, p.columns), p.weight.new_zeros(len(p.weight))) for p in parts]
+    best = _best(parts, ridges if moments.columns <= _LARGE else (_FIRST,), before) if moments.count and parts else None
+    sliced = [(p.sliced, p.weight.new_zeros(len(p.weight))) for p in parts]
     chosen = sliced if best is None else best[2]
     return Solved(
         torch.stack([w for w, _ in chosen]), torch.stack([s for _, s in chosen]),
         _explained(before, total), _explained(before if best is None else best[0], total),
         None if best is None else best[1],
     )  # fmt: skip
+
+
+_Found = tuple[float, float, list[tuple[Tensor, Tensor]]]
+
+
+def _best(parts: Sequence[_Group], ridges: Sequence[float], limit: float) -> _Found | None:
+    """The least error, its ridge and its solutions, where it is below `limit`: from the ridge nearest to the usual one
+    to larger or to smaller ones, as long as the error falls."""
+    ordered = sorted(ridges)
+    start = min(range(len(ordered)), key=lambda i: abs(np.log(ordered[i] / _FIRST)))
+    best: _Found | None = None
+    for way in (range(start, len(ordered)), range(start - 1, -1, -1)):
+        for number in way:
+            made = [p.solution(ordered[number]) for p in parts]
+            error = sum(p.error(*m) for p, m in zip(parts, made, strict=True))
+            if not np.isfinite(error) or error >= (limit if best is None else best[0]):
+                if number != start:
+                    break
+                continue
+            best = error, ordered[number], made
+        if best is not None and best[1] > ordered[start]:
+            break
+    return best
 
 
 def _explained(error: float, total: float) -> float:
@@ -90,30 +109,44 @@ class _Group:
     """One group of a site: its weight (rows, columns), moments and held-out readings."""
 
     def __init__(self, weight: Tensor, columns: Tensor, moments: Moments, group: int, biased: bool) -> None:
-        self.weight, self.columns, self.biased = weight, columns, biased
-        self.moment = moments.matrix(group)
+        self.weight, self.columns, self.moments, self.number = weight, columns, moments, group
+        self.sliced = weight.index_select(1, columns)
+        self.constant = [moments.columns] if biased else []
         held = moments.held
         self.held = None if held is None else held[group].to(weight.device, torch.float64)
         self.dense = None if self.held is None else self.held @ weight.T
         # without held-out rows errors are those of the fit
         if self.dense is not None:
+            self.kept = self.held.index_select(1, columns)  # type: ignore[union-attr]
             self.variance = float((self.dense - self.dense.mean(0)).square().mean(0).sum())
         else:
+            self.moment = moments.matrix(group)
             mean = self.moment[:-1, -1]
             covariance = self.moment[:-1, :-1] - mean[:, None] * mean[None]
             self.variance = float(((weight @ covariance) * weight).sum())
 
+    @cached_property
+    def normal(self) -> tuple[Tensor, Tensor, float]:
+        """The moments of what is kept (and the constant), what the removed columns contribute to them, and the mean of
+        the diagonal."""
+        index = torch.cat([self.columns, self.columns.new_tensor(self.constant)])
+        gone = torch.ones(self.weight.shape[1], dtype=torch.bool, device=index.device)
+        gone[self.columns] = False
+        removed = torch.nonzero(gone)[:, 0]
+        small = self.moments.block(self.number, index, index)
+        lost = self.weight.index_select(1, removed) @ self.moments.block(self.number, removed, index)
+        return small, lost, float(self.moments.diagonal(self.number)[:-1].mean())
+
     def slice_error(self) -> float:
-        return self.error(self.weight.index_select(1, self.columns), self.weight.new_zeros(len(self.weight)))
+        return self.error(self.sliced, self.weight.new_zeros(len(self.weight)))
 
     def error(self, weight: Tensor, shift: Tensor) -> float:
         """The mean squared difference from the dense output, summed over rows.
 
         A shift that an estimated norm takes up would be free for the slice as well; so it is for a norm's site.
         """
-        if self.held is not None and self.dense is not None:
-            found = self.held.index_select(1, self.columns) @ weight.T + shift
-            return float((found - self.dense).square().mean(0).sum())
+        if self.dense is not None:
+            return float((self.kept @ weight.T + shift - self.dense).square().mean(0).sum())
         full = self.weight.new_zeros(len(weight), len(self.moment))
         full[:, :-1] = -self.weight
         full[:, self.columns] += weight
@@ -121,19 +154,13 @@ class _Group:
         return float(((full @ self.moment) * full).sum())
 
     def solution(self, ridge: float) -> tuple[Tensor, Tensor]:
-        constant = [len(self.moment) - 1] if self.biased else []
-        index = torch.cat([self.columns, torch.tensor(constant, dtype=torch.long, device=self.columns.device)])
-        small = self.moment.index_select(0, index).index_select(1, index)
-        cross = self.weight @ self.moment[:-1].index_select(1, index)
-        lam = ridge * self.moment.diagonal()[:-1].mean()
-        draw = torch.zeros(len(index), dtype=torch.float64, device=small.device)
-        draw[: len(self.columns)] = lam + 1e-12
-        target = cross.clone()
-        target[:, : len(self.columns)] += lam * self.weight.index_select(1, self.columns)
-        factor, failed = torch.linalg.cholesky_ex(small + torch.diag(draw))
+        """W' and the constant: the slice, and what W' adds to it, which is ``W[:, R] G[R, S] (G[S, S] + lam I)^-1``."""
+        small, lost, size = self.normal
+        damped = small.clone()
+        damped.diagonal()[: len(self.columns)] += ridge * size + 1e-12
+        factor, failed = torch.linalg.cholesky_ex(damped)
         if int(failed):
-            return self.weight.index_select(1, self.columns), self.weight.new_full((len(self.weight),), torch.inf)
-        found = torch.cholesky_solve(target.T, factor).T
-        weight = found[:, : len(self.columns)]
-        shift = found[:, -1] if self.biased else found.new_zeros(len(found))
-        return weight, shift
+            return self.sliced, self.weight.new_full((len(self.weight),), torch.inf)
+        gain = torch.cholesky_solve(lost.T, factor).T
+        shift = gain[:, -1] if self.constant else gain.new_zeros(len(gain))
+        return self.sliced + gain[:, : len(self.columns)], shift

@@ -23,6 +23,8 @@ from passes.statistics.moments import Moments
 from passes.statistics.sites import Site
 from passes.statistics.watching import Watcher
 
+_BLOCK = 2048
+_READINGS = 8  # of a preconditioner for each column
 Parameters = dict[str, Tensor]
 Inputs = tuple[Any, ...]
 
@@ -124,10 +126,19 @@ def _put_matrix(site: Site, matrix: Tensor, like: Tensor) -> Tensor:
 
 
 def inverse(moment: Tensor, damping: float) -> Tensor:
-    """The inverse of a damped second moment (..., n, n) in single precision."""
+    """The inverse of a damped second moment (..., n, n) in single precision; of a large one, that of its blocks on the
+    diagonal, which is a preconditioner as well and does not cost the cube of n."""
+    size = moment.shape[-1]
     diagonal = moment.diagonal(dim1=-2, dim2=-1)
     lam = damping * diagonal.mean(-1, keepdim=True) + 1e-12
-    return torch.linalg.inv(moment + torch.diag_embed(lam.expand(diagonal.shape))).float()
+    made = moment.new_zeros(moment.shape, dtype=torch.float32)
+    for at in range(0, size, _BLOCK):
+        part = slice(at, min(at + _BLOCK, size))
+        block = moment[..., part, part] + torch.diag_embed(lam.expand(diagonal.shape)[..., part])
+        factor, failed = torch.linalg.cholesky_ex(block)
+        whole = torch.cholesky_inverse(factor) if not bool(failed.any()) else torch.linalg.inv(block)
+        made[..., part, part] = whole.float()
+    return made
 
 
 class _Marked(fx.Interpreter):
@@ -153,9 +164,10 @@ def sites_and_reads(
     """The uses of weights in a segment, and the second moments of what they read there."""
     moments: dict[str, Moments] = {}
     generator = torch.Generator().manual_seed(seed)
-    each = max(64, rows // max(1, len(problem.inputs)))
+    count = max(1, len(problem.inputs))
 
     def seen(site: Site, found: Any) -> None:
+        each = max(64, min(rows, max(4096, _READINGS * site.columns)) // count)
         read = found.read(each, generator)
         known = moments.setdefault(site.name, Moments(site.groups, site.columns))
         known.add(read, found.count / max(1, read.shape[1]))

@@ -30,6 +30,7 @@ from passes.statistics.watching import Watcher
 from passes.stream.inference import as_arguments, composite_attention
 
 log = logging.getLogger(__name__)
+READINGS, SAMPLES = 200, 512  # a segment is fitted to so many readings for each column, and at least so many samples
 Env = dict[str, Any]
 
 
@@ -138,6 +139,7 @@ class _Run:
         self.rounds, self.iterations, self.rows, self.seed = rounds, iterations, rows, seed
         self.cut = len(fitted)
         batches = [*fitted, *judged]
+        self.samples = [batch.size for batch in batches]
         self.theirs: list[Env] = [self._start(dense, b) for b in batches]
         self.mine: list[Env] = [dict(env) for env in self.theirs]
         weighted = self._weighted_nodes(batches[0])
@@ -223,10 +225,11 @@ class _Run:
         places, targets, why = self._targets(mine, values)
         last = mine.nodes[-1] if mine.nodes else ""
         inputs = [tuple(_plain(env[name]) for name in mine.takes) for env in self.mine]
-        problem = Problem(mine.module, inputs[: self.cut], targets[: self.cut], places)
         judge = Problem(mine.module, inputs[self.cut :], targets[self.cut :], places)
         if not places:
             return SegmentRepair(last, (), np.nan, np.nan, False, why) if mine.nodes else None
+        cut = self._enough(Problem(mine.module, inputs[:1], targets[:1], places))
+        problem = Problem(mine.module, inputs[:cut], targets[:cut], places)
         sites, moments = sites_and_reads(problem, self.rows, self.seed + number)
         layers = self._layers(mine, sites)
         if not layers:
@@ -258,6 +261,14 @@ class _Run:
             return SegmentRepair(last, names, _share(before, total), _share(before, total), False, why)
         self._put(own, found)
         return SegmentRepair(last, names, _share(before, total), _share(after, total), True)
+
+    def _enough(self, first: Problem) -> int:
+        """To how many batches a segment is fitted: where each sample gives many readings, fewer samples do."""
+        _, moments = sites_and_reads(first, 64, self.seed)
+        each = max(1, self.samples[0])
+        needed = max((READINGS * m.columns * each / max(m.count, 1.0) for m in moments.values()), default=SAMPLES)
+        total = np.cumsum([max(1, n) for n in self.samples[: self.cut]])
+        return min(self.cut, 1 + int(np.searchsorted(total, max(SAMPLES, needed))))
 
     def _put(self, own: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
         with torch.no_grad():

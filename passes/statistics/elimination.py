@@ -9,7 +9,7 @@ Sources: Hassibi and Stork (1993); ZipLM, Kurtic et al. (2023).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,10 +17,13 @@ import torch
 from torch import Tensor
 
 from passes.analysis.coupling import Coupling, Group
+from passes.statistics.moments import Moments
 from passes.statistics.record import Statistics
 from passes.statistics.sites import Site
 
 RIDGE = 1e-3
+_WIDE = 2048  # columns above which a unit's are brought into the few directions that its weights read
+_WIDEST = 8192  # columns above which units are taken to be independent
 _STEPS = 96  # groups with more units lose several a step
 
 
@@ -94,7 +97,7 @@ def unit_columns(site: Site, group: Group, coupling: Coupling) -> Tensor | None:
 
 def _readers(
     site: Site, group: Group, coupling: Coupling, statistics: Statistics, weights: Mapping[str, Tensor], ridge: float
-) -> list[_Reader]:
+) -> Sequence[_Reader | _Independent]:
     """For each conv group of a site in which the group's units are columns, what is left of it."""
     columns = unit_columns(site, group, coupling)
     if columns is None:
@@ -104,17 +107,66 @@ def _readers(
         return []
     weight = site.matrix(weights[site.parameter].detach()).double()
     biased = bool(site.bias or site.norm)
+    if site.columns > _WIDEST:
+        return [_Independent(weight, moments, columns, group.size, biased)]
     made = []
     variances = []
     for number in range(site.groups):
         moment = moments.matrix(number).cpu()
         mean = moment[:-1, -1]
         covariance = moment[:-1, :-1] - mean[:, None] * mean[None]
-        w = weight[number].cpu()
+        w, units = weight[number].cpu(), columns[number]
         variances.append(float(((w @ covariance) * w).sum()))
-        made.append((w, moment if biased else moment[:-1, :-1], columns[number]))
+        if site.columns > _WIDE:
+            w, moment, units = _narrowed(w, moment, units, group.size)
+        made.append((w, moment if biased else moment[:-1, :-1], units))
     scale = 1.0 / max(sum(variances), 1e-30)
     return [_Reader(w, moment, units, group.size, ridge, scale) for w, moment, units in made]
+
+
+def _narrowed(weight: Tensor, moment: Tensor, units: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Weight, moment and units with the columns of each unit in an orthonormal basis of what the weight reads of it.
+
+    That there are fewer of them only keeps repair from using directions that the weight did not read.
+    """
+    basis, kept = [], []
+    for unit in range(-1, size):
+        index = torch.nonzero(units == unit)[:, 0]
+        few = len(weight) if unit >= 0 and len(index) > len(weight) else 0
+        own = torch.linalg.qr(weight[:, index].T)[0] if few else torch.eye(len(index), dtype=weight.dtype)
+        basis.append((index, own))
+        kept.append(units.new_full((own.shape[1],), unit))
+    order = torch.cat([index for index, _ in basis])
+    last = torch.tensor([len(moment) - 1])
+    half = torch.cat([moment[:, index] @ own for index, own in basis] + [moment[:, last]], 1)
+    small = torch.cat([own.T @ half[index] for index, own in basis] + [half[last]], 0)
+    assert len(order) == weight.shape[1], "every column is of one unit or of none"
+    return torch.cat([weight[:, index] @ own for index, own in basis], 1), small, torch.cat(kept)
+
+
+class _Independent:
+    """A reader too wide for the inverse of its moment: each unit costs what it contributes, whatever else goes."""
+
+    def __init__(self, weight: Tensor, moments: Moments, columns: Tensor, size: int, biased: bool) -> None:
+        found = torch.zeros(size, dtype=torch.float64)
+        for number in range(len(weight)):
+            for unit in range(size):
+                index = torch.nonzero(columns[number] == unit)[:, 0].to(moments.tiles[0].device)
+                part = weight[number].to(index.device)[:, index]
+                moment = moments.block(number, index, index)
+                if biased:  # a constant is made good
+                    mean = moments.block(number, index, index.new_tensor([moments.columns]))
+                    moment = moment - mean @ mean.T
+                found[unit] += float(((part @ moment) * part).sum())
+        self.worth = (found / found.sum().clamp_min(1e-30)).numpy()
+
+    def costs(self, left: list[int]) -> np.ndarray:
+        """What the removal of each unit would add to the error."""
+        return self.worth[left]
+
+    def remove(self, unit: int) -> float:
+        """What the removal of one unit adds to the error."""
+        return float(self.worth[unit])
 
 
 class _Reader:
@@ -125,7 +177,7 @@ class _Reader:
         lam = ridge * moment.diagonal()[:count].mean() + 1e-12
         damped = moment.clone()
         damped.diagonal()[:count] += lam
-        self.inverse = torch.linalg.inv(damped)
+        self.inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
         self.weight = torch.zeros(len(moment), len(weight), dtype=torch.float64)
         self.weight[:count] = weight.T
         self.columns = [torch.nonzero(units == unit)[:, 0] for unit in range(size)]

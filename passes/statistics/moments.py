@@ -72,6 +72,29 @@ class Moments:
             full[at:, at : at + tile.shape[1]] = tile[group].mT
         return full / max(self.count, 1.0)
 
+    def diagonal(self, group: int = 0) -> Tensor:
+        """The mean of u^2 of one group, (columns + 1,)."""
+        return torch.cat([tile[group].diagonal() for tile in self.tiles]) / max(self.count, 1.0)
+
+    def block(self, group: int, rows: Tensor, columns: Tensor) -> Tensor:
+        """The entries of `matrix(group)` at these rows and columns, both ascending, without the rest of it."""
+        ends = torch.arange(len(self.tiles) + 1, device=rows.device) * _TILE
+        places = [torch.searchsorted(at.contiguous(), ends).tolist() for at in (rows, columns)]
+        made = torch.empty(len(rows), len(columns), dtype=torch.float64, device=self.tiles[0].device)
+        for i, tile in enumerate(self.tiles):
+            for transposed in (False, True):
+                own, other = (columns, rows) if transposed else (rows, columns)
+                mine, theirs = (places[1], places[0]) if transposed else (places[0], places[1])
+                stretch = slice(mine[i], mine[i + 1])
+                rest = slice(theirs[i + 1] if transposed else theirs[i], len(other))
+                inside = own[stretch] - i * _TILE
+                found = tile[group].index_select(0, inside).index_select(1, other[rest] - i * _TILE)
+                if transposed:
+                    made[rest, stretch] = found.T
+                else:
+                    made[stretch, rest] = found
+        return made.div_(max(self.count, 1.0))
+
     def merge(self, other: Moments) -> None:
         """Add what `other` has summed over other data."""
         if (self.groups, self.columns) != (other.groups, other.columns):

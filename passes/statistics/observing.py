@@ -39,8 +39,9 @@ def observe(
     model: the network that `coupling` was made of, a graph or any module; it runs in eval mode and is left as it was.
     batches: tensors, tuples or dicts of inputs, with or without labels. gradients: a loss of ``(output, labels)``, or
     "sampled" for labels drawn from the network's own outputs; then importance by gradients is summed as well. rows: how
-    many readings of one operator are used of a batch at most (a convolution reads each place of each image); drawn at
-    random where there are more. progress: called with the number of samples so far.
+    many readings of one operator are used of a batch at most (a convolution reads each place of each image), fewer of
+    one with more than 1,024 columns; drawn at random where there are more. progress: called with the number of samples
+    so far.
 
     A fifth of the samples is held out of all sums and only measures errors. Memory: one symmetric matrix an operand in
     double precision, held by halves, and activations of one batch.
@@ -67,7 +68,7 @@ def observe(
         if held[0]:
             known.hold(found.read(max(32, rows // 16), generator), generator)
             return
-        read = found.read(rows, generator)
+        read = found.read(min(rows, max(2048, rows * 1024 // site.columns)), generator)
         if read.shape[1]:
             known.add(read, found.count / read.shape[1])
 

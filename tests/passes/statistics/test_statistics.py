@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from passes import PassError, capture, couple
-from passes.statistics import Statistics, batches_of, observe
+from passes.statistics import Moments, Statistics, batches_of, observe
 
 
 def summed(batches):
@@ -211,3 +211,18 @@ def test_a_wrong_reading_is_seen():
     read_by(layer.weight, rows, flat)
     with pytest.raises(AssertionError):
         read_by(layer.weight, rows.flip(1), flat)
+
+
+def test_blocks_of_a_moment_are_those_of_the_whole(monkeypatch):
+    monkeypatch.setattr("passes.statistics.moments._TILE", 5)
+    torch.manual_seed(0)
+    for size in (3, 5, 9, 23):
+        moments = Moments(2, size)
+        moments.add(torch.randn(2, 40, size, dtype=torch.float64))
+        for group in range(2):
+            whole = moments.matrix(group)
+            assert torch.equal(moments.diagonal(group), whole.diagonal())
+            for _ in range(8):
+                rows, columns = (torch.nonzero(torch.rand(size + 1) < 0.5)[:, 0] for _ in range(2))
+                expected = whole.index_select(0, rows).index_select(1, columns)
+                assert torch.allclose(moments.block(group, rows, columns), expected, rtol=1e-12)

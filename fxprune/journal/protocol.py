@@ -32,6 +32,9 @@ class Journal(Protocol):
 
     def save_observed(self, statistics: Statistics, curves: Mapping[str, Curve]) -> None: ...
 
+    def recorded_curves(self) -> dict[str, Curve] | None:
+        """What each width of each group of the unpruned network costs, by the data, if that is known."""
+
     def candidate(self, round: int, proposed: Candidate) -> Candidate | None:
         """The finished candidate that was this proposal, if there is one."""
 
@@ -69,6 +72,7 @@ class Memory:
     def __init__(self) -> None:
         self._candidates: dict[tuple[int, int], bytes] = {}
         self._rounds: dict[int, bytes | None] = {}
+        self._curves: dict[str, Curve] | None = None
 
     def resumed(self, problem: Problem) -> Problem:
         return problem
@@ -83,7 +87,10 @@ class Memory:
         return None
 
     def save_observed(self, statistics: Statistics, curves: Mapping[str, Curve]) -> None:
-        pass
+        self._curves = dict(curves)
+
+    def recorded_curves(self) -> dict[str, Curve] | None:
+        return self._curves
 
     def candidate(self, round: int, proposed: Candidate) -> Candidate | None:
         return None

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fxprune.config.keys import NetAdaptConfig
+from fxprune.criteria.curves import Curve
 from fxprune.errors import FxpruneError, JournalError
 from fxprune.io.outline import Outline
 from fxprune.io.storage import Damaged, read_json
@@ -26,8 +27,9 @@ class Run:
     `rounds` are the intact ones in a row, `unfinished` the candidates of the round in progress, `result` how the
     search ended (None while it has not), `damage` what was found truncated, altered or foreign. `model`: class name
     and fingerprints of graph and weights. `frozen`: of the analysis, each with tensor, dim, reason, node and source.
-    `grids`: group to (step, least width). `form`: whether a module or its graph was searched. `outline`: what stands
-    beside the tensors; None in a folder of an older fxprune.
+    `grids`: group to (step, least width). `calibrated`: it goes by calibration data, and `curves` say what each width
+    of each group costs. `evaluated`: there is an evaluate function. `form`: whether a module or its graph was searched.
+    `outline`: what stands beside the tensors; None in a folder of an older fxprune.
     """
 
     folder: Path
@@ -51,6 +53,9 @@ class Run:
     damage: tuple[str, ...]
     journal: Folder
     form: str = "graph"
+    calibrated: bool = False
+    evaluated: bool = True
+    curves: dict[str, Curve] = field(default_factory=dict)
 
     @property
     def accepted(self) -> int:
@@ -119,7 +124,10 @@ def _run(folder: Path, identity: dict[str, Any], details: dict[str, Any]) -> Run
         layers=kept("layers", dict[str, tuple[str, ...]]),
         frozen=kept("frozen", tuple[dict[str, Any], ...]),
         outline=made(Outline, details["outline"]) if "outline" in details else None,
-        data_free=not identity["evaluate"],
+        data_free=not identity["evaluate"] and not identity.get("calibration"),
+        evaluated=bool(identity["evaluate"]),
+        calibrated=bool(identity.get("calibration")),
+        curves=journal.recorded_curves() or {},
         baseline=journal.baseline() or 0.0,
         rounds=tuple(rounds),
         unfinished=journal.recorded_candidates(len(rounds) + 1),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fxprune.journal.read_run import Run
-from fxprune.report import sections
+from fxprune.report import data_sections, sections
 from fxprune.report.html import Markup, amount, element, escape, joined, score, seconds
 from fxprune.report.plots import schedule, score_name, tradeoff
 from fxprune.report.style import CSS
@@ -24,6 +24,7 @@ def page_of(run: Run) -> str:
             plots(run),
             sections.widths(run),
             sections.rounds(run),
+            data_sections.data(run),
             sections.frozen(run),
             sections.timings(run),
             sections.certificate(run),

@@ -72,7 +72,9 @@ def schedule(run: Run, resource: str) -> str:
 
 
 def score_name(run: Run) -> str:
-    return "importance kept, log" if run.data_free else "score"
+    if run.data_free:
+        return "importance kept, log"
+    return "score" if run.evaluated else "minus the divergence from the dense outputs"
 
 
 def _share(run: Run, values: dict[str, float], resource: str) -> float:

@@ -141,7 +141,10 @@ def _note(candidate: Candidate, chosen: int | None) -> Markup:
         return escape("chosen")
     if not candidate.feasible:
         return escape("does not meet the target at its least width")
-    return escape("" if candidate.score is not None else "not tried: candidates_per_round")
+    if candidate.score is not None:
+        return escape("")
+    screened = candidate.screened
+    return escape("not tried: candidates_per_round" if screened is None else f"screened out: {screened:.4g}")
 
 
 def changes(before: dict[str, int], after: dict[str, int]) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 from torch.fx import GraphModule
 
+from fxprune.criteria.curves import Curve
 from fxprune.errors import InputError
 from fxprune.io.printed_text import printed
 from fxprune.journal.protocol import Journal
@@ -17,6 +18,7 @@ from fxprune.journal.records import Round
 from fxprune.problem.wrappers import BARE, Wrapping, unwrapped
 from fxprune.resources.budgets import Budget
 from fxprune.resources.kinds import amount, unit_of
+from fxprune.training.repaired import Repaired
 from passes import capture
 
 if TYPE_CHECKING:
@@ -96,6 +98,16 @@ class NetAdaptResult:
             raise InputError(f"restore: there is no round {round!r}; expected 0 (unpruned) to {len(self.rounds)}.")
         return rebuild(self.dense, self.rounds, round, self.journal, self.modes, self.wrap)
 
+    @property
+    def repaired(self) -> Repaired | None:
+        """With calibration data, what repair did to `model`: divergences from the dense outputs, and each layer."""
+        return self.rounds[self.accepted - 1].repaired if self.accepted else None
+
+    @property
+    def curves(self) -> dict[str, Curve]:
+        """With calibration data, what each width of each group costs."""
+        return self.journal.recorded_curves() or {}
+
     def to_dict(self) -> dict[str, Any]:
         """How the search ended, as plain data."""
         return {
@@ -132,6 +144,16 @@ def summary(result: NetAdaptResult) -> str:
     if result.note:
         lines.append(f"  {result.note}")
     lines.append(f"  {what}: {result.baseline:.6g} -> {result.score:.6g}")
+    if result.repaired is not None:
+        lines.append(f"  {result.repaired}")
+        explained = [(layer.before, layer.after) for layer in result.repaired.layers if layer.before is not None]
+        if explained:
+            before, after = (sum(share[i] or 0.0 for share in explained) / len(explained) for i in (0, 1))
+            unchanged = sum(bool(layer.why) for layer in result.repaired.layers)
+            lines.append(
+                f"  variance of the dense outputs explained, mean of {len(explained)} layers: {before:.1%} sliced, "
+                f"{after:.1%} compensated" + (f"; {unchanged} keep their slice" if unchanged else "")
+            )
     lines.append(f"  verified: largest error {result.certificate.max_error:.1e}")
     lines += [f"  holds for: {sentence}" for sentence in result.certificate.specialised]
     if result.rounds:

@@ -119,9 +119,7 @@ class Following(Watching):
             if alike and record.func not in _MOVES:
                 break
         if (
-            alike
-            and func is aten.permute.default
-            and _without_ones(self._expected(self.place)) == _without_ones(got)
+            alike and func is aten.permute.default and _without_ones(self._expected(self.place)) == _without_ones(got)
         ):  # einsum moves a dimension of one elsewhere
             return self.tape[self.place]
         if self.place >= len(self.tape):

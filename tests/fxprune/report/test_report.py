@@ -109,6 +109,22 @@ def finished(tmp_path_factory):  # type: ignore[no-untyped-def]
     return result, folder
 
 
+def test_what_the_data_said_is_told(tmp_path: Path) -> None:
+    images = torch.randn(60, *IMAGE.shape[1:])
+    config = {**CONFIG, "strategy": "netadapt", "refine": 1}
+    result = netadapt(
+        Net().eval(), 0.6, example_inputs=IMAGE, calibration=[images], config=config, workdir=tmp_path, progress=False
+    )
+    text = Page(write_report(tmp_path).read_text()).text
+    assert "By the data" in text and "What each group loses by its width" in text and "variance" in text.lower()
+    assert "minus the divergence from the dense outputs" in text.lower()
+    run = read_run(tmp_path)
+    assert run.curves.keys() == result.curves.keys() and run.rounds[-1].repaired == result.repaired
+    repaired = result.repaired
+    assert repaired is not None and repaired.layers and repaired.kept <= repaired.sliced
+    assert "divergence from the dense outputs" in result.summary() and "compensated" in result.summary()
+
+
 def test_the_page_is_whole_and_needs_nothing_else(finished) -> None:  # type: ignore[no-untyped-def]
     _, folder = finished
     path = write_report(folder)

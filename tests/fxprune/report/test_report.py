@@ -230,7 +230,7 @@ def test_numbers_and_elements() -> None:
 
 
 def test_importing_it_imports_no_matplotlib() -> None:
-    script = "import sys, fxprune.report, fxprune.commands; assert 'matplotlib' not in sys.modules"
+    script = "import sys, fxprune.report, fxprune.cli.commands; assert 'matplotlib' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

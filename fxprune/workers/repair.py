@@ -128,6 +128,7 @@ class Repair:
         except InputError as error:
             log.warning(only, f"refinement needs a graph. {error}")
             return start
+        own = own.formed(self.coupled.orders)
         if any(not _same(own.group(group.name), group) for group in self.coupled.groups):
             log.warning(only, "the graph has its units in other places")
             return start

@@ -170,3 +170,26 @@ def test_settled_norms_compute_the_same_and_hold_what_they_read():
     read = net.a(x)
     assert torch.allclose(made.n.running_mean, read.mean((0, 2, 3)), atol=1e-4)
     assert not torch.allclose(net.n.running_mean, made.n.running_mean, atol=1e-2)
+
+
+class Attending(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.patches, self.qkv, self.out = nn.Conv2d(3, 12, 4, 4), nn.Linear(12, 36), nn.Linear(12, 12)
+        self.norm, self.wide, self.narrow = nn.LayerNorm(12), nn.Linear(12, 24), nn.Linear(24, 12)
+        self.head = nn.Linear(12, 5)
+
+    def forward(self, x):
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        q, k, v = self.qkv(x).unflatten(2, (3, 3, 4)).permute(2, 0, 3, 1, 4)
+        y = nn.functional.scaled_dot_product_attention(q, k, v)
+        x = x + self.out(y.transpose(1, 2).flatten(2))
+        return self.head((x + self.narrow(self.wide(self.norm(x)).relu())).mean(1))
+
+
+def test_units_of_heads_that_are_formed_by_rank_are_refined_too(caplog):
+    torch.manual_seed(0)
+    net, x = Attending().eval(), torch.randn(120, 3, 16, 16)
+    result = netadapt(net, 0.6, calibration=[x], example_inputs=x[:2], progress=False, config={"refine": 2})
+    assert any(group.blocks > 1 for group in result.coupling.groups) and "closed form only" not in caplog.text
+    assert result.repaired.kept < result.repaired.compensated < result.repaired.sliced

@@ -56,17 +56,18 @@ def difference(a: torch.Tensor, b: torch.Tensor) -> float:
         return 0.0
     if not _has_points(a) or not _has_points(b):
         return math.inf
-    finite = torch.isfinite(a)
-    if not torch.equal(_kinds(a), _kinds(b)):
-        return math.inf
-    if not bool(finite.any()):
-        return 0.0
-    size = a[finite].abs()
-    present = size[size > 0]
+    if not (all_finite(a) and all_finite(b)):
+        finite = torch.isfinite(a)
+        if not torch.equal(_kinds(a), _kinds(b)):
+            return math.inf
+        if not bool(finite.any()):
+            return 0.0
+        a, b = a[finite], b[finite]
+    size = a.abs()
+    present = size if bool(size.min() > 0) else size[size > 0]
     usual = present.median() if present.numel() else torch.ones_like(size.max())
     floor = torch.maximum(usual, _NOISE * size.max())
-    gap = (a[finite] - b[finite]).abs()
-    return float((gap / torch.maximum(size, floor)).max())
+    return float(((a - b).abs() / torch.maximum(size, floor)).max())
 
 
 def distance(expected: Sequence[torch.Tensor], got: Sequence[torch.Tensor]) -> float:
@@ -111,7 +112,16 @@ def _has_points(tensor: torch.Tensor) -> bool:
     return tensor.is_floating_point() or tensor.is_complex()
 
 
+def all_finite(tensor: torch.Tensor) -> bool:
+    """Whether every element is a finite number: a finite sum says so, and one that is not may have overflowed."""
+    if tensor.dtype in (torch.float32, torch.float64) and math.isfinite(tensor.sum()):
+        return True
+    return bool(torch.isfinite(tensor).all())
+
+
 def _finite(tensor: torch.Tensor) -> float | None:
+    if tensor.numel() and all_finite(tensor):
+        return 1.0
     return float(torch.isfinite(tensor).double().mean()) if tensor.numel() else None
 
 

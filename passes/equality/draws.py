@@ -1,22 +1,24 @@
 """The inputs that a proof runs on: the example itself, values like its own, normal random ones, and other sizes.
 
 A proof on normal random numbers says nothing of a network that takes a square root of its input: what it compares is
-no number. So the example's own values come first, then values drawn from them (with their range, sign and type), and
-normal random ones beside these. Every size that the network may leave free is tried as well: the batch, lengths, image
-sizes. Nothing here reads or moves torch's global random state.
+no number. So the example's own values come first. Every size that the network may leave free is tried: the batch,
+lengths, image sizes. Then come values drawn from the example's (with their range, sign and type), and normal random
+ones: of a large example at the smaller sizes that the network took. Nothing here reads or moves torch's global random
+state.
 """
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch.utils import _pytree as pytree
 
+_BATCH_OF_ONE = "batch of one"
 _LARGE = 1 << 13  # elements: an input of more is made smaller, not larger, where another size is tried
 _CLASSES = 4  # how many different lengths are varied at most, the batch not counted
 
@@ -29,7 +31,8 @@ class Draw:
     the example must run on them; others may be inputs that it does not take (a length beyond its table), which is no
     fault of it. varies: which size differs from the example's, "" for none. Of the draws with one `varies` the first
     that the network takes is enough. before, after: that size in the example and here. random: whether values are
-    normal random numbers and not like the example's.
+    normal random numbers and not like the example's. places: the dimensions of that size, as (number of the tensor,
+    dimension).
     """
 
     label: str
@@ -39,6 +42,7 @@ class Draw:
     before: int = 0
     after: int = 0
     random: bool = False
+    places: frozenset[tuple[int, int]] = field(default=frozenset(), repr=False)
 
     @property
     def of_batch(self) -> bool:
@@ -46,31 +50,60 @@ class Draw:
         return self.varies.startswith("batch")
 
 
-def draws(arguments: Any, seed: int = 0, runs: int = 2, device: torch.device | str | None = None) -> Iterator[Draw]:
+def draws(
+    arguments: Any, seed: int = 0, runs: int = 2, device: torch.device | str | None = None,
+    taken: Collection[Draw] = (),
+) -> Iterator[Draw]:  # fmt: skip
     """Inputs like `arguments` (any tree of tensors and other values), the same ones for the same seed.
 
-    First the example's own values, then `runs` - 1 sets drawn from them, one of normal random numbers, and for each
-    size that may be free some with another one. Tensors on the meta device have no values: theirs are normal random,
-    and ones where they are integers. What is no tensor stays as it is. device: where the tensors are put.
+    First the example's own values, then for each size that may be free some with another one, `runs` - 1 sets drawn
+    from the example's values, and one of normal random numbers. Tensors on the meta device have no values: theirs are
+    normal random, and ones where they are integers. What is no tensor stays as it is. device: where the tensors are
+    put. taken: what the caller adds to while it goes through them, those at another size that a network took. Of such
+    a size no more are drawn, and of a large example what follows has the smaller ones.
 
     Raises ValueError where runs is not positive: then nothing would be proven.
 
-    >>> [draw.label for draw in draws((torch.rand(2, 3),))][:4]
-    ['the example', 'like the example', 'normal random numbers', 'batch of 3 instead of 2']
+    >>> [draw.label for draw in draws((torch.rand(2, 3),))]  # doctest: +NORMALIZE_WHITESPACE
+    ['the example', 'length 6 instead of 3', 'length 4 instead of 3', 'batch of 3 instead of 2',
+     'batch of 1 instead of 2', 'like the example', 'normal random numbers']
     """
     if runs < 1:
         raise ValueError(f"runs is {runs}; a proof takes at least one run")
     example = _Example(arguments, device)
     yield Draw("the example" if example.real else "normal random numbers", example.own(seed), True)
-    for run in range(1, runs):
-        label = "like the example" + (f", {run}" if runs > 2 else "")
-        yield Draw(label if example.real else f"{label} (normal random numbers)", example.resampled(seed + run))
-    if example.real:
-        yield Draw("normal random numbers", example.random(seed), random=True)
     for number, size in enumerate(_sizes(example.tensors)):
-        yield Draw(
-            size.label, example.resized(seed + runs + number, size), False, size.name, size.before, size.after
-        )  # fmt: skip
+        if not any(draw.varies == size.name for draw in taken):
+            inputs = example.resized(seed + runs + number, [*_smaller(example, taken), size])
+            yield Draw(size.label, inputs, False, size.name, size.before, size.after, places=size.places)
+    small = _smaller(example, taken)
+    for run in range(1, runs):
+        label = "like the example" + (f", {run}" if runs > 2 else "") + _SMALLER * bool(small)
+        label = label if example.real else f"{label} (normal random numbers)"
+        yield Draw(label, example.resampled(seed + run, small))
+    if example.real and any(map(_has_points, example.tensors)):
+        yield Draw(f"normal random numbers{_SMALLER * bool(small)}", example.random(seed, small), random=True)
+
+
+def smaller_example(
+    arguments: Any, seed: int, device: torch.device | str | None, taken: Collection[Draw]
+) -> Draw | None:
+    """The example at the smaller sizes among those that a network took; None where it is small, or took none."""
+    example = _Example(arguments, device)
+    small = _smaller(example, taken)
+    return Draw(f"the example{_SMALLER}", example.resized(seed, small)) if small else None
+
+
+_SMALLER = ", made smaller"
+
+
+def _smaller(example: _Example, taken: Iterable[Draw]) -> list[_Size]:
+    """The sizes along which a large example may be cut."""
+    return [
+        _Size(draw.varies, draw.label, draw.places, draw.before, draw.after)
+        for draw in taken
+        if example.large and draw.varies != _BATCH_OF_ONE and draw.after < draw.before
+    ]
 
 
 def map_tensors(function: Callable[[torch.Tensor], Any], tree: Any) -> Any:
@@ -163,11 +196,16 @@ def _sizes(tensors: list[torch.Tensor]) -> Iterator[_Size]:
     shaped = [t for t in tensors if t.dim()]
     if not shaped:
         return
-    batch, large = int(shaped[0].shape[0]), max(t.numel() for t in shaped) > _LARGE
+    batch, large = int(shaped[0].shape[0]), _is_large(tensors)
     places = [(number, dim) for number, tensor in enumerate(tensors) for dim in range(tensor.dim())]
     leading = frozenset((n, d) for n, d in places if d == 0 and tensors[n].shape[0] == batch)
-    for after in dict.fromkeys((batch // 2 + 1 if batch > 3 else batch + 1 + (batch == 1), batch + 1)):
-        yield _Size("batch", f"batch of {after} instead of {batch}", leading, batch, after)
+    some = 3 if large else batch // 2 + 1
+    batches = [
+        _Size("batch", f"batch of {after} instead of {batch}", leading, batch, after)
+        for after in dict.fromkeys((some if batch > 3 else batch + 1 + (batch == 1), batch + 1))
+    ]
+    if batch > 3:  # what makes the inputs smaller comes first
+        yield from batches
     by_length: dict[int, list[tuple[int, int]]] = {}
     for number, dim in places:
         length = int(tensors[number].shape[dim])
@@ -175,22 +213,24 @@ def _sizes(tensors: list[torch.Tensor]) -> Iterator[_Size]:
             by_length.setdefault(length, []).append((number, dim))
     for length, where in list(by_length.items())[:_CLASSES]:
         yield from _lengths(tensors, length, where, large)
+    if batch <= 3:
+        yield from batches
     if batch > 1:  # programs treat it apart: they squeeze it away, or ask for it
-        yield _Size("batch of one", f"batch of 1 instead of {batch}", leading, batch, 1)
+        yield _Size(_BATCH_OF_ONE, f"batch of 1 instead of {batch}", leading, batch, 1)
 
 
 def _lengths(
     tensors: list[torch.Tensor], length: int, where: list[tuple[int, int]], large: bool
 ) -> Iterator[_Size]:  # fmt: skip
     """Other lengths for the dimensions of one length: one dimension by itself first (an image need not be square)."""
-    first, second = (length // 2, length + 1) if large and length > 3 else (2 * length, length + 1)
+    first = [2 * length]
+    if large and length > 3:
+        first = [length // part for part in (4, 2) if length >= 16 * part or part == 2]
     dims = sorted({dim - tensors[number].dim() for number, dim in where}, reverse=True)
     single = [frozenset((n, d) for n, d in where if d - tensors[n].dim() == dim) for dim in dims[:2]]
-    chosen = [(places, first) for places in single]
-    if len(single[0]) < len(where):
-        chosen.append((frozenset(where), first))
-    chosen.append((single[0], second))
-    for places, after in chosen:
+    every = [frozenset(where)] if len(single[0]) < len(where) else []
+    chosen = [(places, after) for after in first for places in (*single, *every)]
+    for places, after in (*chosen, (single[0], length + 1)):
         some = "" if len(places) == len(where) else " in one dimension"
         yield _Size(f"length {length}", f"length {after} instead of {length}{some}", places, length, after)
 
@@ -201,6 +241,7 @@ class _Example:
     def __init__(self, arguments: Any, device: torch.device | str | None) -> None:
         self.arguments, self.tensors = arguments, tensors_of(arguments)
         self.real = all(t.device.type != "meta" for t in self.tensors)
+        self.large = _is_large(self.tensors)
         self._device = device
 
     def own(self, seed: int) -> Any:
@@ -208,12 +249,12 @@ class _Example:
         generator = _generator(seed)
         return self._made(lambda number, tensor: self._values(tensor, tensor.shape, generator))
 
-    def resampled(self, seed: int) -> Any:
+    def resampled(self, seed: int, sizes: Sequence[_Size] = ()) -> Any:
         """Every element drawn from those of its tensor, real numbers moved a little."""
         generator = _generator(seed)
 
         def made(number: int, tensor: torch.Tensor) -> torch.Tensor:
-            values = self._values(tensor, tensor.shape, generator)
+            values = self._cut(number, tensor, sizes, {}, generator)
             if tensor.is_meta or not tensor.numel():
                 return values
             picked = torch.randint(values.numel(), (values.numel(),), generator=generator)
@@ -221,35 +262,50 @@ class _Example:
 
         return self._made(made)
 
-    def random(self, seed: int) -> Any:
+    def random(self, seed: int, sizes: Sequence[_Size] = ()) -> Any:
         """Normal random numbers; integers as in the example, which a network may use as places."""
         generator = _generator(seed)
+        orders: dict[tuple[int, int, int], torch.Tensor] = {}
 
         def made(number: int, tensor: torch.Tensor) -> torch.Tensor:
-            if tensor.is_floating_point() or tensor.is_complex():
-                return _normal(tensor, tensor.shape, generator)
-            return self._values(tensor, tensor.shape, generator)
+            values = self._cut(number, tensor, sizes, orders, generator)
+            return _normal(tensor, values.shape, generator) if _has_points(tensor) else values
 
         return self._made(made)
 
-    def resized(self, seed: int, size: _Size) -> Any:
-        """Values like the example's with another size: places along it are picked from those that there are."""
+    def resized(self, seed: int, sizes: Sequence[_Size]) -> Any:
+        """Values like the example's with other sizes: places along them are picked from those that there are."""
         generator = _generator(seed)
-        orders: dict[int, torch.Tensor] = {}
+        orders: dict[tuple[int, int, int], torch.Tensor] = {}
 
         def made(number: int, tensor: torch.Tensor) -> torch.Tensor:
-            dims = [dim for n, dim in size.places if n == number]
-            shape = [size.after if dim in dims else length for dim, length in enumerate(tensor.shape)]
-            if tensor.is_meta or not tensor.numel():
-                return self._values(tensor, shape, generator)
-            values = self._values(tensor, tensor.shape, generator)
-            for dim in dims:
-                if dim not in orders:  # the same ones for every tensor: values that belong together stay together
-                    orders[dim] = _order(size.before, size.after, generator)
-                values = values.index_select(dim, orders[dim].to(values.device))
-            return _moved(values, generator)
+            values = self._cut(number, tensor, sizes, orders, generator)
+            return values if tensor.is_meta or not tensor.numel() else _moved(values, generator)
 
         return self._made(made)
+
+    def _cut(
+        self, number: int, tensor: torch.Tensor, sizes: Sequence[_Size],
+        orders: dict[tuple[int, int, int], torch.Tensor], generator: torch.Generator,
+    ) -> torch.Tensor:  # fmt: skip
+        """Values of the example's tensor of this number at these sizes.
+
+        orders: the places picked along a dimension, the same ones for every tensor: values that belong together stay
+        together.
+        """
+        here = [(dim, size) for size in sizes for n, dim in sorted(size.places) if n == number]
+        if tensor.is_meta or not tensor.numel():
+            shape = list(tensor.shape)
+            for dim, size in here:
+                shape[dim] = size.after
+            return self._values(tensor, shape, generator)
+        values = self._values(tensor, tensor.shape, generator)
+        for dim, size in here:
+            key = dim, size.before, size.after
+            if key not in orders:
+                orders[key] = _order(size.before, size.after, generator)
+            values = values.index_select(dim, orders[key].to(values.device))
+        return values
 
     def _made(self, function: Callable[[int, torch.Tensor], torch.Tensor]) -> Any:
         numbers = {id(tensor): number for number, tensor in enumerate(self.tensors)}
@@ -264,9 +320,16 @@ class _Example:
         """A copy of the example's tensor in double precision, or values of this shape where it has none."""
         if not tensor.is_meta:
             return tensor.detach().to(_double(tensor.dtype), copy=True)
-        if tensor.is_floating_point() or tensor.is_complex():
-            return _normal(tensor, shape, generator)
-        return torch.ones(shape, dtype=tensor.dtype)
+        return _normal(tensor, shape, generator) if _has_points(tensor) else torch.ones(shape, dtype=tensor.dtype)
+
+
+def _has_points(tensor: torch.Tensor) -> bool:
+    """Whether it holds real or complex numbers, not whole ones or flags."""
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def _is_large(tensors: Sequence[torch.Tensor]) -> bool:
+    return max((tensor.numel() for tensor in tensors), default=0) > _LARGE
 
 
 def _generator(seed: int) -> torch.Generator:
@@ -286,7 +349,7 @@ def _normal(tensor: torch.Tensor, shape: Any, generator: torch.Generator) -> tor
 
 def _moved(values: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Real numbers changed by up to a tenth, sign and range kept; whole numbers, and flags, as they are."""
-    if not (values.is_floating_point() or values.is_complex()):
+    if not _has_points(values):
         return values
     finite = torch.isfinite(torch.view_as_real(values)).all(-1) if values.is_complex() else torch.isfinite(values)
     if not bool(finite.any()) or bool((values[finite] == torch.round(values[finite].real)).all()):

@@ -1,9 +1,9 @@
-"""The weights of a proof, in double precision: the dense ones with removed units at zero, or trained ones embedded."""
+"""The weights of a proof: the dense ones with removed units at zero, or trained ones embedded; in double precision."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from passes.analysis.coupling import Coupling
 from passes.axes.expressions import Variable
 from passes.axes.index_sets import Mask, survivors
 from passes.documents.plan import Plan
+from passes.equality.comparison import all_finite
 from passes.equality.double import double
 from passes.errors import EquivalenceError
 from passes.graph.module_copies import Replace, like, owned_tensors
@@ -23,7 +24,7 @@ Noise = Mapping[str, torch.Tensor]
 def finite_parameters(network: nn.Module, which: str) -> None:
     """Raise EquivalenceError where a parameter of the `which` network holds what is no finite number."""
     for name, parameter in network.named_parameters():
-        if not (parameter.is_floating_point() or parameter.is_complex()):
+        if not (parameter.is_floating_point() or parameter.is_complex()) or all_finite(parameter.detach()):
             continue
         wrong = int((~torch.isfinite(parameter)).sum())
         if wrong:
@@ -52,10 +53,13 @@ def equal_elements(dense: nn.Module, pruned: nn.Module, seed: int) -> dict[str, 
     return noise
 
 
-def dense_weights(coupling: Coupling, plan: Plan, pruned: nn.Module, trained: bool, noise: Noise) -> Replace:
+def dense_weights(
+    coupling: Coupling, plan: Plan, pruned: nn.Module, trained: bool, noise: Noise,
+    copied: Callable[[torch.Tensor], torch.Tensor] = double,
+) -> Replace:  # fmt: skip
     """The dense network's tensors with the slices of removed units at zero.
 
-    trained: with the weights of `pruned` in the places that are kept.
+    trained: with the weights of `pruned` in the places that are kept. copied: what makes a copy of a tensor.
     """
     masks = coupling.masks(plan)
     removed: dict[str, list[tuple[int, np.ndarray]]] = defaultdict(list)
@@ -67,12 +71,12 @@ def dense_weights(coupling: Coupling, plan: Plan, pruned: nn.Module, trained: bo
     small = dict(owned_tensors(pruned)) if trained else {}
 
     def masked(name: str, tensor: torch.Tensor) -> torch.Tensor:
-        data = double(tensor)
+        data = copied(tensor)
         if name in small:
             remain = _remaining(coupling, masks, name)
             # What a module keeps of its last call may have any shape; the dense one keeps what it has.
             if isinstance(tensor, torch.nn.Parameter) or list(small[name].shape) == [len(kept) for kept in remain]:
-                data = _embedded(data, small[name], remain)
+                data = _embedded(data, copied(small[name]), remain)
         data = data + noise[name] if name in noise else data
         for dim, positions in removed[coupling.aliases[name]]:
             data.index_fill_(dim, torch.from_numpy(positions).to(data.device), 0)
@@ -94,6 +98,26 @@ def pruned_weights(coupling: Coupling, masks: Mapping[Variable, Mask], noise: No
     return shrunk
 
 
+class Shared:
+    """Has copies of a network share the parameters that `replace` makes; every other tensor is each copy's own.
+
+    A parameter that a run has written into is made anew for the next copy.
+    """
+
+    def __init__(self, replace: Replace) -> None:
+        self._replace = replace
+        self._made: dict[str, tuple[torch.Tensor, int]] = {}
+
+    def __call__(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        if type(tensor) is not nn.Parameter:
+            return self._replace(name, tensor)
+        made, version = self._made.get(name, (None, 0))
+        if made is None or made._version != version:
+            made = self._replace(name, tensor).detach()
+            self._made[name] = made, made._version
+        return like(tensor, made.detach())
+
+
 def _remaining(coupling: Coupling, masks: Mapping[Variable, Mask], name: str) -> list[np.ndarray]:
     axes = coupling.structure.tensors[coupling.aliases[name]]
     return [np.flatnonzero(survivors(axis, masks)) for axis in axes]
@@ -101,8 +125,8 @@ def _remaining(coupling: Coupling, masks: Mapping[Variable, Mask], name: str) ->
 
 def _embedded(data: torch.Tensor, small: torch.Tensor, remain: list[np.ndarray]) -> torch.Tensor:
     if not remain:
-        return double(small).to(data.device)
+        return small.to(data.device)
     result = torch.zeros_like(data)
     index = np.ix_(*remain)
-    result[tuple(torch.from_numpy(i).to(data.device) for i in index)] = double(small).to(data.device)
+    result[tuple(torch.from_numpy(i).to(data.device) for i in index)] = small.to(data.device, data.dtype)
     return result

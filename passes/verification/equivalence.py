@@ -30,7 +30,7 @@ from passes.documents.certificate import Certificate
 from passes.documents.plan import Plan
 from passes.equality.comparison import Comparison, compare
 from passes.equality.double import in_double
-from passes.equality.draws import Draw, draws, map_tensors, tensors_of
+from passes.equality.draws import Draw, draws, map_tensors, smaller_example, tensors_of
 from passes.errors import EquivalenceError, PassError, PlanError
 from passes.frontend.fidelity import settle
 from passes.graph.annotations import note, specialised_in
@@ -112,24 +112,29 @@ def verify_graph(
     dense64, pruned64 = pair({})
     proof = _Proof(gm, pruned, coupling, masks, tol)
     device = next((t.device for _, t in owned_tensors(pruned)), torch.device("cpu"))
+    arguments = as_arguments(example_inputs, gm)
     first: Draw | None = None
-    for draw in draws(as_arguments(example_inputs, gm), seed, runs, device):
-        if draw.varies not in proof.varied:
-            proof.on(draw, dense64, pruned64)
+    for draw in draws(arguments, seed, runs, device, proof.taken):
+        got = proof.on(draw, dense64, pruned64)
         if first is None:
             first = draw
-            proof.compiled(draw, pruned_copy({}), pruned_copy({}))
+            proof.compiled(draw, got, pruned_copy({}))
     assert first is not None, "there is one draw at least"
     alike = equal_elements(gm, pruned, seed)
     if alike:
         del dense64, pruned64
-        proof.on(first, *pair(alike), "noise in the place of equal weights")
+        small = smaller_example(arguments, seed, device, proof.taken)
+        noise = "noise in the place of equal weights"
+        said_before = len(proof.notes)
+        if small is None or proof.on(small, *pair(alike), noise) is None:
+            del proof.notes[said_before:]
+            proof.on(first, *pair(alike), noise)
     mixed = tuple(g.name for g in coupling.groups if g.mixed and len(plan.keep[g.name]) < g.size)
     removed = sum(size - len(plan.keep[name]) for name, size in plan.sizes.items())
     certificate = Certificate(
         proof.worst, tol, tuple(dict.fromkeys(proof.batches)), len(proof.inputs), proof.outputs, seed, removed, mixed,
-        trained, len(alike), "; ".join(proof.notes), tuple(proof.inputs), tuple(proof.varied.values()), proof.finite,
-        specialised_in(gm),
+        trained, len(alike), "; ".join(proof.notes), tuple(proof.inputs), tuple(d.label for d in proof.taken),
+        proof.finite, specialised_in(gm),
     )  # fmt: skip
     note(pruned, certificate=certificate)
     return certificate
@@ -139,7 +144,7 @@ def verify_graph(
 class _Proof:
     """Runs both networks on one set of inputs after another, and keeps what was seen.
 
-    varied: what was tried with success, by the size that differed ("" for none).
+    taken: those at another size that worked.
     """
 
     gm: fx.GraphModule
@@ -153,11 +158,14 @@ class _Proof:
     batches: list[int] = field(default_factory=list)
     inputs: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    varied: dict[str, str] = field(default_factory=dict)
+    taken: list[Draw] = field(default_factory=list)
     _leading: list[int | None] = field(default_factory=list)
 
-    def on(self, draw: Draw, dense: nn.Module, pruned: nn.Module, label: str = "") -> None:
-        """Compare the two on one draw; raises EquivalenceError."""
+    def on(self, draw: Draw, dense: nn.Module, pruned: nn.Module, label: str = "") -> Any:
+        """Compare the two on one draw: what the pruned one gives, None where that proves nothing.
+
+        Raises EquivalenceError.
+        """
         label = label or draw.label
         try:
             expected = self._run(dense, self.gm.graph, draw.inputs, MaskedOperators(self.coupling, self.masks))
@@ -170,11 +178,11 @@ class _Proof:
                     "can be compared"
                 ) from error
             self._refused(draw, f"the dense graph does not run on them: {_first_line(error)}")
-            return
+            return None
         moved = self._moves_the_batch(draw, expected)
         if moved:
             self._refused(draw, moved)
-            return
+            return None
         try:
             got = self._run(pruned, self.pruned.graph, draw.inputs)
         except Exception as error:
@@ -189,23 +197,23 @@ class _Proof:
                 "the pruned network does not compute what the masked one does and must not be used"
             )
         if self._says_nothing(draw, label, found):
-            return
+            return None
         self.worst = max(self.worst, found.error)
         self.finite = min(self.finite, found.least_finite)
         self.outputs = found.tensors
         self.inputs.append(label)
         self.batches += _batch_of(draw)
         if draw.varies:
-            self.varied[draw.varies] = draw.label
+            self.taken.append(draw)
+        return got
 
-    def compiled(self, draw: Draw, pruned: nn.Module, also: nn.Module) -> None:
-        """Compare the pruned network's own forward, as a user calls it, with its nodes one by one.
+    def compiled(self, draw: Draw, expected: Any, pruned: nn.Module) -> None:
+        """Compare the pruned network's own forward, as a user calls it, with what its nodes gave one by one.
 
-        also: a second copy of it, since a network may keep something of each call.
+        pruned: a fresh copy of it, since a network may keep something of each call.
         """
-        expected = self._run(pruned, self.pruned.graph, draw.inputs)
         try:
-            got = _run_forward(self.pruned, also, draw.inputs)
+            got = _run_forward(self.pruned, pruned, draw.inputs)
         except Exception as error:
             raise EquivalenceError(
                 "the nodes of the pruned graph run one by one, but its generated code does not: "

@@ -6,7 +6,6 @@ replaced by a constant), on the example, on values like it, on random ones and a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,11 +18,18 @@ from passes.documents.plan import Plan
 from passes.equality.comparison import Comparison, compare, distance
 from passes.equality.constant_double import constant_double, nothing_random
 from passes.equality.double import double
-from passes.equality.draws import Draw, draws, map_tensors
+from passes.equality.draws import Draw, draws, map_tensors, smaller_example
 from passes.errors import EquivalenceError, PassError
-from passes.graph.module_copies import Replace, copy_module, like, owned_tensors
+from passes.graph.module_copies import Replace, copy_module, owned_tensors
 from passes.masked.masked_stream import MaskedInference
-from passes.masked.proof_weights import dense_weights, equal_elements, finite_parameters, pruned_weights
+from passes.masked.proof_weights import (
+    Noise,
+    Shared,
+    dense_weights,
+    equal_elements,
+    finite_parameters,
+    pruned_weights,
+)  # fmt: skip
 from passes.ops import spelled
 from passes.process.source_lines import innermost_line, said
 from passes.stream.call_arguments import Arguments, bound, plain_values_of, tensors_of
@@ -48,24 +54,26 @@ def verify_module(
     proof = _Proof(module, pruned, coupling, plan, trained, tol)
     device = next((t.device for _, t in owned_tensors(pruned)), torch.device("cpu"))
     first: Draw | None = None
-    pair = proof.pair({})
-    for draw in draws(arguments, seed, runs, device):
-        if draw.varies not in proof.varied:
-            proof.on(draw, pair)
+    pair = proof.pair()
+    for draw in draws(arguments, seed, runs, device, proof.taken):
+        proof.on(draw, pair)
         first = first or draw
     assert first is not None, "there is one draw at least"
+    small = smaller_example(arguments, seed, device, proof.taken)
+    proof.on_either(small, first, training=True)
+    proof.on_either(small, first, gradients=True)
     alike = equal_elements(module, pruned, seed)
     if alike:
-        proof.on(first, proof.pair(alike), label="noise in the place of equal weights")
-    proof.on(first, proof.pair({}), training=True)
-    proof.on(first, proof.pair({}), gradients=True)
-    proof.in_own_precision(first)
+        proof.on_either(small, first, alike, label="noise in the place of equal weights")
+    del pair
+    proof.in_own_precision(small or first)
     mixed = tuple(g.name for g in coupling.groups if g.mixed and len(plan.keep[g.name]) < g.size)
     removed = sum(size - len(plan.keep[name]) for name, size in plan.sizes.items())
     facts = coupling.module
     return Certificate(
         proof.worst, tol, tuple(dict.fromkeys(proof.batches)), len(proof.inputs), proof.outputs, seed, removed, mixed,
-        trained, len(alike), "; ".join(proof.notes), tuple(proof.inputs), tuple(proof.varied.values()), proof.finite,
+        trained, len(alike), "; ".join(proof.notes), tuple(proof.inputs), tuple(d.label for d in proof.taken),
+        proof.finite,
         facts.specialised if facts is not None else (),
     )  # fmt: skip
 
@@ -100,15 +108,29 @@ class _Proof:
     batches: list[int] = field(default_factory=list)
     inputs: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    varied: dict[str, str] = field(default_factory=dict)
+    taken: list[Draw] = field(default_factory=list)  # those at another size that worked
+    _shared: tuple[Replace, ...] = ()
 
-    def pair(self, noise: Mapping[str, torch.Tensor]) -> _Pair:
-        """Copies of both: the dense one masked (or, after training, with the pruned weights embedded)."""
-        dense = self.dense(dense_weights(self.coupling, self.plan, self.small, self.trained, noise))
-        pruned = copy_module(self.small, pruned_weights(self.coupling, self.coupling.masks(self.plan), noise))
+    def pair(self, noise: Noise | None = None) -> _Pair:
+        """Copies of both: the dense one masked (or, after training, with the pruned weights embedded).
+
+        They share the parameters that have no noise with the pairs before.
+        """
+        self._shared = self._shared or tuple(map(Shared, self._weights({})))
+        dense, cut = self._shared
+        if noise:
+            noisy = self._weights(noise)
+            dense, cut = _where(noise, noisy[0], dense), _where(noise, noisy[1], cut)
+        pruned = copy_module(self.small, cut)
         for part in scripted_modules(pruned).values():
             part.double()
-        return _Pair(dense, pruned)
+        return _Pair(self.dense(dense), pruned)
+
+    def _weights(self, noise: Noise) -> tuple[Replace, ...]:
+        """What makes the tensors of the dense and of the pruned network in double precision."""
+        masks = self.coupling.masks(self.plan)
+        dense = dense_weights(self.coupling, self.plan, self.small, self.trained, noise)
+        return dense, pruned_weights(self.coupling, masks, noise)
 
     def dense(self, weights: Replace) -> ModuleRun:
         """The dense module with these weights, ready to run with the removed units left out."""
@@ -116,10 +138,23 @@ class _Proof:
         tensors = self.coupling.structure.tensors
         return ModuleRun(self.module, mode, weights, lambda name, _: tensors[self.coupling.aliases[name]])
 
+    def on_either(
+        self, small: Draw | None, first: Draw, noise: Noise | None = None, **how: Any
+    ) -> None:
+        """Compare fresh copies of the two on the smaller example; on the example itself where that proves nothing."""
+        said_before = len(self.notes)
+        if small is not None and self.on(small, self.pair(noise), **how):
+            return
+        del self.notes[said_before:]
+        self.on(first, self.pair(noise), **how)
+
     def on(
         self, draw: Draw, pair: _Pair, label: str = "", training: bool = False, gradients: bool = False
-    ) -> None:  # fmt: skip
-        """Compare the two on one draw; raises EquivalenceError. gradients: in the mode in which these are recorded."""
+    ) -> bool:  # fmt: skip
+        """Compare the two on one draw, and say whether that proves something; raises EquivalenceError.
+
+        gradients: in the mode in which these are recorded.
+        """
         label = label or f"{draw.label}{', in train mode' * training}{', with gradients' * gradients}"
         pair.mode.space.forget()  # what inputs of another size tied says nothing of these
         try:
@@ -134,7 +169,7 @@ class _Proof:
                     "compared"
                 ) from error
             self._refused(draw, label, f"the dense module does not run so: {said(error)}")
-            return
+            return False
         try:
             got = run_pruned(pair.pruned, draw.inputs, training, gradients)
         except Exception as error:
@@ -147,14 +182,14 @@ class _Proof:
             bound = pair.mode.bound_since(list(self.coupling.variables.values()))
             if draw.varies and bound and self._mixes():  # elsewhere the masked network is right whatever is bound
                 self._refused(draw, label, "", "where units hang together that are apart on the example")
-                return
+                return False
             where = self._first_difference(pair, draw, training, gradients)
             raise EquivalenceError(
                 f"{where}: outputs differ by {found.error:.3g} relative (tolerance {self.tol:g}, on {label}); "
                 "the pruned module does not compute what the masked one does and must not be used"
             )
         if self._says_nothing(draw, label, found, training or gradients):
-            return
+            return False
         self.worst, self.finite = max(self.worst, found.error), min(self.finite, found.least_finite)
         self.outputs = max(self.outputs, found.tensors)
         self.inputs.append(label)
@@ -162,7 +197,8 @@ class _Proof:
         if leading is not None and (draw.of_batch or not draw.varies):
             self.batches.append(int(leading.shape[0]))
         if draw.varies:
-            self.varied[draw.varies] = draw.label
+            self.taken.append(draw)
+        return True
 
     def _mixes(self) -> bool:
         """Whether the masked network is one whose operators see the surviving units only."""
@@ -180,12 +216,15 @@ class _Proof:
             )
 
     def in_own_precision(self, draw: Draw) -> None:
-        """Both run in their own types, where a program may branch on these, and agree but for rounding."""
+        """Both run in their own types, where a program may branch on these, and agree but for rounding.
+
+        Lets go of the weights in double precision first.
+        """
+        self._shared = ()
         kind = next((p.dtype for p in self.small.parameters() if p.is_floating_point()), torch.get_default_dtype())
         own = map_tensors(lambda t: t.to(kind) if t.is_floating_point() else t, draw.inputs)
-        copied = copy_module(self.small, lambda _, tensor: tensor.detach().clone()).eval()
-        weights = dense_weights(self.coupling, self.plan, self.small, self.trained, {})
-        dense = self.dense(lambda name, t: like(t, weights(name, t).to(t.dtype)))
+        copied = copy_module(self.small, lambda _, tensor: _copy(tensor)).eval()
+        dense = self.dense(dense_weights(self.coupling, self.plan, self.small, self.trained, {}, _copy))
         try:
             with nothing_random():
                 expected = dense.run(own)[2]
@@ -203,7 +242,7 @@ class _Proof:
         if gap <= _ROUNDING.get(kind, 1e-3):
             return
         with constant_double():
-            exact = self.pair({}).dense.run(_cloned(draw.inputs))[2]
+            exact = self.pair().dense.run(_cloned(draw.inputs))[2]
         if distance(_tensors(exact), _tensors(expected)) <= _ROUNDING.get(kind, 1e-3):
             raise EquivalenceError(
                 f"the pruned module differs by {gap:.3g} (norm of the difference over that of the output) from the "
@@ -229,7 +268,7 @@ class _Proof:
 
     def _first_difference(self, pair: _Pair, draw: Draw, training: bool, gradients: bool) -> str:
         """The first call whose surviving positions differ, in the words of an error message."""
-        pair = self.pair({})
+        pair = self.pair()
         pair.mode.results = []
         follow = Results()
         again = ModuleRun(self.small, follow, lambda _, t: _parameter(t, double(t)), lambda _, t: ())
@@ -243,6 +282,10 @@ class _Proof:
             if func is not other or not compare(expected, got).error <= self.tol:
                 return f"{label} ({spelled(func)}, {source}) is the first call that differs"
         return "no single call differs by itself"
+
+
+def _where(noise: Noise, noisy: Replace, other: Replace) -> Replace:
+    return lambda name, tensor: (noisy if name in noise else other)(name, tensor)
 
 
 class Results(ModuleInference):
@@ -272,8 +315,12 @@ def _tensors(output: Any) -> list[torch.Tensor]:
     return list(tensors_of(output, caches=False))
 
 
+def _copy(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().clone()
+
+
 def _cloned(arguments: Any) -> Any:
-    return map_tensors(lambda tensor: tensor.detach().clone(), arguments)
+    return map_tensors(_copy, arguments)
 
 
 def _parameter(tensor: torch.Tensor, data: torch.Tensor) -> torch.Tensor:

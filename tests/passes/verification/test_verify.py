@@ -47,10 +47,10 @@ def test_a_certificate_says_what_was_done() -> None:
     assert isinstance(certificate, Certificate)
     assert certificate.max_error <= certificate.tol == 1e-9
     assert certificate.batch_sizes == (2, 3, 1) and certificate.runs == len(certificate.inputs) == 6
-    assert certificate.inputs[:3] == ("the example", "like the example", "normal random numbers")
+    assert certificate.inputs == ("the example", *certificate.sizes, "like the example", "normal random numbers")
     assert certificate.sizes == (
-        "batch of 3 instead of 2",
         "length 16 instead of 8 in one dimension",
+        "batch of 3 instead of 2",
         "batch of 1 instead of 2",
     )
     assert certificate.outputs == 1 and certificate.finite == 1.0 and certificate.specialised == ()

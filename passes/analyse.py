@@ -15,8 +15,7 @@ from passes.axes.expressions import Reason
 from passes.graph.fingerprint import describe_inputs, fingerprint
 from passes.graph.module_copies import modules_of, parameters_of
 from passes.graph.nodes import source_of
-from passes.ops import spelled
-from passes.ops.references import REFERENCES
+from passes.ops import spelled, traits_of
 from passes.process.garbage import collector_paused
 from passes.process.state import leaves_no_trace
 from passes.stream.inference import infer
@@ -54,7 +53,7 @@ def couple_graph(gm: fx.GraphModule, example_inputs: Any) -> Coupling:
     inferred = infer(gm, example_inputs)
     sources = {n.name: source_of(n) for n in gm.graph.nodes}
     for record in inferred.records:
-        if record.mixed and record.func.overloadpacket not in REFERENCES:
+        if record.mixed and traits_of(record.func).reference is None:
             text = "it mixes units, and no reference says what it gives without some"
             reason = Reason(text, record.node, spelled(record.func), sources.get(record.node, ""))
             for axis in record.mixed:

@@ -8,7 +8,6 @@ values of the letters are the unit's *coordinates*; each is a polynomial in the 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,19 +21,10 @@ from passes import Coupling
 from passes.analysis.cost_model import Cost, cost
 from passes.analysis.polynomial import Compiled, Polynomial
 from passes.axes.expressions import Axis
-from passes.ops import Record, Value
+from passes.ops import Record, Value, traits_of
 
 Widths = Mapping[str, Any]
 
-_VIEWS = frozenset(
-    [
-        *("view", "_unsafe_view", "reshape", "_reshape_alias", "_reshape_copy", "flatten", "unflatten", "as_strided"),
-        *("permute", "transpose", "t", "expand", "unsqueeze", "squeeze", "slice", "select", "narrow", "unbind"),
-        *("split", "split_with_sizes", "chunk", "detach", "alias", "clone", "contiguous", "lift_fresh", "_to_copy"),
-        *("dropout", "native_dropout"),
-    ]
-)
-_NORMS = re.compile(r"(^|_)(batch|layer|group|instance|rms)_norm")
 _WIDTH_ATTRIBUTES = frozenset(
     [
         *("in_channels", "out_channels", "in_features", "out_features", "num_features", "num_channels", "num_groups"),
@@ -90,13 +80,7 @@ def _heavy(records: Sequence[Record]) -> bool:
 
 
 def _light(record: Record) -> bool:
-    name = _short(record)
-    return (
-        torch.Tag.pointwise in record.func.tags
-        or name in _VIEWS
-        or bool(_NORMS.search(name))
-        or name.rstrip("_") in _VIEWS
-    )
+    return torch.Tag.pointwise in record.func.tags or traits_of(record.func).fuses
 
 
 def _short(record: Record) -> str:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from passes.axes.expressions import Axis, Variable, leaves
-from passes.ops import Record, Value, spelled
+from passes.ops import Record, Slot, Value, traits_of
 
 # What a parameter's name says beyond its module: conv.weight, conv.parametrizations.weight.original1, rnn.weight_ih_l0.
 _PARAMETER = re.compile(r"(\.parametrizations)?\.(\w*_)?(weight|bias)(\.original\d?|_v|_g|_orig|_[ih]h(_l\d+\w*)?)?$")
@@ -37,12 +37,11 @@ def roles_of(
 def _uses(record: Record, place: int, value: Value) -> dict[Variable, str]:
     if not value.parameters:
         return {}
-    name = spelled(record.func)
     mine = [v for axis in value.axes for v in leaves(axis)]
-    if "norm" in name and place == 1 and len(value.axes) == 1:
-        return dict.fromkeys(mine, "scale")
-    if "embedding" in name and place == 0:
-        return dict.fromkeys(mine, "output")
+    for name, role in (traits_of(record.func).roles or {}).items():
+        given = record.argument(name)
+        if isinstance(given, Slot) and given.number == place:
+            return dict.fromkeys(mine, role)
     if not record.macs or len(value.axes) < 2:
         return {}
     contracted = {v for axis in record.contracted for v in leaves(axis)}

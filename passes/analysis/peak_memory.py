@@ -18,10 +18,9 @@ from torch.utils import _pytree as pytree
 
 from passes.analysis.polynomial import Lengths
 from passes.axes.expressions import Axis
-from passes.ops import Record, Slot, Value, spelled
+from passes.ops import Record, Slot, Value
 from passes.stream.module_run import Lifetimes
 
-_INDEX_OUTPUTS = ("with_indices", "topk", "sort", "max", "min", "mode", "median", "kthvalue", "cummax", "cummin")
 # Attention in one kernel (flash, memory-efficient, or the CPU's) keeps no attention matrix; on meta it is spelt out.
 _FUSED_NODES = ("scaled_dot_product_attention",)
 
@@ -219,7 +218,9 @@ class _Walk:
                     self.home[value.key] = self.home[source.key]
                 elif source is not None and source.label in self.tensors:
                     self._without_memory(value)
-                elif _short(record) == "clone" and self.home.get(record.inputs[0].key) in self.by_token:
+                elif (
+                    record.func is torch.ops.aten.clone.default and self.home.get(record.inputs[0].key) in self.by_token
+                ):
                     self.home[value.key] = self.home[record.inputs[0].key]  # on the device there is nothing to copy
                 else:
                     self._born(value.key, value.axes)
@@ -293,20 +294,12 @@ def _operands(records: Iterable[Record]) -> Iterator[tuple[Value, Slot]]:
 def _value_dtypes(
     records: Sequence[Record], values: Mapping[str, object], vals: Mapping[str, object]
 ) -> dict[int, torch.dtype]:
-    """The dtype of each tensor: from the calls that read it, the nodes that return it, else from its neighbours."""
+    """The dtype of each tensor: of the calls that read or make it, else of the node that returns it."""
     found = {value.key: slot.dtype for value, slot in _operands(records)}
+    for record in records:
+        found.update(zip((value.key for value in record.outputs), record.dtypes, strict=True))
     for name, tree in values.items():
         tensors = [t for t in pytree.tree_leaves(vals.get(name)) if isinstance(t, torch.Tensor)]
         for value, tensor in zip(_values(tree), tensors, strict=False):
             found.setdefault(value.key, tensor.dtype)
-    for record in records:
-        known = [found[v.key] for v in (*record.outputs, *record.inputs) if v.key in found]
-        for number, value in enumerate(record.outputs):
-            if value.key not in found:
-                index = number == 1 and any(word in spelled(record.func) for word in _INDEX_OUTPUTS)
-                found[value.key] = torch.int64 if index else (known[0] if known else torch.get_default_dtype())
     return found
-
-
-def _short(record: Record) -> str:
-    return record.func.overloadpacket.__name__

@@ -19,8 +19,7 @@ from torch.utils import _pytree as pytree
 
 from passes.axes.expressions import Axis, Variable, leaves
 from passes.axes.index_sets import survivors
-from passes.ops import Record, Slot, Value, zeros_of
-from passes.ops.registry import signature
+from passes.ops import Record, Slot, Value, traits_of
 from passes.ops.zeros import EVALUATED
 
 _PROBES = 5
@@ -99,7 +98,7 @@ class _Call:
 
     def __init__(self, record: Record, zeros: _Zeros) -> None:
         self.record, self.zeros = record, zeros
-        self._stated = zeros_of(record.func)
+        self._stated = traits_of(record.func).zeros
         self._effect = _effect(record) if self._stated is EVALUATED else None
 
     def zero(self, variable: Variable, output: int) -> bool:
@@ -162,10 +161,7 @@ class _Unit:
         return [known.zero(self.variable, v) for v in self.call.record.inputs if self.variable in known.variables(v)]
 
     def argument(self, *names: str) -> Any:
-        args, kwargs = self.call.record.template
-        known, defaults = signature(self.call.record.func)
-        given = {**defaults, **dict(zip(known, args, strict=False)), **kwargs}
-        return next((given[name] for name in names if name in given), None)
+        return self.call.record.argument(*names)
 
 
 def _tried(record: Record, variable: Variable, pattern: tuple[bool, ...], output: int | None) -> bool:

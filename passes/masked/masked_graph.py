@@ -13,9 +13,9 @@ from passes.analysis.coupling import Coupling
 from passes.axes.expressions import Variable, leaves
 from passes.axes.index_sets import Mask, survivors
 from passes.errors import EquivalenceError
-from passes.ops import Record
+from passes.ops import Record, traits_of
 from passes.ops.meta_shapes import LightMode
-from passes.ops.references import REFERENCES, column, narrowed
+from passes.ops.references import Masked, column, narrowed
 
 
 class OtherCalls(Exception):
@@ -61,12 +61,12 @@ class MaskedOperators(LightMode):
 
     def _masked(self, record: Record, func, args, kwargs):
         if record.mixed and any(narrowed(a, self.masks) for a in record.mixed):
-            reference = REFERENCES.get(func.overloadpacket)
+            reference = traits_of(func).reference
             if reference is None:
                 raise EquivalenceError(
                     f"{func} mixes a pruned axis at {self._node}, and no reference says what it should give"
                 )
-            return reference(func, args, kwargs, record, self.masks)
+            return reference(Masked(func, args, kwargs, record, self.masks))
         operands = iter(record.inputs)
         cleared = {a for a in record.contracted}
 

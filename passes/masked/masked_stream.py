@@ -16,8 +16,8 @@ from passes.analysis.coupling import Coupling
 from passes.axes.expressions import Axis, Variable, leaves
 from passes.axes.index_sets import Mask, survivors
 from passes.errors import EquivalenceError
-from passes.ops import Record, spelled
-from passes.ops.references import REFERENCES, column, narrowed
+from passes.ops import Record, spelled, traits_of
+from passes.ops.references import Masked, column, narrowed
 from passes.stream.inference import tensors_in
 from passes.stream.module_stream import ModuleInference
 
@@ -63,13 +63,13 @@ class MaskedInference(ModuleInference):
     def _correct(self, record: Record, func: Any, args: tuple, kwargs: dict[str, Any], outputs: list) -> None:
         """Overwrite what a call gave with what it gives on the surviving positions."""
         if any(narrowed(axis, self.masks) for axis in record.mixed):
-            reference = REFERENCES.get(func.overloadpacket)
+            reference = traits_of(func).reference
             if reference is None:
                 raise EquivalenceError(
                     f"{spelled(func)} mixes a pruned axis at {self.label()} ({self.source()}), and no reference says "
                     "what it should give"
                 )
-            found = reference(func, args, kwargs, record, self.masks)
+            found = reference(Masked(func, args, kwargs, record, self.masks))
         else:
             operands = iter(record.inputs)
             cleared = {v for axis in record.contracted for v in leaves(axis)} & self._summed

@@ -7,25 +7,32 @@ from passes.ops import (  # noqa: F401  (importing a family registers its rules)
     indexing,
     joining,
     normalization,
+    parts,
     pointwise,
     reduction,
     spatial,
     views,
 )
+from passes.ops.call import Call, Record, Slot, Value, signature, spelled
 from passes.ops.equation import equation_rule, solve
-from passes.ops.registry import Call, DuplicateRule, Record, Slot, Value, find, rule, spelled, unregister, zeros_of
+from passes.ops.references import Masked
+from passes.ops.table import DuplicateRule, Traits, find, rule, states, traits_of, unregister
 
 __all__ = [
     "Call",
     "DuplicateRule",
+    "Masked",
     "Record",
     "Slot",
+    "Traits",
     "Value",
     "equation_rule",
     "find",
     "rule",
+    "signature",
     "solve",
     "spelled",
+    "states",
+    "traits_of",
     "unregister",
-    "zeros_of",
 ]

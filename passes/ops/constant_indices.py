@@ -14,8 +14,9 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
+from passes.ops.table import traits_of
+
 MOST = 1 << 14  # an index of more positions is a table of places, not an order of channels
-_UNMADE = ("empty", "random", "rand", "multinomial")
 
 
 def stated(tensor: torch.Tensor) -> torch.Tensor | None:
@@ -33,7 +34,8 @@ def computed(
     """
     if result.is_floating_point() or result.is_complex() or result.numel() > MOST or not result.dim():
         return None
-    if func._schema.is_mutable or any(word in func._schema.name for word in _UNMADE):
+    drawn = torch.Tag.nondeterministic_seeded in func.tags
+    if func._schema.is_mutable or drawn or traits_of(func).undetermined:
         return None
     operands = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
     known = {id(t): numbers_of(t) for t in operands}
@@ -50,21 +52,6 @@ def computed(
     if isinstance(found, (tuple, list)):
         found = found[output]
     return found if isinstance(found, torch.Tensor) and found.shape == result.shape else None
-
-
-def listed(numbers: Any, size: int) -> list[int] | None:
-    """The positions that a one-dimensional index picks of an axis of `size`; None where it is no such index."""
-    if isinstance(numbers, (list, tuple)):
-        flags = bool(numbers) and all(isinstance(n, bool) for n in numbers)
-        if not flags and not all(isinstance(n, int) and not isinstance(n, bool) for n in numbers):
-            return None
-        numbers = torch.tensor(numbers, dtype=torch.bool if flags else torch.int64)
-    if not isinstance(numbers, torch.Tensor) or numbers.dim() != 1:
-        return None
-    if numbers.dtype == torch.bool:
-        return numbers.nonzero().flatten().tolist() if len(numbers) == size else None
-    found = numbers.tolist()
-    return [n % size for n in found] if size and all(-size <= n < size for n in found) else None
 
 
 def literal(node: fx.Node | None, tensor: torch.Tensor) -> torch.Tensor | None:

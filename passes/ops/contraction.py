@@ -2,21 +2,70 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
+
 from passes.axes.expressions import ONE, Axis
+from passes.ops import operands
+from passes.ops.call import Call, aten
 from passes.ops.equation import equation_rule, solve
-from passes.ops.registry import Call, aten, rule
+from passes.ops.literals import Site
+from passes.ops.meta_shapes import Shape, shaped, windows
+from passes.ops.table import rule, states
 from passes.ops.zeros import NEVER, PRODUCT, product, taken
 
-equation_rule([aten.mm], "m k, k n -> m n", ["self", "mat2"], macs="m k n", zeros=PRODUCT)
-equation_rule([aten.bmm], "b m k, b k n -> b m n", ["self", "mat2"], macs="b m k n", zeros=PRODUCT)
+
+def _product(left: torch.Tensor, right: torch.Tensor) -> Shape | None:
+    fits = left.shape[-1] == right.shape[-2] and left.shape[:-2] == right.shape[:-2] and left.dtype == right.dtype
+    return (*left.shape[:-1], right.shape[-1]) if fits else None
+
+
+def _product_added(bias: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> Shape | None:
+    return _product(left, right) if bias.shape == right.shape[-1:] and bias.dtype == left.dtype else None
+
+
+def _convolution(
+    x: torch.Tensor, weight: torch.Tensor, bias: Any, stride: Shape, padding: Shape, dilation: Shape, transposed: bool,
+    output_padding: Shape, groups: int,
+) -> Shape | None:  # fmt: skip
+    fits = x.dim() == weight.dim() and x.shape[1] == weight.shape[1] * groups and weight.shape[0] % groups == 0
+    if transposed or not fits or x.dtype != weight.dtype or not weight.is_contiguous():
+        return None
+    if bias is not None and (bias.shape != weight.shape[:1] or bias.dtype != x.dtype):
+        return None
+    rank = x.dim() - 2
+    if not len(stride) == len(padding) == len(dilation) == rank:
+        return None
+    space = windows(x.shape[2:], weight.shape[2:], stride, padding, dilation)
+    return None if space is None else (x.shape[0], weight.shape[0], *space)
+
+
+def _attention(site: Site) -> None:
+    """The default scale is 1/sqrt(head dim): it is pinned to the dense network's."""
+    query = site.axes_of(site.argument(0, "query"))
+    if query is None or query[-1].size == site.new_size(query[-1]):
+        return
+    if site.node.kwargs.get("scale") is None:  # a keyword in every spelling
+        site.node.update_kwarg("scale", query[-1].size ** -0.5)
+
+
+PRODUCTS: dict[str, Any] = {
+    "zeros": PRODUCT, "sizeless": True, "meta": shaped(_product, any_layout=True), "reads": operands.product,
+}  # fmt: skip
+equation_rule([aten.mm], "m k, k n -> m n", ["self", "mat2"], macs="m k n", **PRODUCTS)
+equation_rule([aten.bmm], "b m k, b k n -> b m n", ["self", "mat2"], macs="b m k n", **PRODUCTS)
 # torch counts no FLOPs for products with one vector
-equation_rule([aten.mv], "m k, k -> m", ["self", "vec"], zeros=PRODUCT)
+equation_rule([aten.mv], "m k, k -> m", ["self", "vec"], zeros=PRODUCT, reads=operands.product)
 equation_rule([aten.dot, aten.vdot], "k, k -> ", ["self", "tensor|other"], zeros=PRODUCT)
 # A distance from zero is none; a coordinate that is zero on both sides adds nothing.
 equation_rule([aten._cdist_forward], "... m k, ... n k -> ... m n", ["x1", "x2"], zeros=NEVER)
 
 
-@rule(aten.addmm, aten.baddbmm, aten.addmv, zeros=product(["mat1|batch1|mat", "mat2|batch2|vec"], ["self"]))
+@rule(
+    aten.addmm, aten.baddbmm, aten.addmv, zeros=product(["mat1|batch1|mat", "mat2|batch2|vec"], ["self"]),
+    sizeless=True, reads=operands.added_product,
+)  # fmt: skip
 def add_product(call: Call) -> list[list[Axis]]:
     """A matrix product added to a tensor that is broadcast to it."""
     equation, names, macs = {
@@ -33,7 +82,13 @@ def add_product(call: Call) -> list[list[Axis]]:
     return [[call.space.resolve(axis) for axis in result]]
 
 
-@rule(aten.convolution, aten._convolution, zeros=product(["input", "weight"], ["bias"]))
+states(aten.addmm, meta=shaped(_product_added, any_layout=True))
+
+
+@rule(
+    aten.convolution, aten._convolution, zeros=product(["input", "weight"], ["bias"]), sizeless=True,
+    reads=operands.convolution,
+)  # fmt: skip
 def convolution(call: Call) -> list[list[Axis]]:
     """Convolution of any rank, grouped and transposed: MACs are the weight's elements at every place it is applied."""
     weight = "(g i) o *k" if call["transposed"] else "(g o) i *k"
@@ -44,6 +99,10 @@ def convolution(call: Call) -> list[list[Axis]]:
     call.literal("groups", solved["g"])
     call.count(*solved.lookup("n g o i *k"), *solved["*s" if call["transposed"] else "*t"])
     return outputs
+
+
+states(aten.convolution, meta=shaped(_convolution, any_layout=True))
+states(aten.linear, reads=operands.linear)  # which is not decomposed in inference mode
 
 
 @rule(aten._trilinear, zeros=PRODUCT)
@@ -63,7 +122,8 @@ def trilinear(call: Call) -> list[list[Axis]]:
 @rule(
     aten._scaled_dot_product_flash_attention, aten._scaled_dot_product_flash_attention_for_cpu,
     aten._scaled_dot_product_efficient_attention, aten._scaled_dot_product_cudnn_attention,
-    aten._scaled_dot_product_fused_attention_overrideable, zeros=taken("value"),
+    aten._scaled_dot_product_fused_attention_overrideable, zeros=taken("value"), literals=_attention,
+    values=("dropout_p", "scale"),
 )  # fmt: skip
 def fused_attention(call: Call) -> list[list[Axis]]:
     """softmax(q k) v for each head: head dims of q and k are contracted, those of v carried; keys stay."""
@@ -89,3 +149,6 @@ def _statistics(call: Call, output: int, axes: list[Axis]) -> list[Axis]:
     if len(fixed) < len(axes):
         return fixed
     return [a if a.size == f.size else f for a, f in zip(axes, fixed, strict=False)] + fixed[len(axes) :]
+
+
+states(aten.scaled_dot_product_attention, literals=_attention, values=("dropout_p", "scale"))

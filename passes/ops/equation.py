@@ -22,8 +22,8 @@ from typing import Any
 from passes.arguments import got, is_a
 from passes.axes.expressions import Axis, nest
 from passes.errors import ArgumentError
-from passes.ops.registry import Call, Rule, rule
-from passes.ops.zeros import Zeros
+from passes.ops.call import Call
+from passes.ops.table import Rule, rule
 
 _TOKEN = re.compile(r"\(([^)]*)\)|(\*?\w+|\.\.\.)")
 
@@ -174,7 +174,7 @@ def _build(call: Call, operand: _Operand, number: int, solved: Solved) -> list[A
 
 def equation_rule(
     operators: Sequence[Any], equation: str, operands: Sequence[str], macs: str = "",
-    sizes: Callable[[Call], dict[str, int]] | None = None, zeros: Zeros | bool | None = None,
+    sizes: Callable[[Call], dict[str, int]] | None = None, override: bool = False, **traits: Any,
 ) -> Rule:  # fmt: skip
     """Register an equation for `operators`: argument names of its operands, and the names whose product is its MACs.
 
@@ -182,7 +182,7 @@ def equation_rule(
 
         equation_rule([torch.ops.mine.mix], "n c *s, c d -> n d *s", ["x", "weight"], macs="n c d *s")
 
-    zeros: as for `rule`.
+    override, traits: as for `rule`.
     """
 
     _check(operators, equation, operands, macs, sizes)
@@ -195,7 +195,7 @@ def equation_rule(
         return outputs
 
     apply.__name__ = equation
-    return rule(*operators, zeros=zeros)(apply)
+    return rule(*operators, override=override, **traits)(apply)
 
 
 def _check(operators: Any, equation: Any, operands: Any, macs: Any, sizes: Any) -> None:

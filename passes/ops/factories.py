@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from passes.axes.expressions import Axis
-from passes.ops.registry import Call, aten, rule
+from passes.ops.call import Call, aten
+from passes.ops.literals import sizes_from
+from passes.ops.table import rule, states
 from passes.ops.zeros import ALWAYS, CARRIED, NEVER
 
 
@@ -34,3 +36,10 @@ def triangle(call: Call) -> list[list[Axis]]:
     axes = call.axes("self")
     call.freeze(axes[-2:], "a triangle is cut along this axis")
     return [[call.space.resolve(axis) for axis in axes]]
+
+
+states(aten.zeros, aten.ones, aten.empty, literals=sizes_from(0))
+states(aten.full, literals=sizes_from(0), values=("fill_value",))
+states(aten.new_zeros, aten.new_ones, aten.new_empty, literals=sizes_from(1))
+states(aten.new_full, literals=sizes_from(1), values=("fill_value",))
+states(aten.empty, aten.new_empty, aten.empty_strided, aten.new_empty_strided, aten.empty_permuted, undetermined=True)

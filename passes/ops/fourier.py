@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from passes.axes.expressions import Axis
-from passes.ops.registry import Call, aten, rule
+from passes.ops.call import Call, aten
+from passes.ops.table import rule
 from passes.ops.zeros import CARRIED
 
 

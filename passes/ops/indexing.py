@@ -2,16 +2,75 @@
 
 from __future__ import annotations
 
+import operator
+from functools import partial
+from typing import Any
+
 import torch
 
 from passes.axes.expressions import Axis
-from passes.ops.registry import Call, aten, rule
+from passes.ops.call import Call, aten, listed
+from passes.ops.literals import Site, moved_slice, picked, placed, renumbered
+from passes.ops.table import NumbersOf, Picked, rule, states
 from passes.ops.zeros import NEVER, taken
 
 _PICKED = "positions of this axis are picked by an index"
 
 
-@rule(aten.embedding, zeros=taken("weight"))
+def _brackets(site: Site) -> None:
+    """x[...] and x[...] = y: slice bounds and positions move by what was removed before them."""
+    axes = site.input
+    if axes is None:
+        return
+    index = site.node.args[1]
+    items: list[Any] = list(index) if isinstance(index, tuple) else [index]
+    taken = sum(1 for i in items if i is not None and i is not Ellipsis)
+    dim = 0
+    result: list[Any] = []
+    for item in items:
+        if item is Ellipsis:
+            dim += len(axes) - taken
+        elif item is not None:
+            if isinstance(item, slice):
+                item = moved_slice(site, axes[dim], item)
+            elif isinstance(item, list) or site.numbers_of(item) is not None:
+                item = renumbered(site, axes[dim], item)
+            else:
+                item = site.moved(item, partial(placed, site, axes[dim]))
+            dim += 1
+        result.append(item)
+    site.node.update_arg(1, tuple(result) if isinstance(index, tuple) else result[0])
+
+
+def _index_select(site: Site) -> None:
+    """A list in place of the index, which only square brackets take."""
+    dim, index = site.argument(1, "dim"), site.argument(2, "index")
+    assert site.input is not None
+    picked(site, dim % len(site.input), index)
+
+
+def _aten_index(site: Site) -> None:
+    indices = list(site.argument(1, "indices"))
+    given = [dim for dim, index in enumerate(indices) if index is not None]
+    if len(given) == 1:
+        picked(site, given[0], indices[given[0]])
+
+
+def _taken_listed(given: dict[str, Any], shape: list[int], index_of: NumbersOf) -> Picked | None:
+    dim = given["dim"] % len(shape)
+    places = listed(index_of(given["index"]), shape[dim])
+    return None if places is None else {dim: places}
+
+
+def _taken_indexed(given: dict[str, Any], shape: list[int], index_of: NumbersOf) -> Picked | None:
+    dims = [dim for dim, index in enumerate(given["indices"]) if index is not None]
+    if len(dims) != 1:
+        return None
+    places = listed(index_of(given["indices"][dims[0]]), shape[dims[0]])
+    return None if places is None else {dims[0]: places}
+
+
+@rule(aten.embedding, zeros=taken("weight"), roles={"weight": "output"})
 def embedding(call: Call) -> list[list[Axis]]:
     """Rows of a table: its columns are carried."""
     rows, columns = call.axes("weight")
@@ -19,7 +78,7 @@ def embedding(call: Call) -> list[list[Axis]]:
     return [[*call.axes("indices"), columns]]
 
 
-@rule(aten._embedding_bag, aten._embedding_bag_forward_only, zeros=taken("weight"))
+@rule(aten._embedding_bag, aten._embedding_bag_forward_only, zeros=taken("weight"), roles={"weight": "output"})
 def embedding_bag(call: Call) -> list[list[Axis]]:
     """Sums or means of rows of a table: its columns are carried."""
     rows, columns = call.axes("weight")
@@ -27,7 +86,7 @@ def embedding_bag(call: Call) -> list[list[Axis]]:
     return [[call.fixed()[0], columns]]
 
 
-@rule(aten.index_select, zeros=taken("self"))
+@rule(aten.index_select, zeros=taken("self"), literals=_index_select, picks=_taken_listed)
 def index_select(call: Call) -> list[list[Axis]]:
     """Positions of one dimension picked by a list."""
     axes = call.axes("self")
@@ -50,7 +109,9 @@ def _stated(call: Call, axis: Axis, index: torch.Tensor) -> Axis | None:
     return picked
 
 
-@rule(aten.index.Tensor, aten._unsafe_index.Tensor, zeros=taken("self"))
+@rule(
+    aten.index.Tensor, aten._unsafe_index.Tensor, zeros=taken("self"), literals=_aten_index, picks=_taken_indexed,
+)  # fmt: skip
 def index(call: Call) -> list[list[Axis]]:
     """Advanced indexing: indexed dimensions are replaced by those of the indices, the others are carried."""
     axes, indices = call.axes("self"), call["indices"]
@@ -146,3 +207,7 @@ def index_write(call: Call) -> list[list[Axis]]:
             else:
                 call.tie(axis, other)
     return [[call.space.resolve(axis) for axis in axes]]
+
+
+states(operator.getitem, literals=_brackets)
+states(operator.setitem, literals=_brackets, values=("c",))

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
 from passes.axes.expressions import Axis, concat
-from passes.ops.registry import Call, aten, rule
+from passes.ops.call import Call, aten
+from passes.ops.literals import Site
+from passes.ops.meta_shapes import made
+from passes.ops.table import NumbersOf, Picked, rule, states
 from passes.ops.zeros import CARRIED, Unit, Zeros
 
 
@@ -15,7 +23,56 @@ def _padded(unit: Unit) -> bool:
 _PADDED = Zeros(_padded, _padded)
 
 
-@rule(aten.cat, zeros=CARRIED)
+def _joined(tensors: Sequence[torch.Tensor], dim: int = 0) -> torch.Tensor | None:
+    """The result on meta; None where torch is to say what is wrong, or which dtype and layout it has."""
+    first = tensors[0]
+    rank, shape = first.dim(), list(first.shape)
+    for number, other in enumerate(tensors):
+        like = other.is_meta and other.dtype == first.dtype and other.dim() == rank and other.is_contiguous()
+        sizes = list(other.shape)
+        if (
+            not like
+            or not other.numel()
+            or sizes[: dim % rank] + sizes[dim % rank + 1 :] != (shape[: dim % rank] + shape[dim % rank + 1 :])
+        ):
+            return None
+        shape[dim % rank] += sizes[dim % rank] if number else 0
+    return made(first, shape)
+
+
+def _pad(site: Site) -> None:
+    given = list(site.argument(1, "pad"))
+    axes = site.value.axes
+    for number in range(len(given) // 2):
+        axis = axes[len(axes) - 1 - number]
+        assert site.input is not None
+        old = site.input[len(axes) - 1 - number]
+        if axis.size == site.new_size(axis) and old.size == site.new_size(old):
+            continue
+        before, after = given[2 * number : 2 * number + 2]
+        if isinstance(before, int):
+            kept = site.before(axis, before) if before > 0 else -site.before(old, -before)
+            given[2 * number] = kept
+        if isinstance(after, int):
+            first = axis.size - after if after > 0 else old.size + after
+            base = axis if after > 0 else old
+            kept = site.new_size(base) - site.before(base, first)
+            given[2 * number + 1] = kept if after > 0 else -kept
+    site.set(1, "pad", given)
+
+
+def _taken_padded(given: dict[str, Any], shape: list[int], index_of: NumbersOf) -> Picked:
+    found = {}
+    pairs = given["pad"]
+    for number in range(len(pairs) // 2):
+        dim = len(shape) - 1 - number
+        before, after = pairs[2 * number : 2 * number + 2]
+        inner = list(range(shape[dim]))[max(0, -before) : shape[dim] + min(0, after)]
+        found[dim] = [-1] * max(0, before) + inner + [-1] * max(0, after)
+    return found
+
+
+@rule(aten.cat, zeros=CARRIED, sizeless=True, meta=_joined)
 def cat(call: Call) -> list[list[Axis]]:
     """A sum of the operands' axes; the other dimensions are the same."""
     parts = [call.axes(t) for t in call["tensors"] if tuple(t.shape) != (0,)]
@@ -29,7 +86,7 @@ def cat(call: Call) -> list[list[Axis]]:
     return [[call.space.resolve(axis) for axis in result]]
 
 
-@rule(aten.stack, zeros=CARRIED)
+@rule(aten.stack, zeros=CARRIED, sizeless=True)
 def stack(call: Call) -> list[list[Axis]]:
     """A new dimension, one position an operand; the operands' dimensions are the same."""
     parts = [call.axes(t) for t in call["tensors"]]
@@ -43,7 +100,7 @@ def stack(call: Call) -> list[list[Axis]]:
     return [result[:dim] + [fixed[dim]] + result[dim:]]
 
 
-@rule(aten.constant_pad_nd, zeros=_PADDED)
+@rule(aten.constant_pad_nd, zeros=_PADDED, literals=_pad, values=("value",), picks=_taken_padded)
 def constant_pad(call: Call) -> list[list[Axis]]:
     """New units before and after an axis, whose numbers are literals of the program; negative padding cuts."""
     axes, pad = call.axes("self"), call["pad"]
@@ -53,3 +110,6 @@ def constant_pad(call: Call) -> list[list[Axis]]:
         axis = call.slice(axis, max(0, -before), axis.size - max(0, -after))
         axes[dim] = concat([call.fresh(max(0, before)), axis, call.fresh(max(0, after))])
     return [axes]
+
+
+states(aten.pad, literals=_pad, values=("value",))

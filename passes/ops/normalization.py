@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 
 from passes.axes.expressions import ONE, Axis
+from passes.ops.call import Call, aten
 from passes.ops.equation import solve
-from passes.ops.registry import Call, aten, rule
+from passes.ops.literals import Site, restated
+from passes.ops.meta_shapes import is_dense, made, plain
+from passes.ops.references import Masked
+from passes.ops.table import rule, states
 from passes.ops.zeros import FIRST, normalised
 
 
@@ -15,10 +22,80 @@ def _others(call: Call) -> list[tuple[int, torch.Tensor]]:
     return list(enumerate(call.outputs))[1:]
 
 
+def _standardised(
+    x: torch.Tensor, here: torch.Tensor, dims: tuple[int, ...], epsilon: float
+) -> tuple[torch.Tensor, ...]:
+    """`x` centred and scaled over those positions along `dims` where `here` is one, with their mean and scale."""
+    count = here.sum(dims, keepdim=True).clamp_min(1)
+    mean = (x * here).sum(dims, keepdim=True) / count
+    variance = ((x - mean).square() * here).sum(dims, keepdim=True) / count
+    scale = (variance + epsilon).rsqrt()
+    return (x - mean) * scale, mean, scale
+
+
+def _affine(x: torch.Tensor, call: Masked, shape: Sequence[int]) -> torch.Tensor:
+    """`x` times the call's weight plus its bias, as far as it has them, in this shape."""
+    weight, bias = call["weight"], call["bias"]
+    x = x if weight is None else x * weight.reshape(shape)
+    return x if bias is None else x + bias.reshape(shape)
+
+
+def _surviving_layer(call: Masked) -> tuple[torch.Tensor, ...]:
+    x, shape = call["input"], call["normalized_shape"]
+    dims = range(x.dim() - len(shape), x.dim())
+    result, mean, scale = _standardised(x, call.present(dims), tuple(dims), call["eps"])
+    return _affine(result, call, shape), mean, scale
+
+
+def _surviving_batch(call: Masked) -> tuple[torch.Tensor, ...]:
+    x = call["input"]
+    dims = (0, *range(2, x.dim()))
+    result, mean, scale = _standardised(x, call.present(dims), dims, call["eps"])
+    return _affine(result, call, (1, -1) + (1,) * (x.dim() - 2)), mean.flatten(), scale.flatten()
+
+
+def _surviving_groups(call: Masked) -> tuple[torch.Tensor, ...]:
+    x = call["input"]
+    grouped, here = (t.reshape(x.shape[0], call["group"], -1) for t in (x, call.present([1])))
+    result, mean, scale = _standardised(grouped, here, (-1,), call["eps"])
+    return _affine(result.reshape(x.shape), call, (1, -1) + (1,) * (x.dim() - 2)), mean[..., 0], scale[..., 0]
+
+
+def _surviving_weight(call: Masked) -> tuple[torch.Tensor, ...]:
+    v, dim = call["v"], call["dim"] % call["v"].dim()
+    norm = v.square().sum([d for d in range(v.dim()) if d != dim], keepdim=True).sqrt()
+    return torch.where(norm > 0, v * (call["g"] / norm), 0), norm
+
+
+def _batch_on_meta(x: torch.Tensor, *args: Any) -> tuple[torch.Tensor, ...] | None:
+    if not is_dense(x):
+        return None
+    statistics = x.shape[1:2] if args[4] else (0,)
+    return made(x, x.shape, x.stride()), made(x, statistics), made(x, statistics)
+
+
+def _layer_on_meta(x: torch.Tensor, normalized: Sequence[int], *args: Any) -> tuple[torch.Tensor, ...] | None:
+    dims, shape = len(normalized), tuple(x.shape)
+    if x.itemsize < 4 or not 0 < dims <= len(shape) or shape[-dims:] != tuple(normalized):
+        return None
+    statistics = shape[:-dims] + (1,) * dims
+    return made(x, shape), made(x, statistics), made(x, statistics)
+
+
+def _normalized_shape(site: Site) -> None:
+    given = site.argument(1, "normalized_shape")
+    value = site.value[0] if isinstance(site.value, (tuple, list)) else site.value
+    site.set(1, "normalized_shape", restated(site, given, value.axes[len(value.axes) - len(given) :]))
+
+
+NORM: dict[str, Any] = {"roles": {"weight": "scale"}, "fuses": True}
+
+
 @rule(
     aten.native_batch_norm, aten._native_batch_norm_legit, aten._native_batch_norm_legit_no_training,
     aten._native_batch_norm_legit_functional, aten._batch_norm_no_update, aten._batch_norm_with_update,
     aten.cudnn_batch_norm, aten.miopen_batch_norm, zeros=normalised(centred=True, mean="running_mean"),
+    running_statistics=True, **NORM,
 )  # fmt: skip
 def batch_norm(call: Call) -> list[list[Axis]]:
     """Channels are carried; statistics of the batch (weights standardised by batch_norm, say) mix all other axes."""
@@ -30,7 +107,15 @@ def batch_norm(call: Call) -> list[list[Axis]]:
     return outputs + [[channels] if tuple(t.shape) == (channels.size,) else call.fixed(n) for n, t in _others(call)]
 
 
-@rule(aten.native_layer_norm, zeros=normalised(centred=True))
+states(aten.native_batch_norm, meta=plain(_batch_on_meta))
+states(aten.native_batch_norm, aten._native_batch_norm_legit, aten._batch_norm_with_update, reference=_surviving_batch)
+states(aten.native_batch_norm, aten._native_batch_norm_legit, aten._native_batch_norm_legit_no_training, sizeless=True)
+
+
+@rule(
+    aten.native_layer_norm, zeros=normalised(centred=True), reference=_surviving_layer, literals=_normalized_shape,
+    values=("eps",), meta=plain(_layer_on_meta), **NORM,
+)  # fmt: skip
 def layer_norm(call: Call) -> list[list[Axis]]:
     """Statistics over the last dimensions, then an affine map of them."""
     axes = call.axes("input")
@@ -45,7 +130,11 @@ def layer_norm(call: Call) -> list[list[Axis]]:
     return [result, *([*lead, *call.fixed(n)[len(lead) :]] for n, _ in _others(call))]
 
 
-@rule(aten._weight_norm_interface, zeros=FIRST)
+states(aten.batch_norm, running_statistics=True)
+states(aten.layer_norm, aten.rms_norm, literals=_normalized_shape, values=("eps",))
+
+
+@rule(aten._weight_norm_interface, zeros=FIRST, reference=_surviving_weight)
 def weight_norm(call: Call) -> list[list[Axis]]:
     """g v / |v|, normed over all dimensions but one; along that one a zeroed unit is 0/0, so it is mixed."""
     axes, scale = call.axes("v"), call.axes("g")
@@ -58,7 +147,7 @@ def weight_norm(call: Call) -> list[list[Axis]]:
     return [axes, [axis if d == dim else ONE for d, axis in enumerate(axes)]]
 
 
-@rule(aten.native_group_norm, zeros=normalised(centred=True))
+@rule(aten.native_group_norm, zeros=normalised(centred=True), reference=_surviving_groups, **NORM)
 def group_norm(call: Call) -> list[list[Axis]]:
     """Statistics over each group of channels: whole groups can go, or the same number of channels from each."""
     outputs, solved = solve(
@@ -66,5 +155,7 @@ def group_norm(call: Call) -> list[list[Axis]]:
         [call["input"], call["weight"], call["bias"]], {"g": call["group"]},
     )  # fmt: skip
     call.mix(solved["c"])
-    call.literal("num_groups", solved["g"])
+    for name in ("group", "num_groups"):  # as ATen and as torch call it
+        call.literal(name, solved["g"])
+    call.literal("C", call.axes("input")[1])
     return outputs + [[call.axes("input")[0], solved["g"]] for _ in _others(call)]

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
+
 from passes.axes.expressions import Axis
-from passes.ops.registry import Call, aten, rule
+from passes.ops.call import Call, aten
+from passes.ops.meta_shapes import Shape, filled, made, plain
+from passes.ops.table import rule, states
 from passes.ops.zeros import CARRIED, EVALUATED, FIRST, NEVER
 
 
@@ -22,7 +28,54 @@ def broadcast(call: Call, tensors, output: int = 0) -> list[Axis]:
     return [fixed[dim] if axis is None else call.space.resolve(axis) for dim, axis in enumerate(result)]
 
 
-@rule("pointwise", zeros=EVALUATED)
+def _alike(first: torch.Tensor, other: Any) -> bool:
+    if isinstance(other, torch.Tensor):
+        same = other.shape == first.shape and other.dtype == first.dtype and other.is_meta
+        return same and other.stride() == first.stride()
+    return not isinstance(other, complex)
+
+
+def _broadcast_layout(first: torch.Tensor, other: torch.Tensor) -> tuple[Shape, Shape | None] | None:
+    """Shape and strides of two tensors of which one is broadcast, where they are plain to see."""
+    if not other.is_meta or other.dtype != first.dtype or not other.numel() or not first.numel():
+        return None
+    rank = max(first.dim(), other.dim())
+    left, right = ([1] * (rank - t.dim()) + list(t.shape) for t in (first, other))
+    if any(a != b and 1 not in (a, b) for a, b in zip(left, right, strict=True)):
+        return None
+    shape = [max(a, b) for a, b in zip(left, right, strict=True)]
+    if first.is_contiguous() and other.is_contiguous():
+        return shape, None
+    full, small = (first, other) if first.numel() >= other.numel() else (other, first)
+    # The order of the dimensions is that of the full one: the other has none, or comes second.
+    decided = small.shape == full.shape or sum(b > 1 for b in small.shape) <= 1
+    layout = filled(full) if decided and list(full.shape) == shape else None
+    return None if layout is None else (shape, layout)
+
+
+def _same(first: torch.Tensor, *others: Any) -> torch.Tensor | None:
+    """A result like the first operand, where the others are like it."""
+    strides = filled(first) if all(_alike(first, other) for other in others) else None
+    return None if strides is None else made(first, first.shape, strides)
+
+
+def _written(first: torch.Tensor, *others: Any) -> torch.Tensor | None:
+    return first if all(_alike(first, other) for other in others) else None
+
+
+def _broadcast(first: torch.Tensor, *others: Any) -> torch.Tensor | None:
+    layout = None
+    if len(others) == 1 and not _alike(first, others[0]):
+        layout = _broadcast_layout(first, others[0])
+    return _same(first, *others) if layout is None else made(first, *layout)
+
+
+def _copied(tensor: torch.Tensor, memory_format: torch.memory_format | None = None) -> torch.Tensor | None:
+    plain_copy = tensor.is_meta and memory_format is torch.contiguous_format
+    return made(tensor, tensor.shape) if plain_copy else None
+
+
+@rule("pointwise", zeros=EVALUATED, sizeless=True, fuses=True)
 def pointwise(call: Call) -> list[list[Axis]]:
     """Every operator that torch tags as pointwise, and its in-place variant."""
     return [broadcast(call, call.tensors, number) for number in range(len(call.outputs))]
@@ -31,11 +84,23 @@ def pointwise(call: Call) -> list[list[Axis]]:
 rule(
     aten.clone, aten._to_copy, aten.detach, aten.alias, aten.lift_fresh, aten.lift_fresh_copy, aten.lift, aten.copy,
     aten.zeros_like, aten.ones_like, aten.full_like, aten.fill, aten.zero, aten._prelu_kernel, aten.masked_fill,
-    aten.where, aten._conj, aten.hardswish, aten.log_sigmoid_forward, zeros=EVALUATED,
+    aten.where, aten._conj, aten.hardswish, aten.log_sigmoid_forward, zeros=EVALUATED, sizeless=True,
 )(pointwise)  # fmt: skip
 
 
-rule(aten.empty_like, zeros=NEVER)(pointwise)
+rule(aten.empty_like, zeros=NEVER, sizeless=True, undetermined=True)(pointwise)
+states(aten.clone, meta=_copied)
+states(
+    aten.clone, aten._to_copy, aten.detach, aten.alias, aten.lift_fresh, fuses=True,
+)  # fmt: skip
+_SAME = "relu hardtanh silu gelu hardswish sigmoid hardsigmoid tanh leaky_relu elu clamp clamp_min clamp_max"
+for _name in _SAME.split():
+    states(getattr(aten, _name).default, meta=plain(_same))
+    states(getattr(aten, f"{_name}_").default, meta=plain(_written))
+for _name in ("add", "sub", "mul", "div"):
+    states(getattr(aten, _name).Tensor, meta=plain(_broadcast))
+    states(getattr(aten, _name).Scalar, meta=plain(_same))
+    states(getattr(aten, f"{_name}_").Tensor, getattr(aten, f"{_name}_").Scalar, meta=plain(_written))
 
 
 @rule(
@@ -52,6 +117,7 @@ def drawn(call: Call) -> list[list[Axis]]:
 
 
 rule(aten.native_dropout, aten.rrelu_with_noise, aten.rrelu_with_noise_functional, zeros=FIRST)(drawn)
+states(aten.native_dropout, fuses=True)
 
 
 @rule(aten.bucketize, zeros=NEVER)

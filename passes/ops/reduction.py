@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
+
 from passes.axes.expressions import ONE, Axis
-from passes.ops.registry import Call, aten, rule
+from passes.ops.call import Call, aten
+from passes.ops.meta_shapes import Shape, shaped
+from passes.ops.references import Masked
+from passes.ops.table import rule, states
 from passes.ops.zeros import CARRIED, FIRST, NEVER
 
 
@@ -24,6 +31,24 @@ def reduced(call: Call) -> tuple[list[Axis], list[Axis]]:
     return [axes[d] for d in dims], result
 
 
+def _mean(x: torch.Tensor, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Shape | None:
+    if not dim or dtype is not None or any(not -x.dim() <= d < x.dim() for d in dim):
+        return None
+    gone = {d % x.dim() for d in dim}
+    if len(gone) < len(dim):
+        return None
+    return [1 if d in gone else size for d, size in enumerate(x.shape) if keepdim or d not in gone]
+
+
+def _norm(x: torch.Tensor, order: float = 2, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Shape | None:
+    return _mean(x, dim, keepdim, dtype)
+
+
+def _softmax(x: torch.Tensor, dim: int, to: Any = None) -> Shape | None:
+    """`to`: whether, or to which type, the result is converted."""
+    return None if to or not -x.dim() <= dim < x.dim() else tuple(x.shape)
+
+
 @rule(aten.sum, aten.nansum, aten.linalg_vector_norm, aten.norm, aten.count_nonzero, zeros=CARRIED)
 def contract(call: Call) -> list[list[Axis]]:
     """A zeroed unit adds nothing."""
@@ -37,7 +62,7 @@ def contract(call: Call) -> list[list[Axis]]:
 
 @rule(
     aten.mean, aten.amax, aten.amin, aten.prod, aten.var, aten.std, aten.var_mean, aten.std_mean, aten.any, aten.all,
-    aten.aminmax, aten.max.default, aten.min.default, zeros=CARRIED,
+    aten.aminmax, aten.max.default, aten.min.default, zeros=CARRIED, reference=Masked.without_removed,
 )  # fmt: skip
 def mix(call: Call) -> list[list[Axis]]:
     """A statistic over the units that are there."""
@@ -46,10 +71,13 @@ def mix(call: Call) -> list[list[Axis]]:
     return [result] * len(call.outputs)
 
 
-rule(aten.logsumexp, zeros=NEVER)(mix)
+rule(aten.logsumexp, zeros=NEVER, reference=Masked.without_removed)(mix)
+states(aten.sum, aten.mean, aten.amax, aten.amin, sizeless=True)
+states(aten.mean.dim, meta=shaped(_mean, any_layout=True))
+states(aten.linalg_vector_norm, meta=shaped(_norm, any_layout=True))
 
 
-@rule(aten.max.dim, aten.min.dim, aten.median.dim, aten.mode, zeros=FIRST)
+@rule(aten.max.dim, aten.min.dim, aten.median.dim, aten.mode, zeros=FIRST, reference=Masked.without_removed)
 def mix_and_index(call: Call) -> list[list[Axis]]:
     """A statistic, and where it was found: the second output speaks of positions, so its use freezes them."""
     gone, result = reduced(call)
@@ -78,6 +106,8 @@ def scan(call: Call) -> list[list[Axis]]:
 
 
 rule(aten._softmax, aten._log_softmax, aten.logcumsumexp, aten._safe_softmax, zeros=NEVER)(scan)
+states(aten._softmax, aten._safe_softmax, meta=shaped(_softmax))
+states(aten._softmax, sizeless=True)
 
 
 @rule(aten.topk, aten.kthvalue, zeros=FIRST)

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from math import prod
+from typing import Any
+
+import torch
 
 from passes.axes.expressions import Axis, Constant, nest
-from passes.ops.registry import Call, Rule, aten, rule
+from passes.ops.call import Call, aten
+from passes.ops.meta_shapes import Shape, made, plain, shaped, windows
+from passes.ops.table import Rule, rule, states
 from passes.ops.zeros import CARRIED, FIRST, NEVER, taken
 
 
@@ -21,6 +26,29 @@ def spatial(dimensions: int) -> Rule:
     return apply
 
 
+def _pooled(
+    x: torch.Tensor, kernel: Shape, stride: Shape = (), padding: Shape = (0,), dilation: Shape = (1,),
+    ceil_mode: bool = False,
+) -> Shape | None:  # fmt: skip
+    """The shape of a maximum over windows of the last two dimensions."""
+    kernel, stride, padding, dilation = (
+        tuple(given) * (2 // len(given)) for given in (kernel, stride or kernel, padding, dilation)
+    )
+    if x.dim() not in (3, 4) or not x.numel() or any(2 * p > k for k, p in zip(kernel, padding, strict=True)):
+        return None
+    space = windows(x.shape[-2:], kernel, stride, padding, dilation, ceil_mode)
+    return None if space is None else (*x.shape[:-2], *space)
+
+
+def _pooled_with_places(x: torch.Tensor, *args: Any) -> tuple[torch.Tensor, torch.Tensor] | None:
+    found = _pooled(x, *args) if x.is_contiguous() else None
+    return None if found is None else (made(x, found), torch.empty(found, dtype=torch.int64, device="meta"))
+
+
+def _adaptive(x: torch.Tensor, size: Shape) -> Shape | None:
+    return (*x.shape[:-2], *size) if x.dim() in (3, 4) and x.numel() and len(size) == 2 else None
+
+
 _NAMES = {
     1: "upsample_nearest1d upsample_linear1d _upsample_nearest_exact1d reflection_pad1d replication_pad1d",
     2: "avg_pool2d max_pool2d_with_indices _adaptive_avg_pool2d adaptive_max_pool2d max_unpool2d upsample_nearest2d "
@@ -31,6 +59,9 @@ _NAMES = {
 }
 for _dimensions, _names in _NAMES.items():
     rule(*(getattr(aten, name) for name in _names.split() if hasattr(aten, name)), zeros=FIRST)(spatial(_dimensions))
+states(aten.max_pool2d_with_indices, aten.avg_pool2d, aten._adaptive_avg_pool2d, sizeless=True)
+states(aten.max_pool2d_with_indices, meta=plain(_pooled_with_places))
+states(aten._adaptive_avg_pool2d, meta=shaped(_adaptive))
 
 
 @rule(aten.im2col, zeros=CARRIED)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from passes.axes.expressions import ONE, Axis, Constant, concat, nest, permute
-from passes.ops.registry import Call, aten, rule
+from passes.axes.expressions import ONE, Axis, Constant, nest
+from passes.ops.call import Call, aten
+from passes.ops.literals import Site, restated, sizes_from
+from passes.ops.table import rule, states
 from passes.ops.zeros import CARRIED
 
 
@@ -30,7 +32,40 @@ def segments(before: Sequence[int], after: Sequence[int]) -> Iterator[tuple[list
         yield taken_left, taken_right
 
 
-@rule(aten.view.default, aten._unsafe_view, aten.view_copy.default, zeros=CARRIED)
+def _unflatten(site: Site) -> None:
+    assert site.input is not None
+    dim, sizes = site.argument(1, "dim"), site.argument(2, "sizes")
+    dim %= len(site.input)
+    site.set(2, "sizes", tuple(restated(site, sizes, site.value.axes[dim : dim + len(sizes)])))
+
+
+def _repeat(site: Site) -> None:
+    given = site.argument(1, "repeats", "dims")
+    varargs = not isinstance(given, (list, tuple))
+    times = list(site.node.args[1:] if varargs else given)
+    inputs = list(site.input or ())
+    ones = len(times) - len(inputs)
+    for number, axis in enumerate(site.value.axes):
+        old = inputs[number - ones] if number >= ones else None
+        if isinstance(times[number], int) and axis.size != site.new_size(axis):
+            times[number] = site.new_size(axis) // (site.new_size(old) if old is not None else 1)
+    if varargs:
+        site.node.args = (site.node.args[0], *times)
+    else:
+        site.set(1, "repeats", times)
+
+
+def _repeat_interleave(site: Site) -> None:
+    dim, times = site.argument(2, "dim"), site.argument(1, "repeats")
+    if dim is not None and isinstance(times, int) and site.input is not None:
+        old, new = site.new_size(site.input[dim]), site.new_size(site.value.axes[dim])
+        site.set(1, "repeats", new // old)
+
+
+@rule(
+    aten.view.default, aten._unsafe_view, aten.view_copy.default, zeros=CARRIED, literals=sizes_from(1, view=True),
+    fuses=True,
+)  # fmt: skip
 def view(call: Call) -> list[list[Axis]]:
     """Merge and split neighbouring dimensions: a product on either side."""
     axes, result = call.axes("self"), call.fixed()
@@ -48,7 +83,10 @@ def view(call: Call) -> list[list[Axis]]:
     return [[call.space.resolve(axis) for axis in result]]
 
 
-@rule(aten.as_strided, zeros=CARRIED)
+states(aten.reshape, literals=sizes_from(1, view=True))
+
+
+@rule(aten.as_strided, zeros=CARRIED, fuses=True)
 def restride(call: Call) -> list[list[Axis]]:
     """A view by strides: the same tensor where shape and strides stay (single positions aside), else unknown."""
     axes, sizes, strides = call.axes("self"), list(call["size"]), call["stride"]
@@ -60,20 +98,20 @@ def restride(call: Call) -> list[list[Axis]]:
     return [call.fixed()]
 
 
-@rule(aten.permute, zeros=CARRIED)
+@rule(aten.permute, zeros=CARRIED, sizeless=True, fuses=True)
 def permute_dims(call: Call) -> list[list[Axis]]:
     """Dimensions in another order."""
     axes = call.axes("self")
     return [[axes[d] for d in call["dims"]]]
 
 
-@rule(aten.t, zeros=CARRIED)
+@rule(aten.t, zeros=CARRIED, sizeless=True, fuses=True)
 def reverse_dims(call: Call) -> list[list[Axis]]:
     """Dimensions in reverse order."""
     return [call.axes("self")[::-1]]
 
 
-@rule(aten.transpose, zeros=CARRIED)
+@rule(aten.transpose, zeros=CARRIED, sizeless=True, fuses=True)
 def transpose(call: Call) -> list[list[Axis]]:
     """Two dimensions exchanged."""
     axes = call.axes("self")
@@ -83,14 +121,14 @@ def transpose(call: Call) -> list[list[Axis]]:
     return [axes]
 
 
-@rule(aten.unsqueeze, aten.squeeze, zeros=CARRIED)
+@rule(aten.unsqueeze, aten.squeeze, zeros=CARRIED, sizeless=True, fuses=True)
 def squeeze(call: Call) -> list[list[Axis]]:
     """Dimensions of size one come or go; the others keep their order."""
     others = iter([axis for axis in call.axes("self") if axis.size != 1])
     return [[ONE if fixed.size == 1 else next(others) for fixed in call.fixed()]]
 
 
-@rule(aten.expand, zeros=CARRIED)
+@rule(aten.expand, zeros=CARRIED, literals=sizes_from(1), fuses=True)
 def expand(call: Call) -> list[list[Axis]]:
     """A dimension of size one becomes alike units, whose number is a literal of the program."""
     axes, fixed = call.axes("self"), call.fixed()
@@ -98,111 +136,12 @@ def expand(call: Call) -> list[list[Axis]]:
     return [[a if a.size == f.size else call.fresh(f.size) for a, f in zip(axes, fixed, strict=True)]]
 
 
-@rule(aten.repeat, zeros=CARRIED)
+@rule(aten.repeat, zeros=CARRIED, literals=_repeat)
 def repeat(call: Call) -> list[list[Axis]]:
     """Copies of a whole axis one after another; of a single position, alike units."""
     axes, times = call.axes("self"), call["repeats"]
     axes = [ONE] * (len(times) - len(axes)) + axes
     return [[call.fresh(n) if a.size == 1 else nest([Constant(n), a]) for a, n in zip(axes, times, strict=True)]]
-
-
-@rule(aten.select, zeros=CARRIED)
-def select(call: Call) -> list[list[Axis]]:
-    """One position of an axis, which therefore stays."""
-    axes = call.axes("self")
-    dim = call["dim"] % len(axes)
-    index = call["index"] % axes[dim].size
-    call.slice(axes[dim], index, index + 1)
-    return [axes[:dim] + axes[dim + 1 :]]
-
-
-@rule(aten.slice.Tensor, zeros=CARRIED)
-def slice_axis(call: Call) -> list[list[Axis]]:
-    """A run of an axis, or every step-th position of it."""
-    axes = call.axes("self")
-    dim = call["dim"] % len(axes)
-    taken = range(axes[dim].size)[slice(call["start"], call["end"], call["step"])]
-    if taken.step == 1:
-        axes[dim] = call.slice(axes[dim], taken.start, max(taken.start, taken.stop))
-    else:
-        axes[dim] = every(call, axes[dim], taken)
-    return [[call.space.resolve(axis) for axis in axes]]
-
-
-def every(call: Call, axis: Axis, taken: range) -> Axis:
-    """The positions `taken` of `axis`: one of each block of ``taken.step`` positions, and one at the end.
-
-    Blocks begin at a multiple of the step, so that ``x[:, ::2]`` and ``x[:, 1::2]`` see the same ones.
-    """
-    start = taken.start - taken.start % taken.step
-    blocks = min(len(taken), (axis.size - start) // taken.step)
-    outer: Axis = Constant(0)
-    if blocks:
-        outer, inner = call.factor(call.slice(axis, start, start + blocks * taken.step), taken.step)
-        call.freeze(inner, f"one of every {taken.step} positions is taken")
-    if blocks == len(taken):
-        return outer
-    return concat([outer, call.slice(axis, taken[-1], taken[-1] + 1)])
-
-
-@rule(
-    aten.split.Tensor, aten.split_with_sizes, aten.split_with_sizes_copy,
-    aten.unsafe_split, aten.unsafe_split_with_sizes, zeros=CARRIED,
-)  # fmt: skip
-def split(call: Call) -> list[list[Axis]]:
-    """Runs of an axis, one after another."""
-    axes = call.axes("self")
-    dim = call["dim"] % len(axes)
-    rest, outputs = axes[dim], []
-    for output in call.outputs:
-        part, rest = call.cut(rest, output.shape[dim])
-        outputs.append((part, rest))
-    return [axes[:dim] + [call.space.resolve(part)] + axes[dim + 1 :] for part, _ in outputs]
-
-
-@rule(aten.unbind, zeros=CARRIED)
-def unbind(call: Call) -> list[list[Axis]]:
-    """An axis taken apart, position by position."""
-    axes = call.axes("self")
-    dim = call["dim"] % len(axes)
-    call.freeze(axes[dim], "the axis is taken apart position by position")
-    return [axes[:dim] + axes[dim + 1 :]] * len(call.outputs)
-
-
-@rule(aten.flip, zeros=CARRIED)
-def flip(call: Call) -> list[list[Axis]]:
-    """Axes in reverse order."""
-    axes = call.axes("self")
-    for dim in call["dims"]:
-        axes[dim] = permute(axes[dim], range(axes[dim].size - 1, -1, -1))
-    return [axes]
-
-
-@rule(aten.rot90, zeros=CARRIED)
-def rot90(call: Call) -> list[list[Axis]]:
-    """A plane turned by quarters: its two dimensions reversed, exchanged, or both."""
-    axes = call.axes("self")
-    first, second = call["dims"]
-    turned = {0: (), 1: (second,), 2: (first, second), 3: (first,)}[call["k"] % 4]
-    for dim in turned:
-        axes[dim] = permute(axes[dim], range(axes[dim].size - 1, -1, -1))
-    if call["k"] % 2:
-        axes[first], axes[second] = axes[second], axes[first]
-    return [axes]
-
-
-@rule(aten.roll, zeros=CARRIED)
-def roll(call: Call) -> list[list[Axis]]:
-    """The end of an axis moved to its front; of the flattened tensor, nothing that axes could say."""
-    axes, dims = call.axes("self"), call["dims"]
-    if not dims:
-        call.freeze(axes, "a roll over the flattened tensor")
-    for dim, shift in zip(dims, call["shifts"], strict=False):
-        size = axes[dim].size
-        if size and shift % size and not isinstance(axes[dim], Constant):
-            first, last = call.cut(axes[dim], size - shift % size)
-            axes[dim] = concat([last, first])
-    return [axes]
 
 
 @rule(aten.pixel_shuffle, zeros=CARRIED)
@@ -250,3 +189,9 @@ def unfold(call: Call) -> list[list[Axis]]:
     call.freeze(axes[dim], "windows slide over this axis")
     fixed = call.fixed()
     return [[*axes[:dim], fixed[dim], *axes[dim + 1 :], fixed[-1]]]
+
+
+states(aten.broadcast_to, literals=sizes_from(1))
+states(aten.unflatten.int, literals=_unflatten)
+states(aten.tile, literals=_repeat)
+states(aten.repeat_interleave.self_int, literals=_repeat_interleave)

@@ -9,15 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from passes.graph.module_copies import owned_tensors
+from passes.ops import signature, traits_of
 from passes.ops.meta_shapes import LightMode
 from passes.repair.compensation import copied_network
 from passes.statistics.batches import Batch
 from passes.statistics.observing import evaluating
-
-_NORMS = {
-    "native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm", "_native_batch_norm_legit",
-    "_native_batch_norm_legit_no_training", "_batch_norm_no_update", "_batch_norm_with_update", "batch_norm",
-}  # fmt: skip
 
 
 @dataclass
@@ -48,9 +44,9 @@ class _BatchNorms(LightMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if func.overloadpacket.__name__ not in _NORMS:
+        if not traits_of(func).running_statistics:
             return func(*args, **kwargs)
-        names = [a.name for a in func._schema.arguments]
+        names = signature(func)[0]
         call = {**dict(zip(names, args, strict=False)), **kwargs}
         mean, var, x = call.get("running_mean"), call.get("running_var"), call["input"]
         if mean is None or var is None or id(mean) not in self.own or x.numel() <= x.shape[1]:
@@ -103,8 +99,8 @@ class _Reads(LightMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if func.overloadpacket.__name__ in _NORMS:
-            names = [a.name for a in func._schema.arguments]
+        if traits_of(func).running_statistics:
+            names = signature(func)[0]
             call = {**dict(zip(names, args, strict=False)), **kwargs}
             mean, var, weight, bias = (call.get(n) for n in ("running_mean", "running_var", "weight", "bias"))
             if mean is None or var is None or weight is None or bias is None:

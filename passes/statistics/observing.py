@@ -11,8 +11,8 @@ from torch import nn
 
 from passes.analysis.coupling import Coupling
 from passes.errors import PassError
+from passes.ops.operands import Contraction
 from passes.statistics.batches import Batch, batches_of
-from passes.statistics.contractions import Contraction
 from passes.statistics.gradients import GradientSums, Loss
 from passes.statistics.moments import Moments
 from passes.statistics.record import Statistics

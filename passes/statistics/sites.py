@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from passes.statistics.contractions import Form
+from passes.ops.operands import Form
 
 
 @dataclass(frozen=True)

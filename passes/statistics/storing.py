@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from passes.errors import PassError
-from passes.statistics.contractions import Form
+from passes.ops.operands import Form
 from passes.statistics.moments import Moments
 from passes.statistics.sites import Layout, Norm, Site
 

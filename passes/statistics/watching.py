@@ -11,15 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from passes.graph.module_copies import owned_tensors
+from passes.ops import signature, traits_of
 from passes.ops.meta_shapes import LightMode
-from passes.statistics.contractions import Contraction, contraction_of
+from passes.ops.operands import Contraction, contraction_of
 from passes.statistics.sites import Layout, Norm, Site
 
 aten = torch.ops.aten
-_NORMS = {
-    "native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm", "_native_batch_norm_legit",
-    "_native_batch_norm_legit_no_training", "_batch_norm_no_update", "_batch_norm_with_update", "batch_norm",
-}  # fmt: skip
 _RECENT = 6  # operands and results that are remembered, so that none of their addresses is used again meanwhile
 Seen = Callable[[Site, Contraction], None]
 
@@ -49,7 +46,7 @@ class Watcher(LightMode):
         kwargs = kwargs or {}
         found = contraction_of(func, args, kwargs, lambda t: self._owner(t) is not None)
         name = self._noticed(func, found) if found is not None else None
-        if func.overloadpacket.__name__ in _NORMS:
+        if traits_of(func).running_statistics:
             self._norm(func, args, kwargs)
         result = func(*args, **kwargs)
         if name is not None and isinstance(result, Tensor):
@@ -125,7 +122,7 @@ class Watcher(LightMode):
         )
 
     def _norm(self, func: Any, args: tuple, kwargs: Mapping[str, Any]) -> None:
-        names = [a.name for a in func._schema.arguments]
+        names = signature(func)[0]
         call = {**dict(zip(names, args, strict=False)), **kwargs}
         source = call.get("input")
         name = next((known for ref, known in reversed(self._results) if ref() is source), None)

@@ -206,6 +206,7 @@ class Inference(LightMode):
                 reasons[text] = self.reason(ops.spelled(func), text)
             return reasons[text]
 
+        record.dtypes = [tensor.dtype for tensor in outputs]
         call = Call(func, args, kwargs, operands, outputs, self.space, self.value, record, because)
         call.numbers_of = self.numbers_of
         for value in before:

@@ -16,10 +16,9 @@ import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
 from passes.axes.expressions import Constant
-from passes.ops import Record, Slot, Value, spelled
+from passes.ops import Record, Slot, Value, spelled, traits_of
 from passes.ops import constant_indices as numbers
 from passes.ops.meta_shapes import on_meta, run_on_meta
-from passes.ops.references import REFERENCES
 from passes.process.source_lines import users_line
 from passes.stream.call_arguments import tensors_of
 from passes.stream.inference import ATTRIBUTE, INDEXING, SILENT, Inference, tensors_in
@@ -180,7 +179,7 @@ class ModuleInference(Inference):
         super()._record(func, args, kwargs, operands, before, outputs)
         record = self.records[-1]
         record.constants = self.constants_among(operands)
-        if record.mixed and func.overloadpacket not in REFERENCES:
+        if record.mixed and traits_of(func).reference is None:
             reason = self.reason(spelled(func), "it mixes units, and no reference says what it gives without some")
             for axis in record.mixed:
                 self.space.freeze(axis, reason)

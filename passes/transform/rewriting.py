@@ -18,14 +18,13 @@ from passes.graph.annotations import KEY, Facts, specialised_in
 from passes.graph.lazy_codegen import graph_module
 from passes.graph.module_copies import copy_module, modules_of, shell
 from passes.graph.nodes import copied, source_of
-from passes.ops import Record, Value, find
+from passes.ops import Record, Value, traits_of
+from passes.ops.literals import Site, varies
 from passes.ops.meta_shapes import OnMeta
 from passes.stream.inference import composite_attention
-from passes.transform import restate_sizes as restate
 from passes.transform.resize_modules import SIZED, resize_view_module
+from passes.transform.restate_sizes import pin_values, restating
 from passes.transform.slicing import Masks, Slicing
-
-aten = torch.ops.aten
 
 
 class Rewriting:
@@ -59,7 +58,8 @@ class Rewriting:
                 return True
             records = self.records.get(n.name)
             if records:
-                return all(map(_sizeless, records)) and restate.name_of(n) not in restate.TABLE
+                sizeless = all(traits_of(record.func).sizeless for record in records)
+                return sizeless and restating(n, records) is None
             # It gives back a tensor that it was given, as dropout does in eval mode.
             return values[n.name].key in [values[i.name].key for i in n.all_input_nodes]
 
@@ -178,7 +178,7 @@ class _Run(fx.Interpreter):
         try:
             self._restate(n, value)
             restated = n.args, n.kwargs
-            if self._holds_tensors(n, value) and restate.pin_values(n, self._old):
+            if self._holds_tensors(n, value) and pin_values(n, self._old, rewriting.records.get(n.name, ())):
                 followed = restated
         except Exception as error:  # what a node's arguments do not fit is the reason that its axes stay
             result, failure = None, _refusal(error)
@@ -223,7 +223,8 @@ class _Run(fx.Interpreter):
 
     def _restate(self, n: fx.Node, value: Any) -> None:
         values = self.rewriting.coupling.structure.values
-        restate_node = restate.TABLE.get(restate.name_of(n))
+        records = self.rewriting.records.get(n.name, ())
+        restate_node = restating(n, records)
         if restate_node is None:
             return
 
@@ -236,11 +237,9 @@ class _Run(fx.Interpreter):
             near = [a for v in leaves_ for a in v.axes] + [a for i in n.all_input_nodes for a in self._axes_of(i) or ()]
             if self.rewriting.narrowed(near) or any(self._pinned(i) is not None for i in n.all_input_nodes):
                 restate_node(
-                    restate.Site(
+                    Site(
                         n, value, self._axes_of, self.rewriting.remain, lambda a: self.env[a],
-                        lambda a: self.rewriting.coupling.structure.vals.get(a.name),
-                        self.rewriting.records.get(n.name, ()),
-                        numbers_of,
+                        lambda a: self.rewriting.coupling.structure.vals.get(a.name), records, numbers_of,
                     )
                 )  # fmt: skip
 
@@ -252,7 +251,7 @@ class _Run(fx.Interpreter):
         dense, now = self.rewriting.coupling.structure.vals.get(argument.name), self.env.get(argument)
         if type(dense) not in (int, float, torch.Size) or type(now) is not type(dense) or dense == now:
             return None
-        if not isinstance(dense, torch.Size) and not restate.varies(self._axes_of, argument):
+        if not isinstance(dense, torch.Size) and not varies(self._axes_of, argument):
             return dense
         if argument not in self._olds:
             self._olds[argument] = self._old_nodes(argument, dense, now)
@@ -329,17 +328,3 @@ class _Results(dict[fx.Node, Any]):
 
 # Layers that take their sizes from their tensors, which are sliced, and from attributes that `resize` makes agree.
 _SIZED_BY_TENSORS = frozenset({nn.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear, nn.LayerNorm})
-# Operators whose numbers are dimensions, strides and paddings. A pooled or convolved axis stays as it is.
-_SIZELESS = frozenset(
-    (
-        *(aten.convolution, aten._convolution, aten.mm, aten.addmm, aten.bmm, aten.baddbmm, aten.t, aten.transpose),
-        *(aten.permute, aten.unsqueeze, aten.squeeze, aten.cat, aten.stack, aten.mean, aten.sum, aten.amax, aten.amin),
-        *(aten.native_batch_norm, aten._native_batch_norm_legit, aten._native_batch_norm_legit_no_training),
-        *(aten.max_pool2d_with_indices, aten.avg_pool2d, aten._adaptive_avg_pool2d, aten._softmax, aten.clone),
-        *(aten.detach, aten.alias),
-    )
-)
-
-
-def _sizeless(record: Record) -> bool:
-    return record.func.overloadpacket in _SIZELESS or find(record.func) is find(aten.relu.default)

@@ -30,7 +30,6 @@ from passes.graph.module_copies import like, modules_of
 from passes.masked.masked_stream import MaskedInference
 from passes.ops import Record, spelled
 from passes.ops import constant_indices as numbers
-from passes.ops.picked_positions import ORDERED
 from passes.process.source_lines import innermost_line, said
 from passes.stream.call_arguments import Arguments, replaced, tensors_of
 from passes.stream.call_log import LastCall, LoggedCall, Logging, call_at, is_split, paths_of
@@ -368,7 +367,7 @@ def _literals_of(trial: Trial, call: LoggedCall, failure: Failure) -> Iterator[t
 def _orders(trial: Trial, call: LoggedCall, failure: Failure) -> Iterator[tuple[Position, list[int], Axis]]:
     """Where the failing call is given positions of an axis that loses some, which these are, and the axis."""
     record = trial.tape[failure.place] if failure.place < len(trial.tape) else None
-    places = positions_of(record) if record is not None and record.func in ORDERED else None
+    places = positions_of(record) if record is not None and len(record.inputs) > 1 else None
     for dim, order in (places or {}).items():
         assert record is not None, "it states positions"
         for position in call.indices:

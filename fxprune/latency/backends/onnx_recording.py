@@ -14,6 +14,7 @@ from fxprune.latency.backends import onnx_ops, onnx_shapes  # noqa: F401  (they 
 from fxprune.latency.backends.onnx_graph import Call, Graph, UnsupportedOperator, numpy_dtype_of
 from fxprune.latency.backends.onnx_rules import RULES
 from passes.graph.module_copies import copy_with, like
+from passes.ops import traits_of
 from passes.stream.inference import as_arguments, composite_attention, to_meta
 
 
@@ -86,7 +87,7 @@ class _Recorder(TorchDispatchMode):
         out = func(*args, **kwargs)
         if not any(isinstance(t, Tensor) for t in pytree.tree_leaves(out)):
             return out
-        rule = self._rules.get(func.overloadpacket)
+        rule = self._rules.get(func.overloadpacket) or traits_of(func).onnx
         if rule is None:
             raise UnsupportedOperator(f"{func} (node {self.graph.scope}) has no rule in fxprune.latency.onnx_ops")
         names = rule(Call(self.graph, self.value, func, args, kwargs, out))

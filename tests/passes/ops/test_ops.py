@@ -13,7 +13,7 @@ from torch import fx, nn
 
 from passes import PruneChannels, couple, equation_rule, rule
 from passes.axes.expressions import Axis
-from passes.ops import Call, DuplicateRule, registry, unregister
+from passes.ops import Call, DuplicateRule, table, unregister
 
 
 def keys_of(finding: Finding) -> set[str]:
@@ -23,9 +23,9 @@ def keys_of(finding: Finding) -> set[str]:
 
 def key_of(func: torch._ops.OpOverload) -> str:
     packet = func.overloadpacket
-    functional = registry._functional(packet)
+    functional = table._functional(packet)
     for known in (func, packet, functional):
-        if known is not None and known in registry._rules:
+        if known is not None and known in table._rules:
             return name_of(known)
     return "pointwise" if torch.Tag.pointwise in func.tags else ""
 
@@ -58,7 +58,7 @@ def test_operators_of_other_devices_are_analysed_and_rewritten(operator: str) ->
 
 
 def test_every_rule_has_a_sample() -> None:
-    rules = {name_of(operator) for operator in registry._rules if not str(operator).startswith("fxprune_tests.")}
+    rules = {name_of(operator) for operator in table._rules if not str(operator).startswith("fxprune_tests.")}
     assert rules - {"pointwise"} - set(SAMPLES) - set(ELSEWHERE) == set(), (
         "a new operator is one rule and one row in samples.py"
     )

@@ -22,7 +22,7 @@ from passes.equality.draws import map_tensors
 from passes.graph.module_copies import copy_with
 from passes.masked.masked_graph import MaskedOperators
 from passes.masked.proof_weights import dense_weights
-from passes.ops import registry, unregister, zeros_of
+from passes.ops import table, traits_of, unregister
 from passes.ops import zeros as traits
 from passes.stream.inference import as_arguments, tensors_in
 
@@ -123,14 +123,17 @@ def test_claims_hold_in_every_tiny_network(name: str) -> None:
 
 
 def test_every_built_in_rule_states_what_it_does_with_zeros() -> None:
-    silent = [str(o) for o in registry._rules if o not in registry._zeros and not str(o).startswith("fxprune_tests.")]
+    silent = [
+        str(o) for o in table._rules
+        if "zeros" not in table._stated.get(o, {}) and not str(o).startswith("fxprune_tests.")
+    ]  # fmt: skip
     assert silent == []
 
 
 @pytest.fixture
 def traits_as_before() -> Iterator[None]:
     yield
-    zeros_of.cache_clear()
+    traits_of.cache_clear()
 
 
 class Distances(nn.Module):
@@ -219,8 +222,9 @@ def test_a_wrong_claim_is_caught(
     operator: Any, make: type[nn.Module], shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The check above, by itself; and the certificate is refused."""
-    monkeypatch.setitem(registry._zeros, operator, traits.PRODUCT if operator is aten.addmm else traits.CARRIED)
-    zeros_of.cache_clear()
+    wrong = traits.PRODUCT if operator is aten.addmm else traits.CARRIED
+    monkeypatch.setitem(table._stated, operator, {**table._stated[operator], "zeros": wrong})
+    traits_of.cache_clear()
     model, x = make(), torch.rand(shape, dtype=torch.float64)
     found = checked(model, x)
     assert found is not None and any(str(operator) in wrong for wrong in found[1])

@@ -16,8 +16,7 @@ from torch import Tensor, fx, nn
 
 from passes import Certificate, Coupling, EquivalenceError, Plan, PlanError, PruneChannels, capture, couple, verify
 from passes.axes.expressions import Axis, concat, nest, permute
-from passes.ops import Call, registry
-from passes.transform import restate_sizes as literals
+from passes.ops import Call, table
 
 INPUTS = torch.randn(2, 3, 8, 8, dtype=torch.float64)
 aten = torch.ops.aten
@@ -200,7 +199,7 @@ WRONG_RULES: dict[str, tuple[Any, Callable[[Call], Any], Callable[[], nn.Module]
 def rules_as_before() -> Iterator[None]:
     """What is looked up while a rule is wrong is forgotten after."""
     yield
-    registry.find.cache_clear()
+    table._forget()
 
 
 @pytest.mark.usefixtures("rules_as_before")
@@ -208,8 +207,8 @@ def rules_as_before() -> Iterator[None]:
 def test_a_wrong_rule_is_caught(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """By verify, which names the first node that differs, and by the oracle of these tests."""
     operator, wrong, make, node = WRONG_RULES[name]
-    monkeypatch.setitem(registry._rules, operator, wrong)
-    registry.find.cache_clear()
+    monkeypatch.setitem(table._rules, operator, wrong)
+    table.find.cache_clear()
     gm, coupling = analysed(make())
     assert coupling.groups, "the wrong rule must offer something, or nothing is tested"
     plan = random_plan(coupling, 1 / 2, 1)
@@ -277,13 +276,15 @@ def test_a_wrong_result_is_caught(name: str) -> None:
         verify(gm, pruned, plan, INPUTS)
 
 
+@pytest.mark.usefixtures("rules_as_before")
 def test_a_scale_that_follows_the_head_dim_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without its restatement attention divides by the root of the smaller head."""
     inputs = TABLE["AttentionBySdpa"].inputs().double()
     gm, coupling = analysed(TABLE["AttentionBySdpa"].make(), inputs)
     plan = coupling.plan({"q#2": (0, 2)})
     verify(gm, pruned_by(gm, plan), plan, inputs)
-    monkeypatch.delitem(literals.TABLE, "scaled_dot_product_attention")
+    monkeypatch.delitem(table._stated[torch.ops.aten.scaled_dot_product_attention], "literals")
+    table.packet_traits.cache_clear()
     with pytest.raises(EquivalenceError, match="node scaled_dot_product_attention .* is the first that differs"):
         verify(gm, pruned_by(gm, plan), plan, inputs)
 

@@ -1,8 +1,8 @@
-"""The table of operator rules, and what a rule sees: one ATen call with its axes.
+"""What a rule sees: one ATen call with its axes.
 
 A rule is a function of a `Call` that states equalities between axes (`Call.tie`, `Call.factor`, `Call.cut`), says
 which axes it sums over (`Call.contract`) or mixes (`Call.mix`), counts its multiply-accumulates (`Call.count`) and
-returns the axes of its outputs, one list of axes a tensor. An operator without a rule freezes its own axes.
+returns the axes of its outputs, one list of axes a tensor.
 """
 
 from __future__ import annotations
@@ -15,113 +15,29 @@ from typing import Any
 
 import torch
 
-from passes.arguments import got, is_a
 from passes.axes.expressions import Axis, Constant, Inexpressible, Reason, nest
 from passes.axes.unification import Space
-from passes.errors import ArgumentError, PassError
-from passes.ops.constant_indices import listed
-from passes.ops.zeros import CARRIED, EVALUATED, NEVER, Zeros
 
-Rule = Callable[["Call"], Sequence[Sequence[Axis]]]
 aten = torch.ops.aten
-
-_rules: dict[Any, Rule] = {}
-_zeros: dict[Any, Zeros] = {}
-
-
-class DuplicateRule(PassError, ValueError):
-    """Two rules for one operator."""
-
-
-def rule(*operators: Any, zeros: Zeros | bool | None = None) -> Callable[[Rule], Rule]:
-    """Register a rule for operators: overload packets (all overloads) or single overloads.
-
-    zeros: whether a unit that is zero in all operands is zero in the results (or a trait of passes/ops/zeros.py that
-    says more). What is not stated is tried out on numbers.
-
-    >>> import torch
-    >>> @rule(torch.ops.aten.my_identity)                      # doctest: +SKIP
-    ... def my_identity(call): return [call.axes("self")]
-    """
-
-    kinds = (torch._ops.OpOverload, torch._ops.OpOverloadPacket)
-    for operator in operators:
-        if operator != "pointwise":
-            is_a(operator, kinds, "rule", "an operator such as torch.ops.aten.relu or torch.ops.aten.relu.default")
-    if not operators:
-        raise ArgumentError("rule: got no operator; expected at least one, such as torch.ops.aten.relu")
-
-    def register(function: Rule) -> Rule:
-        if not callable(function):
-            raise ArgumentError(f"rule: got {got(function)}; expected a function of a Call that returns axes")
-        for operator in operators:
-            if operator in _rules:
-                name = getattr(_rules[operator], "__name__", "")
-                raise DuplicateRule(f"{operator} has a rule already ({name}); remove one")
-            _rules[operator] = function
-            if zeros is not None:
-                _zeros[operator] = zeros if isinstance(zeros, Zeros) else CARRIED if zeros else NEVER
-        find.cache_clear()
-        zeros_of.cache_clear()
-        return function
-
-    return register
-
-
-def unregister(*operators: Any) -> None:
-    """Take the rules of `operators` out of the table again; an operator without one is passed over."""
-    for operator in operators:
-        _rules.pop(operator, None)
-        _zeros.pop(operator, None)
-    find.cache_clear()
-    zeros_of.cache_clear()
-
-
-@cache
-def find(func: torch._ops.OpOverload) -> Rule | None:
-    """The rule of an operator: its overload's, its packet's, or for an in-place variant the functional one's."""
-    packet = func.overloadpacket
-    found = _rules.get(func) or _rules.get(packet)
-    if found is None and torch.Tag.pointwise in func.tags:
-        return _rules["pointwise"]
-    if found is None:
-        functional = _functional(packet)
-        if functional is not None:
-            found = _rules.get(functional)
-            if found is None and any(
-                torch.Tag.pointwise in getattr(functional, name).tags for name in functional.overloads()
-            ):
-                return _rules["pointwise"]
-    return found
-
-
-@cache
-def zeros_of(func: torch._ops.OpOverload) -> Zeros | None:
-    """What is stated of an operator and zeros, found as `find` finds its rule; None where nothing is."""
-    packet = func.overloadpacket
-    stated = _zeros.get(func) or _zeros.get(packet)
-    if stated is not None:
-        return stated
-    if func in _rules or packet in _rules:
-        return None
-    if torch.Tag.pointwise in func.tags:
-        return EVALUATED
-    functional = _functional(packet)
-    if functional is not None and functional not in _zeros and functional not in _rules:
-        tagged = any(torch.Tag.pointwise in getattr(functional, name).tags for name in functional.overloads())
-        return EVALUATED if tagged else None
-    return _zeros.get(functional)
-
-
-def _functional(packet: Any) -> Any:
-    namespace, _, name = packet._qualified_op_name.partition("::")
-    if not name.endswith("_") or name.endswith("__"):
-        return None
-    return getattr(getattr(torch.ops, namespace), name[:-1], None)
 
 
 def _listed(axes: Axis | Sequence[Axis]) -> Sequence[Axis]:
     return axes if isinstance(axes, (list, tuple)) else [axes]  # type: ignore[list-item]
+
+
+def listed(numbers: Any, size: int) -> list[int] | None:
+    """The positions that a one-dimensional index picks of an axis of `size`; None where it is no such index."""
+    if isinstance(numbers, (list, tuple)):
+        flags = bool(numbers) and all(isinstance(n, bool) for n in numbers)
+        if not flags and not all(isinstance(n, int) and not isinstance(n, bool) for n in numbers):
+            return None
+        numbers = torch.tensor(numbers, dtype=torch.bool if flags else torch.int64)
+    if not isinstance(numbers, torch.Tensor) or numbers.dim() != 1:
+        return None
+    if numbers.dtype == torch.bool:
+        return numbers.nonzero().flatten().tolist() if len(numbers) == size else None
+    found = numbers.tolist()
+    return [n % size for n in found] if size and all(-size <= n < size for n in found) else None
 
 
 @dataclass
@@ -167,6 +83,14 @@ class Record:
     watched: dict[int, tuple[Axis, ...]] = field(default_factory=dict)
     template: tuple[Any, ...] = ()  # (args, kwargs) with a `Slot` for each tensor
     constants: dict[int, list[Any]] = field(default_factory=dict)  # values of small operands that no data entered
+    dtypes: list[torch.dtype] = field(default_factory=list)  # of the results
+
+    def argument(self, *names: str) -> Any:
+        """The first of these arguments that the operator has; None where it has none."""
+        args, kwargs = self.template
+        known, defaults = signature(self.func)
+        given = {**defaults, **dict(zip(known, args, strict=False)), **kwargs}
+        return next((given[name] for name in names if name in given), None)
 
 
 @cache
@@ -297,9 +221,11 @@ class Call:
         """The operator does as many multiply-accumulates as the product of the lengths of `axes`."""
         self.record.macs.append(axes)
 
-    def literal(self, name: str, axis: Axis) -> None:
-        """The call's argument `name` is the length of `axis`, so a rewriting must restate it."""
-        self.record.literals[name] = axis
+    def literal(self, name: str, axis: Axis | Sequence[Axis]) -> None:
+        """The call's argument `name` is the length of `axis` (a list: of each of these), so a rewriting restates it."""
+        many = isinstance(axis, (list, tuple))
+        for place, one in enumerate(_listed(axis)):
+            self.record.literals[f"{name}.{place}" if many else name] = one
 
     def watch(self, output: int, axes: Iterable[Axis]) -> None:
         """The values of output number `output` are positions along `axes`: whoever uses it freezes them."""

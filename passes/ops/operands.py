@@ -9,13 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
-aten = torch.ops.aten
+from passes.ops.call import signature
+from passes.ops.table import traits_of
+
+IsWeight = Callable[[Tensor], bool]
 Reader = Callable[[int, torch.Generator], Tensor]
 
 
@@ -62,15 +66,14 @@ class Contraction:
     reading: tuple[Any, ...]
 
 
-def contraction_of(func: Any, args: tuple, kwargs: dict, is_weight: Callable[[Tensor], bool]) -> Contraction | None:
-    """What `func` contracts, where it is an operator of the table and just one operand is a weight; else None."""
-    form = _TABLE.get(func.overloadpacket)
-    return None if form is None else form(func, args, kwargs, is_weight)
+def contraction_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], is_weight: IsWeight) -> Contraction | None:
+    """What `func` contracts, where its rule says how and just one operand is a weight; else None."""
+    reads = traits_of(func).reads
+    return None if reads is None else reads(func, args, kwargs, is_weight)
 
 
-def _convolution(func: Any, args: tuple, kwargs: dict, is_weight: Callable[[Tensor], bool]) -> Contraction | None:
-    names = [a.name for a in func._schema.arguments]
-    call = {**dict(zip(names, args, strict=False)), **kwargs}
+def convolution(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], is_weight: IsWeight) -> Contraction | None:
+    call = {**dict(zip(signature(func)[0], args, strict=False)), **kwargs}
     x, weight = call["input"], call["weight"]
     if not is_weight(weight) or is_weight(x):
         return None
@@ -121,7 +124,7 @@ def _convolution(func: Any, args: tuple, kwargs: dict, is_weight: Callable[[Tens
 
 
 def _product(
-    func: Any, args: tuple, kwargs: dict, is_weight: Callable[[Tensor], bool], bias_first: bool
+    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], is_weight: IsWeight, bias_first: bool
 ) -> Contraction | None:
     bias = args[0] if bias_first else None
     if bias_first and (kwargs.get("beta", 1) != 1 or kwargs.get("alpha", 1) != 1):
@@ -141,7 +144,7 @@ def _product(
     return Contraction(weight, data, bias, Form(kind), rows.shape[1], _rows_of(rows), (kind,))
 
 
-def _linear(func: Any, args: tuple, kwargs: dict, is_weight: Callable[[Tensor], bool]) -> Contraction | None:
+def linear(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], is_weight: IsWeight) -> Contraction | None:
     data, weight = args[0], args[1]
     if not is_weight(weight) or is_weight(data):
         return None
@@ -190,10 +193,4 @@ def _windows(
     return windows
 
 
-_TABLE: dict[Any, Any] = {
-    aten.convolution: _convolution,
-    aten._convolution: _convolution,
-    aten.linear: _linear,
-    **{op: lambda f, a, k, w: _product(f, a, k, w, False) for op in (aten.mm, aten.bmm, aten.mv)},
-    **{op: lambda f, a, k, w: _product(f, a, k, w, True) for op in (aten.addmm, aten.baddbmm, aten.addmv)},
-}
+product, added_product = partial(_product, bias_first=False), partial(_product, bias_first=True)

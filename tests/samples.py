@@ -158,6 +158,7 @@ row("_conj", lambda x: torch.conj(torch.fft.fft(x, dim=2)).abs())
 row("hardswish", lambda x: F.hardswish(x))
 row("log_sigmoid_forward", lambda x: F.logsigmoid(x))
 row("bucketize", lambda x: x + torch.bucketize(x, torch.arange(4.0, dtype=x.dtype)))
+row("searchsorted.Tensor", lambda x: x + torch.searchsorted(torch.arange(4.0, dtype=x.dtype), x))
 row("native_dropout", lambda x: torch.native_dropout(x, 0.5, False)[0])
 row("glu", lambda x: F.glu(x, 1), "produce 3")
 DRAWN = "random numbers are drawn"

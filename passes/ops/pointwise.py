@@ -127,6 +127,17 @@ def bucketize(call: Call) -> list[list[Axis]]:
     return [call.axes("self")]
 
 
+@rule(aten.searchsorted.Tensor, zeros=NEVER)
+def searchsorted(call: Call) -> list[list[Axis]]:
+    """Each value's place in a sorted sequence, or in one of its own for each row; these stay, and so do the values."""
+    *lead, values = call.axes("self")
+    *rows, places = call.axes("sorted_sequence")
+    for axis, other in zip(lead, rows, strict=False):
+        call.tie(axis, other)
+    call.freeze([places, *([values] if rows else [])], "values are sorted into this axis")
+    return [[call.space.resolve(axis) for axis in (*lead, values)]]
+
+
 @rule(aten.glu, zeros=CARRIED)
 def glu(call: Call) -> list[list[Axis]]:
     """The first half of one axis gates with the second."""

@@ -180,6 +180,7 @@ row("baddbmm", lambda x, w: torch.baddbmm(x.flatten(2), w.expand(2, 6, 6), x.fla
 row("addmv", lambda x, w, b: torch.addmv(b, x, w)[:, None], shape=MATRIX, w=(6,), b=(1,))
 row("_cdist_forward", lambda x, w: torch.cdist(x, w), "w 7, produce 6", shape=MATRIX, w=(7, 6))
 row("_trilinear", lambda x, m: m(x, x), "produce 6, m 7", shape=MATRIX, m=lambda: nn.Bilinear(6, 6, 7))
+row("_linalg_solve_ex", lambda x, a: torch.linalg.solve(a, x), shape=MATRIX, a=lambda: torch.ones(4, 4) + torch.eye(4))
 row("convolution", lambda x, m: m(x), "produce 2, produce#2 3, m 2", m=lambda: nn.Conv2d(6, 4, 3, padding=1, groups=2))
 SETTINGS = ([1, 1], [1, 1], [1, 1], True, [0, 0], 2)
 row(

@@ -105,6 +105,19 @@ states(aten.convolution, meta=shaped(_convolution, any_layout=True))
 states(aten.linear, reads=operands.linear)  # which is not decomposed in inference mode
 
 
+@rule(aten._linalg_solve_ex, zeros=taken("B"))
+def solve_equations(call: Call) -> list[list[Axis]]:
+    """A X = B, or X A = B: every unknown depends on every equation; right-hand sides are carried, each by itself."""
+    *lead, rows, columns = call.axes("A")
+    axes = call.axes("B")
+    matrix = len(axes) > len(lead) + 1 or len(axes) > 1 and call.tensors[0].shape[:-1] != call.tensors[1].shape
+    unknown = len(axes) - 2 + (not call["left"]) if matrix else len(axes) - 1
+    call.freeze([rows, columns, axes[unknown]], "the unknowns of a system of equations lie along this axis")
+    for axis, other in zip(lead, axes, strict=False):
+        call.tie(axis, other)
+    return [[call.space.resolve(axis) for axis in axes]]
+
+
 @rule(aten._trilinear, zeros=PRODUCT)
 def trilinear(call: Call) -> list[list[Axis]]:
     """The product of three broadcast tensors summed over some dimensions (nn.Bilinear); no MACs by torch."""

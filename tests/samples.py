@@ -232,6 +232,7 @@ for _names, _setting in {
 }.items():
     row(_names, lambda x, w, b, mean, var, op, rest=_setting: op(x, w, b, mean, var, *rest)[0], **BATCH)
 row("native_layer_norm", lambda x, m: m(x), "produce 6 mixed", shape=MATRIX, m=lambda: nn.LayerNorm(6))
+row("renorm", lambda x: torch.renorm(torch.renorm(x, 2, 1, 0.5), 1, 2, 0.5))
 row("native_group_norm", lambda x, m: m(x), "produce 2, produce#2 3 mixed", m=lambda: nn.GroupNorm(2, 6))
 row(
     "_weight_norm_interface",

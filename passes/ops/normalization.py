@@ -14,7 +14,7 @@ from passes.ops.literals import Site, restated
 from passes.ops.meta_shapes import is_dense, made, plain
 from passes.ops.references import Masked
 from passes.ops.table import rule, states
-from passes.ops.zeros import FIRST, normalised
+from passes.ops.zeros import CARRIED, FIRST, normalised
 
 
 def _others(call: Call) -> list[tuple[int, torch.Tensor]]:
@@ -145,6 +145,14 @@ def weight_norm(call: Call) -> list[list[Axis]]:
     call.contract(*(axis for d, axis in enumerate(axes) if d != dim))
     call.mix(axes[dim])
     return [axes, [axis if d == dim else ONE for d, axis in enumerate(axes)]]
+
+
+@rule(aten.renorm, zeros=CARRIED, sizeless=True)
+def renorm(call: Call) -> list[list[Axis]]:
+    """Each slice along one dimension scaled down to a largest norm, which is taken over all others."""
+    axes = call.axes("self")
+    call.contract(*(axis for dim, axis in enumerate(axes) if dim != call["dim"] % len(axes)))
+    return [axes]
 
 
 @rule(aten.native_group_norm, zeros=normalised(centred=True), reference=_surviving_groups, **NORM)

@@ -11,9 +11,10 @@ from oracle import Finding, examine, random_plan
 from samples import ELSEWHERE, SAMPLES
 from torch import fx, nn
 
-from passes import PruneChannels, couple, equation_rule, rule
+from passes import PruneChannels, capture, couple, equation_rule, rule, verify
 from passes.axes.expressions import Axis
-from passes.ops import Call, DuplicateRule, table, unregister
+from passes.errors import ArgumentError
+from passes.ops import Call, DuplicateRule, Masked, find, table, traits_of, unregister
 
 
 def keys_of(finding: Finding) -> set[str]:
@@ -205,3 +206,80 @@ def test_norms_of_any_order() -> None:
         assert examine(Norm(order), torch.randn(4, 3)).groups == "fc 8"
     for order in (-1, float("-inf")):
         assert examine(Norm(order), torch.randn(4, 3)).groups == ""
+
+
+@torch.library.custom_op("fxprune_tests::centred_heads", mutates_args=())
+def centred_heads(x: torch.Tensor, heads: int) -> torch.Tensor:
+    """A user's own operator: each head's units around their mean, a number of heads among its arguments."""
+    grouped = x.unflatten(1, (heads, -1))
+    return (grouped - grouped.mean(2, keepdim=True)).flatten(1)
+
+
+centred_heads.register_fake(lambda x, heads: torch.empty_like(x))
+
+
+class Centred(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 12), nn.Linear(12, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.b(torch.ops.fxprune_tests.centred_heads(self.a(x), 4))
+
+
+def test_a_users_operator_with_traits() -> None:
+    """It mixes units and takes a number of groups: its reference and its literal are stated at the rule."""
+
+    def surviving(call: Masked) -> torch.Tensor:
+        x, here = (t.unflatten(1, (call["heads"], -1)) for t in (call["x"], call.present()))
+        mean = (x * here).sum(2, keepdim=True) / here.sum(2, keepdim=True).clamp_min(1)
+        return ((x - mean) * here).flatten(1)
+
+    @rule(torch.ops.fxprune_tests.centred_heads, zeros=True, reference=surviving)
+    def rule_of_heads(call: Call) -> list[list[Axis]]:
+        batch, channels = call.axes("x")
+        heads, units = call.factor(channels, channels.size // call["heads"])
+        call.mix(units)
+        call.literal("heads", heads)
+        return [[batch, call.space.resolve(channels)]]
+
+    try:
+        x = torch.randn(2, 3)
+        gm = capture(Centred().eval(), x)
+        coupling = couple(gm, x)
+        assert [(g.name, g.size, g.mixed) for g in coupling.groups] == [("a", 4, False), ("a#2", 3, True)]
+        plan = coupling.plan({"a": (0, 2, 3), "a#2": (0, 2)})
+        pruned = PruneChannels(plan)(gm).graph_module
+        verify(gm, pruned, plan, x)
+        assert pruned.a.out_features == 6
+        with pytest.raises(DuplicateRule):
+            rule(torch.ops.fxprune_tests.centred_heads)(rule_of_heads)
+        rule(torch.ops.fxprune_tests.centred_heads, override=True)(rule_of_heads)  # without its reference
+        assert [g.size for g in couple(gm, x).groups] == [4]
+    finally:
+        unregister(torch.ops.fxprune_tests.centred_heads)
+
+
+def test_a_built_in_rule_is_replaced_with_all_that_it_stated() -> None:
+    stated = dict(table._stated[torch.ops.aten.glu])
+    before = find(torch.ops.aten.glu.default)
+    try:
+        rule(torch.ops.aten.glu, override=True)(lambda call: [call.fixed()])
+        assert traits_of(torch.ops.aten.glu.default).zeros is None
+    finally:
+        rule(torch.ops.aten.glu, override=True, **stated)(before)
+    assert find(torch.ops.aten.glu.default) is before
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"zero": True}, "'zero' is no trait; there are "),
+        ({"zeros": "yes"}, "zeros: got the text 'yes'; expected True, False or a claim"),
+        ({"reference": 3}, "reference: got 3; expected a function"),
+    ],
+)
+def test_a_wrong_trait_is_refused_where_it_is_stated(wrong: dict[str, Any], words: str) -> None:
+    with pytest.raises(ArgumentError, match=words):
+        rule(torch.ops.fxprune_tests.mix, **wrong)
+    assert find(torch.ops.fxprune_tests.mix.default) is None

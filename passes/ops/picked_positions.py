@@ -29,11 +29,6 @@ def picked(
     return picks({**defaults, **dict(zip(names, args, strict=False)), **kwargs}, list(shape), index_of)
 
 
-def picks(func: Any) -> bool:
-    """Whether `picked` knows the operator."""
-    return func in _RULES
-
-
 def renumbered(places: Sequence[int], taken: np.ndarray, remain: np.ndarray) -> list[int] | None:
     """Those `places` of an axis that are left, by their new numbers.
 

@@ -24,8 +24,8 @@ from passes.graph.module_copies import PLAIN, Copies, copy_module, like, modules
 from passes.graph.nodes import input_nodes, source_of
 from passes.ops import Call, Record, Value
 from passes.ops import constant_indices as numbers
+from passes.ops.call import slot
 from passes.ops.meta_shapes import LightMode, on_meta, run_on_meta
-from passes.ops.registry import slot
 from passes.stream.example_values import ExampleValues
 
 ATTRIBUTE = "_fxprune_value"

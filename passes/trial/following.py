@@ -11,9 +11,9 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 
-from passes.ops import Record, Value, spelled
+from passes.ops import Record, Value, spelled, traits_of
 from passes.ops import constant_indices as numbers
-from passes.ops.picked_positions import Picked, picked, picks, renumbered
+from passes.ops.picked_positions import Picked, picked, renumbered
 from passes.stream.module_stream import Watching
 from passes.stream.restated_calls import Position
 from passes.transform.slicing import Slicing
@@ -184,7 +184,7 @@ def _equal(old: Any, new: Any) -> bool:
 
 def positions_of(record: Record) -> Picked | None:
     """The positions that a call of the tape takes of its first operand (see `passes.ops.picked_positions`)."""
-    if not record.inputs or not record.template or not picks(record.func):
+    if not record.inputs or not record.template or traits_of(record.func).picks is None:
         return None
     shape = [axis.size for axis in record.inputs[0].axes]
     args, kwargs = record.template

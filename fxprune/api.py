@@ -24,6 +24,7 @@ from fxprune.problem.equal_widths import sets_of, with_equal_grids
 from fxprune.problem.inputs import Analysed, analysed, frozen_reasons
 from fxprune.problem.scope import groups_inside, nothing_inside, scope_names
 from fxprune.problem.search_problem import Problem
+from fxprune.problem.stock_widths import PRESET, state_widths, stock_widths
 from fxprune.problem.width_grids import make_grids
 from fxprune.problem.wrappers import unwrapped
 from fxprune.registries import RESOURCES, WORKERS
@@ -232,12 +233,15 @@ def make_problem(
     if scope:
         inside = groups_inside(coupling, scope)
         grids = {name: grid for name, grid in grids.items() if name in inside}
-    equal = sets_of(config.same_width, coupling)
-    grids = with_equal_grids(grids, equal)
+    stock = stock_widths(dense, coupling, example_inputs) if config.same_width == PRESET else None
+    if stock is not None:
+        grids = {name: grid for name, grid in grids.items() if name not in stock.excluded}
+    equal = sets_of(config.same_width, coupling) if stock is None else stock.sets
+    grids = with_equal_grids(grids, equal, coupling.widths, stock.steps if stock is not None else None)
     return Problem(
         dense, coupling, tuple(chosen), budgets, start, grids, config, seed or config.seed, example_inputs,
         train is not None and evaluate_ is not None, evaluate_ is not None, torch.get_num_threads(),
-        given.form, scope, calibration, equal,
+        given.form, scope, calibration, equal, stock,
     )  # fmt: skip
 
 
@@ -340,6 +344,8 @@ def finish(
     accepted = found.rounds[found.accepted - 1] if found.accepted else None
     plan = Plan.from_json(accepted.plan) if accepted else problem.coupling.plan({})
     model = rebuild(problem.dense, found.rounds, found.accepted, journal, given.modes, given.wrap)
+    if problem.stock is not None and accepted:
+        state_widths(unwrapped(model)[0], problem.stock, accepted.widths, problem.example_inputs)
     verifying = time.perf_counter()
     with seeded(problem.seed):  # verification draws inputs, and the caller's random state is not its own
         trained = (problem.trains or problem.calibration is not None) and accepted is not None
@@ -378,6 +384,7 @@ def finish(
         form=given.form,
         note=given.note,
         wrap=given.wrap,
+        stock=problem.stock,
     )
     remember(result, journal)
     return result

@@ -91,9 +91,9 @@ class NetAdaptConfig:
     round_to: int | None = _key(None, rule.optional(rule.integer(least=1)), "widths are also multiples of this")
     exclude: tuple[str, ...] = _key((), rule.texts(), "layers or groups that are held back; * and ? as in file names")
     same_width: Any = _key(
-        (), rule.either(rule.choice("blocks"), rule.name_sets()),
+        (), rule.either(rule.choice("blocks", "huggingface"), rule.name_sets()),
         "groups that get one width: a list of patterns of their names, or of lists of patterns, one a set; blocks: "
-        "the same layer of all repeated blocks",
+        "the same layer of all repeated blocks; huggingface: what the model's own configuration can state",
     )  # fmt: skip
     max_prune: float = _key(1.0, rule.number(above=0, most=1), "largest share of its units that any layer may lose")
     candidates_per_round: int | None = _key(

@@ -1,4 +1,4 @@
-"""Groups that must have equal widths (not equal units): one size stands for many layers, as in a framework's config."""
+"""Groups whose widths stay equal, or in proportion (not their units): one size stands for many layers in a config."""
 
 from __future__ import annotations
 
@@ -63,25 +63,47 @@ def block_sets(coupling: Coupling) -> Sets:
     return tuple(tuple(names) for names in sets.values() if len(names) > 1)
 
 
-def with_equal_grids(grids: Mapping[str, Grid], sets: Sets) -> dict[str, Grid]:
-    """Grids that allow the same widths to all groups of a set; a set is held back where one of its groups is."""
+def smallest_unit(sizes: Sequence[int]) -> int:
+    """Of the first of these sizes the least part that leaves all of them whole numbers in proportion.
+
+    >>> smallest_unit([48, 48]), smallest_unit([32, 4])
+    (1, 8)
+    """
+    return sizes[0] // math.gcd(*sizes)
+
+
+def with_equal_grids(
+    grids: Mapping[str, Grid], sets: Sets, widths: Mapping[str, int], steps: Mapping[str, int] | None = None
+) -> dict[str, Grid]:
+    """Grids that keep the groups of each set in proportion; a set is held back where one of its groups is.
+
+    widths: of all groups before the search. steps: what the widths of some first groups must be multiples of.
+    """
+    steps = steps or {}
     made = dict(grids)
-    for names in sets:
+    for names in [*sets, *((first,) for first in steps if all(first not in names for names in sets))]:
         if any(name not in grids for name in names):
             made = {name: grid for name, grid in made.items() if name not in names}
             continue
-        step = math.lcm(*(grids[name].step for name in names))
-        least = max(grids[name].least for name in names)
-        least = math.ceil(least / step) * step
-        made.update({name: Grid(name, step, least) for name in names})
+        share = {name: widths[name] // math.gcd(*(widths[n] for n in names)) for name in names}  # of each, at count 1
+        given = [(grids[name].step, share[name]) for name in names]
+        given += [(steps[names[0]], share[names[0]])] if names[0] in steps else []
+        step = math.lcm(*(one // math.gcd(one, part) for one, part in given))
+        least = max(-(-grids[name].least // share[name]) for name in names)
+        least = -(-least // step) * step
+        made.update({name: Grid(name, step * share[name], least * share[name]) for name in names})
     return made
 
 
 @dataclass(frozen=True)
 class Linked:
-    """Sets of equal widths, as a strategy sees them: the first group of a set stands for all."""
+    """Sets of groups in proportion, as a strategy sees them: the first group of a set stands for all.
+
+    sizes: of all groups before the search.
+    """
 
     sets: Sets
+    sizes: Mapping[str, int]
 
     def grids(self, grids: Mapping[str, Grid]) -> dict[str, Grid]:
         """The grids without those of groups that another stands for."""
@@ -89,16 +111,21 @@ class Linked:
         return {name: grid for name, grid in grids.items() if name not in hidden}
 
     def lost(self, lost: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """What a width of a set loses: the sum over its groups."""
-        sums = {names[0]: np.sum([lost[name] for name in names], axis=0) for names in self.sets if names[0] in lost}
-        return {**lost, **sums}
+        """What a width of a set loses: the sum over its groups, read at the widths in proportion."""
+        made = dict(lost)
+        for first, *others in self.sets:
+            if first in lost:
+                counts = np.arange(len(lost[first]))
+                rest = [lost[name][counts * self.sizes[name] // self.sizes[first]] for name in others]
+                made[first] = np.sum([lost[first], *rest], axis=0)
+        return made
 
     def widths(self, widths: Mapping[str, Any]) -> dict[str, Any]:
-        """`widths` with all groups of a set as wide as the first, where that one is named."""
+        """`widths` with all groups of a set in proportion to the first, where that one is named."""
         made = dict(widths)
         for first, *others in self.sets:
             if first in widths:
-                made.update(dict.fromkeys(others, widths[first]))
+                made.update({name: widths[first] * self.sizes[name] // self.sizes[first] for name in others})
         return made
 
     def resources(self, resources: Sequence[Resource]) -> tuple[Resource, ...]:

@@ -10,6 +10,7 @@ from torch import nn
 from fxprune.config.keys import NetAdaptConfig
 from fxprune.problem.calibration import Calibration
 from fxprune.problem.equal_widths import Sets
+from fxprune.problem.stock_widths import StockWidths
 from fxprune.problem.width_grids import Grid
 from fxprune.resources.budgets import Budget
 from fxprune.resources.models import Resource
@@ -21,7 +22,7 @@ class Problem:
     """What a search is asked. Nothing in it changes. `dense` is a module or a graph, as `form` says.
 
     calibration: the data by which units and widths are chosen and weights repaired; None where there are none. equal:
-    sets of groups that get one width each.
+    sets of groups that get one width each. stock: how a Hugging Face configuration states the widths, where it must.
     """
 
     dense: nn.Module
@@ -40,6 +41,7 @@ class Problem:
     scope: tuple[str, ...] = ()
     calibration: Calibration | None = None
     equal: Sets = ()
+    stock: StockWidths | None = None
 
     @property
     def limits(self) -> dict[str, float]:

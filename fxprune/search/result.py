@@ -15,6 +15,7 @@ from fxprune.io.printed_text import printed
 from fxprune.journal.protocol import Journal
 from fxprune.journal.rebuilding import rebuild
 from fxprune.journal.records import Round
+from fxprune.problem.stock_widths import StockWidths, state_widths
 from fxprune.problem.wrappers import BARE, Wrapping, unwrapped
 from fxprune.resources.budgets import Budget
 from fxprune.resources.kinds import amount, unit_of
@@ -81,6 +82,7 @@ class NetAdaptResult:
     note: str = ""
     calibrated: bool = False
     wrap: Wrapping = field(default=BARE, repr=False)
+    stock: StockWidths | None = field(default=None, repr=False)
 
     @property
     def module(self) -> nn.Module:
@@ -96,7 +98,10 @@ class NetAdaptResult:
         """The network that a round chose, as it was then; round 0 is the unpruned one."""
         if isinstance(round, bool) or not isinstance(round, int) or not 0 <= round <= len(self.rounds):
             raise InputError(f"restore: there is no round {round!r}; expected 0 (unpruned) to {len(self.rounds)}.")
-        return rebuild(self.dense, self.rounds, round, self.journal, self.modes, self.wrap)
+        network = rebuild(self.dense, self.rounds, round, self.journal, self.modes, self.wrap)
+        if self.stock is not None and round:
+            state_widths(unwrapped(network)[0], self.stock, self.rounds[round - 1].widths, self.example_inputs)
+        return network
 
     @property
     def repaired(self) -> Repaired | None:

@@ -221,7 +221,7 @@ def make_proposals(
     problem: Problem, position: Position, targets: Mapping[str, float], lost: Mapping[str, np.ndarray]
 ) -> list[Proposal]:
     """What the strategy proposes."""
-    linked = Linked(problem.equal)
+    linked = Linked(problem.equal, problem.coupling.widths)
     situation = Situation(
         position.coupling, linked.resources(position.resources), position.widths, problem.coupling.widths, targets,
         problem.limits, linked.grids(problem.grids), linked.lost(lost), problem.scored, problem.config.joint,

@@ -1,0 +1,354 @@
+"""Widths with which the class of a Hugging Face model can be built from its own configuration, found by building it.
+
+A configuration has one `intermediate_size` for all layers, one number of heads, one hidden size. A bundle of groups
+(the same layer of every block, or heads together with the hidden size) is prunable here if some numbers of the
+configuration, scaled as the bundle is, make the stock class have the shapes of the cut network, and with the cut
+weights its outputs. All other groups keep their sizes. What is saved then loads with `from_pretrained` of the unchanged
+class, and wherever else such folders are read.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import logging
+import random
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from fxprune.errors import InputError
+from fxprune.problem.equal_widths import Sets, block_sets, smallest_unit
+from passes import Coupling, apply_plan
+from passes.statistics.divergence import tensors_out
+from passes.transform.slicing import Slicing
+
+log = logging.getLogger(__name__)
+PRESET = "huggingface"
+_CLOSE = 1e-6  # of the largest element, in double precision
+_STEPS = (1, 2, 4, 8, 16, 32, 64)
+_DRAWS = 3  # of widths of all bundles together, at which the configuration must be accepted
+Place = tuple[str, ...]
+Shapes = dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class StockWidths:
+    """Which groups a configuration can state.
+
+    sets: bundles of groups whose widths stay in proportion. places: for the first group of each, where the
+    configuration holds numbers that are proportional to its width. sizes: of these groups before. steps: what their
+    widths must be multiples of. explicit: numbers that the configuration implied, and has to state now. excluded:
+    groups that keep their size, and why.
+    """
+
+    sets: Sets = ()
+    places: Mapping[str, tuple[Place, ...]] = field(default_factory=dict)
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    steps: Mapping[str, int] = field(default_factory=dict)
+    explicit: Mapping[Place, int] = field(default_factory=dict)
+    excluded: Mapping[str, str] = field(default_factory=dict)
+
+    def configured(self, config: Any, widths: Mapping[str, int]) -> Any:
+        """A new configuration that states `widths`. Raises what its class raises for numbers that it refuses."""
+        scales: dict[Place, Fraction] = {}
+        for first, places in self.places.items():
+            for place in places:  # heads are the product of key-value heads and of queries for each
+                scales[place] = scales.get(place, Fraction(1)) * Fraction(widths[first], self.sizes[first])
+        return _changed(config, self.explicit, scales)
+
+
+def stock_widths(network: nn.Module, coupling: Coupling, example_inputs: Any) -> StockWidths:
+    """The groups that the model's own configuration can state. Raises InputError where it has none."""
+    config = getattr(network, "config", None)
+    if config is None or not callable(getattr(config, "to_dict", None)) or not hasattr(network, "save_pretrained"):
+        raise InputError(
+            f"same_width: {PRESET!r} is for models of transformers, which have a config and save_pretrained; "
+            f"got a {type(network).__name__}. Name patterns of groups, or 'blocks'."
+        )
+    search = _Search(network, coupling, example_inputs)
+    if search.built({}) != search.shapes:
+        raise InputError(
+            f"same_width: {PRESET!r}: {type(network).__name__} built from its own config has other shapes than this "
+            "model; was it pruned before, or changed after it was made? Name patterns of groups instead."
+        )
+    return search.run()
+
+
+def state_widths(model: nn.Module, stock: StockWidths, widths: Mapping[str, int], example_inputs: Any) -> None:
+    """Write `widths` into the model's configuration.
+
+    Raises InputError where the stock class of these widths computes something else.
+    """
+    try:
+        config = stock.configured(model.config, widths)
+        why = _differs(model, config, example_inputs)
+    except Exception as error:  # a constructor may refuse sizes in any way
+        why = _said(error)
+    if why:
+        raise InputError(f"same_width: {PRESET!r}: the stock class at the chosen widths: {why}; prune with 'blocks'.")
+    old: Any = model.config
+    kind = type(old)
+    model.config = config
+    for part in model.modules():
+        own: Any = getattr(part, "config", None)
+        if type(own) is kind and own.to_dict() == old.to_dict():
+            part.config = config
+
+
+class _Search:
+    """Finds bundles one after the other; a group belongs to one at most."""
+
+    def __init__(self, network: nn.Module, coupling: Coupling, example_inputs: Any) -> None:
+        self.network, self.coupling, self.example = network, coupling, example_inputs
+        self.shapes = _shapes(network)
+        self.explicit: dict[Place, int] = {}
+        self._built: dict[tuple[Any, ...], Shapes | None] = {}
+        named = block_sets(coupling)
+        alone = [(name,) for name in coupling.widths if not any(name in names for names in named)]
+        self.layers: list[tuple[str, ...]] = [*named, *alone]
+
+    def run(self) -> StockWidths:
+        self.explicit = self._implied()
+        excluded: dict[str, str] = {}
+        bundles: dict[tuple[str, ...], tuple[Place, ...]] = {}
+        for layer in sorted(self.layers, key=self._parameters, reverse=True):
+            if any(layer[0] in bundle for bundle in bundles):
+                continue
+            found = self._bundle(layer, {name for bundle in bundles for name in bundle})
+            if isinstance(found, str):
+                excluded.update(dict.fromkeys(layer, found))
+                continue
+            bundle, places = found
+            step = self._step({**bundles, bundle: places}, bundle)
+            if step is None:
+                excluded.update(dict.fromkeys(layer, "the configuration refuses it together with other widths"))
+                continue
+            bundles[bundle] = places
+            self.steps[bundle[0]] = step
+            for name in bundle:
+                excluded.pop(name, None)
+        for name, why in excluded.items():
+            log.info("%s keeps its size: %s", name, why)
+        return self._stock(bundles, excluded)
+
+    @cached_property
+    def steps(self) -> dict[str, int]:
+        return {}
+
+    def _stock(
+        self, bundles: Mapping[tuple[str, ...], tuple[Place, ...]], excluded: Mapping[str, str] | None = None
+    ) -> StockWidths:
+        places = {bundle[0]: found for bundle, found in bundles.items()}
+        sizes = {first: self.coupling.widths[first] for first in places}
+        sets = tuple(bundle for bundle in bundles if len(bundle) > 1)
+        return StockWidths(sets, places, sizes, dict(self.steps), self.explicit, excluded or {})
+
+    def _parameters(self, layer: tuple[str, ...]) -> int:
+        tensors = {item.tensor for name in layer for item in self.coupling.group(name).slices}
+        return sum(torch.Size(self.shapes[name]).numel() for name in tensors if name in self.shapes)
+
+    def built(self, scales: Mapping[Place, Fraction]) -> Shapes | None:
+        """The shapes of the stock class with some numbers scaled; None where it cannot be built."""
+        key = tuple(sorted(scales.items()))
+        if key not in self._built:
+            try:
+                self._built[key] = _shapes(_built(self.network, _changed(self.network.config, self.explicit, scales)))
+            except Exception as error:  # a constructor may refuse sizes in any way
+                log.debug("%s: %s", key, _said(error))
+                self._built[key] = None
+        return self._built[key]
+
+    def _implied(self) -> dict[Place, int]:
+        """Numbers that the configuration leaves open, where they can be stated without a change."""
+        config, found = self.network.config, dict[Place, int]()
+        values = {self.coupling.widths[name] * factor for name in self.coupling.widths for factor in (1, 2)}
+        for place in _places(config, type(None)):
+            for value in sorted(values):
+                trial = [_shapes_or_none(self.network, {**found, place: v}) for v in (value, value + 1)]
+                if trial[0] == self.shapes and trial[1] != self.shapes:
+                    found[place] = value
+                    break
+        return found
+
+    def _bundle(self, layer: tuple[str, ...], used: set[str]) -> tuple[tuple[str, ...], tuple[Place, ...]] | str:
+        """The groups that follow the numbers by which `layer` can be cut, and where these stand; or why there are
+        none."""
+        size = self.coupling.widths[layer[0]]
+        if size < 2:
+            return "it has one unit"
+        ratio = Fraction(1, 2) if size % 2 == 0 else Fraction(size - 1, size)
+        mine = self._touched(layer)
+        stated = _changed(self.network.config, self.explicit, {})
+        places = [place for place in _places(stated, (int, float)) if _scaled(stated, place, ratio)]
+        promising = [p for p in places if (b := self.built({p: ratio})) is None or self._changed_in(b) & mine]
+        why = "no numbers of the configuration give these shapes"
+        # The second may change no shape: how many heads there are of one hidden size.
+        pairs = [(one, two) for one in promising for two in places if two != one]
+        for chosen in [*((one,) for one in promising), *pairs]:
+            built = self.built(dict.fromkeys(chosen, ratio))
+            if built is None or not self._changed_in(built):
+                continue
+            for bundle in self._bundles(layer, used, self._changed_in(built), ratio):
+                if self._target(bundle, ratio) != built:
+                    continue
+                plan = self._plan(bundle, ratio)
+                config = _changed(self.network.config, self.explicit, dict.fromkeys(chosen, ratio))
+                why = _differs(apply_plan(self.network, plan), config, self.example)
+                if not why:
+                    return bundle, chosen
+        return why
+
+    def _bundles(
+        self, layer: tuple[str, ...], used: set[str], changed: set[str], ratio: Fraction
+    ) -> Iterator[tuple[str, ...]]:
+        """`layer` with up to two, or with all, other layers that have a part in what has changed."""
+        others = [
+            other
+            for other in self.layers
+            if other != layer and not used & set(other) and self._touched(other) & changed
+            and (self.coupling.widths[other[0]] * ratio).denominator == 1
+        ]  # fmt: skip
+        same = [other for other in others if self.coupling.widths[other[0]] == self.coupling.widths[layer[0]]]
+        tried = [list(some) for count in range(3) for some in itertools.combinations(others, count)]
+        for some in [*tried, same, others]:
+            yield tuple(itertools.chain(layer, *some))
+
+    def _touched(self, layer: tuple[str, ...]) -> set[str]:
+        return {item.tensor for name in layer for item in self.coupling.group(name).slices}
+
+    def _changed_in(self, built: Shapes) -> set[str]:
+        return {name for name, shape in self.shapes.items() if built.get(name) != shape}
+
+    def _plan(self, bundle: tuple[str, ...], ratio: Fraction) -> Any:
+        return self.coupling.plan({name: range(int(self.coupling.widths[name] * ratio)) for name in bundle})
+
+    def _target(self, bundle: tuple[str, ...], ratio: Fraction) -> Shapes:
+        """The shapes of the network with every group of the bundle at this share of its size."""
+        slicing = Slicing(self.coupling, self.coupling.masks(self._plan(bundle, ratio)))
+        axes, aliases = self.coupling.structure.tensors, self.coupling.aliases
+        return {
+            name: tuple(slicing.size(axis) for axis in axes[aliases[name]]) if name in aliases else shape
+            for name, shape in self.shapes.items()
+        }
+
+    def _step(self, bundles: Mapping[tuple[str, ...], tuple[Place, ...]], bundle: tuple[str, ...]) -> int | None:
+        """The least step of the bundle's widths at which the configuration takes them beside all others."""
+        draw, widths = random.Random(0), self.coupling.widths
+        unit = smallest_unit([widths[name] for name in bundle])
+        for step in _STEPS:
+            if unit * step >= widths[bundle[0]]:
+                return None
+            self.steps[bundle[0]] = unit * step
+            stock = self._stock(bundles)
+            fine = [{first: widths[first] - self.steps[first] for first in stock.places}]
+            for _ in range(_DRAWS):
+                fine.append({f: draw.randrange(self.steps[f], widths[f] + 1, self.steps[f]) for f in stock.places})
+            if all(self._accepted(stock, trial) for trial in fine):
+                return unit * step
+        self.steps.pop(bundle[0], None)
+        return None
+
+    def _accepted(self, stock: StockWidths, widths: Mapping[str, int]) -> bool:
+        try:
+            _built(self.network, stock.configured(self.network.config, widths))
+        except Exception as error:  # a constructor may refuse sizes in any way
+            log.debug("%s: %s", dict(widths), _said(error))
+            return False
+        return True
+
+
+def _differs(cut: nn.Module, config: Any, example_inputs: Any) -> str:
+    """Why the stock class with these weights is another function than the cut network, or ""."""
+    stock = type(cut)(copy.deepcopy(config))
+    stock.load_state_dict(cut.state_dict())
+    inputs = pytree.tree_map_only(torch.Tensor, _wide, example_inputs)
+    with torch.no_grad():
+        runs = (_called(net.eval().double(), inputs) for net in (copy.deepcopy(cut), stock))
+        expected, got = map(tensors_out, runs)
+    for mine, theirs in zip(expected, got, strict=True):
+        if mine.is_floating_point():
+            off = float((mine - theirs).abs().max()) / (float(mine.abs().max()) or 1.0)
+            if not off <= _CLOSE:
+                return f"its outputs differ by {off:.2g} of the largest: it computes with the size itself"
+    return ""
+
+
+def _wide(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor
+
+
+def _called(network: nn.Module, inputs: Any) -> Any:
+    if isinstance(inputs, Mapping):
+        return network(**inputs)
+    return network(*inputs) if isinstance(inputs, tuple | list) else network(inputs)
+
+
+def _built(network: nn.Module, config: Any) -> nn.Module:
+    with torch.device("meta"):
+        return type(network)(copy.deepcopy(config))
+
+
+def _shapes(network: nn.Module) -> Shapes:
+    return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+
+
+def _shapes_or_none(network: nn.Module, explicit: Mapping[Place, int]) -> Shapes | None:
+    try:
+        return _shapes(_built(network, _changed(network.config, explicit, {})))
+    except Exception as error:  # a constructor may refuse sizes in any way
+        log.debug("%s: %s", explicit, _said(error))
+        return None
+
+
+def _changed(config: Any, explicit: Mapping[Place, int], scales: Mapping[Place, Fraction]) -> Any:
+    """A copy of a configuration with some numbers stated and some scaled. Raises what its class raises for them."""
+    made = copy.deepcopy(config)
+    for place, value in explicit.items():
+        _put(made, place, value)
+    for place, scale in scales.items():
+        scaled = _scaled(made, place, scale)
+        if scaled is None:
+            raise ValueError(f"{'.'.join(place)} is no whole number at {scale} of its size")
+        _put(made, place, scaled)
+    type(made).from_dict(made.to_dict())  # checks the numbers; the copy keeps what no dictionary holds
+    return made
+
+
+def _places(config: Any, kinds: type | tuple[type, ...], path: Place = ()) -> Iterator[Place]:
+    """Where a configuration, or one inside of it, holds a value of these types."""
+    for name, value in sorted(vars(config).items()):
+        if callable(getattr(value, "to_dict", None)):
+            yield from _places(value, kinds, (*path, name))
+        elif not name.startswith("_") and isinstance(value, kinds) and not isinstance(value, bool):
+            yield (*path, name)
+
+
+def _holder(config: Any, place: Place) -> Any:
+    for name in place[:-1]:
+        config = getattr(config, name)
+    return config
+
+
+def _scaled(config: Any, place: Place, scale: Fraction) -> int | float | None:
+    """A number of the configuration, scaled; None where it would be no whole one any more, or zero."""
+    value: int | float | None = getattr(_holder(config, place), place[-1])
+    if isinstance(value, float):
+        return value * float(scale)
+    made = Fraction(value or 0) * scale
+    return int(made) if made.denominator == 1 and made > 0 else None
+
+
+def _put(config: Any, place: Place, value: int | float) -> None:
+    setattr(_holder(config, place), place[-1], value)
+
+
+def _said(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[-1] if lines else ''}"

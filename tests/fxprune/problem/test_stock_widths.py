@@ -1,0 +1,58 @@
+"""Hugging Face models under the preset: saved, and loaded by the unchanged class of transformers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from fxprune import Budget, netadapt
+from fxprune.errors import InputError
+
+TOKENS = {"input_ids": torch.randint(3, 60, (2, 9), generator=torch.Generator().manual_seed(0))}
+IMAGES = {"pixel_values": torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))}
+SMALL = {
+    "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+}  # fmt: skip
+CONFIG = {"same_width": "huggingface", "step": 1, "netadapt_min_feature_size": 1, "budget_reduce_rate_init": 0.15}
+
+
+def _models() -> dict[str, tuple[Any, Any, dict, dict]]:
+    import transformers as hf
+
+    grouped = {**SMALL, "num_key_value_heads": 2, "head_dim": 8}
+    image = {k: v for k, v in SMALL.items() if k != "vocab_size"} | {"image_size": 16, "patch_size": 4}
+    gpt2 = {"vocab_size": 64, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 32}
+    t5 = {"vocab_size": 64, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
+    return {
+        "llama": (hf.LlamaForCausalLM, hf.LlamaConfig, grouped, TOKENS),
+        "gpt2": (hf.GPT2LMHeadModel, hf.GPT2Config, gpt2, TOKENS),
+        "bert": (hf.BertModel, hf.BertConfig, SMALL, TOKENS),
+        "t5": (hf.T5ForConditionalGeneration, hf.T5Config, t5, {**TOKENS, "decoder_input_ids": TOKENS["input_ids"]}),
+        "vit": (hf.ViTModel, hf.ViTConfig, image, IMAGES),
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["llama", "gpt2", "bert", "t5", "vit"])
+def test_saved_and_loaded_by_the_stock_class(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    kind, config, sizes, inputs = _models()[name]
+    torch.manual_seed(0)
+    model = kind(config(**sizes)).eval()
+    budget = Budget("params", ratio=0.85)
+    result = netadapt(model, budget, example_inputs=inputs, config=CONFIG, progress=False)
+    assert result.met and type(result.model) is kind
+    result.model.save_pretrained(tmp_path)
+    loaded = kind.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(**inputs)[0], result.model.eval()(**inputs)[0])
+    assert sum(p.numel() for p in loaded.parameters()) == result.achieved["params"]
+
+
+def test_only_for_models_with_a_configuration() -> None:
+    with pytest.raises(InputError, match="for models of transformers"):
+        netadapt(nn.Linear(4, 4), 0.5, example_inputs=torch.randn(1, 4), config=CONFIG, progress=False)

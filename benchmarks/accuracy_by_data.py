@@ -3,7 +3,8 @@
 A trained CIFAR ResNet is pruned by `netadapt(..., calibration=...)` with unlabelled training images: no gradient step
 is made. From there it is distilled from the dense network for each number of steps of the command line, every time from
 the same start. Accuracy is measured on the 5,000 validation images; the test images are looked at once, when everything
-is done. "sliced" is the same plan without compensation, with the norms estimated anew, and distilled alike.
+is done. Beside it, distilled alike, each with its norms estimated anew: "sliced", the same plan without compensation;
+Torch-Pruning by group norms and by Taylor, global, the residual streams held back by hand.
 """
 
 from __future__ import annotations
@@ -21,12 +22,15 @@ import torch
 from torch import nn
 
 from benchmarks import cifar, machine
+from benchmarks.checks import count_flops
 from benchmarks.report import table, write
 from fxprune import Budget, netadapt
 from fxprune.training.distillation import distil
 from passes import apply_plan
 from passes.repair.batch_norms import reestimated
 from passes.statistics import Batch
+
+PEERS = ("torch-pruning norm", "torch-pruning taylor")
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,8 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--calibration", type=int, default=4000, help="training images, without labels")
     parser.add_argument("--images", type=int, default=cifar.TRAINING, help="training images for the steps")
     parser.add_argument("--peak", type=float, default=0.02, help="peak of the learning rate")
-    parser.add_argument("--sliced", action="store_true", help="also from the same plan without compensation")
+    starts = ("data", "sliced", *PEERS)
+    parser.add_argument("--starts", nargs="+", choices=starts, default=["data"], help="how it is pruned")
     parser.add_argument("--no-test", action="store_true", help="leave the test images alone")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     return parser.parse_args(arguments)
@@ -86,12 +91,13 @@ def measure(options: argparse.Namespace) -> tuple[list[Row], dict[str, Any]]:
                 progress=False, config={"netadapt_min_feature_size": 1},
             )  # fmt: skip
             kept = result.achieved["macs"] / result.start["macs"]
-            starts = {"data": result.model}
-            if options.sliced:
-                cut = apply_plan(dense, result.plan)
-                starts["sliced"] = reestimated(cut, [Batch((b,)) for b in batches[:4]])
             pruned_in = time.perf_counter() - begun
-            for start, network in starts.items():
+            for start in options.starts:
+                network = result.model if start == "data" else apply_plan(dense, result.plan)
+                if start in PEERS:
+                    network = by_torch_pruning(dense, data.first(256), ratio, start)
+                if start != "data":
+                    network = reestimated(network, [Batch((b,)) for b in batches[:4]])
                 for steps in options.steps:
                     begun = time.perf_counter()
                     student = copy.deepcopy(network)
@@ -110,6 +116,29 @@ def measure(options: argparse.Namespace) -> tuple[list[Row], dict[str, Any]]:
         rows = [Row(**{**asdict(row), "test": score(network)}) for row, network in made]
     about = {"machine": machine.describe(), "depth": options.depth, "rows": [asdict(row) for row in rows]}
     return rows, about
+
+
+def by_torch_pruning(dense: nn.Module, data: cifar.Images, ratio: float, name: str) -> nn.Module:
+    """Torch-Pruning's MetaPruner to a share of the MACs, global, inside the blocks; for Taylor with labels."""
+    import torch_pruning as tp
+
+    network, example = copy.deepcopy(dense), data.images[:1]
+    streams = [layer for path, layer in network.named_modules() if path.endswith("conv2") or path == "conv1"]
+    taylor = name == "torch-pruning taylor"
+    pruner = tp.pruner.MetaPruner(
+        network, example,
+        tp.importance.GroupTaylorImportance() if taylor else tp.importance.GroupMagnitudeImportance(p=2),
+        pruning_ratio=1.0, global_pruning=True, iterative_steps=200, max_pruning_ratio=0.9,
+        ignored_layers=[network.linear, *streams],
+    )  # fmt: skip
+    whole = count_flops(network, example)
+    while count_flops(network, example) > ratio * whole and pruner.current_step < 200:
+        if taylor:
+            network.zero_grad()
+            nn.functional.cross_entropy(network(data.images), data.labels).backward()
+        pruner.step()
+    network.zero_grad(set_to_none=True)
+    return network.eval()
 
 
 def report(rows: Sequence[Row], about: dict[str, Any], options: argparse.Namespace) -> str:

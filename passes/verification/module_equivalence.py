@@ -138,9 +138,7 @@ class _Proof:
         tensors = self.coupling.structure.tensors
         return ModuleRun(self.module, mode, weights, lambda name, _: tensors[self.coupling.aliases[name]])
 
-    def on_either(
-        self, small: Draw | None, first: Draw, noise: Noise | None = None, **how: Any
-    ) -> None:
+    def on_either(self, small: Draw | None, first: Draw, noise: Noise | None = None, **how: Any) -> None:
         """Compare fresh copies of the two on the smaller example; on the example itself where that proves nothing."""
         said_before = len(self.notes)
         if small is not None and self.on(small, self.pair(noise), **how):

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from fxprune.config.keys import NetAdaptConfig
     from fxprune.errors import FxpruneError, InfeasibleBudget
     from fxprune.exporters import ExportError, ExportReport, check_files, export, load, register_exporter
+    from fxprune.integrations.huggingface import from_pretrained, save_pretrained
     from fxprune.integrations.prune_pass import PrunePass
     from fxprune.registries import (
         list_backends,
@@ -53,6 +54,7 @@ _HOMES = {
     "data": "fxprune",
     "export": "fxprune.exporters",
     "finetune": "fxprune.search.long_training",
+    "from_pretrained": "fxprune.integrations.huggingface",
     "get_device": "fxprune.training.context",
     "list_backends": "fxprune.registries",
     "list_criteria": "fxprune.registries",
@@ -68,6 +70,7 @@ _HOMES = {
     "register_resource": "fxprune.resources.kinds",
     "register_strategy": "fxprune.registries",
     "register_workers": "fxprune.registries",
+    "save_pretrained": "fxprune.integrations.huggingface",
     "train": "fxprune.search.long_training",
 }
 
@@ -89,6 +92,7 @@ __all__ = [
     "data",
     "export",
     "finetune",
+    "from_pretrained",
     "get_device",
     "list_backends",
     "list_criteria",
@@ -104,6 +108,7 @@ __all__ = [
     "register_resource",
     "register_strategy",
     "register_workers",
+    "save_pretrained",
     "train",
 ]
 

@@ -1,1 +1,1 @@
-"""fxprune inside other programs: a pass for compile pipelines."""
+"""fxprune inside other programs: a pass for compile pipelines, folders of Hugging Face models."""

@@ -1,0 +1,85 @@
+"""Pruned Hugging Face models in folders: their own `save_pretrained`, and beside it what the shapes follow from.
+
+Widths that differ from layer to layer no configuration can state. The folder then holds the configuration of the model
+before pruning, the pruned weights, and a plan; `from_pretrained` builds the one by the other. (With
+``same_width: huggingface`` the configuration states the widths, and the stock `from_pretrained` loads the folder.)
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from fxprune.errors import ExportError, InputError
+from fxprune.io.seal import sha256_of
+from fxprune.io.storage import Damaged, read_json, write_json
+from fxprune.problem.wrappers import unwrapped
+from fxprune.search.result import NetAdaptResult
+from passes import Plan, apply_plan
+from passes.arguments import is_a
+
+PLAN = "fxprune_plan.json"
+
+
+def save_pretrained(result: NetAdaptResult, folder: str | os.PathLike[str]) -> None:
+    """Save the network of a search by its own `save_pretrained`, with the plan, for `fxprune.from_pretrained`.
+
+    Raises InputError where it is no model of transformers.
+    """
+    is_a(result, NetAdaptResult, "save_pretrained", "what netadapt returned", InputError)
+    model: Any = unwrapped(result.model)[0]
+    place = Path(folder)
+    if not callable(getattr(model, "save_pretrained", None)) or not hasattr(result.dense, "config"):
+        raise InputError(f"save_pretrained: {type(model).__name__} is no model of transformers; use fxprune.export.")
+    model.save_pretrained(place)
+    if result.stock is not None:
+        return  # the configuration states the widths, and the stock class loads the folder
+    dense: Any = result.dense
+    dense.config.architectures = [type(model).__name__]
+    dense.config.save_pretrained(place)
+    weights = {file.name: sha256_of(file) for file in sorted(place.glob("*.safetensors"))}
+    write_json(place / PLAN, {"plan": result.plan.to_json(), "weights": weights})
+
+
+def from_pretrained(folder: str | os.PathLike[str]) -> nn.Module:
+    """The pruned model that `fxprune.save_pretrained` wrote, of its own class, in eval mode.
+
+    Raises ExportError where the folder holds no such model, or is damaged.
+    """
+    import transformers
+
+    place = Path(folder)
+    try:
+        known = read_json(place / PLAN)
+    except Damaged as error:
+        raise ExportError(f"{error}; save the model again") from None
+    if known is None:
+        raise ExportError(f"{place}: there is no {PLAN}; fxprune.save_pretrained(result, folder) writes one")
+    for name, digest in known["weights"].items():
+        if not (place / name).is_file() or sha256_of(place / name) != digest:
+            raise ExportError(f"{place / name}: damaged, or not what was written beside {PLAN}")
+    config = transformers.AutoConfig.from_pretrained(place)
+    kind = getattr(transformers, (config.architectures or [""])[0], None)
+    if kind is None:
+        raise ExportError(f"{place}: config.json names the class {config.architectures}, which transformers lacks")
+    model = apply_plan(kind(config).eval(), Plan.from_json(known["plan"]), inplace=True)
+    tensors: dict[str, torch.Tensor] = {}
+    for name in known["weights"]:
+        tensors.update(load_file(place / name))
+    dtype = next((t.dtype for t in tensors.values() if t.is_floating_point()), torch.get_default_dtype())
+    lost = model.to(dtype).load_state_dict(tensors, strict=False)
+    tied = {name for name, tensor in model.state_dict().items() if tensor.data_ptr() in _pointers(model, tensors)}
+    missing = sorted(set(lost.missing_keys) - tied)
+    if missing or lost.unexpected_keys:
+        raise ExportError(f"{place}: weights do not fit: missing {missing}, not known {sorted(lost.unexpected_keys)}")
+    return model
+
+
+def _pointers(model: nn.Module, tensors: dict[str, torch.Tensor]) -> set[int]:
+    """Where the loaded tensors of the model lie: those that share memory with one are loaded, too."""
+    return {tensor.data_ptr() for name, tensor in model.state_dict().items() if name in tensors}

@@ -77,7 +77,9 @@ def curves(
                 continue
             plan = coupling.plan({group.name: keep_units(scores, width)})
             network = compensate(apply_plan(dense, plan), statistics, plan, dense)
-            measured[width] = max(divergence(network, held, expected), 0.0)
+            found = divergence(network, held, expected)
+            if np.isfinite(found):  # a network that gives no numbers says nothing of scale
+                measured[width] = max(found, 0.0)
         made[group.name] = Curve(group.name, scores, scaled(local, measured), measured)
         if progress is not None:
             progress(group.name)

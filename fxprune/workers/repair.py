@@ -67,16 +67,18 @@ class Repair:
         return self._expected
 
     def score(self, network: nn.Module) -> float:
-        """Minus the divergence of a network's outputs from the dense ones on held-out data."""
-        return -divergence(network, self.calibration.held, self.expected)
+        """Minus the divergence of a network's outputs from the dense ones on held-out data; minus infinity where they
+        are no numbers."""
+        found = divergence(network, self.calibration.held, self.expected)
+        return -found if np.isfinite(found) else -np.inf
 
     def screen(self, candidate: nn.Module, plan: Plan) -> Repaired:
         """Compensate a sliced candidate, in place, in closed form; its norms are estimated anew where that helps."""
         if not self.compensates:
-            return Repaired(None, None, -self.score(candidate))
+            return Repaired(None, None, _checked(-self.score(candidate)))
         made, found, layers = self._closed(candidate, plan)
         put_tensors(candidate, tensors_of(made))
-        return Repaired(None, found, found, layers)
+        return Repaired(None, found, _checked(found), layers)
 
     def keep(
         self, candidate: nn.Module, plan: Plan, thorough: bool = True,
@@ -88,7 +90,7 @@ class Repair:
         """
         sliced = -self.score(candidate)
         if not self.compensates:
-            return Repaired(sliced, None, sliced)
+            return Repaired(sliced, None, _checked(sliced))
         made, compensated, layers = self._closed(candidate, plan)
         network, best = (made, compensated) if compensated < sliced else (candidate, sliced)
         if thorough and self.rounds:
@@ -98,7 +100,7 @@ class Repair:
                 network, best = refined, found
         network = settled(network, self.calibration.fitted)
         put_tensors(candidate, tensors_of(network))
-        return Repaired(sliced, compensated, best, layers)
+        return Repaired(_number(sliced), _number(compensated), _checked(best), layers)
 
     def _closed(self, candidate: nn.Module, plan: Plan) -> tuple[nn.Module, float, tuple[RepairedLayer, ...]]:
         """The candidate in closed form, its norms new where they bring it nearer to the dense outputs, and how near."""
@@ -155,5 +157,12 @@ def _same(first: Group, second: Group) -> bool:
 
 
 def _number(value: float) -> float | None:
-    """A share of variance as JSON can hold it."""
+    """A number as JSON can hold it."""
     return float(value) if np.isfinite(value) else None
+
+
+def _checked(found: float) -> float:
+    """A divergence that candidates can be compared by. Raises InputError for one that is none."""
+    if not np.isfinite(found):
+        raise InputError("the outputs on calibration data hold NaN or infinity, so the network cannot be compared")
+    return found

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from fxprune.search.allocated_proposals import propose_allocated
-from fxprune.search.proposals import Proposal
+from fxprune.search.proposals import Proposal, propose_joint
 from fxprune.search.strategies.protocol import Situation
 
 
 def allocate(now: Situation) -> list[Proposal]:
     """Integer programmes over the curves."""
-    return propose_allocated(now.resources, now.coupling, now.widths, now.targets, now.grids, now.lost)
+    found = propose_allocated(now.resources, now.coupling, now.widths, now.targets, now.grids, now.lost)
+    if found:
+        return found
+    # a resource that no sum over groups comes near to, such as a peak of memory
+    joint = propose_joint(now.resources, now.widths, now.targets, now.grids, now.lost)
+    return [joint] if joint else []

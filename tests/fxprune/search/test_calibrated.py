@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from fxprune import netadapt
-from fxprune.errors import InputError, JournalError
+from fxprune import Budget, netadapt
+from fxprune.errors import InputError, JournalError, SearchError
 from fxprune.journal.folder import Folder as Journal
 from passes.repair.batch_norms import settled
 from passes.statistics import Batch
@@ -193,3 +193,19 @@ def test_units_of_heads_that_are_formed_by_rank_are_refined_too(caplog):
     result = netadapt(net, 0.6, calibration=[x], example_inputs=x[:2], progress=False, config={"refine": 2})
     assert any(group.blocks > 1 for group in result.coupling.groups) and "closed form only" not in caplog.text
     assert result.repaired.kept < result.repaired.compensated < result.repaired.sliced
+
+
+def test_outputs_that_are_no_numbers_are_said_not_compared(monkeypatch):
+    net, x = trained()
+    monkeypatch.setattr("fxprune.workers.repair.divergence", lambda *a: float("nan"))
+    with pytest.raises(SearchError, match="every candidate failed.*hold NaN or infinity"):
+        netadapt(net, 0.5, calibration=[x], example_inputs=x[:2], progress=False, config=ROUNDS)
+
+
+def test_a_peak_of_memory_and_weights_alone_are_allocated_too():
+    net, x = trained()
+    kw = dict(example_inputs=x[:2], progress=False)
+    by_memory = netadapt(net, Budget("memory", ratio=0.9), calibration=[x], config={"refine": 0}, **kw)
+    assert by_memory.met and by_memory.repaired.kept <= by_memory.repaired.sliced
+    by_weights = netadapt(net, 0.6, config={"strategy": "allocate", "netadapt_min_feature_size": 1}, **kw)
+    assert by_weights.met and len(by_weights.rounds) == 1 and by_weights.repaired is None

@@ -59,13 +59,15 @@ class ModuleFacts:
     """What holds of a coupling that was found by running a module.
 
     edits: the sizes in its attributes that follow its groups. literals: those in its program. real: it was run on
-    values. specialised: what the runs were fixed to, in sentences.
+    values. specialised: what the runs were fixed to, in sentences. turned: the lines whose conditions were followed
+    with the other answer as well.
     """
 
     edits: tuple[Edit, ...] = ()
     literals: tuple[Literal, ...] = ()
     real: bool = False
     specialised: tuple[str, ...] = ()
+    turned: tuple[str, ...] = ()
 
     def renamed(self, new: Mapping[Variable, Axis], keep: Mapping[Variable, Mask]) -> ModuleFacts:
         """These facts of the network that is left when variables are replaced by smaller ones."""

@@ -106,6 +106,17 @@ def _smaller(example: _Example, taken: Iterable[Draw]) -> list[_Size]:
     ]
 
 
+def extremes(arguments: Any, device: torch.device | str | None = None) -> Iterator[Draw]:
+    """Inputs for a program that decides by values: real numbers at zero, turned around, and a thousand times as large.
+
+    >>> [draw.label for draw in extremes((torch.rand(2, 3),))]
+    ['zeros', 'minus the example', 'a thousand times the example']
+    """
+    example = _Example(arguments, device)
+    for label, factor in (("zeros", 0), ("minus the example", -1), ("a thousand times the example", 1000)):
+        yield Draw(label, example.scaled(factor))
+
+
 def map_tensors(function: Callable[[torch.Tensor], Any], tree: Any) -> Any:
     """`tree` with `function` applied to every tensor: in containers, data classes and mappings of any class."""
     return _mapped(function, tree, {})
@@ -259,6 +270,16 @@ class _Example:
                 return values
             picked = torch.randint(values.numel(), (values.numel(),), generator=generator)
             return _moved(values.flatten()[picked.to(values.device)].reshape(values.shape), generator)
+
+        return self._made(made)
+
+    def scaled(self, factor: int) -> Any:
+        """The example's real numbers times `factor`."""
+        generator = _generator(0)
+
+        def made(number: int, tensor: torch.Tensor) -> torch.Tensor:
+            values = self._values(tensor, tensor.shape, generator)
+            return values * factor if _has_points(values) else values
 
         return self._made(made)
 

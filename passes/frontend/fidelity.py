@@ -30,8 +30,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from passes.equality.comparison import compare
 from passes.equality.constant_double import NothingRandom
 from passes.equality.draws import draws, map_tensors, tensors_of
+from passes.equality.padded_positions import check_padding
 from passes.errors import CaptureError, SpecialisedWarning
 from passes.graph.annotations import facts_of, note
+from passes.graph.left_behind import counted_between, counts, left_behind, plain_state, set_state
 from passes.graph.module_copies import copy_module, copy_with, owned_tensors
 from passes.process.state import state_kept
 from passes.stream.call_arguments import CHANGED
@@ -99,11 +101,15 @@ class _Comparison:
 
     def sentences(self) -> tuple[str, ...]:
         """What the graph is specialised to; raises CaptureError where it computes something else."""
-        said = _of_arguments(self.arguments)
+        named = inspect.BoundArguments(inspect.signature(self.model.forward), OrderedDict(self.arguments))
+        check_padding(self.model, (named.args, named.kwargs), CaptureError)
+        said = (*_of_arguments(self.arguments), *left_behind(self.model))
         try:
             module = self._module()
+            before = plain_state(module.module)
             expected = self._run(module)
             said += self._of_defaults(expected)
+            said += self._of_later_calls(expected, counted_between(before, plain_state(module.module)))
         except Exception as error:  # user code on a copy of itself: then nothing can be said
             return (*said, f"the graph could not be compared with the module, which does not run: {_line(error)}")
         try:
@@ -140,6 +146,20 @@ class _Comparison:
                 same = False
             if not same:
                 found.append(f"its argument {name} is {value!r}, its default")
+        return tuple(found)
+
+    def _of_later_calls(self, expected: Any, counted: Mapping[str, Any]) -> tuple[str, ...]:
+        """Attributes that forward changes, and on which its result depends."""
+        found = []
+        for name, value in counted.items():
+            module = self._module()
+            set_state(module.module, {name: value})
+            try:
+                same = self._agree(expected, self._run(module))
+            except Exception:  # a value that forward does not take: it reads the attribute
+                same = False
+            if not same:
+                found.append(counts(name))
         return tuple(found)
 
     def _of_sizes(self) -> tuple[str, ...]:
@@ -212,15 +232,8 @@ class _Comparison:
         first, second = (list(results_of(output, caches=False)) for output in (expected, got))
         return compare(first, second).error <= self.tolerance
 
-    def _module(self) -> _Network:
-        module = copy_module(self.model, lambda name, tensor: self._tensor(tensor))
-        signature: Any = inspect.signature(module.forward)
-
-        def run(named: Mapping[str, Any]) -> Any:
-            given = inspect.BoundArguments(signature, OrderedDict(named))
-            return module(*given.args, **given.kwargs)
-
-        return run
+    def _module(self) -> _Named:
+        return _Named(copy_module(self.model, lambda name, tensor: self._tensor(tensor)))
 
     def _graph(self) -> _Network:
         root = copy_with(self.gm, lambda name, tensor: self._tensor(tensor))
@@ -250,6 +263,18 @@ class _Comparison:
             if gradients:  # what forward may write into is no leaf
                 inputs = map_tensors(lambda t: t * 1 if t.requires_grad else t, inputs)
             return function(inputs)
+
+
+@dataclass(frozen=True)
+class _Named:
+    """A module, called on arguments by name."""
+
+    module: nn.Module
+
+    def __call__(self, named: Mapping[str, Any]) -> Any:
+        signature: Any = inspect.signature(self.module.forward)
+        given = inspect.BoundArguments(signature, OrderedDict(named))
+        return self.module(*given.args, **given.kwargs)
 
 
 @dataclass(frozen=True)

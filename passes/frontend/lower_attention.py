@@ -13,7 +13,8 @@ Ranks are counted from the end, so that batched and unbatched input take the sam
 is stated. The scale is a literal: it does not follow head_dim when heads are pruned. A causal hint is
 believed where it is given and not guessed from the values of a mask, which changes no result.
 In evaluation without gradients torch zeroes the padded positions of TransformerEncoder's output; this graph,
-like torch in training, leaves what they hold.
+like torch in training, leaves what they hold. A module whose result depends on it is refused
+(`passes.equality.padded_positions`).
 """
 
 from __future__ import annotations

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from passes.errors import PassError
+
 # What holds no tensor, and is nothing to copy or to trace.
 PLAIN = frozenset({int, float, str, bool, type(None), torch.Size, torch.dtype})
 OF_TORCH = frozenset(nn.Module().__dict__) | {"_call_impl", "call_super_init", "dump_patches"}  # no state of a program
@@ -152,7 +154,7 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
         return known
     kind: Any = type(module)
     if not _copies_as_module(kind) or "__deepcopy__" in module.__dict__:
-        return copy.deepcopy(module, memo)
+        return _copied_by_itself(module, memo)
     twin: nn.Module = kind.__new__(kind)
     memo[id(module)] = twin
     attributes = twin.__dict__
@@ -172,6 +174,18 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
             value = copied_or_shared(value, memo)
         attributes[name] = value
     return twin
+
+
+def _copied_by_itself(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    try:
+        return copy.deepcopy(module, memo)
+    except PassError:
+        raise
+    except Exception as error:  # the module's own copying may raise anything
+        raise PassError(
+            f"{type(module).__name__} cannot be copied ({type(error).__name__}: {error}), and every analysis runs on a "
+            "copy; have its __deepcopy__, __getstate__ or __reduce__ give one"
+        ) from error
 
 
 def copied_or_shared(value: Any, memo: dict[int, Any]) -> Any:

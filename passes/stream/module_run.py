@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -17,11 +17,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from passes.axes.expressions import Axis, Constant, Reason
 from passes.errors import PassError
+from passes.graph.left_behind import Plain, counted_between, plain_state
 from passes.graph.module_copies import Replace, like, owned_tensors
 from passes.ops import Record, Value
 from passes.ops import constant_indices as numbers
 from passes.process.source_lines import said
 from passes.stream.call_arguments import Arguments, replaced, tensors_of
+from passes.stream.conditions import Turned
 from passes.stream.function_mode import Functions
 from passes.stream.inference import composite_attention
 from passes.stream.module_stream import ModuleInference, Watching, input_on_meta, on_meta_device
@@ -30,11 +32,12 @@ from passes.stream.stream_copies import State, scripted_modules, stream_copy
 
 @dataclass(frozen=True)
 class Beside:
-    """A run that counts for no cost: its calls, what it was given, and the mode."""
+    """A run that counts for no cost: its calls, what it was given, the mode, and the condition that was turned."""
 
     records: list[Record]
     arguments: Arguments
     training: bool
+    turned: str = ""
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,8 @@ class ModuleInferred:
     """All that was found in the runs of one module (see `passes.stream.inference.Inferred`), and how it was run.
 
     records: the calls on the example, whose costs count. runs_beside: other runs, in the other mode or at another size,
-    whose equalities hold as well. specialised: sentences that say what the runs were fixed to.
+    whose equalities hold as well. specialised: sentences that say what the runs were fixed to. counted: attributes that
+    forward changes, with values that they may have later.
     """
 
     def __init__(self, run: ModuleRun, inputs: list[Value], outputs: list[Value]) -> None:
@@ -65,22 +69,23 @@ class ModuleInferred:
         self.lifetimes = Lifetimes(tuple(inputs), tuple(mode.freed))
         self.runs_beside: list[Beside] = []
         self.specialised: list[str] = []
+        self.counted: dict[str, Plain] = {}
 
     @property
     def beside(self) -> list[Record]:
         """The calls of all runs beside that on the example."""
         return [record for run in self.runs_beside for record in run.records]
 
-    def run_beside(self, arguments: Arguments, training: bool = False) -> str:
-        """Run once more, in the other mode or on other inputs; why that cannot be, or ""."""
+    def run_beside(self, arguments: Arguments, training: bool = False, turned: str = "") -> str:
+        """Run once more, in the other mode, on other inputs or otherwise at a line; why that cannot be, or ""."""
         mode = self.run.mode
         mode.records.clear()
         self.run.forget()
         try:
-            self.run.run(arguments, training)
+            self.run.run(arguments, training, turned=turned)
         except Exception as error:  # what a module raises in a mode, or at a size, that it does not take
             return said(error)
-        self.runs_beside.append(Beside(list(mode.records), arguments, training))
+        self.runs_beside.append(Beside(list(mode.records), arguments, training, turned))
         return ""
 
 
@@ -121,9 +126,12 @@ class ModuleRun:
 
     def run(
         self, arguments: Arguments, training: bool = False, functions: Functions | None = None,
-        gradients: bool = False,
+        gradients: bool = False, turned: str = "",
     ) -> tuple[list[Value], list[Value], Any]:  # fmt: skip
-        """Run once; the values of inputs and outputs, and what the module returned. gradients: in that mode."""
+        """Run once; the values of inputs and outputs, and what the module returned. gradients: in that mode.
+
+        turned: the line at which a condition gets the other answer.
+        """
         mode = self.mode
         given: dict[int, torch.Tensor] = {}
         inputs: list[Value] = []
@@ -135,7 +143,7 @@ class ModuleRun:
                 inputs.append(Value("input", axes, from_inputs=True))
                 mode.hold(made, inputs[-1])
         with torch.set_grad_enabled(gradients):
-            result = self._called(mode, replaced(arguments, given), training, functions)
+            result = self._called(mode, replaced(arguments, given), training, functions, turned)
         outputs = []
         reason = Reason("an output of the model keeps its shape", "output")
         for tensor in tensors_of(result, caches=False):
@@ -148,11 +156,11 @@ class ModuleRun:
     def again(
         self, mode: Watching, arguments: Arguments, training: bool = False, functions: Functions | None = None,
         cut: Mapping[str, torch.Tensor] = MappingProxyType({}),
-        prepare: Callable[[nn.Module], None] = lambda copied: None,
+        prepare: Callable[[nn.Module], None] = lambda copied: None, turned: str = "",
     ) -> None:  # fmt: skip
         """Run once under another mode.
 
-        cut: by name what tensors of the module hold this time. prepare: is given the copy first.
+        cut: by name what tensors of the module hold this time. prepare: is given the copy first. turned: as in `run`.
         """
         mode.stack, mode.device, mode.names = self.mode.stack, self.mode.device, self.mode.names
         self._state.restore()
@@ -168,20 +176,22 @@ class ModuleRun:
         given = {id(t): t.detach().clone() if mode.real else input_on_meta(t) for t in tensors_of(arguments)}
         for tensor in given.values():
             mode.attach(tensor, Value("input", ()))
-        self._called(mode, replaced(arguments, given), training, functions)
+        self._called(mode, replaced(arguments, given), training, functions, turned)
 
     def forget(self) -> None:
         """Undo what runs have left in attributes: a cache, a counter, a size that was met first."""
         self._state.restore()
 
-    def _called(self, mode: ModuleInference, arguments: Arguments, training: bool, functions: Functions | None) -> Any:
+    def _called(
+        self, mode: ModuleInference, arguments: Arguments, training: bool, functions: Functions | None, turned: str
+    ) -> Any:  # fmt: skip
         self._now = mode
         mode.stack.emit = None if mode.real else mode.emit
         mode.training = training
         if training or self.copy.training:
             self.copy.train(training)
         args, kwargs = arguments
-        with recording(mode, functions):
+        with recording(mode, functions), turning(turned):
             return self.copy(*args, **kwargs)
 
     def _opaque(self, path: str, original: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
@@ -216,6 +226,11 @@ def _scripted_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
         for path, scripted in scripted_modules(module).items()
         for name, tensor in owned_tensors(scripted)
     }
+
+
+def turning(line: str) -> AbstractContextManager[Any]:
+    """Inside, a condition at `line`, if one is named, gets the other answer."""
+    return Turned(line) if line else nullcontext()
 
 
 @contextmanager
@@ -256,10 +271,12 @@ def infer_module(module: nn.Module, arguments: Arguments) -> ModuleInferred:
     run, found, problem = None, None, ""
     for real in (False, True):
         run = analysing_run(module, real)
+        state = plain_state(run.copy)
         try:
             found = run.run(arguments)
             break
         except Exception as error:  # the user's own code may raise anything; the second run tells what is wrong
+            _own_tensors_alone(module, run.mode)
             problem = problem or said(error)
             if real:
                 raise PassError(
@@ -267,11 +284,23 @@ def infer_module(module: nn.Module, arguments: Arguments) -> ModuleInferred:
                     "pass inputs that it takes: a tensor, a tuple of positional arguments, or a dict of keywords"
                 ) from error
     assert run is not None and found is not None, "one of the two runs returned"
+    _own_tensors_alone(module, run.mode)
     inputs, outputs, _ = found
     inferred = ModuleInferred(run, inputs, outputs)
+    inferred.counted = counted_between(state, plain_state(run.copy))
     if run.mode.real:
         inferred.specialised.append(f"its program asks for values ({problem}); it was followed on those of the example")
     elif run.mode.asked:
         lines = ", ".join(list(run.mode.asked)[:3])
         inferred.specialised.append(f"its program asks for values of whole-number inputs ({lines}), as in the example")
     return inferred
+
+
+def _own_tensors_alone(module: nn.Module, mode: ModuleInference) -> None:
+    """PassError where a copy of `module` computes with tensors of `module` itself."""
+    for name, line in mode.reached.items():
+        raise PassError(
+            f"{type(module).__name__}: a copy of it still computes with {name} of the module that was given ({line}): "
+            "a lambda, a hook, a weak reference or a global variable holds it, and would in the cut module too, whose "
+            "training would then change yours. Reach it through self, or through the module that a hook is given"
+        )

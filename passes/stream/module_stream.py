@@ -65,7 +65,8 @@ class ModuleInference(Inference):
         self.stack.emit = None if real else self.emit
         self.function = ""
         self.freed: list[tuple[int, int]] = []  # (records so far, key of a tensor that nothing holds any more)
-        self.asked: dict[str, None] = {}  # lines that ask for values of inputs
+        self.asked: dict[str, None] = {}  # lines that ask for values (on meta: of inputs)
+        self.reached: dict[str, str] = {}  # tensors of the caller's module that its copy uses, and the line that does
         self.keep: list[torch.Tensor] = []  # tensors of the module and of its inputs
         self._attentions = 0
         self._constants: dict[int, tuple[Any, Value]] = {}
@@ -92,7 +93,9 @@ class ModuleInference(Inference):
             return known[1]
         twin = self.names.get(id(tensor))
         if twin is not None:
-            return super().value(twin)
+            found = self.value(twin)
+            self.reached.setdefault(found.label, self.source())
+            return found
         reason = self.reason("", "a constant of the program")
         value = Value(self.label(), tuple(Constant(int(s), reason) for s in tensor.shape))
         value.numbers = numbers.stated(tensor)
@@ -129,6 +132,8 @@ class ModuleInference(Inference):
 
     def run(self, func, args, kwargs, operands):
         if self.real:
+            if func in _VALUES:
+                self.asked.setdefault(self.source(), None)
             return func(*args, **kwargs)
         if operands and not kwargs and func not in _LOOKED_AT and all([t.is_meta for t in operands]):
             return run_on_meta(func, args, kwargs)

@@ -19,16 +19,24 @@ from passes.analysis.parameter_roles import names_of
 from passes.analysis.reach import unused_axes
 from passes.analysis.tape import Structure
 from passes.axes.expressions import Axis, Reason, Variable
+from passes.equality.padded_positions import check_padding
 from passes.errors import PassError, SpecialisedWarning
+from passes.graph.left_behind import left_behind
 from passes.graph.module_copies import modules_of, parameters_of
 from passes.ops import Record
-from passes.stream.call_arguments import Arguments, bound, described
+from passes.stream.call_arguments import Arguments, bound, described, tensors_of
 from passes.stream.module_run import Beside, ModuleInferred, infer_module
 from passes.transform.size_attributes import edits_of_unread
 from passes.transform.slicing import Slicing
 from passes.trial.following import Failure
 from passes.trial.module_trial import Changes, RealTrial, Trial, changes_that_follow, refused_axes
-from passes.trial.other_runs import look_at_other_arguments, look_at_other_sizes, look_at_other_values
+from passes.trial.other_runs import (
+    look_at_later_calls,
+    look_at_other_arguments,
+    look_at_other_branches,
+    look_at_other_sizes,
+    look_at_other_values,
+)
 
 _TURNS = 4  # of trials at all widths, until nothing has to be corrected
 
@@ -39,14 +47,18 @@ def couple_module(module: nn.Module, example_inputs: Any) -> Coupling:
         raise PassError(f"couple: got a {type(module).__name__}; expected a torch.nn.Module")
     arguments = bound(module, example_inputs)
     inferred = infer_module(module, arguments)
+    if not any(tensor.is_meta for tensor in tensors_of(arguments)):
+        check_padding(module, arguments)
+    look_at_other_branches(inferred, arguments)
     if inferred.real:
         look_at_other_values(inferred, arguments)
     else:
         look_at_other_sizes(inferred, arguments)
     look_at_other_arguments(module, inferred, arguments)
+    look_at_later_calls(inferred, arguments)
     trainable = frozenset(name for name, _ in parameters_of(module))
     structure, unused = _reach_the_rest(inferred, arguments, trainable)
-    inferred.specialised += _fast_paths(module)
+    inferred.specialised += left_behind(module)
     for sentence in inferred.specialised:
         warnings.warn(f"{type(module).__name__}: {sentence}", SpecialisedWarning, stacklevel=3)
     changes, digest = Changes(), module_fingerprint(module)
@@ -102,22 +114,6 @@ def _unused(inferred: ModuleInferred, trainable: frozenset[str]) -> tuple[Struct
     return structure, list(unused_axes(structure.tensors, own, structure.all_records))
 
 
-def _fast_paths(module: nn.Module) -> list[str]:
-    """What torch's fast path of whole encoders gives and no cut encoder can, in words."""
-    encoders = [
-        path
-        for path, part in modules_of(module).items()
-        if isinstance(part, nn.TransformerEncoder) and getattr(part, "enable_nested_tensor", False)
-    ]
-    if not encoders:
-        return []
-    where = encoders[0] or type(module).__name__
-    return [
-        f"{where}: with a padding mask, in evaluation mode without gradients, torch's fast path gives zeros at padded "
-        "positions; a cut encoder gives there what train mode gives, and is compared with that"
-    ]
-
-
 def _own(inferred: ModuleInferred) -> list[str]:
     """The names of tensors, tied ones once."""
     return [name for name, first in inferred.canonical.items() if first == name]
@@ -126,7 +122,8 @@ def _own(inferred: ModuleInferred) -> list[str]:
 def _coupling(
     structure: Structure, inferred: ModuleInferred, digest: str, inputs: Any, trainable: frozenset[str]
 ) -> Coupling:
-    facts = ModuleFacts(real=inferred.real, specialised=tuple(inferred.specialised))
+    turned = tuple(run.turned for run in inferred.runs_beside if run.turned)
+    facts = ModuleFacts(real=inferred.real, specialised=tuple(inferred.specialised), turned=turned)
     own = _as_used(_own(inferred), structure.all_records)
     names = names_of(structure.tensors, structure.roles, own, trainable)
     return Coupling(structure, names, digest, inputs, {}, inferred.canonical, trainable, module=facts)
@@ -155,7 +152,9 @@ def _tried(
     for shift in (0, 1) if coupling.variables else ():
         slicing, before_these = Slicing(coupling, _masks(coupling, shift)), len(trials)
         for run in (Beside(inferred.records, arguments, False), *inferred.runs_beside):
-            trials.append(kind(module, inferred.run, coupling, run.arguments, slicing, run.records, run.training))
+            trials.append(
+                kind(module, inferred.run, coupling, run.arguments, slicing, run.records, run.training, run.turned)
+            )
         if not shift and not changes:
             unread = _unread(trials[0], changes)
             if all(trial.run(unread) is None for trial in trials):

@@ -80,6 +80,7 @@ class Trial:
     """One module, its coupling, and what each group is reduced to; `run` says how far a set of changes gets.
 
     copy: of the module, to be run. tape: the calls of the dense module, which those of the cut one are compared with.
+    turned: the line at which a condition gets the other answer.
     """
 
     module: nn.Module
@@ -89,6 +90,7 @@ class Trial:
     slicing: Slicing
     tape: Sequence[Record]
     training: bool = False
+    turned: str = ""
     real: ClassVar[bool] = False
     _known: dict[Changes, Failure | None] = field(default_factory=dict)
 
@@ -107,7 +109,7 @@ class Trial:
 
         try:
             with self.settings():
-                self.copy.again(mode, self.arguments, self.training, functions, self.data, prepare)
+                self.copy.again(mode, self.arguments, self.training, functions, self.data, prepare, self.turned)
         except Differs as difference:
             return replace(difference.failure, numbers=functions.numbers())
         except Exception as error:  # whatever the user's program raises on a smaller size
@@ -150,7 +152,7 @@ class Trial:
     def _logged(self, prepare: Callable[[nn.Module], None]) -> list[LoggedCall]:
         mode = Watching(self.real)
         functions = Logging(mode, paths_of(modules_of(self.copy.copy)))
-        self.copy.again(mode, self.arguments, self.training, functions, prepare=prepare)
+        self.copy.again(mode, self.arguments, self.training, functions, prepare=prepare, turned=self.turned)
         return functions.log
 
 
@@ -169,7 +171,7 @@ class RealTrial(Trial):
         self.copy = ModuleRun(self.module, mode, self._masked, lambda name, _: tensors[aliases[name]])
         self.arguments = replaced(self.arguments, {id(t): double(t) for t in tensors_of(self.arguments)})
         with constant_double(), _in_words(self.module):
-            self.copy.run(self.arguments, self.training)
+            self.copy.run(self.arguments, self.training, turned=self.turned)
         self.tape = mode.records
 
     def _masked(self, name: str, tensor: torch.Tensor) -> torch.Tensor:

@@ -7,14 +7,15 @@ they state holds beside what the example stated, and the branch is named.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from passes.axes.expressions import Reason
-from passes.equality.draws import draws
+from passes.equality.draws import draws, extremes
+from passes.graph.left_behind import Plain, counts, set_state
 from passes.ops import Record, Value, spelled
 from passes.stream.call_arguments import CHANGED, Arguments, replaced, tensors_of
 from passes.stream.module_run import ModuleInferred, ModuleRun
@@ -24,6 +25,7 @@ from passes.trial.following import VIEWS
 aten = torch.ops.aten
 _CUTS = frozenset({aten.slice.Tensor, aten.select.int, aten.narrow.default, aten.split_with_sizes.default})
 _COPIES = frozenset({aten.clone.default, aten.alias.default})  # whether reshape copies is a matter of strides
+_MOST_CONDITIONS = 8
 _OTHER_VALUES = 3  # seeds of other values, where a program asks for values
 
 
@@ -50,6 +52,14 @@ def look_at_other_arguments(module: nn.Module, inferred: ModuleInferred, argumen
     left_out = _left_out(module, arguments)
     if left_out:
         inferred.specialised.append(f"its arguments {', '.join(left_out)} were not given")
+
+
+def look_at_later_calls(inferred: ModuleInferred, arguments: Arguments) -> None:
+    """Run the module with each attribute that forward changes at a later value; name those that it branches on."""
+    for name, value in inferred.counted.items():
+        found = None if inferred.real else _calls_at(inferred.run, _on_meta(arguments), {name: value})
+        if found is None or not _freeze_moving(inferred, found, f"the attribute {name}"):
+            inferred.specialised.append(counts(name))
 
 
 def _changed_arguments(module: nn.Module, arguments: Arguments) -> Iterator[tuple[str, Any, str, Arguments]]:
@@ -110,12 +120,26 @@ def _dimension(record: Record) -> int:
     return int(kwargs.get("dim", args[place] if len(args) > place else 0))
 
 
+def look_at_other_branches(inferred: ModuleInferred, arguments: Arguments) -> None:
+    """Run a module once for each condition on values, with the other answer; what it calls then holds as well."""
+    expected = [record.func for record in inferred.records]
+    lines = list(inferred.run.mode.asked)
+    for line in lines[:_MOST_CONDITIONS]:
+        if not inferred.run_beside(arguments, turned=line):
+            run = inferred.runs_beside[-1]
+            if [record.func for record in run.records] == expected:
+                inferred.runs_beside.remove(run)
+    if len(lines) > _MOST_CONDITIONS:
+        rest = ", ".join(lines[_MOST_CONDITIONS:][:3])
+        inferred.specialised.append(f"conditions on values at {rest} were followed as the example answers them, alone")
+
+
 def look_at_other_values(inferred: ModuleInferred, arguments: Arguments) -> None:
     """Run a module whose program asks for values on others than the example's."""
     expected = [record.func for record in inferred.records]
     branches = False
     drawn = [draw for seed in range(_OTHER_VALUES) for draw in draws(arguments, seed, runs=2)]
-    for draw in drawn:
+    for draw in (*drawn, *extremes(arguments)):
         if not draw.required and not draw.varies:
             problem = inferred.run_beside(_in_own_types(arguments, draw.inputs))
             branches |= not problem and [r.func for r in inferred.runs_beside[-1].records] != expected
@@ -158,11 +182,11 @@ def _operands(values: Sequence[Value]) -> tuple[str, ...]:
     return tuple(value.label if value.parameters == {value.label} else "" for value in values)
 
 
-def _calls_at(run: ModuleRun, arguments: Arguments) -> list[Any] | None:
-    """The calls that a module makes on these inputs; None where it does not take them."""
+def _calls_at(run: ModuleRun, arguments: Arguments, state: Mapping[str, Plain] | None = None) -> list[Any] | None:
+    """The calls that a module makes on these inputs; None where it does not take them. state: of its attributes."""
     mode = _Calls()
     try:
-        run.again(mode, arguments)
+        run.again(mode, arguments, prepare=lambda copied: set_state(copied, state or {}))
     except Exception:  # what a module raises at a size that it does not take
         return None
     return mode.calls

@@ -18,7 +18,7 @@ from passes.documents.plan import Plan
 from passes.equality.comparison import Comparison, compare, distance
 from passes.equality.constant_double import constant_double, nothing_random
 from passes.equality.double import double
-from passes.equality.draws import Draw, draws, map_tensors, smaller_example
+from passes.equality.draws import Draw, draws, extremes, map_tensors, smaller_example
 from passes.errors import EquivalenceError, PassError
 from passes.graph.module_copies import Replace, copy_module, owned_tensors
 from passes.masked.masked_stream import MaskedInference
@@ -34,7 +34,7 @@ from passes.ops import spelled
 from passes.process.source_lines import innermost_line, said
 from passes.stream.call_arguments import Arguments, bound, plain_values_of, tensors_of
 from passes.stream.inference import composite_attention
-from passes.stream.module_run import ModuleRun
+from passes.stream.module_run import ModuleRun, turning
 from passes.stream.module_stream import ModuleInference
 from passes.stream.stream_copies import scripted_modules
 
@@ -58,6 +58,9 @@ def verify_module(
     for draw in draws(arguments, seed, runs, device, proof.taken):
         proof.on(draw, pair)
         first = first or draw
+    facts = coupling.module
+    for draw in extremes(arguments, device) if facts is not None and facts.real else ():
+        proof.on(draw, pair)
     assert first is not None, "there is one draw at least"
     small = smaller_example(arguments, seed, device, proof.taken)
     proof.on_either(small, first, training=True)
@@ -66,10 +69,11 @@ def verify_module(
     if alike:
         proof.on_either(small, first, alike, label="noise in the place of equal weights")
     del pair
+    for line in facts.turned if facts is not None else ():
+        proof.on_either(small, first, label=f"the example, with the other answer at {line}", turned=line)
     proof.in_own_precision(small or first)
     mixed = tuple(g.name for g in coupling.groups if g.mixed and len(plan.keep[g.name]) < g.size)
     removed = sum(size - len(plan.keep[name]) for name, size in plan.sizes.items())
-    facts = coupling.module
     return Certificate(
         proof.worst, tol, tuple(dict.fromkeys(proof.batches)), len(proof.inputs), proof.outputs, seed, removed, mixed,
         trained, len(alike), "; ".join(proof.notes), tuple(proof.inputs), tuple(d.label for d in proof.taken),
@@ -147,21 +151,22 @@ class _Proof:
         self.on(first, self.pair(noise), **how)
 
     def on(
-        self, draw: Draw, pair: _Pair, label: str = "", training: bool = False, gradients: bool = False
+        self, draw: Draw, pair: _Pair, label: str = "", training: bool = False, gradients: bool = False,
+        turned: str = "",
     ) -> bool:  # fmt: skip
         """Compare the two on one draw, and say whether that proves something; raises EquivalenceError.
 
-        gradients: in the mode in which these are recorded.
+        gradients: in the mode in which these are recorded. turned: the line at which a condition gets the other answer.
         """
         label = label or f"{draw.label}{', in train mode' * training}{', with gradients' * gradients}"
         pair.mode.space.forget()  # what inputs of another size tied says nothing of these
         try:
             with constant_double():
-                expected = pair.dense.run(_cloned(draw.inputs), training, gradients=gradients)[2]
+                expected = pair.dense.run(_cloned(draw.inputs), training, gradients=gradients, turned=turned)[2]
         except PassError:
             raise
         except Exception as error:  # what user code raises on inputs, or in a mode, that it does not take
-            if draw.required and not training and not gradients:
+            if draw.required and not training and not gradients and not turned:
                 raise EquivalenceError(
                     f"the dense module does not run in double precision on {label}: {said(error)}; nothing can be "
                     "compared"
@@ -169,7 +174,7 @@ class _Proof:
             self._refused(draw, label, f"the dense module does not run so: {said(error)}")
             return False
         try:
-            got = run_pruned(pair.pruned, draw.inputs, training, gradients)
+            got = run_pruned(pair.pruned, draw.inputs, training, gradients, turned)
         except Exception as error:
             raise EquivalenceError(
                 f"the pruned module fails on {label}, where the dense one runs: {said(error)}"
@@ -186,7 +191,7 @@ class _Proof:
                 f"{where}: outputs differ by {found.error:.3g} relative (tolerance {self.tol:g}, on {label}); "
                 "the pruned module does not compute what the masked one does and must not be used"
             )
-        if self._says_nothing(draw, label, found, training or gradients):
+        if self._says_nothing(draw, label, found, training or gradients or bool(turned)):
             return False
         self.worst, self.finite = max(self.worst, found.error), min(self.finite, found.least_finite)
         self.outputs = max(self.outputs, found.tensors)
@@ -301,11 +306,13 @@ def _shown(value: Any) -> str:
     return f"an array {tuple(value.shape)}" if isinstance(value, torch.Tensor) else repr(value)[:80]
 
 
-def run_pruned(module: nn.Module, arguments: Arguments, training: bool, gradients: bool = False) -> Any:
+def run_pruned(
+    module: nn.Module, arguments: Arguments, training: bool, gradients: bool = False, turned: str = ""
+) -> Any:  # fmt: skip
     """What a module in double precision returns."""
     module.train(training)
     args, kwargs = _cloned(arguments)
-    with constant_double(), torch.set_grad_enabled(gradients), composite_attention():
+    with constant_double(), torch.set_grad_enabled(gradients), composite_attention(), turning(turned):
         return module(*args, **kwargs)
 
 

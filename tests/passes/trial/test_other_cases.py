@@ -213,20 +213,51 @@ def test_layers_without_weights_are_refused_by_name() -> None:
         capture(lazy, X)
 
 
-def test_an_encoder_with_padding_runs_on_the_path_that_a_users_call_takes() -> None:
-    class Padded(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            layer = nn.TransformerEncoderLayer(16, 4, 24, batch_first=True)
-            self.enter, self.encoder, self.leave = nn.Linear(6, 16), nn.TransformerEncoder(layer, 2), nn.Linear(16, 4)
+class Padded(nn.Module):
+    """An encoder with a padding mask; `read` is what is made of its result."""
 
-        def forward(self, x: Tensor, padding: Tensor) -> Tensor:
-            return self.leave(self.encoder(self.enter(x), src_key_padding_mask=padding))
+    def __init__(self, read: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(16, 4, 24, batch_first=True)
+        self.enter, self.encoder, self.leave = nn.Linear(6, 16), nn.TransformerEncoder(layer, 2), nn.Linear(16, 4)
+        self.read = read
 
-    x, padding = torch.randn(2, 5, 6), torch.tensor([[False] * 5, [False] * 3 + [True] * 2])
-    _, pruned, _ = halved(Padded().eval(), (x, padding))
+    def forward(self, x: Tensor, padding: Tensor) -> Tensor:
+        return self.read(self.leave(self.encoder(self.enter(x), src_key_padding_mask=padding)), padding)
+
+
+READS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "the others": lambda y, padding: y.masked_fill(padding.unsqueeze(-1), 0),
+    "the first": lambda y, padding: y[:, 0],
+    "all": lambda y, padding: y,
+    "the mean": lambda y, padding: y.mean(1),
+}
+PADDED = torch.tensor([[False] * 5, [False] * 3 + [True] * 2])
+
+
+@pytest.mark.parametrize("read", READS)
+@pytest.mark.parametrize("form", ["module", "graph"])
+def test_a_padded_encoder_is_what_a_users_call_gives_or_refused(read: str, form: str) -> None:
+    model, x = Padded(READS[read]).eval(), torch.randn(2, 5, 6)
+
+    def pruned() -> nn.Module:
+        return halved(capture(model, (x, PADDED)) if form == "graph" else model, (x, PADDED))[1]
+
+    if read in ("all", "the mean"):
+        with pytest.raises(PassError, match=r"encoder \(nn.TransformerEncoder\) .* depends on padded positions"):
+            pruned()
+        model.encoder.use_nested_tensor = False
     with torch.no_grad():
-        assert bool(torch.isfinite(pruned(x, padding)).all())
+        assert bool(torch.isfinite(pruned()(x, PADDED)).all())
+
+
+def test_a_padding_mask_without_padding_tells_nothing() -> None:
+    x, none = torch.randn(2, 5, 6), torch.zeros(2, 5, dtype=torch.bool)
+    for model in (Padded(READS["all"]).eval(), Padded(READS["the others"]).eval()):
+        with pytest.raises(PassError, match="no position is padded"):
+            couple(model, (x, none))
+        with pytest.raises(CaptureError, match="no position is padded"):
+            capture(model, (x, none))
 
 
 @pytest.mark.parametrize("name", ["code", "graph", "meta", "_graph", "recompile", "print_readable"])

@@ -1,0 +1,97 @@
+"""What a cut copy of a module does not hold, or holds otherwise, as sentences: said before anything is cut."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import nn
+
+from passes.graph.module_copies import modules_of, owned_tensors
+
+Plain = bool | int | float | str
+
+
+def left_behind(module: nn.Module) -> list[str]:
+    """What of the tensors of `module` does not come along: hooks on gradients, memory that two share, a gradient."""
+    tensors = {id(tensor): (name, tensor) for name, tensor in reversed(owned_tensors(module))}
+    named = sorted(tensors.values(), key=lambda item: item[0])
+    found = []
+    hooked = [name for name, tensor in named if _has_hooks(tensor)]
+    if hooked:
+        found.append(f"hooks on the gradient of {_listed(hooked)} are left behind; register them on what is cut")
+    computed = [name for name, tensor in named if tensor.grad_fn is not None]
+    if computed:
+        found.append(
+            f"{_listed(computed)} was computed from parameters and has their gradient, which stays behind: a cut "
+            "module holds its values alone"
+        )
+    for first, second in _sharing(named):
+        found.append(
+            f"{first} and {second} are two tensors in one memory, and are cut apart: training no longer changes both. "
+            "Give both names the same Parameter, which stays one"
+        )
+    return found
+
+
+def plain_state(module: nn.Module) -> dict[str, Plain]:
+    """The numbers, flags and texts among the attributes of all modules and of their classes, by qualified names."""
+    return {
+        f"{path}.{name}" if path else name: value
+        for path, part in modules_of(module).items()
+        for held in (*_of_classes(type(part)), part.__dict__)
+        for name, value in held.items()
+        if type(value) in (bool, int, float, str) and name != "training"
+    }
+
+
+def _of_classes(kind: type) -> Iterator[Mapping[str, object]]:
+    """What the classes of a module hold, the base classes first; torch's own hold no state."""
+    for base in reversed(kind.__mro__[:-1]):
+        if not base.__module__.startswith("torch."):
+            yield {name: value for name, value in vars(base).items() if not name.startswith("__")}
+
+
+def counted_between(before: Mapping[str, Plain], after: Mapping[str, Plain]) -> dict[str, Plain]:
+    """The attributes that a call of forward changed, each with a value that they may have many calls later."""
+    changed = {name: after[name] for name, value in before.items() if type(after.get(name)) is type(value)}
+    return {name: _much_later(value) for name, value in changed.items() if value != before[name]}
+
+
+def set_state(module: nn.Module, values: Mapping[str, Plain]) -> None:
+    """Give attributes these values, by their qualified names."""
+    parts = modules_of(module)
+    for name, value in values.items():
+        path, _, attribute = name.rpartition(".")
+        setattr(parts[path], attribute, value)
+
+
+def counts(name: str) -> str:
+    """The sentence for an attribute that forward changes and on which depends what it does."""
+    return f"forward changes {name}, and does otherwise once it has another value: what it does then was not looked at"
+
+
+def _much_later(value: Plain) -> Plain:
+    return not value if isinstance(value, bool) else f"{value}..." if isinstance(value, str) else value + 10_000
+
+
+def _has_hooks(tensor: torch.Tensor) -> bool:
+    return bool(tensor._backward_hooks) or bool(getattr(tensor, "_post_accumulate_grad_hooks", None))
+
+
+def _sharing(named: list[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, str]]:
+    """Names of tensors that are not the same, and of which one lies in the memory of the other."""
+    spans = []
+    for name, tensor in named:
+        if tensor.layout == torch.strided and not tensor.is_meta and tensor.numel():
+            reach = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
+            start = tensor.data_ptr()
+            spans.append((str(tensor.device), start, start + reach * tensor.itemsize, name))
+    spans.sort()
+    for (device, _, end, name), (next_device, start, _, next_name) in zip(spans, spans[1:], strict=False):
+        if device == next_device and start < end:
+            yield tuple(sorted((name, next_name)))  # type: ignore[misc]
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

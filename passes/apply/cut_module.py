@@ -12,7 +12,7 @@ from passes.analyse import couple
 from passes.analysis.coupling import Coupling
 from passes.apply.prune_channels import PruneChannels
 from passes.apply.prune_channels import plan_of as plan_of_graph
-from passes.arguments import is_a
+from passes.arguments import has_weights, is_a
 from passes.documents.plan import Plan
 from passes.errors import PlanError
 from passes.graph.module_copies import copy_module, modules_of, owned_tensors
@@ -60,6 +60,7 @@ def apply_plan(network: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.M
     """
     is_a(plan, Plan, "apply_plan: plan", "a Plan, which couple(...).plan(...) makes", PlanError)
     is_a(network, nn.Module, "apply_plan", "a torch.nn.Module or a torch.fx.GraphModule")
+    has_weights(modules_of(network), "apply_plan")
     if isinstance(network, fx.GraphModule):
         if inplace:
             raise PlanError("apply_plan: a graph is rewritten into a new one; leave inplace out for a GraphModule")

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from passes.arguments import has_weights
+from passes.arguments import got, has_weights
 from passes.errors import CaptureError
 from passes.frontend.exported_program import export
 from passes.frontend.fidelity import compare_with_module
@@ -46,8 +46,8 @@ def capture(model: nn.Module, example_inputs: Any = None, frontend: str = "auto"
 
     Raises CaptureError, which names the line of the model that cannot be captured and what to do.
     """
-    if frontend not in FRONTENDS:
-        raise CaptureError(f"frontend is {frontend!r}; it can be one of {', '.join(FRONTENDS)}")
+    if not isinstance(frontend, str) or frontend not in FRONTENDS:
+        raise CaptureError(f"frontend is {got(frontend)}; it can be one of {', '.join(FRONTENDS)}")
     if not isinstance(model, nn.Module):
         raise CaptureError(f"capture takes an nn.Module or a GraphModule, not {type(model).__name__}")
     model = getattr(model, "_orig_mod", model)  # what torch.compile wraps

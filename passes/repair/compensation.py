@@ -6,6 +6,7 @@ import copy
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,11 +15,12 @@ from torch.fx.passes.infra.pass_base import PassResult
 
 from passes.analysis.coupling import Coupling, recall
 from passes.apply.cut_module import module_coupling_for
+from passes.arguments import has_weights, is_a, number
 from passes.axes.index_sets import survivors
 from passes.documents.plan import Plan
-from passes.errors import PassError, PlanError
+from passes.errors import ArgumentError, PassError, PlanError
 from passes.graph.annotations import note
-from passes.graph.module_copies import owned_tensors
+from passes.graph.module_copies import modules_of, owned_tensors
 from passes.repair.closed_form import RIDGES, LayerRepair, Solved, solve
 from passes.statistics.record import Statistics
 from passes.statistics.sites import Kept, Site, kept_of
@@ -70,6 +72,13 @@ def compensate(
 
     Raises PlanError where statistics, plan and networks do not belong together.
     """
+    is_a(pruned, nn.Module, "compensate: pruned", "the network that the plan made")
+    is_a(statistics, Statistics, "compensate: statistics", "what observe(dense, ...) gives", PlanError)
+    is_a(plan, Plan, "compensate: plan", "the Plan that made the pruned network", PlanError)
+    if dense is not None:
+        is_a(dense, nn.Module, "compensate: dense", "the network before pruning, or None")
+        has_weights(modules_of(dense), "compensate: dense")
+    ridges = _checked_ridges(ridges)
     dense = dense if dense is not None else statistics.network
     if dense is None:
         raise PlanError("compensate: statistics from a file hold no weights; pass the dense network as well")
@@ -109,7 +118,15 @@ def compensate(
 
 def repairs_of(network: nn.Module) -> tuple[LayerRepair, ...]:
     """What compensation did to each layer of `network`; empty for a network that it did not make."""
+    is_a(network, nn.Module, "repairs_of", "a torch.nn.Module")
     return _repairs.get(network, ())
+
+
+def _checked_ridges(ridges: Any) -> tuple[float, ...]:
+    is_a(ridges, (list, tuple), "compensate: ridges", "a tuple of numbers")
+    if not ridges:
+        raise ArgumentError("compensate: ridges: got none; expected at least one number")
+    return tuple(number(ridge, "compensate: ridges", least=0) for ridge in ridges)
 
 
 def copied_network(network: nn.Module) -> nn.Module:

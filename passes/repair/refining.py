@@ -14,9 +14,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
 from passes.analysis.coupling import Coupling, recall
+from passes.arguments import got, integer, is_a
 from passes.axes.index_sets import survivors
 from passes.documents.plan import Plan
 from passes.errors import PassError, PlanError
+from passes.graph.module_copies import owned_tensors
 from passes.graph.nodes import input_nodes
 from passes.ops import Value
 from passes.repair.compensation import copied_network
@@ -75,10 +77,19 @@ def refine(
 
     Raises PassError where there is no data, and PlanError where the networks do not belong together.
     """
+    graph = "a torch.fx.GraphModule; capture a module first"
+    is_a(pruned, fx.GraphModule, "refine: pruned", graph)
+    is_a(plan, Plan, "refine: plan", "the Plan that made the pruned graph", PlanError)
+    is_a(dense, fx.GraphModule, "refine: dense", graph)
+    rounds, iterations = integer(rounds, "refine: rounds", least=0), integer(iterations, "refine: iterations", least=0)
+    rows, seed = integer(rows, "refine: rows", least=1), integer(seed, "refine: seed", least=0, below=2**63)
+    if progress is not None and not callable(progress):
+        raise PassError(f"refine: progress: got {got(progress)}; expected a function of a SegmentRepair")
     coupling = recall(dense)
     if coupling is None:
         raise PlanError("refine: the dense graph has no coupling; couple it first")
     plan.check(coupling)
+    _made_by(plan, coupling, pruned)
     made = copied_network(pruned)
     fitted, judged = _split(dense, coupling, batches, held)
     assert isinstance(made, fx.GraphModule), "a copy of a graph is one"
@@ -97,12 +108,28 @@ def refine(
     return Refined(made, tuple(done))
 
 
+def _made_by(plan: Plan, coupling: Coupling, pruned: fx.GraphModule) -> None:
+    """PlanError where the sizes of `pruned` are not those that the plan leaves."""
+    masks, axes = coupling.masks(plan), coupling.structure.tensors
+    for name, tensor in owned_tensors(pruned):
+        left = tuple(int(survivors(axis, masks).sum()) for axis in axes[name]) if name in axes else tuple(tensor.shape)
+        if tuple(tensor.shape) != left:
+            raise PlanError(
+                f"refine: {name} has the shape {tuple(tensor.shape)} in the pruned graph, and the plan leaves {left}; "
+                "give the graph that this plan made"
+            )
+
+
 def _split(dense: fx.GraphModule, coupling: Coupling, batches: Any, held: Any) -> tuple[list[Batch], list[Batch]]:
     listed = list(batches_of(dense, batches, inputs_of(coupling)))
-    if held is not None:
-        return listed, list(batches_of(dense, held, inputs_of(coupling)))
-    if not listed:
+    judged = None if held is None else list(batches_of(dense, held, inputs_of(coupling)))
+    if not listed or judged == []:
         raise PassError("refine: there is no batch; pass at least one")
+    with torch.no_grad():
+        for first in (listed[0], *(judged or listed)[:1]):
+            first.run(dense)  # what does not run is said here, in words
+    if judged is not None:
+        return listed, judged
     if len(listed) >= 5:
         cut = len(listed) - len(listed) // 5
         return listed[:cut], listed[cut:]

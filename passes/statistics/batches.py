@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from io import IOBase
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from passes.errors import PassError
+from passes.process.source_lines import said
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,14 @@ class Batch:
 
     def run(self, network: nn.Module) -> Any:
         """What the network gives for this batch."""
-        return network(*self.args, **self.kwargs)
+        try:
+            return network(*self.args, **self.kwargs)
+        except PassError:
+            raise
+        except Exception as error:  # the user's own code, on inputs that it may not take
+            raise PassError(
+                f"batches: the network does not run on one: {said(error)}; pass inputs like the example inputs"
+            ) from error
 
     @property
     def size(self) -> int:
@@ -54,11 +63,13 @@ def batches_of(network: nn.Module, batches: Any, inputs: int | None = None) -> I
     """
     if isinstance(batches, (Tensor, Mapping)):
         batches = [batches]
-    if not isinstance(batches, Iterable):
+    if not isinstance(batches, Iterable) or isinstance(batches, (str, bytes, IOBase, nn.Module)):
         raise PassError(f"batches: got a {type(batches).__name__}; pass a list of batches, a DataLoader or a tensor")
     signature = inspect.signature(network.forward)
     device = next((t.device for t in [*network.parameters(), *network.buffers()]), torch.device("cpu"))
     for number, item in enumerate(batches):
+        if any(isinstance(part, Tensor) and part.is_meta for part in pytree.tree_leaves(item)):
+            raise PassError(f"batch {number}: a tensor on the meta device has no values; pass one that has")
         made = item if isinstance(item, Batch) else _batch(signature, item, inputs, number)
         args, kwargs, labels = pytree.tree_map_only(
             Tensor, lambda t: t.to(device), (made.args, dict(made.kwargs), made.labels)

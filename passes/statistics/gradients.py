@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from passes.analysis.coupling import Coupling
+from passes.arguments import got
 from passes.errors import PassError
+from passes.process.source_lines import said
 from passes.statistics.batches import Batch
 
 Loss = Callable[[Any, Any], Tensor]
@@ -42,7 +44,7 @@ class GradientSums:
             with torch.enable_grad():
                 copies = {n: p.detach().requires_grad_() for n, p in parameters.items()}
                 output = torch.func.functional_call(model, copies, part.args, dict(part.kwargs))
-                loss = self._sampled(output) if isinstance(self.loss, str) else self.loss(output, part.labels)
+                loss = self._sampled(output) if isinstance(self.loss, str) else self._of(output, part.labels)
                 found = torch.autograd.grad(loss, list(copies.values()), allow_unused=True)
             products = {
                 name: (gradient * copies[name]).detach()
@@ -50,6 +52,16 @@ class GradientSums:
                 if gradient is not None
             }
             self._sum(products)
+
+    def _of(self, output: Any, labels: Any) -> Tensor:
+        assert callable(self.loss), "a text is handled apart"
+        try:
+            found = self.loss(output, labels)
+        except Exception as error:  # the user's own function
+            raise PassError(f"observe: gradients: the loss fails on (output, labels): {said(error)}") from error
+        if not isinstance(found, Tensor) or found.numel() != 1 or not found.requires_grad:
+            raise PassError(f"observe: gradients: the loss gives {got(found)}; expected one number with a gradient")
+        return found
 
     def _sum(self, products: dict[str, Tensor]) -> None:
         self.count += 1

@@ -10,7 +10,9 @@ import torch
 from torch import nn
 
 from passes.analysis.coupling import Coupling
+from passes.arguments import got, has_weights, integer, is_a
 from passes.errors import PassError
+from passes.graph.module_copies import modules_of, owned_tensors
 from passes.ops.operands import Contraction
 from passes.statistics.batches import Batch, batches_of
 from passes.statistics.gradients import GradientSums, Loss
@@ -55,6 +57,7 @@ def observe(
     >>> {name: (site.rows, site.columns) for name, site in statistics.sites.items()}
     {'0.weight': (8, 3), '2.weight': (2, 8)}
     """
+    rows, seed = _checked(model, coupling, gradients, rows, seed, progress)
     moments: dict[str, Moments] = {}
     generator = torch.Generator().manual_seed(seed)
     held = [False]
@@ -94,7 +97,32 @@ def observe(
         sums.fisher if sums else {}, sums.taylor if sums else {}, sums.count if sums else 0, model, coupling,
     )  # fmt: skip
     made.all_reduce()
+    for name, site in made.sites.items():
+        if not all(bool(torch.isfinite(tile).all()) for tile in made.of(site).tiles):
+            raise PassError(f"observe: {name} reads values that are no finite numbers; leave such samples out")
     return made
+
+
+def _checked(
+    model: Any, coupling: Any, gradients: Any, rows: Any, seed: Any, progress: Any
+) -> tuple[int, int]:  # fmt: skip
+    """`rows` and `seed`, where all that `observe` is given is of its kind; raises PassError."""
+    is_a(model, nn.Module, "observe: model", "the network that the coupling was made of")
+    is_a(coupling, Coupling, "observe: coupling", "what couple(model, example_inputs) gives")
+    has_weights(modules_of(model), "observe")
+    sizes = {name: tuple(tensor.shape) for name, tensor in owned_tensors(model)}
+    for name, axes in coupling.structure.tensors.items():
+        expected = tuple(axis.size for axis in axes)
+        if sizes.get(name, expected) != expected:
+            raise PassError(
+                f"observe: {name} has the shape {sizes[name]}, and {expected} in the coupling, which is that of "
+                "another network; couple this one"
+            )
+    if not (gradients is None or callable(gradients) or (isinstance(gradients, str) and gradients == "sampled")):
+        raise PassError(f'observe: gradients: got {got(gradients)}; expected a loss of (output, labels), or "sampled"')
+    if progress is not None and not callable(progress):
+        raise PassError(f"observe: progress: got {got(progress)}; expected a function of the number of samples")
+    return integer(rows, "observe: rows", least=1), integer(seed, "observe: seed", least=0, below=2**63)
 
 
 def inputs_of(coupling: Coupling) -> int | None:

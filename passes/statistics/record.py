@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from passes.analysis.coupling import Coupling
+from passes.arguments import is_a
 from passes.errors import PassError
 from passes.statistics.moments import Moments
 from passes.statistics.sites import Site
@@ -45,6 +48,8 @@ class Statistics:
 
     def bound(self, network: nn.Module, coupling: Coupling) -> Statistics:
         """These sums beside the network that they are of. Raises PassError where they are of another one."""
+        is_a(network, nn.Module, "Statistics.bound: network", "the network that they are of")
+        is_a(coupling, Coupling, "Statistics.bound: coupling", "what couple(network, example_inputs) gives")
         if coupling.fingerprint != self.fingerprint:
             raise PassError(
                 f"statistics of network {self.fingerprint[:12]} do not describe {coupling.fingerprint[:12]}; observe it"
@@ -53,6 +58,9 @@ class Statistics:
 
     def of(self, site: Site) -> Moments:
         """The moments of what `site` reads."""
+        is_a(site, Site, "Statistics.of: site", "one of Statistics.sites")
+        if site.moments not in self.moments:
+            raise PassError(f"Statistics.of: {site.name} is no site of these statistics, which have {list(self.sites)}")
         return self.moments[site.moments]
 
     @property
@@ -62,6 +70,7 @@ class Statistics:
 
     def merge(self, other: Statistics) -> Statistics:
         """These and `other`, of the same network over other data. Raises PassError for another network."""
+        is_a(other, Statistics, "Statistics.merge: other", "other Statistics of the same network")
         if other.fingerprint != self.fingerprint or other.sites.keys() != self.sites.keys():
             raise PassError(
                 f"statistics of network {other.fingerprint[:12]} cannot be added to those of {self.fingerprint[:12]}; "
@@ -97,12 +106,17 @@ class Statistics:
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file with a checksum; a file that is there is replaced at once or not at all."""
-        write(self, Path(path))
+        write(self, _path(path, "save"))
 
     @classmethod
     def load(cls, path: str | Path) -> Statistics:
         """Read what `save` wrote. Raises PassError where the file is damaged or of another kind."""
-        return cls(**read(Path(path)))
+        return cls(**read(_path(path, "load")))
+
+
+def _path(path: Any, call: str) -> Path:
+    is_a(path, str | os.PathLike, f"Statistics.{call}: path", "the name of a file")
+    return Path(path)
 
 
 def _added(first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

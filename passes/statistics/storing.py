@@ -70,9 +70,11 @@ def write(statistics: Summed, path: Path) -> None:
     header["__metadata__"] = {"statistics": text, "sha256": digest.hexdigest()}
     head = json.dumps(header).encode()
     head += b" " * (-len(head) % 8)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.name or path.is_dir():
+        raise PassError(f"{path}: this is a folder; give the name of a file")
     part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with part.open("wb") as file:
             file.write(len(head).to_bytes(8, "little") + head)
             for block in data:
@@ -80,6 +82,8 @@ def write(statistics: Summed, path: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
+    except OSError as error:
+        raise PassError(f"{path}: cannot be written: {error}") from error
     finally:
         part.unlink(missing_ok=True)
 
@@ -102,7 +106,7 @@ def read(path: Path) -> dict[str, Any]:
         return _fields(facts, {name: _tensor(entry, body) for name, entry in header.items()})
     except OSError as error:
         raise PassError(f"{path}: cannot be read: {error}") from error
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, RecursionError) as error:
         raise PassError(f"{path}: these are no statistics of fxprune: {type(error).__name__}: {error}") from error
 
 

@@ -57,6 +57,7 @@ def verify(
     the random state of the caller.
     """
     _check_arguments(network, pruned, plan, tol, seed, runs)
+    is_a(trained, bool, "verify: trained", "True or False")
     if isinstance(network, fx.GraphModule) and isinstance(pruned, fx.GraphModule):
         return verify_graph(network, pruned, plan, example_inputs, tol, trained=trained, seed=seed, runs=runs)
     if isinstance(network, fx.GraphModule) or isinstance(pruned, fx.GraphModule):

@@ -12,7 +12,24 @@ import torch
 from misuse import NO_INPUTS, NO_MODULES, NO_PLANS, Net, Table, everything, fault
 from torch import nn
 
-from passes import Plan, PruneChannels, apply_plan, capture, cost, couple, equation_rule, plan_of, rule, verify
+from passes import (
+    Compensate,
+    Plan,
+    PruneChannels,
+    Statistics,
+    apply_plan,
+    capture,
+    compensate,
+    cost,
+    couple,
+    equation_rule,
+    observe,
+    plan_of,
+    refine,
+    repairs_of,
+    rule,
+    verify,
+)
 
 MISUSES = Table()
 
@@ -29,7 +46,9 @@ MISUSES.each(
     lambda e, v: capture(e.net, v, "export"),
 )
 MISUSES.each(
-    "frontend", {"text": "nothing", "None": None, "number": 3, "list": ["fx"]}, lambda e, v: capture(e.net, e.x, v)
+    "frontend",
+    {"text": "nothing", "None": None, "number": 3, "list": ["fx"], "array": np.zeros(2), "object": object()},
+    lambda e, v: capture(e.net, e.x, v),
 )
 MISUSES.each("couple", NO_MODULES, lambda e, v: couple(v, e.x))
 MISUSES.each("couple inputs", NO_INPUTS, lambda e, v: couple(e.gm, v))
@@ -154,6 +173,11 @@ MISUSES.each(
     {"None": None, "text": "2", "negative": -1, "fraction": 1.5, "huge": 2**70},
     lambda e, v: verify(e.gm, e.pruned, e.plan, e.x, seed=v),
 )
+MISUSES.each(
+    "verify trained",
+    {"None": None, "text": "no", "number": 1, "tensor": torch.zeros(2)},
+    lambda e, v: verify(e.gm, e.pruned, e.plan, e.x, trained=v),
+)
 MISUSES.one(
     "verify", swapped=lambda e: verify(e.pruned, e.gm, e.plan, e.x), same=lambda e: verify(e.gm, e.gm, e.plan, e.x),
     other_plan=lambda e: verify(e.gm, e.pruned, e.other.plan({}), e.x),
@@ -185,10 +209,72 @@ MISUSES.one(
     sizes=lambda e: equation_rule([torch.ops.aten.special_i1.default], "n i -> n i", ["self"], sizes=3),
 )  # fmt: skip
 
+NO_BATCHES = {
+    "None": None, "number": 3, "text": "x", "empty": [], "numbers": [3], "channels": [torch.zeros(2, 4, 8, 8)],
+    "meta": [torch.zeros(2, 3, 8, 8, device="meta")], "module": Net(), "name": [{"y": torch.zeros(2, 3, 8, 8)}],
+    "nothing": [()], "nan": [torch.full((2, 3, 8, 8), torch.nan)],
+}  # fmt: skip
+NO_COUNTS = {"None": None, "text": "2", "negative": -1, "fraction": 1.5, "list": [1], "nan": float("nan")}
+NO_FUNCTIONS = {"number": 3, "text": "f", "list": []}
+NO_STATISTICS = {"None": None, "text": "s", "dict": {}, "coupling": ...}
+MISUSES.each("observe", NO_MODULES, lambda e, v: observe(v, e.coupling, [e.x]))
+MISUSES.each("observe coupling", NO_COUPLINGS, lambda e, v: observe(e.gm, e.plan if v is ... else v, [e.x]))
+MISUSES.each("observe batches", NO_BATCHES, lambda e, v: observe(e.gm, e.coupling, v))
+MISUSES.each("observe rows", NO_COUNTS, lambda e, v: observe(e.gm, e.coupling, [e.x], rows=v))
+MISUSES.each("observe seed", NO_COUNTS, lambda e, v: observe(e.gm, e.coupling, [e.x], seed=v))
+MISUSES.each("observe progress", NO_FUNCTIONS, lambda e, v: observe(e.gm, e.coupling, [e.x], progress=v))
+MISUSES.each(
+    "observe gradients",
+    {**NO_FUNCTIONS, "array": np.zeros(3), "nothing": print, "fails": lambda output, labels: labels.shape},
+    lambda e, v: observe(e.gm, e.coupling, [e.x], gradients=v),
+)
+MISUSES.one("observe", other=lambda e: observe(capture(Net(7), e.x), e.coupling, [e.x]))
+MISUSES.each("compensate", NO_MODULES, lambda e, v: compensate(v, e.statistics, e.plan))
+MISUSES.each(
+    "compensate statistics",
+    NO_STATISTICS,
+    lambda e, v: compensate(e.pruned, e.coupling if v is ... else v, e.plan, e.gm),
+)
+MISUSES.each(
+    "compensate plan", NO_PLANS, lambda e, v: compensate(e.pruned, e.statistics, e.coupling if v is ... else v)
+)
+MISUSES.each(
+    "compensate ridges",
+    {"None": None, "text": "x", "empty": (), "negative": (-1.0,), "nan": (float("nan"),), "number": 0.1},
+    lambda e, v: compensate(e.pruned, e.statistics, e.plan, ridges=v),
+)
+MISUSES.one(
+    "compensate",
+    other_plan=lambda e: compensate(e.pruned, e.statistics, e.other.plan({})),
+    dense=lambda e: compensate(e.gm, e.statistics, e.plan),
+    other_dense=lambda e: compensate(e.pruned, e.statistics, e.plan, Net(7)),
+    called=lambda e: Compensate(e.statistics, e.plan)(None),
+)
+MISUSES.each("repairs of", NO_MODULES, lambda e, v: repairs_of(v))
+MISUSES.each("refine", NO_MODULES, lambda e, v: refine(v, e.plan, e.gm, [e.x]))
+MISUSES.each("refine dense", NO_MODULES, lambda e, v: refine(e.pruned, e.plan, v, [e.x]))
+MISUSES.each("refine plan", NO_PLANS, lambda e, v: refine(e.pruned, e.coupling if v is ... else v, e.gm, [e.x]))
+WRONG = {name: value for name, value in NO_BATCHES.items() if name != "nan"}  # which gains nothing on what is held out
+MISUSES.each("refine batches", WRONG, lambda e, v: refine(e.pruned, e.plan, e.gm, v))
+MISUSES.each("refine held", {**WRONG, "None": []}, lambda e, v: refine(e.pruned, e.plan, e.gm, [e.x], held=v))
+for count in ("rounds", "iterations", "rows", "seed"):
+    MISUSES.each(f"refine {count}", NO_COUNTS, lambda e, v, c=count: refine(e.pruned, e.plan, e.gm, [e.x], **{c: v}))
+MISUSES.each("refine progress", NO_FUNCTIONS, lambda e, v: refine(e.pruned, e.plan, e.gm, [e.x], progress=v))
+MISUSES.one("refine", not_pruned=lambda e: refine(e.gm, e.plan, e.gm, [e.x]))
+NO_FILES = {"None": None, "number": 3, "list": ["x"], "bytes": b"x", "folder": ".", "empty": ""}
+MISUSES.each("statistics load", {**NO_FILES, "missing": "nowhere.st"}, lambda e, v: Statistics.load(v))
+MISUSES.each("statistics save", NO_FILES, lambda e, v: e.statistics.save(v))
+MISUSES.each("statistics of", NO_STATISTICS, lambda e, v: e.statistics.of(e.coupling if v is ... else v))
+MISUSES.each("statistics merge", NO_STATISTICS, lambda e, v: e.statistics.merge(e.coupling if v is ... else v))
+MISUSES.each("statistics bound", NO_MODULES, lambda e, v: e.statistics.bound(v, e.coupling))
+MISUSES.each("statistics bound to", NO_COUPLINGS, lambda e, v: e.statistics.bound(e.gm, e.plan if v is ... else v))
+
 
 @pytest.fixture(scope="module")
 def e(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
-    return everything(tmp_path_factory.mktemp("misuse"))
+    found = everything(tmp_path_factory.mktemp("misuse"))
+    found.statistics = observe(found.gm, found.coupling, [found.x])
+    return found
 
 
 @pytest.mark.parametrize("name", MISUSES.calls)

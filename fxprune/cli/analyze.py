@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+from torch import nn
 
 import passes
 
@@ -50,7 +50,7 @@ class Analysis:
     prunable_params: float
 
 
-def analyze_model(model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...]) -> Analysis:
+def analyze_model(model: nn.Module, example_inputs: Any) -> Analysis:
     """Capture, couple and cost `model`; it is not changed. Raises PassError where it cannot be captured or run."""
     gm = passes.capture(model.eval(), example_inputs)
     coupling = passes.couple(gm, example_inputs)
@@ -89,15 +89,15 @@ def _few(things: Sequence[str]) -> str:
     return ", ".join(things[:FEW]) + (f" and {more} more" if more > 0 else "")
 
 
-def print_analysis(analysis: Analysis, console: Console) -> None:
-    """The three parts as rich tables: groups, frozen axes by reason, shares."""
+def print_analysis(analysis: Analysis, console: Console, inputs: str) -> None:
+    """The groups as a table, what stays by reason, the shares; names stay whole at any width of the terminal."""
     from rich.markup import escape
     from rich.table import Table
 
     groups = Table(title=escape(f"{analysis.model}: {len(analysis.groups)} groups of units that can be removed"))
-    for column, justify in (("group", "left"), ("size", "right"), ("slices", "right"), ("mixed", "left")):
+    groups.add_column("group", no_wrap=True, min_width=max((len(row.name) for row in analysis.groups), default=0))
+    for column, justify in (("size", "right"), ("slices", "right"), ("mixed", "left"), ("MACs", "right")):
         groups.add_column(column, justify=justify)  # type: ignore[arg-type]
-    groups.add_column("MACs", justify="right")
     for row in analysis.groups:
         share = f"{row.macs_share:.1%}"
         groups.add_row(escape(row.name), f"{row.size:,}", str(row.slices), "yes" if row.mixed else "", share)
@@ -107,13 +107,16 @@ def print_analysis(analysis: Analysis, console: Console) -> None:
         "the units, so removing one changes the others. MACs: the share that the group's width has a part in."
     )
 
-    frozen = Table(title="What stays as it is, and why" if analysis.frozen else "Nothing stays as it is")
-    for column in ("reason", "given by", "keeps"):
-        frozen.add_column(column)
+    def line(text: str) -> None:
+        console.print(text, soft_wrap=True, markup=False, highlight=False)
+
+    line("\nWhat stays as it is, and why:" if analysis.frozen else "\nNothing stays as it is.")
     for entry in analysis.frozen:
-        frozen.add_row(escape(entry.reason), escape(_few(entry.nodes)), escape(_few(entry.kept)))
-    console.print(frozen)
-    console.print(
+        line(f"- {entry.reason}")
+        line(f"    given by: {_few(entry.nodes)}")
+        line(f"    keeps: {_few(entry.kept)}")
+    line(f"\ninputs: {inputs}")
+    line(
         f"prunable: {analysis.prunable_macs:.1%} of {analysis.macs:,} MACs, "
         f"{analysis.prunable_params:.1%} of {analysis.params:,} parameters"
     )

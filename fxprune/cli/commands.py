@@ -46,9 +46,13 @@ def mount(app: typer.Typer) -> None:
 
 
 def netadapt(
-    config: Annotated[Path, typer.Argument(help="YAML file; the README lists its keys", exists=True, dir_okay=False)],
+    config: Annotated[
+        Path,
+        typer.Argument(help="YAML file; `fxprune init` writes one", exists=True, dir_okay=False),
+    ],
     model: Annotated[
-        str | None, typer.Option(help="torchvision:NAME, or package.module:function; else `model` of CONFIG")
+        str | None,
+        typer.Option(help="torchvision:NAME, package.module:function, ..., as for analyze; else `model` of CONFIG"),
     ] = None,
     data: Annotated[
         str | None,
@@ -58,7 +62,11 @@ def netadapt(
         ),
     ] = None,
     input: Annotated[
-        list[str] | None, typer.Option(help="shape of one input, as 1,3,224,224 or 2,16:int64, once for each input")
+        list[str] | None,
+        typer.Option(
+            help="shape of one input, as 1,3,224,224 or 2,16:int64, once for each input; else `input` of CONFIG, "
+            "else that of the first batch of the data"
+        ),
     ] = None,
     weights: Annotated[Path | None, typer.Option(help="safetensors file with the model's weights")] = None,
     workdir: Annotated[Path | None, typer.Option(help="where the search is kept; else netadapt_dir of CONFIG")] = None,
@@ -67,7 +75,8 @@ def netadapt(
 ) -> None:
     """Prune a model until it meets the budget of CONFIG, and prove the result.
 
-    A configuration needs a budget, a model and data:
+    `fxprune init` writes a configuration with every key and what it means.
+    It needs a budget, a model and data:
 
         budget_ratio: 0.5            # half of the FLOPs
         model: project.nets:trained  # a function that returns the model
@@ -97,7 +106,11 @@ def netadapt(
         if named is None:
             raise SourceError(f"{config} names no model; write `model: package.module:function` there, or pass --model")
         job = Job(
-            named, data or settings.data, tuple(input or ()), str(weights) if weights else None, seed or settings.seed
+            named,
+            data or settings.data,
+            tuple(input or settings.input),
+            str(weights) if weights else None,
+            seed or settings.seed,
         )
         run(job, settings, workdir or Path(settings.netadapt_dir), None, quiet)
 
@@ -264,6 +277,7 @@ def run(job: Job, config: Any, workdir: Path, resume: bool | None, quiet: bool) 
     calibration = job.calibration(found, config)
     if evaluate is None and calibration is None:
         echo("no data: candidates are compared by the weights that they lose", err=True)
+    job = job.with_inputs(model, found, calibration)
     with Lock(workdir) as lock, rounds_told():
         job.save(lock)
         result: NetAdaptResult = fxprune.netadapt(

@@ -7,16 +7,18 @@ import json
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from fxprune.cli.sources import default_shape, example_inputs, load_model, load_object
+from fxprune.cli.inputs import example_inputs, first_batch, shapes_of
+from fxprune.cli.sources import load_model, load_object
 from fxprune.config.keys import NetAdaptConfig
 from fxprune.errors import JournalError, SourceError
+from fxprune.io.printed_text import echo
 from fxprune.io.storage import Damaged, Lock, read_json, write_json
 from fxprune.io.typed_records import made
 from fxprune.tinynn.flow import search_functions
@@ -67,12 +69,19 @@ class Job:
         model = load_model(self.model)
         if self.weights is not None:
             load_weights(model, Path(self.weights))
-        elif self.model.startswith("torchvision:"):
+        elif self.model.startswith(("torchvision:", "timm:")):
             log.warning("%s has random weights; --weights FILE.safetensors loads trained ones", self.model)
         return model.to(device or get_device())
 
     def example(self) -> Any:
-        return example_inputs(self.inputs or (default_shape(self.model),))
+        """Example inputs of the shapes that the job names."""
+        return example_inputs(self.inputs)
+
+    def with_inputs(self, model: nn.Module, found: Any, calibration: Any) -> Job:
+        """The job with its inputs' shapes, which are looked for in the data where none are written, and told."""
+        shapes = shapes_of(self.inputs, self.model, model, found if first_batch(found) else calibration)
+        echo(f"inputs: {shapes}", err=True)
+        return replace(self, inputs=shapes.texts)
 
     def load_data(self) -> Any:
         """What the data's name stands for; None without any."""
@@ -92,8 +101,11 @@ class Job:
         batches = load_data(spec, self._image_size())
         return batches[0] if spec.partition(":")[0] in DATA_SETS else batches
 
-    def _image_size(self) -> int:
-        return next((tensor.shape[-1] for tensor in self.example() if tensor.dim() == 4), 224)
+    def _image_size(self) -> int | None:
+        """The size of images that the written inputs name; None: the data set's own."""
+        written = example_inputs(self.inputs)
+        tensors = written.values() if isinstance(written, dict) else written
+        return next((tensor.shape[-1] for tensor in tensors if tensor.dim() == 4), None)
 
 
 def job_in(workdir: str | Path) -> Job:
@@ -135,8 +147,11 @@ def load_weights(model: nn.Module, path: Path) -> None:
         raise SourceError(f"{path}: the weights are not those of this model: {error}") from error
 
 
-def load_data(spec: str, size: int) -> Any:
-    """What `cifar10:FOLDER`, `cifar100:FOLDER`, `imagenet:FOLDER` or `package.module:function` stands for."""
+def load_data(spec: str, size: int | None) -> Any:
+    """What `cifar10:FOLDER`, `cifar100:FOLDER`, `imagenet:FOLDER` or `package.module:function` stands for.
+
+    size: of the images of the first three; None: that of the data set.
+    """
     place, _, name = spec.partition(":")
     if not place or not name:
         raise SourceError(
@@ -145,7 +160,8 @@ def load_data(spec: str, size: int) -> Any:
     if place in DATA_SETS:
         from fxprune import data
 
-        loaders = getattr(data, place).get_dataloader(name, size, workers=min(4, os.cpu_count() or 1))
+        chosen = {} if size is None else {"img_size": size}
+        loaders = getattr(data, place).get_dataloader(name, workers=min(4, os.cpu_count() or 1), **chosen)
         return loaders.train, loaders.selection
     found = load_object(place, name)
     return found() if callable(found) else found

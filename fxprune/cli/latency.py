@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fxprune.io.printed_text import terminal
+from fxprune.io.printed_text import echo, terminal
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -21,7 +21,9 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
-Model = Annotated[str, typer.Argument(help="torchvision:NAME, or package.module:function that returns the model")]
+Model = Annotated[
+    str, typer.Argument(help="torchvision:NAME, timm:NAME, hf:FOLDER, package.module:function, file.py:function")
+]
 Inputs = Annotated[
     list[str] | None,
     typer.Option("--input", help="shape of one input, as 1,3,224,224, once for each input", show_default=False),
@@ -49,12 +51,16 @@ def build(
     from fxprune.cli.errors import reported_errors
 
     with reported_errors():
-        from fxprune.cli.sources import default_shape, example_inputs, load_model
+        from fxprune.cli.inputs import example_inputs, shapes_of
+        from fxprune.cli.sources import load_model
         from fxprune.latency.backends.registry import find
         from fxprune.latency.measuring import build_table, default_path, latency_model
         from fxprune.latency.sampling import Limits
 
-        inputs, network = example_inputs(input or [default_shape(model)]), load_model(model).eval()
+        network = load_model(model).eval()
+        shapes = shapes_of(input or (), model, network)
+        inputs = example_inputs(shapes.texts)
+        echo(f"inputs: {shapes}", err=True)
         path = table or default_path(find(backend, threads).setting)
         grid = int(step) if step is not None and step.isdigit() else step
         made = build_table(
@@ -78,7 +84,8 @@ def show(
     from fxprune.cli.errors import reported_errors
 
     with reported_errors():
-        from fxprune.cli.sources import default_shape, example_inputs, load_model
+        from fxprune.cli.inputs import example_inputs, shapes_of
+        from fxprune.cli.sources import load_model
         from fxprune.latency.measuring import latency_model
         from fxprune.latency.table import merge_files
 
@@ -87,12 +94,18 @@ def show(
         if model is None:
             console.print(contents(found))
             return
-        inputs = example_inputs(input or [default_shape(model)])
-        console.print(by_unit(latency_model(load_model(model).eval(), inputs, table=found, foreign=True)))
+        network = load_model(model).eval()
+        shapes = shapes_of(input or (), model, network)
+        console.print(f"inputs: {shapes}", soft_wrap=True, markup=False)
+        inputs = example_inputs(shapes.texts)
+        console.print(by_unit(latency_model(network, inputs, table=found, foreign=True)))
 
 
 @app.command()
-def compare(first: Path, second: Path) -> None:
+def compare(
+    first: Annotated[Path, typer.Argument(help="a table: the file that `latency build` wrote")],
+    second: Annotated[Path, typer.Argument(help="the table to compare with it")],
+) -> None:
     """Print how much slower or faster the units of one table are in another: two devices, backends or versions."""
     from fxprune.cli.errors import reported_errors
 

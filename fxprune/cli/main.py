@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -10,8 +12,9 @@ import typer
 
 from fxprune.cli import commands
 from fxprune.cli.errors import reported_errors
+from fxprune.cli.init import init
 from fxprune.cli.latency import app as latency
-from fxprune.io.printed_text import EscapingFormatter, terminal
+from fxprune.io.printed_text import EscapingFormatter, echo, terminal
 
 app = typer.Typer(
     name="fxprune",
@@ -22,33 +25,68 @@ app = typer.Typer(
 )
 app.add_typer(latency, name="latency")
 
-Model = Annotated[str, typer.Argument(help="torchvision:NAME, or package.module:function that returns the model")]
+Model = Annotated[
+    str, typer.Argument(help="torchvision:NAME, timm:NAME, hf:FOLDER, package.module:function, file.py:function")
+]
 Inputs = Annotated[
     list[str] | None,
     typer.Option(
         "--input",
-        help="shape of one input, as 1,3,224,224 or 2,16:int64, once for each input; left out: one image or clip",
+        help="shape of one input, as 1,3,224,224 or 2,16:int64, once for each input; left out: as the "
+        "source of the model says, which is printed",
         show_default=False,
     ),
 ]
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        from fxprune.version import __version__
+
+        echo(f"fxprune {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def main() -> None:
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version and end")
+    ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="also what is only told when asked for")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="errors alone, no warnings")] = False,
+) -> None:
     """Structured pruning for PyTorch."""
     if logging.lastResort is not None:  # what prints warnings where nobody set up logging
         logging.lastResort.setFormatter(EscapingFormatter())
+    if verbose or quiet:
+        told = logging.StreamHandler()
+        told.setFormatter(EscapingFormatter("%(name)s: %(message)s"))
+        for name in ("fxprune", "passes"):
+            logger = logging.getLogger(name)
+            logger.handlers = [told]
+            logger.setLevel(logging.INFO if verbose else logging.ERROR)
+            logger.propagate = False
 
 
 @app.command()
-def analyze(model: Model, input: Inputs = None) -> None:
+def analyze(
+    model: Model,
+    input: Inputs = None,
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object, for programs")] = False,
+) -> None:
     """Print what can be pruned, what cannot and why, and the share of MACs and parameters that this makes."""
     with reported_errors():
         from fxprune.cli.analyze import analyze_model, print_analysis
-        from fxprune.cli.sources import default_shape, example_inputs, load_model
+        from fxprune.cli.inputs import example_inputs, shapes_of
+        from fxprune.cli.sources import load_model
 
-        inputs = example_inputs(input or [default_shape(model)])
-        print_analysis(analyze_model(load_model(model), inputs), terminal())
+        network = load_model(model)
+        shapes = shapes_of(input or (), model, network)
+        found = analyze_model(network, example_inputs(shapes.texts))
+        if as_json:
+            echo(json.dumps({**asdict(found), "inputs": shapes.texts}, indent=1))
+        else:
+            print_analysis(found, terminal(), str(shapes))
 
 
 @app.command()
@@ -67,4 +105,5 @@ def demo(
         console.print(f"saved in {out}/: pruned.safetensors, plan.json, summary.json", markup=False)
 
 
+app.command()(init)
 commands.mount(app)

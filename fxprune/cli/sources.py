@@ -1,59 +1,102 @@
-"""What a user writes on the command line, as a model and its example inputs.
+"""What a user writes on the command line, as a model.
 
 torchvision:resnet18                            a model of torchvision, with random weights
 torchvision:retinanet_resnet50_fpn.backbone     a part of it
-package.module:name                             a model, or a function or class that returns one without arguments
-1,3,224,224    2,16:int64                       the shape of one input, and its dtype where it is not float32
+timm:mobilenetv3_small_100                      a model of timm, with random weights
+hf:FOLDER    hf:CONFIG.json    hf:bert          a model of transformers: with the folder's weights, else random ones
+package.module:name                             a model, or a function or class that returns one
+package.module:name(10, width=0.5)              the same, with arguments: numbers, texts, lists
+path/to/file.py:name                            the same, of a file
 """
 
 from __future__ import annotations
 
+import ast
 import difflib
 import importlib
+import importlib.util
 import logging
 import os
+import re
 import sys
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fxprune.cli.refused_imports import may_hold_modules
-from fxprune.errors import SourceError
+from fxprune.errors import SourceError, TrustError
 
 log = logging.getLogger(__name__)
 
+FORMS = (
+    "torchvision:NAME, timm:NAME, hf:CONFIG_OR_FOLDER, package.module:function, path/to/file.py:function, "
+    "or function(arguments)"
+)
+_CALL = re.compile(r"(?P<name>[A-Za-z_]\w*)(?P<arguments>\(.*\))?(?:\.(?P<part>[\w.]+))?\Z", re.DOTALL)
+
 
 def load_model(spec: str) -> nn.Module:
-    """The model that `torchvision:NAME` or `package.module:name` stands for, or the submodule named after a dot.
+    """The model that `spec` stands for (see the module), or the submodule named after a dot.
 
     Raises SourceError with what is wrong in `spec`; a model that fails while it is built keeps its own error.
     """
     place, _, rest = spec.partition(":")
-    name, _, part = rest.partition(".")
-    if not place or not name:
-        raise SourceError(f"{spec!r} is no model: write torchvision:NAME or package.module:function")
-    model = _torchvision_model(name) if place == "torchvision" else _own_model(place, name)
+    if not place or not rest:
+        raise SourceError(f"{spec!r} is no model: write {FORMS}")
+    if place == "hf":
+        return _transformers_model(rest)
+    if place in ("torchvision", "timm"):
+        name, _, part = rest.partition(".")
+        model = _torchvision_model(name) if place == "torchvision" else _timm_model(rest)
+        part = part if place == "torchvision" else ""
+    else:
+        model, part = _own_model(place, rest)
     try:
         return model.get_submodule(part)
     except AttributeError as error:
-        raise SourceError(f"{place}:{name} has no part {part!r}: {error}") from None
+        raise SourceError(f"{spec} has no part {part!r}: {error}") from None
 
 
-def default_shape(spec: str) -> str:
-    """The input that is assumed where none is given: one image of 224 x 224, or a clip of 16 for a video model."""
-    place, _, rest = spec.partition(":")
-    if place == "torchvision":
-        from fxprune.torchvision_support import ensure_torchvision
+def _timm_model(name: str) -> nn.Module:
+    _make_torchvision_importable()
+    try:
+        import timm
+    except ModuleNotFoundError as error:
+        raise SourceError("timm:NAME needs the package timm, which is not installed: pip install timm") from error
+    if name not in timm.list_models():
+        raise SourceError(f"timm has no model {name!r}{_nearest(name, timm.list_models())}")
+    return timm.create_model(name, pretrained=False)
 
-        ensure_torchvision()
-        from torchvision import models
 
-        if rest in models.list_models(module=models.video):
-            return "1,3,16,224,224"
-    return "1,3,224,224"
+def _transformers_model(name: str) -> nn.Module:
+    """Of a folder, of its config.json, or of a kind of model at its usual sizes. Nothing is downloaded, and code that a
+    folder holds is not run."""
+    _make_torchvision_importable()
+    try:
+        import transformers
+    except ModuleNotFoundError as error:
+        raise SourceError(f"hf:{name} needs the package transformers: pip install transformers") from error
+    place = Path(name)
+    if place.is_dir() and not (place / "config.json").is_file():
+        raise SourceError(f"hf:{name}: the folder holds no config.json, so it is no model of transformers")
+    if not place.exists():
+        if name not in transformers.CONFIG_MAPPING:
+            raise SourceError(
+                f"hf:{name}: there is no such folder or file, and transformers has no model of that kind"
+                f"{_nearest(name, transformers.CONFIG_MAPPING)}"
+            )
+        return transformers.AutoModel.from_config(transformers.AutoConfig.for_model(name)).eval()
+    config = transformers.AutoConfig.from_pretrained(name, local_files_only=True)
+    named = getattr(transformers, (config.architectures or ["AutoModel"])[0], transformers.AutoModel)
+    if place.is_dir() and any(place.glob("*.safetensors")):
+        return named.from_pretrained(name, local_files_only=True).eval()
+    if any(place.glob("*.bin") if place.is_dir() else ()):
+        log.warning("hf:%s: weights are read from .safetensors alone; these are random", name)
+    return (named.from_config if named is transformers.AutoModel else named)(config).eval()
 
 
 def _torchvision_model(name: str) -> nn.Module:
@@ -73,32 +116,94 @@ def _torchvision_model(name: str) -> nn.Module:
         return models.get_model(name, **options)
 
 
-def _own_model(place: str, name: str) -> nn.Module:
-    found = load_object(place, name)
-    model = found if isinstance(found, nn.Module) or not callable(found) else found()
-    if not isinstance(model, nn.Module):
-        raise SourceError(f"{place}:{name} gives {type(model).__name__}, expected a torch.nn.Module")
-    return model
+def _own_model(place: str, call: str) -> tuple[nn.Module, str]:
+    """The model, and the name of the part that is meant."""
+    found = _CALL.match(call)
+    if found is None:
+        raise SourceError(f"{place}:{call}: expected a name, or a call such as function(10, width=0.5)")
+    name, arguments, part = found["name"], found["arguments"], found["part"] or ""
+    made = load_object(place, name)
+    if arguments is not None or (callable(made) and not isinstance(made, nn.Module)):
+        made = _called(made, f"{place}:{name}", arguments or "()")
+    if not isinstance(made, nn.Module):
+        hint = "; call from_pretrained yourself, in a function" if isinstance(made, str | Path) else ""
+        raise SourceError(f"{place}:{call} gives {type(made).__name__}, expected a torch.nn.Module{hint}")
+    return made, part
+
+
+def _called(function: Any, said: str, arguments: str) -> Any:
+    import inspect
+
+    try:
+        parsed = ast.parse(f"f{arguments}", mode="eval").body
+        assert isinstance(parsed, ast.Call)
+        positional = [ast.literal_eval(value) for value in parsed.args]
+        named = {word.arg: ast.literal_eval(word.value) for word in parsed.keywords if word.arg is not None}
+    except (SyntaxError, ValueError, AssertionError):
+        raise SourceError(
+            f"{said}{arguments}: arguments are written as numbers, texts in quotes, lists, True, False or None"
+        ) from None
+    try:
+        inspect.signature(function).bind(*positional, **named)
+    except TypeError as error:
+        raise SourceError(
+            f"{said}{arguments}: {error}; write its arguments in parentheses, as {said}(10, width=0.5)"
+        ) from None
+    except ValueError:
+        log.debug("%s states no signature", said)
+    return function(*positional, **named)
 
 
 def load_object(place: str, name: str) -> Any:
-    """What `name` is in the module `place`, which may lie where the command is called. Raises SourceError.
+    """What `name` is in the module or the file `place`, which may lie where the command is called. Raises SourceError.
 
     The module may import torchvision, now or when it is used: that is made possible first.
     """
     _make_torchvision_importable()
+    module = _file(Path(place), name) if place.endswith(".py") else _module(place, name)
+    if not hasattr(module, name):
+        raise SourceError(f"{place} has no {name!r}{_nearest(name, vars(module))}")
+    return getattr(module, name)
+
+
+def _module(place: str, name: str) -> ModuleType:
     # An installed command does not look for modules where it is called; `python -m` does.
     if os.getcwd() not in sys.path and may_hold_modules(os.getcwd()):
         sys.path.insert(0, os.getcwd())
     try:
-        module = importlib.import_module(place)
+        return importlib.import_module(place)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{place}.".startswith(f"{error.name}."):
             raise  # the module exists and fails on an import of its own: its traceback says where
-        raise SourceError(f"no module {error.name!r} here or installed (looking for {place}:{name})") from error
-    if not hasattr(module, name):
-        raise SourceError(f"{place} has no {name!r}{_nearest(name, vars(module))}")
-    return getattr(module, name)
+        hint = f"; a file is named with its ending: {place}.py:{name}" if Path(f"{place}.py").is_file() else ""
+        raise SourceError(f"no module {error.name!r} here or installed (looking for {place}:{name}){hint}") from error
+    except (TypeError, ValueError) as error:  # ..module, a path
+        raise SourceError(f"{place!r} is no name of a module: write {FORMS}") from error
+
+
+def _file(path: Path, name: str) -> ModuleType:
+    """A file as a module of its own name, with its folder searched for what it imports."""
+    if not path.is_file():
+        raise SourceError(f"{path}: there is no such file (looking for {path}:{name})")
+    folder = str(path.resolve().parent)
+    if not may_hold_modules(folder):
+        raise TrustError(f"{path} lies in the folder of the search; code is never taken from there. Move it out.")
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    known = sys.modules.get(path.stem)
+    if known is not None and os.path.realpath(getattr(known, "__file__", "") or "") == os.path.realpath(path):
+        return known
+    if known is not None:
+        raise SourceError(f"{path}: a module {path.stem!r} is imported already, from elsewhere; rename the file")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None, "a .py file has a loader"
+    module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[path.stem]
+        raise
+    return module
 
 
 def _make_torchvision_importable() -> None:
@@ -116,22 +221,3 @@ def _make_torchvision_importable() -> None:
 def _nearest(name: str, names: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, names, n=3)
     return f"; did you mean {', '.join(close)}?" if close else ""
-
-
-def example_inputs(shapes: Sequence[str]) -> tuple[Tensor, ...]:
-    """One tensor of zeros for each `shape[:dtype]`: only shapes and dtypes matter to an analysis."""
-    return tuple(_example(text) for text in shapes)
-
-
-def _example(text: str) -> Tensor:
-    sizes, _, dtype_name = text.partition(":")
-    dtype = getattr(torch, dtype_name or "float32", None)
-    if not isinstance(dtype, torch.dtype):
-        raise SourceError(f"input {text!r}: torch has no dtype {dtype_name!r}")
-    try:
-        shape = [int(size) for size in sizes.split(",")]
-    except ValueError:
-        raise SourceError(f"input {text!r}: expected sizes such as 1,3,224,224 or 2,16:int64") from None
-    if min(shape) < 1:
-        raise SourceError(f"input {text!r}: every size must be at least 1")
-    return torch.zeros(shape, dtype=dtype)

@@ -13,7 +13,7 @@ from fxprune.config.keys import NetAdaptConfig
 from fxprune.errors import TrustError
 
 _DATA_SETS = ("cifar10", "cifar100", "imagenet")
-BUILT_IN = {"model": ("torchvision",), "data": _DATA_SETS, "calibration": ("train", *_DATA_SETS)}
+BUILT_IN = {"model": ("torchvision", "timm", "hf"), "data": _DATA_SETS, "calibration": ("train", *_DATA_SETS)}
 
 
 def check_trusted(

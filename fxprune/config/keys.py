@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fxprune.config import rules as rule
+from fxprune.config import tables
 from fxprune.config.schedule import Schedule
 from fxprune.errors import BudgetError, ConfigError
 from fxprune.io.strict_yaml import Place, read_yaml, write_yaml
@@ -139,11 +140,20 @@ class NetAdaptConfig:
         "seconds for training and evaluating one candidate: then it is stopped, tried again (worker_retries) and "
         "reported; null: no limit; with workers: 1 code in C that never returns to Python is not stopped",
     )  # fmt: skip
-    ray: dict[str, Any] = _key({}, rule.table(), "Ray: address, and num_cpus, num_gpus, resources of one candidate")
-    latency: dict[str, Any] = _key({}, rule.table(), "latency budgets: table, backend, ...")
-    model: str | None = _key(
-        None, rule.optional(rule.text()), "the command line's model: package.module:function or torchvision:NAME"
+    ray: dict[str, Any] = _key(
+        {}, rule.entries(tables.RAY, tables.RAY_INIT), "workers: ray: the cluster, and what one candidate needs"
     )
+    latency: dict[str, Any] = _key({}, rule.entries(tables.LATENCY), "how latency is measured")
+    model: str | None = _key(
+        None, rule.optional(rule.text()),
+        "the command line's model: package.module:function, path/to/file.py:function, each also with (arguments), "
+        "torchvision:NAME, timm:NAME, hf:CONFIG_OR_FOLDER",
+    )  # fmt: skip
+    input: tuple[str, ...] = _key(
+        (), rule.either(rule.texts(), rule.listed(rule.text())),
+        "the command line's input: its shape, as 1,3,32,32 or 1,16:int64, or a list of them; null: that of the first "
+        "batch of the data",
+    )  # fmt: skip
     data: str | None = _key(None, rule.optional(rule.text()), "the command line's data: package.module:function")
 
     def __post_init__(self) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,24 @@ from fxprune.registries import Registry, name_of
 
 @dataclass(frozen=True)
 class Rule:
-    """`read` returns the value in its canonical type or raises ValueError; `expected` is what an error says."""
+    """`read` returns the value in its canonical type or raises ValueError; `expected` is what an error says.
+
+    schema: the same for editors, as JSON Schema. entries: those of a table whose names are known.
+    """
 
     expected: str
     read: Callable[[Any], Any]
+    schema: Mapping[str, Any] = field(default_factory=dict)
+    entries: Mapping[str, Entry] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One known name of a table: its rule, its meaning, and what it is where it is left out."""
+
+    check: Rule
+    doc: str
+    default: Any = None
 
 
 class WrongEntry(ValueError):
@@ -46,7 +61,8 @@ def number(
             raise ValueError
         return int(value) if isinstance(value, Integral) else found
 
-    return Rule(f"a number {said}".rstrip(), read)
+    limits = {"exclusiveMinimum": above, "minimum": least, "exclusiveMaximum": below, "maximum": most}
+    return Rule(f"a number {said}".rstrip(), read, {"type": "number", **_given(limits)})
 
 
 def integer(*, least: int, most: int | None = None, also: int | None = None) -> Rule:
@@ -61,7 +77,10 @@ def integer(*, least: int, most: int | None = None, also: int | None = None) -> 
         return found
 
     said = f"an integer of at least {least}" if most is None else f"an integer from {least} to {most}"
-    return Rule(said + (f", or {also}" if also is not None else ""), read)
+    schema: dict[str, Any] = {"type": "integer", **_given({"minimum": least, "maximum": most})}
+    if also is not None:
+        schema = {"anyOf": [schema, {"const": also}]}
+    return Rule(said + (f", or {also}" if also is not None else ""), read, schema)
 
 
 def choice(*names: str) -> Rule:
@@ -70,7 +89,7 @@ def choice(*names: str) -> Rule:
             raise ValueError
         return value
 
-    return Rule(" or ".join(repr(name) for name in names), read)
+    return Rule(" or ".join(repr(name) for name in names), read, {"enum": list(names)})
 
 
 def flag() -> Rule:
@@ -79,7 +98,7 @@ def flag() -> Rule:
             raise ValueError
         return value
 
-    return Rule("true or false", read)
+    return Rule("true or false", read, {"type": "boolean"})
 
 
 def text() -> Rule:
@@ -88,7 +107,7 @@ def text() -> Rule:
             raise ValueError
         return str(value)
 
-    return Rule("text", read)
+    return Rule("text", read, {"type": "string"})
 
 
 def texts() -> Rule:
@@ -99,7 +118,12 @@ def texts() -> Rule:
             raise ValueError
         return tuple(value)
 
-    return Rule("a list of names", read)
+    return Rule("a list of names", read, {"type": "array", "items": {"type": "string"}})
+
+
+def listed(one: Rule) -> Rule:
+    """A single value that stands for a list of it."""
+    return Rule(one.expected, lambda value: (one.read(value),), one.schema)
 
 
 def name_sets() -> Rule:
@@ -113,7 +137,7 @@ def name_sets() -> Rule:
         one = texts()
         return tuple(item if isinstance(item, str) else one.read(item) for item in value)
 
-    return Rule("a list of names, or of lists of names", read)
+    return Rule("a list of names, or of lists of names", read, {"type": "array"})
 
 
 def table(values: Rule | None = None) -> Rule:
@@ -131,7 +155,43 @@ def table(values: Rule | None = None) -> Rule:
                 raise WrongEntry(str(key), f"{key}: {short(item)} is not {values.expected}") from None
         return found
 
-    return Rule("a table of names" + (f", each with {values.expected}" if values else ""), read)
+    schema = {"type": "object", **({"additionalProperties": dict(values.schema)} if values else {})}
+    return Rule("a table of names" + (f", each with {values.expected}" if values else ""), read, schema)
+
+
+def entries(known: Mapping[str, Entry], others: Collection[str] = ()) -> Rule:
+    """A table of known names. others: names that are allowed and not looked into."""
+
+    def read(value: Any) -> dict[str, Any]:
+        if value is None:
+            return {}
+        if not isinstance(value, Mapping):
+            raise ValueError
+        found = {}
+        for key, item in value.items():
+            name = str(key)
+            if name not in known and name not in others:
+                near = get_close_matches(name, [*known, *others], n=1, cutoff=0.5)
+                hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+                raise WrongEntry(name, f"unknown key {name!r}; {hint}")
+            unset = name in known and item is None and known[name].default is None
+            check = known[name].check if name in known and not unset else None
+            try:
+                found[name] = check.read(item) if check is not None else item
+            except WrongEntry as error:
+                raise WrongEntry(name, f"{name}: {error}") from None
+            except (ValueError, TypeError, OverflowError) as error:
+                assert check is not None, "only a rule refuses"
+                reason = f" ({str(error)[:200]})" if str(error) else ""
+                raise WrongEntry(name, f"{name}: got {short(item)}, expected {check.expected}{reason}") from None
+        return found
+
+    schema = {
+        "type": ["object", "null"], "additionalProperties": False,
+        "properties": {name: {"description": e.doc, **e.check.schema} for name, e in known.items()}
+        | {name: {} for name in others},
+    }  # fmt: skip
+    return Rule(f"a table with {', '.join(known)}", read, schema, known)
 
 
 def tables() -> Rule:
@@ -143,11 +203,14 @@ def tables() -> Rule:
             raise ValueError
         return tuple(dict(item) for item in items)
 
-    return Rule("a list of tables such as {resource: latency, ratio: 0.6}", read)
+    known = {"resource": {"type": "string"}, "ratio": {"type": "number"}, "value": {"type": "number"}}
+    item = {"type": "object", "required": ["resource"], "additionalProperties": False, "properties": known}
+    return Rule("a list of tables such as {resource: latency, ratio: 0.6}", read, {"type": "array", "items": item})
 
 
 def optional(rule: Rule) -> Rule:
-    return Rule(f"{rule.expected}, or null", lambda value: None if value is None else rule.read(value))
+    schema = {"anyOf": [dict(rule.schema), {"type": "null"}]}
+    return Rule(f"{rule.expected}, or null", lambda value: None if value is None else rule.read(value), schema)
 
 
 def either(first: Rule, second: Rule) -> Rule:
@@ -157,18 +220,27 @@ def either(first: Rule, second: Rule) -> Rule:
         except (ValueError, TypeError, OverflowError):
             return second.read(value)
 
-    return Rule(f"{first.expected}, or {second.expected}", read)
+    return Rule(f"{first.expected}, or {second.expected}", read, {"anyOf": [dict(first.schema), dict(second.schema)]})
 
 
 def registered(registry: Registry) -> Rule:
     """A name of `registry`, or an object that it could hold."""
     return Rule(
-        f"a {registry.kind}: {', '.join(registry.built_in)}, one that is registered, or the object", registry.read
-    )
+        f"a {registry.kind}: {', '.join(registry.built_in)}, one that is registered, or the object", registry.read,
+        {"type": "string", "examples": list(registry.built_in)},
+    )  # fmt: skip
 
 
 def checked_by(function: Callable[[Any], Any], expected: str) -> Rule:
     return Rule(expected, function)
+
+
+def anything(expected: str) -> Rule:
+    return Rule(expected, lambda value: value)
+
+
+def _given(limits: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: limit for name, limit in limits.items() if limit is not None}
 
 
 def short(value: Any) -> str:

@@ -29,7 +29,8 @@ class Run:
     and fingerprints of graph and weights. `frozen`: of the analysis, each with tensor, dim, reason, node and source.
     `grids`: group to (step, least width). `calibrated`: it goes by calibration data, and `curves` say what each width
     of each group costs. `evaluated`: there is an evaluate function. `form`: whether a module or its graph was searched.
-    `outline`: what stands beside the tensors; None in a folder of an older fxprune.
+    `outline`: what stands beside the tensors; None in a folder of an older fxprune. `inputs`: shapes and
+    types of the example inputs.
     """
 
     folder: Path
@@ -56,6 +57,7 @@ class Run:
     calibrated: bool = False
     evaluated: bool = True
     curves: dict[str, Curve] = field(default_factory=dict)
+    inputs: str = ""
 
     @property
     def accepted(self) -> int:
@@ -135,4 +137,5 @@ def _run(folder: Path, identity: dict[str, Any], details: dict[str, Any]) -> Run
         damage=tuple(journal.damage),
         journal=journal,
         form=identity.get("form", "graph"),
+        inputs=typed(str, identity["example_inputs"], "example_inputs"),
     )

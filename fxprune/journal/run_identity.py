@@ -26,8 +26,9 @@ from passes import cost
 log = logging.getLogger(__name__)
 
 FORMAT = 2
-# What may differ between a run and its continuation: who trains and where things lie, not what comes out.
-FREE = ("workers", "worker_retries", "candidate_time_limit", "ray", "netadapt_dir")
+# What may differ between a run and its continuation: who trains and where things lie, not what comes out. `input` is
+# how the example inputs are named, which stand in the identity themselves.
+FREE = ("workers", "worker_retries", "candidate_time_limit", "ray", "netadapt_dir", "input")
 
 
 def identity_of(problem: Problem) -> dict[str, Any]:

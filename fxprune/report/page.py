@@ -19,6 +19,7 @@ def page_of(run: Run) -> str:
         [
             element("h1", title),
             state(run),
+            element("p", f"Counted for inputs of {run.inputs}.", class_="note"),
             *(element("div", element("b", "Damaged: "), text, class_="alert") for text in run.damage),
             tiles(run),
             plots(run),

@@ -261,6 +261,7 @@ def run_facts(run: Run) -> Markup:
                 facts(
                     [
                         *run.model.items(),
+                        ("inputs that costs are counted for", run.inputs),
                         *((f"{name}, before", amount(value, name)) for name, value in run.totals.items()),
                     ]
                 ),

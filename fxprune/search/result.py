@@ -15,6 +15,7 @@ from fxprune.io.printed_text import printed
 from fxprune.journal.protocol import Journal
 from fxprune.journal.rebuilding import rebuild
 from fxprune.journal.records import Round
+from fxprune.problem.inputs import described
 from fxprune.problem.stock_widths import StockWidths, state_widths
 from fxprune.problem.wrappers import BARE, Wrapping, unwrapped
 from fxprune.resources.budgets import Budget
@@ -146,6 +147,7 @@ def summary(result: NetAdaptResult) -> str:
             f"  {name}: {amount(before, name)} -> {amount(after, name)} {unit_of(name)} ({after / before:.1%}), "
             f"budget {amount(budget.limit(before), name)}"
         )
+    lines.append(f"  counted for inputs of {described(result.example_inputs)}")
     if result.note:
         lines.append(f"  {result.note}")
     lines.append(f"  {what}: {result.baseline:.6g} -> {result.score:.6g}")

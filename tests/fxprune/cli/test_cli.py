@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +13,12 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
+import fxprune
+from fxprune import DLContext
 from fxprune.cli.analyze import analyze_model
+from fxprune.cli.inputs import example_inputs, first_batch, shapes_of
 from fxprune.cli.main import app
-from fxprune.cli.sources import default_shape, example_inputs, load_model
+from fxprune.cli.sources import load_model
 from fxprune.errors import SourceError
 
 OWN_MODEL = """
@@ -117,8 +122,61 @@ def test_inputs_have_the_shape_and_dtype_that_are_written() -> None:
     image, tokens = example_inputs(["2,3,5,7", "2,16:int64"])
     assert image.shape == (2, 3, 5, 7) and image.dtype == torch.float32
     assert tokens.shape == (2, 16) and tokens.dtype == torch.int64
-    assert default_shape("torchvision:r3d_18") == "1,3,16,224,224"
-    assert default_shape("torchvision:resnet18") == default_shape("own_model:small") == "1,3,224,224"
+    named = example_inputs(["input_ids=1,7:int64", "mask=1,7:bool"])
+    assert [(name, tuple(t.shape), t.dtype) for name, t in named.items()] == [
+        ("input_ids", (1, 7), torch.int64), ("mask", (1, 7), torch.bool),
+    ]  # fmt: skip
+
+
+def test_shapes_are_as_written_else_of_the_data_else_as_the_source_says() -> None:
+    batches = [(torch.zeros(5, 3, 11, 13), torch.zeros(5))]
+    assert shapes_of(["2,3"], "own_model:small", None, batches).texts == ("2,3",)
+    for found in (batches, (batches, batches), {"train": batches}, DLContext(batches), [batches[0][0]]):
+        assert shapes_of((), "own_model:small", None, found).texts == ("1,3,11,13",)
+    assert first_batch([{"ids": torch.zeros(4, 7, dtype=torch.int64), "labels": torch.zeros(4)}]) == ("ids=1,7:int64",)
+    assert first_batch((len, len)) is first_batch(None) is first_batch([]) is None
+    assert shapes_of((), "torchvision:r3d_18").texts == ("1,3,16,224,224",)
+    assert shapes_of((), "torchvision:resnet18").texts == ("1,3,224,224",)
+    with pytest.raises(SourceError, match="nothing says what the model takes.*--input 1,3,32,32"):
+        shapes_of((), "own_model:small")
+
+
+def test_a_model_may_be_a_call_or_stand_in_a_file(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "with_width.py").write_text(
+        "from torch import nn\ndef net(width, *, name='x'):\n"
+        "    return nn.Sequential(nn.Linear(3, width), nn.Linear(width, 2))\n"
+    )
+    for spec in ("sub/with_width.py:net(7)", "sub/with_width.py:net(width=7, name='a.b:c')"):
+        assert load_model(spec)[0].out_features == 7
+    assert isinstance(load_model("sub/with_width.py:net(4).1"), nn.Linear)
+    for spec, said in {
+        "sub/with_width.py:net": "missing a required argument: 'width'; write its arguments in parentheses",
+        "sub/with_width.py:net(os.getcwd())": "arguments are written as numbers",
+        "sub/nothing.py:net": "there is no such file",
+        "sub.py/x:net": "no module",
+        "own_model:small)(": "expected a name, or a call",
+    }.items():
+        with pytest.raises(SourceError, match=re.escape(said)):
+            load_model(spec)
+    sys.modules.pop("with_width", None)
+
+
+def test_version_json_and_names_at_80_columns(run, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    assert run("--version").output.strip() == f"fxprune {fxprune.__version__}"
+    found = json.loads(run("analyze", "own_model:small", "--input", "2,3,8,8", "--json").stdout)
+    assert found["inputs"] == ["2,3,8,8"] and [group["size"] for group in found["groups"]] == [6, 8]
+    monkeypatch.setenv("COLUMNS", "60")
+    name = "a_layer_with_a_name_of_some_length_that_must_stay_whole"
+    Path("own_model.py").write_text(
+        f"from torch import nn\ndef net(): return nn.ModuleDict({{}}) or nn.Sequential({name}=1)\n"
+        if False
+        else "from collections import OrderedDict as D\nfrom torch import nn\ndef net(): return nn.Sequential("
+        f"D({name}=nn.Linear(3, 4), last=nn.Linear(4, 2)))\n"
+    )
+    sys.modules.pop("own_model", None)
+    shown = run("analyze", "own_model:net", "--input", "2,3")
+    assert name in shown.output and "inputs: 2,3 (as given)" in shown.output
 
 
 def test_a_part_of_a_detector_needs_no_download() -> None:

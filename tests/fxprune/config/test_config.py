@@ -126,8 +126,8 @@ def test_names_of_layers_are_read_as_they_are_written(tmp_path: Path) -> None:
     """Layer 1.10 of nested Sequentials is not the number 1.1, and a layer `off` is not false."""
     text = "sparsity:\n  1.10: 0.5\n  1.1: 0.25\n  off: 0.0\n"
     assert NetAdaptConfig.from_yaml(written(tmp_path, text)).sparsity == {"1.10": 0.5, "1.1": 0.25, "off": 0.0}
-    merged = "sparsity: &table\n  a: 0.5\nray:\n  <<: *table\n  num_cpus: 2\n"
-    assert NetAdaptConfig.from_yaml(written(tmp_path, merged)).ray == {"a": 0.5, "num_cpus": 2}
+    merged = "ray:\n  <<: {num_gpus: 0.5}\n  num_cpus: 2\n"
+    assert NetAdaptConfig.from_yaml(written(tmp_path, merged)).ray == {"num_gpus": 0.5, "num_cpus": 2}
 
 
 def test_budget_excludes_budget_ratio(tmp_path: Path) -> None:

@@ -10,15 +10,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from fxprune.criteria.curves import Curve, curves
+from fxprune.criteria.curves import TRIED, Curve, curves
 from fxprune.journal.protocol import Journal
-from fxprune.problem.calibration import Calibration
+from fxprune.problem.calibration import Calibration, first_samples
 from fxprune.problem.search_problem import Problem
 from fxprune.training.candidate import seeded
 from fxprune.workers.repair import Repair
 from passes import Coupling, observe
 
 log = logging.getLogger(__name__)
+RUNS = 20_000  # samples that networks are run on to measure the curves, all together
 GRADIENTS = ("fisher", "taylor")  # the criteria that need them
 
 
@@ -56,7 +57,8 @@ def observed(
             statistics = observe(network, coupling, calibration.fitted, seed=problem.seed, gradients=gradients)
             log.info("observed %d samples; %.0f MB of sums", statistics.samples, statistics.size_bytes / 1e6)
             made = curves(
-                network, coupling, statistics, calibration.held, criterion=config.criterion,
+                network, coupling, statistics, first_samples(calibration.held, _judging(len(problem.grids))),
+                criterion=config.criterion,
                 groups=list(problem.grids), seed=problem.seed,
             )  # fmt: skip
         if journal is not None:
@@ -66,3 +68,8 @@ def observed(
         problem.seed,
     )  # fmt: skip
     return Observed(repair, made)
+
+
+def _judging(groups: int) -> int:
+    """How many held-out samples judge each measured width: fewer where there are many groups."""
+    return max(64, min(512, RUNS // max(1, groups * len(TRIED))))

@@ -18,14 +18,16 @@ from fxprune.io.tensors import named_tensors, put_tensors, tensors_of
 from fxprune.problem.calibration import Calibration, first_samples
 from fxprune.problem.inputs import graph_like
 from fxprune.training.repaired import Repaired, RepairedLayer
-from passes import Coupling, Group, Plan, PruneChannels, Statistics, compensate, couple, refine, repairs_of
+from passes import Coupling, Group, Plan, PruneChannels, Statistics, compensate, cost, couple, refine, repairs_of
 from passes.repair import SegmentRepair
 from passes.repair.batch_norms import reestimated, settled
 from passes.repair.compensation import copied_network
+from passes.statistics import Batch
 from passes.statistics.divergence import divergence, outputs_of
 
 log = logging.getLogger(__name__)
 NORM_SAMPLES = 1024  # norms of a candidate are estimated on so many
+ROOM_BYTES = 2 * 2**30  # of the values of all samples that a refinement holds
 
 
 @dataclass(eq=False)
@@ -118,12 +120,13 @@ class Repair:
 
         A module whose graph cannot be captured, or has other groups, stays as it is; the log says so.
         """
-        calibration = self.calibration
+        fitted = first_samples(self.calibration.fitted, self._room())
         chosen: dict[str, Any] = {
-            "held": calibration.held, "rounds": self.rounds, "seed": self.seed, "progress": progress,
+            "held": first_samples(self.calibration.held, max(32, self._room() // 4)), "rounds": self.rounds,
+            "seed": self.seed, "progress": progress,
         }  # fmt: skip
         if isinstance(self.dense, GraphModule) and isinstance(start, GraphModule):
-            return refine(start, plan, self.dense, calibration.fitted, **chosen).network
+            return refine(start, plan, self.dense, fitted, **chosen).network
         only = "the weights are compensated in closed form only: %s"
         try:
             gm, own = graph_like(self.dense, self.coupled, self.example_inputs)
@@ -141,13 +144,27 @@ class Repair:
             log.warning(only, "the graph names its tensors in another way")
             return start
         put_tensors(cut, {name: mine[name] for name, _ in named_tensors(cut)})
-        refined = refine(cut, same, gm, calibration.fitted, **chosen)
+        refined = refine(cut, same, gm, fitted, **chosen)
         made = copied_network(start)
         own_tensors = dict(named_tensors(made))
         with torch.no_grad():
             for name, tensor in named_tensors(refined.network):
                 own_tensors[name].copy_(tensor)
         return made
+
+    def _room(self) -> int:
+        """How many samples a refinement may hold the values of, between two of its segments."""
+        parameters = sum(t.numel() * t.element_size() for t in self.dense.parameters())
+        example = max(1, Batch(*_call(self.example_inputs)).size)
+        each = max(1.0, (float(cost(self.coupled).resource("memory")(None)) - parameters) / example)
+        return max(64, int(ROOM_BYTES / each))
+
+
+def _call(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Example inputs as the arguments of a call."""
+    if isinstance(example_inputs, dict):
+        return (), example_inputs
+    return (example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)), {}
 
 
 def _same(first: Group, second: Group) -> bool:

@@ -32,7 +32,7 @@ def emit_node(
     one that it lacks.
     """
     if node.op == "call_function":
-        function = _FUNCTIONS.get(node.target) if getattr(node.target, "__hash__", None) else None
+        function = EMITTED.get(node.target) if getattr(node.target, "__hash__", None) else None
         return NotImplemented if function is None else function(args, kwargs, emit)
     module = module_of(str(node.target)) if node.op == "call_module" else None
     if module is None or len(args) != 1 or kwargs:
@@ -40,12 +40,13 @@ def emit_node(
     return emit_layer(module, args[0], emit, lambda name: hollow(getattr(module, name)))
 
 
-def emit_layer(module: nn.Module, x: Any, emit: Emit, tensors: Tensors) -> Any:
-    """What a layer of torch gives for `x` in eval mode, its ATen calls made by `emit`; or NotImplemented.
+def emit_layer(module: nn.Module, x: Any, emit: Emit, tensors: Tensors, training: bool = False) -> Any:
+    """What a layer of torch gives for `x`, its ATen calls made by `emit`; or NotImplemented.
 
-    tensors: by name what stands on the meta device for a tensor of the layer, None for one that it lacks.
+    tensors: by name what stands on the meta device for a tensor of the layer, None for one that it lacks. training: in
+    that mode, whatever that of the layer.
     """
-    layer = _LAYERS.get(type(module))
+    layer = (_IN_TRAINING if training else _LAYERS).get(type(module))
     if layer is None or not _is_plain(x) or _changed(module):
         return NotImplemented
     return layer(module, x, emit, tensors)
@@ -54,11 +55,6 @@ def emit_layer(module: nn.Module, x: Any, emit: Emit, tensors: Tensors) -> Any:
 def is_emitted(module: nn.Module) -> bool:
     """Whether calls of `module` may be made by `emit_layer`."""
     return type(module) in _LAYERS
-
-
-def differs_in_training(module: nn.Module) -> bool:
-    """Whether a layer that may be emitted does something else in training mode."""
-    return isinstance(module, (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd))
 
 
 def _is_plain(value: Any) -> bool:
@@ -97,15 +93,25 @@ def _convolution(module: Any, x: torch.Tensor, emit: Emit, tensors: Tensors) -> 
     return emit(aten.convolution.default, x, tensors("weight"), tensors("bias"), *geometry)
 
 
-def _batch_norm(module: Any, x: torch.Tensor, emit: Emit, tensors: Tensors) -> Any:
+def _batch_norm(module: Any, x: torch.Tensor, emit: Emit, tensors: Tensors, training: bool = False) -> Any:
     mean, variance = tensors("running_mean"), tensors("running_var")
     if mean is None or variance is None or x.dim() not in _RANKS[type(module)]:
         return NotImplemented
     momentum = 0.0 if module.momentum is None else module.momentum
     return emit(
-        aten.native_batch_norm.default, x, tensors("weight"), tensors("bias"), mean, variance, False, momentum,
+        aten.native_batch_norm.default, x, tensors("weight"), tensors("bias"), mean, variance, training, momentum,
         module.eps,
     )[0]  # fmt: skip
+
+
+def _training_batch_norm(module: Any, x: torch.Tensor, emit: Emit, tensors: Tensors) -> Any:
+    count = tensors("num_batches_tracked")
+    if count is None or module.momentum is None or not module.track_running_stats or x.numel() <= x.shape[1]:
+        return NotImplemented
+    if tensors("running_mean") is None or x.dim() not in _RANKS[type(module)]:
+        return NotImplemented
+    emit(aten.add_.Tensor, count, 1)
+    return _batch_norm(module, x, emit, tensors, training=True)
 
 
 def _linear(module: Any, x: torch.Tensor, emit: Emit, tensors: Tensors) -> Any:
@@ -222,16 +228,24 @@ _LAYERS: dict[Any, Callable[..., Any]] = {
     nn.LeakyReLU: _activation("leaky_relu", "negative_slope"),
     nn.ELU: _activation("elu", "alpha"),
 }
+_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_IN_TRAINING = {kind: entry for kind, entry in _LAYERS.items() if kind not in _DROPOUTS} | dict.fromkeys(
+    _BATCH_NORMS, _training_batch_norm
+)
 _RANKS = {nn.BatchNorm1d: (2, 3), nn.BatchNorm2d: (4,), nn.BatchNorm3d: (5,)}
 # The methods that a call of a layer runs, as they were when torch was imported.
 _METHODS = {
     kind: [(name, getattr(kind, name)) for name in ("__call__", "forward", "_conv_forward") if hasattr(kind, name)]
     for kind in _LAYERS
 }
-_FUNCTIONS: dict[Any, Callable[..., Any]] = {
+EMITTED: dict[Any, Callable[..., Any]] = {
     operator.add: _elementwise(aten.add.Tensor),
     operator.iadd: _elementwise(aten.add_.Tensor, in_place=True),
     operator.mul: _elementwise(aten.mul.Tensor),
+    torch.Tensor.add: _elementwise(aten.add.Tensor),
+    torch.Tensor.add_: _elementwise(aten.add_.Tensor, in_place=True),
+    torch.Tensor.mul: _elementwise(aten.mul.Tensor),
     torch.add: _elementwise(aten.add.Tensor),
     torch.mul: _elementwise(aten.mul.Tensor),
     torch.relu: _rectified,

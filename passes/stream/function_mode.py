@@ -10,7 +10,10 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 
+from passes.graph.emitted_layers import EMITTED
+from passes.stream.inference import tensors_in
 from passes.stream.module_stream import ModuleInference
+from passes.stream.stream_copies import no_torch_dispatch
 
 aten = torch.ops.aten
 
@@ -26,6 +29,13 @@ class Functions(TorchFunctionMode):
         special = _SPECIAL.get(func)
         if special is not None:
             return special(self.mode, func, args, kwargs or {})
+        emit = self.mode.stack.emit
+        if emit is not None and func in EMITTED:
+            with no_torch_dispatch():
+                plain = all([tensor.is_meta for tensor in tensors_in(*args)])
+                result = EMITTED[func](args, kwargs or {}, emit) if plain else NotImplemented
+            if result is not NotImplemented:
+                return result
         try:
             return func(*args, **(kwargs or {}))
         except RuntimeError as error:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from passes.errors import PassError
-from passes.graph.emitted_layers import differs_in_training, emit_layer, is_emitted
+from passes.graph.emitted_layers import emit_layer, is_emitted
 from passes.graph.module_copies import OF_TORCH, PLAIN, Copies, Replace, copied_or_shared, modules_of, owned_tensors
 from passes.stream.head_attention import is_torchs_attention, with_heads
 
@@ -132,7 +132,6 @@ def _follow(module: nn.Module, path: str, stack: CallStack) -> None:
     """Have calls of `module` say when they begin and end; those of torch's layers are made without running them."""
     inner = type(module)._call_impl
     module.__dict__["_compiled_call_impl"] = None
-    apart = differs_in_training(module)
 
     def call(*args: Any, **kwargs: Any) -> Any:
         stack.enter(path)
@@ -143,12 +142,14 @@ def _follow(module: nn.Module, path: str, stack: CallStack) -> None:
 
     def call_layer(*args: Any, **kwargs: Any) -> Any:
         emit = stack.emit
-        if emit is None or len(args) != 1 or kwargs or (apart and module.training):
+        if emit is None or len(args) != 1 or kwargs:
             return call(*args, **kwargs)
         stack.enter(path)
+        result = NotImplemented
         try:
-            with _no_torch_function(), _no_torch_dispatch():
-                result = emit_layer(module, args[0], emit, module.__getattr__) if is_meta(args[0]) else NotImplemented
+            with _no_torch_function(), no_torch_dispatch():
+                if is_meta(args[0]):
+                    result = emit_layer(module, args[0], emit, module.__getattr__, module.training)
         finally:
             stack.leave()
         return call(*args, **kwargs) if result is NotImplemented else result
@@ -162,4 +163,4 @@ def is_meta(value: Any) -> bool:
 
 
 # Inside, no mode sees what is called.
-_no_torch_function, _no_torch_dispatch = torch._C.DisableTorchFunction, torch._C._DisableTorchDispatch
+_no_torch_function, no_torch_dispatch = torch._C.DisableTorchFunction, torch._C._DisableTorchDispatch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -11,14 +12,18 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 
+from passes.analysis.tape import once_each
+from passes.axes.expressions import Axis, Constant, Product, Sum, Variable
 from passes.ops import Record, Value, spelled, traits_of
 from passes.ops import constant_indices as numbers
 from passes.ops.picked_positions import Picked, picked, renumbered
+from passes.stream.inference import ATTRIBUTE
 from passes.stream.module_stream import Watching
 from passes.stream.restated_calls import Position
 from passes.transform.slicing import Slicing
 
 aten = torch.ops.aten
+_ANY = sys.maxsize  # a length that inputs may give
 _SKIPPED = 9  # how many calls a cut module may leave out in one place
 
 
@@ -50,6 +55,8 @@ class Differs(Exception):
 # A chunk whose halves differ in size is called as a split into stated sizes.
 _SPLITS = frozenset({aten.split.Tensor, aten.split_with_sizes.default})
 VIEWS = frozenset({aten.view.default, aten._unsafe_view.default, aten._reshape_alias.default, aten.alias.default})
+COPIES = frozenset({aten.clone.default, aten.alias.default})  # whether reshape copies is a matter of strides
+CUTS = frozenset({aten.slice.Tensor, aten.select.int, aten.narrow.default, aten.split_with_sizes.default})
 _MOVES = VIEWS | {
     aten.clone.default, aten.expand.default, aten.unsqueeze.default, aten.squeeze.dim, aten.slice.Tensor,
     aten.permute.default,
@@ -173,6 +180,79 @@ class Following(Watching):
 
     def _differ(self, text: str, is_number: bool = False) -> NoReturn:
         raise Differs(Failure(self.place, text, self.stack.paths[-1], self.source(), is_number))
+
+
+class AtOtherSizes(Following):
+    """Compares the calls of a cut module on inputs that are larger than those which the tape was recorded on.
+
+    It has to make the same calls, with the same tensors of the module, and to cut these at the same positions. Axes of
+    units are as long as promised, and so is all that no data of the inputs enters; other axes of constants may be
+    longer. Where an axis is made of units and of constants, no run tells anything: ValueError.
+    """
+
+    def __init__(self, promised: Promised) -> None:
+        super().__init__(promised, False)
+        exact = once_each(lambda axis: (self.slicing.size(axis), self.slicing.size(axis)))
+        data = once_each(lambda axis: exact(axis) if _has_units(axis) else (axis.size, _ANY))
+        self._lengths: list[list[tuple[tuple[int, int], ...]]] = []
+        for record in self.tape:
+            static = record.inputs and not any([value.from_inputs for value in record.inputs])
+            limits = exact if static else data
+            self._lengths.append([tuple(map(limits, value.axes)) for value in record.outputs])
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all calls of the tape were made."""
+        return all(record.func in COPIES for record in self.tape[self.place :])
+
+    def _same_call(self, func: Any, got: Shapes) -> Record | None:
+        if func in COPIES:
+            return None
+        while self.place < len(self.tape) and self.tape[self.place].func in COPIES:
+            self.place += 1
+        record = self.tape[self.place] if self.place < len(self.tape) else None
+        if record is None or not _alike(record.func, func) or not _fit(self._lengths[self.place], got):
+            self._differ("another call is made at another size of the inputs")
+        return record
+
+    def _compare_positions(self, record, func, args, kwargs, operands) -> None:
+        super()._compare_positions(record, func, args, kwargs, operands)
+        known = [getattr(tensor, ATTRIBUTE, None) for tensor in operands]
+        own = tuple([v.label if v is not None and v.parameters == {v.label} else "" for v in known])
+        if own != owned(record.inputs) or cut_at(record.func, record.inputs, record.template[0]) != (
+            cut_at(record.func, record.inputs, args)
+        ):
+            self._differ("a call takes something else at another size of the inputs")
+
+
+def owned(values: Sequence[Value]) -> tuple[str, ...]:
+    """The names of the operands that belong to the module; of others there are none."""
+    return tuple([value.label if value.parameters == {value.label} else "" for value in values])
+
+
+def cut_at(func: Any, operands: Sequence[Value], args: tuple) -> tuple[str, ...]:
+    """Where a call cuts what is made of the module's tensors alone."""
+    static = func in CUTS and bool(operands) and all(value.parameters for value in operands)
+    return tuple(map(str, args[1:])) if static else ()
+
+
+def _has_units(axis: Axis) -> bool:
+    """Whether an axis is made of variables, and not of constants. Raises ValueError where it is made of both."""
+    if isinstance(axis, (Variable, Constant)):
+        return isinstance(axis, Variable)
+    parts = axis.terms if isinstance(axis, Sum) else axis.factors if isinstance(axis, Product) else (axis.variable,)
+    found = {_has_units(part) for part in parts}
+    if len(found) > 1:
+        raise ValueError("its length depends on units and on constants")
+    return found == {True}
+
+
+def _fit(lengths: Sequence[tuple[tuple[int, int], ...]], got: Shapes) -> bool:
+    """Whether every size lies between the least and the most that it may be."""
+    if list(map(len, lengths)) != list(map(len, got)):
+        return False
+    pairs = [pair for known, shape in zip(lengths, got, strict=True) for pair in zip(known, shape, strict=True)]
+    return all([least <= size <= most for (least, most), size in pairs])
 
 
 def _equal(old: Any, new: Any) -> bool:

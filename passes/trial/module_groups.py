@@ -6,8 +6,9 @@ import hashlib
 import warnings
 import weakref
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,7 @@ from passes.trial.other_runs import (
     look_at_other_branches,
     look_at_other_sizes,
     look_at_other_values,
+    other_sizes,
 )
 
 _TURNS = 4  # of trials at all widths, until nothing has to be corrected
@@ -52,26 +54,30 @@ def couple_module(module: nn.Module, example_inputs: Any) -> Coupling:
     look_at_other_branches(inferred, arguments)
     if inferred.real:
         look_at_other_values(inferred, arguments)
-    else:
-        look_at_other_sizes(inferred, arguments)
     look_at_other_arguments(module, inferred, arguments)
     look_at_later_calls(inferred, arguments)
     trainable = frozenset(name for name, _ in parameters_of(module))
     structure, unused = _reach_the_rest(inferred, arguments, trainable)
     inferred.specialised += left_behind(module)
-    for sentence in inferred.specialised:
-        warnings.warn(f"{type(module).__name__}: {sentence}", SpecialisedWarning, stacklevel=3)
-    changes, digest = Changes(), module_fingerprint(module)
+    changes, digest, sizes_known = Changes(), module_fingerprint(module), inferred.real
     while True:
         if unused:
             _freeze(inferred, unused)
             structure = Structure.of(inferred)
         coupling = _coupling(structure, inferred, digest, described(arguments), trainable)
-        changes, refused = _tried(module, coupling, inferred, arguments, changes.resolved(inferred.space.resolve))
-        if not refused:
-            break
-        _freeze(inferred, refused)
+        trials = cache(partial(_trials, module, coupling, inferred, arguments))
+        is_stated = (
+            sizes_known or _runs_at_other_sizes(trials(0), arguments) or not look_at_other_sizes(inferred, arguments)
+        )
+        sizes_known = True
+        if is_stated:
+            changes, refused = _tried(trials, changes.resolved(inferred.space.resolve))
+            if not refused:
+                break
+            _freeze(inferred, refused)
         structure, unused = _unused(inferred, trainable)
+    for sentence in inferred.specialised:
+        warnings.warn(f"{type(module).__name__}: {sentence}", SpecialisedWarning, stacklevel=3)
     assert coupling.module is not None, "it was made for a module"
     coupling.module = replace(coupling.module, edits=changes.edits, literals=changes.literals)
     remember_module(module, coupling)
@@ -139,38 +145,51 @@ def _as_used(names: list[str], records: Sequence[Record]) -> list[str]:
     return sorted(names, key=lambda name: met.get(name.rpartition(".")[0], len(met)))
 
 
-def _tried(
-    module: nn.Module, coupling: Coupling, inferred: ModuleInferred, arguments: Arguments, changes: Changes
-) -> tuple[Changes, Frozen]:
+def _trials(
+    module: nn.Module, coupling: Coupling, inferred: ModuleInferred, arguments: Arguments, shift: int
+) -> list[Trial]:
+    """A trial of each run with every group reduced at once; `shift` says to which widths."""
+    if not coupling.variables:
+        return []
+    kind, slicing = RealTrial if inferred.real else Trial, Slicing(coupling, _masks(coupling, shift))
+    return [
+        kind(module, inferred.run, coupling, run.arguments, slicing, run.records, run.training, run.turned)
+        for run in (Beside(inferred.records, arguments, False), *inferred.runs_beside)
+    ]
+
+
+def _runs_at_other_sizes(trials: Sequence[Trial], arguments: Arguments) -> bool:
+    """Whether the cut module makes the same calls on inputs of other sizes: neither the cut nor these change any."""
+    resized = next(other_sizes(arguments), None)
+    return bool(trials) and resized is not None and trials[0].runs_at(_unread(trials[0], Changes()), resized)
+
+
+def _tried(trials_at: Callable[[int], list[Trial]], changes: Changes) -> tuple[Changes, Frozen]:
     """What follows in the module when every group is reduced at once; or the axes that cannot, with reasons.
 
     A second trial with other widths follows where something was found: two groups of one size may have had one width.
     What it corrects is tried at the first widths again. changes: what was found before some axes were frozen.
     """
-    trials: list[Trial] = []
-    kind = RealTrial if inferred.real else Trial
-    for shift in (0, 1) if coupling.variables else ():
-        slicing, before_these = Slicing(coupling, _masks(coupling, shift)), len(trials)
-        for run in (Beside(inferred.records, arguments, False), *inferred.runs_beside):
-            trials.append(
-                kind(module, inferred.run, coupling, run.arguments, slicing, run.records, run.training, run.turned)
-            )
-        if not shift and not changes:
-            unread = _unread(trials[0], changes)
-            if all(trial.run(unread) is None for trial in trials):
-                return unread, []
-        for trial in trials[before_these:]:
+    trials = trials_at(0)
+    if not trials:
+        return changes, []
+    if not changes:
+        unread = _unread(trials[0], changes)
+        if all(trial.run(unread) is None for trial in trials):
+            return unread, []
+    for more in map(trials_at, (0, 1)):
+        for trial in more:
             changes, failure = changes_that_follow(trial, changes)
             if failure is not None:
                 return changes, _refused(trial, failure)
-    if trials:
-        unread = _unread(trials[0], changes)
-        at_root = Changes(tuple(edit for edit in unread.edits if not edit.path))
-        for more in (changes + unread, changes + at_root):
-            if all(trial.run(more) is None for trial in trials):
-                changes = more
-                break
-    for turn in range(_TURNS if trials else 0):
+    trials = [*trials, *trials_at(1)]
+    unread = _unread(trials[0], changes)
+    at_root = Changes(tuple(edit for edit in unread.edits if not edit.path))
+    for further in (changes + unread, changes + at_root):
+        if all(trial.run(further) is None for trial in trials):
+            changes = further
+            break
+    for turn in range(_TURNS):
         before = changes
         for trial in trials:
             changes, failure = changes_that_follow(trial, changes)

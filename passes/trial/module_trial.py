@@ -39,7 +39,7 @@ from passes.stream.restated_calls import SIZES, Position
 from passes.transform.module_sizes import fit
 from passes.transform.size_attributes import Key, Sizes, axes_elsewhere, edits_elsewhere, integers_of
 from passes.transform.slicing import Slicing
-from passes.trial.following import Differs, Failure, Following, Promised, positions_of
+from passes.trial.following import AtOtherSizes, Differs, Failure, Following, Promised, positions_of
 from passes.trial.stated_sizes import edits_of_sources, state_sources
 
 _MOST_TRIES = 45  # of edits at one failure
@@ -100,16 +100,29 @@ class Trial:
             self._known[changes] = self._run(changes)
         return self._known[changes]
 
-    def _run(self, changes: Changes) -> Failure | None:
-        mode = Following(self.promised, self.real)
-        functions = LastCall(mode)
+    def runs_at(self, changes: Changes, resized: Arguments) -> bool:
+        """Whether the cut module makes the same calls on inputs of other sizes too: then both are tried in one run."""
+        try:
+            mode = AtOtherSizes(self.promised)
+            self._called(mode, resized, changes, LastCall(mode))
+        except Exception:  # one of the two cannot be; which, other runs tell
+            return False
+        if mode.is_done:
+            self._known[changes] = None
+        return mode.is_done
 
+    def _called(self, mode: Watching, arguments: Arguments, changes: Changes, functions: LastCall) -> None:
         def prepare(copied: nn.Module) -> None:
             fit(copied, self.slicing, changes.edits, changes.literals)
 
+        with self.settings():
+            self.copy.again(mode, arguments, self.training, functions, self.data, prepare, self.turned)
+
+    def _run(self, changes: Changes) -> Failure | None:
+        mode = Following(self.promised, self.real)
+        functions = LastCall(mode)
         try:
-            with self.settings():
-                self.copy.again(mode, self.arguments, self.training, functions, self.data, prepare, self.turned)
+            self._called(mode, self.arguments, changes, functions)
         except Differs as difference:
             return replace(difference.failure, numbers=functions.numbers())
         except Exception as error:  # whatever the user's program raises on a smaller size

@@ -13,31 +13,34 @@ from typing import Any
 import torch
 from torch import nn
 
-from passes.axes.expressions import Reason
+from passes.axes.expressions import Axis, Reason
 from passes.equality.draws import draws, extremes
 from passes.graph.left_behind import Plain, counts, set_state
 from passes.ops import Record, Value, spelled
 from passes.stream.call_arguments import CHANGED, Arguments, replaced, tensors_of
 from passes.stream.module_run import ModuleInferred, ModuleRun
 from passes.stream.module_stream import Watching, input_on_meta
-from passes.trial.following import VIEWS
+from passes.trial.following import COPIES, VIEWS, cut_at, owned
 
 aten = torch.ops.aten
-_CUTS = frozenset({aten.slice.Tensor, aten.select.int, aten.narrow.default, aten.split_with_sizes.default})
-_COPIES = frozenset({aten.clone.default, aten.alias.default})  # whether reshape copies is a matter of strides
 _MOST_CONDITIONS = 8
 _OTHER_VALUES = 3  # seeds of other values, where a program asks for values
 
 
-def look_at_other_sizes(inferred: ModuleInferred, arguments: Arguments) -> None:
-    """Run the module with other sizes of its inputs; where it calls other operators, note what these state as well."""
-    for resized in _resized(arguments):
+def look_at_other_sizes(inferred: ModuleInferred, arguments: Arguments) -> bool:
+    """Run the module with other sizes of its inputs; whether that said something which the example did not.
+
+    Where it calls other operators, what these state holds as well.
+    """
+    for resized in other_sizes(arguments):
         found = _calls_at(inferred.run, resized)
         if found is None:
             continue
-        if not _freeze_moving(inferred, found, "the size of the inputs") and not inferred.run_beside(resized):
+        moving = _moving(inferred, found, "the size of the inputs")
+        if moving is None and not inferred.run_beside(resized):
             inferred.specialised.append("its program calls other operators at other sizes of the inputs")
-        return
+        return moving is None or bool(_frozen(inferred, moving))
+    return False
 
 
 def look_at_other_arguments(module: nn.Module, inferred: ModuleInferred, arguments: Arguments) -> None:
@@ -47,7 +50,7 @@ def look_at_other_arguments(module: nn.Module, inferred: ModuleInferred, argumen
     """
     for name, value, known, others in _changed_arguments(module, arguments):
         found = None if inferred.real else _calls_at(inferred.run, _on_meta(others))
-        if found is None or not _freeze_moving(inferred, found, f"its argument {name}"):
+        if not _are_alike(inferred, found, f"its argument {name}"):
             inferred.specialised.append(f"its argument {name} is {value!r}, {known}")
     left_out = _left_out(module, arguments)
     if left_out:
@@ -58,7 +61,7 @@ def look_at_later_calls(inferred: ModuleInferred, arguments: Arguments) -> None:
     """Run the module with each attribute that forward changes at a later value; name those that it branches on."""
     for name, value in inferred.counted.items():
         found = None if inferred.real else _calls_at(inferred.run, _on_meta(arguments), {name: value})
-        if found is None or not _freeze_moving(inferred, found, f"the attribute {name}"):
+        if not _are_alike(inferred, found, f"the attribute {name}"):
             inferred.specialised.append(counts(name))
 
 
@@ -97,20 +100,33 @@ def _on_meta(arguments: Arguments) -> Arguments:
     return replaced(arguments, {id(t): input_on_meta(t) for t in tensors_of(arguments)})
 
 
-def _freeze_moving(inferred: ModuleInferred, found: Sequence[Any], with_what: str) -> bool:
-    """Whether a run made the calls of the tape, with the same tensors of the module, and as many others.
+def _moving(inferred: ModuleInferred, found: Sequence[Any], with_what: str) -> list[tuple[Axis, Reason]] | None:
+    """The axes of parameters of which an input uses as many positions as it is long, and why they keep all of them.
 
-    Parameters of which an input uses as many positions as it is long keep all of them then.
+    None where a run did not make the calls of the tape, with the same tensors of the module, and as many others.
     """
-    known = _calls(inferred.records)
+    known = [(r, _call(r.func, r.inputs, r.template[0])) for r in inferred.records if r.func not in COPIES]
     if [call[:2] for call in found] != [call[:2] for _, call in known]:
-        return False
-    for (record, before), call in zip(known, found, strict=True):
-        if call != before:
-            text = f"it is cut at a position that moves with {with_what}"
-            reason = Reason(text, record.node, spelled(record.func))
-            inferred.space.freeze(record.inputs[0].axes[_dimension(record)], reason)
-    return True
+        return None
+    text = f"it is cut at a position that moves with {with_what}"
+    return [
+        (record.inputs[0].axes[_dimension(record)], Reason(text, record.node, spelled(record.func)))
+        for (record, before), call in zip(known, found, strict=True)
+        if call != before
+    ]
+
+
+def _frozen(inferred: ModuleInferred, axes: list[tuple[Axis, Reason]]) -> list[tuple[Axis, Reason]]:
+    for axis, reason in axes:
+        inferred.space.freeze(axis, reason)
+    return axes
+
+
+def _are_alike(inferred: ModuleInferred, found: Sequence[Any] | None, with_what: str) -> bool:
+    """Whether a run made the calls of the tape; parameters that it cuts elsewhere keep all positions then."""
+    moving = None if found is None else _moving(inferred, found, with_what)
+    _frozen(inferred, moving or [])
+    return moving is not None
 
 
 def _dimension(record: Record) -> int:
@@ -157,7 +173,7 @@ class _Calls(Watching):
     def watch(self, func, args, kwargs, operands, outputs) -> None:
         before = [self.value(tensor) for tensor in operands]
         static = bool(before) and all(value.parameters for value in before)
-        if func not in _COPIES:
+        if func not in COPIES:
             self.calls.append(_call(func, before, args))
         names = frozenset().union(*(value.parameters for value in before)) if static else frozenset()
         for tensor in outputs:
@@ -165,21 +181,9 @@ class _Calls(Watching):
                 self.attach(tensor, Value("", (), names))
 
 
-def _calls(records: Sequence[Record]) -> list[tuple[Record, Any]]:
-    """The calls of the tape, as `_Calls` keeps them."""
-    return [(r, _call(r.func, r.inputs, r.template[0])) for r in records if r.func not in _COPIES]
-
-
 def _call(func: Any, operands: Sequence[Value], args: tuple) -> Any:
     """What is compared of a call: its operator, the module's tensors among its operands, where it cuts these."""
-    static = bool(operands) and all(value.parameters for value in operands)
-    cut = tuple(map(str, args[1:])) if static and func in _CUTS else ()
-    return aten.view.default if func in VIEWS else func, _operands(operands), cut
-
-
-def _operands(values: Sequence[Value]) -> tuple[str, ...]:
-    """The names of the operands that belong to the module; of others there are none."""
-    return tuple(value.label if value.parameters == {value.label} else "" for value in values)
+    return aten.view.default if func in VIEWS else func, owned(operands), cut_at(func, operands, args)
 
 
 def _calls_at(run: ModuleRun, arguments: Arguments, state: Mapping[str, Plain] | None = None) -> list[Any] | None:
@@ -192,7 +196,7 @@ def _calls_at(run: ModuleRun, arguments: Arguments, state: Mapping[str, Plain] |
     return mode.calls
 
 
-def _resized(arguments: Arguments) -> Iterator[Arguments]:
+def other_sizes(arguments: Arguments) -> Iterator[Arguments]:
     """The arguments, on the meta device, with every size that is likely free another; then with the batch alone."""
     tensors = list({id(t): t for t in tensors_of(arguments)}.values())
     shaped = [t for t in tensors if t.dim()]

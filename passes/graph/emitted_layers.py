@@ -69,7 +69,8 @@ def _changed(module: nn.Module) -> bool:
         return True
     if hooks._global_forward_pre_hooks or hooks._global_forward_hooks:
         return True
-    return any(getattr(type(module), name) is not method for name, method in _METHODS[type(module)])
+    kind = type(module)
+    return any([getattr(kind, name) is not method for name, method in _METHODS[kind]])
 
 
 @cache

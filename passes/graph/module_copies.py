@@ -162,12 +162,12 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     attributes.pop(_COMPILED, None)
     for name in [name for name, value in attributes.items() if type(value) not in PLAIN]:
         value = attributes[name]
-        if name == "_modules":
+        if type(value) in _EMPTIED and not value:
+            value = type(value)()
+        elif name == "_modules":
             value = {key: None if child is None else _copied(child, memo) for key, child in value.items()}
         elif name in ("_parameters", "_buffers"):
             value = {key: None if tensor is None else memo[id(tensor)] for key, tensor in value.items()}
-        elif type(value) in _EMPTIED and not value:
-            value = type(value)()
         elif name == "_non_persistent_buffers_set":
             value = value.copy()
         elif not (type(value) is tuple and PLAIN.issuperset(map(type, value))):
@@ -206,7 +206,8 @@ def _copies_as_module(kind: type[nn.Module]) -> bool:
 
 def like(tensor: torch.Tensor, data: torch.Tensor) -> torch.Tensor:
     """`data` as a parameter where `tensor` is one, with its `requires_grad`."""
-    if type(tensor) is nn.Parameter or isinstance(tensor, nn.Parameter):  # the latter runs Python
+    kind = type(tensor)
+    if kind is nn.Parameter or (kind is not torch.Tensor and isinstance(tensor, nn.Parameter)):  # which runs Python
         differentiable = data.is_floating_point() or data.is_complex()
         return nn.Parameter(data, requires_grad=tensor.requires_grad and differentiable)
     return data

@@ -95,7 +95,7 @@ class State:
     """What the modules below `root` keep in their attributes, to be put back before each run of them."""
 
     def __init__(self, root: nn.Module) -> None:
-        modules = list(root.modules())
+        modules = list(dict.fromkeys(modules_of(root).values()))
         self._kept = [(held, dict(held)) for module in modules for held in (module.__dict__, *_registered(module))]
         self._mutable = [
             (module.__dict__, name, value)

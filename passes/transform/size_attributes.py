@@ -145,20 +145,28 @@ def edits_of_unread(
     shared.
     """
     taken = {(edit.path, edit.attribute) for edit in known}
+    below: dict[str, list[tuple[int, Axis]]] = {}  # by path the axes there, and how many modules deeper they are
+    for name, axes in tensors.items():
+        for depth, path in enumerate(_around(name)):
+            below.setdefault(path, []).extend((depth, axis) for axis in axes)
     found = []
     for path, module in modules_of(root).items():
-        keys = [(key, number) for key, number in integers_of(module) if len(key) == 1 and number > 1]
-        keys = [(key, number) for key, number in keys if (path, key) not in taken]
-        prefix = f"{path}." if path else ""
-        below = tensors.items() if keys else ()
-        own = [(name.count(".", len(prefix)), axes) for name, axes in below if name.startswith(prefix)]
-        for key, number in keys:
-            near = [(depth, axis) for depth, axes in own for axis in axes if axis.size == number]
+        for key, number in integers_of(module):
+            if len(key) > 1 or number < 2 or (path, key) in taken:
+                continue
+            near = [(depth, axis) for depth, axis in below.get(path, ()) if axis.size == number]
             least = min((depth for depth, _ in near), default=0)
             nearest = list(dict.fromkeys(axis for depth, axis in near if depth == least))
             if len(nearest) == 1 and narrowed(nearest):
                 found.append(Edit(path, key, (nearest[0],)))
     return found
+
+
+def _around(name: str) -> Iterator[str]:
+    """The paths of the modules around a tensor, the nearest first."""
+    while name:
+        name = name.rpartition(".")[0]
+        yield name
 
 
 def axes_elsewhere(

@@ -27,7 +27,6 @@ from passes.graph.module_copies import modules_of, parameters_of
 from passes.ops import Record
 from passes.stream.call_arguments import Arguments, bound, described, tensors_of
 from passes.stream.module_run import Beside, ModuleInferred, infer_module
-from passes.transform.size_attributes import edits_of_unread
 from passes.transform.slicing import Slicing
 from passes.trial.following import Failure
 from passes.trial.module_trial import Changes, RealTrial, Trial, changes_that_follow, refused_axes
@@ -161,7 +160,7 @@ def _trials(
 def _runs_at_other_sizes(trials: Sequence[Trial], arguments: Arguments) -> bool:
     """Whether the cut module makes the same calls on inputs of other sizes: neither the cut nor these change any."""
     resized = next(other_sizes(arguments), None)
-    return bool(trials) and resized is not None and trials[0].runs_at(_unread(trials[0], Changes()), resized)
+    return bool(trials) and resized is not None and trials[0].runs_at(trials[0].unread(Changes()), resized)
 
 
 def _tried(trials_at: Callable[[int], list[Trial]], changes: Changes) -> tuple[Changes, Frozen]:
@@ -174,7 +173,7 @@ def _tried(trials_at: Callable[[int], list[Trial]], changes: Changes) -> tuple[C
     if not trials:
         return changes, []
     if not changes:
-        unread = _unread(trials[0], changes)
+        unread = trials[0].unread(changes)
         if all(trial.run(unread) is None for trial in trials):
             return unread, []
     for more in map(trials_at, (0, 1)):
@@ -183,7 +182,7 @@ def _tried(trials_at: Callable[[int], list[Trial]], changes: Changes) -> tuple[C
             if failure is not None:
                 return changes, _refused(trial, failure)
     trials = [*trials, *trials_at(1)]
-    unread = _unread(trials[0], changes)
+    unread = trials[0].unread(changes)
     at_root = Changes(tuple(edit for edit in unread.edits if not edit.path))
     for further in (changes + unread, changes + at_root):
         if all(trial.run(further) is None for trial in trials):
@@ -199,12 +198,6 @@ def _tried(trials_at: Callable[[int], list[Trial]], changes: Changes) -> tuple[C
         if changes == before:
             break
     return changes, []
-
-
-def _unread(trial: Trial, known: Changes) -> Changes:
-    """Edits of integers that a run need not read."""
-    tensors = trial.coupling.structure.tensors
-    return Changes(tuple(edits_of_unread(trial.module, tensors, known.edits, trial.slicing.narrowed)))
 
 
 def _refused(trial: Trial, failure: Failure) -> Frozen:
@@ -232,7 +225,8 @@ def module_fingerprint(module: nn.Module) -> str:
 
     Other tensors are left out: those that a module keeps of its last call change their shapes from call to call.
     """
-    lines = [f"{path}|{type(part).__module__}.{type(part).__qualname__}" for path, part in modules_of(module).items()]
+    modules = modules_of(module)
+    lines = [f"{path}|{type(part).__module__}.{type(part).__qualname__}" for path, part in modules.items()]
     lines += [f"{name}|{list(tensor.shape)}" for name, tensor in parameters_of(module)]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]
 

@@ -37,7 +37,7 @@ from passes.stream.module_run import ModuleRun
 from passes.stream.module_stream import Watching
 from passes.stream.restated_calls import SIZES, Position
 from passes.transform.module_sizes import fit
-from passes.transform.size_attributes import Key, Sizes, axes_elsewhere, edits_elsewhere, integers_of
+from passes.transform.size_attributes import Key, Sizes, axes_elsewhere, edits_elsewhere, edits_of_unread, integers_of
 from passes.transform.slicing import Slicing
 from passes.trial.following import AtOtherSizes, Differs, Failure, Following, Promised, positions_of
 from passes.trial.stated_sizes import edits_of_sources, state_sources
@@ -93,6 +93,7 @@ class Trial:
     turned: str = ""
     real: ClassVar[bool] = False
     _known: dict[Changes, Failure | None] = field(default_factory=dict)
+    _unread: dict[Changes, Changes] = field(default_factory=dict)
 
     def run(self, changes: Changes) -> Failure | None:
         """Run the cut module; None where every call gives what its axes promise."""
@@ -132,6 +133,13 @@ class Trial:
         if mode.place < len(self.tape):
             return Failure(mode.place, "fewer operators are called than before", "", "")
         return None
+
+    def unread(self, known: Changes) -> Changes:
+        """Edits of integers that a run need not read."""
+        if known not in self._unread:
+            tensors, narrowed = self.coupling.structure.tensors, self.slicing.narrowed
+            self._unread[known] = Changes(tuple(edits_of_unread(self.module, tensors, known.edits, narrowed)))
+        return self._unread[known]
 
     @cached_property
     def promised(self) -> Promised:

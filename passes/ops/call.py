@@ -153,8 +153,9 @@ class Call:
 
     def fixed(self, output: int = 0) -> list[Axis]:
         """Axes of output number `output` as constants of this call: positions that no unit of the inputs maps to."""
-        reason = self._reason("its positions are computed here")
-        return [Constant(int(size), reason) for size in self.outputs[output].shape]
+        shape = self.outputs[output].shape
+        reason = self._reason("its positions are computed here") if any(shape) else None
+        return [Constant(int(size), reason) for size in shape]
 
     def fresh(self, size: int) -> Axis:
         """A new variable: `size` alike units that this operator makes."""

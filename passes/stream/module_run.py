@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from passes.axes.expressions import Axis, Constant, Reason
 from passes.errors import PassError
 from passes.graph.left_behind import Plain, counted_between, plain_state
-from passes.graph.module_copies import Replace, like, owned_tensors
+from passes.graph.module_copies import Replace, like, modules_of, owned_tensors
 from passes.ops import Record, Value
 from passes.ops import constant_indices as numbers
 from passes.process.source_lines import said
@@ -113,11 +113,13 @@ class ModuleRun:
             self._held.append((name, made, made.data))
             return made
 
-        self.copy, copies = stream_copy(module, stand_in, self._opaque, mode.stack)
-        self.copy.eval()
+        scripted = scripted_modules(module)
+        self.copy, copies = stream_copy(module, scripted, stand_in, self._opaque, mode.stack)
+        if any(part.training for part in modules_of(self.copy).values()):
+            self.copy.eval()
         self.names = copies.names
         self._state = State(self.copy)
-        for name, tensor in _scripted_tensors(module).items():
+        for name, tensor in _tensors_of(scripted):
             reason = Reason("it belongs to a scripted module, whose code cannot be changed", name)
             self.tensors[name] = tuple(Constant(int(s), reason) for s in tensor.shape)
             self.names[name] = name
@@ -220,12 +222,10 @@ def run_scripted(
     return result, list(tensors_of(result)), counter.get_total_flops() // 2
 
 
-def _scripted_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
-    return {
-        f"{path}.{name}": tensor
-        for path, scripted in scripted_modules(module).items()
-        for name, tensor in owned_tensors(scripted)
-    }
+def _tensors_of(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, torch.Tensor]]:
+    for path, module in modules.items():
+        for name, tensor in owned_tensors(module):
+            yield f"{path}.{name}", tensor
 
 
 def turning(line: str) -> AbstractContextManager[Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
@@ -70,14 +70,14 @@ def scripted_modules(root: nn.Module) -> dict[str, nn.Module]:
 
 
 def stream_copy(
-    root: nn.Module, replace: Replace, run: Callable[..., Any], stack: CallStack
+    root: nn.Module, scripted: Mapping[str, nn.Module], replace: Replace, run: Callable[..., Any], stack: CallStack
 ) -> tuple[nn.Module, Copies]:
     """A copy of `root` with each tensor replaced, whose modules say in `stack` when they run.
 
-    run: called with (path, module, args, kwargs) in place of a scripted module. Attention of torch's class takes the
-    form of `HeadAttention`.
+    scripted: the scripted modules by path; `run` is called with (path, module, args, kwargs) in place of one.
+    Attention of torch's class takes the form of `HeadAttention`.
     """
-    opaque = {id(module): Opaque(module, path, run) for path, module in scripted_modules(root).items()}
+    opaque = {id(module): Opaque(module, path, run) for path, module in scripted.items()}
     copies = Copies(root, replace, opaque)
     copied = copies.module(root)
     for path, module in modules_of(copied).items():

@@ -91,31 +91,36 @@ def stream_copy(
     return copied, copies
 
 
+_Attributes = list[tuple[dict[str, Any], str, Any]]
+
+
 class State:
     """What the modules below `root` keep in their attributes, to be put back before each run of them."""
 
     def __init__(self, root: nn.Module) -> None:
         modules = list(dict.fromkeys(modules_of(root).values()))
         self._kept = [(held, dict(held)) for module in modules for held in (module.__dict__, *_registered(module))]
-        self._mutable = [
+        mutable = [
             (module.__dict__, name, value)
             for module in modules
             for name, value in module.__dict__.items()
             if type(value) not in PLAIN and name not in OF_TORCH and _may_change(value)
         ]
-        self._memo: dict[int, Any] = {}
-        if self._mutable:
-            tensors = [tensor for _, tensor in owned_tensors(root)]
-            self._memo = {id(item): item for item in (*modules, *tensors)}
+        stay = (*modules, *(tensor for _, tensor in owned_tensors(root))) if mutable else ()
+        self._memo: dict[int, Any] = {id(item): item for item in stay}
+        self._mutable = self._copied(mutable)  # the first run changes what is there
 
     def restore(self) -> None:
         """Put all of it back."""
         for held, before in self._kept:
             held.clear()
             held.update(before)
+        for attributes, name, value in self._copied(self._mutable):
+            attributes[name] = value
+
+    def _copied(self, items: _Attributes) -> _Attributes:
         memo = dict(self._memo)
-        for attributes, name, value in self._mutable:
-            attributes[name] = copied_or_shared(value, memo)
+        return [(attributes, name, copied_or_shared(value, memo)) for attributes, name, value in items]
 
 
 def _registered(module: nn.Module) -> tuple[dict[str, Any], ...]:

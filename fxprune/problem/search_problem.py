@@ -60,7 +60,7 @@ class Problem:
         asked = self.config.screen
         if self.calibration is None or asked == "all":
             return None
-        if not self.trains:
+        if not self.trains or not self.config.netadapt_max_iter:
             return 0
         return 1 if asked is None else int(asked)
 

@@ -17,6 +17,7 @@ from fxprune.problem.search_problem import Problem
 from fxprune.training.candidate import seeded
 from fxprune.workers.repair import Repair
 from passes import Coupling, observe
+from passes.statistics.divergence import outputs_of
 
 log = logging.getLogger(__name__)
 RUNS = 20_000  # samples that networks are run on to measure the curves, all together
@@ -47,7 +48,7 @@ def observed(
     config = problem.config
     known = journal.observed() if journal is not None else None
     if known is not None:
-        statistics, made = known
+        statistics, made = known[0].bound(network, coupling), known[1]
         device = next((p.device for p in network.parameters()), torch.device("cpu"))
         for moments in statistics.moments.values():
             moments.tiles = [tile.to(device) for tile in moments.tiles]
@@ -63,8 +64,9 @@ def observed(
             )  # fmt: skip
         if journal is not None:
             journal.save_observed(statistics, made)
+    expected = outputs_of(problem.dense, calibration.held)
     repair = Repair(
-        network, coupling, statistics, calibration, problem.example_inputs, config.compensate, config.refine,
+        network, coupling, statistics, calibration, expected, problem.example_inputs, config.compensate, config.refine,
         problem.seed,
     )  # fmt: skip
     return Observed(repair, made)

@@ -23,7 +23,7 @@ from passes.repair import SegmentRepair
 from passes.repair.batch_norms import reestimated, settled
 from passes.repair.compensation import copied_network
 from passes.statistics import Batch
-from passes.statistics.divergence import divergence, outputs_of
+from passes.statistics.divergence import divergence
 
 log = logging.getLogger(__name__)
 NORM_SAMPLES = 1024  # norms of a candidate are estimated on so many
@@ -34,24 +34,23 @@ ROOM_BYTES = 2 * 2**30  # of the values of all samples that a refinement holds
 class Repair:
     """Repairs what plans leave of `dense`. It can be pickled: another process couples the network anew.
 
-    compensates: False where candidates stay sliced, and are only judged. rounds: of Gauss-Newton in the refinement of a
-    network that is kept; 0 leaves it out.
+    expected: the outputs of the unpruned network on the held-out batches; it is `dense` itself, or what `dense` was
+    pruned from. compensates: False where candidates stay sliced, and are only judged. rounds: of Gauss-Newton in the
+    refinement of a network that is kept; 0 leaves it out.
     """
 
     dense: nn.Module
     coupling: Coupling | None
     statistics: Statistics
     calibration: Calibration
+    expected: list[list[Tensor]]
     example_inputs: Any
     compensates: bool = True
     rounds: int = 4
     seed: int = 0
 
-    def __post_init__(self) -> None:
-        self._expected: list[list[Tensor]] | None = None
-
     def __getstate__(self) -> dict[str, Any]:
-        statistics = replace(self.statistics, network=None)
+        statistics = replace(self.statistics, network=None, coupling=None)
         return {**self.__dict__, "coupling": None, "statistics": statistics}
 
     @property
@@ -60,13 +59,6 @@ class Repair:
         if self.coupling is None:
             self.coupling = couple(self.dense, self.example_inputs)
         return self.coupling
-
-    @property
-    def expected(self) -> list[list[Tensor]]:
-        """The dense network's outputs on the held-out batches."""
-        if self._expected is None:
-            self._expected = outputs_of(self.dense, self.calibration.held)
-        return self._expected
 
     def score(self, network: nn.Module) -> float:
         """Minus the divergence of a network's outputs from the dense ones on held-out data; minus infinity where they

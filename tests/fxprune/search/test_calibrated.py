@@ -1,5 +1,7 @@
 """Pruning by data through `netadapt`: within the budget, near the dense outputs, certified, the same each time."""
 
+import pickle
+
 import pytest
 import torch
 from torch import nn
@@ -7,6 +9,9 @@ from torch import nn
 from fxprune import Budget, netadapt
 from fxprune.errors import InputError, JournalError, SearchError
 from fxprune.journal.folder import Folder as Journal
+from fxprune.workers.serial import Serial
+from fxprune.workers.transport import pack_repair
+from passes import apply_plan
 from passes.repair.batch_norms import settled
 from passes.statistics import Batch
 
@@ -149,6 +154,22 @@ def test_a_search_that_was_killed_ends_in_the_same_network_and_observes_once(tmp
     monkeypatch.undo()
     mended = netadapt(net, 0.5, workdir=tmp_path / "run", **kw)
     assert states_equal(whole, mended)
+
+
+def test_a_repair_travels_to_another_process(monkeypatch):
+    net, x = trained()
+    seen, own = [], Serial.run
+
+    def run(self, network, coupling, tasks, repair=None):
+        seen.append((repair, tasks[0].plan))
+        return own(self, network, coupling, tasks, repair)
+
+    monkeypatch.setattr(Serial, "run", run)
+    netadapt(net, 0.5, example_inputs=x[:2], progress=False, calibration=[x], config=ROUNDS)
+    (repair, plan), *_ = seen
+    there = pickle.loads(pack_repair(repair))
+    found = [r.screen(apply_plan(r.dense, plan), plan) for r in (repair, there)]
+    assert found[0] == found[1] and found[0].kept > 0
 
 
 @pytest.mark.slow

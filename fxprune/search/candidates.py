@@ -1,0 +1,192 @@
+"""The candidates of a round: compared without training where there are calibration data, trained, and kept."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from fxprune.errors import SearchError
+from fxprune.journal.protocol import Journal
+from fxprune.journal.records import Candidate
+from fxprune.problem.search_problem import Problem
+from fxprune.search.choosing import choose
+from fxprune.search.position import Position, plan_of
+from fxprune.search.progress import Progress
+from fxprune.search.proposals import Proposal
+from fxprune.training.candidate import seed_of
+from fxprune.training.repaired import Repaired
+from fxprune.workers.protocol import Task, Workers
+from fxprune.workers.repair import Repair
+
+log = logging.getLogger(__name__)
+
+
+def as_candidates(
+    problem: Problem, position: Position, number: int, proposals: list[Proposal], lost: Mapping[str, np.ndarray]
+) -> tuple[Candidate, ...]:
+    """The records of a round's proposals; `trained` marks those that are to be trained."""
+    candidates = [
+        Candidate(
+            index,
+            proposal.name,
+            proposal.widths,
+            proposal.resources,
+            proposal.meets,
+            float(sum(lost[name][width] for name, width in proposal.widths.items())),
+            seed_of(problem.seed, number, proposal.name),
+            problem.config.netadapt_max_iter if problem.trains else 0,
+        )
+        for index, proposal in enumerate(proposals)
+    ]
+    feasible = [candidate for candidate in candidates if candidate.feasible]
+    feasible.sort(key=lambda candidate: candidate.lost)
+    selected = {candidate.index for candidate in feasible[: problem.config.candidates_per_round]}
+    return tuple(replace(candidate, trained=candidate.index in selected) for candidate in candidates)
+
+
+def train_all(
+    problem: Problem,
+    position: Position,
+    number: int,
+    candidates: tuple[Candidate, ...],
+    scores: Mapping[str, np.ndarray],
+    workers: Workers,
+    journal: Journal,
+    progress: Progress,
+) -> tuple[Candidate, ...]:
+    """The candidates with their scores. Only the weights of the best so far are kept."""
+    if not problem.scored:
+        return tuple(replace(c, score=-(position.lost + c.lost)) if c.trained else c for c in candidates)
+    if problem.screen is None:
+        return run_all(problem, position, number, candidates, scores, workers, journal, progress)
+    screening = tuple(replace(c, steps=0) for c in candidates)
+    compared = run_all(problem, position, number, screening, scores, workers, journal, progress, screens=True)
+    if not problem.screen:
+        return compared
+    ordered = sorted((c for c in compared if c.screened is not None), key=lambda c: (-(c.screened or 0.0), c.index))
+    best = {c.index for c in ordered[: problem.screen]}
+    chosen = tuple(
+        replace(c, score=None, steps=before.steps if c.index in best else 0, trained=c.index in best)
+        for c, before in zip(compared, candidates, strict=True)
+    )
+    return run_all(problem, position, number, chosen, scores, workers, journal, progress)
+
+
+def run_all(
+    problem: Problem,
+    position: Position,
+    number: int,
+    candidates: tuple[Candidate, ...],
+    scores: Mapping[str, np.ndarray],
+    workers: Workers,
+    journal: Journal,
+    progress: Progress,
+    screens: bool = False,
+) -> tuple[Candidate, ...]:
+    """Those that are marked `trained` are run, in parallel where there are workers, and journalled.
+
+    screens: they are repaired and compared by their outputs alone.
+    """
+    done = {candidate.index: candidate for candidate in candidates}
+    waiting = []
+    for candidate in candidates:
+        known = journal.candidate(number, candidate) if candidate.trained else None
+        if known is not None and screens and known.screened is not None:
+            known = replace(known, score=known.screened, steps=0, trained=True)
+        elif known is not None and (known.score is None and known.error is None or known.steps != candidate.steps):
+            known = None  # it was only screened
+        if known is not None:
+            done[candidate.index] = known
+            progress.candidate_done(known)
+        elif candidate.trained:
+            waiting.append(candidate)
+    best = choose(problem, position, [c for c in done.values() if c.score is not None])
+    tasks = [task_of(problem, position, c, scores, screens) for c in waiting]
+    for outcome in workers.run(position.network, position.coupling, tasks, _repair_of(position)):
+        trained = outcome.trained
+        finished = replace(
+            done[outcome.index],
+            score=trained.score,
+            error=trained.error,
+            seconds_train=trained.seconds_train,
+            seconds_evaluate=trained.seconds_evaluate,
+        )
+        if screens:
+            finished = replace(finished, screened=trained.score)
+        elif trained.repaired is not None:
+            finished = replace(finished, repaired=trained.repaired)
+        done[outcome.index] = finished
+        if finished.error:
+            log.warning("round %d, %s: the candidate failed: %s", number, finished.group, finished.error)
+        wins = finished.error is None and choose(problem, position, [c for c in (best, finished) if c]) is finished
+        journal.save_candidate(number, finished, outcome.weights() if wins and outcome.weights else None)
+        if wins:
+            if best is not None:
+                journal.drop_candidate_weights(number, best.index)
+            best = finished
+        progress.candidate_done(finished)
+    return tuple(done[candidate.index] for candidate in candidates)
+
+
+def task_of(
+    problem: Problem, position: Position, candidate: Candidate, scores: Mapping[str, np.ndarray], screens: bool = False
+) -> Task:
+    """What is to be done with a candidate: one that may be the last of the search is repaired with refinement."""
+    repair = "" if position.observed is None else "screen" if screens else "keep"
+    few = problem.screen is not None or candidate.steps == 0
+    if repair == "keep" and few and all(candidate.resources[n] <= limit for n, limit in problem.limits.items()):
+        repair = "refine"
+    return Task(candidate.index, plan_of(position, candidate, scores), candidate.steps, candidate.seed, repair)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The chosen network of a round as it is kept: weights, score, and what repair did to it."""
+
+    weights: bytes
+    score: float
+    repaired: Repaired | None
+
+
+def keep(
+    problem: Problem,
+    position: Position,
+    chosen: Candidate,
+    scores: Mapping[str, np.ndarray],
+    workers: Workers,
+    number: int,
+) -> Kept:
+    """Repair the chosen candidate as a network that is kept, and score it."""
+    task = task_of(problem, position, replace(chosen, steps=0), scores)
+    (outcome,) = workers.run(position.network, position.coupling, [task], _repair_of(position))
+    if outcome.weights is None or outcome.trained.score is None:
+        raise SearchError(f"Round {number}, {chosen.group}: the network cannot be repaired: {outcome.trained.error}.")
+    return Kept(outcome.weights(), outcome.trained.score, outcome.trained.repaired)
+
+
+def _repair_of(position: Position) -> Repair | None:
+    return position.observed.repair if position.observed is not None else None
+
+
+def train_again(
+    problem: Problem,
+    position: Position,
+    chosen: Candidate,
+    scores: Mapping[str, np.ndarray],
+    workers: Workers,
+    number: int,
+) -> bytes:
+    """The weights of a winner whose score is known but whose weights were lost: the same seed trains the same."""
+    log.warning(
+        "round %d, %s: the weights of the winner are missing or damaged; it is trained again", number, chosen.group
+    )
+    task = task_of(problem, position, chosen, scores)
+    (outcome,) = workers.run(position.network, position.coupling, [task], _repair_of(position))
+    if outcome.weights is None:
+        raise SearchError(
+            f"Round {number}, {chosen.group}: trained again, the candidate failed: {outcome.trained.error}."
+        )
+    return outcome.weights()

@@ -1,0 +1,55 @@
+"""Where a search stands between two rounds, and the plan of a candidate from there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from torch import nn
+
+from fxprune.criteria.weight_norms import keep_units
+from fxprune.journal.records import Candidate
+from fxprune.resources.models import Resource
+from fxprune.search.observed import Observed
+from passes import Coupling, Plan
+
+Ranks = dict[str, np.ndarray]
+"""For each group a number a unit, or a width."""
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a search stands after some rounds: its widths, and what they use.
+
+    network: what candidates are cut from; `plan` makes it of the unpruned one. It is that of the last round, but with
+    calibration data and without training the unpruned one, since what is cut and repaired at once is nearest to it.
+    observed: what the data say of it.
+    """
+
+    network: nn.Module
+    coupling: Coupling
+    plan: Plan
+    widths: dict[str, int]
+    resources: tuple[Resource, ...]
+    achieved: dict[str, float]
+    score: float
+    lost: float
+    observed: Observed | None = None
+
+    @property
+    def narrowed(self) -> dict[str, int]:
+        """The groups that are narrower than those of `network`."""
+        return {name: width for name, width in self.widths.items() if width < self.coupling.widths[name]}
+
+
+def plan_of(position: Position, candidate: Candidate, scores: Mapping[str, np.ndarray]) -> Plan:
+    """The plan of a candidate, relative to the network of the round: the most important units of each group it
+    shrinks."""
+    widths = {**position.narrowed, **candidate.widths}
+    return position.coupling.plan({name: keep_units(scores[name], width) for name, width in widths.items()})
+
+
+def score_of_chosen(candidate: Candidate) -> float:
+    assert candidate.score is not None, "only scored candidates are chosen"
+    return candidate.score

@@ -27,6 +27,7 @@ from packaging.requirements import Requirement
 from torch import Tensor
 
 from fxprune.errors import FxpruneError
+from passes.process.torch_private import operator_names
 
 _SCHEMAS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
@@ -80,7 +81,7 @@ def _refuse_what_ends_the_process() -> None:
 
 def _operators() -> list[str]:
     """torchvision's operators that are defined by now, by anyone."""
-    return sorted({name for name in torch._C._dispatch_get_all_op_names() if name.startswith("torchvision::")})
+    return sorted({name for name in operator_names() if name.startswith("torchvision::")})
 
 
 def _library_is_loaded() -> bool:

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from passes.errors import ArgumentError, PassError
+from passes.process.torch_private import buffers_of, parameters_of
 
 _WITH_VALUES = frozenset({torch.Tensor, nn.Parameter, type(None)})
 Kind = type | UnionType | tuple[type, ...]
@@ -32,7 +33,7 @@ def is_a(value: Any, kind: Kind, where: str, expected: str, error: type[Exceptio
 def has_weights(modules: Mapping[str, nn.Module], where: str, error: type[Exception] = PassError) -> None:
     """Raise where a lazy layer among these modules of a network, by path, has no weights yet."""
     for name, module in modules.items():
-        for held in (module._parameters, module._buffers):
+        for held in (parameters_of(module), buffers_of(module)):
             if _WITH_VALUES.issuperset(map(type, held.values())):
                 continue
             if any(is_lazy(tensor) for tensor in held.values() if tensor is not None):

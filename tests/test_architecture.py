@@ -17,7 +17,7 @@ ROOT = Path(passes.__file__).parents[1]
 # From the bottom to the top: a module imports from what stands before its own folder, and from its own folder.
 FLOORS = {
     "passes": [
-        "errors", "arguments", "process", "documents", "axes", "ops", "graph", "stream", "equality",
+        "errors", "process", "arguments", "documents", "axes", "ops", "graph", "stream", "equality",
         "frontend", "analysis", "transform", "masked", "trial", "analyse", "apply", "verification",
         "statistics", "repair", "__init__",
     ],
@@ -120,3 +120,43 @@ def test_tests_stand_where_what_they_test_stands() -> None:
         folder = path.relative_to(tests).parent
         assert folder == Path() or (ROOT / folder).is_dir(), f"{path}: no folder {folder} holds what it tests"
     assert {path.name for path in tests.glob("test_*.py")} == {Path(__file__).name}
+
+
+# The only modules that name what torch keeps for itself, or that replace something of torch; the last one torchvision.
+PRIVATE = {"passes.process.torch_private", "passes.process.torch_patches", "fxprune.torchvision_support"}
+# Not torch's: the interpreter's, those of named tuples, operators behind torch.ops, and notes of our own on tensors.
+_PYTHONS = {"sys._getframe", "os._exit", "warnings._showwarnmsg_impl"}
+_OPERATORS = {"aten", "torch.ops.aten", "_ATEN"}
+_TUPLES = {"_make", "_replace", "_fields", "_asdict"}
+
+
+def _private_names(text: str) -> Iterator[str]:
+    """Underscored attributes of what is not the module's own, and underscored names that are imported from torch."""
+    tree = ast.parse(text)
+    own = {node.name for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            own.add(node.target.id)
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            own |= {node.attr} if ast.unparse(node.value) in ("self", "cls") else set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
+            of = ast.unparse(node.value)
+            known = node.attr in own | _TUPLES or node.attr.startswith("_fxprune_") or of in _OPERATORS
+            if not known and f"{of}.{node.attr}" not in _PYTHONS:
+                yield f"{node.lineno}: {of}.{node.attr}"
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            module = getattr(node, "module", "") or ""
+            names = [f"{module}.{name.name}".strip(".") for name in node.names]
+            found = (name for name in names if name.split(".")[0] in ("torch", "torchvision"))
+            yield from (f"{node.lineno}: {n}" for n in found if any(p.startswith("_") for p in n.split(".")[1:]))
+
+
+def test_private_names_of_torch_stand_in_one_place() -> None:
+    assert list(_private_names("import torch._ops\nfrom torch.utils import _pytree\nx._schema\ntorch._C.f"))
+    found = {
+        f"{name}:{text}"
+        for name, path in MODULES.items() if name not in PRIVATE
+        for text in _private_names(path.read_text(encoding="utf-8"))
+    }  # fmt: skip
+    assert not found, "state it in passes/process/torch_private.py, with a test"

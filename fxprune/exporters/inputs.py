@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from fxprune.errors import ExportError
+from passes.process.torch_private import pytree
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from fxprune.errors import ExportError
 from fxprune.exporters.check import agreement, first_line
@@ -22,6 +21,7 @@ from fxprune.exporters.outcome import ExportReport
 from fxprune.exporters.protocol import Job
 from fxprune.exporters.pt2 import Exported, exported_program, or_fixed, without_user_data
 from fxprune.io.seal import UNSEALED, seal, sha256_of
+from passes.process.torch_private import pytree
 
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
 
 from fxprune.errors import ExportError
+from passes.process.torch_private import pytree
 
 # What a faithful copy of a network may differ by: summation order in the dtype it computes in.
 _TOLERANCE = {torch.float16: 5e-3, torch.bfloat16: 5e-2}

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.utils import _pytree as pytree
 
 from fxprune.errors import ExportError
 from fxprune.exporters.check import agreement, first_line, fixed_batch_reason, other_size
@@ -19,6 +18,7 @@ from fxprune.exporters.inputs import Inputs, call
 from fxprune.exporters.outcome import ExportReport
 from fxprune.exporters.protocol import Job
 from fxprune.io.seal import UNSEALED, seal
+from passes.process.torch_private import program_tensors, pytree, set_example_inputs
 
 
 @dataclass(frozen=True)
@@ -131,8 +131,8 @@ def without_user_data(program: torch.export.ExportedProgram) -> None:
     which the example is the first two. Zeros of the same shapes stand for the inputs. Traces name the user's folders.
     """
     if program.example_inputs is not None:
-        program._example_inputs = pytree.tree_map_only(torch.Tensor, torch.zeros_like, program.example_inputs)
-    for table in (program._state_dict, program._constants):
+        set_example_inputs(program, pytree.tree_map_only(torch.Tensor, torch.zeros_like, program.example_inputs))
+    for table in program_tensors(program):
         apart: dict[int, Any] = {}
         for name, tensor in table.items():
             if isinstance(tensor, torch.Tensor) and _is_part(tensor):

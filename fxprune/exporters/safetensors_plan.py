@@ -32,6 +32,7 @@ from fxprune.io.tensors import clone, modes_of, put_modes, sharing
 from fxprune.problem.wrappers import unwrapped
 from passes import CaptureError, PassError, Plan, PlanError, apply_plan, capture, couple, plan_of
 from passes.graph.fingerprint import example_inputs_of, fingerprint
+from passes.process.torch_private import pytree
 from passes.trial.module_groups import module_fingerprint
 
 _MOST_LISTED = 20
@@ -171,7 +172,7 @@ def _zeros(model: nn.Module, plan: Plan) -> tuple[Any, ...]:
     def zeros(leaf: Any) -> Any:
         return torch.zeros(leaf.shape, dtype=leaf.dtype, device=device) if isinstance(leaf, torch.Tensor) else leaf
 
-    return torch.utils._pytree.tree_map(zeros, example_inputs_of(plan.inputs))
+    return pytree.tree_map(zeros, example_inputs_of(plan.inputs))
 
 
 def _pair(given: str | os.PathLike[str]) -> tuple[Path, Path]:

@@ -24,6 +24,7 @@ from fxprune.io.outline import captured_by, memory_order
 from fxprune.io.seal import UNSEALED, is_sealed, seal
 from fxprune.io.typed_records import made
 from passes.documents.strict_json import parse
+from passes.process.torch_private import buffers_of, parameters_of, transient_of
 
 _HEADER = "fxprune"
 _MOST_WRITTEN_OUT = 64
@@ -59,7 +60,7 @@ class State:
 def named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Every parameter, buffer and plain tensor attribute under each of its names, in the order of the modules."""
     for path, child in module.named_modules(remove_duplicate=False):
-        for name, tensor in [*child._parameters.items(), *child._buffers.items(), *_plain(child).items()]:
+        for name, tensor in [*parameters_of(child).items(), *buffers_of(child).items(), *_plain(child).items()]:
             if tensor is not None:
                 yield f"{path}.{name}" if path else name, tensor
 
@@ -70,7 +71,7 @@ def transient_names(module: nn.Module) -> tuple[str, ...]:
         sorted(
             f"{path}.{name}" if path else name
             for path, child in module.named_modules(remove_duplicate=False)
-            for name in [*child._non_persistent_buffers_set, *_plain(child)]
+            for name in [*transient_of(child), *_plain(child)]
             if getattr(child, name) is not None
         )
     )

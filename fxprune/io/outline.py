@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor, fx, nn
 
 from fxprune.io.tensors import named_tensors
+from passes.process.torch_private import transient_of
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ def outline_of(network: nn.Module) -> Outline:
         elif (permutation := memory_order(tensor)) is not None:
             order[name] = permutation
     modules = list(network.named_modules(remove_duplicate=False))
-    transient = [_name(p, n) for p, m in modules for n in m._non_persistent_buffers_set if getattr(m, n) is not None]
+    transient = [_name(p, n) for p, m in modules for n in transient_of(m) if getattr(m, n) is not None]
     plain = [_name(p, n) for p, m in modules for n, value in vars(m).items() if isinstance(value, Tensor)]
     return Outline(ties, order, tuple(sorted(transient)), tuple(sorted(plain)), *captured_by(network))
 

@@ -13,6 +13,7 @@ from torch.fx import GraphModule
 
 from fxprune.errors import JournalError
 from passes.graph.module_copies import Copies
+from passes.process.torch_private import buffers_of
 from passes.stream.call_arguments import tensors_of as tensors_inside
 
 
@@ -52,10 +53,10 @@ def put_tensors(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
             if name not in buffers or _alike(tensor, tensors.get(name)):
                 tensor.copy_(tensors[name])
         for name, (holder, attribute) in buffers.items():
-            now, stored = holder._buffers[attribute], tensors.get(name)
+            now, stored = buffers_of(holder)[attribute], tensors.get(name)
             if not _alike(now, stored):
                 home = device if now is None else now.device
-                holder._buffers[attribute] = None if stored is None else stored.to(home, copy=True)
+                buffers_of(holder)[attribute] = None if stored is None else stored.to(home, copy=True)
 
 
 def _alike(one: Tensor | None, other: Tensor | None) -> bool:
@@ -67,7 +68,7 @@ def buffer_places(network: nn.Module) -> dict[str, tuple[nn.Module, str]]:
     return {
         f"{path}.{name}" if path else name: (module, name)
         for path, module in network.named_modules(remove_duplicate=False)
-        for name in module._buffers
+        for name in buffers_of(module)
     }
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from fxprune.errors import InputError, JournalError
 from fxprune.io.module_state import State
@@ -17,6 +16,7 @@ from fxprune.journal.rebuilding import rebuild
 from fxprune.problem.inputs import analysed
 from passes import Plan
 from passes.graph.fingerprint import example_inputs_of
+from passes.process.torch_private import pytree
 from passes.stream.call_arguments import example_of
 
 

@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import fx
-from torch.utils import _pytree as pytree
 
 from passes import Coupling
 from passes.analysis.cost_model import Cost, cost
 from passes.analysis.polynomial import Compiled, Polynomial
 from passes.axes.expressions import Axis
 from passes.ops import Record, Value, traits_of
+from passes.process.torch_private import pytree
 
 Widths = Mapping[str, Any]
 

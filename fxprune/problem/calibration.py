@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from fxprune.errors import InputError
 from passes import Coupling, PassError
+from passes.process.torch_private import pytree
 from passes.statistics import Batch, batches_of
 from passes.statistics.observing import inputs_of
 

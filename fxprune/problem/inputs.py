@@ -15,6 +15,7 @@ from fxprune.errors import InputError
 from fxprune.io.tensors import modes_of
 from fxprune.problem.wrappers import BARE, Wrapping, unwrapped
 from passes import Coupling, PassError, capture, couple
+from passes.process.torch_private import buffers_of, parameters_of
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +79,7 @@ def analysed(model: Any, example_inputs: Any, form: str = "auto") -> Analysed:
 def _check_kind(model: nn.Module) -> None:
     """Refuse what no analysis can take, and say what a copy cannot keep."""
     for name, module in model.named_modules():
-        if any(map(is_lazy, (*module._parameters.values(), *module._buffers.values()))):
+        if any(map(is_lazy, (*parameters_of(module).values(), *buffers_of(module).values()))):
             raise InputError(
                 f"netadapt: {name or 'the model'} ({type(module).__name__}) has no weights yet; call the model once "
                 "before it is pruned."

@@ -10,6 +10,8 @@ from typing import Any
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
+from passes.process.torch_private import buffers_of, children_of, compiled_module
+
 Around = Callable[[nn.Module], nn.Module]
 
 
@@ -66,7 +68,7 @@ def _taken_off(model: nn.Module) -> tuple[nn.Module, Around] | None:
         return model.module, _Shell.of(model)
     if type(model).__module__ == "torch._dynamo.eval_frame":  # its OptimizedModule, without importing the compiler
         compiled: Any = model
-        return compiled._orig_mod, _Compiled(compiled.dynamo_ctx)
+        return compiled_module(compiled), _Compiled(compiled.dynamo_ctx)
     return None
 
 
@@ -88,8 +90,9 @@ def _with(wrapper: nn.Module, network: nn.Module | None) -> nn.Module:
     """A wrapper of the same class and attributes, and with buffers of its own, around another network."""
     made: nn.Module = type(wrapper).__new__(type(wrapper))
     vars(made).update({k: copy.copy(v) if isinstance(v, dict | set | list) else v for k, v in vars(wrapper).items()})
-    made._buffers = {name: None if b is None else b.detach().clone() for name, b in wrapper._buffers.items()}
-    made._modules["module"] = network
+    for name, buffer in buffers_of(wrapper).items():
+        buffers_of(made)[name] = None if buffer is None else buffer.detach().clone()
+    children_of(made)["module"] = network
     return made
 
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from fxprune.data.loops import autocast, main_output, placed, shown
 from fxprune.errors import InputError
@@ -30,6 +29,7 @@ from fxprune.training.context import DLContext, TrainFunction, ValidateFunction,
 from fxprune.training.distillation import output_loss
 from passes import Certificate, PassError, Plan, verify
 from passes.arguments import got, integer, is_a, number
+from passes.process.torch_private import pytree
 from passes.statistics import batches_of
 from passes.statistics.divergence import tensors_out
 

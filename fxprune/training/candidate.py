@@ -26,6 +26,7 @@ from fxprune.training.interruption import Ending, OutOfTime, watched
 from fxprune.training.repaired import Repaired
 from passes.arguments import integer, is_a, number
 from passes.process.settings import settings_kept
+from passes.process.torch_private import forget_workers
 
 Train = Callable[[nn.Module, int], Any]
 Evaluate = Callable[[nn.Module], float]
@@ -219,7 +220,7 @@ def begin_anew(loader: Any) -> None:
         if isinstance(generator, torch.Generator):
             generator.manual_seed(seed)
     if getattr(loader, "persistent_workers", False):
-        loader._iterator = None
+        forget_workers(loader)
 
 
 @dataclass

@@ -14,6 +14,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from fxprune.errors import InputError
+from passes.process.torch_private import mark_as_scheduled
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +111,7 @@ class InertOptimizer(Optimizer):
         pass
 
     # What a scheduler looks at to warn of a step before the optimizer's first.
-    step._wrapped_by_lr_sched = True  # type: ignore[attr-defined]
+    mark_as_scheduled(step)
     _opt_called = True
 
 

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch.utils import _pytree as pytree
 
 from passes.analysis.polynomial import Lengths
 from passes.axes.expressions import Axis
 from passes.ops import Record, Slot, Value
+from passes.process.torch_private import pytree, schema_of
 from passes.stream.module_run import Lifetimes
 
 # Attention in one kernel (flash, memory-efficient, or the CPU's) keeps no attention matrix; on meta it is spelt out.
@@ -256,7 +256,7 @@ class _Walk:
 def _shared(record: Record) -> list[Value | None]:
     """For each returned tensor the operand whose storage it shares, by the operator's schema; None for fresh memory."""
     args, kwargs = record.template
-    schema = record.func._schema
+    schema = schema_of(record.func)
     if record.func.overloadpacket is torch.ops.aten._unsafe_view:  # a view that the schema does not own up to
         return [record.inputs[0]]
     by_set: dict[str, Value] = {}

@@ -7,12 +7,12 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
-from torch.utils import _pytree as pytree
 
 from passes.analysis.parameter_roles import roles_of
 from passes.axes.expressions import Axis, Variable
 from passes.axes.index_sets import Mask, rename
 from passes.ops import Record, Value
+from passes.process.torch_private import pytree
 from passes.stream.inference import Inferred
 from passes.stream.module_run import Lifetimes, ModuleInferred
 

@@ -15,12 +15,12 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from torch.utils import _pytree as pytree
 
 from passes.axes.expressions import Axis, Variable, leaves
 from passes.axes.index_sets import survivors
 from passes.ops import Record, Slot, Value, traits_of
 from passes.ops.zeros import EVALUATED
+from passes.process.torch_private import pytree
 
 _PROBES = 5
 _LARGEST = 1 << 22  # elements of the operands of a call that is tried out

@@ -18,6 +18,7 @@ from passes.errors import PlanError
 from passes.graph.module_copies import copy_module, modules_of, owned_tensors
 from passes.process.garbage import collector_paused
 from passes.process.state import leaves_no_trace
+from passes.process.torch_private import buffers_of, parameters_of
 from passes.stream.call_arguments import example_of
 from passes.transform.module_sizes import fit
 from passes.transform.slicing import Slicing
@@ -111,7 +112,7 @@ def _cut_in_place(module: nn.Module, slicing: Slicing) -> nn.Module:
     made: dict[int, torch.Tensor] = {}
     names: Mapping[int, str] = {id(tensor): name for name, tensor in reversed(owned_tensors(module))}
     for part in dict.fromkeys(modules_of(module).values()):
-        holders: tuple[dict[str, Any], ...] = (part._parameters, part._buffers, part.__dict__)
+        holders: tuple[dict[str, Any], ...] = (parameters_of(part), buffers_of(part), part.__dict__)
         for held in holders:
             for name, tensor in list(held.items()):
                 if isinstance(tensor, torch.Tensor):

@@ -11,6 +11,7 @@ import torch
 from passes.equality.double import InDouble
 from passes.ops.meta_shapes import LightMode
 from passes.process.state import state_kept
+from passes.process.torch_private import schema_of
 
 aten = torch.ops.aten
 
@@ -51,7 +52,7 @@ def _chance(func: Any, tensor: torch.Tensor, p: Any = None, *args: Any, **kwargs
     if p is None and func in (aten.bernoulli_.float, aten.bernoulli.p):
         p = 0.5
     expected = tensor if p is None else torch.full_like(tensor, float(p)) if not torch.is_tensor(p) else p
-    return tensor.copy_(expected) if func._schema.is_mutable else expected.clone()
+    return tensor.copy_(expected) if schema_of(func).is_mutable else expected.clone()
 
 
 def _kept_whole(func: Any, tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:

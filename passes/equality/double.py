@@ -13,6 +13,7 @@ import torch
 
 from passes.ops.meta_shapes import LightMode
 from passes.process.state import state_kept
+from passes.process.torch_private import no_dispatch_modes, schema_of
 from passes.stream.inference import composite_attention
 
 _DOUBLE = {
@@ -42,7 +43,7 @@ class InDouble(LightMode):
             args = (args[0], _DOUBLE[args[1]], *args[2:])
         result = func(*args, **kwargs)
         if isinstance(result, torch.Tensor) and result.dtype in _DOUBLE and _makes(func):
-            with torch.utils._python_dispatch._disable_current_modes():  # no call of the network: none may count it
+            with no_dispatch_modes():  # no call of the network: none may count it
                 return result.to(_DOUBLE[result.dtype])
         return result
 
@@ -55,7 +56,7 @@ def _makes(func: Any) -> bool:
     """Whether an operator makes a tensor of no other: by its size, or of numbers that stand in the program."""
     if func in (torch.ops.aten.lift_fresh.default, torch.ops.aten.lift_fresh_copy.default):
         return True
-    return not any("Tensor" in str(argument.type) for argument in func._schema.arguments)
+    return not any("Tensor" in str(argument.type) for argument in schema_of(func).arguments)
 
 
 @contextmanager

@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
+
+from passes.process.torch_private import pytree
 
 _BATCH_OF_ONE = "batch of one"
 _LARGE = 1 << 13  # elements: an input of more is made smaller, not larger, where another size is tried

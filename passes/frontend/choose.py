@@ -17,6 +17,7 @@ from passes.frontend.retrace import taken_as_it_is
 from passes.frontend.symbolic_trace import trace
 from passes.graph.module_copies import modules_of
 from passes.process.state import leaves_no_trace
+from passes.process.torch_private import buffers_of, children_of, parameters_of
 from passes.stream.restated_calls import RestatedForward
 
 FRONTENDS = ("auto", "fx", "export")
@@ -82,7 +83,7 @@ def _names_are_free(model: nn.Module) -> None:
     """CaptureError where the model holds something by a name that a graph module has for itself."""
     if isinstance(model, fx.GraphModule):
         return
-    held = [name for kept in (model._parameters, model._buffers, model._modules) for name in kept]
+    held = [name for kept in (parameters_of(model), buffers_of(model), children_of(model)) for name in kept]
     taken = [name for name in held if name in _TAKEN]
     if taken:
         raise CaptureError(

@@ -19,16 +19,16 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.utils import _pytree as pytree
 
 from passes.errors import NotInAGraph
 from passes.frontend.lower_attention import lowered
 from passes.frontend.refusals import refusal
-from passes.frontend.torch_patches import gradients_refused
 from passes.frontend.unlift import plain_graph
 from passes.graph.annotations import note
 from passes.graph.lazy_codegen import any_names, graph_module
 from passes.graph.shared_weights import borrowed, doubled
+from passes.process.torch_patches import gradients_refused
+from passes.process.torch_private import pytree
 
 log = logging.getLogger(__name__)
 

@@ -24,7 +24,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import fx, nn
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from passes.equality.comparison import compare
@@ -36,6 +35,7 @@ from passes.graph.annotations import facts_of, note
 from passes.graph.left_behind import counted_between, counts, left_behind, plain_state, set_state
 from passes.graph.module_copies import copy_module, copy_with, owned_tensors
 from passes.process.state import state_kept
+from passes.process.torch_private import FakeTensor, hooks_of
 from passes.stream.call_arguments import CHANGED
 from passes.stream.call_arguments import tensors_of as results_of
 from passes.stream.inference import composite_attention
@@ -218,7 +218,7 @@ class _Comparison:
         found = compare(list(results_of(expected)), list(results_of(got)))
         names = [
             f"{name or 'the module itself'}" for name, part in self.model.named_modules()
-            if part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks
+            if hooks_of(part)
         ]  # fmt: skip
         hooks = f" It has hooks on {', '.join(names[:3])}, which a trace may lose: remove them." if names else ""
         return CaptureError(

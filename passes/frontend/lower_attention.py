@@ -29,6 +29,7 @@ from torch import fx, nn
 from torch.nn.modules import transformer
 
 from passes.frontend.tracer import Unresolved, ValueProxy, is_opened
+from passes.process.torch_private import canonical_mask, encoder_blocks
 
 LOWERED: dict[type[nn.Module], Callable[..., Any]] = {}
 _LOOKS_AT_MASKS = "_detect_is_causal_mask"  # of torch's transformers: whether a mask is causal, by its values
@@ -107,11 +108,11 @@ def attend(
 def _project(self: nn.MultiheadAttention, query: Any, key: Any, value: Any) -> tuple[Any, Any, Any]:
     """(..., E) each; one product where the three inputs are one."""
     sizes = [self.embed_dim] * 3
-    if self._qkv_same_embed_dim and query is key and key is value:
+    if self.in_proj_weight is not None and query is key and key is value:
         q, k, v = F.linear(query, self.in_proj_weight, self.in_proj_bias).split(sizes, -1)
         return q, k, v
     bias: Any = (None, None, None) if self.in_proj_bias is None else self.in_proj_bias.split(sizes, 0)
-    if self._qkv_same_embed_dim:
+    if self.in_proj_weight is not None:
         weight: Any = self.in_proj_weight.split(sizes, 0)
     else:
         weight = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
@@ -150,8 +151,8 @@ def _additive(query: Any, mask: Any, name: str) -> Any:
     """Boolean to 0 and -inf; a call that looks at the type when it runs, since tracing need not know it."""
     said = {"mask_name": name, "other_type": None, "other_name": "", "target_type": query.dtype, "check_other": False}
     if not isinstance(query, fx.Proxy):
-        return F._canonical_mask(mask=mask, **said)
-    return query.tracer.create_proxy("call_function", F._canonical_mask, (), {"mask": mask, **said})
+        return canonical_mask(mask=mask, **said)
+    return query.tracer.create_proxy("call_function", canonical_mask, (), {"mask": mask, **said})
 
 
 def _spelt_out(
@@ -214,11 +215,12 @@ def encoder_layer(
     src_key_padding_mask: Any = None,
     is_causal: bool = False,
 ) -> Any:
+    attention, behind = encoder_blocks(self)
     if self.norm_first:
-        src = src + self._sa_block(self.norm1(src), src_mask, src_key_padding_mask, is_causal=is_causal)
-        return src + self._ff_block(self.norm2(src))
-    src = self.norm1(src + self._sa_block(src, src_mask, src_key_padding_mask, is_causal=is_causal))
-    return self.norm2(src + self._ff_block(src))
+        src = src + attention(self.norm1(src), src_mask, src_key_padding_mask, is_causal=is_causal)
+        return src + behind(self.norm2(src))
+    src = self.norm1(src + attention(src, src_mask, src_key_padding_mask, is_causal=is_causal))
+    return self.norm2(src + behind(src))
 
 
 @_lowers(nn.TransformerEncoder)

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.utils import _pytree as pytree
 
 from passes.graph.emitted_layers import emit_node
 from passes.graph.module_copies import copy_module
 from passes.ops.meta_shapes import OnMeta, run_on_meta
+from passes.process.torch_private import pytree
 
 
 class Unknown(Exception):

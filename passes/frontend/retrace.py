@@ -11,11 +11,12 @@ from torch import fx, nn
 
 from passes.errors import CaptureError
 from passes.frontend.lower_attention import is_lowered, lowered
-from passes.frontend.torch_patches import has_hooks
 from passes.frontend.tracer import Tracer
 from passes.graph.annotations import KEY, Facts, specialised_in
 from passes.graph.lazy_codegen import graph_module
 from passes.graph.shared_weights import borrowed, doubled, twin
+from passes.process.torch_patches import has_hooks
+from passes.process.torch_private import spelled_target
 
 
 def taken_as_it_is(model: fx.GraphModule, inputs: dict[str, Any] | None) -> fx.GraphModule:
@@ -48,7 +49,7 @@ def _attention_leaves(gm: fx.GraphModule) -> list[str]:
 class _Replay(Tracer):
     """Runs the nodes of a graph in their order: copies each, and traces through the attention leaves."""
 
-    traced_func_name = "_replayed"
+    traced_func_name = "_fxprune_replayed"
 
     def __init__(self, gm: fx.GraphModule, inputs: dict[str, Any] | None) -> None:
         super().__init__(inputs)
@@ -62,17 +63,17 @@ class _Replay(Tracer):
         def replayed(_: nn.Module, *args: Any) -> Any:
             return self._replay(args)
 
-        kind._replayed = replayed
+        kind._fxprune_replayed = replayed
         try:
             return super().trace(root, concrete_args)
         finally:
-            del kind._replayed
+            del kind._fxprune_replayed
 
     def create_node(
         self, kind: str, target: Any, args: Any, kwargs: Any, name: Any = None, type_expr: Any = None
     ) -> Any:
         if kind not in ("placeholder", "output"):  # a node of the given graph must not lose its name to one of ours
-            wanted = name or self.graph._target_to_str(target)
+            wanted = name or spelled_target(self.graph, target)
             before = self._inside.name if self._inside is not None else "opened"
             name = wanted if wanted.startswith(before + "_") else f"{before}_{wanted}"
         return super().create_node(kind, target, args, kwargs, name, type_expr)

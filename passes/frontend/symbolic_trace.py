@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.fx import _symbolic_trace
 
 from passes.errors import CaptureError
 from passes.frontend.callers import describe_line, is_user_file
@@ -23,6 +22,7 @@ from passes.graph.annotations import note
 from passes.graph.lazy_codegen import graph_module
 from passes.graph.shared_weights import borrowed, doubled
 from passes.process.garbage import collector_paused
+from passes.process.torch_private import wrapped_functions
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ _PURE = {
 @contextmanager
 def _wrapped_functions_open(opaque: frozenset[FunctionType], do: bool) -> Iterator[list[FunctionType]]:
     """Inside, functions that were registered by torch.fx.wrap are traced through, but for those in `opaque`."""
-    table = _symbolic_trace._wrapped_fns_to_patch
+    table = wrapped_functions()
     opened: list[FunctionType] = []
     removed: dict[tuple[int, str], dict[str, Any]] = {}
     for key, namespace in dict(table).items() if do else ():

@@ -13,14 +13,21 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.fx._symbolic_trace import _constant_attribute_types
 from torch.fx.proxy import Attribute, Scope, TraceError
 
 from passes.frontend.callers import describe, stack_trace, unpacked_into, user_frame
 from passes.frontend.node_values import Unknown, Values, one_more
-from passes.frontend.torch_patches import originals_back, replace_while_tracing, root_function
 from passes.graph.module_copies import PLAIN, attributes_of, modules_of
 from passes.graph.nodes import give_arguments
+from passes.process.torch_patches import originals_back, replace_while_tracing, root_function
+from passes.process.torch_private import (
+    CONSTANT_TYPES,
+    buffers_of,
+    children_of,
+    parameters_of,
+    set_grad_enabled,
+    torch_assert,
+)
 
 # Constructors whose sizes may be proxies: their parser refuses those before any dispatch, so that fx does not see them.
 FACTORIES = (
@@ -180,7 +187,7 @@ class Tracer(fx.Tracer):
         self._model, self._paths = root, {}
         for path, module in modules.items():
             self._paths.setdefault(module, path)
-        self._constants = {value: name for name, value in attributes_of(modules, _constant_attribute_types)}
+        self._constants = {value: name for name, value in attributes_of(modules, CONSTANT_TYPES)}
         try:
             for path, module in reversed(modules.items()):  # a shared module goes by the first of its paths
                 module.__dict__["training"] = Mode(self, path, self._modes[path])
@@ -327,7 +334,7 @@ class Tracer(fx.Tracer):
         """Whether the parameter or buffer that `node` reads has an attribute of this name."""
         path, _, last = str(node.target).rpartition(".")
         module = self.root.get_submodule(path)
-        held = module._parameters.get(last, module._buffers.get(last))
+        held = parameters_of(module).get(last, buffers_of(module).get(last))
         return held is None or hasattr(held, name)
 
     def mode_node(self, path: str) -> fx.Node:
@@ -346,9 +353,9 @@ class Tracer(fx.Tracer):
         self._grad_enabled = torch.is_grad_enabled()
         if self._grad_before is None:
             self._grad_before = super().create_node("call_function", torch.is_grad_enabled, (), {})
-            super().create_node("call_function", torch._C._set_grad_enabled, (self._grad_enabled,), {})
+            super().create_node("call_function", set_grad_enabled, (self._grad_enabled,), {})
         else:
-            super().create_node("call_function", torch._C._set_grad_enabled, (self._grad_before,), {})
+            super().create_node("call_function", set_grad_enabled, (self._grad_before,), {})
             self._grad_before = None
 
     def _present(self, arg: Any) -> Any:
@@ -364,7 +371,7 @@ class Tracer(fx.Tracer):
         check, operands = (operator.not_, (arg,)) if stars else (operator.is_, (arg, None))
         text = f"{name} was not given when this graph was captured; capture it with an example of {name}"
         test = self.create_proxy("call_function", check, operands, {})
-        self.create_proxy("call_function", torch._assert, (test, text), {})
+        self.create_proxy("call_function", torch_assert, (test, text), {})
         return (None, (), {})[stars]
 
     def _attribute(self, name: str) -> Any:
@@ -442,6 +449,6 @@ _OPENED = (nn.TransformerDecoderLayer.forward, nn.TransformerDecoder.forward, nn
 
 
 def _only_reads_mode(module: nn.Module) -> bool:
-    if module._modules or module._parameters or module._buffers:
+    if children_of(module) or parameters_of(module) or buffers_of(module):
         return False
     return "training" in getattr(type(module).forward, "__code__", _only_reads_mode.__code__).co_names

@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch.utils import _pytree as pytree
+
+from passes.process.torch_private import output_tree, pytree, schema_of
 
 _ATEN = torch.ops.aten
 # Export's checks fix types and devices that a user of the graph may still change.
@@ -31,7 +32,7 @@ def plain_graph(source: fx.GraphModule, signature: inspect.Signature, inputs: An
             continue  # the modules that export calls check its guards
         if node.op == "output":
             leaves = [copies.get(leaf, leaf) for leaf in node.args[0]]
-            graph.output(_value(graph, source._out_spec, iter(leaves)))
+            graph.output(_value(graph, output_tree(source), iter(leaves)))
         else:
             copies[node] = _copied(graph, node, copies.__getitem__)
     _drop_contiguous(graph)
@@ -55,7 +56,7 @@ def _drop_contiguous(graph: fx.Graph) -> None:
     for node in graph.find_nodes(op="call_function", target=_ATEN.view.default):
         node.target = _ATEN.reshape.default
     for node in graph.find_nodes(op="call_function", target=_ATEN.contiguous.default):
-        written = any(getattr(user.target, "_schema", None) and user.target._schema.is_mutable for user in node.users)
+        written = any(schema_of(user.target) and schema_of(user.target).is_mutable for user in node.users)
         if not written and not node.kwargs:
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)

@@ -15,7 +15,9 @@ from typing import Any, TypeAlias
 import torch
 from torch import fx, nn
 from torch.nn import functional as F
-from torch.nn.modules import module as hooks
+
+from passes.process.torch_private import schema_of
+from passes.process.torch_private import has_global_hooks
 
 aten = torch.ops.aten
 Emit: TypeAlias = Callable[..., Any]  # emit(func, *args) makes one ATen call
@@ -67,7 +69,7 @@ def _changed(module: nn.Module) -> bool:
     own: Any = module.__dict__
     if own["_forward_pre_hooks"] or own["_forward_hooks"] or "forward" in own:
         return True
-    if hooks._global_forward_pre_hooks or hooks._global_forward_hooks:
+    if has_global_hooks():
         return True
     kind = type(module)
     return any([getattr(kind, name) is not method for name, method in _METHODS[kind]])
@@ -75,7 +77,7 @@ def _changed(module: nn.Module) -> bool:
 
 @cache
 def _defaults(func: Any) -> list[Any]:
-    return [argument.default_value if argument.has_default_value() else ... for argument in func._schema.arguments]
+    return [argument.default_value if argument.has_default_value() else ... for argument in schema_of(func).arguments]
 
 
 def _without_defaults(func: Any, *args: Any) -> tuple[Any, ...]:

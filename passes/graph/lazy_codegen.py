@@ -9,19 +9,24 @@ from __future__ import annotations
 
 import copy
 import itertools
-import keyword
 import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch.fx.graph as fx_graph
 from torch import fx, nn
-from torch.fx.graph import CodeGen, _PyTreeCodeGen
-from torch.fx.graph_module import _copy_attr
 
 from passes.graph.stored_graph import rebuilt, stored
-from passes.process.state import exclusive
+from passes.process.torch_patches import any_names
+from passes.process.torch_private import (
+    CodeGen,
+    TreeCodeGen,
+    codegen_of,
+    copy_attribute,
+    set_codegen,
+    tracer_class,
+    tracer_extras,
+)
 
 
 class Captured(fx.GraphModule):
@@ -41,17 +46,17 @@ def graph_module(root: nn.Module, graph: fx.Graph, name: str) -> fx.GraphModule:
     kind: Any = type(made)  # a class of its own, where fx puts the code
     kind.recompile = lambda self: None
     try:
-        empty = fx.Graph(tracer_cls=graph._tracer_cls, tracer_extras=graph._tracer_extras)
+        empty = fx.Graph(tracer_cls=tracer_class(graph), tracer_extras=tracer_extras(graph))
         made.__init__(nn.Module(), empty, name)  # type: ignore[misc]
         made.__dict__.update({name: root.__dict__[name] for name in _HELD})
-        graph._codegen = _for_any_name(graph._codegen)
+        set_codegen(graph, _for_any_name(codegen_of(graph)))
         made.graph = graph
     finally:
         del kind.recompile
     for node in graph.find_nodes(op="get_attr"):
         if not hasattr(made, str(node.target).partition(".")[0]):
-            _copy_attr(root, made, str(node.target))  # a plain attribute of the root
-    if type(graph._codegen) is not AnyName:
+            copy_attribute(root, made, str(node.target))  # a plain attribute of the root
+    if type(codegen_of(graph)) is not AnyName:
         made.recompile()  # others leave more behind than code
         return made
     for attribute in ("forward", "_code", "_lineno_map", "_prologue_start"):
@@ -79,7 +84,7 @@ class AnyName(CodeGen):
             return super()._gen_python_code(nodes, root_module, *args, **kwargs)
 
 
-class _AnyNameOfTrees(_PyTreeCodeGen):
+class _AnyNameOfTrees(TreeCodeGen):
     def _gen_python_code(self, nodes: Any, root_module: str, *args: Any, **kwargs: Any) -> Any:
         with any_names(), _readable(nodes, root_module):
             return super()._gen_python_code(nodes, root_module, *args, **kwargs)
@@ -103,31 +108,12 @@ def _readable(nodes: Iterable[fx.Node], root_module: str) -> Iterator[None]:
 
 
 def _for_any_name(codegen: Any) -> Any:
-    kinds = {CodeGen: AnyName, _PyTreeCodeGen: _AnyNameOfTrees}
+    kinds = {CodeGen: AnyName, TreeCodeGen: _AnyNameOfTrees}
     if type(codegen) not in kinds:
         return codegen
     made = copy.copy(codegen)
     made.__class__ = kinds[type(codegen)]
     return made
-
-
-@contextmanager
-def any_names() -> Iterator[None]:
-    """Inside, fx writes ``getattr(self, 'in')`` wherever ``self.in`` would not be read as it is meant."""
-    with exclusive():
-        original = fx_graph._format_target
-        fx_graph._format_target = _attribute
-        try:
-            yield
-        finally:
-            fx_graph._format_target = original
-
-
-def _attribute(base: str, target: str) -> str:
-    for name in target.split("."):
-        plain = name.isidentifier() and name.isascii() and not keyword.iskeyword(name)
-        base = f"{base}.{name}" if plain else f"getattr({base}, {name!r})"
-    return base
 
 
 class _Wanted:

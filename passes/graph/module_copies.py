@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from passes.errors import PassError
+from passes.process.torch_private import children_of
 
 # What holds no tensor, and is nothing to copy or to trace.
 PLAIN = frozenset({int, float, str, bool, type(None), torch.Size, torch.dtype})
@@ -71,10 +72,10 @@ def modules_of(root: nn.Module) -> dict[str, nn.Module]:
         for name, child in children.items():
             if child is not None:
                 found[prefix + name] = child
-                if child._modules:
-                    visit(child._modules, f"{prefix}{name}.")
+                if children_of(child):
+                    visit(children_of(child), f"{prefix}{name}.")
 
-    visit(root._modules, "")
+    visit(children_of(root), "")
     return found
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import fx, nn
 
 from passes.graph.module_copies import modules_of
+from passes.process.torch_private import buffers_of, children_of, transient_of
 
 # Exact types: a subclass may refuse to be emptied (fx's immutable_list) or cost more than it is worth.
 _CONTAINERS = frozenset({dict, OrderedDict, defaultdict, list, set})
@@ -74,7 +75,7 @@ def doubled(model: nn.Module, graph: fx.Graph) -> nn.Module:
             parent = holder(above)
             if parent is None:
                 return None
-            parent._modules[name] = own[path] = nn.Module()
+            children_of(parent)[name] = own[path] = nn.Module()
         return own[path]
 
     for node in graph.nodes:
@@ -87,7 +88,7 @@ def doubled(model: nn.Module, graph: fx.Graph) -> nn.Module:
             continue
         if node.op == "call_module":
             called.add(target)
-            parent._modules[name] = twin(originals[target])
+            children_of(parent)[name] = twin(originals[target])
             continue
         value = getattr(originals[path], name)
         if isinstance(value, torch.Tensor) and not isinstance(value, nn.Parameter):
@@ -96,7 +97,7 @@ def doubled(model: nn.Module, graph: fx.Graph) -> nn.Module:
             setattr(parent, name, value)
     for path, module in own.items():
         module.training = originals[path].training
-        module._non_persistent_buffers_set.update(originals[path]._non_persistent_buffers_set & set(module._buffers))
+        transient_of(module).update(transient_of(originals[path]) & set(buffers_of(module)))
     return root
 
 

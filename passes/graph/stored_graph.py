@@ -12,7 +12,19 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch.fx.node import _get_qualified_name
+
+from passes.process.torch_private import (
+    HigherOrderOperator,
+    OpOverload,
+    OpOverloadPacket,
+    codegen_of,
+    overload_name,
+    qualified_name,
+    qualified_operator,
+    schema_of,
+    set_codegen,
+    tracer_class,
+)
 
 
 @dataclass(frozen=True)
@@ -48,7 +60,7 @@ def stored(graph: fx.Graph) -> dict[str, Any]:
         target = node.target if isinstance(node.target, str) else _stored_target(node.target)
         notes = {key: value for key, value in node.meta.items() if isinstance(value, (str, int, float, bool))}
         nodes.append((node.op, node.name, target, args, kwargs, node.type, notes))
-    return {"nodes": nodes, "codegen": graph._codegen, "tracer": _plain_tracer(graph)}
+    return {"nodes": nodes, "codegen": codegen_of(graph), "tracer": _plain_tracer(graph)}
 
 
 def rebuilt(data: dict[str, Any]) -> fx.Graph:
@@ -63,27 +75,27 @@ def rebuilt(data: dict[str, Any]) -> fx.Graph:
         args, kwargs = fx.node.map_aggregate((args, kwargs), node_at)  # type: ignore[misc]
         made.append(graph.create_node(op, _target(target), args, kwargs, name=name, type_expr=kind))
         made[-1].meta.update(notes)
-    graph._codegen = data["codegen"]
+    set_codegen(graph, data["codegen"])
     return graph
 
 
 def _plain_tracer(graph: fx.Graph) -> Any:
-    kind = graph._tracer_cls
+    kind = tracer_class(graph)
     return kind if kind is not None and "<locals>" not in kind.__qualname__ else None
 
 
 def _stored_target(target: Any) -> Any:
-    if isinstance(target, torch._ops.OpOverload):
-        return _Operator(target.namespace, target._schema.name.split("::")[1], target._overloadname)
-    if isinstance(target, torch._ops.OpOverloadPacket):
-        namespace, name = target._qualified_op_name.split("::")
+    if isinstance(target, OpOverload):
+        return _Operator(target.namespace, schema_of(target).name.split("::")[1], overload_name(target))
+    if isinstance(target, OpOverloadPacket):
+        namespace, name = qualified_operator(target).split("::")
         return _Operator(namespace, name, None)
-    if isinstance(target, torch._ops.HigherOrderOperator):
+    if isinstance(target, HigherOrderOperator):
         return _Operator("higher_order", target.name(), None)
     if not (hasattr(target, "__name__") and hasattr(target, "__module__")):
         return target
     try:
-        module, _, path = _get_qualified_name(target).rpartition(".")
+        module, _, path = qualified_name(target).rpartition(".")
         named = _Named(module, path)
         return named if _target(named) is target else target
     except Exception:  # a function that torch cannot name: pickle names it, or says why it cannot

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
 
 from passes.analysis.coupling import Coupling
 from passes.axes.expressions import Variable, leaves
@@ -16,6 +15,7 @@ from passes.errors import EquivalenceError
 from passes.ops import Record, traits_of
 from passes.ops.meta_shapes import LightMode
 from passes.ops.references import Masked, column, narrowed
+from passes.process.torch_private import pytree
 
 
 class OtherCalls(Exception):

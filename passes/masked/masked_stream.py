@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
 
 from passes.analysis.coupling import Coupling
 from passes.axes.expressions import Axis, Variable, leaves
@@ -18,6 +17,7 @@ from passes.axes.index_sets import Mask, survivors
 from passes.errors import EquivalenceError
 from passes.ops import Record, spelled, traits_of
 from passes.ops.references import Masked, column, narrowed
+from passes.process.torch_private import pytree, schema_of
 from passes.stream.inference import tensors_in
 from passes.stream.module_stream import ModuleInference
 
@@ -40,7 +40,7 @@ class MaskedInference(ModuleInference):
 
     def call(self, func, args, kwargs):
         before = len(self.records)
-        kept = _copies_of_written(func, args) if func._schema.is_mutable else None
+        kept = _copies_of_written(func, args) if schema_of(func).is_mutable else None
         result = super().call(func, args, kwargs)
         if len(self.records) == before:
             return result
@@ -107,7 +107,7 @@ def _copies_of_written(func: Any, args: tuple) -> tuple | None:
     """The arguments of a call that writes into some, with copies of those: to run it again on what they held."""
     written = [
         number
-        for number, formal in enumerate(func._schema.arguments)
+        for number, formal in enumerate(schema_of(func).arguments)
         if formal.alias_info is not None and formal.alias_info.is_write and number < len(args)
     ]
     if torch.Tag.pointwise in func.tags or not written:

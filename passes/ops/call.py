@@ -17,6 +17,7 @@ import torch
 
 from passes.axes.expressions import Axis, Constant, Inexpressible, Reason, nest
 from passes.axes.unification import Space
+from passes.process.torch_private import OpOverload, schema_of
 
 aten = torch.ops.aten
 
@@ -100,9 +101,9 @@ def spelled(func: Any) -> str:
 
 
 @cache
-def signature(func: torch._ops.OpOverload) -> tuple[list[str], dict[str, Any]]:
+def signature(func: OpOverload) -> tuple[list[str], dict[str, Any]]:
     """The names of an operator's arguments in order, and the defaults of those that have one."""
-    arguments = func._schema.arguments
+    arguments = schema_of(func).arguments
     return [a.name for a in arguments], {a.name: a.default_value for a in arguments if a.has_default_value()}
 
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch.utils import _pytree as pytree
 
 from passes.ops.table import traits_of
+from passes.process.torch_private import pytree, schema_of
 
 MOST = 1 << 14  # an index of more positions is a table of places, not an order of channels
 
@@ -35,7 +35,7 @@ def computed(
     if result.is_floating_point() or result.is_complex() or result.numel() > MOST or not result.dim():
         return None
     drawn = torch.Tag.nondeterministic_seeded in func.tags
-    if func._schema.is_mutable or drawn or traits_of(func).undetermined:
+    if schema_of(func).is_mutable or drawn or traits_of(func).undetermined:
         return None
     operands = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
     known = {id(t): numbers_of(t) for t in operands}

@@ -24,6 +24,7 @@ from passes.axes.expressions import Axis, nest
 from passes.errors import ArgumentError
 from passes.ops.call import Call
 from passes.ops.table import Rule, rule
+from passes.process.torch_private import schema_of
 
 _TOKEN = re.compile(r"\(([^)]*)\)|(\*?\w+|\.\.\.)")
 
@@ -224,7 +225,7 @@ def _check(operators: Any, equation: Any, operands: Any, macs: Any, sizes: Any) 
     if unknown:
         raise ArgumentError(f"equation_rule: macs names {unknown[0]!r}, which is no axis of {equation!r}")
     for operator in operators:
-        schema = getattr(operator, "_schema", None)
+        schema = schema_of(operator)
         arguments = [a.name for a in schema.arguments] if schema is not None else None
         missing = [o for o in operands if arguments is not None and not set(o.split("|")) & set(arguments)]
         if missing:

@@ -12,9 +12,9 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from passes.ops.table import traits_of
+from passes.process.torch_private import TorchDispatchMode, schema_of
 
 Shape = Sequence[int]
 
@@ -43,7 +43,7 @@ def on_meta(func: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
 
 @cache
 def _is_factory(func: Any) -> bool:
-    arguments = func._schema.arguments
+    arguments = schema_of(func).arguments
     takes_tensors = any("Tensor" in str(a.type) for a in arguments)
     return not takes_tensors and any(a.name == "device" for a in arguments)
 

@@ -15,6 +15,7 @@ from passes.ops.literals import Site, moved_slice, placed
 from passes.ops.meta_shapes import Shape, shaped
 from passes.ops.table import NumbersOf, Picked, rule, states
 from passes.ops.zeros import CARRIED
+from passes.process.torch_private import OpOverload
 
 
 def _narrow(site: Site) -> None:
@@ -57,7 +58,7 @@ def _split(site: Site) -> None:
     node.args, node.kwargs = (node.args[0], new, dim), {}
     if node.op == "call_method":
         node.target = "split"
-    elif isinstance(node.target, torch._ops.OpOverload):
+    elif isinstance(node.target, OpOverload):
         node.target = torch.ops.aten.split_with_sizes.default
     else:
         node.target = torch.split

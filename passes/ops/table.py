@@ -19,11 +19,12 @@ from passes.ops.call import Call
 from passes.ops.literals import Site
 from passes.ops.references import Masked
 from passes.ops.zeros import CARRIED, NEVER, Zeros
+from passes.process.torch_private import OpOverload, OpOverloadPacket, qualified_operator
 
 Rule = Callable[[Call], Sequence[Sequence[Axis]]]
 NumbersOf = Callable[[Any], Any]  # the numbers of an index among the arguments, None where none are stated
 Picked = dict[int, list[int]]  # by dimension of the operand the places taken of it, in order; -1 for padding
-_KINDS = (torch._ops.OpOverload, torch._ops.OpOverloadPacket)
+_KINDS = (OpOverload, OpOverloadPacket)
 
 
 class DuplicateRule(PassError, ValueError):
@@ -147,13 +148,13 @@ def _forget() -> None:
 
 
 @cache
-def find(func: torch._ops.OpOverload) -> Rule | None:
+def find(func: OpOverload) -> Rule | None:
     """The rule of an operator: its overload's, its packet's, or for an in-place variant the functional one's."""
     return _rules.get(_keys(func)[-1])
 
 
 @cache
-def traits_of(func: torch._ops.OpOverload) -> Traits:
+def traits_of(func: OpOverload) -> Traits:
     """What is stated of an operator, where its rule is found and for the operator itself."""
     found: dict[str, Any] = {}
     for key in reversed(_keys(func)):
@@ -164,15 +165,15 @@ def traits_of(func: torch._ops.OpOverload) -> Traits:
 @cache
 def packet_traits(operator: Any) -> Traits:
     """What is stated of the operator that a node of a graph names, which may be a packet or a Python function."""
-    if isinstance(operator, torch._ops.OpOverload):
+    if isinstance(operator, OpOverload):
         return traits_of(operator)
-    if not isinstance(operator, torch._ops.OpOverloadPacket) or operator in _stated:
+    if not isinstance(operator, OpOverloadPacket) or operator in _stated:
         return Traits(**_stated.get(operator, {}))
     overloads = [getattr(operator, name) for name in operator.overloads()]
     return traits_of(next((overload for overload in overloads if overload in _stated), overloads[0]))
 
 
-def _keys(func: torch._ops.OpOverload) -> list[Any]:
+def _keys(func: OpOverload) -> list[Any]:
     """Where something may be stated of an operator, the nearest first, as far as the one that has its rule."""
     packet = func.overloadpacket
     functional = _functional(packet)
@@ -189,7 +190,7 @@ def _is_pointwise(packet: Any) -> bool:
 
 
 def _functional(packet: Any) -> Any:
-    namespace, _, name = packet._qualified_op_name.partition("::")
+    namespace, _, name = qualified_operator(packet).partition("::")
     if not name.endswith("_") or name.endswith("__"):
         return None
     return getattr(getattr(torch.ops, namespace), name[:-1], None)

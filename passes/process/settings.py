@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch.nn.modules import module as torch_module
-from torch.overrides import _get_current_function_mode_stack, _pop_mode, _push_mode
-from torch.utils import _python_dispatch as dispatch
 from torch.utils import deterministic
+
+from passes.process import torch_private as private
 
 log = logging.getLogger(__name__)
 
@@ -123,22 +123,21 @@ def _put_autocast(state: tuple[Any, ...]) -> None:
 
 def _read_modes() -> tuple[Any, ...]:
     """Function modes (a default device is one of them), dispatch modes, and which of them is the default device."""
-    default = getattr(torch._GLOBAL_DEVICE_CONTEXT, "device_context", None)
-    return tuple(_get_current_function_mode_stack()), tuple(dispatch._get_current_dispatch_mode_stack()), default
+    return tuple(private.function_modes()), tuple(private.dispatch_modes()), private.default_device()
 
 
 def _put_modes(state: tuple[Any, ...]) -> None:
     functions, dispatches, default = state
     for stack, pop, push, wanted in (
-        (_get_current_function_mode_stack, _pop_mode, _push_mode, functions),
-        (dispatch._get_current_dispatch_mode_stack, dispatch._pop_mode, dispatch._push_mode, dispatches),
+        (private.function_modes, private.pop_function_mode, private.push_function_mode, functions),
+        (private.dispatch_modes, private.pop_dispatch_mode, private.push_dispatch_mode, dispatches),
     ):
         if tuple(stack()) != wanted:
             for _ in stack():
                 pop()
             for mode in wanted:
                 push(mode)
-    torch._GLOBAL_DEVICE_CONTEXT.device_context = default
+    private.set_default_device(default)
 
 
 _DENORMAL = 1e-310
@@ -151,14 +150,14 @@ def _read_denormals() -> bool:
 
 def _read_precisions() -> tuple[tuple[str, str, str], ...]:
     """How float32 products are computed (TF32, bfloat16), for each backend and kind of operator that torch knows."""
-    read = getattr(torch._C, "_get_fp32_precision_getter", None)  # torch 2.9
     kinds = [("generic", "all"), *[(b, o) for b in ("cuda", "mkldnn") for o in ("all", "matmul", "conv", "rnn")]]
-    return tuple((*kind, read(*kind)) for kind in kinds) if read else ()
+    found = [(*kind, private.float32_precision(*kind)) for kind in kinds]
+    return tuple((backend, kind, said) for backend, kind, said in found if said is not None)
 
 
 def _put_precisions(values: tuple[tuple[str, str, str], ...]) -> None:
     for backend, operators, precision in values:
-        torch._C._set_fp32_precision_setter(backend, operators, precision)
+        private.set_float32_precision(backend, operators, precision)
 
 
 HOOKS = [

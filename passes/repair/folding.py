@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from passes.process.torch_private import children_of
+
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _SMALLEST = 1e-6  # of the largest scale of a norm: below it a row's weight could not be told from its product
@@ -60,7 +62,7 @@ def fold(gm: fx.GraphModule) -> list[Folded]:
         layer.weight.mul_(_along(scale, layer))
         layer.bias = nn.Parameter(beta + scale * (constant - norm.running_mean))
         path, _, name = str(node.target).rpartition(".")
-        gm.get_submodule(path)._modules[name] = nn.Identity()
+        children_of(gm.get_submodule(path))[name] = nn.Identity()
         done.append(Folded(layer, norm, str(node.target), scale.clone(), former))
     return done
 
@@ -75,7 +77,7 @@ def unfold(gm: fx.GraphModule, folded: list[Folded]) -> None:
         norm.bias.copy_(layer.bias - item.scale * (constant - norm.running_mean))
         layer.bias = item.bias
         path, _, name = item.path.rpartition(".")
-        gm.get_submodule(path)._modules[name] = norm
+        children_of(gm.get_submodule(path))[name] = norm
 
 
 def _along(scale: Tensor, layer: Any) -> Tensor:

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils import _pytree as pytree
 
 from passes.analysis.coupling import Coupling, recall
 from passes.arguments import got, integer, is_a
@@ -21,6 +20,7 @@ from passes.errors import PassError, PlanError
 from passes.graph.module_copies import owned_tensors
 from passes.graph.nodes import input_nodes
 from passes.ops import Value
+from passes.process.torch_private import pytree
 from passes.repair.compensation import copied_network
 from passes.repair.fitting import Layer, Problem, Target, fit, sites_and_reads
 from passes.repair.folding import fold, unfold

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from passes.process.torch_private import placed_first
+
 FEWEST, MOST = 2, 8  # weights in one segment: two can be fitted together, more than eight take long
 
 
@@ -120,7 +122,7 @@ def _segment(gm: fx.GraphModule, stretch: list[fx.Node], gives: list[fx.Node], r
     # placeholders come first in a graph
     ordered = [copies[n] for n in takes]
     for node in reversed(ordered):
-        graph._root.append(node)
+        placed_first(graph, node)
     for node in stretch:
         copies[node] = graph.node_copy(node, lambda n: copies[n])
     names = [n.name for n in gives]

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from passes.errors import PassError
 from passes.process.source_lines import said
+from passes.process.torch_private import pytree
 
 
 @dataclass(frozen=True)

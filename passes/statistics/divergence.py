@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
+from passes.process.torch_private import pytree
 from passes.statistics.batches import Batch
 from passes.statistics.observing import evaluating
 

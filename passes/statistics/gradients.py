@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from passes.analysis.coupling import Coupling
 from passes.arguments import got
 from passes.errors import PassError
 from passes.process.source_lines import said
+from passes.process.torch_private import pytree
 from passes.statistics.batches import Batch
 
 Loss = Callable[[Any, Any], Tensor]

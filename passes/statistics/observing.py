@@ -14,6 +14,7 @@ from passes.arguments import got, has_weights, integer, is_a
 from passes.errors import PassError
 from passes.graph.module_copies import modules_of, owned_tensors
 from passes.ops.operands import Contraction
+from passes.process.torch_private import fused_recurrence, set_fused_recurrence
 from passes.statistics.batches import Batch, batches_of
 from passes.statistics.gradients import GradientSums, Loss
 from passes.statistics.moments import Moments
@@ -164,11 +165,9 @@ def plain_recurrence(model: nn.Module) -> Iterator[None]:
     if not any(isinstance(module, nn.RNNBase) for module in model.modules()):
         yield
         return
-    before = torch._C._get_mkldnn_enabled(), torch._C._get_cudnn_enabled()
+    before = fused_recurrence()
     try:
-        torch._C._set_mkldnn_enabled(False)
-        torch._C._set_cudnn_enabled(False)
+        set_fused_recurrence(False, False)
         yield
     finally:
-        torch._C._set_mkldnn_enabled(before[0])
-        torch._C._set_cudnn_enabled(before[1])
+        set_fused_recurrence(*before)

@@ -14,6 +14,7 @@ from passes.graph.module_copies import owned_tensors
 from passes.ops import signature, traits_of
 from passes.ops.meta_shapes import LightMode
 from passes.ops.operands import Contraction, contraction_of
+from passes.process.torch_private import version_of
 from passes.statistics.sites import Layout, Norm, Site
 
 aten = torch.ops.aten
@@ -112,7 +113,7 @@ class Watcher(LightMode):
         if owner is not None and found.bias is not None and tuple(found.bias.shape) == (groups * rows,):
             bias, bias_layout = owner[0], self._layout(found.bias)
         data = found.data
-        mark = (data.data_ptr(), data._version, tuple(data.shape), tuple(data.stride()), found.reading)
+        mark = (data.data_ptr(), version_of(data), tuple(data.shape), tuple(data.stride()), found.reading)
         shared = next((known for key, _, known in self._operands if key == mark), None)
         if shared is None:
             self._operands.append((mark, data, name))

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.utils import _pytree as pytree
 
 from passes.graph.module_copies import copy_module, like, shell
+from passes.process.torch_private import no_dispatch_modes, pytree
 
 
 class ExampleValues:
@@ -34,7 +34,7 @@ class ExampleValues:
         if self._run is None:
             root = copy_module(shell(self._gm), lambda _, tensor: like(tensor, tensor.detach().clone())).eval()
             self._run = _Ancestors(root, self._gm.graph, self._arguments)
-        with torch.utils._python_dispatch._disable_current_modes(), torch.no_grad():
+        with no_dispatch_modes(), torch.no_grad():
             return self._run.value(node)
 
 

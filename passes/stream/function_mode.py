@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import _disable_current_modes
 
 from passes.graph.emitted_layers import EMITTED
 from passes.stream.inference import tensors_in
 from passes.stream.module_stream import ModuleInference
-from passes.stream.stream_copies import no_torch_dispatch
+from passes.process.torch_private import no_dispatch_modes, no_torch_function
+from passes.process.torch_private import no_torch_dispatch
 
 aten = torch.ops.aten
 
@@ -50,7 +50,7 @@ def _device(mode: ModuleInference, func: Any, args: tuple, kwargs: dict[str, Any
 
 def _on_kind(kind: str) -> Callable[..., Any]:
     def asked(mode: ModuleInference, func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
-        with torch._C.DisableTorchFunction():
+        with no_torch_function():
             return mode.device.type == kind if args[0].is_meta and not mode.real else func(*args)
 
     return asked
@@ -77,7 +77,7 @@ def _as_index(part: list[Any]) -> Any:
     flat = all(isinstance(number, (bool, int)) for number in part)
     if not flat or not part:
         return part
-    with _disable_current_modes():  # the program makes no tensor of it
+    with no_dispatch_modes():  # the program makes no tensor of it
         return torch.tensor(part, device="cpu")
 
 
@@ -89,8 +89,8 @@ def _attention(mode: ModuleInference, func: Any, args: tuple, kwargs: dict[str, 
     mask = given.get("attn_mask")
     if mask is not None and mask.dtype == torch.bool:  # torch does so before it chooses how to compute
         given["attn_mask"] = torch.zeros_like(mask, dtype=given["query"].dtype).masked_fill(~mask, -math.inf)
-    mode._attentions += 1
-    before, mode.function = mode.function, f"scaled_dot_product_attention{mode._attentions}"
+    mode.attentions += 1
+    before, mode.function = mode.function, f"scaled_dot_product_attention{mode.attentions}"
     try:
         return aten._scaled_dot_product_attention_math(
             given["query"], given["key"], given["value"], given.get("attn_mask"), given.get("dropout_p", 0.0),

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from passes.process.torch_private import canonical_mask
+
 
 class HeadAttention(nn.MultiheadAttention):
     """Attention of `num_heads` heads: queries and keys of `head_dim`, values of `value_head_dim` units a head.
@@ -100,7 +102,7 @@ class HeadAttention(nn.MultiheadAttention):
 
 
 def _additive(mask: Tensor, dtype: torch.dtype, name: str) -> Tensor:
-    return F._canonical_mask(
+    return canonical_mask(
         mask=mask, mask_name=name, other_type=None, other_name="", target_type=dtype, check_other=False
     )  # type: ignore[return-value]
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.utils import _pytree as pytree
 
 from passes import ops
 from passes.axes.expressions import Axis, Constant, Reason
@@ -26,6 +25,7 @@ from passes.ops import Call, Record, Value
 from passes.ops import constant_indices as numbers
 from passes.ops.call import slot
 from passes.ops.meta_shapes import LightMode, on_meta, run_on_meta
+from passes.process.torch_private import buffers_of, no_dispatch_modes, parameters_of, pytree, schema_of
 from passes.stream.example_values import ExampleValues
 
 ATTRIBUTE = "_fxprune_value"
@@ -223,7 +223,7 @@ class Inference(LightMode):
                 for old, new in zip(known.axes, made, strict=True):
                     call.tie(old, new)
                 known.from_inputs |= from_inputs
-                self.rewritten |= func._schema.is_mutable and not tensor.is_floating_point()
+                self.rewritten |= schema_of(func).is_mutable and not tensor.is_floating_point()
                 record.outputs.append(known)
                 continue
             watched = record.watched.get(number, ())
@@ -292,7 +292,7 @@ class GraphInference(fx.Interpreter):
         if names == ["training"] and type(holder).train is nn.Module.train:
             return False
         if len(names) == 1:
-            for held in (holder._parameters, holder._buffers, holder.__dict__):
+            for held in (parameters_of(holder), buffers_of(holder), holder.__dict__):
                 if isinstance(held.get(names[0]), torch.Tensor):
                     return self._copies.tensor(held[names[0]])
         found: Any = self._copies.module(holder).eval()
@@ -350,14 +350,14 @@ class GraphInference(fx.Interpreter):
         """What a node gives on tensors that are `value` everywhere."""
 
         def real(tensor: torch.Tensor) -> torch.Tensor:
-            with torch.utils._python_dispatch._disable_current_modes():  # which keep all that is made on meta
+            with no_dispatch_modes():  # which keep all that is made on meta
                 return torch.full(tensor.shape, value, dtype=tensor.dtype)
 
         args, kwargs = pytree.tree_map_only(torch.Tensor, real, (args, kwargs))
         module = None
         if n.op == "call_module":
             module = copy_module(self.fetch_attr(str(n.target)), lambda _, t: like(t, real(t)))
-        with torch.utils._python_dispatch._disable_current_modes():
+        with no_dispatch_modes():
             if module is not None:
                 return module(*args, **kwargs)
             if n.op == "call_method":

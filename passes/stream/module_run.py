@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.flop_counter import FlopCounterMode
 
 from passes.axes.expressions import Axis, Constant, Reason
@@ -22,6 +21,7 @@ from passes.graph.module_copies import Replace, like, modules_of, owned_tensors
 from passes.ops import Record, Value
 from passes.ops import constant_indices as numbers
 from passes.process.source_lines import said
+from passes.process.torch_private import no_dispatch_modes, no_torch_function
 from passes.stream.call_arguments import Arguments, replaced, tensors_of
 from passes.stream.conditions import Turned
 from passes.stream.function_mode import Functions
@@ -210,7 +210,7 @@ def run_scripted(
     Returns its result, the tensors in it, and its multiply-accumulates.
     """
     given = list(tensors_of((args, kwargs)))
-    with _disable_current_modes(), torch._C.DisableTorchFunction():
+    with no_dispatch_modes(), no_torch_function():
         real = {id(t): t if mode.real else torch.zeros(t.shape, dtype=t.dtype, device=mode.device) for t in given}
         if any(t.dtype == torch.float64 for t in given):
             original = copy.deepcopy(original).double()

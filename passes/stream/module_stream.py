@@ -13,13 +13,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import _disable_current_modes
 
 from passes.axes.expressions import Constant
 from passes.ops import Record, Slot, Value, spelled, traits_of
 from passes.ops import constant_indices as numbers
 from passes.ops.meta_shapes import on_meta, run_on_meta
 from passes.process.source_lines import users_line
+from passes.process.torch_private import no_dispatch_modes, schema_of, storage_id
 from passes.stream.call_arguments import tensors_of
 from passes.stream.inference import ATTRIBUTE, INDEXING, SILENT, Inference, tensors_in
 from passes.stream.stream_copies import CallStack
@@ -68,7 +68,7 @@ class ModuleInference(Inference):
         self.asked: dict[str, None] = {}  # lines that ask for values (on meta: of inputs)
         self.reached: dict[str, str] = {}  # tensors of the caller's module that its copy uses, and the line that does
         self.keep: list[torch.Tensor] = []  # tensors of the module and of its inputs
-        self._attentions = 0
+        self.attentions = 0
         self._constants: dict[int, tuple[Any, Value]] = {}
         self._on_meta: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._written: set[int] = set()  # storages of constants into which data was written
@@ -149,13 +149,13 @@ class ModuleInference(Inference):
         meta = {id(t): self._meta_of(t) for t in operands if not t.is_meta}
         if meta:
             written = [t for t in _written_operands(func, args, kwargs) if id(t) in meta]
-            self._written.update(t.untyped_storage()._cdata for t in written)
+            self._written.update(storage_id(t) for t in written)
             args, kwargs = (_swapped(item, meta) for item in (args, kwargs))
         result = run_on_meta(func, args, on_meta(func, kwargs))
         return _swapped(result, {id(m): t for t, m in self._on_meta.values()}) if meta else result
 
     def holds_data(self, tensor: torch.Tensor) -> bool:
-        return tensor.is_meta or id(tensor) in self.names or tensor.untyped_storage()._cdata in self._written
+        return tensor.is_meta or id(tensor) in self.names or storage_id(tensor) in self._written
 
     def _meta_of(self, tensor: torch.Tensor) -> torch.Tensor:
         """What stands on the meta device for a constant, with its axes."""
@@ -175,7 +175,7 @@ class ModuleInference(Inference):
             raise error
         meta = {}
         for tensor in given:
-            with _disable_current_modes():  # what only the analysis makes is no call of the program
+            with no_dispatch_modes():  # what only the analysis makes is no call of the program
                 meta[id(tensor)] = made = self._meta_of(tensor)
             super().attach(made, self.value(tensor))
         return func(*_swapped(args, meta), **_swapped(kwargs, meta))
@@ -272,10 +272,10 @@ _DROPS: dict[Any, Any] = {aten.native_dropout: _keep, aten.bernoulli_: _keep_fla
 
 
 def _written_operands(func: Any, args: tuple, kwargs: dict[str, Any]) -> Iterator[torch.Tensor]:
-    for formal, actual in zip(func._schema.arguments, args, strict=False):
+    for formal, actual in zip(schema_of(func).arguments, args, strict=False):
         if formal.alias_info is not None and formal.alias_info.is_write:
             yield from tensors_in(actual)
-    for formal in func._schema.arguments:
+    for formal in schema_of(func).arguments:
         if formal.name in kwargs and formal.alias_info is not None and formal.alias_info.is_write:
             yield from tensors_in(kwargs[formal.name])
 

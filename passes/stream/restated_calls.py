@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode, resolve_name
-from torch.utils._python_dispatch import _disable_current_modes
 
 from passes.process.source_lines import OWN_FILES
+from passes.process.torch_private import no_dispatch_modes
 
 Position = tuple[str | int, ...]
 SIZES: Position = ("sizes",)  # of a call that splits its first argument
@@ -150,7 +150,7 @@ def _constant(new: tuple[Any, torch.dtype], old: torch.Tensor) -> Any:
     """A number in place of a tensor without dimensions, or a tensor that no mode sees being made."""
     if not isinstance(new[0], tuple):
         return new[0]
-    with _disable_current_modes():
+    with no_dispatch_modes():
         return torch.tensor(new[0], dtype=new[1], device=old.device)
 
 

@@ -14,6 +14,8 @@ from passes.errors import PassError
 from passes.graph.emitted_layers import emit_layer, is_emitted
 from passes.graph.module_copies import OF_TORCH, PLAIN, Copies, Replace, copied_or_shared, modules_of, owned_tensors
 from passes.stream.head_attention import is_torchs_attention, with_heads
+from passes.process.torch_private import buffers_of, children_of, no_torch_function, parameters_of
+from passes.process.torch_private import call_of, no_torch_dispatch, no_torch_function
 
 
 class CallStack:
@@ -56,7 +58,7 @@ def scripted_modules(root: nn.Module) -> dict[str, nn.Module]:
     found: dict[str, nn.Module] = {}
 
     def visit(module: nn.Module, path: str) -> None:
-        for name, child in module._modules.items():
+        for name, child in children_of(module).items():
             if child is None:
                 continue
             inner = f"{path}.{name}" if path else name
@@ -124,7 +126,7 @@ class State:
 
 
 def _registered(module: nn.Module) -> tuple[dict[str, Any], ...]:
-    return module._parameters, module._buffers, module._modules  # type: ignore[return-value]
+    return parameters_of(module), buffers_of(module), children_of(module)  # type: ignore[return-value]
 
 
 def _may_change(value: Any) -> bool:
@@ -135,7 +137,7 @@ def _may_change(value: Any) -> bool:
 
 def _follow(module: nn.Module, path: str, stack: CallStack) -> None:
     """Have calls of `module` say when they begin and end; those of torch's layers are made without running them."""
-    inner = type(module)._call_impl
+    inner = call_of(type(module))
     module.__dict__["_compiled_call_impl"] = None
 
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -152,7 +154,7 @@ def _follow(module: nn.Module, path: str, stack: CallStack) -> None:
         stack.enter(path)
         result = NotImplemented
         try:
-            with _no_torch_function(), no_torch_dispatch():
+            with no_torch_function(), no_torch_dispatch():
                 if is_meta(args[0]):
                     result = emit_layer(module, args[0], emit, module.__getattr__, module.training)
         finally:
@@ -166,6 +168,3 @@ def is_meta(value: Any) -> bool:
     """Whether `value` is a tensor on the meta device."""
     return isinstance(value, torch.Tensor) and value.is_meta
 
-
-# Inside, no mode sees what is called.
-_no_torch_function, no_torch_dispatch = torch._C.DisableTorchFunction, torch._C._DisableTorchDispatch

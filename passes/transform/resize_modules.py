@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from passes.process.torch_private import ConvNd, NormBase
+
 # What `resize_module` and `resize_view_module` know: layers with sizes as attributes.
 SIZED = (
-    *(nn.modules.conv._ConvNd, nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm),
-    *(nn.modules.batchnorm._NormBase, nn.PReLU, nn.Embedding, nn.EmbeddingBag),
+    *(ConvNd, nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm),
+    *(NormBase, nn.PReLU, nn.Embedding, nn.EmbeddingBag),
     *(nn.RNNCellBase, nn.Bilinear, nn.ChannelShuffle, nn.RNNBase, nn.Unflatten),
 )
 
@@ -23,7 +25,7 @@ def resize_module(module: Any, groups: int | None, num_groups: int | None, chann
     groups, num_groups: new counts where an operator's rule gave them. channels: those of the module's input.
     """
     weight = getattr(module, "weight", None)
-    if isinstance(module, nn.modules.conv._ConvNd):
+    if isinstance(module, ConvNd):
         module.groups = groups if groups is not None else module.groups
         first, second = module.weight.shape[:2]
         module.in_channels, module.out_channels = (
@@ -39,7 +41,7 @@ def resize_module(module: Any, groups: int | None, num_groups: int | None, chann
     elif isinstance(module, nn.GroupNorm):
         module.num_groups = num_groups if num_groups is not None else module.num_groups
         module.num_channels = weight.shape[0] if weight is not None else channels or module.num_channels
-    elif isinstance(module, nn.modules.batchnorm._NormBase):
+    elif isinstance(module, NormBase):
         mean = weight if weight is not None else module.running_mean
         module.num_features = mean.shape[0] if mean is not None else channels or module.num_features
     elif isinstance(module, nn.PReLU):

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from passes.ops import Record, signature
 from passes.ops.literals import Site
 from passes.ops.table import packet_traits
+from passes.process.torch_private import OpOverload, OpOverloadPacket
 
 _SPELLED_IN = (torch, F, torch.Tensor)
 
@@ -33,7 +34,7 @@ def _of_method(name: str) -> Any:
 @cache
 def _of_function(target: Any) -> Any:
     name = getattr(target, "__name__", "")
-    if isinstance(target, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)) or not name:
+    if isinstance(target, (OpOverload, OpOverloadPacket)) or not name:
         return target
     spelled = any(getattr(space, name, None) == target for space in _SPELLED_IN)
     return getattr(torch.ops.aten, name, target) if spelled else target
@@ -41,9 +42,9 @@ def _of_function(target: Any) -> Any:
 
 @cache
 def _argument_names(operator: Any) -> Sequence[str]:
-    if isinstance(operator, torch._ops.OpOverloadPacket):
+    if isinstance(operator, OpOverloadPacket):
         operator = getattr(operator, operator.overloads()[0])
-    if isinstance(operator, torch._ops.OpOverload):
+    if isinstance(operator, OpOverload):
         return signature(operator)[0]
     try:
         return list(inspect.signature(operator).parameters)

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.utils import _pytree as pytree
 
 from passes.analysis.coupling import Coupling
 from passes.analysis.tape import map_together
@@ -21,6 +20,7 @@ from passes.graph.nodes import copied, source_of
 from passes.ops import Record, Value, traits_of
 from passes.ops.literals import Site, varies
 from passes.ops.meta_shapes import OnMeta
+from passes.process.torch_private import codegen_of, name_taken, no_dispatch_modes, pytree, set_codegen
 from passes.stream.inference import composite_attention
 from passes.transform.resize_modules import SIZED, resize_view_module
 from passes.transform.restate_sizes import pin_values, restating
@@ -72,7 +72,7 @@ class Rewriting:
 
     def _copied_graph(self, whole: bool) -> fx.Graph:
         graph = fx.Graph(tracer_cls=getattr(self.gm, "_tracer_cls", None))
-        graph._codegen = self.gm.graph._codegen
+        set_codegen(graph, codegen_of(self.gm.graph))
         copies: dict[fx.Node, fx.Node] = {}
 
         def known(node: fx.Node) -> fx.Node:
@@ -87,7 +87,7 @@ class Rewriting:
                     new.meta.pop(stale, None)
         for node in self.gm.graph.nodes:
             if node not in copies:
-                graph._graph_namespace.create_name(node.name, None)  # no node that restating inserts may take it
+                name_taken(graph, node.name)  # no node that restating inserts may take it
         return graph
 
     def _resized(self, path: str, module: nn.Module, meta: bool) -> nn.Module:
@@ -116,7 +116,7 @@ class Rewriting:
 
     def on_meta(self, path: str) -> nn.Module:
         """The new module at `path` on the meta device, in eval mode."""
-        with torch.utils._python_dispatch._disable_current_modes():
+        with no_dispatch_modes():
             return self._resized(path, self.gm.get_submodule(path), meta=True).eval()
 
     def build(self) -> fx.GraphModule:

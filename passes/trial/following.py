@@ -21,6 +21,7 @@ from passes.stream.inference import ATTRIBUTE
 from passes.stream.module_stream import Watching
 from passes.stream.restated_calls import Position
 from passes.transform.slicing import Slicing
+from passes.process.torch_private import schema_of
 
 aten = torch.ops.aten
 _ANY = sys.maxsize  # a length that inputs may give
@@ -105,7 +106,7 @@ class Following(Watching):
             self.place += 1
         for number, tensor in enumerate(outputs):
             if any(tensor is operand for operand in operands):
-                self.rewritten |= func._schema.is_mutable and not tensor.is_floating_point()
+                self.rewritten |= schema_of(func).is_mutable and not tensor.is_floating_point()
                 continue
             if not tensor.is_floating_point():
                 found = numbers.computed(func, args, kwargs, tensor, self.numbers_of, number)
@@ -288,9 +289,9 @@ def _scalars(func: Any, args: tuple, kwargs: dict[str, Any]) -> list[Any]:
 
 @cache
 def _places_of_numbers(func: Any) -> list[tuple[int, str]]:
-    kinds = [str(formal.type).removeprefix("Optional[") for formal in func._schema.arguments]
+    kinds = [str(formal.type).removeprefix("Optional[") for formal in schema_of(func).arguments]
     return [
         (place, formal.name)
-        for place, (formal, kind) in enumerate(zip(func._schema.arguments, kinds, strict=True))
+        for place, (formal, kind) in enumerate(zip(schema_of(func).arguments, kinds, strict=True))
         if kind.startswith(("number", "float", "Tensor"))
     ]

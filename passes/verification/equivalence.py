@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from torch import fx, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils import _pytree as pytree
 
 from passes.analysis.coupling import Coupling
 from passes.apply.cut_module import module_coupling_for
@@ -41,6 +40,7 @@ from passes.masked.proof_weights import dense_weights, equal_elements, finite_pa
 from passes.ops import Value
 from passes.ops.references import narrowed
 from passes.process.state import leaves_no_trace
+from passes.process.torch_private import codegen_of, pytree
 from passes.stream.inference import as_arguments
 from passes.verification.module_equivalence import verify_module
 
@@ -309,7 +309,7 @@ def _first_line(error: BaseException) -> str:
 def _run_forward(pruned: fx.GraphModule, root: nn.Module, inputs: tuple) -> Any:
     """The generated forward of `pruned` over the modules of `root`."""
     args, kwargs = map_tensors(torch.clone, tuple(inputs)), dict[str, Any]()
-    info = getattr(pruned.graph._codegen, "pytree_info", None)
+    info = getattr(codegen_of(pruned.graph), "pytree_info", None)
     if info is not None and info.in_spec is not None:  # it takes the nested arguments, of which placeholders are leaves
         args, kwargs = pytree.tree_unflatten(list(args), info.in_spec), {}
         if len(args) == 2 and isinstance(args[0], tuple) and isinstance(args[1], dict):

@@ -13,6 +13,7 @@ from torch import nn
 from fxprune.errors import ExportError
 from fxprune.exporters.source.literals import Imports, literal
 from fxprune.exporters.source.standalone import STANDALONE
+from passes.process.torch_private import ConvNd
 
 # Attributes that every module has, and torch's own caches; no constructor argument is among them.
 _OWN = frozenset(vars(nn.Module()))
@@ -200,7 +201,7 @@ def _short(module: nn.Module, name: str, value: Any) -> Any:
     """A convolution keeps (3, 3) where its author wrote 3; so does a layer norm keep (64,)."""
     uniform = isinstance(value, tuple) and len(value) > 0 and len(set(value)) == 1 and isinstance(value[0], int)
     single = isinstance(module, nn.LayerNorm) and uniform and len(value) == 1
-    return value[0] if single or (uniform and isinstance(module, nn.modules.conv._ConvNd)) else value
+    return value[0] if single or (uniform and isinstance(module, ConvNd)) else value
 
 
 def _rnn(module: Any) -> list[tuple[str | None, Any]]:

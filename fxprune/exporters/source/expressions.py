@@ -16,6 +16,7 @@ from torch import fx
 from fxprune.errors import ExportError
 from fxprune.exporters.source.containers import Container, is_plain, reference
 from fxprune.exporters.source.literals import Imports, function_name, literal, sequence
+from passes.process.torch_private import OpOverload, overload_name
 
 _INFIX: dict[Any, str] = {
     operator.add: "+",
@@ -127,7 +128,7 @@ class Writer:
 
     def _function(self, node: fx.Node) -> Expression:
         target, args = node.target, node.args
-        if isinstance(target, torch._ops.OpOverload):
+        if isinstance(target, OpOverload):
             return self._aten(target, node)
         if node.kwargs or not args:
             return self._call(self._named(target, node), args, _spoken(target, node.kwargs), node)
@@ -176,12 +177,12 @@ class Writer:
 
     def _aten(self, target: Any, node: fx.Node) -> Expression:
         """An ATen operator under the name that torch gives it, where that takes the same arguments."""
-        namespace, name = target.namespace, target._opname
+        namespace, name = target.namespace, target.overloadpacket.__name__
         if name == "sym_size":
             return Expression(f"{self._operand(node.args[0], node)}.shape[{self.argument(node.args[1], node)}]")
         if target is torch.ops.aten.slice.Tensor:
             return self._slice(node)
-        if namespace == "aten" and "out" not in target._overloadname:
+        if namespace == "aten" and "out" not in overload_name(target):
             if name in _ATEN_INFIX and len(node.args) == 2 and not node.kwargs:
                 return self._infix(_ATEN_INFIX[name], node)
             # Only what is generated from the operator's own schema; a Python function may order arguments its own way.

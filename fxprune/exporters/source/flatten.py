@@ -10,6 +10,7 @@ import torch
 from torch import fx
 
 from fxprune.errors import ExportError
+from passes.process.torch_private import buffers_of, codegen_of, set_codegen, transient_of
 
 _GRADIENTS, _AUTOCAST = "wrap_with_set_grad_enabled", "wrap_with_autocast"
 
@@ -25,14 +26,14 @@ def flattened(gm: fx.GraphModule) -> fx.GraphModule:
     graph = fx.Graph()
     output = _copied(gm, "", graph, {})
     graph.output(output)
-    graph._codegen = gm.graph._codegen
+    set_codegen(graph, codegen_of(gm.graph))
     flat = fx.GraphModule(gm, graph, type(gm).__name__)
     flat.meta.update(gm.meta)
     for path, module in gm.named_modules():
-        for name in module._non_persistent_buffers_set:
+        for name in transient_of(module):
             owner = dict(flat.named_modules()).get(path)
-            if owner is not None and name in owner._buffers:
-                owner._non_persistent_buffers_set.add(name)
+            if owner is not None and name in buffers_of(owner):
+                transient_of(owner).add(name)
     return flattened(flat)
 
 
@@ -81,7 +82,7 @@ def _copied(gm: fx.GraphModule, prefix: str, graph: fx.Graph, known: dict[fx.Nod
 def _inlined(gm: fx.GraphModule, place: str, path: str, args: Any, graph: fx.Graph) -> Any:
     inner = gm.get_submodule(path)
     assert isinstance(inner, fx.GraphModule), "only the paths of graphs come here"
-    if getattr(inner.graph._codegen, "pytree_info", None) is not None:
+    if getattr(codegen_of(inner.graph), "pytree_info", None) is not None:
         raise ExportError(f"{place}: a nested graph with structured inputs has no plain source")
     placeholders = inner.graph.find_nodes(op="placeholder")
     return _copied(inner, f"{place}.", graph, dict(zip(placeholders, args, strict=True)))

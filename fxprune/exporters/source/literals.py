@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fxprune.errors import ExportError
+from passes.process.torch_private import OpOverload, OpOverloadPacket
 
 # Where torch's functions are looked up, the name that people write first.
 _TORCH_HOMES: tuple[tuple[str, Any], ...] = (
@@ -148,7 +149,7 @@ def sequence(value: Any, render: Callable[[Any], str], imports: Imports, what: s
 
 def function_name(target: Callable[..., Any], imports: Imports, what: str) -> str:
     """How to call a function or class in source: a name of torch, the standard library, or the package it is from."""
-    if isinstance(target, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
+    if isinstance(target, OpOverload | OpOverloadPacket):
         return _operator_name(target, what)
     name = getattr(target, "__name__", "")
     if getattr(builtins, name, None) is target:

@@ -12,6 +12,7 @@ from torch import fx
 from fxprune.errors import ExportError
 from fxprune.exporters.source.expressions import Writer
 from fxprune.exporters.source.literals import quoted
+from passes.process.torch_private import codegen_of
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Signature:
     def of(gm: fx.GraphModule) -> Signature:
         """Read it from the graph and its code generator."""
         placeholders = [node for node in gm.graph.nodes if node.op == "placeholder"]
-        info = getattr(gm.graph._codegen, "pytree_info", None)
+        info = getattr(codegen_of(gm.graph), "pytree_info", None)
         if info is None:
             names = tuple(str(node.target) for node in placeholders)
             leaves = {node: name.lstrip("*") for node, name in zip(placeholders, names, strict=True)}

@@ -21,6 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from passes.process.torch_private import schema_of
+
 __all__ = ["Graph", "Node", "UnsupportedOperator", "to_onnx"]
 
 OPSET = 20  # the first with Gelu; torch.onnx.export of torch 2.13 writes this one too
@@ -112,7 +114,7 @@ class Call:
 
     def arg(self, name: str) -> Any:
         """The argument called `name` in the operator's schema, or its default."""
-        for index, formal in enumerate(self.func._schema.arguments):
+        for index, formal in enumerate(schema_of(self.func).arguments):
             if formal.name == name:
                 if index < len(self.args):
                     return self.args[index]

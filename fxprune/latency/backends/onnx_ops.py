@@ -12,6 +12,7 @@ import numpy as np
 
 from fxprune.latency.backends.onnx_graph import Call
 from fxprune.latency.backends.onnx_rules import aten, rule
+from passes.process.torch_private import schema_of
 
 # ---- elementwise -----------------------------------------------------------------------------------------------------
 
@@ -99,7 +100,7 @@ def _hardtanh(call: Call) -> str:
 
 @rule(aten.clamp, aten.clamp_, aten.clamp_min, aten.clamp_max)
 def _clamp(call: Call) -> str:
-    names = {argument.name for argument in call.func._schema.arguments}
+    names = {argument.name for argument in schema_of(call.func).arguments}
     return _clip(call, call.arg("min") if "min" in names else None, call.arg("max") if "max" in names else None)
 
 

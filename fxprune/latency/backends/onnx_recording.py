@@ -7,14 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxprune.latency.backends import onnx_ops, onnx_shapes  # noqa: F401  (they register their rules)
 from fxprune.latency.backends.onnx_graph import Call, Graph, UnsupportedOperator, numpy_dtype_of
 from fxprune.latency.backends.onnx_rules import RULES
 from passes.graph.module_copies import copy_with, like
 from passes.ops import traits_of
+from passes.process.torch_private import TorchDispatchMode, pytree
 from passes.stream.inference import as_arguments, composite_attention, to_meta
 
 

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
 from fxprune.latency.backends.onnx_graph import Graph, UnsupportedOperator, to_onnx
 from fxprune.latency.backends.onnx_recording import record
@@ -23,6 +22,7 @@ from fxprune.latency.device import Setting, cpu
 from fxprune.latency.errors import BackendError
 from fxprune.latency.timing import Reference
 from passes import capture
+from passes.process.torch_private import pytree
 from passes.stream.inference import as_arguments
 
 log = logging.getLogger(__name__)

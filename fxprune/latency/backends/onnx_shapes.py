@@ -10,6 +10,7 @@ import torch
 
 from fxprune.latency.backends.onnx_graph import Call
 from fxprune.latency.backends.onnx_rules import aten, rule, unsupported
+from passes.process.torch_private import schema_of
 
 # ---- pooling and reductions ------------------------------------------------------------------------------------------
 
@@ -68,7 +69,7 @@ for _packets, _op in {
 }.items():
 
     def _reduce(call: Call, op: str = _op) -> str:
-        named = {argument.name for argument in call.func._schema.arguments}
+        named = {argument.name for argument in schema_of(call.func).arguments}
         dims = call.arg("dim") if "dim" in named else None
         axes = () if dims is None else (call.graph.ints([dims] if isinstance(dims, int) else list(dims)),)
         keep = int(bool(call.arg("keepdim"))) if "keepdim" in named else 0

@@ -15,10 +15,10 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
 from fxprune.latency.device import Setting
 from fxprune.latency.timing import Pace, Reference, Timing, pace
+from passes.process.torch_private import pytree
 from passes.stream.inference import as_arguments
 
 Run = Callable[[], object]

@@ -1,7 +1,7 @@
-"""What of Python, of torch and of the model is replaced while a model is traced.
+"""What of Python, of torch and of the model is replaced while a model is traced, or while its code is written.
 
-All replacements belong to fx's patcher: they end with the trace, and where torch runs for itself within it, or a module
-is imported for the first time, they are taken back for that time.
+All replacements of a trace belong to fx's patcher: they end with it, and where torch runs for itself within it, or a
+module is imported for the first time, they are taken back for that time.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import builtins
 import functools
 import importlib
+import keyword
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -18,12 +19,14 @@ from types import FunctionType
 from typing import Any, Protocol
 
 import torch
+import torch.fx.graph as fx_graph
 import torch.utils.checkpoint
 from torch import fx, nn
 from torch.fx import _symbolic_trace
-from torch.nn.modules._functions import BackwardHookFunction
 
 from passes.errors import CaptureError, NotInAGraph
+from passes.process.state import exclusive
+from passes.process.torch_private import BackwardHookFunction, call_of, hooks_of
 
 originals_back = _symbolic_trace._maybe_revert_all_patches
 
@@ -237,12 +240,30 @@ def root_function(root: nn.Module, name: str) -> FunctionType:
 
     @functools.wraps(function)
     def between_hooks(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        return nn.Module._call_impl(self, *args, **kwargs)
+        return call_of(nn.Module)(self, *args, **kwargs)
 
     return between_hooks  # type: ignore[return-value]
 
 
 def has_hooks(module: nn.Module) -> bool:
     """Whether a call of `module` runs more than its forward."""
-    names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return any(module.__dict__[name] for name in names)
+    return bool(hooks_of(module))
+
+
+@contextmanager
+def any_names() -> Iterator[None]:
+    """Inside, fx writes ``getattr(self, 'in')`` wherever ``self.in`` would not be read as it is meant."""
+    with exclusive():
+        original = fx_graph._format_target
+        fx_graph._format_target = _attribute
+        try:
+            yield
+        finally:
+            fx_graph._format_target = original
+
+
+def _attribute(base: str, target: str) -> str:
+    for name in target.split("."):
+        plain = name.isidentifier() and name.isascii() and not keyword.iskeyword(name)
+        base = f"{base}.{name}" if plain else f"getattr({base}, {name!r})"
+    return base

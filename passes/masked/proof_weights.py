@@ -17,6 +17,7 @@ from passes.equality.comparison import all_finite
 from passes.equality.double import double
 from passes.errors import EquivalenceError
 from passes.graph.module_copies import Replace, like, owned_tensors
+from passes.process.torch_private import version_of
 
 Noise = Mapping[str, torch.Tensor]
 
@@ -112,9 +113,9 @@ class Shared:
         if type(tensor) is not nn.Parameter:
             return self._replace(name, tensor)
         made, version = self._made.get(name, (None, 0))
-        if made is None or made._version != version:
+        if made is None or version_of(made) != version:
             made = self._replace(name, tensor).detach()
-            self._made[name] = made, made._version
+            self._made[name] = made, version_of(made)
         return like(tensor, made.detach())
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -86,12 +86,14 @@ def survivors(axis: Axis, keep: Mapping[Variable, Mask]) -> np.ndarray:
     if isinstance(axis, Variable):
         mask = keep.get(axis)
         if isinstance(mask, BlockMask):
-            return mask.rows[0]
+            row: np.ndarray = mask.rows[0]
+            return row
         return np.ones(axis.size, dtype=bool) if mask is None else mask
     if isinstance(axis, Constant):
         return np.ones(axis.size, dtype=bool)
     if isinstance(axis, Permuted):
-        return survivors(axis.variable, keep)[np.asarray(axis.order)]
+        ordered: np.ndarray = survivors(axis.variable, keep)[np.asarray(axis.order)]
+        return ordered
     if isinstance(axis, Sum):
         return np.concatenate([survivors(term, keep) for term in axis.terms])
     sizes = [factor.size for factor in axis.factors]
@@ -108,7 +110,7 @@ def survivors(axis: Axis, keep: Mapping[Variable, Mask]) -> np.ndarray:
     return grid.reshape(-1)
 
 
-def length(axis: Axis, width: Callable[[Variable], object]):
+def length(axis: Axis, width: Callable[[Variable], Any]) -> Any:
     """The number of positions of a resolved axis, with `width` giving the value of each variable.
 
     Any values with + and * will do: integers, numpy arrays, polynomials.

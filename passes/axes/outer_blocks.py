@@ -59,4 +59,5 @@ def block_of(outer: np.ndarray, inner: np.ndarray) -> np.ndarray:
     place = np.full(int(max(outer.max(), inner.max())) + 1, -1)
     for unit, positions in enumerate(outer):
         place[positions] = unit
-    return place[inner[0]]
+    found: np.ndarray = place[inner[0]]
+    return found

@@ -117,8 +117,9 @@ class Call:
     numbers_of: Callable[[torch.Tensor], torch.Tensor | None] = staticmethod(lambda tensor: None)
 
     def __init__(
-        self, func: Any, args: tuple, kwargs: dict, tensors: list[torch.Tensor], outputs: list[torch.Tensor],
-        space: Space, value_of: Callable[[torch.Tensor], Value], record: Record, reason: Callable[[str], Reason],
+        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: list[torch.Tensor],
+        outputs: list[torch.Tensor], space: Space, value_of: Callable[[torch.Tensor], Value], record: Record,
+        reason: Callable[[str], Reason],
     ) -> None:  # fmt: skip
         self.func, self.tensors, self.outputs, self.space, self.record = func, tensors, outputs, space, record
         self._value_of, self._reason = value_of, reason

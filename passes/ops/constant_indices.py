@@ -26,7 +26,7 @@ def stated(tensor: torch.Tensor) -> torch.Tensor | None:
 
 
 def computed(
-    func: Any, args: tuple, kwargs: dict[str, Any], result: torch.Tensor, numbers_of: Any, output: int = 0
+    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: torch.Tensor, numbers_of: Any, output: int = 0
 ) -> torch.Tensor | None:
     """The numbers of `result` (on meta), output number `output` of a call on tensors whose numbers are known, or None.
 
@@ -69,8 +69,8 @@ def literal(node: fx.Node | None, tensor: torch.Tensor) -> torch.Tensor | None:
 
 
 def as_positions(
-    args: tuple, numbers_of: Any, meta: bool = True
-) -> tuple[tuple, list[tuple[torch.Tensor, torch.Tensor]]]:
+    args: tuple[Any, ...], numbers_of: Any, meta: bool = True
+) -> tuple[tuple[Any, ...], list[tuple[torch.Tensor, torch.Tensor]]]:
     """The arguments of an indexing call with flags that are known replaced by positions, whose number is then known.
 
     Returns the arguments, and the new tensors (on `meta`, or with their values) with their numbers.

@@ -134,7 +134,7 @@ def index(call: Call) -> list[list[Axis]]:
     return [[*others[:at], *call.fixed()[at : at + made], *others[at:]]]
 
 
-def _is_integer(tensor) -> bool:
+def _is_integer(tensor: torch.Tensor) -> bool:
     return tensor.dtype not in (tensor.new_empty(0).bool().dtype,) and tensor.dtype.itemsize >= 2
 
 

@@ -30,7 +30,7 @@ class LightMode(TorchDispatchMode):
 class OnMeta(LightMode):
     """Keeps whatever a graph makes (``torch.zeros(4)``, ``x.to("cuda")``) on the meta device."""
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         return run_on_meta(func, args, on_meta(func, kwargs or {}))
 
 

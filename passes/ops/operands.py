@@ -45,7 +45,7 @@ class Form:
         if self.kind == "convolution":
             return operand.reshape(self.groups, operand.shape[0] // self.groups, -1)
         taps = list(range(2, operand.dim()))
-        grouped = operand.flip(taps).unflatten(0, (self.groups, -1)).transpose(1, 2)
+        grouped = operand.flip(taps).reshape(self.groups, -1, *operand.shape[1:]).transpose(1, 2)
         return grouped.reshape(*grouped.shape[:2], -1)
 
 

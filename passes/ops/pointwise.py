@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from passes.ops.table import rule, states
 from passes.ops.zeros import CARRIED, EVALUATED, FIRST, NEVER
 
 
-def broadcast(call: Call, tensors, output: int = 0) -> list[Axis]:
+def broadcast(call: Call, tensors: Sequence[torch.Tensor], output: int = 0) -> list[Axis]:
     """The axes of an output onto which `tensors` are broadcast, aligned at the last dimension."""
     sizes = call.outputs[output].shape
     result: list[Axis | None] = [None] * len(sizes)

@@ -16,7 +16,8 @@ from passes.analysis.tape import once_each
 from passes.axes.expressions import Axis, Constant, Product, Sum, Variable
 from passes.ops import Record, Value, spelled, traits_of
 from passes.ops import constant_indices as numbers
-from passes.ops.picked_positions import Picked, picked, renumbered
+from passes.ops.picked_positions import picked, renumbered
+from passes.ops.table import Picked
 from passes.stream.inference import ATTRIBUTE
 from passes.stream.module_stream import Watching
 from passes.stream.restated_calls import Position

@@ -21,11 +21,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from fxprune.errors import InputError
 from fxprune.problem.equal_widths import Sets, block_sets, smallest_unit
 from passes import Coupling, apply_plan
+from passes.process.torch_private import pytree
 from passes.statistics.divergence import tensors_out
 from passes.transform.slicing import Slicing
 

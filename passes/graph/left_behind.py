@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from passes.graph.module_copies import modules_of, owned_tensors
+from passes.process.torch_private import has_tensor_hooks
 
 Plain = bool | int | float | str
 
@@ -17,7 +18,7 @@ def left_behind(module: nn.Module) -> list[str]:
     tensors = {id(tensor): (name, tensor) for name, tensor in reversed(owned_tensors(module))}
     named = sorted(tensors.values(), key=lambda item: item[0])
     found = []
-    hooked = [name for name, tensor in named if _has_hooks(tensor)]
+    hooked = [name for name, tensor in named if has_tensor_hooks(tensor)]
     if hooked:
         found.append(f"hooks on the gradient of {_listed(hooked)} are left behind; register them on what is cut")
     computed = [name for name, tensor in named if tensor.grad_fn is not None]
@@ -73,10 +74,6 @@ def counts(name: str) -> str:
 
 def _much_later(value: Plain) -> Plain:
     return not value if isinstance(value, bool) else f"{value}..." if isinstance(value, str) else value + 10_000
-
-
-def _has_hooks(tensor: torch.Tensor) -> bool:
-    return bool(tensor._backward_hooks) or bool(getattr(tensor, "_post_accumulate_grad_hooks", None))
 
 
 def _sharing(named: list[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, str]]:

@@ -77,6 +77,11 @@ def version_of(tensor: torch.Tensor) -> int:
     return tensor._version
 
 
+def has_tensor_hooks(tensor: torch.Tensor) -> bool:
+    """Whether something runs when a gradient reaches a tensor."""
+    return bool(tensor._backward_hooks) or bool(getattr(tensor, "_post_accumulate_grad_hooks", None))
+
+
 # -- modules -----------------------------------------------------------------------------------------------------------
 
 

@@ -76,6 +76,13 @@ def _hooked() -> nn.Module:
     return module
 
 
+def _tensor_hooks() -> bool:
+    plain, hooked, after = (torch.ones(1, requires_grad=True) for _ in range(3))
+    hooked.register_hook(lambda grad: None)
+    after.register_post_accumulate_grad_hook(lambda tensor: None)
+    return [private.has_tensor_hooks(t) for t in (plain, hooked, after)] == [False, True, True]
+
+
 def _storage() -> bool:
     meta = torch.empty(4, device="meta")
     return private.storage_id(meta) == private.storage_id(meta[1:]) != private.storage_id(torch.empty_like(meta))
@@ -159,6 +166,7 @@ RELIED_ON: dict[str, Callable[[], bool]] = {
     "function_modes": lambda: isinstance(private.function_modes(), list),
     "fused_recurrence": _fused_is_put_back,
     "has_global_hooks": lambda: private.has_global_hooks() is False,
+    "has_tensor_hooks": _tensor_hooks,
     "hooks_of": lambda: len(private.hooks_of(_hooked())) == 1 and not private.hooks_of(nn.Identity()),
     "mark_as_scheduled": _scheduled,
     "name_taken": lambda: _name_is_free_no_more(_graph()),

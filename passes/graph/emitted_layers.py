@@ -16,8 +16,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from passes.process.torch_private import schema_of
-from passes.process.torch_private import has_global_hooks
+from passes.process.torch_private import has_global_hooks, schema_of
 
 aten = torch.ops.aten
 Emit: TypeAlias = Callable[..., Any]  # emit(func, *args) makes one ATen call

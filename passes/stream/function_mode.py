@@ -10,10 +10,9 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from passes.graph.emitted_layers import EMITTED
+from passes.process.torch_private import no_dispatch_modes, no_torch_dispatch, no_torch_function
 from passes.stream.inference import tensors_in
 from passes.stream.module_stream import ModuleInference
-from passes.process.torch_private import no_dispatch_modes, no_torch_function
-from passes.process.torch_private import no_torch_dispatch
 
 aten = torch.ops.aten
 

@@ -13,9 +13,15 @@ from torch import nn
 from passes.errors import PassError
 from passes.graph.emitted_layers import emit_layer, is_emitted
 from passes.graph.module_copies import OF_TORCH, PLAIN, Copies, Replace, copied_or_shared, modules_of, owned_tensors
+from passes.process.torch_private import (
+    buffers_of,
+    call_of,
+    children_of,
+    no_torch_dispatch,
+    no_torch_function,
+    parameters_of,
+)
 from passes.stream.head_attention import is_torchs_attention, with_heads
-from passes.process.torch_private import buffers_of, children_of, no_torch_function, parameters_of
-from passes.process.torch_private import call_of, no_torch_dispatch, no_torch_function
 
 
 class CallStack:
@@ -167,4 +173,3 @@ def _follow(module: nn.Module, path: str, stack: CallStack) -> None:
 def is_meta(value: Any) -> bool:
     """Whether `value` is a tensor on the meta device."""
     return isinstance(value, torch.Tensor) and value.is_meta
-

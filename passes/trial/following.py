@@ -18,11 +18,11 @@ from passes.ops import Record, Value, spelled, traits_of
 from passes.ops import constant_indices as numbers
 from passes.ops.picked_positions import picked, renumbered
 from passes.ops.table import Picked
+from passes.process.torch_private import schema_of
 from passes.stream.inference import ATTRIBUTE
 from passes.stream.module_stream import Watching
 from passes.stream.restated_calls import Position
 from passes.transform.slicing import Slicing
-from passes.process.torch_private import schema_of
 
 aten = torch.ops.aten
 _ANY = sys.maxsize  # a length that inputs may give

@@ -1,9 +1,9 @@
 """Peak memory of an eager forward pass as a function of the widths: liveness over the tape of operator calls.
 
-A storage is born with the call that makes it and shared by its views and by in-place operators (their schemas say so).
+A storage is allocated by the call that makes it, and shared by its views and in-place operators (schemas say so).
 What a graph node returns lives until the last node that reads it has run, what a node makes inside only until that node
 is done; inputs belong to the caller and live throughout, as parameters and buffers do. Each storage has as many bytes
-as the product of its axes, a polynomial in the widths, so the balance after every birth is one too, and the peak is
+as the product of its axes, a polynomial in the widths, so the sum after every allocation is one too, and the peak is
 their maximum. Not counted: scratch space inside a kernel, and autograd's saved tensors (inference is meant).
 """
 
@@ -21,7 +21,7 @@ from passes.ops import Record, Slot, Value
 from passes.process.torch_private import pytree, schema_of
 from passes.stream.module_run import Lifetimes
 
-# Attention in one kernel (flash, memory-efficient, or the CPU's) keeps no attention matrix; on meta it is spelt out.
+# Attention in one kernel (flash, memory-efficient, or the CPU's) keeps no attention matrix; on meta it is many calls.
 _FUSED_NODES = ("scaled_dot_product_attention",)
 
 
@@ -35,7 +35,7 @@ class Storage:
 
 @dataclass(frozen=True)
 class Liveness:
-    """When storages are born and die: `storages[number]`, +1 or -1, in the order in which it happens."""
+    """When storages are allocated and freed: `storages[number]`, +1 or -1, in the order in which it happens."""
 
     storages: tuple[Storage, ...]
     events: tuple[tuple[int, int], ...]
@@ -44,7 +44,7 @@ class Liveness:
 def peak_bytes(costs: Lengths) -> Callable[[np.ndarray], np.ndarray]:
     """The peak as a function of widths, an integer array (groups, ...); used by `Cost.memory`.
 
-    The balance after each birth is a row of coefficients over all monomials that occur, so that a batch of width
+    The balance after each allocation is a row of coefficients over all monomials that occur, so that a batch of width
     vectors costs one matrix product (in float64: exact below 2**53). Rows that never are the largest are left out.
     """
     live = liveness(costs)
@@ -108,7 +108,7 @@ def resident_tensors(costs: Lengths) -> Iterator[tuple[tuple[Axis, ...], int]]:
 
 
 def liveness(costs: Lengths) -> Liveness:
-    """Births and deaths of all storages of one forward pass."""
+    """Allocations and releases of all storages of one forward pass."""
     structure = costs.coupling.structure
     walk = _Walk(structure.records, structure.values, structure.vals, frozenset(structure.tensors))
     return walk.run() if structure.lifetimes is None else walk.follow(structure.lifetimes)
@@ -132,7 +132,7 @@ class _Walk:
         self.by_token: set[int] = set()  # storages of fused attention, which are laid out (batch, token, head, unit)
         self.storages: list[Storage] = []
         self.events: list[tuple[int, int]] = []
-        self.alive: set[int] = set()
+        self.held: set[int] = set()
 
     def run(self) -> Liveness:
         nodes = list(self.results)
@@ -145,8 +145,8 @@ class _Walk:
             if name not in by_node:  # an input of the graph, or a node that only hands values on
                 for value in self.results[name]:
                     if value.key not in made and value.label not in self.tensors:
-                        self.given.add(self._born(value.key, value.axes))
-        ends: dict[int, int] = {}  # storage -> place of the node after which it dies
+                        self.given.add(self._allocated(value.key, value.axes))
+        ends: dict[int, int] = {}  # storage -> place of the node after which it is freed
         for place, name in enumerate(nodes):
             kept = {v.key for v in self.results[name]}
             inside: list[int] = []
@@ -157,15 +157,15 @@ class _Walk:
                 storage = self.home[key]
                 until = last_use.get(key, place) if key in kept else place
                 ends[storage] = max(ends.get(storage, place), until)
-            for storage in sorted(self.alive - self.given):
+            for storage in sorted(self.held - self.given):
                 if ends.get(storage, place) <= place:
-                    self._dies(storage)
+                    self._freed(storage)
         return Liveness(tuple(self.storages), tuple(self.events))
 
     def follow(self, lifetimes: Lifetimes) -> Liveness:
         """The same for a module, of whose run is known when each tensor was freed."""
         for value in lifetimes.inputs:
-            self.given.add(self._born(value.key, value.axes))
+            self.given.add(self._allocated(value.key, value.axes))
         freed: dict[int, list[int]] = {}
         for made, key in lifetimes.freed:
             freed.setdefault(made, []).append(key)
@@ -182,8 +182,8 @@ class _Walk:
                     storage = self.home.get(key)
                     if storage is not None and key in holders.get(storage, ()):
                         holders[storage].discard(key)
-                        if not holders[storage] and storage in self.alive - self.given:
-                            self._dies(storage)
+                        if not holders[storage] and storage in self.held - self.given:
+                            self._freed(storage)
             place = stop
         return Liveness(tuple(self.storages), tuple(self.events))
 
@@ -196,7 +196,7 @@ class _Walk:
         return stop
 
     def _last_uses(self, nodes: Sequence[str], by_node: Mapping[str, Sequence[Record]]) -> dict[int, int]:
-        """For each tensor the place of the last node that reads it; what leaves the graph outlives all."""
+        """For each tensor the place of the last node that reads it; what leaves the graph is held to the end."""
         last: dict[int, int] = {}
         for place, name in enumerate(nodes):
             for record in by_node.get(name, ()):
@@ -223,15 +223,15 @@ class _Walk:
                 ):
                     self.home[value.key] = self.home[record.inputs[0].key]  # on the device there is nothing to copy
                 else:
-                    self._born(value.key, value.axes)
+                    self._allocated(value.key, value.axes)
                 yield value
 
     def _fused(self, records: Sequence[Record], returned: set[int]) -> Iterator[Value]:
         """Attention in one kernel: it allocates its result and, while it runs, a logarithm for each token and head."""
         for value in (v for record in records for v in record.outputs):
             if value.key in returned:
-                self.by_token.add(self._born(value.key, value.axes))
-                self._dies(self._born(-1, value.axes[:-1]))
+                self.by_token.add(self._allocated(value.key, value.axes))
+                self._freed(self._allocated(-1, value.axes[:-1]))
             else:
                 self._without_memory(value)
             yield value
@@ -241,16 +241,16 @@ class _Walk:
         self.home[value.key] = len(self.storages)
         self.storages.append(Storage((), 0))
 
-    def _born(self, key: int, axes: tuple[Axis, ...]) -> int:
+    def _allocated(self, key: int, axes: tuple[Axis, ...]) -> int:
         self.home[key] = number = len(self.storages)
         self.storages.append(Storage(axes, self.dtypes.get(key, torch.get_default_dtype()).itemsize))
         self.events.append((number, 1))
-        self.alive.add(number)
+        self.held.add(number)
         return number
 
-    def _dies(self, storage: int) -> None:
+    def _freed(self, storage: int) -> None:
         self.events.append((storage, -1))
-        self.alive.discard(storage)
+        self.held.discard(storage)
 
 
 def _shared(record: Record) -> list[Value | None]:

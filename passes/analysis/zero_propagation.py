@@ -35,29 +35,30 @@ def followed(records: Sequence[Record]) -> tuple[dict[int, set[Variable]], list[
     """`unmasked_sums`, and for each call and each of its results the variables that may not be zero when removed."""
     zeros = _Zeros()
     found: dict[int, set[Variable]] = {}
-    living: list[list[set[Variable]]] = []
+    nonzero: list[list[set[Variable]]] = []
     for number, record in enumerate(records):
         call = _Call(record, zeros)
         summed = {
             variable
             for variable in _variables(record.contracted)
-            if not call.sums_nothing(variable) or any(variable in zeros.wild.get(v.key, ()) for v in record.inputs)
+            if not call.sums_nothing(variable)
+            or any(variable in zeros.non_finite.get(i.key, ()) for i in record.inputs)
         }
         if summed:
             found[number] = summed
-        living.append([])
+        nonzero.append([])
         for place, output in enumerate(record.outputs):
-            before = zeros.living(output)
+            before = zeros.may_be_nonzero(output)
             here = {v for v in zeros.variables(output) if not call.zero(v, place)}
-            wild = call.wild(output)
-            if wild:
-                zeros.wild[output.key] = wild
-                here = here | wild
+            non_finite = call.non_finite(output)
+            if non_finite:
+                zeros.non_finite[output.key] = non_finite
+                here = here | non_finite
             if any(output.key == value.key for value in record.inputs):
-                zeros.spilled |= here - before
-            zeros.alive[output.key] = here
-            living[-1].append(here)
-    return found, living
+                zeros.written_in_place |= here - before
+            zeros.nonzero[output.key] = here
+            nonzero[-1].append(here)
+    return found, nonzero
 
 
 def _variables(axes: Sequence[Axis]) -> set[Variable]:
@@ -65,15 +66,15 @@ def _variables(axes: Sequence[Axis]) -> set[Variable]:
 
 
 class _Zeros:
-    """What is known so far. alive: by tensor, variables whose removed positions may hold something else than zero.
+    """What is known so far. nonzero: by tensor, variables whose removed positions may hold something else than zero.
 
-    wild: those where it may be no number (a quotient by zero), which a product with zero does not make zero again.
+    non_finite: those where it may be no number (a quotient by zero), which a product with zero does not make zero.
     """
 
     def __init__(self) -> None:
-        self.alive: dict[int, set[Variable]] = {}
-        self.wild: dict[int, set[Variable]] = {}
-        self.spilled: set[Variable] = set()  # written in place, perhaps through a view: alive in all but parameters
+        self.nonzero: dict[int, set[Variable]] = {}
+        self.non_finite: dict[int, set[Variable]] = {}
+        self.written_in_place: set[Variable] = set()  # perhaps through a view: nonzero in all but parameters
         self._variables: dict[int, set[Variable]] = {}
 
     def variables(self, value: Value) -> set[Variable]:
@@ -83,14 +84,14 @@ class _Zeros:
             found = self._variables[value.key] = _variables(value.axes)
         return found
 
-    def living(self, value: Value) -> set[Variable]:
+    def may_be_nonzero(self, value: Value) -> set[Variable]:
         """Those of them whose removed positions may hold something else than zero."""
-        spilled = set() if value.parameters else self.spilled
-        return (self.alive.get(value.key, set()) | spilled) & self.variables(value)
+        written = set() if value.parameters else self.written_in_place
+        return (self.nonzero.get(value.key, set()) | written) & self.variables(value)
 
     def zero(self, variable: Variable, value: Value) -> bool:
         """Whether `value` is zero wherever `variable` is removed."""
-        return variable in self.variables(value) and variable not in self.living(value)
+        return variable in self.variables(value) and variable not in self.may_be_nonzero(value)
 
 
 class _Call:
@@ -127,10 +128,10 @@ class _Call:
             return _tried(self.record, variable, self._pattern(variable), None)
         return self._stated.summed(_Unit(self, variable, 0))
 
-    def wild(self, output: Value) -> set[Variable]:
+    def non_finite(self, output: Value) -> set[Variable]:
         """The variables whose removed positions may hold no number in `output`."""
         mine = self.zeros.variables(output)
-        carried: set[Variable] = set().union(*(self.zeros.wild.get(v.key, ()) for v in self.record.inputs)) & mine
+        carried: set[Variable] = set().union(*(self.zeros.non_finite.get(v.key, ()) for v in self.record.inputs)) & mine
         if self._effect is None or not self._effect((False,) * len(self.record.inputs)).finite:
             return carried  # a pointwise call that gives no numbers anyway makes none worse
         return carried | {v for v in mine - carried if not self._effect(self._pattern(v)).finite}

@@ -43,6 +43,8 @@ def transformers_cases() -> list[Case]:
     ensure_torchvision()  # transformers imports it
     import transformers as hf
 
+    _ = hf.LlamaForCausalLM  # imports what all models share, once before the processes are forked
+
     def decoder(name: str, kind: str, config: str, options: dict[str, Any], labels: bool = False) -> Case:
         return case(name, kind, config, options, lambda: text(labels), generates)
 
@@ -58,7 +60,7 @@ def transformers_cases() -> list[Case]:
                     nn.init.uniform_(parameter, 0.5, 1.5)
             return model.eval(), inputs()
 
-        return Case(name, make, after, graph=False)
+        return Case(name, make, after)
 
     gpt = {"vocab_size": 61, "n_embd": 24, "n_layer": 2, "n_head": 4, "n_positions": 64}
     vision, words = {**_IMAGE}, {**_TEXT, "hidden_size": 24}

@@ -1,6 +1,7 @@
 """`python -m benchmarks.modules`: modules pruned as they are, beside their graphs: groups, costs, proof, seconds.
 
-One line a network. Lines are kept in a file, and networks that stand there are not run again.
+One line a network. Lines are kept in a file, and networks that stand there are not run again: a list can be run in
+pieces, and `--show` says what the file holds so far, list by list.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 import sys
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,9 @@ from torch import nn
 import passes
 from benchmarks import machine
 from benchmarks.processes import each
+from benchmarks.report import table
 
-TOLERANCE = 1e-9
+TOLERANCE, COVERED = 1e-9, 0.95
 Make = Callable[[], tuple[nn.Module, Any]]
 After = Callable[[nn.Module, nn.Module, Any], None]  # (original, cut, inputs): raises where a use of the cut one fails
 
@@ -41,14 +43,20 @@ class Case:
 
 @dataclass
 class Line:
-    """What was found. differs: where the module's analysis is not that of its graph. Seconds are of the processor."""
+    """What was found. differs: where the module's analysis is not that of its graph. Seconds are of the processor.
+
+    batches: the sizes of a batch that masked and cut were equal at. sizes: the other lengths and image sizes.
+    """
 
     name: str
+    source: str = ""
     groups: int = 0
     coverage: float = 0.0
     real: bool = False
     error: float | None = None
     inputs: list[str] = field(default_factory=list)
+    batches: list[int] = field(default_factory=list)
+    sizes: list[str] = field(default_factory=list)
     class_kept: bool | None = None
     graph: str = "not tried"
     differs: list[str] = field(default_factory=list)
@@ -68,25 +76,70 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the networks that were asked for and are not in the file yet; 1 where one of all is not right."""
     options = read_options(arguments)
     machine.one_thread()
-    known = {case.name: case for source in options.source for case in _cases(source)}
-    chosen = [case for name, case in known.items() if any(fnmatch.fnmatchcase(name, p) for p in options.only)]
     done = _read(options.out)
+    if options.show:
+        print("\n".join(report([line for line in done.values() if line["source"] in options.source])))
+        return 0
+    known = {case.name: (source, case) for source in options.source for case in SOURCES[source]()}
+    sources = {name: source for name, (source, _) in known.items()}
+    chosen = [case for name, (_, case) in known.items() if any(fnmatch.fnmatchcase(name, p) for p in options.only)]
     left = [case for case in chosen if case.name not in done or (options.failed and _is_wrong(done[case.name]))]
 
     def checked(case: Case) -> Line:
         return check(case, options.repeats)
 
     limits = {"jobs": options.jobs, "seconds": options.seconds, "memory_gib": options.memory}
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     for case, line, why in each(checked, left, **limits):
         line = line or Line(case.name, failures={"process": why})
+        line.source = sources[case.name]
         done[case.name] = asdict(line)
         with options.out.open("a") as file:
             file.write(json.dumps(asdict(line)) + "\n")
         print(said(line), flush=True)
     found = [done[case.name] for case in chosen if case.name in done]
-    wrong = [line["name"] for line in found if _is_wrong(line)]
-    print(f"{len(found) - len(wrong)} of {len(found)} right; class kept: {sum(bool(i['class_kept']) for i in found)}")
-    return 1 if wrong else 0
+    print("\n".join(report(found)))
+    return 1 if any(_is_wrong(line) for line in found) else 0
+
+
+def report(lines: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The lists as a Markdown table, then every network that something is to be said of, with its reason."""
+    rows, said_of = [], []
+    for source in SOURCES:
+        mine = [line for line in lines if line["source"] == source]
+        if mine:
+            beside = [line for line in mine if line["graph"] == "captured"]
+            cut = [line for line in mine if line["error"] is not None]
+            rows.append([
+                source, len(mine), f"{sum(not line['differs'] for line in beside)} of {len(beside)}",
+                f"{sum(line['error'] <= TOLERANCE for line in cut)} of {len(mine)}",
+                sum(len(set(line["batches"])) > 1 for line in cut), sum(bool(line["sizes"]) for line in cut),
+                sum(bool(line["class_kept"]) for line in mine), sum("after" not in line["failures"] for line in cut),
+                f"{min((line['coverage'] for line in mine)):.1%}",
+                f"{sum(l['module_seconds'] for l in beside):.1f} / {sum(l['graph_seconds'] for l in beside):.1f}",
+            ])  # fmt: skip
+            said_of += [f"- {line['name']}: {why}" for line in mine for why in _notable(line)]
+    return [*table(COLUMNS, [[str(cell) for cell in row] for row in rows]), "", *said_of]
+
+
+COLUMNS = (
+    "list", "networks", "groups and costs equal the graph's", "masked == cut", "at two batch sizes", "two lengths",
+    "class kept", "uses afterwards", "least covered", "seconds, module / graph",
+)  # fmt: skip
+
+
+def _notable(line: Mapping[str, Any]) -> Iterator[str]:
+    yield from (f"{step}: {why}" for step, why in line["failures"].items())
+    yield from line["differs"]
+    if line["graph"] not in ("captured", "not tried"):
+        yield f"graph {line['graph']}"
+    if line["coverage"] < COVERED:
+        why = "; ".join(f"{count:,} elements: {reason}" for reason, count in line["frozen"].items())
+        yield f"{line['coverage']:.1%} of the parameters covered: {why}"
+    if line["error"] is not None and not (len(set(line["batches"])) > 1 and line["sizes"]):
+        yield f"proven at {', '.join(line['inputs'])}; {line['note']}"
+
+
 
 
 def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -94,6 +147,7 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("source", nargs="+", choices=sorted(SOURCES))
     parser.add_argument("--only", nargs="+", metavar="NAME", default=["*"], help="networks, * and ? as in file names")
     parser.add_argument("--failed", action="store_true", help="run again what is in the file and was not right")
+    parser.add_argument("--show", action="store_true", help="run nothing; say what the file holds")
     parser.add_argument("--repeats", type=int, default=1, help="timed runs of each analysis; the least counts")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=300, help="limit for one network, of the processor")
@@ -138,6 +192,7 @@ def check(case: Case, repeats: int = 1) -> Line:
         step = "verify"
         certificate = passes.verify(model, cut, plan, inputs, TOLERANCE)
         line.error, line.inputs, line.note = certificate.max_error, list(certificate.inputs), certificate.note
+        line.batches, line.sizes = list(certificate.batch_sizes), [s for s in certificate.sizes if "length" in s]
         if case.after is not None:
             step = "after"
             case.after(model, cut, inputs)
@@ -227,10 +282,6 @@ def said(line: Line) -> str:
     parts = [f"{line.groups} groups, {line.coverage:.1%}", proven, kept, f"module {line.module_seconds:.3f} s", graph]
     parts += ["on values"] if line.real else []
     return f"{'ok ' if line.right else 'BAD'} {line.name}: {', '.join(p for p in parts if p)} {'; '.join(wrong)}"
-
-
-def _cases(source: str) -> list[Case]:
-    return SOURCES[source]()
 
 
 def _torchvision() -> list[Case]:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import copy
 import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from benchmarks.modules import After, Case
+from benchmarks.networks import calibrate
 
 LENGTH = 7
 _TEXT: dict[str, Any] = {
@@ -66,6 +69,9 @@ def transformers_cases() -> list[Case]:
     vision, words = {**_IMAGE}, {**_TEXT, "hidden_size": 24}
     both = {"text_config": words, "vision_config": vision, "projection_dim": 16}
 
+    moe = {**_GROUPED, "num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 16,
+           "decoder_sparse_step": 1, "norm_topk_prob": True}  # fmt: skip
+
     def pairs() -> dict[str, torch.Tensor]:
         return text() | image()
 
@@ -89,14 +95,22 @@ def transformers_cases() -> list[Case]:
         decoder("gpt2-eager", "GPT2LMHeadModel", "GPT2Config", {**gpt, "attn_implementation": "eager"}),
         decoder("mamba", "MambaForCausalLM", "MambaConfig",
                 {"vocab_size": 61, "hidden_size": 24, "num_hidden_layers": 2, "state_size": 5, "time_step_rank": 3}),
-        decoder("mixtral", "MixtralForCausalLM", "MixtralConfig", 
+        decoder("mamba2", "Mamba2ForCausalLM", "Mamba2Config",
+                {"vocab_size": 61, "hidden_size": 24, "num_hidden_layers": 2, "state_size": 5, "num_heads": 6,
+                 "head_dim": 8, "n_groups": 2, "chunk_size": 4, "pad_token_id": 0, "eos_token_id": 2}),
+        decoder("mixtral", "MixtralForCausalLM", "MixtralConfig",
                 {**_GROUPED, "num_local_experts": 3, "experts_implementation": "eager"}),
+        decoder("qwen3-moe", "Qwen3MoeForCausalLM", "Qwen3MoeConfig", moe),
+        decoder("qwen3-moe-loop", "Qwen3MoeForCausalLM", "Qwen3MoeConfig", {**moe, "experts_implementation": "eager"}),
+        decoder("qwen3-moe-batched", "Qwen3MoeForCausalLM", "Qwen3MoeConfig",
+                {**moe, "experts_implementation": "batched_mm"}),
         case("bert", "BertModel", "BertConfig", _TEXT, text),
         case("bert-labels", "BertForMaskedLM", "BertConfig", _TEXT, lambda: text(True)),
         case("bert-classes", "BertForSequenceClassification", "BertConfig", {**_TEXT, "num_labels": 3},
              lambda: text() | {"labels": torch.tensor([0, 2])}),
         case("distilbert", "DistilBertModel", "DistilBertConfig",
-             {"vocab_size": 61, "dim": 24, "n_layers": 2, "n_heads": 4, "hidden_dim": 40}, text),
+             {"vocab_size": 61, "dim": 24, "n_layers": 2, "n_heads": 4, "hidden_dim": 40,
+              "max_position_embeddings": 64}, text),
         case("roberta", "RobertaModel", "RobertaConfig", {**_TEXT, "pad_token_id": 1}, text),
         case("modernbert", "ModernBertModel", "ModernBertConfig",
              {**_TEXT, "pad_token_id": 0, "local_attention": 4, "bos_token_id": 1, "eos_token_id": 2,
@@ -130,7 +144,8 @@ def transformers_cases() -> list[Case]:
               "decoder_attention_heads": 4, "encoder_ffn_dim": 40, "decoder_ffn_dim": 36, "num_mel_bins": 8,
               "max_source_positions": 20, "max_target_positions": 16, "pad_token_id": 0, "bos_token_id": 1,
               "eos_token_id": 2, "decoder_start_token_id": 1, "suppress_tokens": [], "begin_suppress_tokens": []},
-             lambda: {"input_features": torch.randn(2, 8, 40), "labels": torch.randint(3, 61, (2, 5))}),
+             lambda: {"input_features": torch.randn(2, 8, 40), "labels": torch.randint(3, 61, (2, 5))},
+             generates_from_encoder),
         case("wav2vec2", "Wav2Vec2Model", "Wav2Vec2Config",
              {**_TEXT, "conv_dim": (12, 12), "conv_stride": (5, 2), "conv_kernel": (10, 3),
               "num_feat_extract_layers": 2, "num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 2,
@@ -165,9 +180,14 @@ def _resnet_config(hf: Any) -> Any:
 
 
 def saves(model: nn.Module, cut: Any, inputs: Any) -> None:
-    """`save_pretrained` runs, and the cut model takes a longer input where the original does."""
+    """`save_pretrained` writes the cut weights, and the cut model takes a longer input where the original does."""
     with tempfile.TemporaryDirectory() as folder:
         cut.save_pretrained(folder)
+        written = load_file(Path(folder) / "model.safetensors")
+    state = {tensor.data_ptr(): tensor for tensor in cut.state_dict().values()}.values()  # tied ones once
+    counts = [sum(tensor.numel() for tensor in tensors) for tensors in (written.values(), state)]
+    if counts[0] != counts[1]:
+        raise AssertionError(f"save_pretrained wrote {counts[0]:,} elements, the cut model has {counts[1]:,}")
     if isinstance(inputs, dict) and "input_ids" in inputs and "attention_mask" in inputs:
         longer = {k: torch.cat([v, v], 1) if k in ("input_ids", "attention_mask") else v for k, v in inputs.items()}
         if "labels" in inputs and inputs["labels"].dim() == 2:
@@ -181,27 +201,35 @@ def saves(model: nn.Module, cut: Any, inputs: Any) -> None:
 
 
 def generates(model: nn.Module, cut: Any, inputs: Any) -> None:
-    """Greedy generation with the cache gives what one forward a token gives."""
+    """Greedy generation with the cache gives what one forward a token gives; beams are the same with it and without."""
     saves(model, cut, inputs)
     prompt = inputs["input_ids"][:1]
-    made = cut.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=6, do_sample=False,
-                        pad_token_id=0, eos_token_id=None)  # fmt: skip
+    options = {**_TOKENS, "attention_mask": torch.ones_like(prompt)}
+    made = cut.generate(prompt, **options)
     by_hand = prompt
     with torch.no_grad():
-        for _ in range(6):
+        for _ in range(_TOKENS["max_new_tokens"]):
             step = cut(input_ids=by_hand, attention_mask=torch.ones_like(by_hand), use_cache=False).logits
             by_hand = torch.cat([by_hand, step[:, -1:].argmax(-1)], 1)
     if not torch.equal(made, by_hand):
         raise AssertionError(f"generate gives {made.tolist()}, step by step it is {by_hand.tolist()}")
+    _same_without_cache(cut, prompt, {**options, "num_beams": 3})
 
 
 def generates_from_encoder(model: nn.Module, cut: Any, inputs: Any) -> None:
-    """The same for an encoder with a decoder."""
+    """For an encoder with a decoder: greedy generation and beams are the same with the cache and without."""
     saves(model, cut, inputs)
-    prompt = inputs["input_ids"][:1]
-    options = {"max_new_tokens": 6, "do_sample": False, "num_beams": 1, "eos_token_id": None, "pad_token_id": 0}
+    name = "input_ids" if "input_ids" in inputs else "input_features"
+    for beams in (1, 3):
+        _same_without_cache(cut, inputs[name][:1], {**_TOKENS, "num_beams": beams})
+
+
+_TOKENS: dict[str, Any] = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+
+
+def _same_without_cache(cut: Any, prompt: torch.Tensor, options: dict[str, Any]) -> None:
     if not torch.equal(cut.generate(prompt, **options), cut.generate(prompt, use_cache=False, **options)):
-        raise AssertionError("generate gives other tokens with its cache than without")
+        raise AssertionError(f"generate gives other tokens with its cache than without ({options})")
 
 
 def other_cases() -> list[Case]:
@@ -230,15 +258,25 @@ def timm_cases() -> list[Case]:
             torch.manual_seed(0)
             model = timm.create_model(name, pretrained=False, num_classes=7)
             size = model.pretrained_cfg["input_size"] if model.pretrained_cfg.get("fixed_input_size") else (3, 64, 64)
-            for module in model.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    nn.init.uniform_(module.weight, 0.5, 1.5)
-                    nn.init.uniform_(module.running_var, 0.5, 1.5)
-            return model, torch.randn(2, *size)
+            inputs = torch.randn(2, *size)
+            return with_signal(model, inputs), inputs
 
         return Case(f"timm-{name}", make, after_timm)
 
     return [case(name) for name in names]
+
+
+def with_signal(model: nn.Module, *inputs: Any) -> nn.Module:
+    """Random norms of batches with the statistics of `inputs`: with new ones the signal dies out, or grows, with depth.
+
+    What an output does not depend on, a proof says nothing of.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, 0, 0.3)
+    calibrate(model, *inputs)
+    return model
 
 
 def after_timm(model: Any, cut: Any, inputs: Any) -> None:
@@ -270,7 +308,10 @@ def yolo_cases() -> list[Case]:
 
             torch.manual_seed(0)
             model = YOLO(f"{name}.yaml", verbose=False).model
-            return model.eval(), torch.randn(1, 3, 64, 64)
+            inputs = torch.randn(1, 3, 64, 64)
+            with_signal(copied := copy.deepcopy(model), inputs)  # a run leaves anchors behind
+            model.load_state_dict(copied.state_dict())
+            return model.eval(), inputs
 
         return Case(f"yolo-{name}", make, lambda model, cut, inputs: after_yolo(name, cut))
 
@@ -314,10 +355,10 @@ def detector_cases() -> list[Case]:
             from torchvision.models import detection
 
             torch.manual_seed(0)
-            model = getattr(detection, name)(
-                weights=None, weights_backbone=None, num_classes=4, min_size=64, max_size=96
-            )  # fmt: skip
-            return model.eval(), ([torch.rand(3, 64, 72), torch.rand(3, 70, 64)],)
+            sizes = {} if name.startswith("ssd") else {"min_size": 64, "max_size": 96}  # SSD states its own
+            model = getattr(detection, name)(weights=None, weights_backbone=None, num_classes=4, **sizes)
+            inputs = [torch.rand(3, 64, 72), torch.rand(3, 70, 64)]
+            return with_signal(model, inputs), (inputs,)
 
         return Case(f"detector-{name}", make, graph=False)
 

@@ -115,8 +115,8 @@ def report(lines: Sequence[Mapping[str, Any]]) -> list[str]:
                 f"{sum(line['error'] <= TOLERANCE for line in cut)} of {len(mine)}",
                 sum(len(set(line["batches"])) > 1 for line in cut), sum(bool(line["sizes"]) for line in cut),
                 sum(bool(line["class_kept"]) for line in mine), sum("after" not in line["failures"] for line in cut),
-                f"{min((line['coverage'] for line in mine)):.1%}",
-                f"{sum(l['module_seconds'] for l in beside):.1f} / {sum(l['graph_seconds'] for l in beside):.1f}",
+                f"{min(line['coverage'] for line in mine):.1%}",
+                " / ".join(f"{sum(line[f'{form}_seconds'] for line in beside):.1f}" for form in ("module", "graph")),
             ])  # fmt: skip
             said_of += [f"- {line['name']}: {why}" for line in mine for why in _notable(line)]
     return [*table(COLUMNS, [[str(cell) for cell in row] for row in rows]), "", *said_of]
@@ -176,8 +176,8 @@ def check(case: Case, repeats: int = 1) -> Line:
         step = "couple"
         coupling, line.module_seconds = _timed(lambda: passes.couple(model, inputs), repeats)
         line.groups, line.coverage = len(coupling.groups), round(coupling.coverage().params, 4)
-        assert coupling.module is not None
-        line.real, line.specialised = coupling.module.real, list(coupling.module.specialised)
+        if coupling.module is not None:  # a network of the list may be a graph itself
+            line.real, line.specialised = coupling.module.real, list(coupling.module.specialised)
         line.frozen = dict(sorted(coupling.coverage().missing.items(), key=lambda item: -item[1])[:4])
         if case.graph:
             _beside_graph(line, coupling, model, inputs, repeats)
@@ -303,6 +303,7 @@ def _tiny() -> list[Case]:
     def seeded(row: Any) -> Make:
         def made() -> tuple[nn.Module, Any]:
             torch.manual_seed(0)
+            torch.set_default_dtype(torch.float64)  # some have tables in double precision
             return make(row)()
 
         return made

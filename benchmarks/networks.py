@@ -167,8 +167,8 @@ def randomise(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def calibrate(model: nn.Module, inputs: torch.Tensor) -> None:
-    """Batch norms take their statistics from one run on `inputs`."""
+def calibrate(model: nn.Module, *inputs: Any) -> None:
+    """Batch norms take their statistics from one run on `inputs`; a model without any is not run."""
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     if not norms:
         return
@@ -176,7 +176,7 @@ def calibrate(model: nn.Module, inputs: torch.Tensor) -> None:
     before = [norm.momentum for norm in norms]
     for norm in norms:
         norm.train().momentum = 1.0
-    model(inputs)
+    model(*inputs)
     for norm, momentum in zip(norms, before, strict=True):
         norm.eval().momentum = momentum
         # Few positions give some channels next to no variance, and dividing by it would drown all others.

@@ -7,7 +7,7 @@ from typing import Any
 from torch import fx, nn
 
 from passes.analysis.coupling import Coupling, remember
-from passes.analysis.parameter_roles import names_of
+from passes.analysis.parameter_roles import as_used, names_of
 from passes.analysis.reach import unused_axes
 from passes.analysis.tape import Structure
 from passes.arguments import has_weights, is_a
@@ -69,7 +69,7 @@ def couple_graph(gm: fx.GraphModule, example_inputs: Any) -> Coupling:
             for axis, reason in refused:
                 inferred.space.freeze(axis, reason)
             structure = Structure.of(inferred)
-        names = names_of(structure.tensors, structure.roles, own, trainable)
+        names = names_of(structure.tensors, structure.roles, as_used(own, structure.all_records), trainable)
         coupling = Coupling(structure, names, digest, inputs, sources, inferred.canonical, trainable)
         refused = trial(gm, coupling)
         if not refused:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -92,7 +93,9 @@ def row(
     for operator in operators.split():
         assert operator not in SAMPLES, f"two rows for {operator}"
         packet, _, overload = operator.partition(".")
-        op = getattr(getattr(aten, packet), overload) if overload else getattr(aten, packet)
+        library, _, own = operator.rpartition("::")
+        op = getattr(getattr(torch.ops, library), own) if library else getattr(aten, packet)
+        op = getattr(op, overload) if overload else op
         named = function.__code__.co_varnames[: function.__code__.co_argcount]
         called = functools.partial(function, op=op) if "op" in named else function
         make = functools.partial(Sandwich, called, shape, width, read, device, **more)
@@ -114,6 +117,28 @@ def left_alone(operators: str, function: Callable[..., Any], stays: str, **how: 
 MATRIX = (4, 3)
 SERIES = (2, 3, 8)
 VIDEO = (2, 3, 4, 4, 4)
+
+
+def grouped_by_loop(input: Tensor, weight: Tensor, offs: Tensor) -> Tensor:
+    """Rows in order of their experts, each times the matrix of its own."""
+    places = [0, *offs.tolist()]
+    return torch.cat([input[a:b] @ one for a, b, one in zip(places, places[1:], weight, strict=False)])
+
+
+def grouped_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """Those of `grouped_by_loop`."""
+    operands = [t.detach().requires_grad_() for t in ctx.of[:2]]
+    with torch.enable_grad():
+        result = grouped_by_loop(*operands, ctx.of[2])
+    return (*torch.autograd.grad(result, operands, grad), None)
+
+
+if importlib.util.find_spec("transformers") is None:  # which defines it when it is imported
+    _fallback = torch.library.custom_op("transformers::grouped_mm_fallback", grouped_by_loop, mutates_args=())
+    _fallback.register_fake(lambda input, weight, offs: input.new_empty(len(input), weight.shape[2]))
+    _fallback.register_autograd(grouped_gradients, setup_context=lambda ctx, inputs, output: setattr(ctx, "of", inputs))
+else:
+    importlib.import_module("transformers.integrations.moe")
 
 
 def _first(result: Tensor | tuple[Tensor, ...]) -> Tensor:
@@ -173,6 +198,16 @@ left_alone("rrelu_with_noise_functional", lambda x, op: op(x, x, 0.1, 0.3, True)
 # contraction
 row("mm", lambda x, w: x @ w, "produce 6, w 7", shape=MATRIX, w=(6, 7))
 row("bmm", lambda x, w: (x.flatten(2).mT @ w.expand(2, 6, 7)).mT, "produce 6, w 7", w=(1, 6, 7))
+row(
+    "transformers::grouped_mm_fallback",
+    lambda x, w, places, op: op(x, w, places),
+    "produce 6, w 7",
+    shape=MATRIX,
+    w=(3, 6, 7),
+    places=lambda: torch.tensor([1, 3, 4], dtype=torch.int32),
+    counted=False,
+    stays="rows are given to experts by their places",
+)
 row("mv", lambda x, w: (x @ w)[:, None], shape=MATRIX, w=(6,))
 row("dot vdot", lambda x, w, op: op(x.mean((0, 2, 3)), w), read=None, w=(6,))
 row("addmm", lambda x, w, b: torch.addmm(b, x, w), "produce 6, w 7", shape=MATRIX, w=(6, 7), b=(7,))
@@ -377,6 +412,15 @@ row("view_as_complex", lambda x: torch.view_as_complex(x.unflatten(3, (2, 2)).co
 
 # other devices
 FUSED = "_scaled_dot_product_flash_attention _scaled_dot_product_fused_attention_overrideable"
+elsewhere(
+    "_grouped_mm",
+    lambda x, w, places: torch._grouped_mm(x.bfloat16(), w.bfloat16(), offs=places).float(),
+    "produce 16, w 32",
+    shape=MATRIX,
+    width=16,
+    w=(3, 16, 32),
+    places=lambda: torch.tensor([1, 3, 4], dtype=torch.int32),
+)
 elsewhere(FUSED, lambda x, op: joined(op(heads(x), heads(x), heads(x))[0]), ATTENDED)
 elsewhere(
     "_scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention",

@@ -309,6 +309,14 @@ class Coupling:
         outers = {n: names.get(self.outers[self.variables[n]], "") for n in narrowed}
         return Plan(full, self.fingerprint, self.widths, self.inputs, orders, outers)
 
+    def axes_of(self, name: str, tensor: torch.Tensor) -> tuple[Axis, ...] | None:
+        """The axes of a tensor of the network; None for one that is not what was coupled.
+
+        A module may keep tensors of its calls: such have come up since, or have another shape.
+        """
+        axes = self.structure.tensors[self.aliases[name]] if name in self.aliases else None
+        return axes if axes is not None and [axis.size for axis in axes] == list(tensor.shape) else None
+
     def masks(self, plan: Plan) -> dict[Variable, Mask]:
         """The kept units of each variable that the plan narrows."""
         is_a(plan, Plan, "masks: plan", "a Plan, which coupling.plan(...) makes", PlanError)

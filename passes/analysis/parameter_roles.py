@@ -57,7 +57,7 @@ def names_of(
 ) -> dict[str, Variable]:
     """A stable name for each variable of a trainable parameter: the module that produces it, else the first one.
 
-    own: parameters in order, tied ones once.
+    own: parameters in order (see `as_used`), tied ones once.
     """
     producer: dict[Variable, str] = {}
     first: dict[Variable, str] = {}
@@ -78,3 +78,23 @@ def names_of(
             name = f"{base}#{number}"
         names[name] = variable
     return names
+
+
+def as_used(names: Iterable[str], records: Iterable[Record]) -> list[str]:
+    """Tensors in an order that is the program's and no front end's: a module's own, then its children as they are met.
+
+    Unused ones come last among their siblings.
+    """
+    met: dict[str, int] = {}
+    for record in records:
+        for value in record.inputs:
+            for name in value.parameters if len(value.parameters) == 1 else ():
+                for path in _paths_to(name):
+                    met.setdefault(path, len(met))
+    return sorted(names, key=lambda name: [met.get(path, len(met)) for path in _paths_to(name)])
+
+
+def _paths_to(name: str) -> list[str]:
+    """The paths of the modules around a tensor, the outermost first, without the root."""
+    parts = name.split(".")[:-1]
+    return [".".join(parts[: count + 1]) for count in range(len(parts))]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -17,6 +17,17 @@ from passes.stream.inference import Inferred
 from passes.stream.module_run import Lifetimes, ModuleInferred
 
 T = TypeVar("T")
+
+
+def resolve_axes(change: Callable[[Axis], Axis], values: Iterable[Value], records: Iterable[Record]) -> None:
+    """Replace every axis of a run by ``change(axis)``, what it is once the run is over, in place."""
+    for value in values:
+        value.axes = tuple(map(change, value.axes))
+    for record in records:
+        record.contracted = list(map(change, record.contracted))
+        record.mixed = list(map(change, record.mixed))
+        record.macs = [tuple(map(change, m)) for m in record.macs]
+        record.literals = {name: change(axis) for name, axis in record.literals.items()}
 
 
 class Structure:
@@ -58,14 +69,8 @@ class Structure:
     def of(cls, inferred: Inferred | ModuleInferred) -> Structure:
         """Resolve every axis of an inference, in place: what is resolved once can be resolved again."""
         change = once_each(inferred.space.resolve)
-        for value in inferred.known:
-            value.axes = tuple(map(change, value.axes))
         beside = getattr(inferred, "beside", ())
-        for record in (*inferred.records, *beside):
-            record.contracted = list(map(change, record.contracted))
-            record.mixed = list(map(change, record.mixed))
-            record.macs = [tuple(map(change, m)) for m in record.macs]
-            record.literals = {name: change(axis) for name, axis in record.literals.items()}
+        resolve_axes(change, inferred.known, (*inferred.records, *beside))
         inferred.tensors = {name: tuple(map(change, axes)) for name, axes in inferred.tensors.items()}
         lifetimes = getattr(inferred, "lifetimes", None)
         return cls(inferred.tensors, inferred.values, inferred.records, inferred.vals, beside, lifetimes)

@@ -41,7 +41,8 @@ class InDouble(LightMode):
             kwargs = {**kwargs, "dtype": _DOUBLE[kwargs["dtype"]]}
         if func in _CONVERTING and args[1] in _DOUBLE:
             args = (args[0], _DOUBLE[args[1]], *args[2:])
-        result = func(*args, **kwargs)
+        known = _IN_DOUBLE.get(func) if args and getattr(args[0], "dtype", None) is torch.float64 else None
+        result = (known or func)(*args, **kwargs)
         if isinstance(result, torch.Tensor) and result.dtype in _DOUBLE and _makes(func):
             with no_dispatch_modes():  # no call of the network: none may count it
                 return result.to(_DOUBLE[result.dtype])
@@ -49,6 +50,25 @@ class InDouble(LightMode):
 
 
 _CONVERTING = frozenset({torch.ops.prims.convert_element_type.default})
+
+
+def _grouped(
+    rows: torch.Tensor, matrices: torch.Tensor, places: torch.Tensor | None = None, bias: torch.Tensor | None = None,
+    out_dtype: Any = None,
+) -> torch.Tensor:  # fmt: skip
+    """``torch._grouped_mm`` of rows in order of their experts: one by one; rows behind the last place are zero."""
+    if rows.dim() != 2 or matrices.dim() != 3 or places is None:
+        raise NotImplementedError("grouped products in double precision are known of sorted rows by one matrix each")
+    with no_dispatch_modes():  # one call of the network, and no more
+        ends = places.tolist()
+        parts = [rows[start:end] @ one for start, end, one in zip([0, *ends], ends, matrices, strict=False)]
+        result = torch.zeros(rows.shape[0], matrices.shape[2], dtype=torch.float64, device=rows.device)
+        result[: sum(part.shape[0] for part in parts)] = torch.cat(parts)
+        return result if bias is None else result + bias
+
+
+# What knows no double precision on some device.
+_IN_DOUBLE = {torch.ops.aten._grouped_mm.default: _grouped}
 
 
 @cache

@@ -6,7 +6,7 @@ input of another length, a branch that another value takes and another mode are 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -54,6 +54,9 @@ class MaskedInference(ModuleInference):
             self.records.pop()
             self.values.clear()
         return result
+
+    def constants_among(self, operands: Sequence[torch.Tensor]) -> dict[int, list[Any]]:
+        return super().constants_among(operands) if self.tape else {}
 
     def _is_masked(self, record: Record) -> bool:
         if any(narrowed(axis, self.masks) for axis in record.mixed):

@@ -73,6 +73,8 @@ def dense_weights(
 
     def masked(name: str, tensor: torch.Tensor) -> torch.Tensor:
         data = copied(tensor)
+        if coupling.axes_of(name, tensor) is None:
+            return like(tensor, data)
         if name in small:
             remain = _remaining(coupling, masks, name)
             # What a module keeps of its last call may have any shape; the dense one keeps what it has.
@@ -91,7 +93,7 @@ def pruned_weights(coupling: Coupling, masks: Mapping[Variable, Mask], noise: No
 
     def shrunk(name: str, tensor: torch.Tensor) -> torch.Tensor:
         data = double(tensor)
-        if name in noise:
+        if name in noise and coupling.axes_of(name, noise[name]) is not None:
             index = np.ix_(*_remaining(coupling, masks, name))
             data = data + noise[name][tuple(torch.from_numpy(i).to(data.device) for i in index)]
         return like(tensor, data)

@@ -105,6 +105,35 @@ states(aten.convolution, meta=shaped(_convolution, any_layout=True))
 states(aten.linear, reads=operands.linear)  # which is not decomposed in inference mode
 
 
+def _grouped(rows: torch.Tensor, matrices: torch.Tensor, places: Any = None, *more: Any) -> Shape | None:
+    """The meta device takes one type of numbers only, and strides that fit a GPU."""
+    fits = rows.dim() == 2 and matrices.dim() == 3 and rows.shape[1] == matrices.shape[1]
+    return (rows.shape[0], matrices.shape[2]) if fits and places is not None and not any(more) else None
+
+
+@rule(
+    aten._grouped_mm, "transformers::grouped_mm_fallback",
+    zeros=product(["self|input", "mat2|weight"], ["bias"]), sizeless=True,
+)  # fmt: skip
+def grouped_product(call: Call) -> list[list[Axis]]:
+    """Rows in order of their experts, each times the matrix of its own; torch counts no FLOPs for it, a row does."""
+    rows, matrices = call.get("self", "input"), call.get("mat2", "weight")
+    places, bias = call["offs"], call.get("bias")
+    if (rows.dim(), matrices.dim()) != (2, 3) or places is None:
+        for tensor in (rows, matrices):
+            call.freeze(call.axes(tensor), "matrices of several sizes are multiplied in one call")
+        return [call.fixed()]
+    (result,), solved = solve(call, "s k, e k n -> s n", [rows, matrices])
+    call.freeze([solved["s"], solved["e"], *call.axes(places)], "rows are given to experts by their places")
+    if bias is not None:
+        call.tie(call.axes(bias)[-1], solved["n"])
+    call.count(*solved.lookup("s k n"))
+    return [[call.space.resolve(axis) for axis in result]]
+
+
+states(aten._grouped_mm, meta=shaped(_grouped, any_layout=True))
+
+
 @rule(aten._linalg_solve_ex, zeros=taken("B"))
 def solve_equations(call: Call) -> list[list[Axis]]:
     """A X = B, or X A = B: every unknown depends on every equation; right-hand sides are carried, each by itself."""

@@ -78,8 +78,9 @@ _stated: dict[Any, dict[str, Any]] = {}
 
 
 def rule(*operators: Any, override: bool = False, **traits: Any) -> Callable[[Rule], Rule]:
-    """Register a rule for operators: overload packets (all overloads) or single overloads.
+    """Register a rule for operators: overload packets (all overloads), single overloads, or names.
 
+    A name, ``"library::operator"``, is for an operator that a library defines when it is imported.
     traits: what else is stated of them, by the names of `Traits`. override: replace a rule that is there, with all
     that was stated at it; else a second rule raises DuplicateRule.
 
@@ -89,7 +90,7 @@ def rule(*operators: Any, override: bool = False, **traits: Any) -> Callable[[Ru
     """
 
     for operator in operators:
-        if operator != "pointwise":
+        if operator != "pointwise" and not (isinstance(operator, str) and "::" in operator):
             is_a(operator, _KINDS, "rule", "an operator such as torch.ops.aten.relu or torch.ops.aten.relu.default")
     _check(operators, traits, "rule")
 
@@ -177,7 +178,7 @@ def _keys(func: OpOverload) -> list[Any]:
     """Where something may be stated of an operator, the nearest first, as far as the one that has its rule."""
     packet = func.overloadpacket
     functional = _functional(packet)
-    near = [func, packet, *([functional] if functional is not None else [])]
+    near = [func, packet, qualified_operator(packet), *([functional] if functional is not None else [])]
     for number, key in enumerate(near):
         if key in _rules:
             return near[: number + 1]

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from passes.process.torch_private import no_dispatch_modes
 from passes.stream.function_mode import Functions
 from passes.stream.module_stream import FEW, ModuleInference, Watching
 from passes.stream.restated_calls import Position, Site, calling, name_of
@@ -82,7 +83,9 @@ class LastCall(Functions):
 def _numbers(value: Any, position: Position, mode: ModuleInference) -> Iterator[tuple[Position, Any]]:
     """Each number among the arguments of a call, constants with few elements included, with its position."""
     if isinstance(value, torch.Tensor):
-        if position and not value.is_meta and value.numel() <= FEW and not mode.holds_data(value):
+        with no_dispatch_modes():  # what is looked at here is no call of the program
+            constant = position and not value.is_meta and value.numel() <= FEW and not mode.holds_data(value)
+        if constant:
             yield position, (_tuples(value.tolist()), value.dtype)
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
         yield position, value

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from passes.axes.expressions import Constant
+from passes.axes.expressions import Constant, leaves
 from passes.ops import Record, Slot, Value, spelled, traits_of
 from passes.ops import constant_indices as numbers
 from passes.ops.meta_shapes import on_meta, run_on_meta
@@ -155,6 +155,9 @@ class ModuleInference(Inference):
         return _swapped(result, {id(m): t for t, m in self._on_meta.values()}) if meta else result
 
     def holds_data(self, tensor: torch.Tensor) -> bool:
+        """Whether parameters or inputs enter `tensor`; what a program makes of sizes and numbers alone is constant."""
+        if self.real:
+            return is_data(self.value(tensor))
         return tensor.is_meta or id(tensor) in self.names or storage_id(tensor) in self._written
 
     def _meta_of(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -191,7 +194,7 @@ class ModuleInference(Inference):
 
     def constants_among(self, operands: Sequence[torch.Tensor]) -> dict[int, list[Any]]:
         """The values of small constants that meet data in a call, by their number among its operands."""
-        if self.real or all(tensor.is_meta for tensor in operands):
+        if all(tensor.is_meta for tensor in operands):
             return {}
         data = [self.holds_data(tensor) for tensor in operands]
         if not any(data):
@@ -257,6 +260,10 @@ class Watching(ModuleInference):
         for tensor in outputs:
             self.attach(tensor, Value(label, ()))
         self.place += 1
+
+
+def is_data(value: Value) -> bool:
+    return value.from_inputs or bool(value.parameters) or any(True for axis in value.axes for _ in leaves(axis))
 
 
 def _keep(call: Any, tensor: torch.Tensor, *args: Any) -> Any:

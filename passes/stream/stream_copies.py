@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
@@ -14,12 +14,10 @@ from passes.errors import PassError
 from passes.graph.emitted_layers import emit_layer, is_emitted
 from passes.graph.module_copies import OF_TORCH, PLAIN, Copies, Replace, copied_or_shared, modules_of, owned_tensors
 from passes.process.torch_private import (
-    buffers_of,
     call_of,
     children_of,
     no_torch_dispatch,
     no_torch_function,
-    parameters_of,
 )
 from passes.stream.head_attention import is_torchs_attention, with_heads
 
@@ -121,8 +119,9 @@ class State:
     def restore(self) -> None:
         """Put all of it back."""
         for held, before in self._kept:
-            held.clear()
-            held.update(before)
+            if held or before:
+                held.clear()
+                held.update(before)
         for attributes, name, value in self._copied(self._mutable):
             attributes[name] = value
 
@@ -131,8 +130,11 @@ class State:
         return [(attributes, name, copied_or_shared(value, memo)) for attributes, name, value in items]
 
 
-def _registered(module: nn.Module) -> tuple[dict[str, Any], ...]:
-    return parameters_of(module), buffers_of(module), children_of(module)  # type: ignore[return-value]
+def _registered(module: nn.Module) -> Iterator[dict[Any, Any]]:
+    """What torch keeps for a module: its parameters, children and hooks, which a program may register as it runs."""
+    for name in OF_TORCH:
+        if isinstance(held := module.__dict__.get(name), dict):
+            yield held
 
 
 def _may_change(value: Any) -> bool:

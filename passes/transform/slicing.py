@@ -65,8 +65,7 @@ class Slicing:
 
         What a module keeps of a call since it was coupled, which has come up or has another shape, is copied as it is.
         """
-        first = self.coupling.aliases.get(name)
-        known = first is not None and [a.size for a in self.coupling.structure.tensors[first]] == list(tensor.shape)
+        known = self.coupling.axes_of(name, tensor) is not None
         made = self.sliced(name, tensor) if known else like(tensor, tensor.detach().clone())
         made.__dict__.update(tensor.__dict__)
         return made

@@ -13,14 +13,14 @@ import numpy as np
 import torch
 
 from passes.analysis.tape import once_each
-from passes.axes.expressions import Axis, Constant, Product, Sum, Variable
+from passes.axes.expressions import Axis, Constant, Product, Sum, Variable, leaves
 from passes.ops import Record, Value, spelled, traits_of
 from passes.ops import constant_indices as numbers
 from passes.ops.picked_positions import picked, renumbered
 from passes.ops.table import Picked
 from passes.process.torch_private import schema_of
 from passes.stream.inference import ATTRIBUTE
-from passes.stream.module_stream import Watching
+from passes.stream.module_stream import Watching, is_data
 from passes.stream.restated_calls import Position
 from passes.transform.slicing import Slicing
 
@@ -68,8 +68,12 @@ _MOVES = VIEWS | {
 Shapes = Sequence[tuple[int, ...]]
 
 
-def _without_ones(shapes: Shapes) -> list[list[int]]:
-    return [sorted(size for size in shape if size != 1) for shape in shapes]
+def _moves_ones(func: Any, expected: Shapes, got: Shapes) -> bool:
+    """Whether a view or permutation differs by where it puts dimensions of one: einsum does so where a size is one."""
+    before, after = ([[size for size in shape if size != 1] for shape in shapes] for shapes in (expected, got))
+    if func is aten.permute.default:
+        return list(map(sorted, before)) == list(map(sorted, after))
+    return func in VIEWS and before == after
 
 
 def _alike(one: Any, other: Any) -> bool:
@@ -93,14 +97,18 @@ class Promised:
 
 
 class Following(Watching):
-    """Compares each call with that of the tape which was recorded before anything was cut."""
+    """Compares each call with that of the tape which was recorded before anything was cut.
+
+    moved: whether constants that the program makes of sizes have moved with these.
+    """
 
     def __init__(self, promised: Promised, real: bool) -> None:
         super().__init__(real)
+        self.moved = False
         self.tape, self.slicing, self._expected = promised.tape, promised.slicing, promised.shapes
 
     def watch(self, func, args, kwargs, operands, outputs) -> None:
-        record = self._same_call(func, [tensor.shape for tensor in outputs])
+        record = self._same_call(func, operands, [tensor.shape for tensor in outputs])
         if record is not None:
             self._compare_numbers(record, func, args, kwargs, operands)
             self._compare_positions(record, func, args, kwargs, operands)
@@ -113,13 +121,17 @@ class Following(Watching):
                 found = numbers.computed(func, args, kwargs, tensor, self.numbers_of, number)
                 self.attach(tensor, Value("", (), numbers=found))
 
-    def _same_call(self, func: Any, got: Shapes) -> Record | None:
+    def _same_call(self, func: Any, operands: list[torch.Tensor], got: Shapes) -> Record | None:
         """The call of the tape that this one is, with `place` at it; None for one that moves data and is not there.
 
         Where a size becomes one, programs and torch leave out copies and repetitions, or make some: such calls are
-        passed over.
+        passed over. What a program makes of sizes alone may follow them, as long as its axes promise nothing; it is
+        compared where it meets data.
         """
         alike = self.place < len(self.tape) and _alike(self.tape[self.place].func, func)
+        if alike and self._expected(self.place) != got and self._is_of_sizes(self.tape[self.place], operands):
+            self.moved = True
+            return self.tape[self.place]
         for place in range(self.place, min(self.place + _SKIPPED, len(self.tape))):
             record = self.tape[place]
             if _alike(record.func, func) and self._expected(place) == got:
@@ -127,9 +139,7 @@ class Following(Watching):
                 return record
             if alike and record.func not in _MOVES:
                 break
-        if (
-            alike and func is aten.permute.default and _without_ones(self._expected(self.place)) == _without_ones(got)
-        ):  # einsum moves a dimension of one elsewhere
+        if alike and _moves_ones(func, self._expected(self.place), got):
             return self.tape[self.place]
         if self.place >= len(self.tape):
             self._differ(f"{spelled(func)} is called, which was not before")
@@ -141,20 +151,25 @@ class Following(Watching):
             self._differ(f"{spelled(func)} is called in place of {spelled(record.func)}")
         return None
 
+    def _is_of_sizes(self, record: Record, operands: list[torch.Tensor]) -> bool:
+        """Whether a call is made of what the program makes of sizes, and nothing is promised of what it gives."""
+        promised = any(True for value in record.outputs for axis in value.axes for _ in leaves(axis))
+        return not (self.real or promised or any(map(self.holds_data, operands)))
+
     def _compare_numbers(self, record: Record, func: Any, args: tuple, kwargs: dict[str, Any], operands: list) -> None:
         """A number that was made of a size must remain what it was where it meets data."""
         scalars = _scalars(func, args, kwargs)
         some = record.constants or any([number is not None for number in scalars])
-        if not some or not any(self.holds_data(tensor) for tensor in operands):
+        if not some or not (any(map(self.holds_data, operands)) or any(map(is_data, record.inputs))):
             return
         wrong: list[tuple[Any, Any]] = [
             (old, new)
             for old, new in zip(_scalars(func, *record.template), scalars, strict=True)
             if None not in (old, new) and not _equal(old, new)
         ]
-        now = self.constants_among(operands)
         for number, old in record.constants.items():
-            new = now.get(number, old)
+            there = number < len(operands) and not operands[number].is_meta
+            new = operands[number].flatten().tolist() if there else old
             if len(new) == len(old) and not all(map(_equal, old, new)):
                 wrong.append((old, new))
         if wrong:
@@ -207,7 +222,7 @@ class AtOtherSizes(Following):
         """Whether all calls of the tape were made."""
         return all(record.func in COPIES for record in self.tape[self.place :])
 
-    def _same_call(self, func: Any, got: Shapes) -> Record | None:
+    def _same_call(self, func: Any, operands: list[torch.Tensor], got: Shapes) -> Record | None:
         if func in COPIES:
             return None
         while self.place < len(self.tape) and self.tape[self.place].func in COPIES:

@@ -16,7 +16,7 @@ from torch import nn
 
 from passes.analysis.coupling import Coupling
 from passes.analysis.module_facts import ModuleFacts
-from passes.analysis.parameter_roles import names_of
+from passes.analysis.parameter_roles import as_used, names_of
 from passes.analysis.reach import unused_axes
 from passes.analysis.tape import Structure
 from passes.axes.expressions import Axis, Reason, Variable
@@ -24,7 +24,6 @@ from passes.equality.padded_positions import check_padding
 from passes.errors import PassError, SpecialisedWarning
 from passes.graph.left_behind import left_behind
 from passes.graph.module_copies import modules_of, parameters_of
-from passes.ops import Record
 from passes.stream.call_arguments import Arguments, bound, described, tensors_of
 from passes.stream.module_run import Beside, ModuleInferred, infer_module
 from passes.transform.slicing import Slicing
@@ -129,19 +128,9 @@ def _coupling(
 ) -> Coupling:
     turned = tuple(run.turned for run in inferred.runs_beside if run.turned)
     facts = ModuleFacts(real=inferred.real, specialised=tuple(inferred.specialised), turned=turned)
-    own = _as_used(_own(inferred), structure.all_records)
+    own = as_used(_own(inferred), structure.all_records)
     names = names_of(structure.tensors, structure.roles, own, trainable)
     return Coupling(structure, names, digest, inputs, {}, inferred.canonical, trainable, module=facts)
-
-
-def _as_used(names: list[str], records: Sequence[Record]) -> list[str]:
-    """Tensors in the order in which the run meets the modules that own them, as in a graph; unused ones last."""
-    met: dict[str, int] = {}
-    for record in records:
-        for value in record.inputs:
-            if len(value.parameters) == 1:
-                met.setdefault(next(iter(value.parameters)).rpartition(".")[0], len(met))
-    return sorted(names, key=lambda name: met.get(name.rpartition(".")[0], len(met)))
 
 
 def _trials(
@@ -174,7 +163,7 @@ def _tried(trials_at: Callable[[int], list[Trial]], changes: Changes) -> tuple[C
         return changes, []
     if not changes:
         unread = trials[0].unread(changes)
-        if all(trial.run(unread) is None for trial in trials):
+        if all(trial.run(unread) is None and not trial.moved for trial in trials):
             return unread, []
     for more in map(trials_at, (0, 1)):
         for trial in more:
@@ -209,14 +198,15 @@ def _refused(trial: Trial, failure: Failure) -> Frozen:
 
 
 def _masks(coupling: Coupling, shift: int) -> dict[Variable, np.ndarray]:
-    """Every group reduced, groups of one size to different widths as far as there are any."""
+    """Every group reduced, groups of one size to different widths as far as there are any; shifted, the last stay."""
     masks, met = {}, Counter[int]()
     for variable in coupling.variables.values():
         size = variable.size
         widths = range(size - 1, max(size // 2 - 1, 1), -1) if size > 2 else range(1, 0, -1)
         width = widths[(met[size] + shift * max(1, len(widths) // 2)) % len(widths)]
         met[size] += 1
-        masks[variable] = np.arange(size) < width
+        units = np.arange(size)
+        masks[variable] = units >= size - width if shift else units < width
     return masks
 
 

@@ -22,6 +22,7 @@ from torch import nn
 
 from passes.analysis.coupling import Coupling
 from passes.analysis.module_facts import Edit, Literal
+from passes.analysis.tape import once_each, resolve_axes
 from passes.axes.expressions import Axis, Reason, leaves
 from passes.equality.constant_double import constant_double
 from passes.equality.double import double
@@ -80,7 +81,8 @@ class Trial:
     """One module, its coupling, and what each group is reduced to; `run` says how far a set of changes gets.
 
     copy: of the module, to be run. tape: the calls of the dense module, which those of the cut one are compared with.
-    turned: the line at which a condition gets the other answer.
+    turned: the line at which a condition gets the other answer. moved: whether in a run so far constants that the
+    program makes of sizes moved with these, which at other widths may be right or not.
     """
 
     module: nn.Module
@@ -91,6 +93,7 @@ class Trial:
     tape: Sequence[Record]
     training: bool = False
     turned: str = ""
+    moved: bool = field(default=False, init=False)
     real: ClassVar[bool] = False
     _known: dict[Changes, Failure | None] = field(default_factory=dict)
     _unread: dict[Changes, Changes] = field(default_factory=dict)
@@ -130,6 +133,8 @@ class Trial:
             path, source = _innermost(error, {id(m): p for p, m in modules_of(self.copy.copy).items()})
             text = f"the module cannot follow a smaller size: {said(error)}"
             return Failure(mode.place, text, path, source, numbers=functions.numbers())
+        finally:
+            self.moved |= mode.moved
         if mode.place < len(self.tape):
             return Failure(mode.place, "fewer operators are called than before", "", "")
         return None
@@ -173,7 +178,8 @@ class Trial:
     def _logged(self, prepare: Callable[[nn.Module], None]) -> list[LoggedCall]:
         mode = Watching(self.real)
         functions = Logging(mode, paths_of(modules_of(self.copy.copy)))
-        self.copy.again(mode, self.arguments, self.training, functions, prepare=prepare, turned=self.turned)
+        with self.settings():
+            self.copy.again(mode, self.arguments, self.training, functions, prepare=prepare, turned=self.turned)
         return functions.log
 
 
@@ -191,8 +197,9 @@ class RealTrial(Trial):
         tensors, aliases = self.coupling.structure.tensors, self.coupling.aliases
         self.copy = ModuleRun(self.module, mode, self._masked, lambda name, _: tensors[aliases[name]])
         self.arguments = replaced(self.arguments, {id(t): double(t) for t in tensors_of(self.arguments)})
-        with constant_double(), _in_words(self.module):
+        with self.settings(), _in_words(self.module):
             self.copy.run(self.arguments, self.training, turned=self.turned)
+        resolve_axes(once_each(mode.space.resolve), mode.values, mode.records)
         self.tape = mode.records
 
     def _masked(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -343,7 +350,9 @@ def _literals(trial: Trial, changes: Changes, failure: Failure) -> Iterator[Chan
 
 def _literals_of(trial: Trial, call: LoggedCall, failure: Failure) -> Iterator[tuple[Literal, ...]]:
     if failure.is_number:
-        known = list(call.numbers)
+        records = trial.tape[call.start : call.stop]
+        constants = [values for record in records for values in record.constants.values()]
+        known = [(p, n) for p, n in call.numbers if not isinstance(n, tuple) or _flat(n[0]) in constants]
         if call.head_size is not None:
             known.append((("scale",), call.head_size**-0.5))
         for position, number in known:
@@ -385,6 +394,10 @@ def _literals_of(trial: Trial, call: LoggedCall, failure: Failure) -> Iterator[t
     for count in (1, 2):
         for chosen in itertools.combinations(options, count):
             yield from itertools.product(*chosen)
+
+
+def _flat(numbers: object) -> list[object]:
+    return [n for part in numbers for n in _flat(part)] if isinstance(numbers, tuple) else [numbers]
 
 
 def _orders(trial: Trial, call: LoggedCall, failure: Failure) -> Iterator[tuple[Position, list[int], Axis]]:

@@ -9,9 +9,9 @@ must be numbers somewhere and agree on inputs like the example, on random ones a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,8 @@ from passes.documents.certificate import Certificate
 from passes.documents.plan import Plan
 from passes.equality.comparison import Comparison, compare
 from passes.equality.double import in_double
-from passes.equality.draws import Draw, draws, map_tensors, smaller_example, tensors_of
+from passes.equality.draws import Draw, draws, map_tensors, smaller_example
+from passes.equality.leading_sizes import LeadingSizes, batch_of
 from passes.errors import EquivalenceError, PassError, PlanError
 from passes.frontend.fidelity import settle
 from passes.graph.annotations import note, specialised_in
@@ -160,7 +161,7 @@ class _Proof:
     inputs: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     taken: list[Draw] = field(default_factory=list)
-    _leading: list[int | None] = field(default_factory=list)
+    leading: LeadingSizes = field(default_factory=LeadingSizes)
 
     def on(self, draw: Draw, dense: nn.Module, pruned: nn.Module, label: str = "") -> Any:
         """Compare the two on one draw: what the pruned one gives, None where that proves nothing.
@@ -180,7 +181,7 @@ class _Proof:
                 ) from error
             self._refused(draw, f"the dense graph does not run on them: {_first_line(error)}")
             return None
-        moved = self._moves_the_batch(draw, expected)
+        moved = self.leading.moved(draw, expected)
         if moved:
             self._refused(draw, moved)
             return None
@@ -203,7 +204,9 @@ class _Proof:
         self.finite = min(self.finite, found.least_finite)
         self.outputs = found.tensors
         self.inputs.append(label)
-        self.batches += _batch_of(draw)
+        batch = batch_of(draw)
+        if batch is not None and (draw.of_batch or not draw.varies):
+            self.batches.append(batch)
         if draw.varies:
             self.taken.append(draw)
         return got
@@ -226,23 +229,6 @@ class _Proof:
                 f"the pruned network's generated code differs by {found.error:.3g} from its nodes run one by one; "
                 "call recompile() where the graph was edited"
             )
-
-    def _moves_the_batch(self, draw: Draw, expected: Any) -> str:
-        """Why inputs of another size are none of this network's: sizes that stand in it make other examples of them.
-
-        ``x.view(-1, 64)`` on rows of 128 gives twice as many rows and no error.
-        """
-        leading = [int(t.shape[0]) if t.dim() else None for t in tensors_of(expected)]
-        if not draw.varies:
-            self._leading = leading
-            return ""
-        before = next(_batch_of(replace(draw, varies="")), None)
-        batch = draw.before if draw.of_batch else before
-        for old, new in zip(self._leading, leading, strict=False):
-            wanted = draw.after if draw.of_batch and old == batch else old
-            if old == batch and new != wanted:
-                return f"the leading dimension of an output becomes {new}, expected {wanted}: sizes are written into it"
-        return ""
 
     def _says_nothing(self, draw: Draw, label: str, found: Comparison) -> bool:
         """Whether an output holds no number at all; an error where the draw is the example itself."""
@@ -293,12 +279,6 @@ class _Proof:
                 place = ", ".join(p for p in (str(node.target), source_of(node)) if p)
                 return f"node {node.name} ({place}) is the first that differs"
         return "no single node differs by itself"
-
-
-def _batch_of(draw: Draw) -> Iterator[int]:
-    first = next((t for t in pytree.tree_leaves(draw.inputs) if isinstance(t, torch.Tensor) and t.dim()), None)
-    if first is not None and (draw.of_batch or not draw.varies):
-        yield int(first.shape[0])
 
 
 def _first_line(error: BaseException) -> str:

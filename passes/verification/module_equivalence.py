@@ -13,12 +13,14 @@ import torch
 from torch import nn
 
 from passes.analysis.coupling import Coupling
+from passes.axes.expressions import Axis, Constant, Reason
 from passes.documents.certificate import Certificate
 from passes.documents.plan import Plan
 from passes.equality.comparison import Comparison, compare, distance
 from passes.equality.constant_double import constant_double, nothing_random
 from passes.equality.double import double
 from passes.equality.draws import Draw, draws, extremes, map_tensors, smaller_example
+from passes.equality.leading_sizes import LeadingSizes, batch_of
 from passes.errors import EquivalenceError, PassError
 from passes.graph.module_copies import Replace, copy_module, owned_tensors
 from passes.masked.masked_stream import MaskedInference
@@ -113,6 +115,7 @@ class _Proof:
     inputs: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     taken: list[Draw] = field(default_factory=list)  # those at another size that worked
+    leading: LeadingSizes = field(default_factory=LeadingSizes)
     _shared: tuple[Replace, ...] = ()
 
     def pair(self, noise: Noise | None = None) -> _Pair:
@@ -139,8 +142,14 @@ class _Proof:
     def dense(self, weights: Replace) -> ModuleRun:
         """The dense module with these weights, ready to run with the removed units left out."""
         mode = MaskedInference(self.coupling, self.coupling.masks(self.plan))
-        tensors = self.coupling.structure.tensors
-        return ModuleRun(self.module, mode, weights, lambda name, _: tensors[self.coupling.aliases[name]])
+        return ModuleRun(self.module, mode, weights, self._axes_of)
+
+    def _axes_of(self, name: str, tensor: torch.Tensor) -> tuple[Axis, ...]:
+        axes = self.coupling.axes_of(name, tensor)
+        if axes is not None:
+            return axes
+        reason = Reason("the module keeps it of a call since it was coupled", name)
+        return tuple(Constant(int(size), reason) for size in tensor.shape)
 
     def on_either(self, small: Draw | None, first: Draw, noise: Noise | None = None, **how: Any) -> None:
         """Compare fresh copies of the two on the smaller example; on the example itself where that proves nothing."""
@@ -173,6 +182,10 @@ class _Proof:
                 ) from error
             self._refused(draw, label, f"the dense module does not run so: {said(error)}")
             return False
+        moved = self.leading.moved(draw, _tensors(expected))
+        if moved:
+            self._refused(draw, label, moved, f"as {moved}")
+            return False
         try:
             got = run_pruned(pair.pruned, draw.inputs, training, gradients, turned)
         except Exception as error:
@@ -196,9 +209,9 @@ class _Proof:
         self.worst, self.finite = max(self.worst, found.error), min(self.finite, found.least_finite)
         self.outputs = max(self.outputs, found.tensors)
         self.inputs.append(label)
-        leading = next((t for t in tensors_of(draw.inputs) if t.dim()), None)
-        if leading is not None and (draw.of_batch or not draw.varies):
-            self.batches.append(int(leading.shape[0]))
+        batch = batch_of(draw)
+        if batch is not None and (draw.of_batch or not draw.varies):
+            self.batches.append(batch)
         if draw.varies:
             self.taken.append(draw)
         return True

@@ -264,3 +264,52 @@ def test_what_an_analysis_was_fixed_to_is_a_warning_and_stands_in_the_certificat
     plan = coupling.plan({group.name: (0, 1) for group in coupling.groups})
     certificate = verify(model, apply_plan(model, plan), plan, inputs)
     assert any("asks for values" in sentence for sentence in certificate.specialised)
+
+
+class Anchored(nn.Module):
+    """Makes tensors in its first call and keeps them, as heads of detectors do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.out, self.shape = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 5, 1), (0, 0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.conv(x))
+        if self.shape != x.shape[2:]:
+            self.shape, self.grid = x.shape[2:], torch.arange(x.shape[3]) / x.shape[3]
+            self.register_buffer("centre", self.grid.mean(0, keepdim=True).expand(2).clone(), persistent=False)
+        return self.out(x) + self.grid + self.centre[0]
+
+
+def test_what_a_module_keeps_of_a_call_since_it_was_coupled_is_no_obstacle() -> None:
+    net, x = Anchored().eval(), torch.randn(2, 3, 6, 6)
+    coupling = couple(net, x)
+    plan = coupling.plan(halves(coupling))
+    net(x)
+    cut = apply_plan(net, plan)
+    assert verify(net, cut, plan, x).max_error < 1e-9
+    assert torch.equal(cut.grid, net.grid) and cut.conv.out_channels == 4
+
+
+class Collecting(nn.Module):
+    """Hooks registered in the first call collect what a layer gives, as transformers does for hidden states."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.out, self.ready = nn.Linear(5, 12), nn.Linear(12, 12), nn.Linear(24, 3), False
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.ready:
+            self.ready = True
+            self.first.register_forward_hook(lambda module, args, output: self.found.append(output))
+            self.second.register_forward_hook(lambda module, args, output: self.found.append(output))
+        self.found = []
+        self.second(torch.relu(self.first(x)).view(-1, 12))
+        return self.out(torch.cat(self.found, 1))
+
+
+def test_hooks_that_a_call_registers_are_registered_once_a_run() -> None:
+    net = Collecting().eval()
+    coupling = couple(net, torch.randn(2, 5))
+    assert [(g.name, g.size) for g in coupling.groups] == [("first", 12), ("second", 12)]
+    assert not net.first._forward_hooks

@@ -25,7 +25,7 @@ def keys_of(finding: Finding) -> set[str]:
 def key_of(func: torch._ops.OpOverload) -> str:
     packet = func.overloadpacket
     functional = table._functional(packet)
-    for known in (func, packet, functional):
+    for known in (func, packet, packet._qualified_op_name, functional):
         if known is not None and known in table._rules:
             return name_of(known)
     return "pointwise" if torch.Tag.pointwise in func.tags else ""

@@ -48,6 +48,44 @@ def test_attributes_follow_where_all_sizes_look_alike() -> None:
     assert {edit.attribute for edit in coupling.module.edits} == {("head_dim",), ("repeats",)}
 
 
+class Checked(Heads):
+    """Asks for values, and makes calls in single precision that are none in a network of that precision."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not bool(torch.isfinite(x).all()):
+            raise ValueError("not finite")
+        return super().forward(torch.softmax(x, -1, dtype=torch.float32).to(x.dtype))
+
+
+def test_attributes_follow_where_the_program_asks_for_values() -> None:
+    net = nn.Sequential(nn.Linear(5, 7), Checked(), nn.Linear(24, 3))
+    net[1].q, net[1].k, net[1].v = nn.Linear(7, 24), nn.Linear(7, 12), nn.Linear(7, 12)
+    cut, coupling, _ = proven(net, torch.randn(2, 7, 5))
+    assert sorted(g.size for g in coupling.groups) == [2, 2, 6, 6, 24], "heads, their repeats, two sizes, o"
+    assert cut[1].head_dim == 3 and cut[1].repeats == 1
+
+
+class PairOfHeads(nn.Module):
+    """Two heads by einsum, which puts a dimension of one elsewhere than one of two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.qkv, self.merge = 2, nn.Linear(16, 48), nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, windows, length, width = x.shape
+        shape = (n, windows, length, self.heads, width // self.heads)
+        q, k, v = (part.reshape(shape).permute(0, 1, 3, 2, 4) for part in self.qkv(x).chunk(3, -1))
+        weights = torch.softmax(torch.einsum("nwhid, nwhjd -> nwhij", q, k), -1)
+        mixed = torch.einsum("nwhij, nwhjd -> nwhid", weights, v)
+        return self.merge(mixed.permute(0, 1, 3, 2, 4).reshape(n, windows, length, width))
+
+
+def test_a_head_that_is_left_alone_is_followed_through_einsum() -> None:
+    net = nn.Sequential(nn.Linear(5, 16), PairOfHeads(), nn.Linear(16, 3))
+    proven(net, torch.randn(2, 3, 7, 5), "0 16, 1.qkv 2, 1.qkv#2 8, 1.qkv#3 8, 1.merge 16")
+
+
 class Configured(nn.Module):
     """Sizes in a configuration object that others share, in a list and in a property."""
 
@@ -109,6 +147,8 @@ MIDDLES = {
     "scale by sqrt": (lambda self, x: x / math.sqrt(x.shape[1]), 8, "conv1 8"),
     "scale by tensor": (lambda self, x: x / torch.tensor(float(x.shape[1])), 8, "conv1 8"),
     "zeros": (lambda self, x: x + torch.zeros(x.shape[0], 8, 1, 1), 8, "conv1 8"),
+    "reversed": (lambda self, x: x[:, torch.arange(x.shape[1] - 1, -1, -1)], 8, "conv1 8"),
+    "even, then odd": (lambda self, x: x[:, torch.arange(x.shape[1]).remainder(2).argsort(stable=True)], 8, "conv1 8"),
 }
 
 

@@ -1,0 +1,39 @@
+"""Inputs of another size that are none of a network's: sizes that stand in it make other examples of them.
+
+``x.view(-1, 64)`` on rows of 128 gives twice as many rows and no error: what was one unit's is another row's then.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from passes.equality.draws import Draw, tensors_of
+
+
+@dataclass
+class LeadingSizes:
+    """Remembers the leading dimension of each output on the example, and says where another size of inputs moves it."""
+
+    on_example: list[int | None] = field(default_factory=list)
+
+    def moved(self, draw: Draw, outputs: Any) -> str:
+        """Why `outputs`, computed on `draw`, are not of the examples that entered; "" where they are.
+
+        What was computed on the example, the first draw, is remembered.
+        """
+        leading = [int(t.shape[0]) if t.dim() else None for t in tensors_of(outputs)]
+        if not draw.varies:
+            self.on_example = self.on_example or leading
+            return ""
+        batch = draw.before if draw.of_batch else batch_of(draw)
+        for old, new in zip(self.on_example, leading, strict=False):
+            wanted = draw.after if draw.of_batch and old == batch else old
+            if old == batch and new != wanted:
+                return f"the leading dimension of an output becomes {new}, expected {wanted}: sizes are written into it"
+        return ""
+
+
+def batch_of(draw: Draw) -> int | None:
+    """The leading size of the first input that has one."""
+    return next((int(t.shape[0]) for t in tensors_of(draw.inputs) if t.dim()), None)

@@ -140,8 +140,6 @@ def _notable(line: Mapping[str, Any]) -> Iterator[str]:
         yield f"proven at {', '.join(line['inputs'])}; {line['note']}"
 
 
-
-
 def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.modules", description=__doc__)
     parser.add_argument("source", nargs="+", choices=sorted(SOURCES))

@@ -41,7 +41,9 @@ class Job:
         try:
             return capture(self.network, dict(self.inputs.kwargs) or tuple(self.inputs.args))
         except CaptureError as error:
-            raise ExportError(f"{self.path.suffix} is written of a graph; this model has none: {error}") from error
+            raise ExportError(
+                f"{self.path.suffix} is written of a graph, and this model cannot be captured: {error}"
+            ) from error
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 
 import fxprune.exporters.onnx_file as onnx_form
 import fxprune.exporters.pt2 as torch_export
-from fxprune.exporters import ExportError, ExportReport, check_files, export
+from fxprune.exporters import ExportError, check_files, export
 from fxprune.exporters.outcome import Difference, difference
 from passes import PruneChannels, capture, couple
 
@@ -155,7 +155,7 @@ def test_bfloat16_to_onnx_is_refused_by_name(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["net", "net.pth", "net.pt"])
 def test_unknown_suffix_names_the_known_ones(name: str, tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match=r"\.pt2 .*\.onnx .*\.safetensors .*\.py"):
+    with pytest.raises(ExportError, match=r"\.onnx, \.pt2, \.py, \.safetensors"):
         export(nn.Linear(3, 4), torch.randn(2, 3), tmp_path / name)
 
 
@@ -227,12 +227,6 @@ def test_differences() -> None:
         difference([same, same], same)
     with pytest.raises(ExportError, match="shape"):
         difference(same, same[:2])
-
-
-def test_the_package_is_the_function(tmp_path: Path) -> None:
-    import fxprune.exporters as package
-
-    assert isinstance(package(nn.Linear(3, 4), torch.randn(2, 3), tmp_path / "net.pt2"), ExportReport)
 
 
 class Skipping(nn.Module):

@@ -25,7 +25,7 @@ from fxprune.problem.inputs import Analysed, analysed, frozen_reasons
 from fxprune.problem.scope import groups_inside, nothing_inside, scope_names
 from fxprune.problem.search_problem import Problem
 from fxprune.problem.stock_widths import PRESET, state_widths, stock_widths
-from fxprune.problem.width_grids import make_grids
+from fxprune.problem.width_grids import Grid, make_grids
 from fxprune.problem.wrappers import unwrapped
 from fxprune.registries import RESOURCES, WORKERS
 from fxprune.resources.budgets import Budget, parse_budget
@@ -229,19 +229,20 @@ def make_problem(
     for resource in chosen if config.step == "auto" else ():
         suggested.update(getattr(resource, "steps", dict)())
     fine = calibration is not None and all(budget.resource != "latency" for budget in budgets)
-    grids = make_grids(dense, coupling, config, suggested, fine) if coupling.groups else {}
-    if scope:
-        inside = groups_inside(coupling, scope)
-        grids = {name: grid for name, grid in grids.items() if name in inside}
     stock = stock_widths(dense, coupling, example_inputs) if config.same_width == PRESET else None
-    if stock is not None:
-        grids = {name: grid for name, grid in grids.items() if name not in stock.excluded}
     equal = sets_of(config.same_width, coupling) if stock is None else stock.sets
-    grids = with_equal_grids(grids, equal, coupling.widths, stock.steps if stock is not None else None)
+    allowed = set(groups_inside(coupling, scope) if scope else coupling.widths)
+    allowed -= set(stock.excluded) if stock is not None else set()
+
+    def grids(last: bool) -> dict[str, Grid]:
+        made = make_grids(dense, coupling, config, suggested, fine, last) if coupling.groups else {}
+        made = {name: grid for name, grid in made.items() if name in allowed}
+        return with_equal_grids(made, equal, coupling.widths, stock.steps if stock is not None else None)
+
     return Problem(
-        dense, coupling, tuple(chosen), budgets, start, grids, config, seed or config.seed, example_inputs,
+        dense, coupling, tuple(chosen), budgets, start, grids(last=False), config, seed or config.seed, example_inputs,
         train is not None and evaluate_ is not None, evaluate_ is not None, torch.get_num_threads(),
-        given.form, scope, calibration, equal, stock,
+        given.form, scope, calibration, equal, grids(last=True), stock,
     )  # fmt: skip
 
 
@@ -258,8 +259,8 @@ def check_problem(problem: Problem) -> None:
         widest = max(group.size for group in problem.coupling.groups)
         raise InputError(
             f"netadapt: the network has {len(problem.coupling.groups)} groups of up to {widest} units, and the "
-            "configuration lets none of them shrink; lower netadapt_min_feature_size, step or round_to, or hold fewer "
-            "layers back (exclude, sparsity, max_prune)."
+            "configuration lets none of them shrink; lower netadapt_min_feature_size, step or round_to, or let "
+            "more layers be pruned (exclude, sparsity, max_prune)."
         )
     widths = problem.coupling.widths
     least = evaluate(problem.resources, least_widths(widths, problem.grids))

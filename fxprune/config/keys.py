@@ -58,14 +58,15 @@ class NetAdaptConfig:
     netadapt_min_feature_size: int | None = _key(
         None,
         rule.optional(rule.integer(least=1)),
-        "step and least number of channels; null: 8, or less where the widest layer has fewer than 64",
+        "step and least number of channels; null: for each layer 8, or less where it has fewer than 64, and steps of 1 "
+        "in the rounds that come down to the budget",
     )
     metrics: Any = _key("l2_norm", rule.registered(CRITERIA), "importance of a unit, by the name of a criterion")
     criterion: Any = _key(
         "obs", rule.registered(CRITERIA), "the same where calibration data are given: a criterion that may use them"
     )
     netadapt_dir: str = _key("netadapt_train/", rule.text(), "where the search keeps its files")
-    exclude_ops: tuple[str, ...] = _key((), rule.texts(), "operator types or layers that are held back")
+    exclude_ops: tuple[str, ...] = _key((), rule.texts(), "operator types or layers that are not pruned")
     skip_last_fc: bool = _key(True, rule.flag(), "the last linear layer keeps its outputs (they always do)")
     bn_compensation: bool = _key(
         False,
@@ -90,7 +91,7 @@ class NetAdaptConfig:
         "widths are its multiples; null: netadapt_min_feature_size; auto: as the device or each layer suggests",
     )  # fmt: skip
     round_to: int | None = _key(None, rule.optional(rule.integer(least=1)), "widths are also multiples of this")
-    exclude: tuple[str, ...] = _key((), rule.texts(), "layers or groups that are held back; * and ? as in file names")
+    exclude: tuple[str, ...] = _key((), rule.texts(), "layers or groups that are not pruned; * and ? as in file names")
     same_width: Any = _key(
         (), rule.either(rule.choice("blocks", "huggingface"), rule.name_sets()),
         "groups that get one width: a list of patterns of their names, or of lists of patterns, one a set; blocks: "

@@ -98,7 +98,7 @@ def check_feasible(
             faults.append(
                 f"{name}: with every prunable group at its least width the network uses "
                 f"{_shown(least[name], start[name], unit)}; "
-                "lower netadapt_min_feature_size, step or round_to, or hold fewer layers back "
+                "lower netadapt_min_feature_size, step or round_to, or let more layers be pruned "
                 "(exclude, max_prune, sparsity)"
             )
         if floors:

@@ -17,7 +17,7 @@ def make(subject: Subject) -> Resource:
     network, coupling = subject.network, subject.coupling
     if not isinstance(network, GraphModule):
         network, coupling = graph_like(network, coupling, subject.example_inputs)
-    step, least = grid_of(coupling, subject.settings)
+    step, least = grid_of(subject.settings)
     given = {"step": step, "least": least, "progress": subject.progress, **subject.settings.latency}
     return latency_resource(network, coupling, subject.example_inputs, **given)
 

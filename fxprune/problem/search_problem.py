@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
@@ -22,7 +22,8 @@ class Problem:
     """What a search is asked. Nothing in it changes. `dense` is a module or a graph, as `form` says.
 
     calibration: the data by which units and widths are chosen and weights repaired; None where there are none. equal:
-    sets of groups that get one width each. stock: how a Hugging Face configuration states the widths, where it must.
+    sets of groups that get one width each. last_grids: the widths that may be taken where a round comes down to the
+    budget. stock: how a Hugging Face configuration states the widths, where it must.
     """
 
     dense: nn.Module
@@ -41,6 +42,7 @@ class Problem:
     scope: tuple[str, ...] = ()
     calibration: Calibration | None = None
     equal: Sets = ()
+    last_grids: dict[str, Grid] = field(default_factory=dict)
     stock: StockWidths | None = None
 
     @property

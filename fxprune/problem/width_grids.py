@@ -47,31 +47,34 @@ def make_grid(group: str, size: int, *, step: int, min_size: int, max_prune: flo
 
 def make_grids(
     network: nn.Module, coupling: Coupling, config: NetAdaptConfig, steps: Mapping[str, int] | None = None,
-    fine: bool = False,
+    fine: bool = False, last: bool = False,
 ) -> dict[str, Grid]:  # fmt: skip
     """The grid of each group that may shrink. `steps`: those that a measured table suggests, used by `step="auto"`.
 
-    fine: where the configuration names no step and no least width, each group has steps of about a 64th of its size:
-    calibration data tell neighbouring widths apart.
+    Where the configuration names no step and no least width, each group has its own (`default_step`). fine: about a
+    64th of its size instead: calibration data tell neighbouring widths apart. last: every width, from the same least
+    one: what the round that meets the budget may take, so that the budget is used.
     """
     groups = list(coupling.groups)
     layers = {group.name: layers_of(group) for group in groups}
     held = held_back(network, groups, layers, config)
     rates = rates_of(network, groups, layers, config)
-    step, least = grid_of(coupling, config)
-    fine = fine and config.step is None and config.netadapt_min_feature_size is None
+    step, least = grid_of(config)
+    open_ = config.step is None and config.netadapt_min_feature_size is None
+    round_to = config.round_to or config.multiple or 1
     grids = {}
     for group in groups:
         if group.name in held:
             continue
-        own = default_step(group.size)
+        own = fine_step(group.size) if fine and open_ else default_step(group.size)
         if step == "auto":
-            chosen = math.lcm((steps or {}).get(group.name) or own, config.round_to or config.multiple or 1)
-        elif fine:
-            own = least = fine_step(group.size)
-            chosen = math.lcm(own, config.round_to or config.multiple or 1)
+            chosen = math.lcm((steps or {}).get(group.name) or own, round_to)
+        elif last and open_:
+            chosen = round_to
+        elif fine and open_:
+            chosen = math.lcm(own, round_to)
         else:
-            chosen = int(step)
+            chosen = int(step) if step is not None else own
         most = min(config.max_prune, rates[group.name])
         grid = make_grid(group.name, group.size, step=chosen, min_size=least or own, max_prune=most)
         if grid is not None:
@@ -79,16 +82,11 @@ def make_grids(
     return grids
 
 
-def default_min_size(groups: list[Group]) -> int:
-    """8, as in TinyNN; in a network whose widest group has fewer than 64 units the power of two below an eighth of it.
-
-    So every network has at least eight widths to choose from in its widest group.
-    """
-    return default_step(max((group.size for group in groups), default=64))
-
-
 def default_step(size: int) -> int:
-    """The largest power of two that is at most 8 and at most an eighth of the size."""
+    """The largest power of two that is at most 8 and at most an eighth of the size; at least 1.
+
+    So every group has at least eight widths to choose from, where it has eight units.
+    """
     return 2 ** int(math.log2(max(1, min(8, size // 8))))
 
 
@@ -97,11 +95,11 @@ def fine_step(size: int) -> int:
     return 2 ** int(math.log2(max(1, min(8, size // 64))))
 
 
-def grid_of(coupling: Coupling, config: NetAdaptConfig) -> tuple[int | str, int | None]:
-    """The step and the least width that hold for every group; the step may be "auto", and the least width then None."""
+def grid_of(config: NetAdaptConfig) -> tuple[int | str | None, int | None]:
+    """The step and the least width that hold for every group; None: each group's own. The step may be "auto"."""
+    least = config.netadapt_min_feature_size
     if config.step == "auto":
-        return "auto", config.netadapt_min_feature_size
-    least = config.netadapt_min_feature_size or default_min_size(list(coupling.groups))
+        return "auto", least
     round_to = config.round_to or config.multiple
     step = math.lcm(int(config.step), round_to or 1) if config.step is not None else round_to or least
     return step, least

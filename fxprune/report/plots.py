@@ -73,7 +73,7 @@ def schedule(run: Run, resource: str) -> str:
 
 def score_name(run: Run) -> str:
     if run.data_free:
-        return "importance kept, log"
+        return "minus the importance lost"
     return "score" if run.evaluated else "minus the divergence from the dense outputs"
 
 

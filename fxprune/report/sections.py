@@ -24,7 +24,7 @@ def widths(run: Run) -> Markup:
         now = after[name]
         others = [layer for layer in run.layers.get(name, ()) if layer != name]
         note = f"with {few(others)}" if others else ""
-        note += f"{'; ' if note else ''}held back" if name in held else ""
+        note += f"{'; ' if note else ''}not to be pruned" if name in held else ""
         share = f"{now / before:.0%}" if now != before else ""
         bar = element(
             "div",

@@ -119,7 +119,9 @@ def way(problem: Problem, record: Round) -> tuple[float, str]:
         if limit < start[name]
     }
     name = min(gone, key=lambda key: gone[key])
-    words = f"{name} {record.achieved[name] / start[name]:.1%} of {limits[name] / start[name]:.1%}"
+    words = (
+        f"{name} at {record.achieved[name] / start[name]:.1%} of the start (budget {limits[name] / start[name]:.1%})"
+    )
     return min(1.0, max(0.0, gone[name])), words
 
 

@@ -136,7 +136,7 @@ class NetAdaptResult:
 
 def summary(result: NetAdaptResult) -> str:
     names = [budget.resource for budget in result.budgets]
-    what = "importance kept (data-free: minus the log loss)" if result.data_free else "score"
+    what = "minus the importance lost (no data were given)" if result.data_free else "score"
     if result.calibrated:
         what = "score (minus the divergence from the dense outputs, held-out calibration data)"
     lines = [f"fxprune: {len(result.rounds)} rounds; {result.stopped}."]
@@ -148,6 +148,12 @@ def summary(result: NetAdaptResult) -> str:
             f"budget {amount(budget.limit(before), name)}"
         )
     lines.append(f"  counted for inputs of {described(result.example_inputs)}")
+    used = max(after / budget.limit(result.start[budget.resource]) for budget, after in _limited(result))
+    if result.met and result.rounds and used < 0.98:
+        lines.append(
+            f"  {used:.1%} of the budget is used: the next wider layer exceeds it. Finer widths: lower "
+            "netadapt_min_feature_size, step or round_to, where they are above 1"
+        )
     if result.note:
         lines.append(f"  {result.note}")
     lines.append(f"  {what}: {result.baseline:.6g} -> {result.score:.6g}")
@@ -201,6 +207,10 @@ def summary(result: NetAdaptResult) -> str:
         )
     lines += ["", spent]
     return printed("\n".join(lines))
+
+
+def _limited(result: NetAdaptResult) -> list[tuple[Budget, float]]:
+    return [(budget, result.achieved[budget.resource]) for budget in result.budgets]
 
 
 def _table(rows: list[list[str]]) -> list[str]:

@@ -23,6 +23,7 @@ from fxprune.journal.rebuilding import restore_network
 from fxprune.journal.records import Round
 from fxprune.problem.equal_widths import Linked
 from fxprune.problem.search_problem import Problem
+from fxprune.problem.width_grids import Grid
 from fxprune.registries import STRATEGIES
 from fxprune.resources.models import MeasuredResource, Resource
 from fxprune.search.candidates import Kept, as_candidates, keep, train_again, train_all
@@ -36,6 +37,8 @@ from fxprune.workers.protocol import Workers
 from passes import Plan, apply_plan
 
 log = logging.getLogger(__name__)
+
+LANDED = 0.98  # a budget of which so much is used is well used
 
 
 @dataclass(frozen=True)
@@ -191,11 +194,33 @@ def round_targets(problem: Problem, position: Position, number: int) -> dict[str
 def make_proposals(
     problem: Problem, position: Position, targets: Mapping[str, float], lost: Mapping[str, np.ndarray]
 ) -> list[Proposal]:
-    """What the strategy proposes."""
+    """What the strategy proposes. Where a proposal would meet the budget and leave a part of it unused, all are made
+    anew from finer widths: `problem.last_grids`."""
+    found = proposals_from(problem.grids, problem, position, targets, lost)
+    counted = all(getattr(resource, "monotone", False) for resource in position.resources)
+    if counted and problem.last_grids != problem.grids and any(_wasteful(problem, proposal) for proposal in found):
+        finer = proposals_from(problem.last_grids, problem, position, targets, lost)
+        return finer if any(proposal.meets for proposal in finer) else found
+    return found
+
+
+def _wasteful(problem: Problem, proposal: Proposal) -> bool:
+    """Whether a proposal meets every limit and uses less than `LANDED` of each."""
+    used = max(proposal.resources[name] / limit for name, limit in problem.limits.items())
+    return proposal.meets and used < LANDED
+
+
+def proposals_from(
+    grids: Mapping[str, Grid],
+    problem: Problem,
+    position: Position,
+    targets: Mapping[str, float],
+    lost: Mapping[str, np.ndarray],
+) -> list[Proposal]:
     linked = Linked(problem.equal, problem.coupling.widths)
     situation = Situation(
         position.coupling, linked.resources(position.resources), position.widths, problem.coupling.widths, targets,
-        problem.limits, linked.grids(problem.grids), linked.lost(lost), problem.scored, problem.config.joint,
+        problem.limits, linked.grids(grids), linked.lost(lost), problem.scored, problem.config.joint,
     )  # fmt: skip
     proposals = proposals_of(STRATEGIES.find(problem.strategy), situation)
     return [replace(proposal, widths=linked.widths(proposal.widths)) for proposal in proposals]

@@ -199,7 +199,7 @@ def test_before_the_first_candidate(tmp_path: Path) -> None:
 def test_a_search_without_data(tmp_path: Path) -> None:
     result = netadapt(Net().eval(), 0.5, example_inputs=IMAGE, config=CONFIG, workdir=tmp_path, progress=False)
     page = Page(page_of(read_run(tmp_path)))
-    assert "importance kept" in page.text and f"{len(result.rounds)} rounds" in page.text
+    assert "importance lost" in page.text and f"{len(result.rounds)} rounds" in page.text
     assert "masked out" in page.text
 
 

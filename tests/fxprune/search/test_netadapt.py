@@ -164,11 +164,19 @@ def test_every_metric(metric: str) -> None:
     assert call(config={"metrics": metric}).certificate.max_error <= 1e-9
 
 
-def test_default_widths_are_multiples_of_eight_where_the_network_is_wide() -> None:
+def test_each_group_has_its_own_steps_and_the_last_round_uses_the_budget() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 20, 3), nn.ReLU(), nn.Conv2d(20, 64, 3), nn.ReLU(), nn.Conv2d(64, 4, 3))
-    result = call(model, 0.4)
-    assert all(width % 8 == 0 or width == result.original_widths[name] for name, width in result.widths.items())
+    for ratio in (0.75, 0.5, 0.4, 0.25):
+        result = call(model, ratio)
+        steps = {"0": 2, "2": 8}
+        assert all(width % steps[name] == 0 for name, width in result.rounds[0].winner.widths.items())
+        used = result.achieved["flops"] / result.start["flops"] / ratio
+        assert 0.97 < used <= 1 and ("of the budget is used" in result.summary()) is (used < 0.98)
+    coarse = call(model, 0.4, config={"round_to": 16})
+    assert all(width % 16 == 0 or width == coarse.original_widths[name] for name, width in coarse.widths.items())
+    assert coarse.achieved["flops"] < 0.98 * 0.4 * coarse.start["flops"]
+    assert "% of the budget is used: the next wider layer exceeds it. Finer widths: lower netadapt_min" in coarse.summary()
 
 
 def test_tied_weights_and_buffers_survive() -> None:

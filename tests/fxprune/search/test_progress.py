@@ -31,7 +31,7 @@ def test_shows_rounds_candidates_the_way_to_the_budget_and_the_time_left(monkeyp
 
     result = run(evaluate=evaluate)
     text = shown.getvalue()
-    assert "flops" in text and "of 50.0%" in text and f"round {len(result.rounds)}" in text
+    assert "flops" in text and "(budget 50.0%)" in text and f"round {len(result.rounds)}" in text
     assert result.rounds[0].candidates[0].group in text and "left" in text
 
 
@@ -42,7 +42,8 @@ def test_where_there_is_no_terminal_each_round_is_a_line_of_the_log(caplog: pyte
         assert len(lines) == len(result.rounds) > 2
         first, last = result.rounds[0], result.rounds[-1]
         share = first.achieved["flops"] / result.start["flops"]
-        said = f"round 1: {first.chosen_group}, score {first.score:.6g}, flops {share:.1%} of 50.0%, about "
+        way = f"flops at {share:.1%} of the start (budget 50.0%)"
+        said = f"round 1: {first.chosen_group}, score {first.score:.6g}, {way}, about "
         assert lines[0].startswith(said)
         assert lines[-1].startswith(f"round {last.round}: ") and lines[-1].endswith("about 0 s left")
         caplog.clear()

@@ -110,7 +110,7 @@ def test_the_sample_of_tinynn_runs_with_its_imports_changed(tmp_path: Path, data
     steps = {c.steps for r in pruner.result.rounds for c in r.candidates if c.trained}
     assert steps == {3}
     table = yaml.safe_load(config.read_text())["sparsity"]
-    assert table == {"0": 0.75, "3": 0.75, "6": 0.875, "11": 0.0}
+    assert table == {"0": 0.875, "3": 0.875, "6": 0.875, "11": 0.0}
 
     again = run()  # the same script: the search is finished, and ends in the same network
     assert again["pruner"].result.timings.train == 0 < first["pruner"].result.timings.train

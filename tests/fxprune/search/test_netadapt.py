@@ -176,7 +176,7 @@ def test_each_group_has_its_own_steps_and_the_last_round_uses_the_budget() -> No
     coarse = call(model, 0.4, config={"round_to": 16})
     assert all(width % 16 == 0 or width == coarse.original_widths[name] for name, width in coarse.widths.items())
     assert coarse.achieved["flops"] < 0.98 * 0.4 * coarse.start["flops"]
-    assert "% of the budget is used: the next wider layer exceeds it. Finer widths: lower netadapt_min" in coarse.summary()
+    assert "% of the budget is used: the next wider layer exceeds it." in coarse.summary()
 
 
 def test_tied_weights_and_buffers_survive() -> None:

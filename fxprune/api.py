@@ -385,6 +385,7 @@ def finish(
         form=given.form,
         note=given.note,
         wrap=given.wrap,
+        problem=problem,
         stock=problem.stock,
     )
     remember(result, journal)

@@ -190,6 +190,10 @@ EXPORTERS = Registry(
         ".safetensors": "fxprune.exporters.safetensors_plan:write",
     },
 )  # fmt: skip
+REPORTS = Registry(
+    "report", "a function (result, path, overwrite) that writes a page and returns its path", callable,
+    {"html": "fxprune.report:write_result"},
+)  # fmt: skip
 RESOURCES = Registry(
     "resource", "a Kind, see fxprune.resources.kinds", _has("make"),
     {name: f"fxprune.resources.kinds:{name}" for name in ("flops", "macs", "params", "memory")}

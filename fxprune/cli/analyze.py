@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 import passes
+from fxprune.problem.inputs import analysed, check_kind
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -51,20 +52,22 @@ class Analysis:
 
 
 def analyze_model(model: nn.Module, example_inputs: Any) -> Analysis:
-    """Capture, couple and cost `model`; it is not changed. Raises PassError where it cannot be captured or run."""
-    gm = passes.capture(model.eval(), example_inputs)
-    coupling = passes.couple(gm, example_inputs)
+    """Couple and cost `model`, without its wrappers; it is not changed. Raises PassError or InputError where that
+    cannot be done."""
+    check_kind(model, "analyze")
+    given = analysed(model.eval(), example_inputs)
+    network, coupling = given.network, given.coupling
     costs, coverage = passes.cost(coupling), coupling.coverage()
-    total = costs.macs()
+    total, tensors = costs.macs(), (*network.named_parameters(), *network.named_buffers())
     rows = tuple(
         # Without the group's units all that remains are the terms that the group has no part in.
         GroupRow(g.name, g.size, len(g.slices), g.mixed, 1 - costs.macs({g.name: 0}) / total if total else 0.0)
         for g in coupling.groups
     )
     return Analysis(
-        type(model).__name__,
+        type(network).__name__,
         rows,
-        _by_reason(coupling, {name: tensor.shape for name, tensor in gm.state_dict().items()}),
+        _by_reason(coupling, {name: tensor.shape for name, tensor in tensors}),
         total,
         costs.params(),
         coverage.macs,

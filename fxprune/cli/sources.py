@@ -56,7 +56,7 @@ def load_model(spec: str) -> nn.Module:
     else:
         model, part = _own_model(place, rest)
     try:
-        return model.get_submodule(part)
+        return model.get_submodule(part) if part else model
     except AttributeError as error:
         raise SourceError(f"{spec} has no part {part!r}: {error}") from None
 
@@ -151,7 +151,22 @@ def _called(function: Any, said: str, arguments: str) -> Any:
         ) from None
     except ValueError:
         log.debug("%s states no signature", said)
-    return function(*positional, **named)
+    try:
+        return function(*positional, **named)
+    except Exception as error:  # code of the user's, whose own words say most
+        log.info("%s%s failed", said, arguments, exc_info=True)
+        raise SourceError(
+            f"{said}{arguments} raised {type(error).__name__}: {str(error)[:500]}{_place(error)}. "
+            "`fxprune --verbose ...` shows the whole traceback."
+        ) from error
+
+
+def _place(error: BaseException) -> str:
+    """The last line of a traceback, in words."""
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    return "" if frame is None else f" ({os.path.basename(frame.tb_frame.f_code.co_filename)}, line {frame.tb_lineno})"
 
 
 def load_object(place: str, name: str) -> Any:

@@ -108,6 +108,24 @@ def _run(folder: Path, identity: dict[str, Any], details: dict[str, Any]) -> Run
     rounds: list[Round] = []
     while (record := journal.recorded_round(len(rounds) + 1)) is not None:
         rounds.append(record)
+    return run_from(
+        folder, identity, details, journal, tuple(rounds), journal.recorded_candidates(len(rounds) + 1),
+        journal.recorded_result(), journal.baseline() or 0.0, tuple(journal.damage),
+    )  # fmt: skip
+
+
+def run_from(
+    folder: Path,
+    identity: dict[str, Any],
+    details: dict[str, Any],
+    journal: Any,
+    rounds: tuple[Round, ...],
+    unfinished: tuple[Candidate, ...],
+    result: dict[str, Any] | None,
+    baseline: float,
+    damage: tuple[str, ...] = (),
+) -> Run:
+    """A run from its identity and details (`fxprune.journal.run_identity`), which are checked, and its records."""
 
     def kept(name: str, hint: Any) -> Any:
         return typed(hint, details[name], name)
@@ -130,11 +148,11 @@ def _run(folder: Path, identity: dict[str, Any], details: dict[str, Any]) -> Run
         evaluated=bool(identity["evaluate"]),
         calibrated=bool(identity.get("calibration")),
         curves=journal.recorded_curves() or {},
-        baseline=journal.baseline() or 0.0,
-        rounds=tuple(rounds),
-        unfinished=journal.recorded_candidates(len(rounds) + 1),
-        result=journal.recorded_result(),
-        damage=tuple(journal.damage),
+        baseline=baseline,
+        rounds=rounds,
+        unfinished=unfinished,
+        result=result,
+        damage=damage,
         journal=journal,
         form=identity.get("form", "graph"),
         inputs=typed(str, identity["example_inputs"], "example_inputs"),

@@ -19,6 +19,7 @@ from passes.process.torch_private import buffers_of, parameters_of
 
 log = logging.getLogger(__name__)
 
+_QUANTISED = (".ao.nn.quantized", ".ao.nn.intrinsic.quantized", ".nn.quantized")
 FORMS = ("auto", "module", "graph")
 LEAVE_OUT = (
     'example_inputs may be left out only where the graph\'s placeholders carry meta["val"] or meta["tensor_meta"]'
@@ -55,7 +56,7 @@ def analysed(model: Any, example_inputs: Any, form: str = "auto") -> Analysed:
         raise InputError(
             f"netadapt: got a {type(model).__name__}; expected a torch.nn.Module or a torch.fx.GraphModule."
         )
-    _check_kind(model)
+    check_kind(model)
     modes, (inner, wrap) = modes_of(model), unwrapped(model)
     if example_inputs is None:
         example_inputs = inputs_from_meta(inner)
@@ -76,13 +77,18 @@ def analysed(model: Any, example_inputs: Any, form: str = "auto") -> Analysed:
     return Analysed(inner, coupling, example_inputs, "module", modes, wrap)
 
 
-def _check_kind(model: nn.Module) -> None:
+def check_kind(model: nn.Module, who: str = "netadapt") -> None:
     """Refuse what no analysis can take, and say what a copy cannot keep."""
     for name, module in model.named_modules():
         if any(map(is_lazy, (*parameters_of(module).values(), *buffers_of(module).values()))):
             raise InputError(
-                f"netadapt: {name or 'the model'} ({type(module).__name__}) has no weights yet; call the model once "
+                f"{who}: {name or 'the model'} ({type(module).__name__}) has no weights yet; call the model once "
                 "before it is pruned."
+            )
+        if any(part in type(module).__module__ for part in _QUANTISED):
+            raise InputError(
+                f"{who}: {name or 'the model'} ({type(module).__name__}) is quantised: its scales belong to its "
+                "channels. Prune the float model, and quantise what comes out."
             )
         if getattr(module, "_compiled_call_impl", None) is not None:
             log.warning(
@@ -90,7 +96,7 @@ def _check_kind(model: nn.Module) -> None:
             )
     if isinstance(unwrapped(model)[0], torch.jit.ScriptModule):
         raise InputError(
-            f"netadapt: got a {type(model).__name__}, whose code cannot be changed; pass the nn.Module that it was "
+            f"{who}: got a {type(model).__name__}, whose code cannot be changed; pass the nn.Module that it was "
             "made from."
         )
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import html
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -16,8 +18,10 @@ from fxprune.journal.protocol import Journal
 from fxprune.journal.rebuilding import rebuild
 from fxprune.journal.records import Round
 from fxprune.problem.inputs import described
+from fxprune.problem.search_problem import Problem
 from fxprune.problem.stock_widths import StockWidths, state_widths
 from fxprune.problem.wrappers import BARE, Wrapping, unwrapped
+from fxprune.registries import REPORTS
 from fxprune.resources.budgets import Budget
 from fxprune.resources.kinds import amount, unit_of
 from fxprune.training.repaired import Repaired
@@ -83,6 +87,7 @@ class NetAdaptResult:
     note: str = ""
     calibrated: bool = False
     wrap: Wrapping = field(default=BARE, repr=False)
+    problem: Problem | None = field(default=None, repr=False)
     stock: StockWidths | None = field(default=None, repr=False)
 
     @property
@@ -130,8 +135,23 @@ class NetAdaptResult:
         }
 
     def summary(self) -> str:
-        """A table of the rounds and the widths, as text."""
+        """What came of the search, and a table of the rounds and the widths, as text."""
         return summary(self)
+
+    def __str__(self) -> str:
+        return self.summary()
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return f"<pre>{html.escape(self.summary())}</pre>"
+
+    def report(self, path: str | Path, overwrite: bool = False) -> Path:
+        """Write one HTML page about the search (as `fxprune report` does for a workdir), and return where it lies.
+
+        A file that is no report of fxprune is left alone; `overwrite` insists. Its plots need matplotlib:
+        ``pip install 'fxprune[report]'``.
+        """
+        return REPORTS.find("html")(self, path, overwrite)
 
 
 def summary(result: NetAdaptResult) -> str:

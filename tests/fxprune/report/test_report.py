@@ -240,3 +240,18 @@ def test_without_matplotlib_it_says_what_to_install(finished, monkeypatch) -> No
     monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_svg", None)
     with pytest.raises(ModuleNotFoundError, match=r"fxprune\[report\]"):
         page_of(read_run(folder))
+
+
+def test_a_result_says_itself_and_writes_its_report_without_a_workdir(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 4, 3))
+    call = {"example_inputs": torch.zeros(1, 3, 9, 9), "progress": False}
+    result = netadapt(model, 0.6, **call)
+    kept = netadapt(model, 0.6, workdir=tmp_path / "kept", **call)
+    assert str(result) == result.summary() and "fxprune: " in str(result) and "(1, 3, 9, 9) float32" in str(result)
+    assert result._repr_html_().startswith("<pre>fxprune: ") and "-&gt;" in result._repr_html_()
+    page, other = result.report(tmp_path / "page.html").read_text(), write_report(tmp_path / "kept").read_text()
+    for said in ("Counted for inputs of (1, 3, 9, 9) float32", result.rounds[-1].reason, "Certificate", kept.stopped):
+        assert said in page and said in other
+    (tmp_path / "mine.html").write_text("mine")
+    with pytest.raises(JournalError, match="is no report of fxprune; nothing was written"):
+        result.report(tmp_path / "mine.html")

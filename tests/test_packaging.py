@@ -13,7 +13,7 @@ import pytest
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
-BUILD = "import sys; from setuptools import build_meta as b; b.build_wheel(sys.argv[1]); b.build_sdist(sys.argv[1])"
+BUILD = "import sys; out = sys.argv[1]; from setuptools import build_meta as b; b.build_wheel(out); b.build_sdist(out)"
 
 
 @pytest.fixture(scope="module")
@@ -50,10 +50,10 @@ def test_it_runs_where_nothing_of_the_clone_is_near(built: Path, kind: str, tmp_
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--target"]
     subprocess.run([*install, str(target), str(file)], check=True, capture_output=True)
     code = (
-        "import fxprune, passes, torch; from torch import nn; assert fxprune.__file__.startswith(r'{0}'); "
+        f"import fxprune, passes, torch; from torch import nn; assert fxprune.__file__.startswith(r'{target}'); "
         "r = fxprune.netadapt(nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 4)), 0.6, "
         "example_inputs=torch.randn(1, 8), progress=False); print(r.met)"
-    ).format(target)
+    )
     environment = {**os.environ, "PYTHONPATH": str(target)}
     for arguments, said in ((["-c", code], "True"), (["-m", "fxprune", "--version"], "fxprune ")):
         done = subprocess.run(

@@ -69,11 +69,11 @@ Shapes = Sequence[tuple[int, ...]]
 
 
 def _moves_ones(func: Any, expected: Shapes, got: Shapes) -> bool:
-    """Whether a view or permutation differs by where it puts dimensions of one: einsum does so where a size is one."""
+    """Whether a call that moves data differs by where it has dimensions of one: einsum puts them elsewhere."""
     before, after = ([[size for size in shape if size != 1] for shape in shapes] for shapes in (expected, got))
     if func is aten.permute.default:
         return list(map(sorted, before)) == list(map(sorted, after))
-    return func in VIEWS and before == after
+    return func in (VIEWS | COPIES) and before == after
 
 
 def _alike(one: Any, other: Any) -> bool:

@@ -71,19 +71,21 @@ class PairOfHeads(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.heads, self.qkv, self.merge = 2, nn.Linear(16, 48), nn.Linear(16, 16)
+        self.near = nn.Parameter(torch.randn(7, 7, 8))
 
     def forward(self, x: Tensor) -> Tensor:
         n, windows, length, width = x.shape
         shape = (n, windows, length, self.heads, width // self.heads)
         q, k, v = (part.reshape(shape).permute(0, 1, 3, 2, 4) for part in self.qkv(x).chunk(3, -1))
-        weights = torch.softmax(torch.einsum("nwhid, nwhjd -> nwhij", q, k), -1)
+        near = torch.einsum("nwhid, ijd -> nwhij", q, self.near)
+        weights = torch.softmax(torch.einsum("nwhid, nwhjd -> nwhij", q, k) + near, -1)
         mixed = torch.einsum("nwhij, nwhjd -> nwhid", weights, v)
         return self.merge(mixed.permute(0, 1, 3, 2, 4).reshape(n, windows, length, width))
 
 
 def test_a_head_that_is_left_alone_is_followed_through_einsum() -> None:
     net = nn.Sequential(nn.Linear(5, 16), PairOfHeads(), nn.Linear(16, 3))
-    proven(net, torch.randn(2, 3, 7, 5), "0 16, 1.qkv 2, 1.qkv#2 8, 1.qkv#3 8, 1.merge 16")
+    proven(net, torch.randn(2, 3, 7, 5), "0 16, 1.qkv 8, 1.qkv#2 2, 1.qkv#3 8, 1.merge 16")
 
 
 class Configured(nn.Module):

@@ -61,7 +61,7 @@ def test_build_measures_here_and_completes_the_file(tmp_path: Path) -> None:
     before = LatencyTable.load(path).samples
     code, _ = run(*words, "--networks", "3")
     assert code == 0 and LatencyTable.load(path).samples == before
-    code, text = run("build", "latency_nets:Net", "--backend", "tpu", "--table", path)
+    code, text = run("build", "latency_nets:Net", "--input", "1,3,12,12", "--backend", "tpu", "--table", path)
     assert code == 1 and "no latency backend is called 'tpu'" in text
 
 

@@ -18,10 +18,11 @@ from fxprune.errors import BudgetError, ConfigError, PluginWarning
 
 
 @pytest.fixture(autouse=True)
-def _as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+def _built_in_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What other tests and examples have registered in this process is not there, and nothing stays."""
     for registry in ("CRITERIA", "STRATEGIES", "BACKENDS", "WORKERS", "EXPORTERS", "RESOURCES"):
         one = getattr(registries, registry)
-        monkeypatch.setattr(one, "_items", dict(one._items))
+        monkeypatch.setattr(one, "_items", {name: one._items[name] for name in one.built_in})
 
 
 def last_units(network, group, statistics=None):  # type: ignore[no-untyped-def]

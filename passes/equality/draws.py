@@ -99,12 +99,17 @@ _SMALLER = ", made smaller"
 
 
 def _smaller(example: _Example, taken: Iterable[Draw]) -> list[_Size]:
-    """The sizes along which a large example may be cut."""
-    return [
-        _Size(draw.varies, draw.label, draw.places, draw.before, draw.after)
-        for draw in taken
-        if example.large and draw.varies != _BATCH_OF_ONE and draw.after < draw.before
-    ]
+    """The sizes along which a large example may be cut, the smallest for each dimension."""
+    if not example.large:
+        return []
+    made: list[_Size] = []
+    free = {place for draw in taken for place in draw.places}
+    for draw in sorted(taken, key=lambda draw: draw.after):
+        places = draw.places & free
+        if places and draw.varies != _BATCH_OF_ONE and draw.after < draw.before:
+            made.append(_Size(draw.varies, draw.label, places, draw.before, draw.after))
+            free -= places
+    return made
 
 
 def extremes(arguments: Any, device: torch.device | str | None = None) -> Iterator[Draw]:
@@ -315,14 +320,14 @@ class _Example:
         orders: the places picked along a dimension, the same ones for every tensor: values that belong together stay
         together.
         """
-        here = [(dim, size) for size in sizes for n, dim in sorted(size.places) if n == number]
+        here = {dim: size for size in sizes for n, dim in size.places if n == number}  # of one dimension the last
         if tensor.is_meta or not tensor.numel():
             shape = list(tensor.shape)
-            for dim, size in here:
+            for dim, size in here.items():
                 shape[dim] = size.after
             return self._values(tensor, shape, generator)
         values = self._values(tensor, tensor.shape, generator)
-        for dim, size in here:
+        for dim, size in sorted(here.items()):
             key = dim, size.before, size.after
             if key not in orders:
                 orders[key] = _order(size.before, size.after, generator)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from passes.equality.draws import draws, leaves_of, map_tensors, tensors_of
+from passes.equality.draws import Draw, draws, leaves_of, map_tensors, smaller_example, tensors_of
 
 
 @dataclasses.dataclass
@@ -107,3 +107,20 @@ def test_tensors_are_found_and_replaced_wherever_they_are() -> None:
     twice = map_tensors(lambda t: t * 2, tree)
     assert twice[0] is twice[1][0] and twice[1][1]["a"].parts["b"].sum() == 6
     assert tree[1][1]["a"].parts["b"].sum() == 3 and twice[2:] == [None, "text", 4]
+
+
+@pytest.mark.parametrize("batch", [1, 2, 4, 6])
+def test_of_sizes_that_meet_in_one_dimension_one_holds(batch: int) -> None:
+    """A network that takes every size: what follows is smaller, and a batch of one is one of the example's own."""
+    example, taken = (torch.rand(batch, 3, 64, 64), torch.rand(batch, 64)), list[Draw]()
+    for draw in draws(example, taken=taken):
+        images, rows = tensors_of(draw.inputs)
+        assert len(images) == len(rows)
+        if draw.varies:
+            taken.append(draw)
+            place = min(draw.places)
+            assert tensors_of(draw.inputs)[place[0]].shape[place[1]] == draw.after
+    small = smaller_example(example, 0, None, taken)
+    assert small is not None
+    images, rows = tensors_of(small.inputs)
+    assert images.shape[3] == rows.shape[1] == 16 and len(images) == len(rows) == min(batch, 3)

@@ -8,6 +8,10 @@ from pathlib import Path
 
 # Before torch is imported: with two threads on two shared cores small models run 30 times slower.
 os.environ["OMP_NUM_THREADS"] = "1"
+# Processes that tests start look for the packages where pytest does (`pythonpath` in pyproject.toml).
+_ROOT = str(Path(__file__).parents[1])
+os.environ["PYTHONPATH"] = os.pathsep.join([_ROOT, *filter(None, [os.getenv("PYTHONPATH")])])
+
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402

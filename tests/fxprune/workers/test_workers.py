@@ -179,10 +179,9 @@ def test_tensors_that_no_cut_makes_travel_whole_and_ties_stay() -> None:
 @pytest.fixture
 def ray_cluster() -> Any:
     ray = pytest.importorskip("ray")
-    ray.init(
-        num_cpus=2, include_dashboard=False,
-        runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(FOLDERS), "OMP_NUM_THREADS": "1"}},
-    )  # fmt: skip
+    path = os.pathsep.join([*FOLDERS, os.environ["PYTHONPATH"]])
+    environment = {"env_vars": {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}}
+    ray.init(num_cpus=2, include_dashboard=False, runtime_env=environment)
     yield ray
     ray.shutdown()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +19,12 @@ from passes.statistics.observing import evaluating
 
 @dataclass
 class _Sum:
+    """Sums over what one norm read. tensors: its running mean and variance, both (channels,)."""
+
+    tensors: tuple[Tensor, Tensor]
     count: float = 0.0
     mean: Tensor | None = None
     square: Tensor | None = None
-    tensors: tuple[Tensor, Tensor] | None = None
 
     def add(self, x: Tensor) -> tuple[Tensor, Tensor]:
         dims = [d for d in range(x.dim()) if d != 1]
@@ -32,6 +35,12 @@ class _Sum:
         self.square = square * n if self.square is None else self.square + square * n
         self.count += n
         return mean, square - mean**2
+
+    def moments(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The norm's own running mean and variance, and those of all that was added, in double precision."""
+        assert self.mean is not None and self.square is not None, "it was added to"
+        mean = self.mean / self.count
+        return *self.tensors, mean, (self.square / self.count - mean**2).clamp_min(0)
 
 
 class _BatchNorms(LightMode):
@@ -63,6 +72,18 @@ def has_batch_norms(network: nn.Module) -> bool:
     return any(name.rpartition(".")[2] == "running_mean" for name, _ in network.named_buffers())
 
 
+M = TypeVar("M", bound=LightMode)
+
+
+def _watched(mode: M, network: nn.Module, batches: Sequence[Batch]) -> M:
+    """`mode`, after `network` has run in eval mode under it on all `batches`."""
+    with evaluating(network):
+        for batch in batches:
+            with mode:
+                batch.run(network)
+    return mode
+
+
 @torch.inference_mode(False)
 @torch.no_grad()
 def reestimated(network: nn.Module, batches: Sequence[Batch]) -> nn.Module:
@@ -73,18 +94,11 @@ def reestimated(network: nn.Module, batches: Sequence[Batch]) -> nn.Module:
     if not has_batch_norms(network):
         return network
     made = copied_network(network)
-    mode = _BatchNorms(made)
-    with evaluating(made):
-        for batch in batches:
-            with mode:
-                batch.run(made)
+    mode = _watched(_BatchNorms(made), made, batches)
     for known in mode.sums.values():
-        assert known.tensors is not None and known.mean is not None and known.square is not None, "it was added to"
-        mean, var = known.tensors
-        new = known.mean / known.count
-        mean.copy_(new)
-        spread = (known.square / known.count - new**2).clamp_min(0) * (known.count / max(known.count - 1, 1))
-        var.copy_(spread)
+        mean, var, new_mean, new_var = known.moments()
+        mean.copy_(new_mean)
+        var.copy_(new_var * (known.count / max(known.count - 1, 1)))
     return made
 
 
@@ -122,17 +136,10 @@ def settled(network: nn.Module, batches: Sequence[Batch]) -> nn.Module:
     if not has_batch_norms(network):
         return network
     made = copied_network(network)
-    mode = _Reads(made)
-    with evaluating(made):
-        for batch in batches:
-            with mode:
-                batch.run(made)
+    mode = _watched(_Reads(made), made, batches)
     for key, (weight, bias, eps) in mode.affine.items():
-        known = mode.sums[key]
-        assert known.tensors is not None and known.mean is not None and known.square is not None, "it was added to"
-        mean, var = known.tensors
-        new_mean = (known.mean / known.count).to(mean)
-        new_var = (known.square / known.count - (known.mean / known.count) ** 2).clamp_min(0).to(var)
+        mean, var, new_mean, new_var = mode.sums[key].moments()
+        new_mean, new_var = new_mean.to(mean), new_var.to(var)
         used = new_var > 1e-10  # a channel that never varies keeps what it has
         scale = weight * torch.rsqrt(var + eps)
         bias.copy_(torch.where(used, bias + scale * (new_mean - mean), bias))

@@ -27,10 +27,9 @@ from passes.axes.expressions import Axis
 from passes.axes.index_sets import survivors
 from passes.documents.certificate import Certificate
 from passes.documents.plan import Plan
-from passes.equality.comparison import Comparison, compare
+from passes.equality.comparison import compare
 from passes.equality.double import in_double
 from passes.equality.draws import Draw, draws, map_tensors, smaller_example
-from passes.equality.leading_sizes import LeadingSizes, batch_of
 from passes.errors import EquivalenceError, PassError, PlanError
 from passes.frontend.fidelity import settle
 from passes.graph.annotations import note, specialised_in
@@ -43,6 +42,7 @@ from passes.ops.references import narrowed
 from passes.process.state import leaves_no_trace
 from passes.process.torch_private import codegen_of, pytree
 from passes.stream.inference import as_arguments
+from passes.verification.evidence import Evidence
 from passes.verification.module_equivalence import verify_module
 
 
@@ -113,10 +113,11 @@ def verify_graph(
 
     dense64, pruned64 = pair({})
     proof = _Proof(gm, pruned, coupling, masks, tol)
+    seen = proof.seen
     device = next((t.device for _, t in owned_tensors(pruned)), torch.device("cpu"))
     arguments = as_arguments(example_inputs, gm)
     first: Draw | None = None
-    for draw in draws(arguments, seed, runs, device, proof.taken):
+    for draw in draws(arguments, seed, runs, device, seen.taken):
         got = proof.on(draw, dense64, pruned64)
         if first is None:
             first = draw
@@ -125,43 +126,24 @@ def verify_graph(
     alike = equal_elements(gm, pruned, seed)
     if alike:
         del dense64, pruned64
-        small = smaller_example(arguments, seed, device, proof.taken)
+        small = smaller_example(arguments, seed, device, seen.taken)
         noise = "noise in the place of equal weights"
-        said_before = len(proof.notes)
-        if small is None or proof.on(small, *pair(alike), noise) is None:
-            del proof.notes[said_before:]
-            proof.on(first, *pair(alike), noise)
-    mixed = tuple(g.name for g in coupling.groups if g.mixed and len(plan.keep[g.name]) < g.size)
-    removed = sum(size - len(plan.keep[name]) for name, size in plan.sizes.items())
-    certificate = Certificate(
-        proof.worst, tol, tuple(dict.fromkeys(proof.batches)), len(proof.inputs), proof.outputs, seed, removed, mixed,
-        trained, len(alike), "; ".join(proof.notes), tuple(proof.inputs), tuple(d.label for d in proof.taken),
-        proof.finite, specialised_in(gm),
-    )  # fmt: skip
+        seen.on_either(small, first, lambda draw: proof.on(draw, *pair(alike), noise) is not None)
+    certificate = seen.certificate(plan, coupling, tol, seed, trained, len(alike), specialised_in(gm))
     note(pruned, certificate=certificate)
     return certificate
 
 
 @dataclass
 class _Proof:
-    """Runs both networks on one set of inputs after another, and keeps what was seen.
-
-    taken: those at another size that worked.
-    """
+    """Runs both networks on one set of inputs after another."""
 
     gm: fx.GraphModule
     pruned: fx.GraphModule
     coupling: Coupling
     masks: Mapping
     tol: float
-    worst: float = 0.0
-    finite: float = 1.0
-    outputs: int = 0
-    batches: list[int] = field(default_factory=list)
-    inputs: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    taken: list[Draw] = field(default_factory=list)
-    leading: LeadingSizes = field(default_factory=LeadingSizes)
+    seen: Evidence = field(default_factory=Evidence)
 
     def on(self, draw: Draw, dense: nn.Module, pruned: nn.Module, label: str = "") -> Any:
         """Compare the two on one draw: what the pruned one gives, None where that proves nothing.
@@ -179,11 +161,11 @@ class _Proof:
                     f"the dense graph does not run in double precision on {label}: {_first_line(error)}; nothing "
                     "can be compared"
                 ) from error
-            self._refused(draw, f"the dense graph does not run on them: {_first_line(error)}")
+            self.seen.refused(draw, label, f"the dense graph does not run on them: {_first_line(error)}")
             return None
-        moved = self.leading.moved(draw, expected)
+        moved = self.seen.leading.moved(draw, expected)
         if moved:
-            self._refused(draw, moved)
+            self.seen.refused(draw, label, moved)
             return None
         try:
             got = self._run(pruned, self.pruned.graph, draw.inputs)
@@ -198,18 +180,9 @@ class _Proof:
                 f"{where}: outputs differ by {found.error:.3g} relative (tolerance {self.tol:g}, on {label}); "
                 "the pruned network does not compute what the masked one does and must not be used"
             )
-        if self._says_nothing(draw, label, found):
-            return None
-        self.worst = max(self.worst, found.error)
-        self.finite = min(self.finite, found.least_finite)
-        self.outputs = found.tensors
-        self.inputs.append(label)
-        batch = batch_of(draw)
-        if batch is not None and (draw.of_batch or not draw.varies):
-            self.batches.append(batch)
-        if draw.varies:
-            self.taken.append(draw)
-        return got
+        holding = [name for name, buffer in self.pruned.named_buffers() if not bool(torch.isfinite(buffer).all())]
+        also = f" (buffers that hold NaN or infinity: {', '.join(holding)})" if holding else ""
+        return got if self.seen.agreed(draw, label, found, draw.required, also) else None
 
     def compiled(self, draw: Draw, expected: Any, pruned: nn.Module) -> None:
         """Compare the pruned network's own forward, as a user calls it, with what its nodes gave one by one.
@@ -229,28 +202,6 @@ class _Proof:
                 f"the pruned network's generated code differs by {found.error:.3g} from its nodes run one by one; "
                 "call recompile() where the graph was edited"
             )
-
-    def _says_nothing(self, draw: Draw, label: str, found: Comparison) -> bool:
-        """Whether an output holds no number at all; an error where the draw is the example itself."""
-        empty = [number for number, share in enumerate(found.finite) if share == 0]
-        if found.least_finite > 0:
-            return False
-        what = f"output {empty[0]} holds no finite number" if empty else "no output holds a number"
-        if not draw.required:
-            self._refused(draw, what)
-            return True
-        holding = [name for name, buffer in self.pruned.named_buffers() if not bool(torch.isfinite(buffer).all())]
-        also = f" (buffers that hold NaN or infinity: {', '.join(holding)})" if empty and holding else ""
-        raise EquivalenceError(
-            f"{what} on {label}{also}, so there is nothing to compare and nothing is certified; give example inputs "
-            "(with values, not on the meta device) on which the network computes numbers"
-        )
-
-    def _refused(self, draw: Draw, why: str) -> None:
-        if draw.varies and any(draw.varies in note for note in self.notes):
-            return
-        where = f"not proven for another {draw.varies}" if draw.varies else f"not proven on {draw.label}"
-        self.notes.append(f"{where}: {why}")
 
     def _run(self, root: nn.Module, graph: fx.Graph, inputs: tuple, mode: Any = None, keep: Any = None) -> Any:
         run = _Nodes(root, graph, mode, keep)

@@ -6,7 +6,6 @@ replaced by a constant), on the example, on values like it, on random ones and a
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,11 +16,10 @@ from passes.analysis.coupling import Coupling
 from passes.axes.expressions import Axis, Constant, Reason
 from passes.documents.certificate import Certificate
 from passes.documents.plan import Plan
-from passes.equality.comparison import Comparison, compare, distance
+from passes.equality.comparison import compare, distance
 from passes.equality.constant_double import constant_double, nothing_random
 from passes.equality.double import double
 from passes.equality.draws import Draw, draws, extremes, map_tensors, smaller_example
-from passes.equality.leading_sizes import LeadingSizes, batch_of
 from passes.errors import EquivalenceError, PassError
 from passes.graph.module_copies import Replace, copy_module, owned_tensors
 from passes.masked.masked_stream import MaskedInference
@@ -40,12 +38,11 @@ from passes.stream.inference import composite_attention
 from passes.stream.module_run import ModuleRun, turning
 from passes.stream.module_stream import ModuleInference
 from passes.stream.stream_copies import scripted_modules
+from passes.verification.evidence import Evidence, mixed_groups
 
-aten = torch.ops.aten
 # How far apart rounding may bring two outputs: the norm of the difference over the norm.
 _ROUNDING = {torch.float64: 1e-6, torch.float32: 1e-2, torch.float16: 0.2, torch.bfloat16: 0.5}
-
-log = logging.getLogger(__name__)
+NOT_TAKEN = ", which the dense module does not take"
 
 
 def verify_module(
@@ -60,14 +57,14 @@ def verify_module(
     device = next((t.device for _, t in owned_tensors(pruned)), torch.device("cpu"))
     first: Draw | None = None
     pair = proof.pair()
-    for draw in draws(arguments, seed, runs, device, proof.taken):
+    for draw in draws(arguments, seed, runs, device, proof.seen.taken):
         proof.on(draw, pair)
         first = first or draw
     facts = coupling.module
     for draw in extremes(arguments, device) if facts is not None and facts.real else ():
         proof.on(draw, pair)
     assert first is not None, "there is one draw at least"
-    small = smaller_example(arguments, seed, device, proof.taken)
+    small = smaller_example(arguments, seed, device, proof.seen.taken)
     proof.on_either(small, first, training=True)
     proof.on_either(small, first, gradients=True)
     alike = equal_elements(module, pruned, seed)
@@ -77,14 +74,8 @@ def verify_module(
     for line in facts.turned if facts is not None else ():
         proof.on_either(small, first, label=f"the example, with the other answer at {line}", turned=line)
     proof.in_own_precision(small or first)
-    mixed = tuple(g.name for g in coupling.groups if g.mixed and len(plan.keep[g.name]) < g.size)
-    removed = sum(size - len(plan.keep[name]) for name, size in plan.sizes.items())
-    return Certificate(
-        proof.worst, tol, tuple(dict.fromkeys(proof.batches)), len(proof.inputs), proof.outputs, seed, removed, mixed,
-        trained, len(alike), "; ".join(proof.notes), tuple(proof.inputs), tuple(d.label for d in proof.taken),
-        proof.finite,
-        facts.specialised if facts is not None else (),
-    )  # fmt: skip
+    specialised = facts.specialised if facts is not None else ()
+    return proof.seen.certificate(plan, coupling, tol, seed, trained, len(alike), specialised)
 
 
 @dataclass
@@ -103,7 +94,7 @@ class _Pair:
 
 @dataclass
 class _Proof:
-    """Runs both networks on one set of inputs after another, and keeps what was seen."""
+    """Runs both networks on one set of inputs after another."""
 
     module: nn.Module
     small: nn.Module
@@ -111,14 +102,7 @@ class _Proof:
     plan: Plan
     trained: bool
     tol: float
-    worst: float = 0.0
-    finite: float = 1.0
-    outputs: int = 0
-    batches: list[int] = field(default_factory=list)
-    inputs: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    taken: list[Draw] = field(default_factory=list)  # those at another size that worked
-    leading: LeadingSizes = field(default_factory=LeadingSizes)
+    seen: Evidence = field(default_factory=Evidence)
     _shared: tuple[Replace, ...] = ()
 
     def pair(self, noise: Noise | None = None) -> _Pair:
@@ -154,21 +138,9 @@ class _Proof:
         reason = Reason("the module keeps it of a call since it was coupled", name)
         return tuple(Constant(int(size), reason) for size in tensor.shape)
 
-    def on_either(self, small: Draw | None, first: Draw, noise: Noise | None = None, **how: Any) -> None:
-        """Compare fresh copies of the two on the smaller example; on the example itself where that proves nothing.
-
-        Statistics over the few values of a smaller example can be so near to zero variance that rounding alone tells
-        two equal networks apart: what differs there is decided by the example itself.
-        """
-        said_before = len(self.notes)
-        if small is not None:
-            try:
-                if self.on(small, self.pair(noise), **how):
-                    return
-            except EquivalenceError as error:
-                log.info("compared again on the whole example: %s", error)
-        del self.notes[said_before:]
-        self.on(first, self.pair(noise), **how)
+    def on_either(self, small: Draw | None, whole: Draw, noise: Noise | None = None, **how: Any) -> None:
+        """Compare fresh copies of the two on the smaller example, else on the whole one."""
+        self.seen.on_either(small, whole, lambda draw: self.on(draw, self.pair(noise), **how))
 
     def on(
         self, draw: Draw, pair: _Pair, label: str = "", training: bool = False, gradients: bool = False,
@@ -191,11 +163,11 @@ class _Proof:
                     f"the dense module does not run in double precision on {label}: {said(error)}; nothing can be "
                     "compared"
                 ) from error
-            self._refused(draw, label, f"the dense module does not run so: {said(error)}")
+            self.seen.refused(draw, label, f"the dense module does not run so: {said(error)}", NOT_TAKEN)
             return False
-        moved = self.leading.moved(draw, _tensors(expected))
+        moved = self.seen.leading.moved(draw, _tensors(expected))
         if moved:
-            self._refused(draw, label, moved, f"as {moved}")
+            self.seen.refused(draw, label, moved, f", as {moved}")
             return False
         try:
             got = run_pruned(pair.pruned, draw.inputs, training, gradients, turned)
@@ -207,29 +179,16 @@ class _Proof:
         found = compare(_tensors(expected), _tensors(got))
         if not found.error <= self.tol:
             bound = pair.mode.bound_since(list(self.coupling.variables.values()))
-            if draw.varies and bound and self._mixes():  # elsewhere the masked network is right whatever is bound
-                self._refused(draw, label, "", "where units hang together that are apart on the example")
+            # elsewhere the masked network is right whatever is bound
+            if draw.varies and bound and mixed_groups(self.coupling, self.plan):
+                self.seen.refused(draw, label, "", ", where units hang together that are apart on the example")
                 return False
             where = self._first_difference(pair, draw, training, gradients)
             raise EquivalenceError(
                 f"{where}: outputs differ by {found.error:.3g} relative (tolerance {self.tol:g}, on {label}); "
                 "the pruned module does not compute what the masked one does and must not be used"
             )
-        if self._says_nothing(draw, label, found, training or gradients or bool(turned)):
-            return False
-        self.worst, self.finite = max(self.worst, found.error), min(self.finite, found.least_finite)
-        self.outputs = max(self.outputs, found.tensors)
-        self.inputs.append(label)
-        batch = batch_of(draw)
-        if batch is not None and (draw.of_batch or not draw.varies):
-            self.batches.append(batch)
-        if draw.varies:
-            self.taken.append(draw)
-        return True
-
-    def _mixes(self) -> bool:
-        """Whether the masked network is one whose operators see the surviving units only."""
-        return any(group.mixed and len(self.plan.keep[group.name]) < group.size for group in self.coupling.groups)
+        return self.seen.agreed(draw, label, found, draw.required and not (training or gradients or turned))
 
     def _same_numbers(self, expected: Any, got: Any, label: str) -> None:
         """Numbers and texts in what both return are the same; raises EquivalenceError."""
@@ -256,7 +215,7 @@ class _Proof:
             with nothing_random():
                 expected = dense.run(own)[2]
         except Exception as error:  # what does not run so before it was pruned need not run so afterwards
-            self.notes.append(f"not run in {kind}: the dense module does not: {said(error)}")
+            self.seen.notes.append(f"not run in {kind}: the dense module does not: {said(error)}")
             return
         try:
             with nothing_random(), torch.no_grad():  # attention by the path that a user's call takes
@@ -275,23 +234,8 @@ class _Proof:
                 f"the pruned module differs by {gap:.3g} (norm of the difference over that of the output) from the "
                 f"masked one in {kind}, although not in double precision; it must not be used"
             )
-        self.notes.append(f"not compared in {kind}, in which the dense module computes something else than in double")
-
-    def _says_nothing(self, draw: Draw, label: str, found: Comparison, optional: bool) -> bool:
-        if found.least_finite > 0:
-            return False
-        if not draw.required or optional:
-            self._refused(draw, label, "an output holds no finite number")
-            return True
-        raise EquivalenceError(
-            f"an output holds no finite number on {label}, so there is nothing to compare and nothing is certified; "
-            "give example inputs (with values, not on the meta device) on which the module computes numbers"
-        )
-
-    def _refused(self, draw: Draw, label: str, why: str, varied: str = "which the dense module does not take") -> None:
-        if not draw.varies or not any(draw.varies in note for note in self.notes):
-            short = f"not proven for another {draw.varies}, {varied}"
-            self.notes.append(short if draw.varies else f"not proven on {label}: {why}")
+        what = "in which the dense module computes something else than in double"
+        self.seen.notes.append(f"not compared in {kind}, {what}")
 
     def _first_difference(self, pair: _Pair, draw: Draw, training: bool, gradients: bool) -> str:
         """The first call whose surviving positions differ, in the words of an error message."""

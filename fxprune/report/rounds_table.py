@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from fxprune.journal.read_run import Run
+from fxprune.journal.rounds_table import round_rows, shares
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -47,20 +48,10 @@ def print_rounds(run: Run, console: Console) -> None:
     table.add_column("width")
     table.add_column("score", justify="right")
     table.add_column("time", justify="right")
-    table.add_row(_number(run, 0), *("100.0 %" for _ in names), "", "", f"{run.baseline:.6g}", "")
-    before = run.original_widths
-    for record in run.rounds:
-        shares = [
-            f"{record.achieved[name] / run.start[name]:.1%} ({record.targets[name] / run.start[name]:.1%})"
-            for name in names
-        ]
-        changed = [f"{before[group]} -> {width}" for group, width in record.winner.widths.items()]
-        more = f" and {len(changed) - 2} more" if len(changed) > 2 else ""
-        table.add_row(
-            _number(run, record.round), *shares, escape(record.chosen_group), ", ".join(changed[:2]) + more,
-            f"{record.score:.6g}", f"{record.seconds:.1f} s",
-        )  # fmt: skip
-        before = record.widths
+    for row in round_rows(run, names, shares(run)):
+        time = f"{row.record.seconds:.1f} s" if row.record else ""
+        number = f"{'*' * bool(run.result and row.returned)}{row.round}"
+        table.add_row(number, *row.reached, escape(row.chosen), row.changed, row.score, time)
     console.print(table)
     console.print(state(run) + ("; * is the network that is returned" if run.result else ""), markup=False)
     for damage in run.damage:
@@ -73,7 +64,3 @@ def state(run: Run) -> str:
         return f"finished: {run.result['stopped']}"
     waiting = f", {len(run.unfinished)} candidates of round {len(run.rounds) + 1}" if run.unfinished else ""
     return f"in progress or interrupted: {len(run.rounds)} rounds{waiting} are finished"
-
-
-def _number(run: Run, round: int) -> str:
-    return f"*{round}" if run.result and round == run.accepted else str(round)

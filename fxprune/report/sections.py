@@ -8,6 +8,7 @@ from typing import Any
 
 from fxprune.journal.read_run import Run
 from fxprune.journal.records import Candidate, Round
+from fxprune.journal.rounds_table import round_rows, shares
 from fxprune.report.html import Markup, amount, element, escape, facts, folded, joined, score, seconds, table
 
 FEW = 6  # of the layers, tensors and nodes that are named in one place; the others are counted
@@ -63,22 +64,20 @@ def rounds(run: Run) -> Markup:
     header = ["Round", *resources, *predicted, "Chosen", "Width", "Score", "Why", "Time"]
     if not run.rounds:
         return joined([element("h2", "Rounds"), element("p", "No round is finished yet."), _unfinished(run)])
-    rows, before = [], run.original_widths
-    for record in run.rounds:
-        reached = [(record.achieved[name] / run.start[name], record.targets[name] / run.start[name]) for name in names]
-        rows.append(
-            [
-                record.round,
-                *(f"{share:.1%} ({target:.1%})" for share, target in reached),
-                *(f"{record.predicted[name] / run.start[name]:.1%}" for name in measured),
-                element("span", record.chosen_group, class_="name"),
-                changes(before, record.winner.widths),
-                score(record.score),
-                record.reason,
-                seconds(record.seconds),
-            ]
-        )
-        before = record.widths
+    rows = [
+        [
+            row.round,
+            *row.reached,
+            *(f"{row.record.predicted[name] / run.start[name]:.1%}" for name in measured),
+            element("span", row.chosen, class_="name"),
+            row.changed,
+            row.score,
+            row.record.reason,
+            seconds(row.record.seconds),
+        ]
+        for row in round_rows(run, names, shares(run))
+        if row.record is not None
+    ]
     accepted = run.accepted
     note = "Shares are of the start." + (" Marked: the network that is returned." if accepted else "")
     text = (
@@ -145,12 +144,6 @@ def _note(candidate: Candidate, chosen: int | None) -> Markup:
         return escape("")
     screened = candidate.screened
     return escape("not tried: candidates_per_round" if screened is None else f"screened out: {screened:.4g}")
-
-
-def changes(before: dict[str, int], after: dict[str, int]) -> str:
-    """Old and new width of the groups that a candidate narrows: `64 → 56`."""
-    said = [f"{before[name]} → {width}" for name, width in list(after.items())[:3]]
-    return ", ".join(said) + (f" and {len(after) - 3} more" if len(after) > 3 else "")
 
 
 def frozen(run: Run) -> Markup:

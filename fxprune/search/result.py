@@ -17,6 +17,7 @@ from fxprune.io.printed_text import printed
 from fxprune.journal.protocol import Journal
 from fxprune.journal.rebuilding import rebuild
 from fxprune.journal.records import Round
+from fxprune.journal.rounds_table import round_rows
 from fxprune.problem.inputs import described
 from fxprune.problem.search_problem import Problem
 from fxprune.problem.stock_widths import StockWidths, state_widths
@@ -191,25 +192,11 @@ def summary(result: NetAdaptResult) -> str:
     lines += [f"  holds for: {sentence}" for sentence in result.certificate.specialised]
     if result.rounds:
         header = ["round", *[f"{name} (target)" for name in names], "chosen", "width", "score"]
-        rows = [header, ["0", *[amount(result.start[name], name) for name in names], "", "", f"{result.baseline:.6g}"]]
-        widths = dict(result.original_widths)
-        for record in result.rounds:
-            changed = ", ".join(
-                f"{widths[group]} -> {width}" for group, width in list(record.winner.widths.items())[:3]
-            )
-            more = len(record.winner.widths) - 3
-            mark = "*" if record.round == result.accepted else ""
-            rows.append(
-                [
-                    f"{record.round}{mark}",
-                    *[f"{amount(record.achieved[n], n)} ({amount(record.targets[n], n)})" for n in names],
-                    record.chosen_group,
-                    changed + (f" and {more} more" if more > 0 else ""),
-                    f"{record.score:.6g}",
-                ]
-            )
-            widths = dict(record.widths)
-        lines += ["", *_table(rows)]
+        rows = [
+            [f"{row.round}{'*' * row.returned}", *row.reached, row.chosen, row.changed, row.score]
+            for row in round_rows(result, names, amount)
+        ]
+        lines += ["", *_table([header, *rows])]
     narrowed = {g: w for g, w in result.widths.items() if w != result.original_widths[g]}
     if narrowed:
         lines += [

@@ -12,6 +12,7 @@ from pathlib import Path
 from fxprune.errors import ExportError
 from fxprune.io.seal import is_sealed, mentions, sha256_of
 from passes import Plan, PlanError
+from passes.documents.whole_files import move_whole
 
 DATA = ".data"  # what torch.onnx adds to the name of the file of large weights
 
@@ -71,9 +72,7 @@ def staged(target: Path, overwrite: bool = False) -> Iterator[Path]:
         check_free(*(target.parent / file.name for file in written), overwrite=overwrite)
         for file in written:
             os.chmod(file, mode)  # some writers make files that their owner alone may read
-            _flush(file)
-        for file in written:
-            os.replace(file, target.parent / file.name)
+        move_whole({file: target.parent / file.name for file in written})
     except OSError as error:
         raise ExportError(f"{target}: cannot be written: {error}") from error
     finally:
@@ -87,8 +86,3 @@ def _usual_mode(folder: Path) -> int:
     mode = probe.stat().st_mode & 0o777
     probe.unlink()
     return mode
-
-
-def _flush(file: Path) -> None:
-    with open(file, "rb+") as handle:
-        os.fsync(handle.fileno())

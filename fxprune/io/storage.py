@@ -13,8 +13,7 @@ from typing import Any
 
 from fxprune.errors import JournalError
 from passes.documents.strict_json import parse
-
-TEMPORARY = ".tmp"
+from passes.documents.whole_files import write_whole
 
 
 class Damaged(Exception):
@@ -23,18 +22,9 @@ class Damaged(Exception):
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Put `data` at `path`: a reader sees the old file or the whole new one, also after a power cut."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")  # two processes may write one table
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
+        write_whole(path, [data])
     except OSError as error:
-        with suppress(OSError):  # the folder itself may refuse; the first error says why
-            temporary.unlink(missing_ok=True)
         raise refused(path, error) from error
 
 
@@ -202,16 +192,6 @@ def _lock(file: Any) -> None:
         msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
     else:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _document(payload: dict[str, Any]) -> bytes:

@@ -28,7 +28,6 @@ from typing import Any
 from fxprune.criteria.curves import Curve
 from fxprune.errors import JournalError
 from fxprune.io.storage import (
-    TEMPORARY,
     Damaged,
     Lock,
     file_sha256,
@@ -50,6 +49,7 @@ from fxprune.journal.run_identity import adopted, check_same, details_of, identi
 from fxprune.problem.search_problem import Problem
 from fxprune.resources.models import MeasuredResource
 from passes import PassError, Statistics
+from passes.documents.whole_files import TEMPORARY
 
 log = logging.getLogger(__name__)
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from passes.documents.whole_files import write_whole
 from passes.errors import PassError
 from passes.ops.operands import Form
 from passes.statistics.moments import Moments
@@ -38,7 +37,7 @@ class Summed(Protocol):
 
 
 def write(statistics: Summed, path: Path) -> None:
-    """Write `statistics` to `path` through a temporary file beside it."""
+    """Write `statistics` to `path`. Raises PassError."""
     tensors: dict[str, Tensor] = {}
     described: dict[str, Any] = {}
     for name, moments in statistics.moments.items():
@@ -72,20 +71,10 @@ def write(statistics: Summed, path: Path) -> None:
     head += b" " * (-len(head) % 8)
     if not path.name or path.is_dir():
         raise PassError(f"{path}: this is a folder; give the name of a file")
-    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as file:
-            file.write(len(head).to_bytes(8, "little") + head)
-            for block in data:
-                file.write(block)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
+        write_whole(path, [len(head).to_bytes(8, "little"), head, *data])
     except OSError as error:
         raise PassError(f"{path}: cannot be written: {error}") from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from fxprune.errors import FxpruneError, InputError, JournalError
 from fxprune.io import storage
 from fxprune.io.tensors import from_bytes
 from fxprune.journal.read_run import read_run
+from passes.documents.whole_files import TEMPORARY
 
 CONFIG = FAST.replace(netadapt_max_rounds=3, min_accuracy=-50.0)
 
@@ -90,7 +91,7 @@ def test_the_journal_changes_nothing_and_keeps_what_it_should(whole: tuple[NetAd
             found
         )
     assert not [name for name in found if "candidate" in name and name.endswith(".safetensors")]  # losers and winners
-    assert not [name for name in found if name.endswith(storage.TEMPORARY)]
+    assert not [name for name in found if name.endswith(TEMPORARY)]
 
 
 def test_read_run(whole: tuple[NetAdaptResult, Path], tmp_path: Path) -> None:
@@ -349,7 +350,7 @@ def test_full_disk_and_read_only_folder(
         patch.setattr(storage.os, "fsync", fsync)
         with pytest.raises(JournalError, match=said):
             run(folder)
-    assert not list(folder.rglob(f"*{storage.TEMPORARY}"))
+    assert not list(folder.rglob(f"*{TEMPORARY}"))
     assert_same(run(folder), whole[0])
 
 

@@ -28,6 +28,7 @@ from fxprune.errors import InputError
 from fxprune.exporters.files import written_by_fxprune
 from fxprune.io.seal import UNSEALED, is_sealed, seal
 from fxprune.training.candidate import seeded
+from fxprune.training.steps import optimized
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -119,12 +120,12 @@ def fit(model: nn.Module, data: Split, steps: int, peak_lr: float) -> None:
     model.train()
     optimizer = torch.optim.SGD(model.parameters(), lr=peak_lr, momentum=0.9, weight_decay=5e-4, nesterov=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=peak_lr, total_steps=steps)
-    for _ in range(steps):
-        batch = torch.randint(len(data.labels), (BATCH_SIZE,))
-        loss = F.cross_entropy(model(data.images[batch]), data.labels[batch])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+
+    def loss(batch: Tensor) -> Tensor:
+        return F.cross_entropy(model(data.images[batch]), data.labels[batch])
+
+    batches = (torch.randint(len(data.labels), (BATCH_SIZE,)) for _ in range(steps))
+    for _ in optimized(optimizer, batches, loss):
         schedule.step()
     model.eval()
 

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from fxprune.data.errors import DataError
 from fxprune.io.printed_text import terminal
 from fxprune.training.context import DLContext, device_of
+from fxprune.training.steps import optimized
 
 log = logging.getLogger(__name__)
 
@@ -53,20 +54,17 @@ def train_one_epoch(model: nn.Module, context: DLContext) -> Measures:
     sums = Sums(device)
     if _finished(context):
         return sums.measures()
-    for images, labels in shown(batches, f"epoch {context.epoch}", context):
-        images, labels = _moved(images, context, device), labels.to(device, non_blocking=True)
-        optimizer.zero_grad(set_to_none=True)
+
+    def loss(batch: tuple[Tensor, Tensor]) -> Tensor:
+        images, labels = _moved(batch[0], context, device), batch[1].to(device, non_blocking=True)
         with autocast(context, device):
             outputs = model(images)
-            loss = classification_loss(outputs, labels, criterion)
-        if context.grad_scaler is not None:
-            context.grad_scaler.scale(loss).backward()
-            context.grad_scaler.step(optimizer)
-            context.grad_scaler.update()
-        else:
-            loss.backward()
-            optimizer.step()
-        sums.add(outputs, labels, loss)
+            found = classification_loss(outputs, labels, criterion)
+        sums.add(outputs, labels, found)
+        return found
+
+    given = shown(batches, f"epoch {context.epoch}", context)
+    for _ in optimized(optimizer, given, loss, scaler=context.grad_scaler):
         if context.warmup_scheduler is not None and context.iteration < context.warmup_iteration:
             context.warmup_scheduler.step()
         context.iteration += 1

@@ -27,6 +27,7 @@ from fxprune.training.batches import check_iterable, pairs
 from fxprune.training.candidate import Evaluate, checked_seed, score_of, seeded
 from fxprune.training.context import DLContext, TrainFunction, ValidateFunction, device_of
 from fxprune.training.distillation import output_loss
+from fxprune.training.steps import optimized, rate
 from passes import Certificate, PassError, Plan, verify
 from passes.arguments import got, integer, is_a, number
 from passes.process.torch_private import pytree
@@ -234,9 +235,19 @@ def _epochs(
 ) -> tuple[int, list[float], list[float]]:
     """Train; the network ends with the weights of the epoch that is returned (from 1)."""
     device = device_of(network, context)
-    peaks = [group["lr"] for group in optimizer.param_groups]
     length = len(batches) if hasattr(batches, "__len__") else None
     move = partial(Tensor.to, device=device, non_blocking=True)
+    tried: list[Any] = []
+
+    def loss(batch: tuple[Any, Any]) -> Tensor:
+        inputs, targets = pytree.tree_map_only(Tensor, move, batch)
+        tried[:] = inputs, targets
+        with autocast(context, device):
+            return objective(_called(network, inputs), inputs, targets)
+
+    def share(epoch: int, step: int) -> float:
+        return rate(epoch + (step / length if length else 0.0), epochs, warmup, 1 / length if length else 1.0)
+
     scores: list[float] = []
     losses: list[float] = []
     best: dict[str, Tensor] | None = None
@@ -245,22 +256,14 @@ def _epochs(
         network.train()
         total, count = torch.zeros((), device=device), 0
         given = shown(batches, f"fine-tune, epoch {epoch + 1} of {epochs}", context)
-        for inputs, targets in pairs(given, "finetune") if labelled else _unlabelled(network, given):
-            done = epoch + (count / length if length else 0.0)
-            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-                group["lr"] = peak * rate(done, epochs, warmup, 1 / length if length else 1.0)
-            inputs, targets = pytree.tree_map_only(Tensor, move, (inputs, targets))
-            optimizer.zero_grad(set_to_none=True)
-            try:
-                with autocast(context, device):
-                    found = objective(_called(network, inputs), inputs, targets)
-                found.backward()
-            except Exception as error:
-                if epoch or count:
-                    raise
-                raise _first_batch_fails(error, inputs, targets) from error
-            optimizer.step()
-            total, count = total + found.detach(), count + 1
+        taken = pairs(given, "finetune") if labelled else _unlabelled(network, given)
+        try:
+            for found in optimized(optimizer, taken, loss, partial(share, epoch)):
+                total, count = total + found, count + 1
+        except Exception as error:
+            if epoch or count or not tried:
+                raise
+            raise _first_batch_fails(error, *tried) from error
         if not count:
             raise InputError("finetune: the data holds no batch; expected batches of (inputs, targets), each epoch.")
         losses.append(total.item() / count)
@@ -289,17 +292,6 @@ def _called(network: nn.Module, inputs: Any) -> Any:
     if isinstance(inputs, dict):
         return network(**inputs)
     return network(*inputs) if isinstance(inputs, tuple) else network(inputs)
-
-
-def rate(done: float, epochs: int, warmup: float, least: float = 0.0) -> float:
-    """The share of the peak learning rate after `done` epochs: a line up to it, then half a cosine down to zero.
-
-    The line begins at one step (`least`, in epochs), not at zero, which would waste it.
-    """
-    warmup = min(warmup, epochs / 2)
-    if done < warmup:
-        return min(1.0, (done + least) / (warmup + least))
-    return 0.5 * (1 + math.cos(math.pi * (done - warmup) / max(epochs - warmup, 1e-12)))
 
 
 def _objective(

@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from fxprune.io.tensors import buffer_places, named_tensors
 from fxprune.training.batches import pairs
 from fxprune.training.interruption import Ending, OutOfTime, watched
 from fxprune.training.repaired import Repaired
+from fxprune.training.steps import optimized, repeated
 from passes.arguments import integer, is_a, number
 from passes.process.settings import settings_kept
 from passes.process.torch_private import forget_workers
@@ -252,10 +254,14 @@ class FineTune:
         device = parameters[0].device
         model.train()
         begin_anew(self.batches)
-        for inputs, targets in endless(self.batches, steps):
-            optimizer.zero_grad(set_to_none=True)
-            self.loss(model(inputs.to(device)), targets.to(device)).backward()
-            optimizer.step()
+
+        def loss(batch: tuple[Any, Any]) -> Tensor:
+            inputs, targets = batch
+            return self.loss(model(inputs.to(device)), targets.to(device))
+
+        batches = islice(repeated(lambda: pairs(self.batches, "FineTune"), "FineTune"), steps)
+        for _ in optimized(optimizer, batches, loss):
+            pass
 
 
 @dataclass
@@ -277,20 +283,6 @@ class Accuracy:
         if not total:
             raise InputError("Accuracy: the data holds no batch; expected batches of (inputs, labels).")
         return 100.0 * right / total
-
-
-def endless(batches: Iterable[Any], steps: int) -> Iterator[Any]:
-    """Exactly `steps` batches, starting over where the data ends."""
-    given = 0
-    while given < steps:
-        before = given
-        for batch in pairs(batches, "FineTune"):
-            yield batch
-            given += 1
-            if given == steps:
-                return
-        if given == before:
-            raise InputError("FineTune: the data holds no batch; expected batches of (inputs, targets).")
 
 
 def said(doing: str, error: BaseException) -> str:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
-import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
+from itertools import islice
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch.nn import functional as F
 
 from fxprune.errors import InputError
 from fxprune.training.candidate import checked_seed, seeded
+from fxprune.training.steps import optimized, rate, repeated
 from passes.arguments import integer, number
 from passes.statistics import Batch, batches_of
 from passes.statistics.divergence import classes_of, tensors_out
@@ -71,45 +71,27 @@ def distil(
     parameters = [p for p in student.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(parameters, lr, momentum, weight_decay=weight_decay, nesterov=momentum > 0)
     modes = [(module, module.training) for network in (student, teacher) for module in network.modules()]
+
+    def total(batch: Batch) -> Tensor:
+        with torch.no_grad():
+            wanted = batch.run(teacher)
+        given = batch.run(student)
+        soft = output_loss(given, wanted, temperature)
+        if loss is None or batch.labels is None:
+            return soft
+        return (1 - labels) * soft + labels * loss(given, batch.labels)
+
     with seeded(seed):
         try:
             student.train()
             teacher.eval()
-            for step, batch in enumerate(itertools.islice(_again(student, batches), steps)):
-                for group in optimizer.param_groups:
-                    group["lr"] = lr * _share(step, steps, warmup)
-                with torch.no_grad():
-                    wanted = batch.run(teacher)
-                given = batch.run(student)
-                total = output_loss(given, wanted, temperature)
-                if loss is not None and batch.labels is not None:
-                    total = (1 - labels) * total + labels * loss(given, batch.labels)
-                optimizer.zero_grad(set_to_none=True)
-                total.backward()
-                optimizer.step()
+            again = repeated(lambda: batches_of(student, batches), "distil")
+            found = optimized(optimizer, islice(again, steps), total, lambda step: rate(step, steps, warmup * steps, 1))
+            for step, value in enumerate(found):
                 if progress is not None:
-                    progress(step, float(total.detach()))
+                    progress(step, float(value))
         finally:
             for module, training in modes:
                 module.training = training
     optimizer.zero_grad(set_to_none=True)
     return student
-
-
-def _again(network: nn.Module, batches: Iterable[Any]) -> Iterator[Batch]:
-    """The batches, over and over. Raises InputError where there is none."""
-    while True:
-        empty = True
-        for batch in batches_of(network, batches):
-            empty = False
-            yield batch
-        if empty:
-            raise InputError("distil: batches is empty, or can be passed once only; give a list or a loader")
-
-
-def _share(step: int, steps: int, warmup: float) -> float:
-    """Of the peak rate: a linear rise, then a cosine to zero."""
-    rise = max(1.0, warmup * steps)
-    if step < rise:
-        return (step + 1) / rise
-    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1.0, steps - rise)))

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 import fxprune
 from fxprune import Accuracy, DLContext, FineTune, finetune, netadapt, train
 from fxprune.errors import InputError
-from fxprune.search.long_training import rate
 from fxprune.training.distillation import output_loss
+from fxprune.training.steps import rate
 
 
 def net() -> nn.Sequential:

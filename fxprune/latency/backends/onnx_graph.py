@@ -5,8 +5,8 @@ under a dispatch mode, and each ATen operator becomes the ONNX operators that th
 of values lead back to the fx nodes that compute them, so that a runtime's profile can be read by node.
 Batch norm behind a convolution is left out: exporters and runtimes fold it into the weights.
 
-The rules stand in `onnx_ops.py` and `onnx_shapes.py`. An operator without one raises UnsupportedOperator: the caller
-then exports properly.
+The rules of torch's operators stand in `onnx_ops.py` and `onnx_shapes.py`; a user's is the trait `onnx` of a rule of
+his own. An operator without one raises UnsupportedOperator: the caller then exports properly.
 """
 
 from __future__ import annotations
@@ -21,9 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from passes.process.torch_private import schema_of
-
-__all__ = ["Graph", "Node", "UnsupportedOperator", "to_onnx"]
+from passes.ops.table import packet_traits, states, traits_of
+from passes.process.torch_private import OpOverload, OpOverloadPacket, schema_of
 
 OPSET = 20  # the first with Gelu; torch.onnx.export of torch 2.13 writes this one too
 
@@ -107,7 +106,7 @@ class Call:
 
     graph: Graph
     value: Callable[[Tensor], str]
-    func: Any
+    func: OpOverload
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     out: Any
@@ -145,6 +144,29 @@ class Call:
         """Shape of the (first) output."""
         out = self.out if isinstance(self.out, Tensor) else self.out[0]
         return tuple(out.shape)
+
+
+Rule = Callable[[Call], str | tuple[str, ...]]
+
+
+def rule(*packets: OpOverloadPacket) -> Callable[[Rule], Rule]:
+    """State how operators and their in-place variants are given as ONNX, where a user has not."""
+
+    def register(function: Rule) -> Rule:
+        for packet in packets:
+            if packet_traits(packet).onnx is None:
+                states(packet, onnx=function)
+            for overload in (getattr(packet, name) for name in packet.overloads()):
+                if traits_of(overload).onnx is None:  # its axes have a rule of their own
+                    states(overload, onnx=function)
+        return function
+
+    return register
+
+
+def unsupported(call: Call, why: str) -> str:
+    """Give the call up, saying why."""
+    raise UnsupportedOperator(f"{call.func} (node {call.graph.scope}) {why}")
 
 
 @cache

@@ -9,18 +9,20 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 
-from fxprune.latency.backends.onnx_graph import Call
-from fxprune.latency.backends.onnx_rules import aten, rule
+from fxprune.latency.backends.onnx_graph import Call, rule
 from passes.process.torch_private import schema_of
+
+aten = torch.ops.aten
 
 # ---- elementwise -----------------------------------------------------------------------------------------------------
 
 for _packets, _op in {
-    (aten.relu, aten.relu_): "Relu",
-    (aten.sigmoid, aten.sigmoid_): "Sigmoid",
-    (aten.tanh, aten.tanh_): "Tanh",
-    (aten.hardswish, aten.hardswish_): "HardSwish",
+    (aten.relu,): "Relu",
+    (aten.sigmoid,): "Sigmoid",
+    (aten.tanh,): "Tanh",
+    (aten.hardswish,): "HardSwish",
     (aten.exp,): "Exp",
     (aten.log,): "Log",
     (aten.sqrt,): "Sqrt",
@@ -39,8 +41,8 @@ for _packets, _op in {
     rule(*_packets)(_unary)
 
 for _packets, _op in {
-    (aten.mul, aten.mul_): "Mul",
-    (aten.div, aten.div_): "Div",
+    (aten.mul,): "Mul",
+    (aten.div,): "Div",
     (aten.maximum,): "Max",
     (aten.minimum,): "Min",
 }.items():
@@ -51,7 +53,7 @@ for _packets, _op in {
     rule(*_packets)(_binary)
 
 
-@rule(aten.add, aten.add_, aten.sub, aten.sub_, aten.rsub)
+@rule(aten.add, aten.sub, aten.rsub)
 def _add(call: Call) -> str:
     op = "Add" if call.func.overloadpacket in (aten.add, aten.add_) else "Sub"
     first, second = call.onnx("self"), call.onnx("other")
@@ -72,7 +74,7 @@ def _rsqrt(call: Call) -> str:
     return call.graph.emit("Reciprocal", call.graph.emit("Sqrt", call.onnx("self")))
 
 
-@rule(aten.silu, aten.silu_)
+@rule(aten.silu)
 def _silu(call: Call) -> str:
     value = call.onnx("self")
     return call.graph.emit("Mul", value, call.graph.emit("Sigmoid", value))
@@ -83,22 +85,22 @@ def _gelu(call: Call) -> str:
     return call.graph.emit("Gelu", call.onnx("self"), approximate=call.arg("approximate"))
 
 
-@rule(aten.mish, aten.mish_)
+@rule(aten.mish)
 def _mish(call: Call) -> str:
     return call.graph.emit("Mish", call.onnx("self"))
 
 
-@rule(aten.hardsigmoid, aten.hardsigmoid_)
+@rule(aten.hardsigmoid)
 def _hardsigmoid(call: Call) -> str:
     return call.graph.emit("HardSigmoid", call.onnx("self"), alpha=1 / 6, beta=0.5)
 
 
-@rule(aten.hardtanh, aten.hardtanh_)
+@rule(aten.hardtanh)
 def _hardtanh(call: Call) -> str:
     return _clip(call, call.arg("min_val"), call.arg("max_val"))
 
 
-@rule(aten.clamp, aten.clamp_, aten.clamp_min, aten.clamp_max)
+@rule(aten.clamp, aten.clamp_min, aten.clamp_max)
 def _clamp(call: Call) -> str:
     names = {argument.name for argument in schema_of(call.func).arguments}
     return _clip(call, call.arg("min") if "min" in names else None, call.arg("max") if "max" in names else None)
@@ -109,12 +111,12 @@ def _clip(call: Call, low: float | None, high: float | None) -> str:
     return call.graph.emit("Clip", call.onnx("self"), *bounds)
 
 
-@rule(aten.leaky_relu, aten.leaky_relu_)
+@rule(aten.leaky_relu)
 def _leaky_relu(call: Call) -> str:
     return call.graph.emit("LeakyRelu", call.onnx("self"), alpha=float(call.arg("negative_slope")))
 
 
-@rule(aten.elu, aten.elu_)
+@rule(aten.elu)
 def _elu(call: Call) -> str:
     return call.graph.emit("Elu", call.onnx("self"), alpha=float(call.arg("alpha")))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,7 +9,6 @@ from torch import Tensor, fx
 
 from fxprune.latency.backends import onnx_ops, onnx_shapes  # noqa: F401  (they register their rules)
 from fxprune.latency.backends.onnx_graph import Call, Graph, UnsupportedOperator, numpy_dtype_of
-from fxprune.latency.backends.onnx_rules import RULES
 from passes.graph.module_copies import copy_with, like
 from passes.ops import traits_of
 from passes.process.torch_private import TorchDispatchMode, pytree
@@ -64,7 +62,6 @@ class _Recorder(TorchDispatchMode):
     def __init__(self, graph: Graph) -> None:
         super().__init__()
         self.graph = graph
-        self._rules: dict[Any, Callable[..., Any]] = RULES
         self._names: dict[int, str] = {}
         self.parameters: dict[int, str] = {}
         self.kept: list[Tensor] = []  # an id is only good while its tensor lives
@@ -86,9 +83,9 @@ class _Recorder(TorchDispatchMode):
         out = func(*args, **kwargs)
         if not any(isinstance(t, Tensor) for t in pytree.tree_leaves(out)):
             return out
-        rule = self._rules.get(func.overloadpacket) or traits_of(func).onnx
+        rule = traits_of(func).onnx
         if rule is None:
-            raise UnsupportedOperator(f"{func} (node {self.graph.scope}) has no rule in fxprune.latency.onnx_ops")
+            raise UnsupportedOperator(f"{func} (node {self.graph.scope}) has no ONNX rule here")
         names = rule(Call(self.graph, self.value, func, args, kwargs, out))
         outs = (out,) if isinstance(out, Tensor) else tuple(out)
         for tensor, name in zip(outs, (names,) if isinstance(names, str) else names, strict=False):

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from fxprune.latency.backends.onnx_graph import Call
-from fxprune.latency.backends.onnx_rules import aten, rule, unsupported
+from fxprune.latency.backends.onnx_graph import Call, rule, unsupported
 from passes.process.torch_private import schema_of
+
+aten = torch.ops.aten
 
 # ---- pooling and reductions ------------------------------------------------------------------------------------------
 
@@ -216,7 +217,7 @@ def _constant(call: Call) -> str:
     return call.graph.array(np.ones(call.shape, call.numpy_dtype))
 
 
-@rule(aten.as_strided_, aten.as_strided)
+@rule(aten.as_strided)
 def _as_strided(call: Call) -> str:
     # adaptive_avg_pool2d(1) restates the strides of its result so; any other use reads memory as it lies.
     if math.prod(call.arg("self").shape) != math.prod(call.shape):

@@ -52,12 +52,12 @@ def netadapt(
     model: nn.Module | GraphModule,
     budget: float | int | Budget | Sequence[Budget] | None = None,
     *,
-    example_inputs: Any = None,
+    example_inputs: object = None,
     form: str = "auto",
     scope: str | Sequence[str] | None = None,
     train: Train | None = None,
     evaluate: Evaluate | None = None,
-    calibration: Any = None,
+    calibration: object = None,
     config: NetAdaptConfig | dict | str | Path | None = None,
     workdir: str | os.PathLike | None = None,
     resume: bool | None = None,
@@ -149,7 +149,7 @@ def netadapt(
         journal.close()
 
 
-def read_config(config: Any) -> NetAdaptConfig:
+def read_config(config: object) -> NetAdaptConfig:
     if config is None:
         return NetAdaptConfig()
     if isinstance(config, NetAdaptConfig):
@@ -163,7 +163,7 @@ def read_config(config: Any) -> NetAdaptConfig:
     )
 
 
-def read_budgets(budget: Any, config: NetAdaptConfig) -> tuple[Budget, ...]:
+def read_budgets(budget: object, config: NetAdaptConfig) -> tuple[Budget, ...]:
     """The budgets of the call, else of the configuration; two that differ are an error."""
     configured = config.target()
     if budget is None:
@@ -181,7 +181,7 @@ def read_budgets(budget: Any, config: NetAdaptConfig) -> tuple[Budget, ...]:
     return budgets
 
 
-def check_functions(train: Any, evaluate: Any) -> None:
+def check_functions(train: object, evaluate: object) -> None:
     for name, function, call in (("train", train, "train(model, steps)"), ("evaluate", evaluate, "evaluate(model)")):
         if function is not None and not callable(function):
             raise InputError(f"netadapt: {name} is a {type(function).__name__}; expected a function called as {call}.")

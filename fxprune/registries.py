@@ -45,12 +45,12 @@ class Registry:
     and where each stands, as "module:attribute".
     """
 
-    def __init__(self, kind: str, expected: str, fits: Callable[[Any], bool], built_in: Mapping[str, str]) -> None:
+    def __init__(self, kind: str, expected: str, fits: Callable[[object], bool], built_in: Mapping[str, str]) -> None:
         self.kind, self.expected, self.fits = kind, expected, fits
-        self._items: dict[str, Any] = dict(built_in)
+        self._items: dict[str, object] = dict(built_in)
         self.built_in = tuple(sorted(built_in))
 
-    def register(self, name: str, item: Any, *, override: bool = False) -> Any:
+    def register(self, name: str, item: object, *, override: bool = False) -> Any:
         """Add `item` under `name` and return it. `override`: in the place of one of that name.
 
         Raises ConfigError for a name that is taken, and for an object that is none of this kind.
@@ -79,7 +79,7 @@ class Registry:
             load_plugins()
         return name in self._items
 
-    def find(self, given: Any) -> Any:
+    def find(self, given: object) -> Any:
         """The object of that name, or the object itself. Raises ConfigError where there is none."""
         if not isinstance(given, str):
             if isinstance(given, Unloaded) or not self.fits(given):
@@ -95,7 +95,7 @@ class Registry:
             item = self._items[given] = getattr(import_module(module), attribute)
         return item
 
-    def read(self, value: Any) -> Any:
+    def read(self, value: object) -> Any:
         """A configuration's value: a name that is registered, or an object. Raises ConfigError for any other."""
         if isinstance(value, Mapping) and set(value) == {"object"}:
             return Unloaded(str(value["object"]))
@@ -123,7 +123,7 @@ class Unloaded:
         return f"the object {self.name}, which a file names; pass the object itself"
 
 
-def name_of(item: Any) -> str | dict[str, str]:
+def name_of(item: object) -> str | dict[str, str]:
     """What stands for an object in a file: a name is itself, an object ``{"object": "module.name"}``."""
     if isinstance(item, str):
         return item
@@ -133,11 +133,11 @@ def name_of(item: Any) -> str | dict[str, str]:
     return {"object": f"{named.__module__}.{named.__qualname__}"}
 
 
-def _said(item: Any) -> str:
+def _said(item: object) -> str:
     return repr(item) if isinstance(item, Unloaded) else f"a {type(item).__name__}"
 
 
-def _has(*methods: str) -> Callable[[Any], bool]:
+def _has(*methods: str) -> Callable[[object], bool]:
     return lambda item: all(callable(getattr(item, method, None)) for method in methods)
 
 

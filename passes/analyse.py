@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import fx, nn
 
 from passes.analysis.coupling import Coupling, remember
@@ -25,7 +23,7 @@ from passes.trial.module_groups import couple_module
 
 @leaves_no_trace
 @collector_paused()
-def couple(network: nn.Module, example_inputs: Any) -> Coupling:
+def couple(network: nn.Module, example_inputs: object) -> Coupling:
     """Find the groups of a network for inputs of these shapes and dtypes.
 
     network: a GraphModule, which is interpreted, or any other module, which is run: its own Python, on the meta device.
@@ -41,7 +39,7 @@ def couple(network: nn.Module, example_inputs: Any) -> Coupling:
     return couple_module(network, example_inputs)
 
 
-def couple_graph(gm: fx.GraphModule, example_inputs: Any) -> Coupling:
+def couple_graph(gm: fx.GraphModule, example_inputs: object) -> Coupling:
     """`couple` for a graph.
 
     example_inputs: a tensor, a tuple in the order of the placeholders, or a dict by placeholder name.

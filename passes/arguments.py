@@ -19,7 +19,7 @@ _WITH_VALUES = frozenset({torch.Tensor, nn.Parameter, type(None)})
 Kind = type | UnionType | tuple[type, ...]
 
 
-def is_a(value: Any, kind: Kind, where: str, expected: str, error: type[Exception] = ArgumentError) -> None:
+def is_a(value: object, kind: Kind, where: str, expected: str, error: type[Exception] = ArgumentError) -> None:
     """Raise unless `value` is an instance of `kind`; `expected` says what to pass.
 
     >>> is_a("3", int, "f: runs", "an integer")
@@ -73,7 +73,7 @@ def number(
     return found
 
 
-def got(value: Any) -> str:
+def got(value: object) -> str:
     """What a value is, in a few words: "None", "the text 'net'", "a Tensor of shape (2, 3)", "the class Net"."""
     if value is None or isinstance(value, bool):
         return str(value)
@@ -99,7 +99,7 @@ def refused(error: Exception, where: str, expected: str) -> PassError:
     return ArgumentError(f"{where}: {type(error).__name__}: {said}; expected {expected}")
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     try:
         text = repr(value)
     except ValueError:  # an integer of more digits than Python writes

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -51,7 +51,7 @@ class Analysis:
     prunable_params: float
 
 
-def analyze_model(model: nn.Module, example_inputs: Any) -> Analysis:
+def analyze_model(model: nn.Module, example_inputs: object) -> Analysis:
     """Couple and cost `model`, without its wrappers; it is not changed. Raises PassError or InputError where that
     cannot be done."""
     check_kind(model, "analyze")

@@ -28,7 +28,7 @@ class Shapes:
         return f"{' and '.join(self.texts)} ({self.origin})"
 
 
-def shapes_of(written: Sequence[str], spec: str, model: nn.Module | None = None, batches: Any = None) -> Shapes:
+def shapes_of(written: Sequence[str], spec: str, model: nn.Module | None = None, batches: object = None) -> Shapes:
     """The shapes for the model that `spec` names: as written, else of the first batch, else by the model's source.
 
     Raises SourceError where nothing says what the model takes: no shape is guessed for a model of one's own.
@@ -62,7 +62,7 @@ def torchvision_shape(name: str) -> str:
     return "1,3,16,224,224" if name in models.list_models(module=models.video) else "1,3,224,224"
 
 
-def first_batch(batches: Any) -> tuple[str, ...] | None:
+def first_batch(batches: object) -> tuple[str, ...] | None:
     """The shapes of the inputs of the first batch, with a batch size of 1; None where there are no batches.
 
     Batches are an iterable of inputs or of (inputs, labels, ...); or a DLContext or a pair or mapping that holds one.

@@ -77,7 +77,7 @@ class Job:
         """Example inputs of the shapes that the job names."""
         return example_inputs(self.inputs)
 
-    def with_inputs(self, model: nn.Module, found: Any, calibration: Any) -> Job:
+    def with_inputs(self, model: nn.Module, found: object, calibration: object) -> Job:
         """The job with its inputs' shapes, which are looked for in the data where none are written, and told."""
         shapes = shapes_of(self.inputs, self.model, model, found if first_batch(found) else calibration)
         echo(f"inputs: {shapes}", err=True)
@@ -87,11 +87,13 @@ class Job:
         """What the data's name stands for; None without any."""
         return None if self.data is None else load_data(self.data, self._image_size())
 
-    def functions(self, found: Any, model: nn.Module, config: NetAdaptConfig) -> tuple[Train | None, Evaluate | None]:
+    def functions(
+        self, found: object, model: nn.Module, config: NetAdaptConfig
+    ) -> tuple[Train | None, Evaluate | None]:
         """`train` and `evaluate` of a search, from the data; None and None without any."""
         return (None, None) if self.data is None else functions_of(found, self.data, model, config)
 
-    def calibration(self, found: Any, config: NetAdaptConfig) -> Any:
+    def calibration(self, found: object, config: NetAdaptConfig) -> Any:
         """The calibration batches that the configuration names; None where it names none."""
         spec = config.calibration or ("train" if config.bn_compensation and self.data is not None else None)
         if spec is None:
@@ -167,7 +169,7 @@ def load_data(spec: str, size: int | None) -> Any:
     return found() if callable(found) else found
 
 
-def training_batches(found: Any, spec: str | None) -> Any:
+def training_batches(found: object, spec: str | None) -> Any:
     """The training batches of what a data function returned."""
     if isinstance(found, DLContext):
         first = found.calibration if found.calibration is not None else found.train_loader
@@ -184,7 +186,7 @@ def training_batches(found: Any, spec: str | None) -> Any:
 
 
 def functions_of(
-    found: Any, spec: str, model: nn.Module, config: NetAdaptConfig
+    found: object, spec: str, model: nn.Module, config: NetAdaptConfig
 ) -> tuple[Train | None, Evaluate | None]:
     """`train` and `evaluate` from what a data function returned.
 

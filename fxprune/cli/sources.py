@@ -131,7 +131,7 @@ def _own_model(place: str, call: str) -> tuple[nn.Module, str]:
     return made, part
 
 
-def _called(function: Any, said: str, arguments: str) -> Any:
+def _called(function: Any, said: str, arguments: str) -> object:
     import inspect
 
     try:

@@ -20,7 +20,7 @@ from fxprune.resources.budgets import Budget, parse_budget, resource_name
 from passes.arguments import is_a
 
 
-def _key(default: Any, check: rule.Rule, doc: str) -> Any:
+def _key(default: object, check: rule.Rule, doc: str) -> Any:
     metadata = {"check": check, "doc": doc}
     return (
         field(default_factory=dict, metadata=metadata) if default == {} else field(default=default, metadata=metadata)
@@ -164,7 +164,7 @@ class NetAdaptConfig:
             object.__setattr__(self, name, value)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any], source: str = "NetAdaptConfig") -> NetAdaptConfig:
+    def from_dict(cls, values: Mapping[str, object], source: str = "NetAdaptConfig") -> NetAdaptConfig:
         """Read a mapping; an unknown key is an error with the nearest known name."""
         is_a(values, Mapping, source, "a mapping of keys to values, such as {'budget_ratio': 0.5}", ConfigError)
         return cls(**_checked(values, source, {}))
@@ -209,7 +209,7 @@ class NetAdaptConfig:
         return None
 
 
-def _checked(values: Mapping[str, Any], source: str, lines: Mapping[Place, int]) -> dict[str, Any]:
+def _checked(values: Mapping[str, object], source: str, lines: Mapping[Place, int]) -> dict[str, Any]:
     """The values, each put through its rule; the first fault is an error that says where it stands."""
     known = {f.name: f for f in fields(NetAdaptConfig)}
 

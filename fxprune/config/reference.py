@@ -47,7 +47,7 @@ def _inside(entries: Mapping[str, Entry], table: str) -> Iterator[Described]:
         yield from _inside(entry.check.entries, f"{table}.{name}")
 
 
-def commented_yaml(values: Mapping[str, Any]) -> str:
+def commented_yaml(values: Mapping[str, object]) -> str:
     """A configuration in which `values` stand, and every other key as a comment with its default.
 
     Each key says its meaning and its range above it. The first line names the JSON Schema for editors.
@@ -94,7 +94,7 @@ def _comment(key: Described, indent: str) -> list[str]:
     return textwrap.wrap(text, 110, initial_indent=head, subsequent_indent=head, break_long_words=False)
 
 
-def _value(value: Any) -> str:
+def _value(value: object) -> str:
     """As YAML has it, on one line."""
     return json.dumps(plain(value)) if not isinstance(value, str) else _text(value)
 

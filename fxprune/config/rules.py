@@ -49,7 +49,7 @@ def number(
     bounds = {"more than": above, "at least": least, "less than": below, "at most": most}
     said = " and ".join(f"{words} {bound:g}" for words, bound in bounds.items() if bound is not None)
 
-    def read(value: Any) -> float:
+    def read(value: object) -> float:
         if isinstance(value, str):  # YAML 1.1 takes 1e-3, which has no dot, for text
             value = float(value)
         if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
@@ -66,7 +66,7 @@ def number(
 
 
 def integer(*, least: int, most: int | None = None, also: int | None = None) -> Rule:
-    def read(value: Any) -> int:
+    def read(value: object) -> int:
         if isinstance(value, float | str) and float(value).is_integer():  # 1e4 in YAML
             value = int(float(value))
         if isinstance(value, bool) or not isinstance(value, Integral):
@@ -77,14 +77,14 @@ def integer(*, least: int, most: int | None = None, also: int | None = None) -> 
         return found
 
     said = f"an integer of at least {least}" if most is None else f"an integer from {least} to {most}"
-    schema: dict[str, Any] = {"type": "integer", **_given({"minimum": least, "maximum": most})}
+    schema: dict[str, object] = {"type": "integer", **_given({"minimum": least, "maximum": most})}
     if also is not None:
         schema = {"anyOf": [schema, {"const": also}]}
     return Rule(said + (f", or {also}" if also is not None else ""), read, schema)
 
 
 def choice(*names: str) -> Rule:
-    def read(value: Any) -> str:
+    def read(value: object) -> str:
         if value not in names:
             raise ValueError
         return value
@@ -93,7 +93,7 @@ def choice(*names: str) -> Rule:
 
 
 def flag() -> Rule:
-    def read(value: Any) -> bool:
+    def read(value: object) -> bool:
         if not isinstance(value, bool):
             raise ValueError
         return value
@@ -102,7 +102,7 @@ def flag() -> Rule:
 
 
 def text() -> Rule:
-    def read(value: Any) -> str:
+    def read(value: object) -> str:
         if not isinstance(value, str | Path) or not str(value):
             raise ValueError
         return str(value)
@@ -111,7 +111,7 @@ def text() -> Rule:
 
 
 def texts() -> Rule:
-    def read(value: Any) -> tuple[str, ...]:
+    def read(value: object) -> tuple[str, ...]:
         if value is None:
             return ()
         if isinstance(value, str) or not hasattr(value, "__iter__") or not all(isinstance(item, str) for item in value):
@@ -129,7 +129,7 @@ def listed(one: Rule) -> Rule:
 def name_sets() -> Rule:
     """Names, and lists of names."""
 
-    def read(value: Any) -> tuple[Any, ...]:
+    def read(value: object) -> tuple[Any, ...]:
         if value is None:
             return ()
         if isinstance(value, str) or not hasattr(value, "__iter__"):
@@ -141,7 +141,7 @@ def name_sets() -> Rule:
 
 
 def table(values: Rule | None = None) -> Rule:
-    def read(value: Any) -> dict[str, Any]:
+    def read(value: object) -> dict[str, Any]:
         if value is None:
             return {}
         if not isinstance(value, Mapping):
@@ -162,7 +162,7 @@ def table(values: Rule | None = None) -> Rule:
 def entries(known: Mapping[str, Entry], others: Collection[str] = ()) -> Rule:
     """A table of known names. others: names that are allowed and not looked into."""
 
-    def read(value: Any) -> dict[str, Any]:
+    def read(value: object) -> dict[str, Any]:
         if value is None:
             return {}
         if not isinstance(value, Mapping):
@@ -195,7 +195,7 @@ def entries(known: Mapping[str, Entry], others: Collection[str] = ()) -> Rule:
 
 
 def tables() -> Rule:
-    def read(value: Any) -> tuple[dict[str, Any], ...]:
+    def read(value: object) -> tuple[dict[str, Any], ...]:
         if isinstance(value, str) or not hasattr(value, "__iter__"):
             raise ValueError
         items = [item.to_dict() if hasattr(item, "to_dict") else item for item in value]
@@ -214,7 +214,7 @@ def optional(rule: Rule) -> Rule:
 
 
 def either(first: Rule, second: Rule) -> Rule:
-    def read(value: Any) -> Any:
+    def read(value: object) -> Any:
         try:
             return first.read(value)
         except (ValueError, TypeError, OverflowError):
@@ -231,7 +231,7 @@ def registered(registry: Registry) -> Rule:
     )  # fmt: skip
 
 
-def checked_by(function: Callable[[Any], Any], expected: str) -> Rule:
+def checked_by(function: Callable[[object], object], expected: str) -> Rule:
     return Rule(expected, function)
 
 
@@ -239,11 +239,11 @@ def anything(expected: str) -> Rule:
     return Rule(expected, lambda value: value)
 
 
-def _given(limits: Mapping[str, Any]) -> dict[str, Any]:
+def _given(limits: Mapping[str, object]) -> dict[str, object]:
     return {name: limit for name, limit in limits.items() if limit is not None}
 
 
-def short(value: Any) -> str:
+def short(value: object) -> str:
     """A value as an error shows it."""
     try:
         text = repr(value)
@@ -252,7 +252,7 @@ def short(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def plain(value: Any) -> Any:
+def plain(value: object) -> Any:
     """As JSON and YAML have it: lists for tuples, all the way down."""
     if isinstance(value, tuple | list):
         return [plain(item) for item in value]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from torch import nn
@@ -46,7 +45,7 @@ def rank(
     function = CRITERIA.find(criterion)
     digest = hashlib.sha256(f"{seed}/{group.name}".encode()).digest()
     with seeded(int.from_bytes(digest[:4], "little")):
-        made: Any = function(network, group, statistics=statistics)
+        made: object = function(network, group, statistics=statistics)
     if isinstance(made, Ranking):
         return made
     scores = np.asarray(made.detach().cpu() if hasattr(made, "detach") else made, dtype=np.float64)

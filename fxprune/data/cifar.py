@@ -87,7 +87,7 @@ def check_present(name: str, kind: Any, folder: Path) -> None:
         )
 
 
-def _unchecked(kind: Any, folder: Path) -> Any:
+def _unchecked(kind: Any, folder: Path) -> object:
     """The data set class for files whose checksums are not known."""
     train = [(file, None) for file, _ in kind.train_list if (folder / file).is_file()]
     test = [(file, None) for file, _ in kind.test_list]

@@ -28,7 +28,7 @@ class Loaders(NamedTuple):
 class View(Dataset):
     """Some of the images of a data set, with a transform of their own; the images themselves are not copied."""
 
-    def __init__(self, data: Any, indices: Sequence[int] | np.ndarray, transform: Transform):
+    def __init__(self, data: Dataset[Any], indices: Sequence[int] | np.ndarray, transform: Transform):
         self.data, self.indices, self.transform = data, indices, transform
 
     def __len__(self) -> int:

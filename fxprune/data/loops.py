@@ -121,7 +121,7 @@ class Sums:
         self._begun = time.perf_counter()
         self.batches = 0
 
-    def add(self, outputs: Any, labels: Tensor, loss: Tensor) -> None:
+    def add(self, outputs: object, labels: Tensor, loss: Tensor) -> None:
         logits = main_output(outputs).detach()
         best = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
         count = len(labels)
@@ -139,7 +139,7 @@ class Sums:
         return Measures(int(images), loss * share, 100 * first * share, 100 * five * share, seconds)
 
 
-def classification_loss(outputs: Any, labels: Tensor, criterion: Callable[..., Tensor]) -> Tensor:
+def classification_loss(outputs: object, labels: Tensor, criterion: Callable[..., Tensor]) -> Tensor:
     """The criterion on the logits (n, classes), and a share of it on the logits of auxiliary classifiers."""
     logits, others = main_output(outputs), auxiliary_outputs(outputs)
     targets = labels
@@ -153,7 +153,7 @@ def main_output(outputs: Any) -> Tensor:
     return outputs[0] if isinstance(outputs, tuple | list) else outputs
 
 
-def auxiliary_outputs(outputs: Any) -> list[Tensor]:
+def auxiliary_outputs(outputs: object) -> list[Tensor]:
     return [other for other in outputs[1:] if other is not None] if isinstance(outputs, tuple | list) else []
 
 
@@ -187,7 +187,7 @@ def placed(model: nn.Module, context: DLContext) -> torch.device:
     return device
 
 
-def _tell(context: DLContext, message: str, *values: Any) -> None:
+def _tell(context: DLContext, message: str, *values: object) -> None:
     """To the log; inside a search, which shows its own progress, only where all is asked for."""
     log.log(logging.INFO if context.progress else logging.DEBUG, message, *values)
 
@@ -201,7 +201,7 @@ def _finished(context: DLContext) -> bool:
     return context.max_iteration is not None and context.iteration >= context.max_iteration
 
 
-def _needed(value: Any, name: str, function: str) -> Any:
+def _needed(value: object, name: str, function: str) -> Any:
     if value is None:
         raise DataError(f"{function}: context.{name} is not set; pass {name}=... to DLContext.")
     return value

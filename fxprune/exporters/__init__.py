@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from typing import Any
 
 from torch import fx, nn
 
@@ -26,7 +25,7 @@ __all__ = ["ExportError", "ExportReport", "check_files", "export", "load", "regi
 
 def export(
     gm: nn.Module,
-    example_inputs: Any,
+    example_inputs: object,
     path: str | os.PathLike[str],
     *,
     plan: Plan | None = None,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from torch import nn
 
@@ -38,7 +37,7 @@ def fixed_batch_reason(module: nn.Module, inputs: Inputs) -> str | None:
 
 
 def agreement(
-    module: nn.Module, run: Callable[[Inputs], Any], inputs: Inputs, sizes: tuple[int, ...], tolerance: float
+    module: nn.Module, run: Callable[[Inputs], object], inputs: Inputs, sizes: tuple[int, ...], tolerance: float
 ) -> Difference:
     """The difference between `module` and `run`, the written form, at each batch size; ExportError above tolerance."""
     worst = Difference()

@@ -34,7 +34,7 @@ class Inputs:
                 return leaf.shape[self.batch_dim]
         return None
 
-    def map(self, function: Callable[[Any], Any]) -> Inputs:
+    def map(self, function: Callable[[object], object]) -> Inputs:
         """The same inputs with `function` applied to every leaf."""
         args, kwargs = pytree.tree_map(function, (self.args, self.kwargs))
         return Inputs(args, kwargs, self.batch_dim)
@@ -56,7 +56,7 @@ class Inputs:
 
         return self.map(resize)
 
-    def dynamic_shapes(self, module: nn.Module, dim: Any) -> dict[str, Any]:
+    def dynamic_shapes(self, module: nn.Module, dim: object) -> dict[str, Any]:
         """The `dynamic_shapes` of torch.export, by the names of the parameters of `module.forward`."""
         batch = self.batch_size
         named = inspect.signature(module.forward).bind(*self.args, **self.kwargs).arguments
@@ -66,7 +66,7 @@ class Inputs:
         dim = self.batch_dim if self.batch_dim >= 0 else self.batch_dim + leaf.dim()
         return dim if 0 <= dim < leaf.dim() else None
 
-    def _batched(self, leaf: Any, batch: int | None) -> bool:
+    def _batched(self, leaf: object, batch: int | None) -> bool:
         return (
             isinstance(leaf, torch.Tensor)
             and batch is not None
@@ -75,13 +75,13 @@ class Inputs:
         )
 
 
-def inputs_of(example_inputs: Any, module: nn.Module, batch_dim: int = 0) -> Inputs:
+def inputs_of(example_inputs: object, module: nn.Module, batch_dim: int = 0) -> Inputs:
     """Read a tensor, a tuple or list of arguments, or a dict of keyword arguments; tensors go to the module's device.
 
     Raises ExportError where `module.forward` does not take them.
     """
-    args: tuple[Any, ...] = ()
-    kwargs: dict[str, Any] = {}
+    args: tuple[object, ...] = ()
+    kwargs: dict[str, object] = {}
     if isinstance(example_inputs, torch.Tensor):
         args = (example_inputs,)
     elif isinstance(example_inputs, Mapping):
@@ -112,8 +112,8 @@ def inputs_of(example_inputs: Any, module: nn.Module, batch_dim: int = 0) -> Inp
 
 
 def _without_gaps(
-    bound: inspect.BoundArguments, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    bound: inspect.BoundArguments, args: tuple[object, ...], kwargs: dict[str, object]
+) -> tuple[tuple[object, ...], dict[str, object]]:
     """The same call with the defaults of arguments that it skips before its last one.
 
     torch.export (2.13) gives keywords to a graph by position: `f(x, extra=None, flag=True)` called with x and flag

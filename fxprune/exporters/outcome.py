@@ -91,13 +91,13 @@ class ExportReport:
         return "; ".join([*parts, *self.notes])
 
 
-def default_tolerance(module: torch.nn.Module, inputs: Any) -> float:
+def default_tolerance(module: torch.nn.Module, inputs: object) -> float:
     """1e-5, or what the coarsest floating dtype among parameters and inputs allows (float16 5e-3, bfloat16 5e-2)."""
     tensors = [*module.parameters(), *(leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, torch.Tensor))]
     return max((_TOLERANCE.get(tensor.dtype, _FLOAT_TOLERANCE) for tensor in tensors), default=_FLOAT_TOLERANCE)
 
 
-def difference(expected: Any, got: Any) -> Difference:
+def difference(expected: object, got: object) -> Difference:
     """Compare two outputs leaf by leaf in float64; ExportError where their number or shapes differ."""
     left, right = tensors_of(expected), tensors_of(got)
     if len(left) != len(right):
@@ -110,12 +110,12 @@ def difference(expected: Any, got: Any) -> Difference:
     return worst
 
 
-def tensors_of(outputs: Any) -> list[torch.Tensor]:
+def tensors_of(outputs: object) -> list[torch.Tensor]:
     """The tensors among the leaves of an output, in order."""
     return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, torch.Tensor)]
 
 
-def where_different(expected: Any, got: Any, tolerance: float) -> str:
+def where_different(expected: object, got: object, tolerance: float) -> str:
     """Which outputs differ by more than the tolerance, in how many elements; and whether near-ties may be why."""
     parts, few = [], True
     for position, (a, b) in enumerate(zip(tensors_of(expected), tensors_of(got), strict=True)):

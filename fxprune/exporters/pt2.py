@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import fx, nn
@@ -56,7 +55,7 @@ def exported_program(module: nn.Module, inputs: Inputs, dynamic_batch: bool = Tr
     return Exported(program, reason, () if size is None else (size,), size)
 
 
-def _export(module: nn.Module, inputs: Inputs, shapes: dict[str, Any] | None) -> torch.export.ExportedProgram:
+def _export(module: nn.Module, inputs: Inputs, shapes: dict[str, object] | None) -> torch.export.ExportedProgram:
     with warnings.catch_warnings():
         # The list of an RNN's weights that torch keeps beside its parameters; they are the same tensors.
         warnings.filterwarnings("ignore", message=r"The tensor attributes? .*_flat_weights")
@@ -114,7 +113,7 @@ def _written(
     )
 
 
-def _run(loaded: nn.Module, inputs: Inputs) -> Any:
+def _run(loaded: nn.Module, inputs: Inputs) -> object:
     try:
         return call(loaded, inputs)
     except Exception as error:  # its guards raise AssertionError, its operators whatever they raise
@@ -133,7 +132,7 @@ def without_user_data(program: torch.export.ExportedProgram) -> None:
     if program.example_inputs is not None:
         set_example_inputs(program, pytree.tree_map_only(torch.Tensor, torch.zeros_like, program.example_inputs))
     for table in program_tensors(program):
-        apart: dict[int, Any] = {}
+        apart: dict[int, object] = {}
         for name, tensor in table.items():
             if isinstance(tensor, torch.Tensor) and _is_part(tensor):
                 if id(tensor) not in apart:

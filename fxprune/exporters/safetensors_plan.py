@@ -78,7 +78,7 @@ def write_pair(state: State, plan: Plan, path: Path, overwrite: bool = False) ->
     return ExportReport("safetensors", path, (path, plan_path), notes=notes)
 
 
-def load(model: nn.Module, path: str | os.PathLike[str], example_inputs: Any = None) -> nn.Module:
+def load(model: nn.Module, path: str | os.PathLike[str], example_inputs: object = None) -> nn.Module:
     """Build the pruned network from the original model (with any weights, or none: device meta) and the written files.
 
     `path`: the `.safetensors` file or the `.json` beside it. `model` is left as it is; the result is of its class (a
@@ -120,7 +120,7 @@ def _read_plan(path: Path) -> tuple[str, Plan]:
         raise ExportError(f"{path}: {error}") from error
 
 
-def _cut(model: nn.Module, example_inputs: Any, plan: Plan, state: State, plan_path: Path) -> nn.Module:
+def _cut(model: nn.Module, example_inputs: object, plan: Plan, state: State, plan_path: Path) -> nn.Module:
     """The plan applied to the model itself."""
     dense = sharing(model)
     take_dtypes(dense, state)
@@ -133,7 +133,7 @@ def _cut(model: nn.Module, example_inputs: Any, plan: Plan, state: State, plan_p
         raise _foreign(plan_path, error, dense, state) from error
 
 
-def _pruned(model: nn.Module, example_inputs: Any, plan: Plan, state: State, plan_path: Path) -> nn.Module:
+def _pruned(model: nn.Module, example_inputs: object, plan: Plan, state: State, plan_path: Path) -> nn.Module:
     """The plan applied to the model, captured as it was, with inputs like those, or with none where that fits."""
     attempts = [_inputs(model, plan, state), None] if example_inputs is None else [example_inputs]
     faults: list[ExportError] = []
@@ -157,7 +157,7 @@ def _foreign(plan_path: Path, error: PassError, dense: nn.Module, state: State) 
     return ExportError(f"{plan_path} was made for another network: {error}{_differences(dense, state)}")
 
 
-def _inputs(model: nn.Module, plan: Plan, state: State) -> Any:
+def _inputs(model: nn.Module, plan: Plan, state: State) -> object:
     """Inputs of the shapes that the plan knows: by name where the names are known, else by position."""
     given = _zeros(model, plan)
     if len(state.inputs) != len(given) or any(name.startswith("*") for name in state.inputs):
@@ -165,11 +165,11 @@ def _inputs(model: nn.Module, plan: Plan, state: State) -> Any:
     return {name: value for name, value in zip(state.inputs, given, strict=True) if value is not None}
 
 
-def _zeros(model: nn.Module, plan: Plan) -> tuple[Any, ...]:
+def _zeros(model: nn.Module, plan: Plan) -> tuple[object, ...]:
     """Zeros of the shapes and dtypes that the plan knows, on the device of the model."""
     device = next((tensor.device for _, tensor in named_tensors(model)), torch.device("cpu"))
 
-    def zeros(leaf: Any) -> Any:
+    def zeros(leaf: object) -> Any:
         return torch.zeros(leaf.shape, dtype=leaf.dtype, device=device) if isinstance(leaf, torch.Tensor) else leaf
 
     return pytree.tree_map(zeros, example_inputs_of(plan.inputs))

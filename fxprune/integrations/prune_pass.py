@@ -96,18 +96,18 @@ class PrunePass(PassBase):
         pruned.meta[RECORD] = Pruned(result.plan, result.certificate, self.budget, result.start, result.achieved)
         return PassResult(pruned, True)
 
-    def before(self, *passes: Callable[..., Any]) -> list[Callable[..., bool]]:
+    def before(self, *passes: Callable[..., object]) -> list[Callable[..., bool]]:
         """Constraints for a PassManager: this pass runs before each of these."""
         _check_passes(passes)
         return [this_before_that_pass_constraint(self, that) for that in passes]
 
-    def after(self, *passes: Callable[..., Any]) -> list[Callable[..., bool]]:
+    def after(self, *passes: Callable[..., object]) -> list[Callable[..., bool]]:
         """Constraints for a PassManager: this pass runs after each of these."""
         _check_passes(passes)
         return [this_before_that_pass_constraint(this, self) for this in passes]
 
 
-def _check_passes(passes: tuple[Any, ...]) -> None:
+def _check_passes(passes: tuple[object, ...]) -> None:
     for that in passes:
         if not callable(that):
             raise PipelineError(f"PrunePass: got {got(that)}; expected the passes of a PassManager, which are callable")

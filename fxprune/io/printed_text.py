@@ -57,10 +57,10 @@ def terminal(stderr: bool = False) -> Console:
 class _Escaped:
     """What rich renders, with its text as it may be printed; the colours and moves that rich itself adds stay."""
 
-    def __init__(self, renderable: Any):
+    def __init__(self, renderable: object):
         self.renderable = renderable
 
-    def __rich_console__(self, console: Any, options: Any) -> Any:
+    def __rich_console__(self, console: Any, options: Any) -> object:
         from rich.segment import Segment
 
         for segment in console.render(self.renderable, options):

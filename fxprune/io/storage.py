@@ -28,7 +28,7 @@ def write_bytes(path: Path, data: bytes) -> None:
         raise refused(path, error) from error
 
 
-def write_json(path: Path, payload: dict[str, Any]) -> None:
+def write_json(path: Path, payload: dict[str, object]) -> None:
     """Write a JSON object with the SHA-256 of its content."""
     write_bytes(path, _document(payload))
 
@@ -194,9 +194,9 @@ def _lock(file: Any) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def _document(payload: dict[str, Any]) -> bytes:
+def _document(payload: dict[str, object]) -> bytes:
     return (json.dumps({"payload": payload, "sha256": _digest(payload)}, indent=1) + "\n").encode()
 
 
-def _digest(payload: Any) -> str:
+def _digest(payload: object) -> str:
     return hashlib.sha256(json.dumps(payload, sort_keys=True).encode()).hexdigest()

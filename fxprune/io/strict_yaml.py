@@ -61,7 +61,7 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[Place, int]]:
     return {**values, **tables}, lines
 
 
-def write_yaml(entries: Mapping[str, tuple[Any, str]]) -> str:
+def write_yaml(entries: Mapping[str, tuple[object, str]]) -> str:
     """`# meaning`, then `key: value`, for each entry."""
     import yaml
 
@@ -107,7 +107,7 @@ class _Sizes:
     known: dict[str, int] = field(default_factory=dict)
     around: list[_Open] = field(default_factory=lambda: [_Open()])
 
-    def add(self, size: int, anchor: str | None, mark: Any) -> None:
+    def add(self, size: int, anchor: str | None, mark: object) -> None:
         if anchor is not None:
             self.known[anchor] = size
         self.around[-1].size += size
@@ -183,7 +183,7 @@ def _places(node: Any) -> Iterator[tuple[Place, int]]:
             yield (str(key.value), entry.value), entry.start_mark.line + 1
 
 
-def _entries(node: Any) -> list[Any]:
+def _entries(node: object) -> list[Any]:
     """The nodes of a table's names; none where it is no table, or merged from another (`<<`)."""
     import yaml
 
@@ -192,7 +192,7 @@ def _entries(node: Any) -> list[Any]:
     return names if plain_names else []
 
 
-def _tables_of(node: Any, loader: Any) -> dict[str, dict[str, Any]]:
+def _tables_of(node: object, loader: Any) -> dict[str, dict[str, object]]:
     """The tables of a file by their names as they are written."""
     import yaml
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -107,7 +106,7 @@ def clone(network: nn.Module) -> nn.Module:
     """
     if isinstance(network, GraphModule):
         return copy.deepcopy(network)
-    memo: dict[int, Any] = {id(t): t.detach().clone() for t in _held_tensors(network) if not t.is_leaf}
+    memo: dict[int, object] = {id(t): t.detach().clone() for t in _held_tensors(network) if not t.is_leaf}
     return Copies(network, lambda _, tensor: copy.deepcopy(tensor, memo), memo).module(network)
 
 
@@ -118,7 +117,7 @@ def sharing(network: nn.Module) -> nn.Module:
 
 def sharing_copies(network: nn.Module, instead: nn.Module | None = None) -> Copies:
     """Copies of the modules of a network that share its tensors; those that refer to the network refer to `instead`."""
-    memo: dict[int, Any] = {id(tensor): tensor for tensor in _held_tensors(network)}
+    memo: dict[int, object] = {id(tensor): tensor for tensor in _held_tensors(network)}
     return Copies(network, lambda _, tensor: tensor, memo if instead is None else {**memo, id(network): instead})
 
 

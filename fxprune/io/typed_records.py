@@ -13,7 +13,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 T = TypeVar("T")
 
 
-def made(kind: type[T], data: Any) -> T:
+def made(kind: type[T], data: object) -> T:
     """The dataclass `kind` of a JSON object. Raises ValueError that names the field that is missing or wrong."""
     if not isinstance(data, Mapping):
         raise ValueError(f"a record of {kind.__name__} is an object, got a {type(data).__name__}")
@@ -32,7 +32,7 @@ def made(kind: type[T], data: Any) -> T:
     return kind(**{name: typed(hints[name], value, f"{kind.__name__}.{name}") for name, value in data.items()})
 
 
-def typed(hint: Any, value: Any, where: str) -> Any:
+def typed(hint: object, value: object, where: str) -> Any:
     """`value` as what `hint` says, tuples for lists. Raises ValueError that names where it stands."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (types.UnionType, Union):

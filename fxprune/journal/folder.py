@@ -191,7 +191,7 @@ class Folder:
         except Damaged as damage:
             raise JournalError(f"{damage}; resume the search to mend it.") from None
 
-    def save_result(self, result: Mapping[str, Any]) -> None:
+    def save_result(self, result: Mapping[str, object]) -> None:
         self._check()
         self._write(self.folder / "result.json", dict(result))
         self._check()
@@ -238,7 +238,7 @@ class Folder:
         for path in folder.glob("candidate-*.safetensors"):
             remove(path)
 
-    def _write(self, path: Path, payload: dict[str, Any]) -> None:
+    def _write(self, path: Path, payload: dict[str, object]) -> None:
         write_json(path, {"run": self._run, **payload})
 
     def _read(self, path: Path, *keys: str) -> dict[str, Any] | None:
@@ -256,25 +256,25 @@ class Folder:
         return None
 
 
-def _result_of(accepted: Any) -> int:
+def _result_of(accepted: object) -> int:
     if type(accepted) is not int or accepted < 0:
         raise ValueError(f"'accepted' is {accepted!r}, expected the number of a round")
     return accepted
 
 
-def _flag_of(found: Any) -> bool:
+def _flag_of(found: object) -> bool:
     if not isinstance(found, bool):
         raise ValueError(f"'met' is {found!r}, expected true or false")
     return found
 
 
-def _certificate_of(found: Any) -> dict[str, Any]:
+def _certificate_of(found: object) -> dict[str, object]:
     if not isinstance(found, dict) or not isinstance(found.get("max_error"), int | float):
         raise ValueError("'certificate' has no largest error")
     return found
 
 
-def _curves_of(found: Any) -> dict[str, Curve]:
+def _curves_of(found: object) -> dict[str, Curve]:
     if not isinstance(found, dict):
         raise ValueError("'curves' is no table of groups")
     return {str(name): Curve.from_dict(str(name), entry) for name, entry in found.items()}
@@ -286,7 +286,7 @@ _READERS: dict[str, Callable[[Any], Any]] = {
 }  # fmt: skip
 
 
-def _understood(path: Path, found: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
+def _understood(path: Path, found: dict[str, object], keys: tuple[str, ...]) -> dict[str, object]:
     """The record with its candidate or round built. Raises Damaged where an entry is missing or of a wrong form."""
     try:
         return {**found, **{key: _READERS.get(key, _as_it_is)(found[key]) for key in keys}}
@@ -294,7 +294,7 @@ def _understood(path: Path, found: dict[str, Any], keys: tuple[str, ...]) -> dic
         raise Damaged(f"{path}: the record has not the form that this version writes ({error})") from None
 
 
-def _as_it_is(value: Any) -> Any:
+def _as_it_is(value: object) -> object:
     if value is not None and not isinstance(value, str):
         raise ValueError(f"expected text or null, got {value!r}")
     return value
@@ -359,7 +359,7 @@ def _details(folder: Path) -> dict[str, Any]:
     return found["details"] if found else {}
 
 
-def _digest_of(identity: Mapping[str, Any]) -> str:
+def _digest_of(identity: Mapping[str, object]) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 

@@ -58,7 +58,7 @@ class Journal(Protocol):
     def recorded_result(self) -> dict[str, Any] | None:
         """How the search ended, if it did."""
 
-    def save_result(self, result: Mapping[str, Any]) -> None:
+    def save_result(self, result: Mapping[str, object]) -> None:
         """Remember how the search ended."""
 
     def close(self) -> None: ...
@@ -118,7 +118,7 @@ class Memory:
     def recorded_result(self) -> dict[str, Any] | None:
         return None
 
-    def save_result(self, result: Mapping[str, Any]) -> None:
+    def save_result(self, result: Mapping[str, object]) -> None:
         pass
 
     def close(self) -> None:

@@ -103,7 +103,7 @@ def _check_together(run: Run) -> None:
             raise ValueError(f"round {number} has other groups than the network")
 
 
-def _run(folder: Path, identity: dict[str, Any], details: dict[str, Any]) -> Run:
+def _run(folder: Path, identity: dict[str, object], details: dict[str, object]) -> Run:
     journal = Folder(folder, identity, None)
     rounds: list[Round] = []
     while (record := journal.recorded_round(len(rounds) + 1)) is not None:
@@ -117,17 +117,17 @@ def _run(folder: Path, identity: dict[str, Any], details: dict[str, Any]) -> Run
 def run_from(
     folder: Path,
     identity: dict[str, Any],
-    details: dict[str, Any],
+    details: dict[str, object],
     journal: Any,
     rounds: tuple[Round, ...],
     unfinished: tuple[Candidate, ...],
-    result: dict[str, Any] | None,
+    result: dict[str, object] | None,
     baseline: float,
     damage: tuple[str, ...] = (),
 ) -> Run:
     """A run from its identity and details (`fxprune.journal.run_identity`), which are checked, and its records."""
 
-    def kept(name: str, hint: Any) -> Any:
+    def kept(name: str, hint: object) -> Any:
         return typed(hint, details[name], name)
 
     return Run(

@@ -78,7 +78,7 @@ def candidate_to_dict(candidate: Candidate) -> dict[str, Any]:
     return asdict(candidate)
 
 
-def candidate_from_dict(data: Any) -> Candidate:
+def candidate_from_dict(data: object) -> Candidate:
     """Raises ValueError where `data` is no record of a candidate."""
     return made(Candidate, data)
 
@@ -87,7 +87,7 @@ def round_to_dict(record: Round) -> dict[str, Any]:
     return asdict(record)
 
 
-def round_from_dict(data: Any) -> Round:
+def round_from_dict(data: object) -> Round:
     """Raises ValueError where `data` is no record of a round."""
     found = made(Round, data)
     if found.chosen not in {candidate.index for candidate in found.candidates}:

@@ -31,7 +31,7 @@ class Restored:
     example_inputs: Any
 
 
-def restored(run: Run, model: nn.Module, example_inputs: Any = None, round: int | None = None) -> Restored:
+def restored(run: Run, model: nn.Module, example_inputs: object = None, round: int | None = None) -> Restored:
     """The network of a round; None is the round that the search returned, 0 the unpruned network.
 
     `model` is the original one, with any weights; `example_inputs` may be left out once a round is finished.

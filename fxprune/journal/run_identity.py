@@ -102,7 +102,7 @@ def details_of(problem: Problem) -> dict[str, Any]:
     )
 
 
-def adopted(identity: Mapping[str, Any], stored: Mapping[str, Any]) -> dict[str, Any]:
+def adopted(identity: Mapping[str, object], stored: Mapping[str, object]) -> dict[str, Any]:
     """The identity of a run with the number of threads that the stored one began with: going on takes that number,
     since another would end in another network."""
     threads = stored.get("threads")
@@ -143,11 +143,11 @@ def check_same(folder: Path, stored: Mapping[str, Any], now: Mapping[str, Any]) 
         )
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = value if isinstance(value, str) else json.dumps(value)
     return f"{text[:12]}..." if isinstance(value, str) and len(text) in (32, 64) else text
 
 
-def _named(value: Any) -> str:
+def _named(value: object) -> str:
     """A function in a configuration (a phone's `measure`) by its name: its address changes from run to run."""
     return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__qualname__)}"

@@ -13,7 +13,7 @@ A budget alone is enough: `netadapt(model, Budget("latency", ratio=0.5), ...)` d
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from fxprune.latency.device import Setting
@@ -57,7 +57,7 @@ __all__ = [
 ]  # fmt: skip
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     for home, names in _HOMES.items():
         if name in names.split():
             return getattr(importlib.import_module(f"fxprune.latency.{home}"), name)

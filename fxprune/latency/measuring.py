@@ -50,7 +50,7 @@ def width_grid(coupling: Coupling, step: int | None = None, least: int | None = 
 
 def build_table(
     model: nn.Module,
-    example_inputs: Any,
+    example_inputs: object,
     *,
     backend: str = "onnxruntime",
     threads: int = 1,
@@ -76,7 +76,7 @@ def build_table(
 
 def latency_model(
     model: nn.Module,
-    example_inputs: Any,
+    example_inputs: object,
     *,
     table: LatencyTable | str | Path | None = None,
     foreign: bool = False,
@@ -104,7 +104,7 @@ def latency_model(
 def latency_resource(
     gm: fx.GraphModule,
     coupling: Coupling,
-    example_inputs: Any,
+    example_inputs: object,
     *,
     table: LatencyTable | str | Path | None = None,
     foreign: bool = False,
@@ -133,7 +133,7 @@ def latency_resource(
 
 def measure_latency_ms(
     gm: fx.GraphModule,
-    example_inputs: Any,
+    example_inputs: object,
     *,
     backend: str = "onnxruntime",
     threads: int = 1,
@@ -146,7 +146,7 @@ def measure_latency_ms(
     return find(backend, threads, device, measure).time(gm, example_inputs, None, repeats)
 
 
-def _coupled(model: nn.Module, example_inputs: Any) -> tuple[fx.GraphModule, Coupling]:
+def _coupled(model: nn.Module, example_inputs: object) -> tuple[fx.GraphModule, Coupling]:
     gm = model if isinstance(model, fx.GraphModule) else capture(model, example_inputs)
     return gm, couple(gm, example_inputs)
 

@@ -125,11 +125,11 @@ class MeasuredLatency(LatencyModel):
     reference: Reference | None = None
     dense_ms: float = 0.0
 
-    def measure(self, network: nn.Module, example_inputs: Any) -> float:
+    def measure(self, network: nn.Module, example_inputs: object) -> float:
         """Milliseconds of a whole network."""
         return self.timing(network, example_inputs).ms
 
-    def timing(self, network: nn.Module, example_inputs: Any, repeats: int = 40) -> Timing:
+    def timing(self, network: nn.Module, example_inputs: object, repeats: int = 40) -> Timing:
         """Milliseconds of a whole network, timed in turns with the dense one: their ratio outlives any drift."""
         assert self.backend is not None, "a MeasuredLatency is made with a backend"
         if self.reference is None or not isinstance(self.backend, Timed):

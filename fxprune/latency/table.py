@@ -214,7 +214,7 @@ def merge_files(paths: Iterable[str | Path]) -> LatencyTable:
     return result
 
 
-def _checksum(content: Any) -> str:
+def _checksum(content: object) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 

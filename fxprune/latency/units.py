@@ -141,7 +141,7 @@ def _static(gm: fx.GraphModule, node: fx.Node) -> str:
     return ", ".join([*map(str, plain), *(f"{k}={v}" for k, v in sorted(node.kwargs.items()) if _plain(v))])
 
 
-def _plain(value: Any) -> bool:
+def _plain(value: object) -> bool:
     if isinstance(value, (tuple, list)):
         return all(_plain(item) for item in value)
     return isinstance(value, (int, float, str, bool))
@@ -187,7 +187,7 @@ def _compiled(polynomial: Polynomial, groups: int) -> Any:
     return Compiled(polynomial, groups)
 
 
-def extract(gm: fx.GraphModule, nodes: Sequence[str], example_inputs: Sequence[Any]) -> tuple[fx.GraphModule, tuple]:
+def extract(gm: fx.GraphModule, nodes: Sequence[str], example_inputs: Sequence[object]) -> tuple[fx.GraphModule, tuple]:
     """A unit of `gm` as a network of its own, with random inputs of the right shapes.
 
     Its outputs are the values that the rest of the graph uses.
@@ -229,7 +229,7 @@ def _needed(chosen: Sequence[fx.Node], inside: set[str]) -> Iterator[fx.Node]:
             yield from visit(source)
 
 
-def _shapes(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> dict[str, Any]:
+def _shapes(gm: fx.GraphModule, example_inputs: Sequence[object]) -> dict[str, object]:
     """Every node's value on the meta device."""
     if not all("val" in node.meta for node in gm.graph.nodes if node.op != "output"):
         from passes import couple

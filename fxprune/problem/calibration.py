@@ -6,7 +6,6 @@ import hashlib
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +31,7 @@ class Calibration:
     digest: str
 
 
-def calibration_of(dense: nn.Module, coupling: Coupling, batches: Any, most: int = 4096) -> Calibration:
+def calibration_of(dense: nn.Module, coupling: Coupling, batches: object, most: int = 4096) -> Calibration:
     """The first batches of a caller, up to `most` samples, checked; the last fifth of the samples is held out.
 
     Raises InputError where there is none, one does not fit, or a single sample would have to serve for both.

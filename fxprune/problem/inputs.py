@@ -44,7 +44,7 @@ class Analysed:
     note: str = ""
 
 
-def analysed(model: Any, example_inputs: Any, form: str = "auto") -> Analysed:
+def analysed(model: object, example_inputs: object, form: str = "auto") -> Analysed:
     """Couple a network in a form: "module" is the module itself, "graph" the graph that is captured from it.
 
     "auto" is the form of what came in: a GraphModule is a graph. A module that cannot be analysed by running it is
@@ -101,7 +101,7 @@ def check_kind(model: nn.Module, who: str = "netadapt") -> None:
         )
 
 
-def _captured_instead(model: nn.Module, example_inputs: Any, refused: PassError) -> Analysed:
+def _captured_instead(model: nn.Module, example_inputs: object, refused: PassError) -> Analysed:
     try:
         network, coupling = _graph(model, example_inputs)
     except (PassError, InputError):
@@ -111,7 +111,7 @@ def _captured_instead(model: nn.Module, example_inputs: Any, refused: PassError)
     return Analysed(network, coupling, example_inputs, "graph", modes_of(model), note=note)
 
 
-def graph_like(network: nn.Module, coupling: Coupling, example_inputs: Any) -> tuple[GraphModule, Coupling]:
+def graph_like(network: nn.Module, coupling: Coupling, example_inputs: object) -> tuple[GraphModule, Coupling]:
     """The graph of a module, from which a latency table is made, with the groups that the module has."""
     try:
         gm, own = _graph(network, example_inputs)
@@ -129,7 +129,7 @@ def graph_like(network: nn.Module, coupling: Coupling, example_inputs: Any) -> t
     return gm, own
 
 
-def _graph(model: nn.Module, example_inputs: Any) -> tuple[GraphModule, Coupling]:
+def _graph(model: nn.Module, example_inputs: object) -> tuple[GraphModule, Coupling]:
     gm = capture(model, example_inputs)
     if not any(node.op not in ("placeholder", "output", "get_attr") for node in gm.graph.nodes):
         raise InputError("netadapt: the graph is empty: it holds no operation, so there is nothing to prune.")
@@ -161,7 +161,7 @@ def inputs_from_meta(model: nn.Module) -> tuple[torch.Tensor, ...]:
     return tuple(found)
 
 
-def coupled(network: nn.Module, example_inputs: Any) -> Coupling:
+def coupled(network: nn.Module, example_inputs: object) -> Coupling:
     """The analysis of a module or graph; inputs that it does not take are an error that says so."""
     try:
         return couple(network, example_inputs)
@@ -175,7 +175,7 @@ def coupled(network: nn.Module, example_inputs: Any) -> Coupling:
         ) from error
 
 
-def described(example_inputs: Any) -> str:
+def described(example_inputs: object) -> str:
     """The inputs in words: shapes and types."""
     if isinstance(example_inputs, torch.Tensor):
         return f"{tuple(example_inputs.shape)} {str(example_inputs.dtype).removeprefix('torch.')}"

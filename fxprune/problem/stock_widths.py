@@ -55,7 +55,7 @@ class StockWidths:
     explicit: Mapping[Place, int] = field(default_factory=dict)
     excluded: Mapping[str, str] = field(default_factory=dict)
 
-    def configured(self, config: Any, widths: Mapping[str, int]) -> Any:
+    def configured(self, config: object, widths: Mapping[str, int]) -> Any:
         """A new configuration that states `widths`. Raises what its class raises for numbers that it refuses."""
         scales: dict[Place, Fraction] = {}
         for first, places in self.places.items():
@@ -64,7 +64,7 @@ class StockWidths:
         return _changed(config, self.explicit, scales)
 
 
-def stock_widths(network: nn.Module, coupling: Coupling, example_inputs: Any) -> StockWidths:
+def stock_widths(network: nn.Module, coupling: Coupling, example_inputs: object) -> StockWidths:
     """The groups that the model's own configuration can state. Raises InputError where it has none."""
     config = getattr(network, "config", None)
     if config is None or not callable(getattr(config, "to_dict", None)) or not hasattr(network, "save_pretrained"):
@@ -81,7 +81,7 @@ def stock_widths(network: nn.Module, coupling: Coupling, example_inputs: Any) ->
     return search.run()
 
 
-def state_widths(model: nn.Module, stock: StockWidths, widths: Mapping[str, int], example_inputs: Any) -> None:
+def state_widths(model: nn.Module, stock: StockWidths, widths: Mapping[str, int], example_inputs: object) -> None:
     """Write `widths` into the model's configuration.
 
     Raises InputError where the stock class of these widths computes something else.
@@ -105,11 +105,11 @@ def state_widths(model: nn.Module, stock: StockWidths, widths: Mapping[str, int]
 class _Search:
     """Finds bundles one after the other; a group belongs to one at most."""
 
-    def __init__(self, network: nn.Module, coupling: Coupling, example_inputs: Any) -> None:
+    def __init__(self, network: nn.Module, coupling: Coupling, example_inputs: object) -> None:
         self.network, self.coupling, self.example = network, coupling, example_inputs
         self.shapes = _shapes(network)
         self.explicit: dict[Place, int] = {}
-        self._built: dict[tuple[Any, ...], Shapes | None] = {}
+        self._built: dict[tuple[object, ...], Shapes | None] = {}
         named = block_sets(coupling)
         alone = [(name,) for name in coupling.widths if not any(name in names for names in named)]
         self.layers: list[tuple[str, ...]] = [*named, *alone]
@@ -264,7 +264,7 @@ class _Search:
         return True
 
 
-def _differs(cut: nn.Module, config: Any, example_inputs: Any) -> str:
+def _differs(cut: nn.Module, config: object, example_inputs: object) -> str:
     """Why the stock class with these weights is another function than the cut network, or ""."""
     stock = type(cut)(copy.deepcopy(config))
     stock.load_state_dict(cut.state_dict())
@@ -284,13 +284,13 @@ def _wide(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.double() if tensor.is_floating_point() else tensor
 
 
-def _called(network: nn.Module, inputs: Any) -> Any:
+def _called(network: nn.Module, inputs: object) -> object:
     if isinstance(inputs, Mapping):
         return network(**inputs)
     return network(*inputs) if isinstance(inputs, tuple | list) else network(inputs)
 
 
-def _built(network: nn.Module, config: Any) -> nn.Module:
+def _built(network: nn.Module, config: object) -> nn.Module:
     with torch.device("meta"):
         return type(network)(copy.deepcopy(config))
 
@@ -307,7 +307,7 @@ def _shapes_or_none(network: nn.Module, explicit: Mapping[Place, int]) -> Shapes
         return None
 
 
-def _changed(config: Any, explicit: Mapping[Place, int], scales: Mapping[Place, Fraction]) -> Any:
+def _changed(config: Any, explicit: Mapping[Place, int], scales: Mapping[Place, Fraction]) -> object:
     """A copy of a configuration with some numbers stated and some scaled. Raises what its class raises for them."""
     made = copy.deepcopy(config)
     for place, value in explicit.items():
@@ -321,7 +321,7 @@ def _changed(config: Any, explicit: Mapping[Place, int], scales: Mapping[Place, 
     return made
 
 
-def _places(config: Any, kinds: type | tuple[type, ...], path: Place = ()) -> Iterator[Place]:
+def _places(config: object, kinds: type | tuple[type, ...], path: Place = ()) -> Iterator[Place]:
     """Where a configuration, or one inside of it, holds a value of these types."""
     for name, value in sorted(vars(config).items()):
         if callable(getattr(value, "to_dict", None)):
@@ -330,13 +330,13 @@ def _places(config: Any, kinds: type | tuple[type, ...], path: Place = ()) -> It
             yield (*path, name)
 
 
-def _holder(config: Any, place: Place) -> Any:
+def _holder(config: object, place: Place) -> object:
     for name in place[:-1]:
         config = getattr(config, name)
     return config
 
 
-def _scaled(config: Any, place: Place, scale: Fraction) -> int | float | None:
+def _scaled(config: object, place: Place, scale: Fraction) -> int | float | None:
     """A number of the configuration, scaled; None where it would be no whole one any more, or zero."""
     value: int | float | None = getattr(_holder(config, place), place[-1])
     if isinstance(value, float):
@@ -345,7 +345,7 @@ def _scaled(config: Any, place: Place, scale: Fraction) -> int | float | None:
     return int(made) if made.denominator == 1 and made > 0 else None
 
 
-def _put(config: Any, place: Place, value: int | float) -> None:
+def _put(config: object, place: Place, value: int | float) -> None:
     setattr(_holder(config, place), place[-1], value)
 
 

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from typing import Any
 
 from torch import nn
 
@@ -163,7 +162,7 @@ def matches(name: str, pattern: str) -> bool:
     return name == pattern or fnmatchcase(name, pattern) or name.startswith(f"{pattern}.")
 
 
-def is_type(module: Any, name: str) -> bool:
+def is_type(module: object, name: str) -> bool:
     return module is not None and type(module).__name__.lower() == name.lower()
 
 

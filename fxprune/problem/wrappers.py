@@ -29,7 +29,7 @@ class Wrapping:
             network.training = training
         return network
 
-    def inside(self, function: Callable[..., Any] | None) -> Callable[..., Any] | None:
+    def inside(self, function: Callable[..., object] | None) -> Callable[..., Any] | None:
         """A `train` or `evaluate` of the wrapped network as one of the bare network."""
         return function if function is None or not self.around else Inside(function, self)
 
@@ -41,7 +41,7 @@ class Inside:
     function: Callable[..., Any]
     wrapping: Wrapping
 
-    def __call__(self, network: nn.Module, *more: Any) -> Any:
+    def __call__(self, network: nn.Module, *more: object) -> object:
         return self.function(self.wrapping(network), *more)
 
 

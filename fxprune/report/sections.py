@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any
 
 from fxprune.journal.read_run import Run
 from fxprune.journal.records import Candidate, Round
@@ -226,7 +225,7 @@ def certificate(run: Run) -> Markup:
         return joined(
             [head, element("p", "The search is not finished; the network that it returns is certified at its end.")]
         )
-    found: dict[str, Any] = run.result["certificate"]
+    found: dict[str, object] = run.result["certificate"]
     done = (
         "as trained, was embedded in the dense one and run beside it"
         if found.get("trained")

@@ -63,7 +63,7 @@ class Budget:
         return {"resource": self.resource, **amount}
 
 
-def resource_name(name: Any) -> str:
+def resource_name(name: object) -> str:
     """The canonical name of a resource; an unknown one is an error with the nearest known name.
 
     >>> resource_name("weights")
@@ -79,7 +79,7 @@ def resource_name(name: Any) -> str:
     return name
 
 
-def parse_budget(budget: Any) -> tuple[Budget, ...]:
+def parse_budget(budget: object) -> tuple[Budget, ...]:
     """Read every way to write a budget into one tuple of Budgets.
 
     A float in (0, 1] is a share of the FLOPs, an int an absolute number of FLOPs, a Budget itself, a mapping the
@@ -101,7 +101,7 @@ def parse_budget(budget: Any) -> tuple[Budget, ...]:
     return (_parse_one(budget),)
 
 
-def _parse_one(budget: Any) -> Budget:
+def _parse_one(budget: object) -> Budget:
     if isinstance(budget, Budget):
         return budget
     if isinstance(budget, Mapping):
@@ -122,7 +122,7 @@ def _parse_one(budget: Any) -> Budget:
     )
 
 
-def _checked_ratio(ratio: Any, where: str) -> float:
+def _checked_ratio(ratio: object, where: str) -> float:
     if isinstance(ratio, bool) or not isinstance(ratio, Real):
         raise BudgetTypeError(f"{where}: got {ratio!r}, a {type(ratio).__name__}; expected a number in (0, 1].")
     ratio = _as_float(ratio)
@@ -134,7 +134,7 @@ def _checked_ratio(ratio: Any, where: str) -> float:
     return ratio
 
 
-def _checked_value(value: Any, resource: str) -> float:
+def _checked_value(value: object, resource: str) -> float:
     where = f"Budget({resource!r}, value=...)"
     if isinstance(value, bool) or not isinstance(value, Real):
         raise BudgetTypeError(f"{where}: got {value!r}, a {type(value).__name__}; expected {unit_of(resource)}.")

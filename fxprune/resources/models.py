@@ -39,7 +39,7 @@ class MeasuredResource(Resource, Protocol):
     in place of the resource, and stops by the measured value.
     """
 
-    def measure(self, network: nn.Module, example_inputs: Any) -> float:
+    def measure(self, network: nn.Module, example_inputs: object) -> float:
         """Measure the network on the device, in `unit`."""
 
     def calibrated(self, predicted: float, measured: float) -> MeasuredResource:

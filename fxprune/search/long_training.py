@@ -108,11 +108,11 @@ class FineTuned:
 
 def finetune(
     source: nn.Module | NetAdaptResult | str | Path,
-    batches: Any,
+    batches: object,
     *,
     round: int | None = None,
     model: nn.Module | None = None,
-    example_inputs: Any = None,
+    example_inputs: object = None,
     evaluate: Evaluate | None = None,
     epochs: int = 30,
     lr: float = 0.05,
@@ -120,7 +120,7 @@ def finetune(
     weight_decay: float = 1e-4,
     warmup: float = 1.0,
     optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer] | None = None,
-    loss: Callable[[Any, Any], Tensor] | None = None,
+    loss: Callable[[object, object], Tensor] | None = None,
     distill: float = 0.0,
     temperature: float = 4.0,
     teacher: nn.Module | None = None,
@@ -196,7 +196,7 @@ class _Start:
     prove: Callable[[], Certificate] | None = None
 
 
-def _start(source: Any, round: int | None, model: nn.Module | None, example_inputs: Any) -> _Start:
+def _start(source: object, round: int | None, model: nn.Module | None, example_inputs: object) -> _Start:
     if isinstance(source, NetAdaptResult):
         return _start_of(source, source.accepted if round is None else round)
     if isinstance(source, str | Path):
@@ -224,10 +224,10 @@ def _start_of(result: NetAdaptResult, number: int) -> _Start:
 
 def _epochs(
     network: nn.Module,
-    batches: Any,
+    batches: object,
     context: DLContext,
     optimizer: torch.optim.Optimizer,
-    objective: Callable[[Any, Any, Any], Tensor],
+    objective: Callable[[object, object, object], Tensor],
     evaluate: Evaluate | None,
     epochs: int,
     warmup: float,
@@ -237,9 +237,9 @@ def _epochs(
     device = device_of(network, context)
     length = len(batches) if hasattr(batches, "__len__") else None
     move = partial(Tensor.to, device=device, non_blocking=True)
-    tried: list[Any] = []
+    tried: list[object] = []
 
-    def loss(batch: tuple[Any, Any]) -> Tensor:
+    def loss(batch: tuple[object, object]) -> Tensor:
         inputs, targets = pytree.tree_map_only(Tensor, move, batch)
         tried[:] = inputs, targets
         with autocast(context, device):
@@ -279,7 +279,7 @@ def _epochs(
     return chosen, scores, losses
 
 
-def _first_batch_fails(error: Exception, inputs: Any, targets: Any) -> InputError:
+def _first_batch_fails(error: Exception, inputs: object, targets: object) -> InputError:
     said = (str(error).strip().splitlines() or [""])[0][:500]
     return InputError(
         f"finetune: the network or the loss fails on the first batch (inputs: {described(inputs)}; targets: "
@@ -287,7 +287,7 @@ def _first_batch_fails(error: Exception, inputs: Any, targets: Any) -> InputErro
     )
 
 
-def _called(network: nn.Module, inputs: Any) -> Any:
+def _called(network: nn.Module, inputs: object) -> object:
     """The outputs for a batch: a tuple holds positional arguments, a dict keywords, all else is one argument."""
     if isinstance(inputs, dict):
         return network(**inputs)
@@ -295,9 +295,9 @@ def _called(network: nn.Module, inputs: Any) -> Any:
 
 
 def _objective(
-    loss: Callable[[Any, Any], Tensor], teacher: nn.Module | None, distill: float, temperature: float
+    loss: Callable[[object, object], Tensor], teacher: nn.Module | None, distill: float, temperature: float
 ) -> Callable[[Any, Any, Any], Tensor]:
-    def objective(outputs: Any, inputs: Tensor, targets: Any) -> Tensor:
+    def objective(outputs: object, inputs: Tensor, targets: object) -> Tensor:
         if teacher is None or not distill:
             return loss(outputs, targets)
         with torch.no_grad():
@@ -311,7 +311,7 @@ def _objective(
     return objective
 
 
-def _unlabelled(network: nn.Module, batches: Any) -> Iterator[tuple[Any, Any]]:
+def _unlabelled(network: nn.Module, batches: object) -> Iterator[tuple[object, object]]:
     """The inputs of each batch as a tuple of arguments or a dict of keywords; labels, where there are some, beside."""
     try:
         for batch in batches_of(network, batches):
@@ -345,7 +345,7 @@ def _checked(
         raise InputError(f"finetune: temperature is {temperature}; expected more than 0.")
 
 
-def _checked_functions(**functions: Any) -> None:
+def _checked_functions(**functions: object) -> None:
     for name, function in functions.items():
         if function is not None and not callable(function):
             raise InputError(f"finetune: {name}: got {got(function)}; expected a function.")

@@ -59,7 +59,7 @@ class NetAdaptPruner:
     `prune()` found; `plan`, the kept units of the current network.
     """
 
-    def __init__(self, model: nn.Module, dummy_input: Any, config: Any, context: DLContext):
+    def __init__(self, model: nn.Module, dummy_input: object, config: object, context: DLContext):
         is_a(model, nn.Module, "NetAdaptPruner: model", "a torch.nn.Module", InputError)
         is_a(context, DLContext, "NetAdaptPruner: context", "a DLContext with train_func and validate_func", InputError)
         model = unwrapped(model)[0]
@@ -227,11 +227,11 @@ def become(model: nn.Module, network: nn.Module) -> None:
         model.graph = network.graph  # type: ignore[assignment]  # it now belongs to the model
 
 
-def _arguments(dummy_input: Any) -> Any:
+def _arguments(dummy_input: Any) -> object:
     return tuple(dummy_input) if isinstance(dummy_input, list) else dummy_input
 
 
-def _read(config: Any, context: DLContext) -> NetAdaptConfig:
+def _read(config: object, context: DLContext) -> NetAdaptConfig:
     """The configuration; what TinyNN lets it carry for the context goes there, as long as the context has none."""
     if isinstance(config, NetAdaptConfig):
         return config

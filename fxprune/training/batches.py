@@ -9,7 +9,7 @@ from fxprune.errors import InputError
 from passes.arguments import got
 
 
-def check_iterable(batches: Any, where: str) -> None:
+def check_iterable(batches: object, where: str) -> None:
     if isinstance(batches, str | bytes) or not (isinstance(batches, Iterable) or hasattr(batches, "__getitem__")):
         raise InputError(f"{where}: got {got(batches)}; expected batches of (inputs, targets), such as a DataLoader.")
 

@@ -160,7 +160,7 @@ def _described_tensors(network: nn.Module) -> dict[str, tuple | None]:
     }
 
 
-def score_of(value: Any) -> float:
+def score_of(value: object) -> float:
     """What `evaluate` returned, as a finite float; anything else is an error that says what it should return."""
     expected = "it must return one number, higher is better"
     if isinstance(value, Tensor | np.ndarray | np.generic):
@@ -176,7 +176,7 @@ def score_of(value: Any) -> float:
     return float(value)
 
 
-def checked_seed(seed: Any, where: str) -> int:
+def checked_seed(seed: object, where: str) -> int:
     """A seed that Python, NumPy and torch all take, as an int; anything else is an error before any work."""
     if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= int(seed) <= MOST_SEED:
         raise InputError(f"{where}: seed is {seed!r}; expected an integer from 0 to {MOST_SEED}.")
@@ -211,7 +211,7 @@ def seeded(seed: int) -> Iterator[None]:
             cudnn.deterministic, cudnn.benchmark = chosen
 
 
-def begin_anew(loader: Any) -> None:
+def begin_anew(loader: object) -> None:
     """Let a loader draw from the candidate's seed, whatever was drawn from it before.
 
     Its own generators are seeded, and workers that outlive an epoch are started again.

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 TrainFunction = Callable[[nn.Module, "DLContext"], Any]
 ValidateFunction = Callable[[nn.Module, "DLContext"], float]
+
+
+class Scheduler(Protocol):
+    """What changes learning rates when it is asked to: any of torch's, or a user's own."""
+
+    def step(self) -> object: ...
 
 
 class DLContext:
@@ -31,26 +37,26 @@ class DLContext:
 
     def __init__(
         self,
-        train_loader: Any = None,
-        train_sampler: Any = None,
-        val_loader: Any = None,
-        criterion: Callable[..., Any] | None = None,
+        train_loader: object = None,
+        train_sampler: object = None,
+        val_loader: object = None,
+        criterion: Callable[..., object] | None = None,
         optimizer: torch.optim.Optimizer | None = None,
-        scheduler: Any = None,
-        iter_scheduler: Any = None,
-        warmup_scheduler: Any = None,
+        scheduler: Scheduler | None = None,
+        iter_scheduler: Scheduler | None = None,
+        warmup_scheduler: Scheduler | None = None,
         epoch: int = 0,
         max_epoch: int | None = None,
         iteration: int = 0,
         warmup_iteration: int = 0,
         max_iteration: int | None = None,
-        gpu: Any = None,
+        gpu: object = None,
         device: torch.device | str | None = None,
-        grad_scaler: Any = None,
+        grad_scaler: torch.amp.GradScaler | None = None,
         print_freq: int = 50,
         train_func: TrainFunction | None = None,
         validate_fun: ValidateFunction | None = None,
-        custom_args: dict[str, Any] | None = None,
+        custom_args: dict[str, object] | None = None,
         *,
         validate_func: ValidateFunction | None = None,
         best_acc: float = 0.0,
@@ -58,7 +64,7 @@ class DLContext:
         amp: bool | torch.dtype | None = None,
         channels_last: bool = False,
         progress: bool = True,
-        calibration: Any = None,
+        calibration: object = None,
     ) -> None:
         if validate_fun is not None and validate_func is not None and validate_fun is not validate_func:
             raise TypeError("DLContext: got validate_fun and validate_func, which are two names of one function.")
@@ -117,7 +123,7 @@ def device_of(model: nn.Module, context: DLContext) -> torch.device:
     return next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     if isinstance(value, bool | int | float | str | torch.device | torch.dtype):
         return repr(value)
     return getattr(value, "__name__", type(value).__name__)

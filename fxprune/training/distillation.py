@@ -20,7 +20,7 @@ from passes.statistics.divergence import classes_of, tensors_out
 Loss = Callable[[Any, Any], Tensor]
 
 
-def output_loss(student: Any, teacher: Any, temperature: float = 4.0) -> Tensor:
+def output_loss(student: object, teacher: object, temperature: float = 4.0) -> Tensor:
     """How far a student's outputs are from the teacher's, whatever they are made of: 0 for equal ones.
 
     Every floating-point tensor of the outputs counts the same: scores of classes (the last dimension; of maps and other
@@ -46,7 +46,7 @@ def output_loss(student: Any, teacher: Any, temperature: float = 4.0) -> Tensor:
 
 
 def distil(
-    student: nn.Module, teacher: nn.Module, batches: Iterable[Any], steps: int, *, lr: float = 0.02,
+    student: nn.Module, teacher: nn.Module, batches: Iterable[object], steps: int, *, lr: float = 0.02,
     temperature: float = 4.0, momentum: float = 0.9, weight_decay: float = 1e-4, warmup: float = 0.1,
     loss: Loss | None = None, labels: float = 0.1, seed: int = 0, progress: Callable[[int, float], None] | None = None,
 ) -> nn.Module:  # fmt: skip

@@ -72,8 +72,8 @@ def watched(limit_s: float | None = None) -> Iterator[Ending]:
                 signal.signal(number, handler)
 
 
-def _noting(found: Ending, handler: Callable[[int, Any], Any]) -> Callable[[int, Any], Any]:
-    def noting(number: int, frame: Any) -> Any:
+def _noting(found: Ending, handler: Callable[[int, Any], Any]) -> Callable[[int, object], object]:
+    def noting(number: int, frame: object) -> Any:
         try:
             return handler(number, frame)
         except BaseException as error:
@@ -91,7 +91,7 @@ def _alarm(found: Ending, limit_s: float | None) -> Iterator[None]:
         return
     running = True
 
-    def ring(number: int, frame: Any) -> None:
+    def ring(number: int, frame: object) -> None:
         if running:
             found.late = True
             raise OutOfTime

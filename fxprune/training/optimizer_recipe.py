@@ -115,7 +115,7 @@ class InertOptimizer(Optimizer):
     _opt_called = True
 
 
-def with_inert_optimizer(scheduler: Any) -> Any:
+def with_inert_optimizer(scheduler: object) -> Any:
     """A copy of a scheduler whose steps change no learning rate that anything is trained with."""
     owner = getattr(scheduler, "optimizer", None)
     memo = {id(owner): InertOptimizer(owner)} if isinstance(owner, Optimizer) else {}

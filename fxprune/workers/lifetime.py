@@ -103,7 +103,7 @@ def _ending_command_lines() -> Iterator[None]:
                 spawn.get_command_line = _plain_command_line
 
 
-def _command_line(**given: Any) -> list[str]:
+def _command_line(**given: object) -> list[str]:
     line = _plain_command_line(**given)
     ends = getattr(_here, "starts", False) or _searching == (os.getpid(), threading.get_ident())
     if LINUX and ends and line[-3:-2] == ["-c"]:  # else a program that was frozen

@@ -217,7 +217,7 @@ class _held_back:
             signal.pthread_sigmask(signal.SIG_SETMASK, self._before)
 
 
-def work(pipe: Connection, functions: bytes, settings: dict[str, Any], number: int) -> None:
+def work(pipe: Connection, functions: bytes, settings: dict[str, object], number: int) -> None:
     """The life of a worker process: weights of a round, then candidates of it, until the pipe says or is the end."""
     end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the search's to handle

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any
 
 from torch import nn
@@ -142,7 +143,7 @@ class OnRay:
             self._cluster.close()
             self._cluster = None
 
-    def _late(self, ray: Any, running: Mapping[Any, _Running], passed_s: float) -> list[tuple[Any, str]]:
+    def _late(self, ray: Any, running: Mapping[object, _Running], passed_s: float) -> list[tuple[object, str]]:
         """The candidates whose time is over, ended. Waiting for a place on the cluster does not count."""
         late = []
         for stream, known in running.items():
@@ -177,7 +178,7 @@ def _next(ray: Any, stream: Any, known: _Running) -> tuple[Trained, bytes | None
 class _OwnCluster:
     """A cluster that this process starts on the loopback interface, and the guard that ends what it leaves behind."""
 
-    def __init__(self, ray: Any):
+    def __init__(self, ray: ModuleType):
         self._ray = ray
         self._switch = os.environ.get(CLUSTER_SWITCH)
         self._guard: subprocess.Popen | None = None
@@ -226,7 +227,7 @@ def _children() -> set[int]:
 
 
 def _candidate(
-    functions: bytes, weights: bytes, packed: bytes, task: Task, repair: bytes | None, settings: dict[str, Any]
+    functions: bytes, weights: bytes, packed: bytes, task: Task, repair: bytes | None, settings: dict[str, object]
 ) -> Iterator[bytes]:
     """One candidate, in a Ray worker: first where it runs, then what came of it. Pickled here, so that Ray need not
     know our types."""

@@ -49,7 +49,7 @@ class Repair:
     rounds: int = 4
     seed: int = 0
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         statistics = replace(self.statistics, network=None, coupling=None)
         return {**self.__dict__, "coupling": None, "statistics": statistics}
 
@@ -152,7 +152,7 @@ class Repair:
         return max(64, int(ROOM_BYTES / each))
 
 
-def _call(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _call(example_inputs: object) -> tuple[tuple[object, ...], dict[str, object]]:
     """Example inputs as the arguments of a call."""
     if isinstance(example_inputs, dict):
         return (), example_inputs

@@ -105,7 +105,7 @@ def cuts_of(candidate: nn.Module, network: nn.Module, kept: Kept) -> dict[int, C
     return cuts
 
 
-def pack_functions(train: Any, evaluate: Any) -> bytes:
+def pack_functions(train: object, evaluate: object) -> bytes:
     """The user's functions as bytes; what cannot be pickled is an error that says how to change it.
 
     Where cloudpickle is installed it takes what pickle refuses: lambdas and functions inside functions.
@@ -160,7 +160,7 @@ def _packed(candidate: nn.Module, cuts: Mapping[int, Cut], pickler: Any) -> byte
     """The candidate by this class of pickler (cloudpickle's takes classes and functions that pickle refuses)."""
 
     class Packer(pickler):
-        def persistent_id(self, obj: Any) -> Cut | None:
+        def persistent_id(self, obj: object) -> Cut | None:
             return cuts.get(id(obj)) if isinstance(obj, Tensor) else None
 
     buffer = io.BytesIO()
@@ -190,7 +190,7 @@ def _length(coupling: Coupling, tensor: str, dim: int) -> int:
     return coupling.structure.tensors[tensor][dim].size
 
 
-def _unpicklable(train: Any, evaluate: Any, error: Exception) -> str:
+def _unpicklable(train: object, evaluate: object, error: Exception) -> str:
     named = {"train": train, "evaluate": evaluate}
     culprits = []
     for name, function in named.items():

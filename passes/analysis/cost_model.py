@@ -152,13 +152,13 @@ class Cost(Lengths):
             _refuse(self.names, columns, sizes)
         return widths_of.astype(np.int64), scalar
 
-    def _evaluate(self, compiled: Callable[[np.ndarray], np.ndarray], widths: Widths | None) -> Any:
+    def _evaluate(self, compiled: Callable[[np.ndarray], np.ndarray], widths: Widths | None) -> object:
         vector, scalar = self.vector(widths)
         value = compiled(vector)
         return int(value) if scalar else value
 
 
-def _without_device(value: Any) -> Any:
+def _without_device(value: object) -> object:
     return value.detach().cpu() if isinstance(value, torch.Tensor) and not value.is_meta else value
 
 

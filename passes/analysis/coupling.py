@@ -115,7 +115,7 @@ class Coupling:
     """
 
     def __init__(
-        self, structure: Structure, variables: Mapping[str, Variable], fingerprint: str, inputs: Any,
+        self, structure: Structure, variables: Mapping[str, Variable], fingerprint: str, inputs: list[Any],
         sources: Mapping[str, str], aliases: Mapping[str, str], trainable: frozenset[str],
         orders: Mapping[str, np.ndarray] | None = None, module: ModuleFacts | None = None,
     ) -> None:  # fmt: skip
@@ -334,7 +334,7 @@ class Coupling:
                 mask[list(units)] = True
         return masks
 
-    def after(self, plan: Plan, numbers: Mapping[str, Any] | None = None) -> Coupling:
+    def after(self, plan: Plan, numbers: Mapping[str, object] | None = None) -> Coupling:
         """The coupling of the network that `plan` gives: the same groups, smaller. Nothing is analysed again.
 
         numbers: by node, what sizes and their arithmetic are in that network, where the rewriting has found them.

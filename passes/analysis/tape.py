@@ -40,7 +40,7 @@ class Structure:
 
     def __init__(
         self, tensors: Mapping[str, tuple[Axis, ...]], values: Mapping[str, Any],
-        records: Sequence[Record] | Callable[[], Sequence[Record]], vals: Mapping[str, Any],
+        records: Sequence[Record] | Callable[[], Sequence[Record]], vals: Mapping[str, object],
         beside: Sequence[Record] | Callable[[], Sequence[Record]] = (), lifetimes: Lifetimes | None = None,
     ) -> None:  # fmt: skip
         self.tensors, self.values, self.vals = tensors, values, vals
@@ -81,7 +81,7 @@ class Structure:
         return roles_of(self.all_records, self.tensors)
 
     def renamed(
-        self, new: Mapping[Variable, Axis], keep: Mapping[Variable, Mask], numbers: Mapping[str, Any]
+        self, new: Mapping[Variable, Axis], keep: Mapping[Variable, Mask], numbers: Mapping[str, object]
     ) -> Structure:
         """The structure after pruning: variables replaced by smaller ones, nodes of `numbers` by these."""
 
@@ -127,7 +127,7 @@ class Structure:
         )
 
 
-def _changed(item: T, **changes: Any) -> T:
+def _changed(item: T, **changes: object) -> T:
     """A copy with some fields replaced; dataclasses.replace takes several times as long, and there are hundreds."""
     made = object.__new__(type(item))
     made.__dict__.update(item.__dict__, **changes)
@@ -147,12 +147,12 @@ def once_each(function: Callable[[Axis], T]) -> Callable[[Axis], T]:
     return change
 
 
-def map_values(function: Callable[[Value], Any], tree: Any) -> Any:
+def map_values(function: Callable[[Value], object], tree: object) -> Any:
     """A node's result with each value replaced."""
     return function(tree) if isinstance(tree, Value) else pytree.tree_map_only(Value, function, tree)
 
 
-def map_together(function: Callable[[Any, Any], Any], first: Any, second: Any) -> Any:
+def map_together(function: Callable[[object, object], object], first: object, second: object) -> Any:
     """``function(a, b)`` for the leaves of two trees of one shape, arranged as the first."""
     if isinstance(second, Value):
         return function(first, second)

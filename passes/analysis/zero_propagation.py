@@ -20,7 +20,7 @@ from passes.axes.expressions import Axis, Variable, leaves
 from passes.axes.index_sets import survivors
 from passes.ops import Record, Slot, Value, traits_of
 from passes.ops.zeros import EVALUATED
-from passes.process.torch_private import pytree
+from passes.process.torch_private import OpOverload, pytree
 
 _PROBES = 5
 _LARGEST = 1 << 22  # elements of the operands of a call that is tried out
@@ -255,7 +255,7 @@ def _effect(record: Record) -> _Answers:
 class _Template:
     """Arguments that are cached by their text (`key` of `_probe`), not by themselves."""
 
-    def __init__(self, arguments: tuple[Any, ...]) -> None:
+    def __init__(self, arguments: tuple[object, ...]) -> None:
         self.arguments = arguments
 
     def __eq__(self, other: object) -> bool:
@@ -266,10 +266,10 @@ class _Template:
 
 
 @cache
-def _probe(func: Any, key: str, zero: tuple[bool, ...], template: _Template) -> _Effect:
+def _probe(func: OpOverload, key: str, zero: tuple[bool, ...], template: _Template) -> _Effect:
     generator = torch.Generator().manual_seed(0)
 
-    def made(slot: Any) -> Any:
+    def made(slot: object) -> Any:
         if not isinstance(slot, Slot):
             return slot
         value = _random((_PROBES,), slot.dtype, generator)

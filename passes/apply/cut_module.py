@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import fx, nn
@@ -33,10 +32,10 @@ class Provenance:
     def __init__(self, plan: Plan, coupling: Coupling | None) -> None:
         self.plan, self.coupling = plan, coupling
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Provenance:
+    def __deepcopy__(self, memo: dict[int, object]) -> Provenance:
         return self
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {"plan": self.plan, "coupling": None}
 
 
@@ -112,7 +111,7 @@ def _cut_in_place(module: nn.Module, slicing: Slicing) -> nn.Module:
     made: dict[int, torch.Tensor] = {}
     names: Mapping[int, str] = {id(tensor): name for name, tensor in reversed(owned_tensors(module))}
     for part in dict.fromkeys(modules_of(module).values()):
-        holders: tuple[dict[str, Any], ...] = (parameters_of(part), buffers_of(part), part.__dict__)
+        holders: tuple[dict[str, object], ...] = (parameters_of(part), buffers_of(part), part.__dict__)
         for held in holders:
             for name, tensor in list(held.items()):
                 if isinstance(tensor, torch.Tensor):

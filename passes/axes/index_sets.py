@@ -110,7 +110,7 @@ def survivors(axis: Axis, keep: Mapping[Variable, Mask]) -> np.ndarray:
     return grid.reshape(-1)
 
 
-def length(axis: Axis, width: Callable[[Variable], Any]) -> Any:
+def length(axis: Axis, width: Callable[[Variable], object]) -> Any:
     """The number of positions of a resolved axis, with `width` giving the value of each variable.
 
     Any values with + and * will do: integers, numpy arrays, polynomials.

@@ -116,8 +116,8 @@ class Plan:
         read(text)  # what is written can be read
         return text
 
-    def _entry(self, name: str) -> dict[str, Any]:
-        entry: dict[str, Any] = {"size": self.sizes[name], "keep": list(self.keep[name])}
+    def _entry(self, name: str) -> dict[str, object]:
+        entry: dict[str, object] = {"size": self.sizes[name], "keep": list(self.keep[name])}
         if name in self.orders:
             entry |= {"outer": self.outers[name], "order": [list(row) for row in self.orders[name]]}
         return entry

@@ -19,7 +19,7 @@ _GROUP_KEYS = {"size", "keep", "outer", "order"}
 _LEAVES = {"tensor": {"tensor", "dtype"}, "dict": {"dict"}, "list": {"list"}, "tuple": {"tuple"}, "value": {"value"}}
 
 
-def written(fingerprint: str, inputs: Sequence[Any], groups: Mapping[str, Mapping[str, Any]]) -> str:
+def written(fingerprint: str, inputs: Sequence[object], groups: Mapping[str, Mapping[str, object]]) -> str:
     """The text of a plan: sorted keys, one group a line, and at the end the SHA-256 of all that stands before it."""
     lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(groups[name])}" for name in sorted(groups))
     head = json.dumps({"format": FORMAT, "fingerprint": fingerprint, "inputs": list(inputs)}, sort_keys=True)
@@ -67,7 +67,7 @@ def _check_seal(text: str) -> None:
         )
 
 
-def _check_group(name: str, group: Any) -> None:
+def _check_group(name: str, group: object) -> None:
     where = f"group {name!r}"
     if not isinstance(group, dict):
         raise PlanError(f"this is no plan of fxprune: {where} is a {type(group).__name__}, expected an object")
@@ -110,7 +110,7 @@ def _check_input(item: Any, where: str) -> None:
         raise PlanError(f"{where}: a value is a number, a text, true, false or null, got {str(inner)[:80]}")
 
 
-def _check_tensor(item: dict[str, Any], where: str) -> None:
+def _check_tensor(item: dict[str, object], where: str) -> None:
     import torch
 
     elements = 1
@@ -125,7 +125,7 @@ def _check_tensor(item: dict[str, Any], where: str) -> None:
         raise PlanError(f"{where}: torch has no dtype {dtype[:40]!r}")
 
 
-def _of(table: Mapping[str, Any], key: str, kind: type, where: str) -> Any:
+def _of(table: Mapping[str, object], key: str, kind: type, where: str) -> Any:
     if key not in table:
         raise PlanError(f"this is no plan of fxprune: {where} has no {key!r}")
     value = table[key]
@@ -139,7 +139,7 @@ def _of(table: Mapping[str, Any], key: str, kind: type, where: str) -> Any:
 _NAMES = {int: "an integer", str: "a text", list: "a list", dict: "an object"}
 
 
-def _refuse_keys(table: Mapping[str, Any], expected: set[str], where: str = "the plan") -> None:
+def _refuse_keys(table: Mapping[str, object], expected: set[str], where: str = "the plan") -> None:
     missing, foreign = sorted(expected - table.keys()), sorted(table.keys() - expected)
     detail = f"{where} has no {missing[0]!r}" if missing else f"{where} has an unknown entry {foreign[0][:40]!r}"
     raise PlanError(f"this is no plan of fxprune: {detail}")

@@ -57,7 +57,7 @@ def _check_depth(text: str) -> None:
             depth -= 1
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
     found = dict(pairs)
     if len(found) < len(pairs):
         seen: set[str] = set()
@@ -84,5 +84,5 @@ def _check_digits(digits: str) -> None:
         raise ValueError(f"a number has {len(digits):,} digits; at most {MOST_DIGITS} are read")
 
 
-def _constant(name: str) -> Any:
+def _constant(name: str) -> object:
     raise ValueError(f"{name} is not a number in JSON")

@@ -35,7 +35,7 @@ class Comparison:
         return min(shares, default=1.0 if self.tensors > len(self.finite) else 0.0)
 
 
-def compare(expected: Any, got: Any) -> Comparison:
+def compare(expected: object, got: object) -> Comparison:
     """Compare what two networks return: trees of tensors, numbers and other values."""
     first, second = _compared(expected), _compared(got)
     if len(first) != len(second) or any(_differ(a, b) for a, b in zip(first, second, strict=True)):
@@ -89,7 +89,7 @@ def _gap(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((first - second).norm()) / size if size else 0.0
 
 
-def _compared(output: Any) -> list[Any]:
+def _compared(output: object) -> list[Any]:
     """Tensors, and the plain values that can be told apart."""
     found = [leaf for leaf in leaves_of(output) if isinstance(leaf, (torch.Tensor, int, float, complex, str))]
     return [_strided(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in found]
@@ -100,7 +100,7 @@ def _strided(tensor: torch.Tensor) -> torch.Tensor:
     return tensor if tensor.layout == torch.strided and not tensor.is_nested else tensor.to_dense()
 
 
-def _differ(a: Any, b: Any) -> bool:
+def _differ(a: object, b: object) -> bool:
     if isinstance(a, torch.Tensor) or isinstance(b, torch.Tensor):
         return not (isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor) and a.shape == b.shape)
     if isinstance(a, float) and isinstance(b, (int, float)):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -47,7 +47,9 @@ class NothingRandom(LightMode):
         return func(*args, **kwargs) if expected is None else expected(func, *args, **kwargs)
 
 
-def _chance(func: Any, tensor: torch.Tensor, p: Any = None, *args: Any, **kwargs: Any) -> torch.Tensor:
+def _chance(
+    func: Callable[..., torch.Tensor], tensor: torch.Tensor, p: Any = None, *args: object, **kwargs: object
+) -> torch.Tensor:
     """Flags drawn with a probability: that probability, which a call leaves out where it is one half."""
     if p is None and func in (aten.bernoulli_.float, aten.bernoulli.p):
         p = 0.5
@@ -55,12 +57,12 @@ def _chance(func: Any, tensor: torch.Tensor, p: Any = None, *args: Any, **kwargs
     return tensor.copy_(expected) if schema_of(func).is_mutable else expected.clone()
 
 
-def _kept_whole(func: Any, tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+def _kept_whole(func: Callable[..., torch.Tensor], tensor: torch.Tensor, *args: object, **kwargs: object) -> object:
     return tensor.clone(), torch.ones_like(tensor, dtype=torch.bool)
 
 
-def _level(level: float) -> Any:
-    def expected(func: Any, *args: Any, **kwargs: Any) -> Any:
+def _level(level: float) -> object:
+    def expected(func: Callable[..., Any], *args: object, **kwargs: object) -> object:
         made = func(*args, **kwargs)
         return made.fill_(level)
 

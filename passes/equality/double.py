@@ -6,14 +6,13 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
 
 import numpy as np
 import torch
 
 from passes.ops.meta_shapes import LightMode
 from passes.process.state import state_kept
-from passes.process.torch_private import no_dispatch_modes, schema_of
+from passes.process.torch_private import OpOverload, no_dispatch_modes, schema_of
 from passes.stream.inference import composite_attention
 
 _DOUBLE = {
@@ -54,7 +53,7 @@ _CONVERTING = frozenset({torch.ops.prims.convert_element_type.default})
 
 def _grouped(
     rows: torch.Tensor, matrices: torch.Tensor, places: torch.Tensor | None = None, bias: torch.Tensor | None = None,
-    out_dtype: Any = None,
+    out_dtype: object = None,
 ) -> torch.Tensor:  # fmt: skip
     """``torch._grouped_mm`` of rows in order of their experts: one by one; rows behind the last place are zero."""
     if rows.dim() != 2 or matrices.dim() != 3 or places is None:
@@ -72,7 +71,7 @@ _IN_DOUBLE = {torch.ops.aten._grouped_mm.default: _grouped}
 
 
 @cache
-def _makes(func: Any) -> bool:
+def _makes(func: OpOverload) -> bool:
     """Whether an operator makes a tensor of no other: by its size, or of numbers that stand in the program."""
     if func in (torch.ops.aten.lift_fresh.default, torch.ops.aten.lift_fresh_copy.default):
         return True

@@ -52,7 +52,7 @@ class Draw:
 
 
 def draws(
-    arguments: Any, seed: int = 0, runs: int = 2, device: torch.device | str | None = None,
+    arguments: object, seed: int = 0, runs: int = 2, device: torch.device | str | None = None,
     taken: Collection[Draw] = (),
 ) -> Iterator[Draw]:  # fmt: skip
     """Inputs like `arguments` (any tree of tensors and other values), the same ones for the same seed.
@@ -87,7 +87,7 @@ def draws(
 
 
 def smaller_example(
-    arguments: Any, seed: int, device: torch.device | str | None, taken: Collection[Draw]
+    arguments: object, seed: int, device: torch.device | str | None, taken: Collection[Draw]
 ) -> Draw | None:
     """The example at the smaller sizes among those that a network took; None where it is small, or took none."""
     example = _Example(arguments, device)
@@ -112,7 +112,7 @@ def _smaller(example: _Example, taken: Iterable[Draw]) -> list[_Size]:
     return made
 
 
-def extremes(arguments: Any, device: torch.device | str | None = None) -> Iterator[Draw]:
+def extremes(arguments: object, device: torch.device | str | None = None) -> Iterator[Draw]:
     """Inputs for a program that decides by values: real numbers at zero, turned around, and a thousand times as large.
 
     >>> [draw.label for draw in extremes((torch.rand(2, 3),))]
@@ -123,23 +123,23 @@ def extremes(arguments: Any, device: torch.device | str | None = None) -> Iterat
         yield Draw(label, example.scaled(factor))
 
 
-def map_tensors(function: Callable[[torch.Tensor], Any], tree: Any) -> Any:
+def map_tensors(function: Callable[[torch.Tensor], object], tree: object) -> Any:
     """`tree` with `function` applied to every tensor: in containers, data classes and mappings of any class."""
     return _mapped(function, tree, {})
 
 
-def tensors_of(tree: Any) -> list[torch.Tensor]:
+def tensors_of(tree: object) -> list[torch.Tensor]:
     """Every tensor of `tree`, in the order in which `map_tensors` meets them."""
     found: list[torch.Tensor] = []
     map_tensors(lambda tensor: found.append(tensor) or tensor, tree)  # type: ignore[func-returns-value]
     return found
 
 
-def leaves_of(tree: Any) -> list[Any]:
+def leaves_of(tree: object) -> list[Any]:
     """What `tree` holds, in order: tensors and everything else that is no container; to compare two outputs."""
-    found: list[Any] = []
+    found: list[object] = []
 
-    def visit(value: Any) -> None:
+    def visit(value: object) -> None:
         parts = _parts(value)
         if parts is None:
             found.append(value)
@@ -151,11 +151,11 @@ def leaves_of(tree: Any) -> list[Any]:
     return found
 
 
-def _is_container(value: Any) -> bool:
+def _is_container(value: object) -> bool:
     return type(value) in pytree.SUPPORTED_NODES or (isinstance(value, tuple) and hasattr(value, "_fields"))
 
 
-def _parts(value: Any) -> list[Any] | None:
+def _parts(value: object) -> list[object] | None:
     if isinstance(value, torch.Tensor):
         return None
     if _is_container(value):
@@ -167,7 +167,7 @@ def _parts(value: Any) -> list[Any] | None:
     return None
 
 
-def _mapped(function: Callable[[torch.Tensor], Any], value: Any, memo: dict[int, Any]) -> Any:
+def _mapped(function: Callable[[torch.Tensor], object], value: object, memo: dict[int, object]) -> object:
     if isinstance(value, torch.Tensor):
         if id(value) not in memo:  # a tensor given twice is one tensor afterwards, too
             memo[id(value)] = function(value)
@@ -186,7 +186,7 @@ def _mapped(function: Callable[[torch.Tensor], Any], value: Any, memo: dict[int,
     return value
 
 
-def _refilled(value: Mapping, entries: dict[Any, Any]) -> Any:
+def _refilled(value: Mapping, entries: dict[object, object]) -> object:
     twin: Any = copy.copy(value)
     if not hasattr(twin, "__setitem__"):
         return entries
@@ -255,7 +255,7 @@ def _lengths(
 class _Example:
     """Example values, and others made of them."""
 
-    def __init__(self, arguments: Any, device: torch.device | str | None) -> None:
+    def __init__(self, arguments: object, device: torch.device | str | None) -> None:
         self.arguments, self.tensors = arguments, tensors_of(arguments)
         self.real = all(t.device.type != "meta" for t in self.tensors)
         self.large = _is_large(self.tensors)

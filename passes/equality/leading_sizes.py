@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from passes.equality.draws import Draw, tensors_of
 
@@ -17,7 +16,7 @@ class LeadingSizes:
 
     on_example: list[int | None] = field(default_factory=list)
 
-    def moved(self, draw: Draw, outputs: Any) -> str:
+    def moved(self, draw: Draw, outputs: object) -> str:
         """Why `outputs`, computed on `draw`, are not of the examples that entered; "" where they are.
 
         What was computed on the example, the first draw, is remembered.

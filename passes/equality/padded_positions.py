@@ -80,7 +80,7 @@ class _Padded:
         self.path, self.factor, self.masked, self.padded = path, 1, False, False
         encoder.register_forward_hook(self._changed, with_kwargs=True)
 
-    def _changed(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
+    def _changed(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: object) -> object:
         mask = kwargs.get("src_key_padding_mask", args[2] if len(args) > 2 else None)
         if mask is None or not isinstance(output, torch.Tensor) or output.dim() != 3:
             return output

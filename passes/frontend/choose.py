@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any
 
 from torch import fx, nn
 
@@ -24,7 +23,7 @@ FRONTENDS = ("auto", "fx", "export")
 
 
 @leaves_no_trace
-def capture(model: nn.Module, example_inputs: Any = None, frontend: str = "auto") -> fx.GraphModule:
+def capture(model: nn.Module, example_inputs: object = None, frontend: str = "auto") -> fx.GraphModule:
     """Capture `model` as a graph, in the mode that it is in.
 
     train() and eval() work as on the model where it hands its mode on to layers and functions, or branches on it in a
@@ -64,7 +63,7 @@ def capture(model: nn.Module, example_inputs: Any = None, frontend: str = "auto"
 
 def _captured(
     model: nn.Module, modules: Mapping[str, nn.Module], example: inspect.BoundArguments | None,
-    inputs: dict[str, Any] | None, frontend: str,
+    inputs: dict[str, object] | None, frontend: str,
 ) -> fx.GraphModule:  # fmt: skip
     if isinstance(model, fx.GraphModule) and frontend != "export":
         return taken_as_it_is(model, inputs)
@@ -120,7 +119,7 @@ def _needed(example: inspect.BoundArguments | None) -> inspect.BoundArguments:
     return example
 
 
-def _bound(model: nn.Module, example_inputs: Any) -> inspect.BoundArguments | None:
+def _bound(model: nn.Module, example_inputs: object) -> inspect.BoundArguments | None:
     """The example inputs as forward takes them."""
     if example_inputs is None:
         return None

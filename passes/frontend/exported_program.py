@@ -130,14 +130,14 @@ def _refuse_buffers_of_another_size(source: fx.GraphModule, model: nn.Module) ->
             raise refusal(model, "cannot be captured by torch.export", error)
 
 
-def _at_least_two(inputs: Any) -> Any:
+def _at_least_two(inputs: object) -> Any:
     """torch.export takes a size of 1 for fixed: such a leading dimension is doubled."""
     if _leading(inputs) != 1:
         return inputs
     return pytree.tree_map(lambda leaf: torch.cat([leaf, leaf]) if _is_batched(leaf, 1) else leaf, inputs)
 
 
-def _dynamic_shapes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _dynamic_shapes(args: tuple[object, ...], kwargs: dict[str, object]) -> Any:
     size = _leading((args, kwargs))
     shapes = pytree.tree_map(
         lambda leaf: {0: torch.export.Dim.AUTO} if _is_batched(leaf, size) else None, (args, kwargs)
@@ -145,11 +145,11 @@ def _dynamic_shapes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return (*shapes[0], *shapes[1].values())
 
 
-def _leading(inputs: Any) -> int | None:
+def _leading(inputs: object) -> int | None:
     return next((x.shape[0] for x in pytree.tree_leaves(inputs) if isinstance(x, torch.Tensor) and x.dim()), None)
 
 
-def _is_batched(leaf: Any, size: int | None) -> bool:
+def _is_batched(leaf: object, size: int | None) -> bool:
     return isinstance(leaf, torch.Tensor) and leaf.dim() > 0 and leaf.shape[0] == size
 
 
@@ -167,7 +167,7 @@ def _name_as_the_model_does(graph: fx.Graph, model: nn.Module) -> None:
         node.target = names.get(str(node.target), str(node.target))
 
 
-def _constants(graph: fx.Graph, source: nn.Module, model: nn.Module) -> dict[str, Any]:
+def _constants(graph: fx.Graph, source: nn.Module, model: nn.Module) -> dict[str, object]:
     """What the graph reads that the model does not have."""
     names = {str(node.target) for node in graph.find_nodes(op="get_attr")}
     known = {name for name, _ in [*model.named_parameters(remove_duplicate=False), *model.named_buffers()]}

@@ -55,11 +55,11 @@ class Pending:
     arguments: Mapping[str, Any]
     gradients: bool
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Pending:
+    def __deepcopy__(self, memo: dict[int, object]) -> Pending:
         return self
 
 
-def compare_with_module(gm: fx.GraphModule, model: nn.Module, arguments: Mapping[str, Any] | None) -> None:
+def compare_with_module(gm: fx.GraphModule, model: nn.Module, arguments: Mapping[str, object] | None) -> None:
     """Compare `gm`, captured from `model`, with it on these arguments of forward: at once, or later if it is large.
 
     What the graph is specialised to is noted in it, and warned of. Raises CaptureError where the two differ.
@@ -132,7 +132,7 @@ class _Comparison:
             return (*said, f"in another grad mode the module does not run: {_line(error)}")
         return (*said, *self._why_otherwise(expected))
 
-    def _of_defaults(self, expected: Any) -> tuple[str, ...]:
+    def _of_defaults(self, expected: object) -> tuple[str, ...]:
         """Flags and numbers that were left at their defaults, and on which the module depends."""
         found = []
         for name, parameter in inspect.signature(self.model.forward).parameters.items():
@@ -148,7 +148,7 @@ class _Comparison:
                 found.append(f"its argument {name} is {value!r}, its default")
         return tuple(found)
 
-    def _of_later_calls(self, expected: Any, counted: Mapping[str, Any]) -> tuple[str, ...]:
+    def _of_later_calls(self, expected: object, counted: Mapping[str, Any]) -> tuple[str, ...]:
         """Attributes that forward changes, and on which its result depends."""
         found = []
         for name, value in counted.items():
@@ -184,7 +184,7 @@ class _Comparison:
                     found.append(f"it is a graph for the sizes of the example: not for a {draw.label}")
         return tuple(found[:1])
 
-    def _why_otherwise(self, expected: Any) -> list[str]:
+    def _why_otherwise(self, expected: object) -> list[str]:
         """What a second run of the module depends on that the graph does not follow."""
         found = []
         module, graph = self._module(), self._graph()
@@ -214,7 +214,7 @@ class _Comparison:
                 return text
         return None
 
-    def _lost(self, expected: Any, got: Any) -> CaptureError:
+    def _lost(self, expected: object, got: object) -> CaptureError:
         found = compare(list(results_of(expected)), list(results_of(got)))
         names = [
             f"{name or 'the module itself'}" for name, part in self.model.named_modules()
@@ -228,7 +228,7 @@ class _Comparison:
             "takes from parameters or keeps from an earlier call; take it out of forward, or use the module itself"
         )
 
-    def _agree(self, expected: Any, got: Any) -> bool:
+    def _agree(self, expected: object, got: object) -> bool:
         first, second = (list(results_of(output, caches=False)) for output in (expected, got))
         return compare(first, second).error <= self.tolerance
 
@@ -244,8 +244,8 @@ class _Comparison:
         return tensor.detach().clone() if made is None else made
 
     def _run(
-        self, function: _Network, how: _Run | None = None, arguments: Mapping[str, Any] | None = None
-    ) -> Any:  # fmt: skip
+        self, function: _Network, how: _Run | None = None, arguments: Mapping[str, object] | None = None
+    ) -> object:  # fmt: skip
         """What `function` returns for copies of the arguments."""
         how = how or _Run()
         gradients = self.gradients != how.other_gradients
@@ -271,7 +271,7 @@ class _Named:
 
     module: nn.Module
 
-    def __call__(self, named: Mapping[str, Any]) -> Any:
+    def __call__(self, named: Mapping[str, object]) -> object:
         signature: Any = inspect.signature(self.module.forward)
         given = inspect.BoundArguments(signature, OrderedDict(named))
         return self.module(*given.args, **given.kwargs)
@@ -333,7 +333,7 @@ def _clock(later: bool) -> Iterator[None]:
             setattr(time, name, original)
 
 
-def _of_arguments(arguments: Mapping[str, Any]) -> tuple[str, ...]:
+def _of_arguments(arguments: Mapping[str, object]) -> tuple[str, ...]:
     """Flags and other plain values that forward was given: the graph need not follow others."""
     return tuple(
         f"its argument {name} is {value!r}, as in the example"
@@ -345,12 +345,12 @@ def _of_arguments(arguments: Mapping[str, Any]) -> tuple[str, ...]:
 class _Nodes(fx.Interpreter):
     """Runs a graph, node by node, on arguments by name."""
 
-    def __init__(self, root: nn.Module, graph: fx.Graph, named: Mapping[str, Any]) -> None:
+    def __init__(self, root: nn.Module, graph: fx.Graph, named: Mapping[str, object]) -> None:
         super().__init__(root, graph=graph)
         self.extra_traceback = False
         self._named = named
 
-    def placeholder(self, target: Any, args: Any, kwargs: Any) -> Any:
+    def placeholder(self, target: Any, args: Any, kwargs: object) -> object:
         name = target.lstrip("*")
         if name in self._named:
             return self._named[name]

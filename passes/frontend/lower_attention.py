@@ -19,19 +19,20 @@ like torch in training, leaves what they hold. A module whose result depends on 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from operator import attrgetter
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules import transformer
 
 from passes.frontend.tracer import Unresolved, ValueProxy, is_opened
 from passes.process.torch_private import canonical_mask, encoder_blocks
 
-LOWERED: dict[type[nn.Module], Callable[..., Any]] = {}
+LOWERED: dict[type[nn.Module], Callable[..., object]] = {}
 _LOOKS_AT_MASKS = "_detect_is_causal_mask"  # of torch's transformers: whether a mask is causal, by its values
 
 
@@ -56,8 +57,8 @@ def is_lowered(module: nn.Module) -> bool:
     return type(module).forward in LOWERED.values() or is_opened(type(module))
 
 
-def _lowers(kind: type[nn.Module]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    def register(forward: Callable[..., Any]) -> Callable[..., Any]:
+def _lowers(kind: type[nn.Module]) -> Callable[[Callable[..., object]], Callable[..., object]]:
+    def register(forward: Callable[..., object]) -> Callable[..., Any]:
         LOWERED[kind] = forward
         return forward
 
@@ -67,15 +68,15 @@ def _lowers(kind: type[nn.Module]) -> Callable[[Callable[..., Any]], Callable[..
 @_lowers(nn.MultiheadAttention)
 def attend(
     self: nn.MultiheadAttention,
-    query: Any,
-    key: Any,
-    value: Any,
-    key_padding_mask: Any = None,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    key_padding_mask: Tensor | None = None,
     need_weights: bool = True,
-    attn_mask: Any = None,
+    attn_mask: Tensor | None = None,
     average_attn_weights: bool = True,
     is_causal: bool = False,
-) -> tuple[Any, Any]:
+) -> tuple[Tensor, Tensor | ValueProxy | None]:
     """The output, and the weights: a proxy that adds itself to the graph only when it is used."""
     if is_causal and attn_mask is None:
         raise RuntimeError("is_causal is a hint about attn_mask, which is missing")
@@ -91,8 +92,7 @@ def attend(
     scale = self.head_dim**-0.5
     fused = {"attn_mask": mask, "dropout_p": dropout, "is_causal": hint, "scale": scale}
     spelling = (q, k, v, mask, scale, self.dropout, self.training, average_attn_weights)
-    attended: Any
-    weights: Any = None
+    weights: Tensor | ValueProxy | None = None
     if not need_weights:
         attended = F.scaled_dot_product_attention(q, k, v, **fused)
     elif isinstance(query, fx.Proxy):
@@ -105,34 +105,39 @@ def attend(
     return self.out_proj(moved.flatten(-2)), weights
 
 
-def _project(self: nn.MultiheadAttention, query: Any, key: Any, value: Any) -> tuple[Any, Any, Any]:
+def _project(self: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(..., E) each; one product where the three inputs are one."""
     sizes = [self.embed_dim] * 3
     if self.in_proj_weight is not None and query is key and key is value:
         q, k, v = F.linear(query, self.in_proj_weight, self.in_proj_bias).split(sizes, -1)
         return q, k, v
-    bias: Any = (None, None, None) if self.in_proj_bias is None else self.in_proj_bias.split(sizes, 0)
+    bias: Sequence[Tensor | None] = (
+        (None, None, None) if self.in_proj_bias is None else self.in_proj_bias.split(sizes, 0)
+    )
     if self.in_proj_weight is not None:
-        weight: Any = self.in_proj_weight.split(sizes, 0)
+        weight: Sequence[Tensor] = self.in_proj_weight.split(sizes, 0)
     else:
         weight = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
     q, k, v = (F.linear(x, weight[part], bias[part]) for part, x in enumerate((query, key, value)))
     return q, k, v
 
 
-def _heads_out(self: nn.MultiheadAttention, x: Any) -> Any:
+def _heads_out(self: nn.MultiheadAttention, x: Tensor) -> Tensor:
     """(N, L, E) or, with the length first, (L, N, E) to (N, heads, L, head_dim)."""
     split = x.unflatten(-1, (self.num_heads, self.head_dim))
     return split.transpose(-3, -2) if self.batch_first else split.movedim(0, -2)
 
 
-def _with_row(self: nn.MultiheadAttention, rows: Any, row: Any) -> Any:
+def _with_row(self: nn.MultiheadAttention, rows: Tensor, row: Tensor | None) -> Tensor:
     """The learned extra key or value (1, 1, E) behind `rows` (N, heads, S, head_dim)."""
+    assert row is not None, "a learned key comes with a learned value"
     row = row.flatten().unflatten(0, (self.num_heads, self.head_dim)).unsqueeze(-2)
     return torch.cat([rows, row.expand_as(rows[..., :1, :])], -2)
 
 
-def _merged_mask(self: nn.MultiheadAttention, query: Any, attn_mask: Any, key_padding_mask: Any, added: int) -> Any:
+def _merged_mask(
+    self: nn.MultiheadAttention, query: Tensor, attn_mask: Tensor | None, key_padding_mask: Tensor | None, added: int
+) -> Tensor | None:
     """One additive mask that broadcasts against (N, heads, L, S), or None; `added` rows are open to all."""
     masks = []
     if attn_mask is not None:
@@ -147,17 +152,23 @@ def _merged_mask(self: nn.MultiheadAttention, query: Any, attn_mask: Any, key_pa
     return F.pad(merged, (0, added)) if added else merged
 
 
-def _additive(query: Any, mask: Any, name: str) -> Any:
+def _additive(query: Tensor, mask: Tensor, name: str) -> Any:
     """Boolean to 0 and -inf; a call that looks at the type when it runs, since tracing need not know it."""
-    said = {"mask_name": name, "other_type": None, "other_name": "", "target_type": query.dtype, "check_other": False}
+    said: dict[str, Any] = {
+        "mask_name": name,
+        "other_type": None,
+        "other_name": "",
+        "target_type": query.dtype,
+        "check_other": False,
+    }
     if not isinstance(query, fx.Proxy):
         return canonical_mask(mask=mask, **said)
     return query.tracer.create_proxy("call_function", canonical_mask, (), {"mask": mask, **said})
 
 
 def _spelt_out(
-    q: Any, k: Any, v: Any, mask: Any, scale: float, p: float, training: Any, average: bool
-) -> tuple[Any, Any]:
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, p: float, training: bool, average: bool
+) -> tuple[Tensor, Tensor]:
     """Output and weights by the products and the softmax that the fused attention call stands for."""
     scores = (q * scale).matmul(k.transpose(-2, -1))
     weights = F.softmax(scores if mask is None else scores + mask, -1)
@@ -165,7 +176,7 @@ def _spelt_out(
     return weights.matmul(v), weights.mean(-3) if average else weights
 
 
-def _rank(x: Any) -> int | None:
+def _rank(x: Tensor) -> int | None:
     """Number of dimensions; None where nothing tells (then a mask counts as (L, S), the input as batched)."""
     if not isinstance(x, fx.Proxy):
         return x.dim()
@@ -201,20 +212,20 @@ class _Weights(ValueProxy):
     def _spell_out(self) -> fx.Node:
         fused = self._attended.node
         with fused.graph.inserting_before(fused):
-            output, shown = _spelt_out(*self._arguments)
-        fused.replace_all_uses_with(output.node)
+            output, shown = map(attrgetter("node"), _spelt_out(*self._arguments))
+        fused.replace_all_uses_with(output)
         fused.graph.erase_node(fused)
-        return shown.node
+        return shown
 
 
 @_lowers(nn.TransformerEncoderLayer)
 def encoder_layer(
     self: nn.TransformerEncoderLayer,
-    src: Any,
-    src_mask: Any = None,
-    src_key_padding_mask: Any = None,
+    src: Tensor,
+    src_mask: Tensor | None = None,
+    src_key_padding_mask: Tensor | None = None,
     is_causal: bool = False,
-) -> Any:
+) -> Tensor:
     attention, behind = encoder_blocks(self)
     if self.norm_first:
         src = src + attention(self.norm1(src), src_mask, src_key_padding_mask, is_causal=is_causal)
@@ -225,8 +236,9 @@ def encoder_layer(
 
 @_lowers(nn.TransformerEncoder)
 def encoder(
-    self: nn.TransformerEncoder, src: Any, mask: Any = None, src_key_padding_mask: Any = None, is_causal: Any = None
-) -> Any:
+    self: nn.TransformerEncoder, src: Tensor, mask: Tensor | None = None,
+    src_key_padding_mask: Tensor | None = None, is_causal: bool | None = None,
+) -> Tensor:  # fmt: skip
     for layer in self.layers:
         src = layer(src, src_mask=mask, src_key_padding_mask=src_key_padding_mask, is_causal=is_causal is True)
     return src if self.norm is None else self.norm(src)

@@ -12,7 +12,7 @@ from torch import fx, nn
 from passes.graph.emitted_layers import emit_node
 from passes.graph.module_copies import copy_module
 from passes.ops.meta_shapes import OnMeta, run_on_meta
-from passes.process.torch_private import pytree
+from passes.process.torch_private import OpOverload, pytree
 
 
 class Unknown(Exception):
@@ -31,8 +31,8 @@ class Values:
     def __init__(
         self,
         graph: fx.Graph,
-        inputs: dict[str, Any] | None,
-        attribute: Callable[[str], Any],
+        inputs: dict[str, object] | None,
+        attribute: Callable[[str], object],
         module: Callable[[str], nn.Module],
     ) -> None:
         self._graph = graph
@@ -40,12 +40,12 @@ class Values:
         self._placed = torch.empty(0, device=_device_of(inputs))  # answers for the device of every tensor
         self._attribute = attribute
         self._module = module
-        self._known: dict[fx.Node, Any] = {}
+        self._known: dict[fx.Node, object] = {}
         self._unknown: dict[fx.Node, Exception] = {}
         self._last: fx.Node | None = None
         self._copies: dict[str, nn.Module] = {}
 
-    def with_inputs(self, inputs: dict[str, Any] | None) -> Values:
+    def with_inputs(self, inputs: dict[str, object] | None) -> Values:
         """The values that the same nodes have for other inputs, as if on the same device."""
         other = Values(self._graph, inputs, self._attribute, self._module)
         other._placed = self._placed
@@ -116,7 +116,7 @@ class Values:
             args, kwargs = fx.node.map_aggregate((args, kwargs), _nowhere)
         return _call(node, args, kwargs)
 
-    def _input(self, node: fx.Node) -> Any:
+    def _input(self, node: fx.Node) -> object:
         if self._inputs is None:
             raise Unknown("there are no example inputs")
         name = str(node.target).lstrip("*")
@@ -144,11 +144,11 @@ class Values:
 _OF_GRADIENTS = frozenset({"requires_grad", "grad", "grad_fn", "is_leaf", "retains_grad"})
 
 
-def _is_held(value: Any) -> bool:
+def _is_held(value: object) -> bool:
     return isinstance(value, fx.Node) and value.op == "get_attr"
 
 
-def _emit(func: Any, *args: Any) -> Any:
+def _emit(func: OpOverload, *args: object) -> object:
     return run_on_meta(func, args, {})
 
 
@@ -168,17 +168,17 @@ def _call(node: fx.Node, args: Any, kwargs: Any) -> Any:
     return getattr(args[0], str(node.target))(*args[1:], **kwargs)
 
 
-def _nowhere(value: Any) -> Any:
+def _nowhere(value: object) -> Any:
     """A device in a call on meta tensors can only be theirs."""
     return torch.device("meta") if isinstance(value, torch.device) else value
 
 
-def _device_of(inputs: Any) -> torch.device:
+def _device_of(inputs: object) -> torch.device:
     tensors = (leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, torch.Tensor))
     return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
 
-def _on_meta(value: Any) -> Any:
+def _on_meta(value: object) -> Any:
     if isinstance(value, nn.Parameter):
         return nn.Parameter(torch.empty_like(value, device="meta"), requires_grad=value.requires_grad)
     return torch.empty_like(value, device="meta") if isinstance(value, torch.Tensor) else value
@@ -188,11 +188,11 @@ def _as_unknown(error: Exception) -> Unknown:
     return error if isinstance(error, Unknown) else Unknown(f"{type(error).__name__}: {error}")
 
 
-def one_more(inputs: Any) -> Any:
+def one_more(inputs: object) -> Any:
     """The example inputs with their leading dimension longer by one, where it is that of the first tensor."""
     tensors = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, torch.Tensor) and leaf.dim()]
 
-    def longer(leaf: Any) -> Any:
+    def longer(leaf: object) -> Any:
         if not isinstance(leaf, torch.Tensor) or not leaf.dim() or leaf.shape[0] != tensors[0].shape[0]:
             return leaf
         return leaf.new_empty((leaf.shape[0] + 1, *leaf.shape[1:]), device="meta")

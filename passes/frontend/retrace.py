@@ -19,7 +19,7 @@ from passes.process.torch_patches import has_hooks
 from passes.process.torch_private import spelled_target
 
 
-def taken_as_it_is(model: fx.GraphModule, inputs: dict[str, Any] | None) -> fx.GraphModule:
+def taken_as_it_is(model: fx.GraphModule, inputs: dict[str, object] | None) -> fx.GraphModule:
     """The same nodes, names and notes over modules of its own that share their weights with those of `model`.
 
     Calls of nn.MultiheadAttention and of the transformers become the nodes that they stand for.
@@ -51,16 +51,18 @@ class _Replay(Tracer):
 
     traced_func_name = "_fxprune_replayed"
 
-    def __init__(self, gm: fx.GraphModule, inputs: dict[str, Any] | None) -> None:
+    def __init__(self, gm: fx.GraphModule, inputs: dict[str, object] | None) -> None:
         super().__init__(inputs)
         self._given = gm
         self._inside: fx.Node | None = None
 
-    def trace(self, root: nn.Module | Callable[..., Any], concrete_args: dict[str, Any] | None = None) -> fx.Graph:
+    def trace(
+        self, root: nn.Module | Callable[..., object], concrete_args: dict[str, object] | None = None
+    ) -> fx.Graph:
         kind: Any = type(self._given)
 
         @functools.wraps(kind.forward)
-        def replayed(_: nn.Module, *args: Any) -> Any:
+        def replayed(_: nn.Module, *args: object) -> Any:
             return self._replay(args)
 
         kind._fxprune_replayed = replayed
@@ -70,7 +72,7 @@ class _Replay(Tracer):
             del kind._fxprune_replayed
 
     def create_node(
-        self, kind: str, target: Any, args: Any, kwargs: Any, name: Any = None, type_expr: Any = None
+        self, kind: str, target: object, args: object, kwargs: object, name: Any = None, type_expr: object = None
     ) -> Any:
         if kind not in ("placeholder", "output"):  # a node of the given graph must not lose its name to one of ours
             wanted = name or spelled_target(self.graph, target)
@@ -78,10 +80,10 @@ class _Replay(Tracer):
             name = wanted if wanted.startswith(before + "_") else f"{before}_{wanted}"
         return super().create_node(kind, target, args, kwargs, name, type_expr)
 
-    def _present(self, arg: Any) -> Any:
+    def _present(self, arg: object) -> object:
         return arg
 
-    def _replay(self, inputs: tuple[Any, ...]) -> Any:
+    def _replay(self, inputs: tuple[Any, ...]) -> object:
         values: dict[fx.Node, Any] = {}
         for placeholder, proxy in zip(self._given.graph.find_nodes(op="placeholder"), inputs, strict=True):
             proxy.node.meta.update(placeholder.meta)
@@ -93,7 +95,7 @@ class _Replay(Tracer):
                 values[node] = self._value(node, values)
         return None
 
-    def _value(self, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
+    def _value(self, node: fx.Node, values: dict[fx.Node, Any]) -> object:
         if node.op == "call_module" and is_lowered(self._given.get_submodule(str(node.target))):
             args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
             self._inside = node

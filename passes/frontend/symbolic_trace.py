@@ -8,7 +8,6 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FunctionType
-from typing import Any
 
 import torch
 from torch import fx, nn
@@ -28,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 @collector_paused()
-def trace(model: nn.Module, inputs: dict[str, Any] | None) -> fx.GraphModule:
+def trace(model: nn.Module, inputs: dict[str, object] | None) -> fx.GraphModule:
     """Trace `model`; `inputs` are example values by the names of forward's parameters, None for none.
 
     Traced again, with more leaves, where a small module or a plain function turned out to branch on the mode: inside
@@ -36,7 +35,7 @@ def trace(model: nn.Module, inputs: dict[str, Any] | None) -> fx.GraphModule:
     inputs, functions registered by `torch.fx.wrap` are traced through, except those that cannot be.
     """
     leaves: frozenset[str] = frozenset()
-    functions: tuple[Callable[..., Any], ...] = ()
+    functions: tuple[Callable[..., object], ...] = ()
     opaque: frozenset[FunctionType] = frozenset()
     while True:
         tracer = Tracer(inputs, leaves, functions)
@@ -116,7 +115,7 @@ def _wrapped_functions_open(opaque: frozenset[FunctionType], do: bool) -> Iterat
     """Inside, functions that were registered by torch.fx.wrap are traced through, but for those in `opaque`."""
     table = wrapped_functions()
     opened: list[FunctionType] = []
-    removed: dict[tuple[int, str], dict[str, Any]] = {}
+    removed: dict[tuple[int, str], dict[str, object]] = {}
     for key, namespace in dict(table).items() if do else ():
         function = namespace.get(key[1])
         if isinstance(function, FunctionType) and function not in opaque and _is_users(function):
@@ -151,7 +150,7 @@ def _weighted(module: nn.Module) -> bool:
     return next(module.parameters(), None) is not None
 
 
-def _live_functions(notes: Iterable[Note]) -> list[Callable[..., Any]]:
+def _live_functions(notes: Iterable[Note]) -> list[Callable[..., object]]:
     return list(dict.fromkeys(note.function for note in notes if note.kind == "mode" and note.function is not None))
 
 

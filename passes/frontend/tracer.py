@@ -86,17 +86,17 @@ class ValueProxy(fx.Proxy):
     def __index__(self) -> int:
         return operator.index(self.tracer.resolve(self))
 
-    def __contains__(self, item: Any) -> bool:
+    def __contains__(self, item: object) -> bool:
         return item in self.tracer.resolve(self)
 
-    def __setitem__(self, key: Any, value: Any) -> None:
+    def __setitem__(self, key: object, value: object) -> None:
         self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
 
 
-def _in_place(method: str) -> Callable[[ValueProxy, Any], Any]:
+def _in_place(method: str) -> Callable[[ValueProxy, object], object]:
     """`buffer += x` writes into the buffer; on what is computed it may as well make a new value, as torch.fx does."""
 
-    def write(proxy: ValueProxy, other: Any) -> Any:
+    def write(proxy: ValueProxy, other: object) -> Any:
         if proxy.node.op != "get_attr":
             return NotImplemented
         proxy.tracer.create_proxy("call_method", method, (proxy, other), {})
@@ -125,7 +125,7 @@ class Mode(ValueProxy):
     def node(self) -> fx.Node:  # type: ignore[override]
         return self.tracer.mode_node(self.path)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+    def __deepcopy__(self, memo: dict[int, object]) -> Any:
         return self.value
 
 
@@ -151,9 +151,9 @@ class Tracer(fx.Tracer):
 
     def __init__(
         self,
-        inputs: dict[str, Any] | None = None,
+        inputs: dict[str, object] | None = None,
         leaves: frozenset[str] = frozenset(),
-        functions: tuple[Callable[..., Any], ...] = (),
+        functions: tuple[Callable[..., object], ...] = (),
         flipped: bool = False,
     ) -> None:
         super().__init__(autowrap_modules=(math,), autowrap_functions=(*FACTORIES, *functions))
@@ -164,7 +164,7 @@ class Tracer(fx.Tracer):
         self.functions = functions
         self.flipped = flipped
         self.notes: dict[Note, None] = {}
-        self._decisions: list[tuple[fx.Node, Any, Note]] = []
+        self._decisions: list[tuple[fx.Node, object, Note]] = []
         self._modes: dict[str, bool] = {}
         self._mode_nodes: dict[str, fx.Node] = {}
         self._model = nn.Module()
@@ -178,7 +178,9 @@ class Tracer(fx.Tracer):
 
     # -- what fx calls ------------------------------------------------------------------------------------------
 
-    def trace(self, root: nn.Module | Callable[..., Any], concrete_args: dict[str, Any] | None = None) -> fx.Graph:
+    def trace(
+        self, root: nn.Module | Callable[..., object], concrete_args: dict[str, object] | None = None
+    ) -> fx.Graph:
         assert isinstance(root, nn.Module), "capture takes modules only"
         modules = modules_of(root)
         training = {path: bool(module.training) for path, module in modules.items()}
@@ -204,14 +206,14 @@ class Tracer(fx.Tracer):
         return graph
 
     def create_args_for_root(
-        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
+        self, root_fn: Callable[..., object], is_module: bool, concrete_args: Any = None
     ) -> tuple[Any, list[Any]]:
         self.root, self.submodule_paths, self.tensor_attrs = self._model, self._paths, self._constants
         function, args = super().create_args_for_root(root_fn, True, concrete_args)
         self._values = Values(self.graph, self.inputs, self._attribute, self.root.get_submodule)
 
         @functools.wraps(function)
-        def traced(*args: Any) -> Any:
+        def traced(*args: object) -> Any:
             replace_while_tracing(self, ValueProxy)
             return function(*args)
 
@@ -220,7 +222,7 @@ class Tracer(fx.Tracer):
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return ValueProxy(node, self)
 
-    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
+    def getattr(self, attr: str, attr_val: object, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
         if not isinstance(attr_val, torch.Tensor) or threading.get_ident() != self._thread:
             return attr_val
         name = self._tensor_names.get(id(attr_val))
@@ -230,12 +232,12 @@ class Tracer(fx.Tracer):
             self._proxies[name] = self.create_proxy("get_attr", name, (), {})
         return self._proxies[name]
 
-    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    def call_module(self, m: nn.Module, forward: Callable[..., object], args: Any, kwargs: Any) -> object:
         if threading.get_ident() != self._thread:
             return forward(*args, **kwargs)  # another thread runs a module of its own meanwhile
         return super().call_module(m, forward, args, kwargs)
 
-    def create_arg(self, a: Any) -> Any:
+    def create_arg(self, a: object) -> Any:
         if isinstance(a, fx.Proxy):
             return a.node
         if type(a) in PLAIN:
@@ -304,7 +306,7 @@ class Tracer(fx.Tracer):
             return _resolved(self._values.of, obj.node)
         return self._look_up(self._values.of, obj)
 
-    def _value_and_source(self, obj: fx.Proxy, sized: bool) -> tuple[Any, str]:
+    def _value_and_source(self, obj: fx.Proxy, sized: bool) -> tuple[object, str]:
         try:
             value = self.value(obj)
             if sized or not isinstance(value, torch.Tensor):
@@ -317,7 +319,7 @@ class Tracer(fx.Tracer):
     def _is_constant(self, node: fx.Node) -> bool:
         return node.op != "placeholder" and all(self._is_constant(used) for used in node.all_input_nodes)
 
-    def _look_up(self, how: Callable[[fx.Node], Any], obj: fx.Proxy) -> Any:
+    def _look_up(self, how: Callable[[fx.Node], object], obj: fx.Proxy) -> object:
         # Without fx's patches: what torch imports or caches meanwhile must not keep a wrapper for torch.zeros.
         with originals_back():
             return _resolved(how, obj.node)
@@ -358,7 +360,7 @@ class Tracer(fx.Tracer):
             super().create_node("call_function", set_grad_enabled, (self._grad_before,), {})
             self._grad_before = None
 
-    def _present(self, arg: Any) -> Any:
+    def _present(self, arg: object) -> object:
         """The proxy; None, () or {} for an input that the example leaves out, which the graph then refuses."""
         if not isinstance(arg, fx.Proxy):
             return arg
@@ -374,7 +376,7 @@ class Tracer(fx.Tracer):
         self.create_proxy("call_function", torch_assert, (test, text), {})
         return (None, (), {})[stars]
 
-    def _attribute(self, name: str) -> Any:
+    def _attribute(self, name: str) -> object:
         path, _, last = name.rpartition(".")
         return self._modes[path] if last == "training" else getattr(self.root.get_submodule(path), last)
 
@@ -421,14 +423,14 @@ def _registered(modules: dict[str, nn.Module]) -> dict[int, str]:
     return names
 
 
-def _resolved(how: Callable[[fx.Node], Any], node: fx.Node) -> Any:
+def _resolved(how: Callable[[fx.Node], object], node: fx.Node) -> object:
     try:
         return how(node)
     except Unknown as error:
         raise Unresolved(str(error)) from error
 
 
-def _as_decided(value: Any) -> Any:
+def _as_decided(value: object) -> object:
     """What of a value can have decided anything: of a collection, how many parts it has."""
     return len(value) if hasattr(value, "__len__") and not isinstance(value, str) else value
 

@@ -20,7 +20,7 @@ _DROPPED = {_ATEN._assert_tensor_metadata.default}
 _FOREIGN_META = ("val", "tensor_meta", "from_node")  # fake tensors of export's own mode, with symbolic sizes
 
 
-def plain_graph(source: fx.GraphModule, signature: inspect.Signature, inputs: Any) -> fx.Graph:
+def plain_graph(source: fx.GraphModule, signature: inspect.Signature, inputs: object) -> fx.Graph:
     """The graph of `source` (the module of an ExportedProgram) for the forward with this signature.
 
     `inputs`: the (args, kwargs) of the export. Arguments that the example left out are not accepted by the graph.
@@ -74,7 +74,7 @@ def _copied(graph: fx.Graph, node: fx.Node, get: Callable[[fx.Node], fx.Node]) -
 
 
 def _inputs(
-    graph: fx.Graph, source: fx.GraphModule, signature: inspect.Signature, inputs: Any
+    graph: fx.Graph, source: fx.GraphModule, signature: inspect.Signature, inputs: object
 ) -> dict[fx.Node, fx.Node]:
     """A placeholder for each parameter of forward; the leaves of a nested argument are taken out of it."""
     leaves, _ = pytree.tree_flatten_with_path(inputs)
@@ -89,7 +89,7 @@ def _inputs(
     return {node: _taken(graph, placeholders[name], path) for node, (name, path) in zip(nodes, given, strict=True)}
 
 
-def _parameter(signature: inspect.Signature, path: tuple[Any, ...]) -> tuple[str, tuple[Any, ...]]:
+def _parameter(signature: inspect.Signature, path: tuple[Any, ...]) -> tuple[str, tuple[object, ...]]:
     """The parameter that receives the leaf at this path of (args, kwargs), and the way from it to the leaf."""
     where, first, *rest = path
     parameters = list(signature.parameters.values())

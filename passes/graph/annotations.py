@@ -32,10 +32,10 @@ class Facts:
     specialised: tuple[str, ...] = ()
     pending: Any = field(default=None, repr=False, compare=False)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Facts:
+    def __deepcopy__(self, memo: dict[int, object]) -> Facts:
         return self
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         """All but the analysis, which holds the whole tape; it is made anew where it is wanted."""
         plain = {**self.__dict__, "coupling": None, "digest": "", "pending": None}
         return {**plain, "evidence": self.evidence or _evidence(self.coupling)}

@@ -16,7 +16,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from passes.process.torch_private import has_global_hooks, schema_of
+from passes.process.torch_private import OpOverload, has_global_hooks, schema_of
 
 aten = torch.ops.aten
 Emit: TypeAlias = Callable[..., Any]  # emit(func, *args) makes one ATen call
@@ -24,8 +24,8 @@ Tensors: TypeAlias = Callable[[str], Any]  # the layer's parameter or buffer of 
 
 
 def emit_node(
-    node: fx.Node, args: tuple, kwargs: Mapping[str, Any], emit: Emit, module_of: Callable[[str], nn.Module | None],
-    hollow: Callable[[torch.Tensor | None], Any],
+    node: fx.Node, args: tuple, kwargs: Mapping[str, object], emit: Emit, module_of: Callable[[str], nn.Module | None],
+    hollow: Callable[[torch.Tensor | None], object],
 ) -> Any:  # fmt: skip
     """What `node` gives for `args` on the meta device, its ATen calls made by `emit`; or NotImplemented.
 
@@ -41,7 +41,7 @@ def emit_node(
     return emit_layer(module, args[0], emit, lambda name: hollow(getattr(module, name)))
 
 
-def emit_layer(module: nn.Module, x: Any, emit: Emit, tensors: Tensors, training: bool = False) -> Any:
+def emit_layer(module: nn.Module, x: object, emit: Emit, tensors: Tensors, training: bool = False) -> Any:
     """What a layer of torch gives for `x`, its ATen calls made by `emit`; or NotImplemented.
 
     tensors: by name what stands on the meta device for a tensor of the layer, None for one that it lacks. training: in
@@ -75,11 +75,11 @@ def _changed(module: nn.Module) -> bool:
 
 
 @cache
-def _defaults(func: Any) -> list[Any]:
+def _defaults(func: OpOverload) -> list[object]:
     return [argument.default_value if argument.has_default_value() else ... for argument in schema_of(func).arguments]
 
 
-def _without_defaults(func: Any, *args: Any) -> tuple[Any, ...]:
+def _without_defaults(func: OpOverload, *args: object) -> tuple[object, ...]:
     """The arguments without those at the end that have their default value, which torch leaves out."""
     defaults = _defaults(func)
     while args and type(args[-1]) is type(defaults[len(args) - 1]) and args[-1] == defaults[len(args) - 1]:
@@ -87,7 +87,7 @@ def _without_defaults(func: Any, *args: Any) -> tuple[Any, ...]:
     return args
 
 
-def _convolution(module: Any, x: torch.Tensor, emit: Emit, tensors: Tensors) -> Any:
+def _convolution(module: Any, x: torch.Tensor, emit: Emit, tensors: Tensors) -> object:
     rank = len(module.kernel_size)
     if module.padding_mode != "zeros" or isinstance(module.padding, str) or x.dim() != rank + 2:
         return NotImplemented
@@ -95,7 +95,7 @@ def _convolution(module: Any, x: torch.Tensor, emit: Emit, tensors: Tensors) -> 
     return emit(aten.convolution.default, x, tensors("weight"), tensors("bias"), *geometry)
 
 
-def _batch_norm(module: Any, x: torch.Tensor, emit: Emit, tensors: Tensors, training: bool = False) -> Any:
+def _batch_norm(module: Any, x: torch.Tensor, emit: Emit, tensors: Tensors, training: bool = False) -> object:
     mean, variance = tensors("running_mean"), tensors("running_var")
     if mean is None or variance is None or x.dim() not in _RANKS[type(module)]:
         return NotImplemented
@@ -106,7 +106,7 @@ def _batch_norm(module: Any, x: torch.Tensor, emit: Emit, tensors: Tensors, trai
     )[0]  # fmt: skip
 
 
-def _training_batch_norm(module: Any, x: torch.Tensor, emit: Emit, tensors: Tensors) -> Any:
+def _training_batch_norm(module: Any, x: torch.Tensor, emit: Emit, tensors: Tensors) -> object:
     count = tensors("num_batches_tracked")
     if count is None or module.momentum is None or not module.track_running_stats or x.numel() <= x.shape[1]:
         return NotImplemented
@@ -116,11 +116,11 @@ def _training_batch_norm(module: Any, x: torch.Tensor, emit: Emit, tensors: Tens
     return _batch_norm(module, x, emit, tensors, training=True)
 
 
-def _linear(module: Any, x: torch.Tensor, emit: Emit, tensors: Tensors) -> Any:
+def _linear(module: object, x: torch.Tensor, emit: Emit, tensors: Tensors) -> object:
     return _affine(x, tensors("weight"), tensors("bias"), emit)
 
 
-def _affine(x: torch.Tensor, weight: torch.Tensor, bias: Any, emit: Emit) -> Any:
+def _affine(x: torch.Tensor, weight: torch.Tensor, bias: object, emit: Emit) -> Any:
     rank = x.dim()
     if bias is None or weight.dim() != 2 or rank not in (2, 3, 4) or not x.is_contiguous():
         return NotImplemented
@@ -131,7 +131,7 @@ def _affine(x: torch.Tensor, weight: torch.Tensor, bias: Any, emit: Emit) -> Any
     return result if rank == 2 else emit(aten.view.default, result, [*lead, result.shape[-1]])
 
 
-def _layer_norm(module: Any, x: torch.Tensor, emit: Emit, tensors: Tensors) -> Any:
+def _layer_norm(module: Any, x: torch.Tensor, emit: Emit, tensors: Tensors) -> object:
     args = (list(module.normalized_shape), tensors("weight"), tensors("bias"), module.eps)
     return emit(aten.native_layer_norm.default, x, *args)[0]
 
@@ -144,40 +144,40 @@ def _max_pool(module: Any, x: torch.Tensor, emit: Emit, tensors: Tensors) -> Any
     return emit(func, *_without_defaults(func, x, *sizes, module.ceil_mode))[0]
 
 
-def _global_pool(module: Any, x: torch.Tensor, emit: Emit, tensors: Tensors) -> Any:
+def _global_pool(module: Any, x: torch.Tensor, emit: Emit, tensors: Tensors) -> object:
     if _pair(module.output_size) != (1, 1) or x.dim() != 4 or not x.is_contiguous():
         return NotImplemented
     return emit(aten.mean.dim, x, [-1, -2], True)
 
 
-def _pair(value: Any) -> tuple[Any, ...]:
+def _pair(value: object) -> tuple[object, ...]:
     return tuple(value) if isinstance(value, (tuple, list)) else (value, value)
 
 
-def _activation(name: str, *attributes: str) -> Callable[..., Any]:
+def _activation(name: str, *attributes: str) -> Callable[..., object]:
     """An activation: ``aten.name``, in place where the layer says so, with these of the layer's attributes."""
     func = getattr(aten, name).default
-    in_place = getattr(getattr(aten, f"{name}_", None), "default", None)
+    in_place: Any = getattr(getattr(aten, f"{name}_", None), "default", None)
 
-    def entry(module: Any, x: torch.Tensor, emit: Emit, tensors: Tensors) -> Any:
+    def entry(module: object, x: torch.Tensor, emit: Emit, tensors: Tensors) -> Any:
         chosen = in_place if getattr(module, "inplace", False) else func
         return emit(chosen, *_without_defaults(chosen, x, *(getattr(module, a) for a in attributes)))
 
     return entry
 
 
-def _gelu(module: Any, x: torch.Tensor, emit: Emit, tensors: Tensors) -> Any:
+def _gelu(module: Any, x: torch.Tensor, emit: Emit, tensors: Tensors) -> object:
     return emit(aten.gelu.default, x) if module.approximate == "none" else NotImplemented
 
 
-def _itself(module: Any, x: torch.Tensor, emit: Emit, tensors: Tensors) -> Any:
+def _itself(module: object, x: torch.Tensor, emit: Emit, tensors: Tensors) -> object:
     return x
 
 
-def _elementwise(func: Any, in_place: bool = False) -> Callable[..., Any]:
+def _elementwise(func: OpOverload, in_place: bool = False) -> Callable[..., object]:
     """Two tensors, one of which may be broadcast."""
 
-    def entry(args: tuple, kwargs: Mapping[str, Any], emit: Emit) -> Any:
+    def entry(args: tuple, kwargs: Mapping[str, object], emit: Emit) -> Any:
         if kwargs or len(args) != 2 or not all(map(_is_plain, args)) or args[0].dtype != args[1].dtype:
             return NotImplemented
         if in_place and args[0].shape != args[1].shape:
@@ -187,14 +187,14 @@ def _elementwise(func: Any, in_place: bool = False) -> Callable[..., Any]:
     return entry
 
 
-def _rectified(args: tuple, kwargs: Mapping[str, Any], emit: Emit) -> Any:
+def _rectified(args: tuple, kwargs: Mapping[str, object], emit: Emit) -> object:
     in_place = kwargs.get("inplace", False)
     if len(args) != 1 or not _is_plain(args[0]) or type(in_place) is not bool or not kwargs.keys() <= {"inplace"}:
         return NotImplemented
     return emit(aten.relu_.default if in_place else aten.relu.default, args[0])
 
 
-def _linear_function(args: tuple, kwargs: Mapping[str, Any], emit: Emit) -> Any:
+def _linear_function(args: tuple, kwargs: Mapping[str, object], emit: Emit) -> object:
     if len(args) + len(kwargs) != 3 or not kwargs.keys() <= {"weight", "bias"} or not args:
         return NotImplemented
     given = {**dict(zip(("input", "weight", "bias"), args, strict=False)), **kwargs}
@@ -203,7 +203,7 @@ def _linear_function(args: tuple, kwargs: Mapping[str, Any], emit: Emit) -> Any:
     return _affine(given["input"], given["weight"], given["bias"], emit)
 
 
-def _joined(args: tuple, kwargs: Mapping[str, Any], emit: Emit) -> Any:
+def _joined(args: tuple, kwargs: Mapping[str, object], emit: Emit) -> object:
     if len(args) != 2 or kwargs or type(args[1]) is not int or not isinstance(args[0], (tuple, list)):
         return NotImplemented
     if not args[0] or not all(map(_is_plain, args[0])):
@@ -211,7 +211,7 @@ def _joined(args: tuple, kwargs: Mapping[str, Any], emit: Emit) -> Any:
     return emit(aten.cat.default, *_without_defaults(aten.cat.default, list(args[0]), args[1]))
 
 
-_LAYERS: dict[Any, Callable[..., Any]] = {
+_LAYERS: dict[object, Callable[..., object]] = {
     **dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), _convolution),
     **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d), _batch_norm),
     **dict.fromkeys((nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.Identity), _itself),
@@ -241,7 +241,7 @@ _METHODS = {
     kind: [(name, getattr(kind, name)) for name in ("__call__", "forward", "_conv_forward") if hasattr(kind, name)]
     for kind in _LAYERS
 }
-EMITTED: dict[Any, Callable[..., Any]] = {
+EMITTED: dict[object, Callable[..., object]] = {
     operator.add: _elementwise(aten.add.Tensor),
     operator.iadd: _elementwise(aten.add_.Tensor, in_place=True),
     operator.mul: _elementwise(aten.mul.Tensor),

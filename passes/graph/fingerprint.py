@@ -44,14 +44,14 @@ def _indices(graph: fx.Graph) -> set[str]:
     }
 
 
-def _qualified(target: Any) -> str:
+def _qualified(target: object) -> str:
     return f"{getattr(target, '__module__', '')}.{getattr(target, '__qualname__', getattr(target, '__name__', target))}"
 
 
-def describe_inputs(gm: fx.GraphModule, vals: Mapping[str, Any]) -> list[Any]:
+def describe_inputs(gm: fx.GraphModule, vals: Mapping[str, object]) -> list[Any]:
     """Shapes and dtypes of the example inputs as plain data, from which `example_inputs_of` makes meta tensors."""
 
-    def plain(value: Any) -> Any:
+    def plain(value: object) -> Any:
         if isinstance(value, torch.Tensor):
             return {"tensor": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
         if isinstance(value, Mapping):
@@ -63,7 +63,7 @@ def describe_inputs(gm: fx.GraphModule, vals: Mapping[str, Any]) -> list[Any]:
     return [plain(vals[n.name]) for n in input_nodes(gm.graph)]
 
 
-def example_inputs_of(described: Sequence[Any]) -> tuple[Any, ...]:
+def example_inputs_of(described: Sequence[object]) -> tuple[Any, ...]:
     """Meta tensors of the shapes and dtypes that `describe_inputs` wrote down."""
 
     def made(item: Any) -> Any:

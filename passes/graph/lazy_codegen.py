@@ -68,7 +68,7 @@ _HELD = ("training", "_modules", "_parameters", "_buffers", "_non_persistent_buf
 _MADE = frozenset({"_graph", "_code", "_lineno_map", "_prologue_start"})
 
 
-def _restored(name: str, held: dict[str, Any], graph: dict[str, Any]) -> fx.GraphModule:
+def _restored(name: str, held: dict[str, object], graph: dict[str, object]) -> fx.GraphModule:
     root = nn.Module()
     root.__dict__.update(held)
     made = graph_module(root, rebuilt(graph), name)
@@ -107,7 +107,7 @@ def _readable(nodes: Iterable[fx.Node], root_module: str) -> Iterator[None]:
             node.name = name
 
 
-def _for_any_name(codegen: Any) -> Any:
+def _for_any_name(codegen: object) -> Any:
     kinds = {CodeGen: AnyName, TreeCodeGen: _AnyNameOfTrees}
     if type(codegen) not in kinds:
         return codegen
@@ -122,7 +122,7 @@ class _Wanted:
     def __init__(self, name: str, module: weakref.ref[fx.GraphModule]) -> None:
         self.name, self.module = name, module
 
-    def __get__(self, instance: fx.GraphModule | None, owner: type) -> Any:
+    def __get__(self, instance: fx.GraphModule | None, owner: type) -> object:
         module = self.module() if instance is None else instance
         if module is None:
             raise AttributeError(self.name)

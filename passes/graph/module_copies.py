@@ -26,7 +26,7 @@ _TENSORS = frozenset({torch.Tensor, nn.Parameter})
 _NO_TENSORS = PLAIN | _EMPTIED | {tuple}  # asked first: isinstance of a tensor runs Python
 
 
-def owned_tensors(root: nn.Module, skipped: Mapping[int, Any] | None = None) -> list[tuple[str, torch.Tensor]]:
+def owned_tensors(root: nn.Module, skipped: Mapping[int, object] | None = None) -> list[tuple[str, torch.Tensor]]:
     """Every parameter, buffer and plain tensor attribute below `root` with its qualified name; tied ones repeat.
 
     skipped: the ids of modules to leave out.
@@ -50,7 +50,7 @@ def owned_tensors(root: nn.Module, skipped: Mapping[int, Any] | None = None) -> 
 
 def _kept(module: nn.Module, kind: str) -> Mapping[str, Any]:
     """The parameters, buffers or children of `module`; one that torch.jit.trace made keeps them outside of Python."""
-    found: Mapping[str, Any] | None = module.__dict__.get(kind)
+    found: Mapping[str, object] | None = module.__dict__.get(kind)
     return found if found is not None else dict(getattr(module, kind).items())
 
 
@@ -107,7 +107,7 @@ class Copies:
     instead: by the id of an object below the root, what stands for it in every copy.
     """
 
-    def __init__(self, root: nn.Module, replace: Replace, instead: Mapping[int, Any] | None = None) -> None:
+    def __init__(self, root: nn.Module, replace: Replace, instead: Mapping[int, object] | None = None) -> None:
         self._memo: dict[int, Any] = dict(instead or {})
         self.names: dict[str, str] = {}  # the first name of each
         first: dict[int, str] = {}
@@ -177,7 +177,7 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     return twin
 
 
-def _copied_by_itself(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
+def _copied_by_itself(module: nn.Module, memo: dict[int, object]) -> nn.Module:
     try:
         return copy.deepcopy(module, memo)
     except PassError:
@@ -189,7 +189,7 @@ def _copied_by_itself(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
         ) from error
 
 
-def copied_or_shared(value: Any, memo: dict[int, Any]) -> Any:
+def copied_or_shared(value: object, memo: dict[int, object]) -> Any:
     """A deep copy of an attribute; a lock, a file or what else refuses to be copied is shared."""
     try:
         return copy.deepcopy(value, memo)

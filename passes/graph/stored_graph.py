@@ -68,7 +68,7 @@ def rebuilt(data: dict[str, Any]) -> fx.Graph:
     graph = fx.Graph(tracer_cls=data["tracer"])
     made: list[fx.Node] = []
 
-    def node_at(value: Any) -> Any:
+    def node_at(value: object) -> Any:
         return made[value.number] if isinstance(value, _Place) else value
 
     for op, name, target, args, kwargs, kind, notes in data["nodes"]:
@@ -79,12 +79,12 @@ def rebuilt(data: dict[str, Any]) -> fx.Graph:
     return graph
 
 
-def _plain_tracer(graph: fx.Graph) -> Any:
+def _plain_tracer(graph: fx.Graph) -> object:
     kind = tracer_class(graph)
     return kind if kind is not None and "<locals>" not in kind.__qualname__ else None
 
 
-def _stored_target(target: Any) -> Any:
+def _stored_target(target: Any) -> object:
     if isinstance(target, OpOverload):
         return _Operator(target.namespace, schema_of(target).name.split("::")[1], overload_name(target))
     if isinstance(target, OpOverloadPacket):
@@ -102,7 +102,7 @@ def _stored_target(target: Any) -> Any:
         return target
 
 
-def _target(target: Any) -> Any:
+def _target(target: object) -> Any:
     if isinstance(target, _Operator):
         packet = getattr(getattr(torch.ops, target.namespace), target.name)
         return packet if target.overload is None else getattr(packet, target.overload)
@@ -111,7 +111,7 @@ def _target(target: Any) -> Any:
     return target
 
 
-def _imported(name: str) -> Any:
+def _imported(name: str) -> object:
     """A module, or a class or namespace in one."""
     try:
         return importlib.import_module(name)

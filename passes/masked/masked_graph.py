@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 
@@ -28,12 +27,12 @@ class MaskedOperators(LightMode):
     def __init__(self, coupling: Coupling, masks: Mapping[Variable, Mask]) -> None:
         super().__init__()
         self.masks = masks
-        self.special: dict[tuple[str, Any], list[Record | None]] = defaultdict(list)
+        self.special: dict[tuple[str, object], list[Record | None]] = defaultdict(list)
         for number, record in enumerate(coupling.structure.records):
             mixes = any(narrowed(a, masks) for a in record.mixed)
             sums = any(v in masks for v in coupling.unmasked.get(number, ()))
             self.special[record.node, record.func].append(record if mixes or sums else None)
-        self._counts: dict[tuple[str, Any], tuple[int, bool]] = {}  # how many calls, and whether all are alike
+        self._counts: dict[tuple[str, object], tuple[int, bool]] = {}  # how many calls, and whether all are alike
         self._node = ""
 
     def enter(self, node: str) -> None:

@@ -17,7 +17,7 @@ from passes.axes.index_sets import Mask, survivors
 from passes.errors import EquivalenceError
 from passes.ops import Record, spelled, traits_of
 from passes.ops.references import Masked, column, narrowed
-from passes.process.torch_private import pytree, schema_of
+from passes.process.torch_private import OpOverload, pytree, schema_of
 from passes.stream.inference import tensors_in
 from passes.stream.module_stream import ModuleInference
 
@@ -33,7 +33,7 @@ class MaskedInference(ModuleInference):
     def __init__(self, coupling: Coupling, masks: Mapping[Variable, Mask], tape: bool = False) -> None:
         super().__init__(real=True)
         self.masks, self.tape = masks, tape
-        self.results: list[tuple[Any, str, list[torch.Tensor]]] | None = None
+        self.results: list[tuple[object, str, list[torch.Tensor]]] | None = None
         self.space.start_at(_LATER)
         self._summed = {v for found in coupling.unmasked.values() for v in found}
         self._summed |= {coupling.variables[g.name] for g in coupling.groups if g.mixed}
@@ -63,7 +63,7 @@ class MaskedInference(ModuleInference):
             return True
         return any(v in self.masks and v in self._summed for axis in record.contracted for v in leaves(axis))
 
-    def _correct(self, record: Record, func: Any, args: tuple, kwargs: dict[str, Any], outputs: list) -> None:
+    def _correct(self, record: Record, func: OpOverload, args: tuple, kwargs: dict[str, object], outputs: list) -> None:
         """Overwrite what a call gave with what it gives on the surviving positions."""
         if any(narrowed(axis, self.masks) for axis in record.mixed):
             reference = traits_of(func).reference
@@ -102,11 +102,11 @@ class MaskedInference(ModuleInference):
         return [v for v in known if self.space.resolve(v) is not v]
 
 
-def _listed(result: Any) -> list[torch.Tensor]:
+def _listed(result: object) -> list[torch.Tensor]:
     return tensors_in(*result) if isinstance(result, (tuple, list)) else tensors_in(result)
 
 
-def _copies_of_written(func: Any, args: tuple) -> tuple | None:
+def _copies_of_written(func: OpOverload, args: tuple) -> tuple | None:
     """The arguments of a call that writes into some, with copies of those: to run it again on what they held."""
     written = [
         number

@@ -26,7 +26,7 @@ def _listed(axes: Axis | Sequence[Axis]) -> Sequence[Axis]:
     return axes if isinstance(axes, (list, tuple)) else [axes]  # type: ignore[list-item]
 
 
-def listed(numbers: Any, size: int) -> list[int] | None:
+def listed(numbers: object, size: int) -> list[int] | None:
     """The positions that a one-dimensional index picks of an axis of `size`; None where it is no such index."""
     if isinstance(numbers, (list, tuple)):
         flags = bool(numbers) and all(isinstance(n, bool) for n in numbers)
@@ -74,7 +74,7 @@ class Record:
     """One ATen call of the tape: operands and results with their axes, and what the rule said of them."""
 
     node: str
-    func: Any
+    func: OpOverload
     inputs: list[Value]
     outputs: list[Value] = field(default_factory=list)
     contracted: list[Axis] = field(default_factory=list)
@@ -95,7 +95,7 @@ class Record:
 
 
 @cache
-def spelled(func: Any) -> str:
+def spelled(func: object) -> str:
     """The name of an operator, ``aten.relu.default``; torch puts it together anew whenever it is asked."""
     return str(func)
 
@@ -117,7 +117,7 @@ class Call:
     numbers_of: Callable[[torch.Tensor], torch.Tensor | None] = staticmethod(lambda tensor: None)
 
     def __init__(
-        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: list[torch.Tensor],
+        self, func: OpOverload, args: tuple[object, ...], kwargs: dict[str, object], tensors: list[torch.Tensor],
         outputs: list[torch.Tensor], space: Space, value_of: Callable[[torch.Tensor], Value], record: Record,
         reason: Callable[[str], Reason],
     ) -> None:  # fmt: skip

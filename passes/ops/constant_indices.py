@@ -14,7 +14,7 @@ import torch
 from torch import fx
 
 from passes.ops.table import traits_of
-from passes.process.torch_private import pytree, schema_of
+from passes.process.torch_private import OpOverload, pytree, schema_of
 
 MOST = 1 << 14  # an index of more positions is a table of places, not an order of channels
 
@@ -26,7 +26,12 @@ def stated(tensor: torch.Tensor) -> torch.Tensor | None:
 
 
 def computed(
-    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: torch.Tensor, numbers_of: Any, output: int = 0
+    func: OpOverload,
+    args: tuple[object, ...],
+    kwargs: dict[str, object],
+    result: torch.Tensor,
+    numbers_of: Any,
+    output: int = 0,
 ) -> torch.Tensor | None:
     """The numbers of `result` (on meta), output number `output` of a call on tensors whose numbers are known, or None.
 

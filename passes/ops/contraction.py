@@ -105,7 +105,7 @@ states(aten.convolution, meta=shaped(_convolution, any_layout=True))
 states(aten.linear, reads=operands.linear)  # which is not decomposed in inference mode
 
 
-def _grouped(rows: torch.Tensor, matrices: torch.Tensor, places: Any = None, *more: Any) -> Shape | None:
+def _grouped(rows: torch.Tensor, matrices: torch.Tensor, places: object = None, *more: object) -> Shape | None:
     """The meta device takes one type of numbers only, and strides that fit a GPU."""
     fits = rows.dim() == 2 and matrices.dim() == 3 and rows.shape[1] == matrices.shape[1]
     return (rows.shape[0], matrices.shape[2]) if fits and places is not None and not any(more) else None

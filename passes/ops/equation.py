@@ -174,8 +174,8 @@ def _build(call: Call, operand: _Operand, number: int, solved: Solved) -> list[A
 
 
 def equation_rule(
-    operators: Sequence[Any], equation: str, operands: Sequence[str], macs: str = "",
-    sizes: Callable[[Call], dict[str, int]] | None = None, override: bool = False, **traits: Any,
+    operators: Sequence[object], equation: str, operands: Sequence[str], macs: str = "",
+    sizes: Callable[[Call], dict[str, int]] | None = None, override: bool = False, **traits: object,
 ) -> Rule:  # fmt: skip
     """Register an equation for `operators`: argument names of its operands, and the names whose product is its MACs.
 
@@ -199,7 +199,7 @@ def equation_rule(
     return rule(*operators, override=override, **traits)(apply)
 
 
-def _check(operators: Any, equation: Any, operands: Any, macs: Any, sizes: Any) -> None:
+def _check(operators: object, equation: Any, operands: object, macs: Any, sizes: object) -> None:
     """Refuse what could not be applied to any call of the operators."""
     if isinstance(operators, str) or not isinstance(operators, Sequence) or not operators:
         raise ArgumentError(f"equation_rule: operators: got {got(operators)}; expected a list, [torch.ops.mine.mix]")

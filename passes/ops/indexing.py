@@ -23,7 +23,7 @@ def _brackets(site: Site) -> None:
     if axes is None:
         return
     index = site.node.args[1]
-    items: list[Any] = list(index) if isinstance(index, tuple) else [index]
+    items: list[object] = list(index) if isinstance(index, tuple) else [index]
     taken = sum(1 for i in items if i is not None and i is not Ellipsis)
     dim = 0
     result: list[Any] = []

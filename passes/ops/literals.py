@@ -46,7 +46,7 @@ class Site:
         """How many of the first `position` positions of `axis` remain."""
         return int(self.survivors(axis)[:position].sum())
 
-    def moved(self, position: Any, new: Callable[[int], int]) -> Any:
+    def moved(self, position: object, new: Callable[[int], int]) -> Any:
         """A position given as a literal or as a node: ``new(its dense value)``, or the node where it says so itself."""
         if isinstance(position, fx.Node):
             old = self.dense(position)
@@ -65,7 +65,7 @@ class Site:
         first = self.node.args[0] if self.node.args else next(iter(self.node.kwargs.values()), None)
         return self.axes_of(first)
 
-    def argument(self, position: int, *names: str, default: Any = None) -> Any:
+    def argument(self, position: int, *names: str, default: object = None) -> Any:
         """An argument by position or name."""
         if len(self.node.args) > position:
             return self.node.args[position]
@@ -80,14 +80,14 @@ class Site:
             self.node.update_kwarg(present, value)
 
 
-def restated(site: Site, sizes: Sequence[Any], axes: Sequence[Axis], view: bool = False) -> list[Any]:
+def restated(site: Site, sizes: Sequence[object], axes: Sequence[Axis], view: bool = False) -> list[Any]:
     """`sizes` with every number that is not the new length of its axis replaced; -1 and matching nodes stay.
 
     A node that holds a size that may vary and a pruned width in one number (``n * heads``) cannot become a literal: a
     `view` finds its length by itself (-1), and elsewhere the number is scaled (``n * heads * 3 // 4``). So it is
     where the example holds a single image, and the number looks like a width alone.
     """
-    result: list[Any] = []
+    result: list[object] = []
     for size, axis in zip(sizes, axes, strict=True):
         new = site.new_size(axis)
         if not isinstance(size, fx.Node):
@@ -103,7 +103,7 @@ def restated(site: Site, sizes: Sequence[Any], axes: Sequence[Axis], view: bool 
     return result
 
 
-def varies(axes_of: Callable[[Any], tuple[Axis, ...] | None], number: fx.Node, place: int | None = None) -> bool:
+def varies(axes_of: Callable[[object], tuple[Axis, ...] | None], number: fx.Node, place: int | None = None) -> bool:
     """Whether `number` (at `place`, where it is a shape) is computed from a size that no group alone decides."""
     asked = number.args[1] if len(number.args) > 1 and isinstance(number.args[1], int) else place
     for source in number.all_input_nodes:
@@ -145,7 +145,7 @@ def sizes_from(first: int, view: bool = False) -> Callable[[Site], None]:
     return apply
 
 
-def renumbered(site: Site, axis: Axis, index: Any) -> Any:
+def renumbered(site: Site, axis: Axis, index: object) -> Any:
     """An index that the program states, by the new numbers of those positions that remain: a list in the graph."""
     order = listed(index if isinstance(index, list) else site.numbers_of(index), axis.size)
     remain = site.survivors(axis)
@@ -154,7 +154,7 @@ def renumbered(site: Site, axis: Axis, index: Any) -> Any:
     return [site.before(axis, position) for position in order if remain[position]]
 
 
-def picked(site: Site, dim: int, index: Any) -> None:
+def picked(site: Site, dim: int, index: object) -> None:
     """A list in place of the index, which only square brackets take."""
     assert site.input is not None
     new = renumbered(site, site.input[dim], index)

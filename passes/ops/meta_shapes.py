@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from passes.ops.table import traits_of
-from passes.process.torch_private import TorchDispatchMode, schema_of
+from passes.process.torch_private import OpOverload, TorchDispatchMode, schema_of
 
 Shape = Sequence[int]
 
@@ -30,11 +30,13 @@ class LightMode(TorchDispatchMode):
 class OnMeta(LightMode):
     """Keeps whatever a graph makes (``torch.zeros(4)``, ``x.to("cuda")``) on the meta device."""
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, func: OpOverload, types: object, args: tuple[object, ...] = (), kwargs: Any = None
+    ) -> object:
         return run_on_meta(func, args, on_meta(func, kwargs or {}))
 
 
-def on_meta(func: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+def on_meta(func: OpOverload, kwargs: dict[str, object]) -> dict[str, Any]:
     """`kwargs` of an ATen call with any device replaced: only sizes are computed, whatever a program names."""
     if kwargs.get("device") is not None or _is_factory(func):
         return {**kwargs, "device": torch.device("meta")}
@@ -42,23 +44,23 @@ def on_meta(func: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
 
 
 @cache
-def _is_factory(func: Any) -> bool:
+def _is_factory(func: OpOverload) -> bool:
     arguments = schema_of(func).arguments
     takes_tensors = any("Tensor" in str(a.type) for a in arguments)
     return not takes_tensors and any(a.name == "device" for a in arguments)
 
 
-def run_on_meta(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def run_on_meta(func: OpOverload, args: tuple[object, ...], kwargs: dict[str, object]) -> Any:
     """``func(*args, **kwargs)`` for its shapes."""
     meta = traits_of(func).meta
     found = None if meta is None else meta(*args, **kwargs)
     return func(*args, **kwargs) if found is None else found
 
 
-def plain(answer: Callable[..., Any]) -> Callable[..., Any]:
+def plain(answer: Callable[..., object]) -> Callable[..., Any]:
     """`answer` for the commonest calls: a tensor of floating point numbers on meta first, nothing by keyword."""
 
-    def meta(first: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    def meta(first: torch.Tensor, *args: object, **kwargs: object) -> Any:
         return None if kwargs or not (first.is_meta and first.is_floating_point()) else answer(first, *args)
 
     return meta
@@ -70,7 +72,7 @@ def shaped(shape_of: Callable[..., Shape | None], any_layout: bool = False) -> C
     any_layout: whatever the layout of the first operand (in a convolution, the weight's decides).
     """
 
-    def answer(first: torch.Tensor, *args: Any) -> torch.Tensor | None:
+    def answer(first: torch.Tensor, *args: object) -> torch.Tensor | None:
         shape = shape_of(first, *args) if any_layout or first.is_contiguous() else None
         return None if shape is None else made(first, shape)
 

@@ -67,14 +67,14 @@ def _surviving_weight(call: Masked) -> tuple[torch.Tensor, ...]:
     return torch.where(norm > 0, v * (call["g"] / norm), 0), norm
 
 
-def _batch_on_meta(x: torch.Tensor, *args: Any) -> tuple[torch.Tensor, ...] | None:
+def _batch_on_meta(x: torch.Tensor, *args: object) -> tuple[torch.Tensor, ...] | None:
     if not is_dense(x):
         return None
     statistics = x.shape[1:2] if args[4] else (0,)
     return made(x, x.shape, x.stride()), made(x, statistics), made(x, statistics)
 
 
-def _layer_on_meta(x: torch.Tensor, normalized: Sequence[int], *args: Any) -> tuple[torch.Tensor, ...] | None:
+def _layer_on_meta(x: torch.Tensor, normalized: Sequence[int], *args: object) -> tuple[torch.Tensor, ...] | None:
     dims, shape = len(normalized), tuple(x.shape)
     if x.itemsize < 4 or not 0 < dims <= len(shape) or shape[-dims:] != tuple(normalized):
         return None

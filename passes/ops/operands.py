@@ -18,6 +18,7 @@ from torch import Tensor
 
 from passes.ops.call import signature
 from passes.ops.table import traits_of
+from passes.process.torch_private import OpOverload
 
 IsWeight = Callable[[Tensor], bool]
 Reader = Callable[[int, torch.Generator], Tensor]
@@ -66,13 +67,17 @@ class Contraction:
     reading: tuple[Any, ...]
 
 
-def contraction_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], is_weight: IsWeight) -> Contraction | None:
+def contraction_of(
+    func: OpOverload, args: tuple[object, ...], kwargs: dict[str, object], is_weight: IsWeight
+) -> Contraction | None:
     """What `func` contracts, where its rule says how and just one operand is a weight; else None."""
     reads = traits_of(func).reads
     return None if reads is None else reads(func, args, kwargs, is_weight)
 
 
-def convolution(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], is_weight: IsWeight) -> Contraction | None:
+def convolution(
+    func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], is_weight: IsWeight
+) -> Contraction | None:
     call = {**dict(zip(signature(func)[0], args, strict=False)), **kwargs}
     x, weight = call["input"], call["weight"]
     if not is_weight(weight) or is_weight(x):
@@ -124,7 +129,7 @@ def convolution(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], is_wei
 
 
 def _product(
-    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], is_weight: IsWeight, bias_first: bool
+    func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], is_weight: IsWeight, bias_first: bool
 ) -> Contraction | None:
     bias = args[0] if bias_first else None
     if bias_first and (kwargs.get("beta", 1) != 1 or kwargs.get("alpha", 1) != 1):
@@ -144,7 +149,7 @@ def _product(
     return Contraction(weight, data, bias, Form(kind), rows.shape[1], _rows_of(rows), (kind,))
 
 
-def linear(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], is_weight: IsWeight) -> Contraction | None:
+def linear(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], is_weight: IsWeight) -> Contraction | None:
     data, weight = args[0], args[1]
     if not is_weight(weight) or is_weight(data):
         return None

@@ -7,16 +7,16 @@ before and after channels in front of it are gone.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from passes.ops.call import signature
 from passes.ops.table import NumbersOf, Picked, traits_of
+from passes.process.torch_private import OpOverload
 
 
 def picked(
-    func: Any, args: Sequence[Any], kwargs: dict[str, Any], shape: Sequence[int], index_of: NumbersOf
+    func: OpOverload, args: Sequence[object], kwargs: dict[str, object], shape: Sequence[int], index_of: NumbersOf
 ) -> Picked | None:
     """What a call on an operand of `shape` takes of each dimension that it does not take whole; None for others.
 

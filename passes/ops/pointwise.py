@@ -29,7 +29,7 @@ def broadcast(call: Call, tensors: Sequence[torch.Tensor], output: int = 0) -> l
     return [fixed[dim] if axis is None else call.space.resolve(axis) for dim, axis in enumerate(result)]
 
 
-def _alike(first: torch.Tensor, other: Any) -> bool:
+def _alike(first: torch.Tensor, other: object) -> bool:
     if isinstance(other, torch.Tensor):
         same = other.shape == first.shape and other.dtype == first.dtype and other.is_meta
         return same and other.stride() == first.stride()
@@ -54,13 +54,13 @@ def _broadcast_layout(first: torch.Tensor, other: torch.Tensor) -> tuple[Shape, 
     return None if layout is None else (shape, layout)
 
 
-def _same(first: torch.Tensor, *others: Any) -> torch.Tensor | None:
+def _same(first: torch.Tensor, *others: object) -> torch.Tensor | None:
     """A result like the first operand, where the others are like it."""
     strides = filled(first) if all(_alike(first, other) for other in others) else None
     return None if strides is None else made(first, first.shape, strides)
 
 
-def _written(first: torch.Tensor, *others: Any) -> torch.Tensor | None:
+def _written(first: torch.Tensor, *others: object) -> torch.Tensor | None:
     return first if all(_alike(first, other) for other in others) else None
 
 

@@ -40,11 +40,13 @@ def _mean(x: torch.Tensor, dim: Any = None, keepdim: bool = False, dtype: Any = 
     return [1 if d in gone else size for d, size in enumerate(x.shape) if keepdim or d not in gone]
 
 
-def _norm(x: torch.Tensor, order: float = 2, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Shape | None:
+def _norm(
+    x: torch.Tensor, order: float = 2, dim: object = None, keepdim: bool = False, dtype: object = None
+) -> Shape | None:
     return _mean(x, dim, keepdim, dtype)
 
 
-def _softmax(x: torch.Tensor, dim: int, to: Any = None) -> Shape | None:
+def _softmax(x: torch.Tensor, dim: int, to: object = None) -> Shape | None:
     """`to`: whether, or to which type, the result is converted."""
     return None if to or not -x.dim() <= dim < x.dim() else tuple(x.shape)
 

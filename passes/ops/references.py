@@ -16,6 +16,7 @@ import torch
 from passes.axes.expressions import Axis, Variable, leaves
 from passes.axes.index_sets import Mask, survivors
 from passes.ops.call import Record, signature
+from passes.process.torch_private import OpOverload
 
 
 def narrowed(axis: Axis, masks: Mapping[Variable, Mask]) -> bool:
@@ -34,12 +35,12 @@ class Masked:
     """A call some of whose operands' positions are removed, by the names of the operator's schema."""
 
     def __init__(
-        self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], record: Record,
+        self, func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any], record: Record,
         masks: Mapping[Variable, Mask],
     ) -> None:  # fmt: skip
         names, defaults = signature(func)
         self.func, self.record, self.masks = func, record, masks
-        self.arguments: dict[str, Any] = {**defaults, **dict(zip(names, args, strict=False)), **kwargs}
+        self.arguments: dict[str, object] = {**defaults, **dict(zip(names, args, strict=False)), **kwargs}
         self._args, self._kwargs = args, kwargs
 
     def __getitem__(self, name: str) -> Any:

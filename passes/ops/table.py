@@ -73,11 +73,11 @@ class Traits:
 
 _NAMES = frozenset(field.name for field in fields(Traits))
 _FUNCTIONS = frozenset(("reference", "literals", "meta", "picks", "reads", "onnx"))
-_rules: dict[Any, Rule] = {}
+_rules: dict[object, Rule] = {}
 _stated: dict[Any, dict[str, Any]] = {}
 
 
-def rule(*operators: Any, override: bool = False, **traits: Any) -> Callable[[Rule], Rule]:
+def rule(*operators: object, override: bool = False, **traits: object) -> Callable[[Rule], Rule]:
     """Register a rule for operators: overload packets (all overloads), single overloads, or names.
 
     A name, ``"library::operator"``, is for an operator that a library defines when it is imported.
@@ -110,7 +110,7 @@ def rule(*operators: Any, override: bool = False, **traits: Any) -> Callable[[Ru
     return register
 
 
-def states(*operators: Any, **traits: Any) -> None:
+def states(*operators: object, **traits: object) -> None:
     """State traits, by the names of `Traits`, of operators whose rule is another's, or that are made of others.
 
     >>> import torch
@@ -124,7 +124,7 @@ def states(*operators: Any, **traits: Any) -> None:
     _forget()
 
 
-def _check(operators: Sequence[Any], traits: Mapping[str, Any], what: str) -> None:
+def _check(operators: Sequence[object], traits: Mapping[str, object], what: str) -> None:
     if not operators:
         raise ArgumentError(f"{what}: got no operator; expected at least one, such as torch.ops.aten.relu")
     for name, value in traits.items():
@@ -135,7 +135,7 @@ def _check(operators: Sequence[Any], traits: Mapping[str, Any], what: str) -> No
     is_a(traits.get("zeros"), (bool, Zeros, type(None)), f"{what}: zeros", "True, False or a claim of passes.ops.zeros")
 
 
-def unregister(*operators: Any) -> None:
+def unregister(*operators: object) -> None:
     """Take the rules of `operators` out of the table again; an operator without one is passed over."""
     for operator in operators:
         _rules.pop(operator, None)
@@ -164,7 +164,7 @@ def traits_of(func: OpOverload) -> Traits:
 
 
 @cache
-def packet_traits(operator: Any) -> Traits:
+def packet_traits(operator: object) -> Traits:
     """What is stated of the operator that a node of a graph names, which may be a packet or a Python function."""
     if isinstance(operator, OpOverload):
         return traits_of(operator)
@@ -174,7 +174,7 @@ def packet_traits(operator: Any) -> Traits:
     return traits_of(next((overload for overload in overloads if overload in _stated), overloads[0]))
 
 
-def _keys(func: OpOverload) -> list[Any]:
+def _keys(func: OpOverload) -> list[object]:
     """Where something may be stated of an operator, the nearest first, as far as the one that has its rule."""
     packet = func.overloadpacket
     functional = _functional(packet)
@@ -190,7 +190,7 @@ def _is_pointwise(packet: Any) -> bool:
     return any(torch.Tag.pointwise in getattr(packet, name).tags for name in packet.overloads())
 
 
-def _functional(packet: Any) -> Any:
+def _functional(packet: object) -> object:
     namespace, _, name = qualified_operator(packet).partition("::")
     if not name.endswith("_") or name.endswith("__"):
         return None

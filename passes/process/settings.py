@@ -36,7 +36,7 @@ class Setting:
     computes: bool = True
 
 
-def attribute(name: str, owner: Any, field: str, computes: bool = True) -> Setting:
+def attribute(name: str, owner: object, field: str, computes: bool = True) -> Setting:
     return Setting(name, lambda: getattr(owner, field), lambda value: setattr(owner, field, value), computes)
 
 
@@ -68,7 +68,7 @@ def computing_settings() -> dict[str, Any]:
     return _read(tuple(setting for setting in SETTINGS if setting.computes))
 
 
-def put_settings(values: Mapping[str, Any], why: str) -> None:
+def put_settings(values: Mapping[str, object], why: str) -> None:
     """Give settings these values. One that refuses is named in the log, and the others are still put."""
     if _read(SETTINGS) == values:
         return
@@ -98,7 +98,7 @@ def _read(settings: tuple[Setting, ...]) -> dict[str, Any]:
 AUTOCAST_DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 
-def _read_autocast() -> tuple[Any, ...]:
+def _read_autocast() -> tuple[object, ...]:
     depth = torch.autocast_increment_nesting() - 1
     torch.autocast_decrement_nesting()
     devices = tuple(
@@ -121,7 +121,7 @@ def _put_autocast(state: tuple[Any, ...]) -> None:
     torch.clear_autocast_cache()
 
 
-def _read_modes() -> tuple[Any, ...]:
+def _read_modes() -> tuple[object, ...]:
     """Function modes (a default device is one of them), dispatch modes, and which of them is the default device."""
     return tuple(private.function_modes()), tuple(private.dispatch_modes()), private.default_device()
 
@@ -177,7 +177,7 @@ def _put_hooks(values: dict[str, dict]) -> None:
         own.update(hooks)
 
 
-def _read_warnings() -> tuple[Any, ...]:
+def _read_warnings() -> tuple[object, ...]:
     return warnings.filters, list(warnings.filters), warnings.showwarning, warnings._showwarnmsg_impl  # type: ignore[attr-defined]
 
 

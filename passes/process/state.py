@@ -12,7 +12,7 @@ import random
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -62,7 +62,7 @@ def leaves_no_trace(function: Callable[P, T]) -> Callable[P, T]:
     return call
 
 
-def _random_states() -> Iterator[Callable[[], Any]]:
+def _random_states() -> Iterator[Callable[[], object]]:
     yield functools.partial(random.setstate, random.getstate())
     yield functools.partial(np.random.set_state, np.random.get_state())
     yield functools.partial(torch.set_rng_state, torch.get_rng_state())

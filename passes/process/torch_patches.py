@@ -95,7 +95,7 @@ def replace_while_tracing(tracer: TracesModules, proxies: type[fx.Proxy]) -> Non
         patcher.patches_made.append(one)
 
 
-def _telling_classes(tracer: TracesModules, proxies: type[fx.Proxy]) -> Callable[[Any, Any], bool]:
+def _telling_classes(tracer: TracesModules, proxies: type[fx.Proxy]) -> Callable[[object, object], bool]:
     """`isinstance` for Python code: a proxy counts as what it stands for, where that is known.
 
     What asks in C++ reads memory by the answer; it calls no builtin and sees a proxy.
@@ -111,7 +111,7 @@ def _telling_classes(tracer: TracesModules, proxies: type[fx.Proxy]) -> Callable
     return isinstance
 
 
-def _keeping_tensors(proxies: type[fx.Proxy]) -> Callable[[nn.Module, str, Any], None]:
+def _keeping_tensors(proxies: type[fx.Proxy]) -> Callable[[nn.Module, str, object], None]:
     """Putting another tensor in the place of a buffer is refused: the graph would forget it."""
     original = nn.Module.__setattr__
 
@@ -143,14 +143,14 @@ class _Applied:
         self.__name__ = self.__qualname__ = function.__name__
         self.__module__ = function.__module__
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: Any, **kwargs: Any) -> object:
         return self.function.apply(*args, **kwargs)
 
 
 _apply = torch.autograd.Function.__dict__["apply"]
 
 
-def _applied(cls: Any, *args: Any, **kwargs: Any) -> Any:
+def _applied(cls: object, *args: object, **kwargs: object) -> object:
     """A call of an autograd.Function on proxies is one node: traced through, it would lose its gradient."""
     proxy = next((arg for arg in args if isinstance(arg, fx.Proxy)), None)
     if proxy is None:
@@ -175,7 +175,7 @@ def _refused(function: Any, why: str) -> NotInAGraph:
 def _checkpoints_refused() -> Iterator[_Replaced]:
     """The form of torch.utils.checkpoint that is no autograd.Function; torch 2.14 gave it another name."""
 
-    def generator(*args: Any, **kwargs: Any) -> Any:
+    def generator(*args: object, **kwargs: object) -> Any:
         raise NotInAGraph(_CHECKPOINT)
 
     for name in list(vars(torch.utils.checkpoint)):
@@ -187,7 +187,7 @@ def _checkpoints_refused() -> Iterator[_Replaced]:
 def gradients_refused() -> Iterator[None]:
     """Inside, what makes gradients of its own raises NotInAGraph: torch.export would trace through and forget them."""
 
-    def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+    def apply(cls: object, *args: object, **kwargs: object) -> Any:
         raise _refused(cls, "has a gradient of its own, which torch.export forgets")
 
     replaced = [_Replaced(torch.autograd.Function, "apply", classmethod(apply)), *_checkpoints_refused()]
@@ -200,7 +200,7 @@ def gradients_refused() -> Iterator[None]:
             one.revert()
 
 
-def _importing(original: Callable[..., Any]) -> Callable[..., Any]:
+def _importing(original: Callable[..., object]) -> Callable[..., object]:
     """Has a module that is imported within a trace run without the replacements: it may keep what it finds.
 
     torch._dynamo, first imported under them, breaks torch.compile and torch.export for the rest of the process.
@@ -217,7 +217,7 @@ def _importing(original: Callable[..., Any]) -> Callable[..., Any]:
     return imported
 
 
-def _is_loaded(name: str, _: Any = None, __: Any = None, names: Any = (), level: int = 0) -> bool:
+def _is_loaded(name: str, _: object = None, __: object = None, names: Any = (), level: int = 0) -> bool:
     """Whether `from name import names` finds all that it wants loaded."""
     module = None if level else sys.modules.get(name)
     return module is not None and all(one in vars(module) for one in names or ())
@@ -239,7 +239,7 @@ def root_function(root: nn.Module, name: str) -> FunctionType:
         return function
 
     @functools.wraps(function)
-    def between_hooks(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    def between_hooks(self: nn.Module, *args: object, **kwargs: object) -> Any:
         return call_of(nn.Module)(self, *args, **kwargs)
 
     return between_hooks  # type: ignore[return-value]

@@ -41,7 +41,7 @@ from torch.utils._python_dispatch import _push_mode as push_dispatch_mode
 # -- operators ---------------------------------------------------------------------------------------------------------
 
 
-def schema_of(operator: Any) -> Any:
+def schema_of(operator: object) -> Any:
     """The schema of an overload; None of what is none."""
     return getattr(operator, "_schema", None)
 
@@ -217,7 +217,7 @@ def default_device() -> Any:
     return getattr(torch._GLOBAL_DEVICE_CONTEXT, "device_context", None)
 
 
-def set_default_device(mode: Any) -> None:
+def set_default_device(mode: object) -> None:
     """Have `mode`, which is on the stack or None, count as the default device."""
     torch._GLOBAL_DEVICE_CONTEXT.device_context = mode
 

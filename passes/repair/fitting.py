@@ -149,7 +149,7 @@ class _Marked(fx.Interpreter):
         self.extra_traceback = False
         self.watcher, self.keep, self.kept = watcher, set(keep), dict[str, Tensor]()
 
-    def run_node(self, n: fx.Node) -> Any:
+    def run_node(self, n: fx.Node) -> object:
         if self.watcher is not None:
             self.watcher.node = n.name
         result = super().run_node(n)

@@ -63,7 +63,7 @@ class Refined:
 
 @torch.inference_mode(False)
 def refine(
-    pruned: fx.GraphModule, plan: Plan, dense: fx.GraphModule, batches: Any, *, held: Any = None,
+    pruned: fx.GraphModule, plan: Plan, dense: fx.GraphModule, batches: object, *, held: object = None,
     rounds: int = 3, iterations: int = 4, rows: int = 60000, seed: int = 0,
     progress: Callable[[SegmentRepair], None] | None = None,
 ) -> Refined:  # fmt: skip
@@ -120,7 +120,7 @@ def _made_by(plan: Plan, coupling: Coupling, pruned: fx.GraphModule) -> None:
             )
 
 
-def _split(dense: fx.GraphModule, coupling: Coupling, batches: Any, held: Any) -> tuple[list[Batch], list[Batch]]:
+def _split(dense: fx.GraphModule, coupling: Coupling, batches: object, held: object) -> tuple[list[Batch], list[Batch]]:
     listed = list(batches_of(dense, batches, inputs_of(coupling)))
     judged = None if held is None else list(batches_of(dense, held, inputs_of(coupling)))
     if not listed or judged == []:
@@ -149,7 +149,7 @@ class _frozen:
     def __enter__(self) -> None:
         self.flags = [(p, p.requires_grad) for p in self.network.parameters()]
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         for parameter, flag in self.flags:
             parameter.requires_grad_(flag)
 
@@ -190,7 +190,7 @@ class _Run:
         watcher = Watcher(self.pruned)
 
         class Nodes(fx.Interpreter):
-            def run_node(self, n: fx.Node) -> Any:
+            def run_node(self, n: fx.Node) -> object:
                 watcher.node = n.name
                 return super().run_node(n)
 
@@ -332,10 +332,10 @@ class _Run:
             columns.append([Target(t, low, high, count / spread) for t in dense])
         return places, [list(row) for row in zip(*columns, strict=True)] if columns else [[] for _ in values], why
 
-    def _leaf(self, output: Any) -> Tensor | None:
+    def _leaf(self, output: object) -> Tensor | None:
         return output if isinstance(output, Tensor) and output.is_floating_point() else None
 
-    def _surviving(self, name: str, value: Any) -> Tensor | None:
+    def _surviving(self, name: str, value: object) -> Tensor | None:
         """The dense value at the positions that the pruned network has."""
         known = self.coupling.structure.values.get(name)
         if not isinstance(value, Tensor) or not value.is_floating_point() or not isinstance(known, Value):
@@ -380,7 +380,7 @@ class _Run:
         return layers
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> Any:
     return pytree.tree_map_only(Tensor, lambda t: t.detach(), value)
 
 

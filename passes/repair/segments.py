@@ -23,7 +23,7 @@ class Segment:
     gives: tuple[str, ...]
     nodes: tuple[str, ...]
 
-    def run(self, known: dict[str, Any]) -> dict[str, Any]:
+    def run(self, known: dict[str, object]) -> dict[str, Any]:
         """What it gives, by name, from `known` values."""
         results = self.module(*[known[name] for name in self.takes])
         return dict(zip(self.gives, results, strict=True))
@@ -154,6 +154,6 @@ def clamped(gm: fx.GraphModule, node: fx.Node) -> tuple[fx.Node, float, float] |
     return (sources[0], *bounds) if bounds is not None and len(sources) == 1 else None
 
 
-def only_tensors(values: dict[str, Any]) -> dict[str, Tensor]:
+def only_tensors(values: dict[str, object]) -> dict[str, Tensor]:
     """Those of `values` that are floating-point tensors."""
     return {n: v for n, v in values.items() if isinstance(v, Tensor) and v.is_floating_point()}

@@ -52,7 +52,7 @@ class Batch:
         return Batch(args, kwargs, labels)
 
 
-def batches_of(network: nn.Module, batches: Any, inputs: int | None = None) -> Iterator[Batch]:
+def batches_of(network: nn.Module, batches: object, inputs: int | None = None) -> Iterator[Batch]:
     """Each item of `batches` as a `Batch` on the network's device.
 
     An item is a tensor (the only input); a dict of keyword arguments, in which what forward does not take is left out,
@@ -77,7 +77,7 @@ def batches_of(network: nn.Module, batches: Any, inputs: int | None = None) -> I
         yield Batch(args, kwargs, labels)
 
 
-def _batch(signature: inspect.Signature, item: Any, inputs: int | None, number: int) -> Batch:
+def _batch(signature: inspect.Signature, item: object, inputs: int | None, number: int) -> Batch:
     parameters = signature.parameters.values()
     open_ended = any(p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL) for p in parameters)
     if isinstance(item, Mapping):

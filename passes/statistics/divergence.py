@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +12,7 @@ from passes.statistics.batches import Batch
 from passes.statistics.observing import evaluating
 
 
-def tensors_out(output: Any) -> list[Tensor]:
+def tensors_out(output: object) -> list[Tensor]:
     """The floating-point tensors of a network's output: of tuples, mappings and dataclass-like outputs.
 
     A single number beside others (the loss that some networks compute as well) is left out.
@@ -22,7 +21,7 @@ def tensors_out(output: Any) -> list[Tensor]:
     return [t for t in found if t.dim()] or found
 
 
-def _all_tensors(output: Any) -> list[Tensor]:
+def _all_tensors(output: object) -> list[Tensor]:
     if isinstance(output, Mapping):
         output = list(output.values())
     leaves = pytree.tree_leaves(output)

@@ -53,7 +53,7 @@ class GradientSums:
             }
             self._sum(products)
 
-    def _of(self, output: Any, labels: Any) -> Tensor:
+    def _of(self, output: object, labels: object) -> Tensor:
         assert callable(self.loss), "a text is handled apart"
         try:
             found = self.loss(output, labels)
@@ -76,7 +76,7 @@ class GradientSums:
             self.fisher[group.name] += total**2
             self.taylor[group.name] += np.abs(total)
 
-    def _sampled(self, output: Any) -> Tensor:
+    def _sampled(self, output: object) -> Tensor:
         logits = first_logits(output)
         scores = logits.flatten(0, -2) if logits.dim() != 4 else logits.movedim(1, -1).flatten(0, -2)
         drawn = torch.multinomial(scores.detach().float().softmax(1).cpu(), 1, generator=self.generator)[:, 0]

@@ -30,7 +30,7 @@ HELD_SHARE = 5  # every fifth sample is held out
 def observe(
     model: nn.Module,
     coupling: Coupling,
-    batches: Any,
+    batches: object,
     *,
     gradients: Loss | str | None = None,
     rows: int = 16384,
@@ -105,7 +105,7 @@ def observe(
 
 
 def _checked(
-    model: Any, coupling: Any, gradients: Any, rows: Any, seed: Any, progress: Any
+    model: Any, coupling: Any, gradients: object, rows: object, seed: object, progress: object
 ) -> tuple[int, int]:  # fmt: skip
     """`rows` and `seed`, where all that `observe` is given is of its kind; raises PassError."""
     is_a(model, nn.Module, "observe: model", "the network that the coupling was made of")

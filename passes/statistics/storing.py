@@ -39,7 +39,7 @@ class Summed(Protocol):
 def write(statistics: Summed, path: Path) -> None:
     """Write `statistics` to `path`. Raises PassError."""
     tensors: dict[str, Tensor] = {}
-    described: dict[str, Any] = {}
+    described: dict[str, object] = {}
     for name, moments in statistics.moments.items():
         described[name] = {
             "groups": moments.groups, "columns": moments.columns, "count": moments.count, "seen": moments.held_seen,
@@ -55,7 +55,7 @@ def write(statistics: Summed, path: Path) -> None:
         "gradients": statistics.gradients, "moments": described, "fisher": sorted(statistics.fisher),
         "taylor": sorted(statistics.taylor), "sites": [dataclasses.asdict(s) for s in statistics.sites.values()],
     }  # fmt: skip
-    header: dict[str, Any] = {}
+    header: dict[str, object] = {}
     data, digest, at = [], hashlib.sha256(), 0
     for name in sorted(tensors):
         block = tensors[name].detach().cpu().contiguous().numpy().tobytes()
@@ -107,7 +107,7 @@ def _tensor(entry: Any, body: memoryview) -> Tensor:
     return torch.frombuffer(bytearray(body[start:stop]), dtype=dtype).reshape(entry["shape"])
 
 
-def _fields(facts: Any, tensors: dict[str, Tensor]) -> dict[str, Any]:
+def _fields(facts: Any, tensors: dict[str, Tensor]) -> dict[str, object]:
     moments = {}
     for name, entry in facts["moments"].items():
         tiles = [tensors[f"{name}/tile{n}"] for n in range(entry["tiles"])]

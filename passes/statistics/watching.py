@@ -5,7 +5,6 @@ from __future__ import annotations
 import weakref
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +13,7 @@ from passes.graph.module_copies import owned_tensors
 from passes.ops import signature, traits_of
 from passes.ops.meta_shapes import LightMode
 from passes.ops.operands import Contraction, contraction_of
-from passes.process.torch_private import version_of
+from passes.process.torch_private import OpOverload, version_of
 from passes.statistics.sites import Layout, Norm, Site
 
 aten = torch.ops.aten
@@ -64,7 +63,7 @@ class Watcher(LightMode):
         self._operands.clear()
         self._results.clear()
 
-    def _owner(self, tensor: Any) -> tuple[str, Tensor] | None:
+    def _owner(self, tensor: object) -> tuple[str, Tensor] | None:
         """The parameter that `tensor` is a view of, if it is one."""
         if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.is_sparse:
             return None
@@ -87,7 +86,7 @@ class Watcher(LightMode):
         offset = int(tensor.storage_offset()) - int(base.storage_offset())
         return Layout(tuple(base.shape), tuple(base.stride()), tuple(tensor.shape), tuple(tensor.stride()), offset)
 
-    def _noticed(self, func: Any, found: Contraction) -> str | None:
+    def _noticed(self, func: OpOverload, found: Contraction) -> str | None:
         owner, layout = self._owner(found.weight), self._layout(found.weight)
         if owner is None or layout is None or not found.data.is_floating_point():
             return None
@@ -122,7 +121,7 @@ class Watcher(LightMode):
             name, parameter, found.form, layout, groups, rows, columns, shared, bias, bias_layout, None, self.node
         )
 
-    def _norm(self, func: Any, args: tuple, kwargs: Mapping[str, Any]) -> None:
+    def _norm(self, func: OpOverload, args: tuple, kwargs: Mapping[str, object]) -> None:
         names = signature(func)[0]
         call = {**dict(zip(names, args, strict=False)), **kwargs}
         source = call.get("input")

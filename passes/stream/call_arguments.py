@@ -23,7 +23,7 @@ CHANGED: dict[type, Callable[[Any], Any]] = {
 }
 
 
-def bound(module: nn.Module, example_inputs: Any) -> Arguments:
+def bound(module: nn.Module, example_inputs: object) -> Arguments:
     """Example inputs as ``(args, kwargs)`` of a call of `module`.
 
     A dict holds keyword arguments; a tuple or list positional ones; anything else is the only argument.
@@ -50,7 +50,7 @@ class CallInputs:
     kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def tensors_of(value: Any, caches: bool = True) -> Iterator[torch.Tensor]:
+def tensors_of(value: object, caches: bool = True) -> Iterator[torch.Tensor]:
     """Every tensor inside `value`: in tuples, lists, mappings, dataclasses and plain objects, each object once.
 
     caches: whether to look into objects that keep keys and values of attention for later calls. They are state that a
@@ -76,7 +76,7 @@ def tensors_of(value: Any, caches: bool = True) -> Iterator[torch.Tensor]:
             stack.extend(reversed(list(attributes_of(item).values())))
 
 
-def plain_values_of(value: Any) -> Iterator[int | float | complex | str | torch.Tensor]:
+def plain_values_of(value: object) -> Iterator[int | float | complex | str | torch.Tensor]:
     """Every number and text in a result: in tuples, lists, mappings and dataclasses; arrays of NumPy as tensors."""
     if isinstance(value, np.ndarray):
         if value.dtype.kind in "biufc":
@@ -96,19 +96,19 @@ def plain_values_of(value: Any) -> Iterator[int | float | complex | str | torch.
             yield from plain_values_of(item)
 
 
-def attributes_of(item: Any) -> Mapping[str, Any]:
+def attributes_of(item: object) -> Mapping[str, Any]:
     """The attributes of an object that holds data; empty for functions, numbers and objects without any."""
     if dataclasses.is_dataclass(item) and not isinstance(item, type):
         return {field.name: getattr(item, field.name, None) for field in dataclasses.fields(item)}
     return getattr(item, "__dict__", None) or {}
 
 
-def is_cache(item: Any) -> bool:
+def is_cache(item: object) -> bool:
     """Whether `item` keeps keys and values of attention, by the protocol that such caches share."""
     return callable(getattr(item, "get_seq_length", None)) and callable(getattr(item, "update", None))
 
 
-def replaced(value: Any, tensors: Mapping[int, torch.Tensor]) -> Any:
+def replaced(value: object, tensors: Mapping[int, torch.Tensor]) -> Any:
     """A deep copy of `value` with tensors replaced by their id."""
     return copy.deepcopy(value, dict(tensors))
 
@@ -119,7 +119,7 @@ def described(arguments: Arguments) -> list[Any]:
     return [{"tuple": [_plain(value) for value in args]}, {"dict": {name: _plain(v) for name, v in kwargs.items()}}]
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> Any:
     if isinstance(value, torch.Tensor):
         return {"tensor": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
     if isinstance(value, Mapping):
@@ -129,7 +129,7 @@ def _plain(value: Any) -> Any:
     return {"value": value if isinstance(value, (int, float, str, bool, type(None))) else None}
 
 
-def example_of(described_inputs: list[Any]) -> CallInputs:
+def example_of(described_inputs: list[object]) -> CallInputs:
     """Inputs of the shapes and types that `described` wrote down: zeros, and plain values as they were."""
     args, kwargs = (_made(item) for item in described_inputs)
     return CallInputs(args, kwargs)

@@ -68,7 +68,7 @@ class LastCall(Functions):
 
     def __init__(self, mode: ModuleInference) -> None:
         super().__init__(mode)
-        self._last: tuple[tuple, Mapping[str, Any]] = (), {}
+        self._last: tuple[tuple, Mapping[str, object]] = (), {}
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         self._last = args, kwargs or {}
@@ -80,7 +80,7 @@ class LastCall(Functions):
         return dict(_numbers({**dict(enumerate(args)), **kwargs}, (), self.mode))
 
 
-def _numbers(value: Any, position: Position, mode: ModuleInference) -> Iterator[tuple[Position, Any]]:
+def _numbers(value: Any, position: Position, mode: ModuleInference) -> Iterator[tuple[Position, object]]:
     """Each number among the arguments of a call, constants with few elements included, with its position."""
     if isinstance(value, torch.Tensor):
         with no_dispatch_modes():  # what is looked at here is no call of the program
@@ -101,7 +101,7 @@ def _numbers(value: Any, position: Position, mode: ModuleInference) -> Iterator[
             yield from _numbers(item, (*position, name), mode)
 
 
-def _indices(value: Any, position: Position) -> Iterator[Position]:
+def _indices(value: object, position: Position) -> Iterator[Position]:
     """Where in the arguments of a call lists, and tensors of one dimension, of whole numbers or flags stand."""
     if isinstance(value, torch.Tensor):
         if position and value.dim() == 1 and not value.is_floating_point() and not value.is_complex():
@@ -114,7 +114,7 @@ def _indices(value: Any, position: Position) -> Iterator[Position]:
             yield from _indices(item, (*position, name))
 
 
-def _tuples(value: Any) -> Any:
+def _tuples(value: object) -> object:
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
 
 

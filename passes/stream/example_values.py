@@ -19,7 +19,7 @@ class ExampleValues:
     arguments: by placeholder; where one of them has no values, nothing is known.
     """
 
-    def __init__(self, gm: fx.GraphModule, arguments: Mapping[fx.Node, Any]) -> None:
+    def __init__(self, gm: fx.GraphModule, arguments: Mapping[fx.Node, object]) -> None:
         self._gm, self._arguments = gm, arguments
         self._run: _Ancestors | None = None
 
@@ -39,7 +39,7 @@ class ExampleValues:
 
 
 class _Ancestors(fx.Interpreter):
-    def __init__(self, root: nn.Module, graph: fx.Graph, arguments: Mapping[fx.Node, Any]) -> None:
+    def __init__(self, root: nn.Module, graph: fx.Graph, arguments: Mapping[fx.Node, object]) -> None:
         super().__init__(root, garbage_collect_values=False, graph=graph)
         self.extra_traceback = False
         copied = pytree.tree_map_only(torch.Tensor, lambda t: t.detach().clone(), dict(arguments))

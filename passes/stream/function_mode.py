@@ -43,19 +43,19 @@ class Functions(TorchFunctionMode):
             return self.mode.all_on_meta(func, args, kwargs or {}, error)
 
 
-def _device(mode: ModuleInference, func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+def _device(mode: ModuleInference, func: Any, args: tuple, kwargs: dict[str, object]) -> object:
     return mode.device if args[0].is_meta and not mode.real else func(*args)
 
 
-def _on_kind(kind: str) -> Callable[..., Any]:
-    def asked(mode: ModuleInference, func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+def _on_kind(kind: str) -> Callable[..., object]:
+    def asked(mode: ModuleInference, func: Any, args: tuple, kwargs: dict[str, object]) -> Any:
         with no_torch_function():
             return mode.device.type == kind if args[0].is_meta and not mode.real else func(*args)
 
     return asked
 
 
-def _item(mode: ModuleInference, func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+def _item(mode: ModuleInference, func: Any, args: tuple, kwargs: dict[str, object]) -> object:
     """``x[..., [2, 0, 1]]``: as a tensor the list keeps its numbers."""
     key = args[1]
     parts = key if isinstance(key, tuple) else (key,)
@@ -65,14 +65,14 @@ def _item(mode: ModuleInference, func: Any, args: tuple, kwargs: dict[str, Any])
     return func(*args, **kwargs)
 
 
-def _new_tensor(mode: ModuleInference, func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+def _new_tensor(mode: ModuleInference, func: Any, args: tuple, kwargs: dict[str, object]) -> object:
     """``x.new_tensor(number)``: a constant of the program, of the type of `x`."""
     if mode.real or not args[0].is_meta or isinstance(args[1], torch.Tensor):
         return func(*args, **kwargs)
     return torch.tensor(args[1], **{"dtype": args[0].dtype, "device": mode.device, **kwargs})
 
 
-def _as_index(part: list[Any]) -> Any:
+def _as_index(part: list[object]) -> object:
     flat = all(isinstance(number, (bool, int)) for number in part)
     if not flat or not part:
         return part
@@ -80,7 +80,7 @@ def _as_index(part: list[Any]) -> Any:
         return torch.tensor(part, device="cpu")
 
 
-def _attention(mode: ModuleInference, func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+def _attention(mode: ModuleInference, func: object, args: tuple, kwargs: dict[str, object]) -> object:
     """Attention by the products that it is made of: a fused kernel would hide them."""
     names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
     given = {**dict(zip(names, args, strict=False)), **kwargs}
@@ -99,11 +99,11 @@ def _attention(mode: ModuleInference, func: Any, args: tuple, kwargs: dict[str, 
         mode.function = before
 
 
-def _getter(name: str) -> Any:
+def _getter(name: str) -> object:
     return getattr(torch.Tensor, name).__get__
 
 
-_SPECIAL: dict[Any, Callable[..., Any]] = {
+_SPECIAL: dict[object, Callable[..., object]] = {
     _getter("device"): _device,
     _getter("is_meta"): lambda mode, func, args, kwargs: False if not mode.real else func(*args),
     _getter("is_cuda"): _on_kind("cuda"),

@@ -25,7 +25,7 @@ from passes.ops import Call, Record, Value
 from passes.ops import constant_indices as numbers
 from passes.ops.call import slot
 from passes.ops.meta_shapes import LightMode, on_meta, run_on_meta
-from passes.process.torch_private import buffers_of, no_dispatch_modes, parameters_of, pytree, schema_of
+from passes.process.torch_private import OpOverload, buffers_of, no_dispatch_modes, parameters_of, pytree, schema_of
 from passes.stream.example_values import ExampleValues
 
 ATTRIBUTE = "_fxprune_value"
@@ -44,7 +44,7 @@ def composite_attention() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
-def as_arguments(example_inputs: Any, gm: fx.GraphModule) -> tuple[Any, ...]:
+def as_arguments(example_inputs: object, gm: fx.GraphModule) -> tuple[Any, ...]:
     """Example inputs (a tensor, a tuple or list, or a dict by placeholder name) in the order of the placeholders.
 
     Raises PassError naming the placeholder that has no value, or a name that is no placeholder.
@@ -78,7 +78,7 @@ def as_arguments(example_inputs: Any, gm: fx.GraphModule) -> tuple[Any, ...]:
     return tuple(values) + tuple(node.args[0] for node in placeholders[len(values) :])
 
 
-def to_meta(tree: Any) -> Any:
+def to_meta(tree: object) -> Any:
     """`tree` with every tensor as an empty one of the same shape, dtype and strides on the meta device."""
     return pytree.tree_map_only(torch.Tensor, lambda t: t.detach().to("meta"), tree)
 
@@ -97,12 +97,12 @@ def tensors_in(*arguments: Any) -> list[torch.Tensor]:
     return found
 
 
-def _template(args: tuple, kwargs: dict[str, Any]) -> tuple[Any, ...]:
+def _template(args: tuple, kwargs: dict[str, object]) -> tuple[object, ...]:
     slots = itertools.count()
     return tuple([_slotted(v, slots) for v in args]), {k: _slotted(v, slots) for k, v in kwargs.items()}
 
 
-def _slotted(value: Any, slots: Iterator[int]) -> Any:
+def _slotted(value: object, slots: Iterator[int]) -> object:
     if type(value) in PLAIN:
         return value
     if isinstance(value, torch.Tensor):
@@ -163,7 +163,7 @@ class Inference(LightMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         return self.call(func, args, on_meta(func, kwargs or {}))
 
-    def emit(self, func: Any, *args: Any) -> Any:
+    def emit(self, func: OpOverload, *args: object) -> Any:
         """Make one ATen call, with the mode switched off."""
         return self.call(func, args, {})
 
@@ -265,11 +265,11 @@ class GraphInference(fx.Interpreter):
         super().__init__(nn.Module(), garbage_collect_values=False, graph=gm.graph)
         self.mode, self._example = mode, example
         self.extra_traceback = False
-        self.vals: dict[str, Any] = {}
-        self.values: dict[str, Any] = {}
+        self.vals: dict[str, object] = {}
+        self.values: dict[str, object] = {}
         self._originals, self._copies = {**modules_of(gm), "": shell(gm)}, copies
 
-    def run_node(self, n: fx.Node) -> Any:
+    def run_node(self, n: fx.Node) -> object:
         self.mode.enter_node(n)
         try:
             args, kwargs = fx.map_arg((n.args, n.kwargs), self.env.__getitem__)
@@ -295,7 +295,7 @@ class GraphInference(fx.Interpreter):
             for held in (parameters_of(holder), buffers_of(holder), holder.__dict__):
                 if isinstance(held.get(names[0]), torch.Tensor):
                     return self._copies.tensor(held[names[0]])
-        found: Any = self._copies.module(holder).eval()
+        found: object = self._copies.module(holder).eval()
         for name in names:
             found = getattr(found, name)
         return found
@@ -315,7 +315,7 @@ class GraphInference(fx.Interpreter):
         self.vals[n.name] = result
         self.values[n.name] = value_of(result) if single else pytree.tree_map_only(torch.Tensor, value_of, result)
 
-    def _opaque(self, n: fx.Node, error: Exception) -> Any:
+    def _opaque(self, n: fx.Node, error: Exception) -> object:
         """A node that cannot run on meta: run it to learn its shapes, and freeze what it touches.
 
         Its sizes may hang on values (`x[mask]`), so it is run on those of the example, where that has some; else on
@@ -346,7 +346,7 @@ class GraphInference(fx.Interpreter):
                 self.mode.space.freeze(axis, reason)
         return to_meta(result)
 
-    def _on_made_values(self, n: fx.Node, args: Any, kwargs: Any, value: int) -> Any:
+    def _on_made_values(self, n: fx.Node, args: Any, kwargs: Any, value: int) -> object:
         """What a node gives on tensors that are `value` everywhere."""
 
         def real(tensor: torch.Tensor) -> torch.Tensor:
@@ -380,7 +380,7 @@ class Inferred:
 
 
 @torch.inference_mode(False)
-def infer(gm: fx.GraphModule, example_inputs: Any) -> Inferred:
+def infer(gm: fx.GraphModule, example_inputs: object) -> Inferred:
     """Infer the axes of every tensor of `gm` for inputs of these shapes and dtypes; `gm` is not changed.
 
     Values of the example are read only where a size hangs on them.

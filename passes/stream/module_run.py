@@ -62,8 +62,8 @@ class ModuleInferred:
     def __init__(self, run: ModuleRun, inputs: list[Value], outputs: list[Value]) -> None:
         mode = run.mode
         self.run, self.space, self.known = run, mode.space, mode.values
-        self.vals: dict[str, Any] = {}
-        self.values: dict[str, Any] = {}
+        self.vals: dict[str, object] = {}
+        self.values: dict[str, object] = {}
         self.tensors, self.canonical = run.tensors, run.names
         self.outputs, self.real, self.records = outputs, mode.real, list(mode.records)
         self.lifetimes = Lifetimes(tuple(inputs), tuple(mode.freed))
@@ -186,7 +186,7 @@ class ModuleRun:
 
     def _called(
         self, mode: ModuleInference, arguments: Arguments, training: bool, functions: Functions | None, turned: str
-    ) -> Any:  # fmt: skip
+    ) -> object:  # fmt: skip
         self._now = mode
         mode.stack.emit = None if mode.real else mode.emit
         mode.training = training
@@ -196,14 +196,14 @@ class ModuleRun:
         with recording(mode, functions), turning(turned):
             return self.copy(*args, **kwargs)
 
-    def _opaque(self, path: str, original: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
+    def _opaque(self, path: str, original: nn.Module, args: tuple, kwargs: dict[str, object]) -> object:
         result, outputs, macs = run_scripted(self._now, original, args, kwargs)
         self._now.opaque(path, list(tensors_of((args, kwargs))), outputs, macs)
         return result
 
 
 def run_scripted(
-    mode: ModuleInference, original: nn.Module, args: tuple, kwargs: dict[str, Any]
+    mode: ModuleInference, original: nn.Module, args: tuple, kwargs: dict[str, object]
 ) -> tuple[Any, list[torch.Tensor], int]:
     """Run a scripted module where no mode sees it: on zeros for its shapes, or on values.
 

@@ -19,7 +19,7 @@ from passes.ops import Record, Slot, Value, spelled, traits_of
 from passes.ops import constant_indices as numbers
 from passes.ops.meta_shapes import on_meta, run_on_meta
 from passes.process.source_lines import users_line
-from passes.process.torch_private import no_dispatch_modes, schema_of, storage_id
+from passes.process.torch_private import OpOverload, no_dispatch_modes, schema_of, storage_id
 from passes.stream.call_arguments import tensors_of
 from passes.stream.inference import ATTRIBUTE, INDEXING, SILENT, Inference, tensors_in
 from passes.stream.stream_copies import CallStack
@@ -171,7 +171,7 @@ class ModuleInference(Inference):
             known = self._on_meta[id(tensor)] = tensor, made
         return known[1]
 
-    def all_on_meta(self, func: Any, args: tuple, kwargs: dict[str, Any], error: Exception) -> Any:
+    def all_on_meta(self, func: OpOverload, args: tuple, kwargs: dict[str, object], error: Exception) -> Any:
         """Call a function again that wants its tensors on one device; its constants go to where the data are."""
         given = [tensor for tensor in tensors_of((args, kwargs)) if not tensor.is_meta]
         if not given:
@@ -251,7 +251,12 @@ class Watching(ModuleInference):
         return result
 
     def watch(
-        self, func: Any, args: tuple, kwargs: dict[str, Any], operands: list[torch.Tensor], outputs: list[torch.Tensor]
+        self,
+        func: OpOverload,
+        args: tuple,
+        kwargs: dict[str, object],
+        operands: list[torch.Tensor],
+        outputs: list[torch.Tensor],
     ) -> None:
         """One call was made."""
         self.place += 1
@@ -266,19 +271,19 @@ def is_data(value: Value) -> bool:
     return value.from_inputs or bool(value.parameters) or any(True for axis in value.axes for _ in leaves(axis))
 
 
-def _keep(call: Any, tensor: torch.Tensor, *args: Any) -> Any:
+def _keep(call: Any, tensor: torch.Tensor, *args: object) -> object:
     """Dropout that drops nothing, and its mask."""
     return call(aten.clone.default, (tensor,), {}), call(aten.ones_like.default, (tensor,), {"dtype": torch.bool})
 
 
-def _keep_flags(call: Any, tensor: torch.Tensor, p: Any = 0.5, *args: Any) -> Any:
+def _keep_flags(call: Any, tensor: torch.Tensor, p: Any = 0.5, *args: object) -> object:
     return call(aten.fill_.Scalar, (tensor, p if isinstance(p, float) else 1.0), {})
 
 
 _DROPS: dict[Any, Any] = {aten.native_dropout: _keep, aten.bernoulli_: _keep_flags}
 
 
-def _written_operands(func: Any, args: tuple, kwargs: dict[str, Any]) -> Iterator[torch.Tensor]:
+def _written_operands(func: OpOverload, args: tuple, kwargs: dict[str, object]) -> Iterator[torch.Tensor]:
     for formal, actual in zip(schema_of(func).arguments, args, strict=False):
         if formal.alias_info is not None and formal.alias_info.is_write:
             yield from tensors_in(actual)
@@ -287,7 +292,7 @@ def _written_operands(func: Any, args: tuple, kwargs: dict[str, Any]) -> Iterato
             yield from tensors_in(kwargs[formal.name])
 
 
-def _swapped(item: Any, tensors: dict[int, torch.Tensor]) -> Any:
+def _swapped(item: object, tensors: dict[int, torch.Tensor]) -> Any:
     if isinstance(item, torch.Tensor):
         return tensors.get(id(item), item)
     if isinstance(item, (tuple, list)):
@@ -304,7 +309,7 @@ def input_on_meta(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().clone()
 
 
-def _as_places(index: Any) -> Any:
+def _as_places(index: object) -> object:
     """Flags with values, as an index, become the places where they are set: how many follows from the values."""
     if not isinstance(index, torch.Tensor) or index.is_meta or index.dtype != torch.bool or index.dim() != 1:
         return index

@@ -60,10 +60,10 @@ class RestatedForward:
     def __init__(self, module: nn.Module, restated: Sequence[Restated]) -> None:
         before = module.__dict__.get("forward")
         self.module = module
-        self.forward: Any = before.forward if isinstance(before, RestatedForward) else before
+        self.forward: object = before.forward if isinstance(before, RestatedForward) else before
         self.restated = list(restated)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: object, **kwargs: object) -> Any:
         with _Restating(self.module, self.restated):
             return self._original(*args, **kwargs)
 
@@ -103,7 +103,7 @@ class _Restating(TorchFunctionMode):
         return called(func, args, kwargs or {}, self.by_site.get(site, ()))
 
 
-def called(func: Any, args: tuple, kwargs: Mapping[str, Any], restated: Sequence[Restated]) -> Any:
+def called(func: Any, args: tuple, kwargs: Mapping[str, object], restated: Sequence[Restated]) -> Any:
     """``func(*args, **kwargs)`` with arguments replaced."""
     given: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
     for item in restated:
@@ -139,14 +139,14 @@ def replaced_at(value: Any, position: Position, new: Any, ratio: tuple[int, int]
     return tuple(items) if isinstance(value, tuple) else items
 
 
-def _scaled(given: Any, new: int, left: int, before: int) -> Any:
+def _scaled(given: object, new: int, left: int, before: int) -> object:
     """A size of which a factor that was `before` is `left` now; `new` where it holds no such factor any more."""
     if not isinstance(given, int) or given == -1:
         return given
     return given // before * left if given % before == 0 else new
 
 
-def _constant(new: tuple[Any, torch.dtype], old: torch.Tensor) -> Any:
+def _constant(new: tuple[object, torch.dtype], old: torch.Tensor) -> object:
     """A number in place of a tensor without dimensions, or a tensor that no mode sees being made."""
     if not isinstance(new[0], tuple):
         return new[0]
@@ -154,12 +154,12 @@ def _constant(new: tuple[Any, torch.dtype], old: torch.Tensor) -> Any:
         return torch.tensor(new[0], dtype=new[1], device=old.device)
 
 
-def name_of(func: Any) -> str:
+def name_of(func: object) -> str:
     """A function's name that another process knows as well."""
     return _NAMES.get(func) or _NAMES.setdefault(func, resolve_name(func) or getattr(func, "__name__", repr(func)))
 
 
-_NAMES: dict[Any, str] = {}
+_NAMES: dict[object, str] = {}
 
 
 def calling(frame: Any) -> tuple[nn.Module, tuple[str, int]] | None:

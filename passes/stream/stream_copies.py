@@ -27,7 +27,9 @@ class CallStack:
 
     def __init__(self) -> None:
         self.paths, self.runs = [""], [0]
-        self.emit: Callable[..., Any] | None = None  # makes one ATen call; None where layers are to run by themselves
+        self.emit: Callable[..., object] | None = (
+            None  # makes one ATen call; None where layers are to run by themselves
+        )
         self._numbers = itertools.count(1)
 
     def enter(self, path: str) -> None:
@@ -44,11 +46,11 @@ class CallStack:
 class Opaque(nn.Module):
     """Stands for a scripted module: `run` is asked for its results."""
 
-    def __init__(self, original: nn.Module, path: str, run: Callable[..., Any]) -> None:
+    def __init__(self, original: nn.Module, path: str, run: Callable[..., object]) -> None:
         super().__init__()
         self.__dict__["original"], self.path, self.run = original, path, run
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, *args: object, **kwargs: object) -> Any:
         return self.run(self.path, self.original, args, kwargs)
 
 
@@ -76,7 +78,7 @@ def scripted_modules(root: nn.Module) -> dict[str, nn.Module]:
 
 
 def stream_copy(
-    root: nn.Module, scripted: Mapping[str, nn.Module], replace: Replace, run: Callable[..., Any], stack: CallStack
+    root: nn.Module, scripted: Mapping[str, nn.Module], replace: Replace, run: Callable[..., object], stack: CallStack
 ) -> tuple[nn.Module, Copies]:
     """A copy of `root` with each tensor replaced, whose modules say in `stack` when they run.
 
@@ -137,7 +139,7 @@ def _registered(module: nn.Module) -> Iterator[dict[Any, Any]]:
             yield held
 
 
-def _may_change(value: Any) -> bool:
+def _may_change(value: object) -> bool:
     if isinstance(value, (torch.Tensor, nn.Module, type, FunctionType, BuiltinFunctionType)):
         return False
     return not (type(value) is tuple and PLAIN.issuperset(map(type, value)))
@@ -155,7 +157,7 @@ def _follow(module: nn.Module, path: str, stack: CallStack) -> None:
         finally:
             stack.leave()
 
-    def call_layer(*args: Any, **kwargs: Any) -> Any:
+    def call_layer(*args: object, **kwargs: object) -> Any:
         emit = stack.emit
         if emit is None or len(args) != 1 or kwargs:
             return call(*args, **kwargs)
@@ -172,6 +174,6 @@ def _follow(module: nn.Module, path: str, stack: CallStack) -> None:
     module.__dict__["_call_impl"] = call_layer if is_emitted(module) else call
 
 
-def is_meta(value: Any) -> bool:
+def is_meta(value: object) -> bool:
     """Whether `value` is a tensor on the meta device."""
     return isinstance(value, torch.Tensor) and value.is_meta

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
-from typing import Any
 
 import torch
 from torch import nn
@@ -19,7 +18,7 @@ SIZED = (
 )
 
 
-def resize_module(module: Any, groups: int | None, num_groups: int | None, channels: int | None) -> None:
+def resize_module(module: object, groups: int | None, num_groups: int | None, channels: int | None) -> None:
     """Make the size attributes of a torch.nn module agree with its (already sliced) tensors.
 
     groups, num_groups: new counts where an operator's rule gave them. channels: those of the module's input.

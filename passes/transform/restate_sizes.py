@@ -27,12 +27,12 @@ def operator_of(node: fx.Node) -> Any:
 
 
 @cache
-def _of_method(name: str) -> Any:
+def _of_method(name: str) -> object:
     return getattr(torch.ops.aten, name, None)
 
 
 @cache
-def _of_function(target: Any) -> Any:
+def _of_function(target: object) -> object:
     name = getattr(target, "__name__", "")
     if isinstance(target, (OpOverload, OpOverloadPacket)) or not name:
         return target

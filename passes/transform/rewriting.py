@@ -45,7 +45,7 @@ class Rewriting:
         self.following = self._following()
         self.graph = self._copied_graph(whole)
         self.refused: list[tuple[Axis, Reason]] = []
-        self.numbers: dict[str, Any] = {}  # what nodes that hold no tensor (sizes and their arithmetic) are now
+        self.numbers: dict[str, object] = {}  # what nodes that hold no tensor (sizes and their arithmetic) are now
         with torch.no_grad(), composite_attention(), OnMeta():
             _Run(self).run()
 
@@ -110,7 +110,7 @@ class Rewriting:
         if before is not None and after is not None:
             resize_view_module(module, before, after)
 
-    def _shape(self, node: Any) -> list[int] | None:
+    def _shape(self, node: object) -> list[int] | None:
         value = self.coupling.structure.values.get(node.name) if isinstance(node, fx.Node) else None
         return [self.size(a) for a in value.axes] if isinstance(value, Value) else None
 
@@ -157,7 +157,7 @@ class _Run(fx.Interpreter):
         super().__init__(nn.Module(), garbage_collect_values=False, graph=rewriting.graph)
         self.rewriting = rewriting
         self.env = _Results(self._promised)
-        self._olds: dict[fx.Node, Any] = {}
+        self._olds: dict[fx.Node, object] = {}
 
     def run(self) -> None:  # type: ignore[override]
         """Run all nodes whose results do not follow from their axes."""
@@ -171,7 +171,7 @@ class _Run(fx.Interpreter):
     def fetch_attr(self, target: str) -> Any:
         return self.rewriting.on_meta(target)
 
-    def run_node(self, n: fx.Node) -> Any:
+    def run_node(self, n: fx.Node) -> object:
         rewriting = self.rewriting
         value = rewriting.coupling.structure.values.get(n.name)
         followed: tuple[Any, Any] | None = None
@@ -198,7 +198,7 @@ class _Run(fx.Interpreter):
             return self._promised(n)
         return result
 
-    def _attempt(self, n: fx.Node, value: Any) -> tuple[Any, str]:
+    def _attempt(self, n: fx.Node, value: object) -> tuple[object, str]:
         """What `n` gives on the smaller sizes, and why that is not what its axes promise."""
         try:
             for argument in n.all_input_nodes:
@@ -208,7 +208,7 @@ class _Run(fx.Interpreter):
             return None, _refusal(error)
         return result, self._difference(value, result)
 
-    def _holds_tensors(self, n: fx.Node, value: Any) -> bool:
+    def _holds_tensors(self, n: fx.Node, value: object) -> bool:
         """Whether `n` makes, writes or returns tensors: there a number that was a width keeps its old value."""
         if n.op == "output" or n.target is operator.setitem:
             return True
@@ -221,14 +221,14 @@ class _Run(fx.Interpreter):
                 self._run_inserted(argument)
             self.env[n] = self.rewriting.numbers[n.name] = super().run_node(n)
 
-    def _restate(self, n: fx.Node, value: Any) -> None:
+    def _restate(self, n: fx.Node, value: object) -> None:
         values = self.rewriting.coupling.structure.values
         records = self.rewriting.records.get(n.name, ())
         restate_node = restating(n, records)
         if restate_node is None:
             return
 
-        def numbers_of(argument: Any) -> Any:
+        def numbers_of(argument: object) -> Any:
             known = values.get(argument.name) if isinstance(argument, fx.Node) else None
             return known.numbers if isinstance(known, Value) else None
 
@@ -281,24 +281,24 @@ class _Run(fx.Interpreter):
         with graph.inserting_after(product):
             return graph.call_function(operator.floordiv, (product, now))
 
-    def _axes_of(self, argument: Any) -> tuple[Axis, ...] | None:
+    def _axes_of(self, argument: object) -> tuple[Axis, ...] | None:
         known = self.rewriting.coupling.structure.values.get(argument.name) if isinstance(argument, fx.Node) else None
         return known.axes if isinstance(known, Value) else None
 
-    def _pinned(self, argument: fx.Node) -> Any:
+    def _pinned(self, argument: fx.Node) -> object:
         dense = self.rewriting.coupling.structure.vals.get(argument.name)
         now = self.env.get(argument)
         number = isinstance(dense, (int, float)) and not isinstance(dense, bool)
         return dense if number and now != dense else None
 
-    def _difference(self, value: Any, result: Any) -> str:
+    def _difference(self, value: object, result: object) -> str:
         expected = [[self.rewriting.size(a) for a in v.axes] for v in pytree.tree_leaves(value) if isinstance(v, Value)]
         got = [list(t.shape) for t in pytree.tree_leaves(result) if isinstance(t, torch.Tensor)]
         if expected == got:
             return ""
         return f"its size does not follow: expected {expected}, got {got}"
 
-    def _promised(self, n: fx.Node) -> Any:
+    def _promised(self, n: fx.Node) -> object:
         """What the axes of a node's result tell of it."""
         structure = self.rewriting.coupling.structure
 
@@ -321,7 +321,7 @@ class _Results(dict[fx.Node, Any]):
         super().__init__()
         self._make = make
 
-    def __missing__(self, node: fx.Node) -> Any:
+    def __missing__(self, node: fx.Node) -> object:
         self[node] = self._make(node)
         return self[node]
 

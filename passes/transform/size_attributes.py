@@ -36,7 +36,7 @@ def integers_of(module: nn.Module) -> Iterator[tuple[Key, int]]:
             yield from _integers((name,), value, set())
 
 
-def _integers(key: Key, value: Any, above: set[int]) -> Iterator[tuple[Key, int]]:
+def _integers(key: Key, value: object, above: set[int]) -> Iterator[tuple[Key, int]]:
     if type(value) is int:
         yield key, value
     elif isinstance(value, (torch.Tensor, nn.Module, str, type)) or len(key) > _DEPTH or id(value) in above:
@@ -61,10 +61,10 @@ def set_integer(module: nn.Module, key: Key, number: int) -> None:
     module.__dict__[name] = number if len(key) == 1 else _with(value, key[1:], number)
 
 
-def _with(value: Any, key: Key, number: int) -> Any:
+def _with(value: object, key: Key, number: int) -> object:
     name, rest = key[0], key[1:]
 
-    def inner(item: Any) -> Any:
+    def inner(item: object) -> Any:
         return _with(item, rest, number) if rest else number
 
     if isinstance(value, tuple):

@@ -18,7 +18,7 @@ from passes.ops import Record, Value, spelled, traits_of
 from passes.ops import constant_indices as numbers
 from passes.ops.picked_positions import picked, renumbered
 from passes.ops.table import Picked
-from passes.process.torch_private import schema_of
+from passes.process.torch_private import OpOverload, schema_of
 from passes.stream.inference import ATTRIBUTE
 from passes.stream.module_stream import Watching, is_data
 from passes.stream.restated_calls import Position
@@ -68,7 +68,7 @@ _MOVES = VIEWS | {
 Shapes = Sequence[tuple[int, ...]]
 
 
-def _moves_ones(func: Any, expected: Shapes, got: Shapes) -> bool:
+def _moves_ones(func: OpOverload, expected: Shapes, got: Shapes) -> bool:
     """Whether a call that moves data differs by where it has dimensions of one: einsum puts them elsewhere."""
     before, after = ([[size for size in shape if size != 1] for shape in shapes] for shapes in (expected, got))
     if func is aten.permute.default:
@@ -76,7 +76,7 @@ def _moves_ones(func: Any, expected: Shapes, got: Shapes) -> bool:
     return func in (VIEWS | COPIES) and before == after
 
 
-def _alike(one: Any, other: Any) -> bool:
+def _alike(one: object, other: object) -> bool:
     return one is other or {one, other} <= _SPLITS or {one, other} <= VIEWS
 
 
@@ -121,7 +121,7 @@ class Following(Watching):
                 found = numbers.computed(func, args, kwargs, tensor, self.numbers_of, number)
                 self.attach(tensor, Value("", (), numbers=found))
 
-    def _same_call(self, func: Any, operands: list[torch.Tensor], got: Shapes) -> Record | None:
+    def _same_call(self, func: OpOverload, operands: list[torch.Tensor], got: Shapes) -> Record | None:
         """The call of the tape that this one is, with `place` at it; None for one that moves data and is not there.
 
         Where a size becomes one, programs and torch leave out copies and repetitions, or make some: such calls are
@@ -156,13 +156,15 @@ class Following(Watching):
         promised = any(True for value in record.outputs for axis in value.axes for _ in leaves(axis))
         return not (self.real or promised or any(map(self.holds_data, operands)))
 
-    def _compare_numbers(self, record: Record, func: Any, args: tuple, kwargs: dict[str, Any], operands: list) -> None:
+    def _compare_numbers(
+        self, record: Record, func: OpOverload, args: tuple, kwargs: dict[str, object], operands: list
+    ) -> None:
         """A number that was made of a size must remain what it was where it meets data."""
         scalars = _scalars(func, args, kwargs)
         some = record.constants or any([number is not None for number in scalars])
         if not some or not (any(map(self.holds_data, operands)) or any(map(is_data, record.inputs))):
             return
-        wrong: list[tuple[Any, Any]] = [
+        wrong: list[tuple[object, object]] = [
             (old, new)
             for old, new in zip(_scalars(func, *record.template), scalars, strict=True)
             if None not in (old, new) and not _equal(old, new)
@@ -176,7 +178,7 @@ class Following(Watching):
             self._differ(f"a number that is made of a size changes from {wrong[0][0]} to {wrong[0][1]}", True)
 
     def _compare_positions(
-        self, record: Record, func: Any, args: tuple, kwargs: dict[str, Any], operands: list[torch.Tensor]
+        self, record: Record, func: OpOverload, args: tuple, kwargs: dict[str, object], operands: list[torch.Tensor]
     ) -> None:
         """What is taken of an axis must be what is left of the positions that were taken of it."""
         before = positions_of(record)
@@ -222,7 +224,7 @@ class AtOtherSizes(Following):
         """Whether all calls of the tape were made."""
         return all(record.func in COPIES for record in self.tape[self.place :])
 
-    def _same_call(self, func: Any, operands: list[torch.Tensor], got: Shapes) -> Record | None:
+    def _same_call(self, func: OpOverload, operands: list[torch.Tensor], got: Shapes) -> Record | None:
         if func in COPIES:
             return None
         while self.place < len(self.tape) and self.tape[self.place].func in COPIES:
@@ -247,7 +249,7 @@ def owned(values: Sequence[Value]) -> tuple[str, ...]:
     return tuple([value.label if value.parameters == {value.label} else "" for value in values])
 
 
-def cut_at(func: Any, operands: Sequence[Value], args: tuple) -> tuple[str, ...]:
+def cut_at(func: OpOverload, operands: Sequence[Value], args: tuple) -> tuple[str, ...]:
     """Where a call cuts what is made of the module's tensors alone."""
     static = func in CUTS and bool(operands) and all(value.parameters for value in operands)
     return tuple(map(str, args[1:])) if static else ()
@@ -272,7 +274,7 @@ def _fit(lengths: Sequence[tuple[tuple[int, int], ...]], got: Shapes) -> bool:
     return all([least <= size <= most for (least, most), size in pairs])
 
 
-def _equal(old: Any, new: Any) -> bool:
+def _equal(old: object, new: object) -> bool:
     """Whether two numbers are one, written with other roundings."""
     if isinstance(old, (int, float)) and isinstance(new, (int, float)):
         return math.isclose(old, new, rel_tol=1e-12) or (old != old and new != new)
@@ -294,7 +296,7 @@ def _short(places: list[int] | None) -> str:
     return str(places) if len(places) <= 8 else f"[{places[0]}, {places[1]}, ..., {places[-1]}]"
 
 
-def _scalars(func: Any, args: tuple, kwargs: dict[str, Any]) -> list[Any]:
+def _scalars(func: OpOverload, args: tuple, kwargs: dict[str, object]) -> list[Any]:
     """The arguments of a call that are numbers to compute with, and no sizes; None for those that are tensors."""
     found = []
     for place, name in _places_of_numbers(func):
@@ -304,7 +306,7 @@ def _scalars(func: Any, args: tuple, kwargs: dict[str, Any]) -> list[Any]:
 
 
 @cache
-def _places_of_numbers(func: Any) -> list[tuple[int, str]]:
+def _places_of_numbers(func: OpOverload) -> list[tuple[int, str]]:
     kinds = [str(formal.type).removeprefix("Optional[") for formal in schema_of(func).arguments]
     return [
         (place, formal.name)

@@ -41,7 +41,7 @@ from passes.trial.other_runs import (
 _TURNS = 4  # of trials at all widths, until nothing has to be corrected
 
 
-def couple_module(module: nn.Module, example_inputs: Any) -> Coupling:
+def couple_module(module: nn.Module, example_inputs: object) -> Coupling:
     """`couple` for a module."""
     if not isinstance(module, nn.Module):
         raise PassError(f"couple: got a {type(module).__name__}; expected a torch.nn.Module")
@@ -124,7 +124,7 @@ def _own(inferred: ModuleInferred) -> list[str]:
 
 
 def _coupling(
-    structure: Structure, inferred: ModuleInferred, digest: str, inputs: Any, trainable: frozenset[str]
+    structure: Structure, inferred: ModuleInferred, digest: str, inputs: list[Any], trainable: frozenset[str]
 ) -> Coupling:
     turned = tuple(run.turned for run in inferred.runs_beside if run.turned)
     facts = ModuleFacts(real=inferred.real, specialised=tuple(inferred.specialised), turned=turned)

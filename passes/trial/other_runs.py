@@ -17,6 +17,7 @@ from passes.axes.expressions import Axis, Reason
 from passes.equality.draws import draws, extremes
 from passes.graph.left_behind import Plain, counts, set_state
 from passes.ops import Record, Value, spelled
+from passes.process.torch_private import OpOverload
 from passes.stream.call_arguments import CHANGED, Arguments, replaced, tensors_of
 from passes.stream.module_run import ModuleInferred, ModuleRun
 from passes.stream.module_stream import Watching, input_on_meta
@@ -65,7 +66,7 @@ def look_at_later_calls(inferred: ModuleInferred, arguments: Arguments) -> None:
             inferred.specialised.append(counts(name))
 
 
-def _changed_arguments(module: nn.Module, arguments: Arguments) -> Iterator[tuple[str, Any, str, Arguments]]:
+def _changed_arguments(module: nn.Module, arguments: Arguments) -> Iterator[tuple[str, object, str, Arguments]]:
     """Each argument that is a flag or a number: its name and value, where that is from, and others for the call.
 
     Without those of which forward tells no name.
@@ -122,7 +123,7 @@ def _frozen(inferred: ModuleInferred, axes: list[tuple[Axis, Reason]]) -> list[t
     return axes
 
 
-def _are_alike(inferred: ModuleInferred, found: Sequence[Any] | None, with_what: str) -> bool:
+def _are_alike(inferred: ModuleInferred, found: Sequence[object] | None, with_what: str) -> bool:
     """Whether a run made the calls of the tape; parameters that it cuts elsewhere keep all positions then."""
     moving = None if found is None else _moving(inferred, found, with_what)
     _frozen(inferred, moving or [])
@@ -168,7 +169,7 @@ class _Calls(Watching):
 
     def __init__(self) -> None:
         super().__init__(real=False)
-        self.calls: list[Any] = []
+        self.calls: list[object] = []
 
     def watch(self, func, args, kwargs, operands, outputs) -> None:
         before = [self.value(tensor) for tensor in operands]
@@ -181,12 +182,12 @@ class _Calls(Watching):
                 self.attach(tensor, Value("", (), names))
 
 
-def _call(func: Any, operands: Sequence[Value], args: tuple) -> Any:
+def _call(func: OpOverload, operands: Sequence[Value], args: tuple) -> Any:
     """What is compared of a call: its operator, the module's tensors among its operands, where it cuts these."""
     return aten.view.default if func in VIEWS else func, owned(operands), cut_at(func, operands, args)
 
 
-def _calls_at(run: ModuleRun, arguments: Arguments, state: Mapping[str, Plain] | None = None) -> list[Any] | None:
+def _calls_at(run: ModuleRun, arguments: Arguments, state: Mapping[str, Plain] | None = None) -> list[object] | None:
     """The calls that a module makes on these inputs; None where it does not take them. state: of its attributes."""
     mode = _Calls()
     try:
@@ -229,7 +230,7 @@ def _other(tensor: torch.Tensor, batch: int, sizes: dict[int, int]) -> torch.Ten
     return tensor
 
 
-def _in_own_types(arguments: Arguments, drawn: Any) -> Arguments:
+def _in_own_types(arguments: Arguments, drawn: object) -> Arguments:
     """What was drawn (in double precision) in the types of the example."""
     pairs = zip(tensors_of(arguments), tensors_of(drawn), strict=True)
     own = {id(there): there.to(here.dtype) for here, there in pairs}

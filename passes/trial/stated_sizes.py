@@ -39,12 +39,14 @@ class StatedSize(int):
     def __reduce__(self) -> Any:
         return int, (int(self),)  # copies and pickles are plain numbers
 
-    def __deepcopy__(self, memo: Any) -> StatedSize:
+    def __deepcopy__(self, memo: object) -> StatedSize:
         return self
 
 
-def _arithmetic(name: str, function: Callable[[int, int], Any], turned: bool) -> Callable[[StatedSize, Any], Any]:
-    def method(self: StatedSize, other: Any) -> Any:
+def _arithmetic(
+    name: str, function: Callable[[int, int], object], turned: bool
+) -> Callable[[StatedSize, object], object]:
+    def method(self: StatedSize, other: object) -> Any:
         if not isinstance(other, int):
             return NotImplemented
         left, right = (int(other), int(self)) if turned else (int(self), int(other))

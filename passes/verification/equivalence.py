@@ -49,7 +49,7 @@ from passes.verification.module_equivalence import verify_module
 @leaves_no_trace
 @torch.inference_mode(False)
 def verify(
-    network: nn.Module, pruned: nn.Module, plan: Plan, example_inputs: Any, tol: float = 1e-9,
+    network: nn.Module, pruned: nn.Module, plan: Plan, example_inputs: object, tol: float = 1e-9,
     *, trained: bool = False, seed: int = 0, runs: int = 2,
 ) -> Certificate:  # fmt: skip
     """Prove that `pruned` computes what `network` computes with the units removed that `plan` removes.
@@ -72,7 +72,7 @@ def verify(
     return verify_module(network, pruned, coupling, plan, example_inputs, tol, trained=trained, seed=seed, runs=runs)
 
 
-def _check_arguments(network: Any, pruned: Any, plan: Any, tol: Any, seed: Any, runs: Any) -> None:
+def _check_arguments(network: object, pruned: object, plan: object, tol: object, seed: object, runs: object) -> None:
     is_a(network, nn.Module, "verify: network", "the network before pruning")
     is_a(pruned, nn.Module, "verify: pruned", "the network after pruning")
     is_a(plan, Plan, "verify: plan", "the Plan that made one of the other", PlanError)
@@ -82,7 +82,7 @@ def _check_arguments(network: Any, pruned: Any, plan: Any, tol: Any, seed: Any, 
 
 
 def verify_graph(
-    gm: fx.GraphModule, pruned: fx.GraphModule, plan: Plan, example_inputs: Any, tol: float = 1e-9,
+    gm: fx.GraphModule, pruned: fx.GraphModule, plan: Plan, example_inputs: object, tol: float = 1e-9,
     *, trained: bool = False, seed: int = 0, runs: int = 2,
 ) -> Certificate:  # fmt: skip
     """`verify` for graphs.
@@ -184,7 +184,7 @@ class _Proof:
         also = f" (buffers that hold NaN or infinity: {', '.join(holding)})" if holding else ""
         return got if self.seen.agreed(draw, label, found, draw.required, also) else None
 
-    def compiled(self, draw: Draw, expected: Any, pruned: nn.Module) -> None:
+    def compiled(self, draw: Draw, expected: object, pruned: nn.Module) -> None:
         """Compare the pruned network's own forward, as a user calls it, with what its nodes gave one by one.
 
         pruned: a fresh copy of it, since a network may keep something of each call.
@@ -203,7 +203,7 @@ class _Proof:
                 "call recompile() where the graph was edited"
             )
 
-    def _run(self, root: nn.Module, graph: fx.Graph, inputs: tuple, mode: Any = None, keep: Any = None) -> Any:
+    def _run(self, root: nn.Module, graph: fx.Graph, inputs: tuple, mode: Any = None, keep: Any = None) -> object:
         run = _Nodes(root, graph, mode, keep)
         # the tape knows attention by the products it is made of, so the masked network runs these
         products = sdpa_kernel(SDPBackend.MATH) if mode is not None else nullcontext()
@@ -215,8 +215,8 @@ class _Proof:
 
     def _first_difference(self, dense: nn.Module, pruned: nn.Module, draw: Draw) -> str:
         """The first node whose surviving positions differ, in the words of an error message."""
-        dense_values: dict[str, Any] = {}
-        pruned_values: dict[str, Any] = {}
+        dense_values: dict[str, object] = {}
+        pruned_values: dict[str, object] = {}
         self._run(dense, self.gm.graph, draw.inputs, MaskedOperators(self.coupling, self.masks), dense_values)
         self._run(pruned, self.pruned.graph, draw.inputs, None, pruned_values)
         for node in self.gm.graph.nodes:
@@ -237,7 +237,7 @@ def _first_line(error: BaseException) -> str:
     return text.splitlines()[0] if text else type(error).__name__
 
 
-def _run_forward(pruned: fx.GraphModule, root: nn.Module, inputs: tuple) -> Any:
+def _run_forward(pruned: fx.GraphModule, root: nn.Module, inputs: tuple) -> object:
     """The generated forward of `pruned` over the modules of `root`."""
     args, kwargs = map_tensors(torch.clone, tuple(inputs)), dict[str, Any]()
     info = getattr(codegen_of(pruned.graph), "pytree_info", None)
@@ -252,12 +252,12 @@ def _run_forward(pruned: fx.GraphModule, root: nn.Module, inputs: tuple) -> Any:
 class _Nodes(fx.Interpreter):
     """Runs a graph over given modules, tells the mode which node runs, and keeps results if asked to."""
 
-    def __init__(self, root, graph: fx.Graph, mode: MaskedOperators | None, keep: dict[str, Any] | None) -> None:
+    def __init__(self, root, graph: fx.Graph, mode: MaskedOperators | None, keep: dict[str, object] | None) -> None:
         super().__init__(root, graph=graph)
         self.extra_traceback = False
         self.mode, self.keep = mode, keep
 
-    def run_node(self, n: fx.Node) -> Any:
+    def run_node(self, n: fx.Node) -> object:
         if self.mode is not None:
             self.mode.enter(n.name)
         result = super().run_node(n)

@@ -46,7 +46,7 @@ NOT_TAKEN = ", which the dense module does not take"
 
 
 def verify_module(
-    module: nn.Module, pruned: nn.Module, coupling: Coupling, plan: Plan, example_inputs: Any, tol: float,
+    module: nn.Module, pruned: nn.Module, coupling: Coupling, plan: Plan, example_inputs: object, tol: float,
     *, trained: bool, seed: int, runs: int,
 ) -> Certificate:  # fmt: skip
     """`verify` for a module, coupled as `coupling`, whose groups have the order that `plan` gives them."""
@@ -190,7 +190,7 @@ class _Proof:
             )
         return self.seen.agreed(draw, label, found, draw.required and not (training or gradients or turned))
 
-    def _same_numbers(self, expected: Any, got: Any, label: str) -> None:
+    def _same_numbers(self, expected: object, got: object, label: str) -> None:
         """Numbers and texts in what both return are the same; raises EquivalenceError."""
         before, after = list(plain_values_of(expected)), list(plain_values_of(got))
         differing = [pair for pair in zip(before, after, strict=False) if compare(*pair).error > self.tol]
@@ -264,13 +264,13 @@ class Results(ModuleInference):
 
     def __init__(self) -> None:
         super().__init__(real=True)
-        self.results: list[tuple[Any, str, list[torch.Tensor]]] = []
+        self.results: list[tuple[object, str, list[torch.Tensor]]] = []
 
     def _record(self, func, args, kwargs, operands, before, outputs) -> None:
         self.results.append((func, self.source(), [tensor.detach().clone() for tensor in outputs]))
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     return f"an array {tuple(value.shape)}" if isinstance(value, torch.Tensor) else repr(value)[:80]
 
 
@@ -284,7 +284,7 @@ def run_pruned(
         return module(*args, **kwargs)
 
 
-def _tensors(output: Any) -> list[torch.Tensor]:
+def _tensors(output: object) -> list[torch.Tensor]:
     return list(tensors_of(output, caches=False))
 
 
@@ -292,7 +292,7 @@ def _copy(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().clone()
 
 
-def _cloned(arguments: Any) -> Any:
+def _cloned(arguments: object) -> Any:
     return map_tensors(_copy, arguments)
 
 

@@ -70,7 +70,7 @@ class Constructors:
             return cls.__name__
         return self.imports.foreign(cls, what)
 
-    def _argument(self, argument: tuple[str | None, Any], what: str) -> str:
+    def _argument(self, argument: tuple[str | None, object], what: str) -> str:
         name, value = argument
         if isinstance(value, nn.Module):
             text = self.build(value, f"{what}, argument {name}").expression
@@ -78,7 +78,9 @@ class Constructors:
             text = literal(value, self.imports, f"{what}, argument {name}")
         return text if name is None else f"{name}={text}"
 
-    def _tried(self, module: nn.Module, arguments: Iterable[tuple[str | None, Any]], call: str, what: str) -> nn.Module:
+    def _tried(
+        self, module: nn.Module, arguments: Iterable[tuple[str | None, object]], call: str, what: str
+    ) -> nn.Module:
         positional = [value for name, value in arguments if name is None]
         named = {name: value for name, value in arguments if name is not None}
         cls = plain_class(module)
@@ -129,7 +131,7 @@ class _Missing:
     """No such attribute."""
 
 
-def _same(a: Any, b: Any) -> bool:
+def _same(a: object, b: object) -> bool:
     """Whether two attributes are equal; objects without an equality of their own are taken to be when of one type."""
     if a is b:
         return True
@@ -158,12 +160,12 @@ def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in [*module.named_parameters(), *module.named_buffers()]}
 
 
-def _arguments(module: nn.Module, what: str) -> list[tuple[str | None, Any]]:
+def _arguments(module: nn.Module, what: str) -> list[tuple[str | None, object]]:
     """(name, value) for the constructor; name None by position. What equals the default is left out."""
     recipe = next((_RECIPES[cls.__name__] for cls in type(module).__mro__ if cls.__name__ in _RECIPES), None)
     if recipe is not None:
         return recipe(module)
-    found: list[tuple[str | None, Any]] = []
+    found: list[tuple[str | None, object]] = []
     for name, parameter in list(inspect.signature(plain_class(module).__init__).parameters.items())[1:]:
         if name in _SKIPPED_PARAMETERS or name.startswith("_"):
             continue
@@ -184,7 +186,7 @@ def _arguments(module: nn.Module, what: str) -> list[tuple[str | None, Any]]:
     return found
 
 
-def _attribute(module: nn.Module, name: str) -> Any:
+def _attribute(module: nn.Module, name: str) -> object:
     value = getattr(module, name, _Missing)
     if name == "bias" and not isinstance(value, bool):
         # A norm without any parameters has no bias to speak of.
@@ -193,18 +195,18 @@ def _attribute(module: nn.Module, name: str) -> Any:
     return _Missing if isinstance(value, torch.Tensor) else value
 
 
-def _is_default(module: nn.Module, name: str, value: Any, default: Any) -> bool:
+def _is_default(module: nn.Module, name: str, value: object, default: object) -> bool:
     return _same(value, default) or _same(_short(module, name, value), default)
 
 
-def _short(module: nn.Module, name: str, value: Any) -> Any:
+def _short(module: nn.Module, name: str, value: Any) -> object:
     """A convolution keeps (3, 3) where its author wrote 3; so does a layer norm keep (64,)."""
     uniform = isinstance(value, tuple) and len(value) > 0 and len(set(value)) == 1 and isinstance(value[0], int)
     single = isinstance(module, nn.LayerNorm) and uniform and len(value) == 1
     return value[0] if single or (uniform and isinstance(module, ConvNd)) else value
 
 
-def _rnn(module: Any) -> list[tuple[str | None, Any]]:
+def _rnn(module: Any) -> list[tuple[str | None, object]]:
     named = {
         "num_layers": (module.num_layers, 1),
         "nonlinearity": (getattr(module, "nonlinearity", "tanh"), "tanh"),
@@ -221,7 +223,7 @@ def _rnn(module: Any) -> list[tuple[str | None, Any]]:
     ]
 
 
-def _attention(module: Any) -> list[tuple[str | None, Any]]:
+def _attention(module: Any) -> list[tuple[str | None, object]]:
     named = {
         "dropout": (module.dropout, 0.0),
         "bias": (module.in_proj_bias is not None, True),
@@ -238,8 +240,8 @@ def _attention(module: Any) -> list[tuple[str | None, Any]]:
     ]
 
 
-def _transformer_layer(module: Any) -> list[tuple[str | None, Any]]:
-    activation: Callable[..., Any] = getattr(module, "activation", torch.nn.functional.relu)
+def _transformer_layer(module: Any) -> list[tuple[str | None, object]]:
+    activation: Callable[..., object] = getattr(module, "activation", torch.nn.functional.relu)
     return [
         (None, module.self_attn.embed_dim),
         (None, module.self_attn.num_heads),
@@ -253,12 +255,12 @@ def _transformer_layer(module: Any) -> list[tuple[str | None, Any]]:
     ]
 
 
-def _by_weight(module: Any) -> list[tuple[str | None, Any]]:
+def _by_weight(module: Any) -> list[tuple[str | None, object]]:
     return [(None, module.weight.shape[0]), *([("eps", module.eps)] if module.eps != 1e-5 else [])]
 
 
 # By name, for torchvision's class is not to be imported for this.
-_RECIPES: dict[str, Callable[[Any], list[tuple[str | None, Any]]]] = {
+_RECIPES: dict[str, Callable[[object], list[tuple[str | None, object]]]] = {
     "RNNBase": _rnn,
     "MultiheadAttention": _attention,
     "TransformerEncoderLayer": _transformer_layer,

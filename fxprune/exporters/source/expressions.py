@@ -18,7 +18,7 @@ from fxprune.exporters.source.containers import Container, is_plain, reference
 from fxprune.exporters.source.literals import Imports, function_name, literal, sequence
 from passes.process.torch_private import OpOverload, overload_name
 
-_INFIX: dict[Any, str] = {
+_INFIX: dict[object, str] = {
     operator.add: "+",
     operator.sub: "-",
     operator.mul: "*",
@@ -39,7 +39,7 @@ _INFIX: dict[Any, str] = {
     operator.gt: ">",
     operator.ge: ">=",
 }
-_PREFIX: dict[Any, str] = {operator.neg: "-", operator.pos: "+", operator.invert: "~"}
+_PREFIX: dict[object, str] = {operator.neg: "-", operator.pos: "+", operator.invert: "~"}
 # The ATen operators of an exported graph that have a sign of their own; with `alpha` they keep their name.
 _ATEN_INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/", "matmul": "@"}
 
@@ -86,7 +86,7 @@ class Writer:
             return self._function(node)
         raise ExportError(f"{node.name}: a node of kind {node.op} has no source")
 
-    def argument(self, value: Any, node: fx.Node) -> str:
+    def argument(self, value: object, node: fx.Node) -> str:
         """An argument: a node's expression, a constant, or a structure of both."""
         if isinstance(value, fx.Node):
             return str(self.known(value))
@@ -97,7 +97,7 @@ class Writer:
             return sequence(value, lambda item: self.argument(item, node), self.imports, what)
         return literal(value, self.imports, what)
 
-    def _operand(self, value: Any, node: fx.Node) -> str:
+    def _operand(self, value: object, node: fx.Node) -> str:
         if isinstance(value, fx.Node):
             return self.known(value).operand
         text = self.argument(value, node)
@@ -152,12 +152,12 @@ class Writer:
         left, right = (self._operand(value, node) for value in node.args)
         return Expression(f"{left} {sign} {right}", atomic=False)
 
-    def _index(self, index: Any, node: fx.Node) -> str:
+    def _index(self, index: object, node: fx.Node) -> str:
         if isinstance(index, tuple) and index:
             return ", ".join(self._index_part(part, node) for part in index) + ("," if len(index) == 1 else "")
         return self._index_part(index, node)
 
-    def _index_part(self, part: Any, node: fx.Node) -> str:
+    def _index_part(self, part: object, node: fx.Node) -> str:
         if not isinstance(part, slice):
             return self.argument(part, node)
         start, stop = ("" if end is None else self.argument(end, node) for end in (part.start, part.stop))
@@ -165,7 +165,7 @@ class Writer:
         return f"{start}:{stop}{step}"
 
     def _slice(self, node: fx.Node) -> Expression:
-        given: tuple[Any, ...] = node.args
+        given: tuple[object, ...] = node.args
         x, dim, start, stop, step = given + (0, None, None, 1)[len(given) - 1 :]
         if not isinstance(dim, int) or dim < 0:
             return self._call(self._named(node.target, node), node.args, node.kwargs, node)
@@ -198,13 +198,13 @@ class Writer:
         return self._call(self._named(target, node), node.args, node.kwargs, node)
 
 
-def _spoken(target: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def _spoken(target: object, kwargs: Mapping[str, object]) -> dict[str, object]:
     """The keyword arguments that say something: fx writes out the defaults of torch's Python functions too."""
     if not inspect.isfunction(target):
         return dict(kwargs)
     defaults = {name: parameter.default for name, parameter in inspect.signature(target).parameters.items()}
 
-    def is_default(name: str, value: Any) -> bool:
+    def is_default(name: str, value: object) -> bool:
         known = defaults.get(name, inspect.Parameter.empty)
         plain = isinstance(value, int | float | str) and type(value) is type(known)
         return value is known or (plain and value == known)

@@ -37,7 +37,7 @@ def flattened(gm: fx.GraphModule) -> fx.GraphModule:
     return flattened(flat)
 
 
-def _inner(gm: fx.GraphModule, node: fx.Node) -> tuple[str, Sequence[Any]] | None:
+def _inner(gm: fx.GraphModule, node: fx.Node) -> tuple[str, Sequence[object]] | None:
     """The path of the graph that a node calls and its arguments; None for a node that calls none."""
     if node.op == "call_module" and isinstance(gm.get_submodule(str(node.target)), fx.GraphModule) and node.users:
         return str(node.target), node.args
@@ -79,7 +79,7 @@ def _copied(gm: fx.GraphModule, prefix: str, graph: fx.Graph, known: dict[fx.Nod
     raise ExportError(f"{prefix or 'the graph'} returns nothing")
 
 
-def _inlined(gm: fx.GraphModule, place: str, path: str, args: Any, graph: fx.Graph) -> Any:
+def _inlined(gm: fx.GraphModule, place: str, path: str, args: Any, graph: fx.Graph) -> object:
     inner = gm.get_submodule(path)
     assert isinstance(inner, fx.GraphModule), "only the paths of graphs come here"
     if getattr(codegen_of(inner.graph), "pytree_info", None) is not None:
@@ -88,6 +88,6 @@ def _inlined(gm: fx.GraphModule, place: str, path: str, args: Any, graph: fx.Gra
     return _copied(inner, f"{place}.", graph, dict(zip(placeholders, args, strict=True)))
 
 
-def _attribute(gm: fx.GraphModule, path: str) -> Any:
+def _attribute(gm: fx.GraphModule, path: str) -> object:
     owner, _, name = path.rpartition(".")
     return getattr(gm.get_submodule(owner), name)

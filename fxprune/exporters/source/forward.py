@@ -5,7 +5,6 @@ from __future__ import annotations
 import keyword
 import operator
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import torch
 from torch import fx
@@ -188,7 +187,7 @@ class _Forward:
         return last
 
 
-def is_size(node: Any) -> bool:
+def is_size(node: object) -> bool:
     """Whether a node is a size, a dtype or arithmetic on such: a number beside the tensors."""
     if not isinstance(node, fx.Node):
         return isinstance(node, int | float)

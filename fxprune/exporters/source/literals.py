@@ -20,7 +20,7 @@ from fxprune.errors import ExportError
 from passes.process.torch_private import OpOverload, OpOverloadPacket
 
 # Where torch's functions are looked up, the name that people write first.
-_TORCH_HOMES: tuple[tuple[str, Any], ...] = (
+_TORCH_HOMES: tuple[tuple[str, object], ...] = (
     ("F", F),
     ("torch", torch),
     ("torch.special", torch.special),
@@ -54,7 +54,7 @@ class Imports:
             self.modules.add(home)
         return home
 
-    def foreign(self, target: Any, what: str) -> str:
+    def foreign(self, target: object, what: str) -> str:
         """Import a class or function of another package from where it is defined; ExportError where that cannot be."""
         module, name = getattr(target, "__module__", None), getattr(target, "__qualname__", "")
         if not module or not name:
@@ -94,7 +94,7 @@ class Imports:
         return [f"import {name}" for name in sorted(self.modules & {"math", "operator"})]
 
 
-def literal(value: Any, imports: Imports, what: str) -> str:
+def literal(value: object, imports: Imports, what: str) -> str:
     """The value as an expression; `what` names the place for the error of a value that has none."""
     if isinstance(value, enum.Enum):
         return f"{imports.foreign(type(value), what)}.{value.name}"
@@ -132,7 +132,7 @@ def quoted(text: str) -> str:
     return f'"{plain[1:-1]}"' if plain[0] == "'" and '"' not in plain else plain
 
 
-def sequence(value: Any, render: Callable[[Any], str], imports: Imports, what: str) -> str:
+def sequence(value: Any, render: Callable[[object], str], imports: Imports, what: str) -> str:
     """A list, tuple (named or torch.Size too), dict or set, its items written by `render`."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{literal(key, imports, what)}: {render(item)}" for key, item in value.items()) + "}"
@@ -147,7 +147,7 @@ def sequence(value: Any, render: Callable[[Any], str], imports: Imports, what: s
     return f"torch.Size({text})" if isinstance(value, torch.Size) else text
 
 
-def function_name(target: Callable[..., Any], imports: Imports, what: str) -> str:
+def function_name(target: Callable[..., object], imports: Imports, what: str) -> str:
     """How to call a function or class in source: a name of torch, the standard library, or the package it is from."""
     if isinstance(target, OpOverload | OpOverloadPacket):
         return _operator_name(target, what)
@@ -167,7 +167,7 @@ def function_name(target: Callable[..., Any], imports: Imports, what: str) -> st
     return imports.foreign(target, what)
 
 
-def _operator_name(target: Any, what: str) -> str:
+def _operator_name(target: object, what: str) -> str:
     namespace = str(target).split(".")[0]
     if namespace not in ("aten", "prims", "prim"):
         raise ExportError(f"{what}: {target} belongs to {namespace}, which plain torch does not have")

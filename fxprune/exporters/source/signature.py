@@ -80,7 +80,7 @@ class Signature:
         return _pack(self.out_spec, iter([writer.argument(item, output) for item in flat]))
 
 
-def _halves(spec: Any, count: int) -> tuple[list[Any], list[Any]]:
+def _halves(spec: object, count: int) -> tuple[list[Any], list[Any]]:
     children = _children(spec)
     has_both = len(children) == 2 and children[0].type is tuple and children[1].type is dict
     if has_both and len(_children(children[0])) + len(_children(children[1])) == count:
@@ -92,7 +92,7 @@ def _children(spec: Any) -> list[Any]:
     return [spec.child(index) for index in range(spec.num_children)]
 
 
-def _leaves(spec: Any, name: str, rest: Iterator[fx.Node], leaves: dict[fx.Node, str]) -> Any:
+def _leaves(spec: Any, name: str, rest: Iterator[fx.Node], leaves: dict[fx.Node, str]) -> object:
     """Name the leaves below one parameter; returns None for a leaf, else (keys or None, [(name, subtree), ...])."""
     if spec.is_leaf():
         leaves[next(rest)] = name

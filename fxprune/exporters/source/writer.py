@@ -199,7 +199,7 @@ def _class_lines(name: str, root: Container, after: list[str]) -> Iterator[str]:
 def _check_lines(name: str, inputs: Inputs, imports: Imports) -> Iterator[str]:
     """Run as a program the file calls its network on zeros of the example's shapes and says what comes out."""
 
-    def text(value: Any) -> str:
+    def text(value: object) -> str:
         if isinstance(value, Tensor):
             dtype = "" if value.dtype == torch.float32 else f", dtype={value.dtype}"
             return f"torch.zeros({', '.join(map(str, value.shape)) if value.dim() else '()'}{dtype})"

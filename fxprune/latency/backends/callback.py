@@ -23,19 +23,21 @@ class Callback:
 
     in_situ = False
 
-    def __init__(self, measure: Callable[[Any, Any], float], device: str = "") -> None:
+    def __init__(self, measure: Callable[[object, object], float], device: str = "") -> None:
         name = (
             device or f"{getattr(measure, '__module__', '')}.{getattr(measure, '__qualname__', type(measure).__name__)}"
         )
         self.setting = Setting("measure", "", 0, {"processor": name})
         self.measure = measure
 
-    def time(self, gm: nn.Module, example_inputs: Any, reference: Reference | None = None, repeats: int = 15) -> Timing:
+    def time(
+        self, gm: nn.Module, example_inputs: object, reference: Reference | None = None, repeats: int = 15
+    ) -> Timing:
         gm.eval()
         taken = [self._checked(self.measure(gm, example_inputs)) for _ in range(3)]
         return Timing(statistics.median(taken), min(taken), max(taken), len(taken))
 
-    def prepare(self, gm: nn.Module, example_inputs: Any) -> Run:
+    def prepare(self, gm: nn.Module, example_inputs: object) -> Run:
         return lambda: self.measure(gm, example_inputs)
 
     def _checked(self, value: Any) -> float:

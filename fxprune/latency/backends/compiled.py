@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import nn
 
@@ -18,7 +16,7 @@ class Compiled(Timed):
     def __init__(self, threads: int = 1, device: str = "cpu") -> None:
         self.setting = Setting("compile", torch.__version__, threads, describe(device))
 
-    def prepare(self, gm: nn.Module, example_inputs: Any) -> Run:
+    def prepare(self, gm: nn.Module, example_inputs: object) -> Run:
         gm.eval()
         (args, kwargs), threads, wait = called(gm, example_inputs), self.setting.threads, waiter(gm)
         compiled = torch.compile(gm, dynamic=False)

@@ -25,7 +25,7 @@ class Eager(Timed):
         # Between nodes of a CUDA graph one would have to wait for the device, which changes what is timed.
         self.in_situ = device == "cpu"
 
-    def prepare(self, gm: nn.Module, example_inputs: Any) -> Run:
+    def prepare(self, gm: nn.Module, example_inputs: object) -> Run:
         gm.eval()
         (args, kwargs), threads, wait = called(gm, example_inputs), self.setting.threads, waiter(gm)
 
@@ -36,7 +36,7 @@ class Eager(Timed):
 
         return run
 
-    def profile(self, gm: fx.GraphModule, example_inputs: Any, reference: Reference | None, repeats: int) -> Profile:
+    def profile(self, gm: fx.GraphModule, example_inputs: object, reference: Reference | None, repeats: int) -> Profile:
         gm.eval()
         clock = time.thread_time if self.setting.threads == 1 else time.perf_counter
         inputs, stopwatch, rows = placed(gm, example_inputs), _Stopwatch(gm, clock), []
@@ -66,7 +66,7 @@ class _Stopwatch(fx.Interpreter):
         self.taken_ms = {}
         return super().run(*args, **kwargs)
 
-    def run_node(self, n: fx.Node) -> Any:
+    def run_node(self, n: fx.Node) -> object:
         start = self.clock()
         result = super().run_node(n)
         self.taken_ms[n.name] = (self.clock() - start) * 1e3

@@ -68,13 +68,13 @@ class Graph:
         self.owners.append(self.scope)
         return f"@{len(self.owners) - 1}@"
 
-    def emit(self, op: str, *inputs: str, outputs: int = 1, **attributes: Any) -> str:
+    def emit(self, op: str, *inputs: str, outputs: int = 1, **attributes: object) -> str:
         """Append a node; return the name of its first output."""
         names = tuple(self.name() for _ in range(outputs))
         self.nodes.append(Node(op, inputs, names, {k: v for k, v in attributes.items() if v is not None}))
         return names[0]
 
-    def emit_many(self, op: str, *inputs: str, outputs: int, **attributes: Any) -> tuple[str, ...]:
+    def emit_many(self, op: str, *inputs: str, outputs: int, **attributes: object) -> tuple[str, ...]:
         """`emit` for a node with several outputs."""
         self.emit(op, *inputs, outputs=outputs, **attributes)
         return self.nodes[-1].outputs

@@ -11,11 +11,11 @@ from fxprune.latency.backends import onnx_ops, onnx_shapes  # noqa: F401  (they 
 from fxprune.latency.backends.onnx_graph import Call, Graph, UnsupportedOperator, numpy_dtype_of
 from passes.graph.module_copies import copy_with, like
 from passes.ops import traits_of
-from passes.process.torch_private import TorchDispatchMode, pytree
+from passes.process.torch_private import OpOverload, TorchDispatchMode, pytree
 from passes.stream.inference import as_arguments, composite_attention, to_meta
 
 
-def record(gm: fx.GraphModule, example_inputs: Any, fold: bool = True) -> Graph:
+def record(gm: fx.GraphModule, example_inputs: object, fold: bool = True) -> Graph:
     """The ONNX graph of `gm` in evaluation mode at the shapes of `example_inputs` (only shapes are read).
 
     fold: leave out batch norm behind a convolution. Runs on the meta device: weights are neither read nor copied.
@@ -51,7 +51,7 @@ class _ScopedInterpreter(fx.Interpreter):
         self.extra_traceback = False
         self._onnx = onnx
 
-    def run_node(self, node: fx.Node) -> Any:
+    def run_node(self, node: fx.Node) -> object:
         self._onnx.scope = node.name
         return super().run_node(node)
 
@@ -78,7 +78,7 @@ class _Recorder(TorchDispatchMode):
             self.bind(tensor, name)
         return name
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(self, func: OpOverload, types: object, args: Any = (), kwargs: Any = None) -> object:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         if not any(isinstance(t, Tensor) for t in pytree.tree_leaves(out)):

@@ -49,7 +49,7 @@ class OnnxRuntime(Timed):
         self.setting = Setting("onnxruntime", onnxruntime.__version__, threads, cpu())
         self.exact = exact
 
-    def prepare(self, gm: nn.Module, example_inputs: Any) -> Run:
+    def prepare(self, gm: nn.Module, example_inputs: object) -> Run:
         gm = gm if isinstance(gm, fx.GraphModule) else capture(gm, example_inputs)
         if self.exact:
             return self._runner(self._session(exported(gm, example_inputs)), example_inputs, gm)
@@ -60,7 +60,7 @@ class OnnxRuntime(Timed):
             model = exported(gm, example_inputs)
         return self._runner(self._session(model), example_inputs, gm)
 
-    def supports(self, gm: fx.GraphModule, example_inputs: Any) -> bool:
+    def supports(self, gm: fx.GraphModule, example_inputs: object) -> bool:
         """Whether the quick translation knows every operator, so that the profile can be read by fx node."""
         try:
             record(gm, example_inputs)
@@ -69,7 +69,7 @@ class OnnxRuntime(Timed):
             return False
         return True
 
-    def profile(self, gm: fx.GraphModule, example_inputs: Any, reference: Reference | None, repeats: int) -> Profile:
+    def profile(self, gm: fx.GraphModule, example_inputs: object, reference: Reference | None, repeats: int) -> Profile:
         graph = record(gm, example_inputs)
         model = to_onnx(graph)
         whole = self.pace(self._runner(self._session(model), example_inputs, gm), reference, repeats)
@@ -95,7 +95,7 @@ class OnnxRuntime(Timed):
         except Exception as error:  # onnxruntime derives its errors from Exception, one class a status code
             raise BackendError(f"onnxruntime cannot load the network: {str(error).splitlines()[0]}") from error
 
-    def _runner(self, session: Any, example_inputs: Any, gm: fx.GraphModule) -> Callable[[], object]:
+    def _runner(self, session: Any, example_inputs: object, gm: fx.GraphModule) -> Callable[[], object]:
         tensors = [t for t in pytree.tree_leaves(as_arguments(example_inputs, gm)) if isinstance(t, Tensor)]
         names = [entry.name for entry in session.get_inputs()]
         feed = {
@@ -114,7 +114,7 @@ def on_cpu(threads: int = 1, device: str = "cpu") -> OnnxRuntime:
     return OnnxRuntime(threads)
 
 
-def exported(gm: fx.GraphModule, example_inputs: Any) -> bytes:
+def exported(gm: fx.GraphModule, example_inputs: object) -> bytes:
     """The network as torch.onnx.export writes it."""
     gm.eval()
     logger = logging.getLogger("torch.onnx")

@@ -43,10 +43,12 @@ class Backend(Protocol):
     setting: Setting
     in_situ: bool
 
-    def prepare(self, gm: nn.Module, example_inputs: Any) -> Run:
+    def prepare(self, gm: nn.Module, example_inputs: object) -> Run:
         """What runs `gm`, a graph or the module itself, once, in evaluation mode, on these inputs."""
 
-    def time(self, gm: nn.Module, example_inputs: Any, reference: Reference | None = None, repeats: int = 15) -> Timing:
+    def time(
+        self, gm: nn.Module, example_inputs: object, reference: Reference | None = None, repeats: int = 15
+    ) -> Timing:
         """How long `gm` takes."""
 
 
@@ -54,7 +56,7 @@ class Backend(Protocol):
 class InSitu(Protocol):
     """A backend that can tell the nodes of a running network apart."""
 
-    def profile(self, gm: fx.GraphModule, example_inputs: Any, reference: Reference | None, repeats: int) -> Profile:
+    def profile(self, gm: fx.GraphModule, example_inputs: object, reference: Reference | None, repeats: int) -> Profile:
         """How long each node takes while the whole of `gm` runs."""
 
 
@@ -64,10 +66,12 @@ class Timed:
     setting: Setting
     in_situ = False
 
-    def prepare(self, gm: nn.Module, example_inputs: Any) -> Run:
+    def prepare(self, gm: nn.Module, example_inputs: object) -> Run:
         raise NotImplementedError
 
-    def time(self, gm: nn.Module, example_inputs: Any, reference: Reference | None = None, repeats: int = 15) -> Timing:
+    def time(
+        self, gm: nn.Module, example_inputs: object, reference: Reference | None = None, repeats: int = 15
+    ) -> Timing:
         return self.pace(self.prepare(gm, example_inputs), reference, repeats).timing()
 
     def pace(self, run: Run, reference: Reference | None = None, repeats: int = 15) -> Pace:
@@ -89,12 +93,12 @@ def torch_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def placed(gm: fx.GraphModule, example_inputs: Any) -> tuple[Any, ...]:
+def placed(gm: fx.GraphModule, example_inputs: object) -> tuple[Any, ...]:
     device = next((p.device for p in gm.parameters()), torch.device("cpu"))
     return pytree.tree_map_only(Tensor, lambda t: t.to(device), as_arguments(example_inputs, gm))
 
 
-def called(network: nn.Module, example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def called(network: nn.Module, example_inputs: object) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments of a call of a graph, or of a module as its own forward takes them."""
     if isinstance(network, fx.GraphModule):
         return placed(network, example_inputs), {}

@@ -31,6 +31,7 @@ from fxprune.registries import RESOURCES, WORKERS
 from fxprune.resources.budgets import Budget, parse_budget
 from fxprune.resources.kinds import Subject, unit_of
 from fxprune.resources.models import Resource
+from fxprune.search.expected_size import said_size
 from fxprune.search.progress import Progress, make_progress
 from fxprune.search.proof import prove_halves
 from fxprune.search.proposals import evaluate, least_widths
@@ -84,8 +85,9 @@ def netadapt(
     configuration); `finetune(result, batches, distill=1.0)` goes on without labels.
 
     `workdir` keeps a journal: the same call continues there after a kill, and ends in the same network; it takes the
-    number of torch's threads that the run began with. `resume=True` says that it should, `resume=False` that it must
-    not. `resources` replaces or adds resources by name (a measured
+    number of torch's threads that the run began with. With a lower budget or more rounds (`netadapt_max_rounds`) a
+    finished search goes on from its last round; a higher budget is answered from its rounds. `resume=True` says that
+    it should continue, `resume=False` that it must not. `resources` replaces or adds resources by name (a measured
     latency table). `seed`, where it is not 0, goes before the configuration's.
 
     `form="module"` prunes the module itself, `form="graph"` the GraphModule that is captured from it, which is then
@@ -128,7 +130,9 @@ def netadapt(
     if not within:
         check_problem(problem)
     journal = open_journal(workdir, resume, problem) if not within else Memory()
-    problem = journal.resumed(problem)
+    problem, told = journal.resumed(problem), make_progress(progress)
+    if workdir is not None and not within and journal.recorded_result() is None:
+        told.told(said_size(problem, Path(workdir)))
     workers = Timed(make_workers(problem, train, evaluate))
     try:
         with torch_threads(problem.threads), processes_end_here():
@@ -138,7 +142,7 @@ def netadapt(
             if within:
                 found = Found((), 0, "the network is within its budget already", True)
             else:
-                found = run(problem, baseline, workers, journal, make_progress(progress))
+                found = run(problem, baseline, workers, journal, told)
             return finish(problem, given, found, baseline, journal, workers, begun, ready - begun)
     except KeyboardInterrupt:
         if workdir is not None:

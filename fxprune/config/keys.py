@@ -66,6 +66,10 @@ class NetAdaptConfig:
         "obs", rule.registered(CRITERIA), "the same where calibration data are given: a criterion that may use them"
     )
     netadapt_dir: str = _key("netadapt_train/", rule.text(), "where the search keeps its files")
+    keep_rounds: int | None = _key(
+        None, rule.optional(rule.integer(least=1)),
+        "the folder keeps the weights of so many last rounds, and of the round that is returned; null: of all",
+    )  # fmt: skip
     exclude_ops: tuple[str, ...] = _key((), rule.texts(), "operator types or layers that are not pruned")
     skip_last_fc: bool = _key(True, rule.flag(), "the last linear layer keeps its outputs (they always do)")
     bn_compensation: bool = _key(

@@ -6,6 +6,8 @@
     statistics.safetensors        what calibration data said of it; curves.json: what each width of each group costs
     round-0001/candidate-003.json what came of a candidate; .safetensors beside it while it is the best of its round
     round-0001/round.json         the finished round; weights.safetensors and plan.json of what it chose
+    removed.json                  the rounds whose weights were removed, where `keep_rounds` asks for that
+    goals.json                    where the search went on: its budgets and numbers of rounds, the first to the last
     result.json                   how the search ended, with the certificate
 
 Every record carries a checksum, the identity of its run, and for rounds the checksum of the weights that it started
@@ -20,7 +22,8 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +40,7 @@ from fxprune.io.storage import (
     write_bytes,
     write_json,
 )
+from fxprune.journal.goals import Asked, ask, earlier, read_goals
 from fxprune.journal.records import (
     Candidate,
     Round,
@@ -59,15 +63,15 @@ class Folder:
 
     keeps_untrained = True
 
-    def __init__(self, folder: Path, identity: Mapping[str, Any], lock: Lock | None):
-        self.folder, self.identity, self._lock = folder, dict(identity), lock
+    def __init__(self, folder: Path, identity: Mapping[str, Any], lock: Lock | None, goals: Sequence[Asked] = ()):
+        self.folder, self.identity, self._lock, self._goals = folder, dict(identity), lock, goals
         self.damage: list[str] = []
         self._run = _digest_of(identity)
         self._parent = identity["weights"]  # checksum of what the next round starts from
 
     def resumed(self, problem: Problem) -> Problem:
-        """With the number of threads, and the start, that was recorded: a measured resource would come out a little
-        different today."""
+        """With the number of threads, the start and the earlier goals that were recorded: a measured resource would
+        come out a little different today."""
         details = _details(self.folder)
         stored = details.get("start", problem.start)
         resources = tuple(
@@ -76,7 +80,8 @@ class Folder:
             else r
             for r in problem.resources
         )
-        return replace(problem, resources=resources, start=stored, threads=self.identity["threads"])
+        threads = self.identity["threads"]
+        return replace(problem, resources=resources, start=stored, threads=threads, earlier=earlier(self._goals))
 
     def baseline(self) -> float | None:
         found = self._read(self.folder / "baseline.json", "score")
@@ -145,8 +150,7 @@ class Folder:
         remove(self._candidate(round, index).with_suffix(".safetensors"))
 
     def round(self, round: int) -> Round | None:
-        folder = self._round(round)
-        found = self._read(folder / "round.json", "round", "parent", "weights")
+        folder, found = self._round(round), self._record(round)
         if found is None:
             return None
         if found["parent"] != self._parent:
@@ -156,8 +160,9 @@ class Folder:
         try:
             read_bytes(folder / "weights.safetensors", found["weights"])
         except Damaged as damage:
-            self._found(f"{damage}; round {round} is done again from its candidates")
-            return None
+            if not self._gone_on_from(round):
+                self._found(f"{damage}; round {round} is done again from its candidates")
+                return None
         try:
             read_bytes(folder / "plan.json", hashlib.sha256(record.plan.encode()).hexdigest())
         except Damaged as damage:
@@ -179,9 +184,8 @@ class Folder:
         self._parent = checksum
         self._drop_losers(folder)
 
-    def weights(self, round: int) -> bytes:
-        folder = self._round(round)
-        found = self._read(folder / "round.json", "round", "parent", "weights")
+    def weights(self, round: int) -> bytes | None:
+        folder, found = self._round(round), self._record(round)
         if found is None:
             raise JournalError(
                 f"{folder}: the record of round {round} is missing or damaged; resume the search to mend it."
@@ -189,7 +193,51 @@ class Folder:
         try:
             return read_bytes(folder / "weights.safetensors", found["weights"])
         except Damaged as damage:
-            raise JournalError(f"{damage}; resume the search to mend it.") from None
+            if round not in self._removed():
+                raise JournalError(f"{damage}; resume the search to mend it.") from None
+        if not self.identity["train"] and self.identity["calibration"] is None:
+            return None  # nothing was trained: the unpruned network and the plan tell them
+        kept = [n for n in range(1, self.finished + 1) if (self._round(n) / "weights.safetensors").exists()]
+        raise JournalError(
+            f"{self.folder}: the weights of round {round} were removed, as keep_rounds asked; kept are those of round "
+            f"{', '.join(map(str, kept))}. Restore one of these, or search without keep_rounds in another workdir."
+        )
+
+    @property
+    def finished(self) -> int:
+        """How many rounds in a row have a record."""
+        number = 0
+        while (self._round(number + 1) / "round.json").is_file():
+            number += 1
+        return number
+
+    def keep_weights(self, rounds: Collection[int]) -> None:
+        present = [n for n in range(1, self.finished + 1) if (self._round(n) / "weights.safetensors").exists()]
+        if superfluous := set(present).difference(rounds):
+            self._check()
+            self._write(self.folder / "removed.json", {"rounds": sorted(self._removed() | superfluous)})
+            for number in superfluous:
+                remove(self._round(number) / "weights.safetensors")
+
+    def _removed(self) -> set[int]:
+        found = self._read(self.folder / "removed.json", "rounds")
+        return set() if found is None else found["rounds"]
+
+    def _gone_on_from(self, round: int) -> bool:
+        """Whether the weights of a round were removed, and a round that goes on from it has its own."""
+        removed, record = self._removed(), self._record(round)
+        while record is not None and round in removed:
+            checksum, round = record["weights"], round + 1
+            record = self._record(round)
+            if record is None or record["parent"] != checksum:
+                return False
+            with suppress(Damaged):
+                read_bytes(self._round(round) / "weights.safetensors", record["weights"])
+                return True
+        return False
+
+    def _record(self, round: int) -> dict[str, Any] | None:
+        return self._read(self._round(round) / "round.json", "round", "parent", "weights")
 
     def save_result(self, result: Mapping[str, object]) -> None:
         self._check()
@@ -203,7 +251,7 @@ class Folder:
 
     def recorded_round(self, round: int) -> Round | None:
         """A round's record alone; its weights are not looked at."""
-        found = self._read(self._round(round) / "round.json", "round", "parent", "weights")
+        found = self._record(round)
         return None if found is None else found["round"]
 
     def recorded_candidates(self, round: int) -> tuple[Candidate, ...]:
@@ -274,6 +322,12 @@ def _certificate_of(found: object) -> dict[str, object]:
     return found
 
 
+def _rounds_of(found: object) -> set[int]:
+    if not isinstance(found, list) or not all(type(number) is int for number in found):
+        raise ValueError("'rounds' is no list of numbers")
+    return set(found)
+
+
 def _curves_of(found: object) -> dict[str, Curve]:
     if not isinstance(found, dict):
         raise ValueError("'curves' is no table of groups")
@@ -283,6 +337,7 @@ def _curves_of(found: object) -> dict[str, Curve]:
 _READERS: dict[str, Callable[[Any], Any]] = {
     "curves": _curves_of, "candidate": candidate_from_dict, "round": round_from_dict, "score": float,
     "accepted": _result_of, "certificate": _certificate_of, "met": _flag_of,
+    "rounds": _rounds_of,
 }  # fmt: skip
 
 
@@ -305,13 +360,13 @@ def open_folder(workdir: str | os.PathLike, problem: Problem, resume: bool | Non
 
     resume: True goes on (or begins, where the run was killed before it wrote anything), False refuses a folder that
     holds a run, None does what is called for. A journal of another model, configuration or version is refused, with
-    the difference named.
+    the difference named; with another budget or number of rounds the search goes on from its last round.
     """
     folder = Path(workdir)
     lock = workdir if isinstance(workdir, Lock) else Lock(folder)
     try:
         identity = identity_of(problem)
-        path = folder / "run.json"
+        path, now, goals = folder / "run.json", Asked.of(identity), _goals(folder)
         try:
             found = read_json(path)
         except Damaged as damage:
@@ -324,17 +379,28 @@ def open_folder(workdir: str | os.PathLike, problem: Problem, resume: bool | Non
                 )
             identity = adopted(identity, found["identity"])
             check_same(folder, found["identity"], identity)
+            identity = found["identity"]
             log.info("%s: going on with the run of %s", folder, found["details"]["environment"]["begun"])
         else:
             if resume:
                 log.info("%s: there is no run to resume; a new one begins", folder)
+            identity = goals[0].put_into(identity) if goals else identity
             write_json(path, {"identity": identity, "details": details_of(problem)})
         for leftover in folder.rglob(f"*{TEMPORARY}"):
             remove(leftover)
-        return Folder(folder, identity, lock)
+        now = replace(now, after=Folder(folder, identity, None).finished)
+        return Folder(folder, identity, lock, ask(folder, goals or (Asked.of(identity),), now))
     except BaseException:
         lock.release()
         raise
+
+
+def _goals(folder: Path) -> tuple[Asked, ...]:
+    try:
+        return read_goals(folder)
+    except Damaged as damage:
+        log.warning("%s; it is written again with the goal of this search", damage)
+        return ()
 
 
 def same_proposal(known: Candidate, proposed: Candidate) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Protocol
 
 from fxprune.criteria.curves import Curve
@@ -54,6 +54,9 @@ class Journal(Protocol):
 
     def weights(self, round: int) -> bytes | None:
         """The weights of the network that a round chose; None where its plan and the unpruned network tell them."""
+
+    def keep_weights(self, rounds: Collection[int]) -> None:
+        """Forget the weights of all other rounds; a journal in memory need not."""
 
     def recorded_result(self) -> dict[str, Any] | None:
         """How the search ended, if it did."""
@@ -114,6 +117,9 @@ class Memory:
 
     def weights(self, round: int) -> bytes | None:
         return self._rounds[round]
+
+    def keep_weights(self, rounds: Collection[int]) -> None:
+        pass
 
     def recorded_result(self) -> dict[str, Any] | None:
         return None

@@ -14,6 +14,7 @@ from fxprune.io.outline import Outline
 from fxprune.io.storage import Damaged, read_json
 from fxprune.io.typed_records import made, typed
 from fxprune.journal.folder import Folder
+from fxprune.journal.goals import read_goals
 from fxprune.journal.records import Candidate, Round
 from fxprune.resources.budgets import Budget, parse_budget
 
@@ -64,8 +65,9 @@ class Run:
         """The round whose network the search returned, or the last that is intact; 0 is the unpruned one."""
         return min(self.result["accepted"] if self.result else len(self.rounds), len(self.rounds))
 
-    def weights(self, round: int) -> bytes:
-        """The weights of the network that a round chose, as safetensors."""
+    def weights(self, round: int) -> bytes | None:
+        """The weights of the network that a round chose, as safetensors; None where they were removed and follow from
+        the plan."""
         return self.journal.weights(round)
 
 
@@ -103,14 +105,21 @@ def _check_together(run: Run) -> None:
             raise ValueError(f"round {number} has other groups than the network")
 
 
-def _run(folder: Path, identity: dict[str, object], details: dict[str, object]) -> Run:
-    journal = Folder(folder, identity, None)
+def _run(folder: Path, identity: dict[str, Any], details: dict[str, Any]) -> Run:
+    journal, damage = Folder(folder, identity, None), []
+    try:
+        goals = read_goals(folder)
+    except Damaged as error:
+        goals, damage = (), [f"{error}; shown is the first goal of the search"]
+    if goals:
+        identity = goals[-1].put_into(identity)
+        details = {**details, "config": {**details["config"], **goals[-1].config}}
     rounds: list[Round] = []
     while (record := journal.recorded_round(len(rounds) + 1)) is not None:
         rounds.append(record)
     return run_from(
         folder, identity, details, journal, tuple(rounds), journal.recorded_candidates(len(rounds) + 1),
-        journal.recorded_result(), journal.baseline() or 0.0, tuple(journal.damage),
+        journal.recorded_result(), journal.baseline() or 0.0, (*damage, *journal.damage),
     )  # fmt: skip
 
 
@@ -127,6 +136,9 @@ def run_from(
 ) -> Run:
     """A run from its identity and details (`fxprune.journal.run_identity`), which are checked, and its records."""
 
+    budgets = parse_budget(identity["budgets"])
+    start = typed(dict[str, float], details["start"], "start")
+
     def kept(name: str, hint: object) -> Any:
         return typed(hint, details[name], name)
 
@@ -135,9 +147,9 @@ def run_from(
         config=NetAdaptConfig.from_dict(kept("config", dict[str, Any]), str(folder / "run.json")),
         environment=kept("environment", dict[str, Any]),
         model={"class": kept("class", str), "graph": identity["graph"], "weights": identity["weights"]},
-        budgets=parse_budget(identity["budgets"]),
-        start=kept("start", dict[str, float]),
-        limits=kept("limits", dict[str, float]),
+        budgets=budgets,
+        start=start,
+        limits={budget.resource: budget.limit(start[budget.resource]) for budget in budgets},
         totals=kept("totals", dict[str, int]),
         original_widths=kept("widths", dict[str, int]),
         grids={name: (step, least) for name, (step, least) in kept("grids", dict[str, list[int]]).items()},

@@ -65,7 +65,13 @@ def stored(run: Run, round: int | None = None) -> tuple[int, State, Plan]:
     if outline is None or outline.plain:
         why = f"tensors that are no buffers ({', '.join(outline.plain)})" if outline else "no outline of the network"
         raise InputError(f"{run.folder}: the network has {why}, so its model is needed; name it with --model.")
-    found = from_bytes(run.weights(number))
+    weights = run.weights(number)
+    if weights is None:
+        raise InputError(
+            f"{run.folder}: the weights of round {number} were removed, as keep_rounds asked, and follow from the "
+            "unpruned network's; name the model with --model."
+        )
+    found = from_bytes(weights)
     tensors = {name: tensor for name, tensor in found.items() if name not in outline.ties}
     lost = sorted({*outline.ties, *outline.order, *outline.transient, *outline.ties.values()} - found.keys())
     if lost:

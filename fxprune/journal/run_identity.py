@@ -18,6 +18,7 @@ from fxprune import version
 from fxprune.errors import JournalError
 from fxprune.io.outline import outline_of
 from fxprune.io.tensors import fingerprint
+from fxprune.journal.goals import without_goal
 from fxprune.problem.inputs import described
 from fxprune.problem.search_problem import Problem
 from fxprune.problem.width_grids import layers_of
@@ -28,7 +29,7 @@ log = logging.getLogger(__name__)
 FORMAT = 2
 # What may differ between a run and its continuation: who trains and where things lie, not what comes out. `input` is
 # how the example inputs are named, which stand in the identity themselves.
-FREE = ("workers", "worker_retries", "candidate_time_limit", "ray", "netadapt_dir", "input")
+FREE = ("workers", "worker_retries", "candidate_time_limit", "ray", "netadapt_dir", "input", "keep_rounds")
 
 
 def identity_of(problem: Problem) -> dict[str, Any]:
@@ -85,7 +86,6 @@ def details_of(problem: Problem) -> dict[str, Any]:
                 },
                 "config": problem.config.to_dict(),
                 "start": problem.start,
-                "limits": problem.limits,
                 "class": type(problem.dense).__name__,
                 "outline": asdict(outline_of(problem.dense)),
                 "totals": {name: costs.resource(name)(None) for name in ("macs", "flops", "params")},
@@ -116,7 +116,8 @@ def adopted(identity: Mapping[str, object], stored: Mapping[str, object]) -> dic
 
 
 def check_same(folder: Path, stored: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Refuse to go on with a run that is not this one; every difference is named."""
+    """Refuse to go on with a run that is not this one, or only by its goal; every difference is named."""
+    stored, now = without_goal(stored), without_goal(now)
     said = {
         "format": "the journal's format", "fxprune": "fxprune's version", "torch": "torch's version",
         "graph": "the model's graph", "weights": "the model's weights", "train": "whether there is a train function",
@@ -139,7 +140,8 @@ def check_same(folder: Path, stored: Mapping[str, Any], now: Mapping[str, Any]) 
     if differences:
         raise JournalError(
             f"{folder}: the run that is kept here is another one: {'; '.join(differences)}. "
-            "Start it as it was, or choose another workdir."
+            "Start it as it was (other budgets of its resources and another netadapt_max_rounds are fine), or choose "
+            "another workdir."
         )
 
 

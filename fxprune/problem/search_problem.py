@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
@@ -18,12 +18,21 @@ from passes import Coupling
 
 
 @dataclass(frozen=True)
+class Goal:
+    """What a search was asked for before it went on to other budgets: `until` is the last round that aimed at these."""
+
+    until: int
+    budgets: tuple[Budget, ...]
+
+
+@dataclass(frozen=True)
 class Problem:
     """What a search is asked. Nothing in it changes. `dense` is a module or a graph, as `form` says.
 
     calibration: the data by which units and widths are chosen and weights repaired; None where there are none. equal:
     sets of groups that get one width each. last_grids: the widths that may be taken where a round comes down to the
-    budget. stock: how a Hugging Face configuration states the widths, where it must.
+    budget. stock: how a Hugging Face configuration states the widths, where it must. earlier: goals that the search
+    had before these budgets, in their order.
     """
 
     dense: nn.Module
@@ -44,6 +53,12 @@ class Problem:
     equal: Sets = ()
     last_grids: dict[str, Grid] = field(default_factory=dict)
     stock: StockWidths | None = None
+    earlier: tuple[Goal, ...] = ()
+
+    def during(self, round: int) -> Problem:
+        """As it was asked when that round was run."""
+        goals = [goal for goal in self.earlier if round <= goal.until]
+        return replace(self, budgets=goals[0].budgets) if goals else self
 
     @property
     def limits(self) -> dict[str, float]:

@@ -1,8 +1,12 @@
-"""Live progress of a search: the round, its candidates, the resource on its way to the budget, the time left."""
+"""Live progress of a search: the round, its candidates, the resource on its way to the budget, the time left.
+
+Bars on a terminal. Where the output goes elsewhere, a line for each round, and one every 30 s in between.
+"""
 
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -17,6 +21,9 @@ log = logging.getLogger(__name__)
 class Progress(Protocol):
     """What a search tells of itself while it runs."""
 
+    def told(self, text: str) -> None:
+        """A line before it starts."""
+
     def started(self, problem: Problem) -> None: ...
 
     def round_started(self, number: int, targets: Mapping[str, float], candidates: int) -> None: ...
@@ -30,6 +37,9 @@ class Progress(Protocol):
 
 class Quiet:
     """Shows nothing."""
+
+    def told(self, text: str) -> None:
+        pass
 
     def started(self, problem: Problem) -> None:
         pass
@@ -69,6 +79,9 @@ class Bars:
         self._begun = time.perf_counter()
         self._rounds = 0
 
+    def told(self, text: str) -> None:
+        self._bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
     def started(self, problem: Problem) -> None:
         self._problem, self._begun = problem, time.perf_counter()
         self._way = self._bars.add_task("budget", total=1.0, note="")
@@ -94,14 +107,46 @@ class Bars:
         self._bars.stop()
 
 
-class Lines(Quiet):
-    """Shows nothing, and logs each round in one line: a search whose output goes to a file can be followed there."""
+class Lines:
+    """Shows nothing, and logs each round in one line: a search whose output goes to a file can be followed there.
+
+    Where nothing was logged for `every` seconds, a line says how far the round is, also inside a candidate.
+    """
+
+    def __init__(self, every: float = 30.0):
+        self._every, self._ended, self._last = every, threading.Event(), time.perf_counter()
+        self._round, self._candidates, self._done, self._since = 1, 0, 0, self._last
+
+    def told(self, text: str) -> None:
+        log.info("%s", text)
 
     def started(self, problem: Problem) -> None:
         self._problem, self._begun, self._rounds = problem, time.perf_counter(), 0
+        self._last = self._since = self._begun
+        threading.Thread(target=self._watch, name="fxprune progress", daemon=True).start()
+
+    def round_started(self, number: int, targets: Mapping[str, float], candidates: int) -> None:
+        self._round, self._candidates, self._done, self._since = number, candidates, 0, time.perf_counter()
+
+    def candidate_done(self, candidate: Candidate) -> None:
+        self._done, self._since = self._done + 1, time.perf_counter()
+
+    def finished(self) -> None:
+        self._ended.set()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(max(0.0, self._last + self._every - time.perf_counter())):
+            now = time.perf_counter()
+            if now - self._last >= self._every:
+                self._last = now
+                log.info(
+                    "round %d: %d of %d candidates done, the next for %.0f s; %.0f s in all",
+                    self._round, self._done, self._candidates, now - self._since, now - self._begun,
+                )  # fmt: skip
 
     def round_done(self, record: Round) -> None:
-        self._rounds += 1
+        self._rounds, self._last = self._rounds + 1, time.perf_counter()
+        self._round, self._candidates, self._done, self._since = record.round + 1, 0, 0, self._last
         left = time_left(self._problem, record, (time.perf_counter() - self._begun) / self._rounds)
         log.info(
             "round %d: %s, score %.6g, %s%s",

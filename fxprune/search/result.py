@@ -170,7 +170,13 @@ def summary(result: NetAdaptResult) -> str:
         )
     lines.append(f"  counted for inputs of {described(result.example_inputs)}")
     used = max(after / budget.limit(result.start[budget.resource]) for budget, after in _limited(result))
-    if result.met and result.rounds and used < 0.98:
+    problem = result.problem
+    if problem is not None and result.met and problem.during(result.accepted).budgets != problem.budgets:
+        lines.append(
+            f"  answered by a round of an earlier budget, which uses {used:.1%} of this one; rounds only narrow: for a "
+            "network nearer to this budget search in another workdir"
+        )
+    elif result.met and result.rounds and used < 0.98:
         lines.append(
             f"  {used:.1%} of the budget is used: the next wider layer exceeds it. Finer widths: lower "
             "netadapt_min_feature_size, step or round_to, where they are above 1"

@@ -79,7 +79,7 @@ def search(problem: Problem, baseline: float, workers: Workers, journal: Journal
             position = None  # of the rounds that are remembered only the last need be built
         else:
             position = position or position_after(problem, rounds, journal)
-            result = run_round(problem, position, number, workers, journal, progress)
+            result = run_round(problem.during(number), position, number, workers, journal, progress)
             if result is None:
                 stopped = f"no proposal of round {number} meets its target"
                 break
@@ -89,10 +89,23 @@ def search(problem: Problem, baseline: float, workers: Workers, journal: Journal
         progress.round_done(record)
         below = below + 1 if config.min_accuracy is not None and record.score < config.min_accuracy else 0
         accepted = accepted if below else number
+        if position is not None:
+            keep_weights(problem, journal, accepted, number)
         if below > config.patience:
             stopped = f"the score fell below min_accuracy={config.min_accuracy:g}"
             break
-    return Found(tuple(rounds), accepted, stopped, met and accepted == len(rounds))
+    met = met and accepted == len(rounds)
+    while (record := journal.round(len(rounds) + 1)) is not None:  # of a goal that went further
+        rounds.append(record)
+    keep_weights(problem, journal, accepted, len(rounds))
+    return Found(tuple(rounds), accepted, stopped, met)
+
+
+def keep_weights(problem: Problem, journal: Journal, accepted: int, last: int) -> None:
+    """Remove what `keep_rounds` asks for: never the weights of the network that is returned, or that others go on
+    from."""
+    if (count := problem.config.keep_rounds) is not None:
+        journal.keep_weights({accepted, *range(last - count + 1, last + 1)})
 
 
 def run_round(

@@ -79,6 +79,25 @@ def test_the_same_command_again_rewrites_nothing(command: Callable[..., Any], tm
     assert contents(tmp_path / "search") == before and changed(tmp_path / "search") == times
 
 
+def test_a_command_with_a_lower_budget_goes_on(command: Callable[..., Any], tmp_path: Path) -> None:
+    assert command("folder_nets:functions").exit_code == 0
+    search = tmp_path / "search"
+    before, first = contents(search), read_run(search)
+    lower = command("folder_nets:functions", budget_ratio=0.5)
+    assert lower.exit_code == 0 and "will take about" in lower.output
+    now, after = contents(search), read_run(search)
+    assert after.rounds[: len(first.rounds)] == first.rounds and len(after.rounds) > len(first.rounds)
+    assert all(now[name] == data for name, data in before.items() if name.startswith("round-"))
+    shown = CliRunner().invoke(app, ["rounds", "search"])
+    assert shown.exit_code == 0 and "flops at 0.5 of the start" in shown.output
+    resumed = CliRunner().invoke(app, ["resume", "search", "--trust"])
+    assert resumed.exit_code == 0 and contents(search) == now
+    higher = command("folder_nets:functions", budget_ratio=0.7)
+    assert higher.exit_code == 0 and read_run(search).accepted == first.accepted
+    refused = command("folder_nets:functions", budget_type="params")
+    assert refused.exit_code == 1 and "budgets" in refused.output and len(refused.output.strip().splitlines()) <= 5
+
+
 def test_a_folder_in_use_is_left_as_it_is(command: Callable[..., Any], tmp_path: Path) -> None:
     with Lock(tmp_path / "search"):
         refused = command("folder_nets:functions")

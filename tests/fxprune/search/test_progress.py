@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import io
 import logging
+import re
+import threading
+import time
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 from small_search import EXAMPLE, FAST, make, negative_loss, run
 
 from fxprune import netadapt
-from fxprune.search.progress import Bars, Quiet, make_progress
+from fxprune.search.progress import Bars, Lines, Quiet, make_progress
 
 
 def test_quiet_where_it_is_off_or_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     assert isinstance(make_progress(False), Quiet)
-    assert isinstance(make_progress(True), Quiet)  # pytest's output is no terminal
+    assert isinstance(make_progress(True), Lines)  # pytest's output is no terminal
     netadapt(make(), 0.5, example_inputs=EXAMPLE, config=FAST)
     out = capsys.readouterr()
     assert out.out == "" and out.err == ""
@@ -49,6 +53,39 @@ def test_where_there_is_no_terminal_each_round_is_a_line_of_the_log(caplog: pyte
         caplog.clear()
         run(config=FAST.replace(netadapt_max_rounds=1))
         assert not [record for record in caplog.records if record.name == "fxprune.search.progress"]  # progress=False
+
+
+def test_a_line_says_how_far_a_round_is_also_inside_a_candidate(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fxprune.api.make_progress", lambda wanted: Lines(every=0.05))
+
+    def evaluate(model: object) -> float:
+        time.sleep(0.2)
+        return 1.0
+
+    config = FAST.replace(netadapt_max_rounds=1, netadapt_max_iter=0)
+    with caplog.at_level(logging.INFO, logger="fxprune.search.progress"):
+        result = run(evaluate=evaluate, train=None, config=config)
+    lines = [record.getMessage() for record in caplog.records if record.name == "fxprune.search.progress"]
+    count = sum(candidate.trained for candidate in result.rounds[0].candidates)
+    between = [line for line in lines if "candidates done" in line]
+    assert len(between) >= 2 * count and all(line.startswith("round 1: ") for line in between)
+    assert {f"{done} of {count} candidates" in " ".join(between) for done in range(count)} == {True}
+    assert not any(thread.name == "fxprune progress" for thread in threading.enumerate())
+
+
+def test_what_the_folder_will_take_is_said_before(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    with caplog.at_level(logging.INFO, logger="fxprune.search.progress"):
+        result = run(progress=True, workdir=tmp_path)
+        lines = [record.getMessage() for record in caplog.records if record.name == "fxprune.search.progress"]
+        taken = sum(path.stat().st_size for path in tmp_path.glob("round-*/weights.safetensors"))
+        said = re.search(r" will take about ([\d.]+) kB: the weights of (\d+) rounds", lines[0])
+        assert said is not None and int(said[2]) == pytest.approx(len(result.rounds), abs=1)
+        assert float(said[1]) * 1e3 == pytest.approx(taken, rel=0.3)
+        caplog.clear()
+        run(progress=True, workdir=tmp_path)
+        assert "will take" not in caplog.text
 
 
 def test_a_failed_candidate_is_shown() -> None:

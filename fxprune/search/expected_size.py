@@ -20,7 +20,8 @@ def expected_size(problem: Problem) -> tuple[int, int]:
     parameters = cost(problem.coupling).resource("params")
     most = problem.config.netadapt_max_rounds
     most = 1 if problem.strategy == "allocate" else most if most > 0 else MOST
-    achieved, sizes = dict(problem.start), []
+    achieved = dict(problem.start)
+    sizes: list[int] = []
     while len(sizes) < most and any(achieved[name] > limit for name, limit in problem.limits.items()):
         for name, limit in problem.limits.items():
             aim = problem.config.schedule.target(

@@ -67,7 +67,8 @@ def command_line_page() -> str:
                 yield f"{above} {name}", command
 
     for name, command in commands(typer.main.get_command(app), "fxprune"):
-        parts += [f"## {name}", "", inspect.cleandoc(command.help or ""), "", "| option | meaning |", "|---|---|"]
+        text = inspect.cleandoc(command.help or "").replace(r"\[", "[")
+        parts += [f"## {name}", "", text, "", "| option | meaning |", "|---|---|"]
         for parameter in command.params:
             spelled = ", ".join(parameter.opts) if parameter.param_type_name == "option" else parameter.name.upper()
             parts.append(f"| `{spelled}` | {_cell(parameter.help or '')} |")

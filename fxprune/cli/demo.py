@@ -9,6 +9,7 @@ one after the same fine-tuning.
 from __future__ import annotations
 
 import copy
+import importlib.util
 import json
 import os
 import time
@@ -27,6 +28,8 @@ from fxprune import Budget, NetAdaptConfig, NetAdaptResult, netadapt
 from fxprune.errors import InputError
 from fxprune.exporters.files import written_by_fxprune
 from fxprune.io.seal import UNSEALED, is_sealed, seal
+from fxprune.latency.backends.protocol import Backend
+from fxprune.latency.backends.registry import find
 from fxprune.training.candidate import seeded
 from fxprune.training.steps import optimized
 
@@ -36,7 +39,7 @@ if TYPE_CHECKING:
 BUDGET_RATIO = 0.4
 BATCH_SIZE = 64
 LATENCY_BATCH = 64
-WRITTEN = ("dense.safetensors", "pruned.safetensors", "plan.json", "summary.json")
+WRITTEN = ("dense.safetensors", "pruned.safetensors", "plan.json", "summary.json", "report.html")
 
 
 @dataclass(frozen=True)
@@ -139,14 +142,19 @@ def accuracy(model: nn.Module, data: Split) -> float:
     return right
 
 
-@torch.no_grad()
-def latencies_ms(models: list[nn.Module], images: Tensor, repeats: int = 60) -> list[float]:
+def latency_backend() -> Backend:
+    """ONNX Runtime where it is installed, else PyTorch as it is; one thread."""
+    installed = all(importlib.util.find_spec(name) is not None for name in ("onnx", "onnxruntime"))
+    return find("onnxruntime" if installed else "eager", threads=1)
+
+
+def latencies_ms(backend: Backend, models: list[nn.Module], images: Tensor, repeats: int = 60) -> list[float]:
     """Median milliseconds of a forward pass of each model; the models take turns, so that noise meets all alike."""
-    times: list[list[float]] = [[] for _ in models]
+    runs, times = [backend.prepare(model, images) for model in models], [list[float]() for _ in models]
     for turn in range(repeats + 10):
-        for model, spent in zip(models, times, strict=True):
+        for run, spent in zip(runs, times, strict=True):
             start = time.perf_counter()
-            model(images)
+            run()
             if turn >= 10:  # the first ones warm up
                 spent.append(1e3 * (time.perf_counter() - start))
     return [sorted(spent)[len(spent) // 2] for spent in times]
@@ -167,7 +175,10 @@ class Measured:
 
 @dataclass(frozen=True)
 class Demo:
-    """What a run of the demonstration found: the dense network, the same fine-tuned, and the pruned one."""
+    """What a run of the demonstration found: the dense network, the same fine-tuned, and the pruned one.
+
+    backend: what measured the latencies. report: the page about the search; None where matplotlib is missing.
+    """
 
     networks: tuple[Measured, ...]
     rounds: int
@@ -175,13 +186,16 @@ class Demo:
     steps: Steps
     seed: int
     seconds: float
+    backend: str
+    report: str | None
 
 
 def run_demo(out: Path, *, seed: int = 0, steps: Steps | None = None, say: Callable[[str], None] | None = None) -> Demo:
     """Train, prune to `BUDGET_RATIO` of the MACs, fine-tune, verify, save into `out`; the same for the same seed.
 
     `say` gets a line at the start of each stage, and the search then shows its progress; without it all is silent.
-    Leaves `dense.safetensors`, `pruned.safetensors`, `plan.json` and `summary.json` in `out`; `load_pruned` reads them.
+    Leaves `dense.safetensors`, `pruned.safetensors`, `plan.json`, `summary.json` and, with matplotlib, `report.html` in
+    `out`; `load_pruned` reads them.
     Raises EquivalenceError where the pruned network is not the one that the plan describes.
     """
     threads = torch.get_num_threads()
@@ -217,9 +231,14 @@ def _run(out: Path, seed: int, steps: Steps, say: Callable[[str], None], progres
             fit(model, digits.train, steps.finetune, peak_lr=0.1)
     certificate = passes.verify(gm, pruned, result.plan, example, trained=True)
 
-    networks = _measured({"dense": gm, "dense, fine-tuned": tuned, "pruned": pruned}, result, digits, example)
+    backend = latency_backend()
+    networks = _measured({"dense": gm, "dense, fine-tuned": tuned, "pruned": pruned}, result, digits, example, backend)
     seconds = time.perf_counter() - start
-    demo = Demo(networks, len(result.rounds), certificate.max_error, steps, seed, seconds)
+    drawn = importlib.util.find_spec("matplotlib") is not None
+    report = str(result.report(out / "report.html", overwrite=True)) if drawn else None
+    demo = Demo(
+        networks, len(result.rounds), certificate.max_error, steps, seed, seconds, str(backend.setting), report
+    )
     for name, network in (("dense", gm), ("pruned", pruned)):
         save_file(network.state_dict(), out / f"{name}.safetensors", metadata={"fxprune": UNSEALED})
         seal(out / f"{name}.safetensors")
@@ -249,11 +268,11 @@ def _search(
 
 
 def _measured(
-    models: dict[str, nn.Module], result: NetAdaptResult, digits: Digits, example: Tensor
+    models: dict[str, nn.Module], result: NetAdaptResult, digits: Digits, example: Tensor, backend: Backend
 ) -> tuple[Measured, ...]:
     coupling = passes.couple(result.dense, example)
     costs = passes.cost(coupling)
-    times = latencies_ms([model.eval() for model in models.values()], digits.test.images[:LATENCY_BATCH])
+    times = latencies_ms(backend, [model.eval() for model in models.values()], digits.test.images[:LATENCY_BATCH])
     found = []
     for (name, model), milliseconds in zip(models.items(), times, strict=True):
         widths = result.plan.widths if model is result.model else coupling.widths
@@ -303,5 +322,6 @@ def print_demo(demo: Demo, console: Console) -> None:
         "Verified in float64: the dense network with these weights in place and its removed units at zero gives equal "
         f"outputs, to {demo.max_error:.1e}. "
         f"Both right-hand networks had the same {demo.steps.finetune} steps of fine-tuning after training and search. "
-        f"Latency: median, eager, one thread. Seed {demo.seed}, {demo.seconds:.0f} s."
+        f"Latency: median, {demo.backend}. Seed {demo.seed}, {demo.seconds:.0f} s.",
+        markup=False,
     )

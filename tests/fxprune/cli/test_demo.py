@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 from pathlib import Path
@@ -10,7 +11,17 @@ import pytest
 import torch
 from rich.console import Console
 
-from fxprune.cli.demo import BUDGET_RATIO, Demo, Steps, accuracy, load_digits, load_pruned, print_demo, run_demo
+from fxprune.cli.demo import (
+    BUDGET_RATIO,
+    Demo,
+    Steps,
+    accuracy,
+    latency_backend,
+    load_digits,
+    load_pruned,
+    print_demo,
+    run_demo,
+)
 from fxprune.errors import InputError
 from passes import Plan
 
@@ -65,6 +76,22 @@ def test_the_table_shows_before_and_after(short_run: tuple[Demo, Path]) -> None:
     dense, _, pruned = demo.networks
     assert f"{dense.macs:,}" in shown and f"{pruned.macs:,}" in shown and f"{pruned.test:.2%}" in shown
     assert all(f" {group} " in shown for group in dense.widths)
+
+
+def test_latency_is_measured_in_onnx_runtime_where_it_is_installed(
+    short_run: tuple[Demo, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed = all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime"))
+    assert short_run[0].backend.startswith("onnxruntime" if installed else "eager")
+    monkeypatch.setattr("fxprune.cli.demo.importlib.util.find_spec", lambda name: None)
+    assert latency_backend().setting.backend == "eager"
+
+
+def test_the_report_is_written(short_run: tuple[Demo, Path]) -> None:
+    pytest.importorskip("matplotlib")
+    demo, out = short_run
+    assert demo.report == str(out / "report.html")
+    assert "macs at 0.4 of the start" in (out / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 import passes
-from fxprune.problem.inputs import analysed, check_kind
+from fxprune.problem.inputs import Analysed, analysed, check_kind
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -54,8 +54,17 @@ class Analysis:
 def analyze_model(model: nn.Module, example_inputs: object) -> Analysis:
     """Couple and cost `model`, without its wrappers; it is not changed. Raises PassError or InputError where that
     cannot be done."""
+    return analysis_of(analysed_for_table(model, example_inputs))
+
+
+def analysed_for_table(model: nn.Module, example_inputs: Any) -> Analysed:
+    """The network, in evaluation mode, coupled."""
     check_kind(model, "analyze")
-    given = analysed(model.eval(), example_inputs)
+    return analysed(model.eval(), example_inputs)
+
+
+def analysis_of(given: Analysed) -> Analysis:
+    """What the table shows of a coupled network."""
     network, coupling = given.network, given.coupling
     costs, coverage = passes.cost(coupling), coupling.coverage()
     total, tensors = costs.macs(), (*network.named_parameters(), *network.named_buffers())

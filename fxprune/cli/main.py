@@ -74,16 +74,27 @@ def analyze(
     model: Model,
     input: Inputs = None,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object, for programs")] = False,
+    html: Annotated[
+        Path | None, typer.Option(help="write a picture of the network instead: groups as colours over its layers")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="also in the place of a file that fxprune did not write")
+    ] = False,
 ) -> None:
     """Print what can be pruned, what cannot and why, and the share of MACs and parameters that this makes."""
     with reported_errors():
-        from fxprune.cli.analyze import analyze_model, print_analysis
+        from fxprune.cli.analyze import analysed_for_table, analysis_of, print_analysis
         from fxprune.cli.inputs import example_inputs, shapes_of
         from fxprune.cli.sources import load_model
 
         network = load_model(model)
         shapes = shapes_of(input or (), model, network)
-        found = analyze_model(network, example_inputs(shapes.texts))
+        given = analysed_for_table(network, example_inputs(shapes.texts))
+        if html is not None:
+            from fxprune.report import write_analysis
+
+            return echo(write_analysis(given, None, html, overwrite))
+        found = analysis_of(given)
         if as_json:
             echo(json.dumps({**asdict(found), "inputs": shapes.texts}, indent=1))
         else:

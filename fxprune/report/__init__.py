@@ -5,15 +5,28 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 from fxprune.errors import JournalError
 from fxprune.io.storage import write_bytes
 from fxprune.journal.read_run import Run, read_run, run_from
 from fxprune.journal.run_identity import details_of, identity_of
+from fxprune.problem.inputs import Analysed, analysed
+from fxprune.report.network import network_page
 from fxprune.report.page import GENERATOR, page_of
 from fxprune.search.result import NetAdaptResult
 
-__all__ = ["page_of", "write_report", "write_result"]
+__all__ = ["page_of", "write_analysis", "write_report", "write_result"]
+
+
+def write_analysis(model: Any, example_inputs: Any, out: str | Path, overwrite: bool = False) -> Path:
+    """Write a picture of a network: groups as colours over its layers, what is frozen and why; return where.
+
+    `model` may be an `Analysed`, which is not analysed again. Raises JournalError where `out` is a file that is no page
+    of fxprune (`overwrite` insists).
+    """
+    given = model if isinstance(model, Analysed) else analysed(model, example_inputs)
+    return _put(network_page(given), Path(out), overwrite)
 
 
 def write_report(workdir: str | Path, out: str | Path | None = None, overwrite: bool = False) -> Path:
@@ -38,12 +51,21 @@ def write_result(result: NetAdaptResult, out: str | Path, overwrite: bool = Fals
 
 
 def _write(run: Run, path: Path, overwrite: bool) -> Path:
+    _check(path, overwrite)  # before the page is drawn, which takes seconds
+    return _put(page_of(run), path, overwrite)
+
+
+def _check(path: Path, overwrite: bool) -> None:
     if not overwrite and os.path.lexists(path) and not _is_report(path):
         raise JournalError(
             f"{path} exists, and is no report of fxprune; nothing was written. Choose another name, or insist with "
             "overwrite=True (--overwrite on the command line)."
         )
-    write_bytes(path, page_of(run).encode())
+
+
+def _put(page: str, path: Path, overwrite: bool) -> Path:
+    _check(path, overwrite)
+    write_bytes(path, page.encode())
     return path
 
 

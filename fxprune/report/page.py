@@ -6,7 +6,7 @@ from fxprune.journal.read_run import Run
 from fxprune.report import data_sections, sections
 from fxprune.report.html import Markup, amount, element, escape, joined, score, seconds
 from fxprune.report.plots import schedule, score_name, tradeoff
-from fxprune.report.style import CSS
+from fxprune.report.style import CSS, HUES, group_colours
 from fxprune.resources.kinds import unit_of
 
 GENERATOR = '<meta name="generator" content="fxprune">'
@@ -26,18 +26,23 @@ def page_of(run: Run) -> str:
             sections.widths(run),
             sections.rounds(run),
             data_sections.data(run),
-            sections.frozen(run),
+            sections.frozen(run.frozen),
             sections.timings(run),
             sections.certificate(run),
             sections.run_facts(run),
         ]
     )
+    return document(title, body)
+
+
+def document(title: str, body: Markup) -> str:
+    """A whole page of this content."""
     return (
         "<!DOCTYPE html>\n"
         '<html lang="en"><head><meta charset="utf-8">'
         f"{GENERATOR}"
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{CSS}</style></head>\n<body>{body}</body></html>\n"
+        f"<title>{escape(title)}</title><style>{CSS}{group_colours(HUES)}</style></head>\n<body>{body}</body></html>\n"
     )
 
 

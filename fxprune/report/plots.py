@@ -1,7 +1,11 @@
-"""The plots of a report: matplotlib figures as SVG text in which colours are names that the page's style defines."""
+"""The plots of a report: matplotlib figures as SVG text in which colours are names that the page's style defines.
+
+A point says what it is when it is pointed at: its `<title>`.
+"""
 
 from __future__ import annotations
 
+import html
 import io
 import re
 from collections.abc import Callable
@@ -15,39 +19,55 @@ from fxprune.resources.kinds import unit_of
 
 # Width and height in inches: at 72 units an inch one unit is one pixel of the page, so that text keeps its size.
 LARGE, SMALL = (7.9, 4.3), (5.0, 4.0)
-Draw = Callable[[Any], None]
+Tips = dict[str, list[str]]
+"""For artists by their gid the texts of their points, in the order in which they are drawn."""
+Draw = Callable[[Any], Tips]
 
 
 def tradeoff(run: Run, resource: str) -> str:
     """Score over the resource, in percent of the start: every candidate, the rounds in their order, the budget."""
     start, limit = run.start[resource], run.limits[resource]
     rounds = [(100.0, run.baseline), *((_share(run, r.achieved, resource), r.score) for r in run.rounds)]
-    tried = [c for r in run.rounds for c in r.candidates if c.score is not None] + [
-        c for c in run.unfinished if c.score is not None
-    ]
-    points = [(_share(run, c.resources, resource), c.score) for c in tried]
-    low, high = _range([score for _, score in rounds], [score for _, score in points if score is not None])
+    tried = [(r.round, c) for r in run.rounds for c in r.candidates]
+    tried += [(len(run.rounds) + 1, c) for c in run.unfinished]
+    points = [
+        (_share(run, c.resources, resource), c.score, f"round {number}, {c.group}") for number, c in tried
+        if c.score is not None
+    ]  # fmt: skip
+    low, high = _range([score for _, score in rounds], [score for _, score, _ in points])
+    unit = unit_of(resource)
 
-    def draw(axes: Any) -> None:
-        inside = [(x, y) for x, y in points if y is not None and y >= low]
-        below = [(x, low) for x, y in points if y is not None and y < low]
+    def said(x: float, y: float, name: str) -> str:
+        return f"{name}: {x:.1f} % of the {unit}, {score_name(run)} {y:.5g}"
+
+    def draw(axes: Any) -> Tips:
+        inside = [(x, y) for x, y, _ in points if y >= low]
+        below = [(x, low) for x, y, _ in points if y < low]
         axes.axvline(100 * limit / start, color=COLOURS["warm"], linestyle=(0, (4, 3)), linewidth=1.6, zorder=1)
         if inside:
-            axes.scatter(*zip(*inside, strict=True), s=16, color=COLOURS["faint"], linewidths=0, zorder=2)
+            axes.scatter(*zip(*inside, strict=True), s=16, color=COLOURS["faint"], linewidths=0, zorder=2, gid="inside")
         if below:
-            axes.scatter(*zip(*below, strict=True), s=26, marker="v", color=COLOURS["faint"], linewidths=0, zorder=2)
+            axes.scatter(
+                *zip(*below, strict=True), s=26, marker="v", color=COLOURS["faint"], linewidths=0, zorder=2, gid="below"
+            )
         x, y = zip(*rounds, strict=True)
-        axes.plot(x, y, color=COLOURS["accent"], linewidth=1.6, marker="o", markersize=5, zorder=3)
+        axes.plot(x, y, color=COLOURS["accent"], linewidth=1.6, marker="o", markersize=5, zorder=3, gid="rounds")
         accepted = run.accepted
         axes.plot(
             *rounds[accepted], marker="o", markersize=13, markerfacecolor="none", markeredgecolor=COLOURS["ink"],
             markeredgewidth=1.6, zorder=4,
         )  # fmt: skip
         axes.set_ylim(low - 0.05 * (high - low), high + 0.08 * (high - low))
-        axes.set_xlabel(f"{unit_of(resource)}, % of the start")
+        axes.set_xlabel(f"{unit}, % of the start")
         axes.set_ylabel(score_name(run))
+        return {
+            "inside": [said(*point) for point in points if point[1] >= low],
+            "below": [said(*point) for point in points if point[1] < low],
+            "rounds": [said(*point, f"round {n}" if n else "unpruned") for n, point in enumerate(rounds)],
+        }
 
-    return _both(f"tradeoff-{resource}", draw)
+    label = said(*rounds[run.accepted], f"Trade-off over {len(run.rounds)} rounds; returned is round {run.accepted}")
+    return _both(f"tradeoff-{resource}", label, draw)
 
 
 def schedule(run: Run, resource: str) -> str:
@@ -55,20 +75,26 @@ def schedule(run: Run, resource: str) -> str:
     start, limit = run.start[resource], run.limits[resource]
     numbers = [r.round for r in run.rounds]
 
-    def draw(axes: Any) -> None:
+    def draw(axes: Any) -> Tips:
         targets = [100 * r.targets[resource] / start for r in run.rounds]
         reached = [_share(run, r.achieved, resource) for r in run.rounds]
         axes.axhline(100 * limit / start, color=COLOURS["warm"], linestyle=(0, (4, 3)), linewidth=1.6, zorder=1)
         axes.plot(
-            [0, *numbers], [100, *reached], color=COLOURS["accent"], linewidth=1.6, marker="o", markersize=5, zorder=3
-        )
-        axes.scatter(numbers, targets, marker="_", s=140, color=COLOURS["ink"], linewidths=1.6, zorder=4)
+            [0, *numbers], [100, *reached], color=COLOURS["accent"], linewidth=1.6, marker="o", markersize=5, zorder=3,
+            gid="reached",
+        )  # fmt: skip
+        axes.scatter(numbers, targets, marker="_", s=140, color=COLOURS["ink"], linewidths=1.6, zorder=4, gid="targets")
         axes.set_xlabel("round")
         axes.set_ylabel(f"{unit_of(resource)}, % of the start")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_xlim(-0.6, max([1, *numbers]) + 0.6)
+        return {
+            "targets": [f"round {n}: target {share:.1f} %" for n, share in zip(numbers, targets, strict=True)],
+            "reached": [f"round {n}: {share:.1f} %" for n, share in enumerate([100.0, *reached])],
+        }
 
-    return _both(f"schedule-{resource}", draw)
+    label = f"{unit_of(resource)} after each of {len(run.rounds)} rounds; the budget is {100 * limit / start:.1f} %"
+    return _both(f"schedule-{resource}", label, draw)
 
 
 def score_name(run: Run) -> str:
@@ -93,15 +119,15 @@ def _range(rounds: list[float], candidates: list[float]) -> tuple[float, float]:
     return low, high
 
 
-def _both(name: str, draw: Draw) -> str:
+def _both(name: str, label: str, draw: Draw) -> str:
     """The plot in two sizes, of which the page shows the one that fits."""
     return "".join(
-        f'<div class="{kind}">{_svg(f"{name}-{kind}", draw, size)}</div>'
+        f'<div class="{kind}">{_svg(f"{name}-{kind}", label, draw, size)}</div>'
         for kind, size in (("large", LARGE), ("small", SMALL))
     )
 
 
-def _svg(name: str, draw: Draw, size: tuple[float, float]) -> str:
+def _svg(name: str, label: str, draw: Draw, size: tuple[float, float]) -> str:
     try:
         import matplotlib
         from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -121,7 +147,7 @@ def _svg(name: str, draw: Draw, size: tuple[float, float]) -> str:
     }  # fmt: skip
     with matplotlib.rc_context(settings):
         figure = Figure(size, layout="constrained")
-        draw(figure.add_subplot())
+        tips = draw(figure.add_subplot())
         figure.patch.set_alpha(0)
         for axes in figure.axes:
             axes.patch.set_alpha(0)
@@ -129,10 +155,26 @@ def _svg(name: str, draw: Draw, size: tuple[float, float]) -> str:
         FigureCanvasSVG(figure).print_svg(file, metadata={"Date": None, "Creator": None})
     text = file.getvalue()
     text = text[text.index("<svg") :]
-    text = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', r'<svg \1 role="img">', text, count=1, flags=re.DOTALL)
+    box = re.search(r'viewBox="[^"]*"', text)
+    assert box is not None, "matplotlib states the size of a figure"
+    text = f'<svg {box[0]} role="img" aria-label="{html.escape(label)}">{text[text.index(">") + 1 :]}'
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    for gid, texts in tips.items():
+        text = _with_tips(text, gid, texts)
     named = set(re.findall(r'(?:url\(|href=")#([^")]+)', text))
     text = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in named else "", text)
     for key, colour in COLOURS.items():
         text = text.replace(colour, f"var(--{key})")
     return re.sub(r"font: (\d+)px [^;\"]*", r"font-size: \1px", text)
+
+
+def _with_tips(svg: str, gid: str, texts: list[str]) -> str:
+    """The points of an artist, each with its title; none where this matplotlib draws points in another way."""
+    before, found, rest = svg.partition(f'<g id="{gid}">')
+    own, following, after = rest.partition('<g id="')
+    points = re.findall(r"<use [^>]*/>", own)
+    if len(points) != len(texts):
+        return svg
+    said = iter(texts)
+    own = re.sub(r"<use [^>]*/>", lambda point: f"<g><title>{html.escape(next(said))}</title>{point[0]}</g>", own)
+    return before + found + own + following + after

@@ -145,11 +145,11 @@ def _note(candidate: Candidate, chosen: int | None) -> Markup:
     return escape("not tried: candidates_per_round" if screened is None else f"screened out: {screened:.4g}")
 
 
-def frozen(run: Run) -> Markup:
-    """What the analysis keeps as it is, by reason."""
+def frozen(found: Sequence[dict[str, Any]]) -> Markup:
+    """What the analysis keeps as it is, by reason; of each entry its tensor, dim, reason, node and source."""
     tensors: dict[str, dict[str, None]] = defaultdict(dict)
     nodes: dict[str, dict[str, None]] = defaultdict(dict)
-    for item in run.frozen:
+    for item in found:
         tensors[item["reason"]][f"{item['tensor']} (dimension {item['dim']})"] = None
         source = f" ({item['source']})" if item.get("source") else ""
         nodes[item["reason"]][f"{item['node']}{source}"] = None

@@ -1,5 +1,9 @@
 """How the page looks: colours for light and dark, columns where there is room, tables that become cards where not."""
 
+import colorsys
+
+HUES = 12  # colours of groups that can be told apart
+
 # The names of the colours, each with a stand-in that the plots are drawn with: matplotlib knows no CSS variables.
 COLOURS = {
     "ink": "#010101",
@@ -105,5 +109,28 @@ details > table, details > .scroll { margin: 0.5rem 0 0.7rem; }
   tr.chosen td:first-child { box-shadow: none; padding-left: 0; }
   .facts td:first-child { width: 9rem; }
 }
+.network .whole { display: block; min-width: 8rem; }
+.network .bar {
+  display: block; position: relative; height: 1.25rem; min-width: 1.1rem; border-radius: 3px; overflow: hidden;
+}
+.network .bar span { position: absolute; top: 0; bottom: 0; overflow: hidden; text-align: center; }
+.network td:first-child { width: 26%; } .network td:nth-child(2) { width: 12%; white-space: nowrap; }
+.g, .chip { font-size: 0.78rem; line-height: 1.25rem; font-weight: 600; color: var(--on); background: var(--fill); }
+.chip { display: inline-block; min-width: 1.9rem; text-align: center; border-radius: 3px; }
+.frozen { background: repeating-linear-gradient(45deg, var(--line) 0 4px, var(--surface) 4px 8px); }
+@media (max-width: 640px) {
+  .network td { width: 100% !important; } .network .whole { width: 100%; }
+}
 @media print { body { max-width: none; } details { break-inside: avoid; } }
 """
+
+
+def group_colours(count: int) -> str:
+    """Fills for groups, far apart in hue and alternating in lightness, with text that can be read on them."""
+    rules = []
+    for number in range(count):
+        hue, dark = (number * 5 % count) / count, number % 2 == 0
+        red, green, blue = (round(255 * part) for part in colorsys.hls_to_rgb(hue, 0.28 if dark else 0.8, 0.6))
+        on = "#ffffff" if dark else "#10151b"
+        rules.append(f".g{number} {{ --fill: #{red:02x}{green:02x}{blue:02x}; --on: {on}; }}")
+    return "\n".join(rules)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
 from torch import nn
 from typer.testing import CliRunner
 
@@ -51,6 +52,24 @@ def test_help_names_every_command(run) -> None:  # type: ignore[no-untyped-def]
     assert shown.exit_code == 0
     assert all(command in shown.output for command in ("demo", "analyze"))
     assert "torchvision:NAME" in run("analyze", "--help").output
+
+
+def test_help_keeps_brackets(run) -> None:  # type: ignore[no-untyped-def]
+    def commands(group, *above: str):  # type: ignore[no-untyped-def]
+        for name, command in group.commands.items():
+            if hasattr(command, "commands"):
+                yield from commands(command, *above, name)
+            else:
+                yield (*above, name), command
+
+    seen = []
+    for names, command in commands(typer.main.get_command(app)):
+        shown = " ".join(run(*names, "--help").output.split())
+        named = re.findall(r"\'fxprune\[\w+\]\'", command.help.replace("\\[", "["))
+        assert all(name in shown for name in named), names
+        assert not any("[" in (parameter.help or "") for parameter in command.params), names
+        seen += named
+    assert "'fxprune[report]'" in seen and "'fxprune[demo]'" in seen
 
 
 def test_analyze_prints_groups_reasons_and_shares(run) -> None:  # type: ignore[no-untyped-def]

@@ -140,6 +140,21 @@ def test_the_page_is_whole_and_needs_nothing_else(finished) -> None:  # type: ig
     assert write_report(folder, folder / "again.html").read_text() == text  # the same run, the same page
 
 
+def test_points_and_plots_say_what_they_are(finished) -> None:  # type: ignore[no-untyped-def]
+    result, folder = finished
+    plots = re.findall(r"<svg.*?</svg>", page_of(read_run(folder)), re.DOTALL)
+    assert all(re.match(r'<svg viewBox="[^"]+" role="img" aria-label="[^"]+">', plot) for plot in plots)
+    scored = sum(c.score is not None for r in result.rounds for c in r.candidates)
+    for plot in plots:
+        titles = re.findall(r"<g><title>([^<]+)</title><use", plot)
+        trade = "unpruned" in plot
+        assert len(titles) == (scored + len(result.rounds) + 1 if trade else 2 * len(result.rounds) + 1)
+        assert len(titles) == len(re.findall(r"<title>", plot))
+    last = result.rounds[-1]
+    share = 100 * last.achieved["macs"] / result.start["macs"]
+    assert f"round {last.round}: {share:.1f} % of the MACs, score {last.score:.5g}" in plots[0]
+
+
 def test_it_says_what_the_search_did(finished) -> None:  # type: ignore[no-untyped-def]
     result, folder = finished
     page = Page(page_of(read_run(folder)))

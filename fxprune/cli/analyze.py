@@ -57,7 +57,7 @@ def analyze_model(model: nn.Module, example_inputs: object) -> Analysis:
     return analysis_of(analysed_for_table(model, example_inputs))
 
 
-def analysed_for_table(model: nn.Module, example_inputs: Any) -> Analysed:
+def analysed_for_table(model: nn.Module, example_inputs: object) -> Analysed:
     """The network, in evaluation mode, coupled."""
     check_kind(model, "analyze")
     return analysed(model.eval(), example_inputs)

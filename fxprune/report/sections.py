@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import Any
 
 from fxprune.journal.read_run import Run
 from fxprune.journal.records import Candidate, Round

@@ -75,7 +75,7 @@ def make_grids(
         else:
             chosen = int(step) if step is not None else own
         most = min(config.max_prune, rates[group.name])
-        grid = make_grid(group.name, group.size, step=chosen, min_size=least or own, max_prune=most)
+        grid = make_grid(group.name, group.size, step=chosen, min_size=max(least or own, group.least), max_prune=most)
         if grid is not None:
             grids[group.name] = grid
     return grids

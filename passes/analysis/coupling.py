@@ -18,7 +18,7 @@ from passes.analysis.tape import Structure, map_values
 from passes.analysis.zero_propagation import unmasked_sums
 from passes.arguments import got, is_a
 from passes.axes.expressions import Axis, Reason, Variable, constants, leaves
-from passes.axes.index_sets import BlockMask, Mask, kept, positions
+from passes.axes.index_sets import BlockMask, Mask, kept, length, positions
 from passes.axes.outer_blocks import block_of, outer_variables
 from passes.documents.plan import Plan
 from passes.errors import PlanError
@@ -54,7 +54,7 @@ class Group:
     where a zeroed unit is no longer zero (after a sigmoid). The pruned network then equals the dense one with that
     operator applied to the surviving units; of every other group it equals the dense one with zeroed slices.
     blocks: in how many outer blocks (heads, convolution groups) the units may be chosen apart (see `Coupling.formed`);
-    1 where they may not.
+    1 where they may not. least: how many have to stay: as many experts as a router chooses for each token.
     """
 
     name: str
@@ -62,6 +62,7 @@ class Group:
     slices: tuple[Slice, ...]
     mixed: bool = False
     blocks: int = 1
+    least: int = 1
 
     def __repr__(self) -> str:
         return f"Group({self.name!r}, size={self.size}, slices={len(self.slices)}{', mixed' if self.mixed else ''})"
@@ -144,7 +145,7 @@ class Coupling:
         groups = []
         for name, v in self.variables.items():
             apart = self.outers[v].size if v in self.outers and v not in mixed else 1
-            group = Group(name, v.size, tuple(slices[v]), v in mixed, apart)
+            group = Group(name, v.size, tuple(slices[v]), v in mixed, apart, self.least.get(v, 1))
             groups.append(_in_order(group, self.orders[name]) if name in self.orders else group)
         return tuple(groups)
 
@@ -182,6 +183,17 @@ class Coupling:
             self.structure, self.variables, self.fingerprint, self.inputs, self.sources, self.aliases, self.trainable,
             checked, self.module,
         )  # fmt: skip
+
+    @cached_property
+    def least(self) -> dict[Variable, int]:
+        """How many units have to stay of those of which calls choose some, whatever stays of all other variables."""
+        found: dict[Variable, int] = {}
+        for axis, count in (need for record in self.structure.all_records for need in record.needs):
+            fewest = {v: _fewest(axis, v, count) for v in leaves(axis)}
+            chosen = min(fewest, key=lambda v: fewest[v] / v.size, default=None)
+            if chosen is not None:
+                found[chosen] = max(found.get(chosen, 1), fewest[chosen])
+        return found
 
     @cached_property
     def unmasked(self) -> dict[int, set[Variable]]:
@@ -301,7 +313,13 @@ class Coupling:
         for name, units in keep.items():
             if name not in self.variables:
                 raise PlanError(_unknown_group(name, self.variables))
-            checked[name] = _checked_units(name, units, self.variables[name].size)
+            variable = self.variables[name]
+            checked[name] = _checked_units(name, units, variable.size)
+            if len(checked[name]) < self.least.get(variable, 1):
+                raise PlanError(
+                    f"group {name!r}: {len(checked[name])} units are kept; keep at least {self.least[variable]} of "
+                    f"{variable.size}: so many experts are chosen for each token"
+                )
         full = {n: checked.get(n, tuple(range(v.size))) for n, v in self.variables.items()}
         narrowed = [n for n in self.orders if len(full[n]) < self.variables[n].size]
         names = {v: n for n, v in self.variables.items()}
@@ -350,6 +368,13 @@ class Coupling:
             self.inputs, self.sources, self.aliases, self.trainable,
             module=None if self.module is None else self.module.renamed(new, keep),
         )  # fmt: skip
+
+
+def _fewest(axis: Axis, variable: Variable, count: int) -> int:
+    """How many units of `variable` make `count` positions of `axis` with one of each other; all, where none do."""
+    widths = np.arange(variable.size)
+    lengths = length(axis, lambda other: widths if other is variable else 1)
+    return int(np.searchsorted(lengths, count))
 
 
 def _in_order(group: Group, order: np.ndarray) -> Group:

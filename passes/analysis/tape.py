@@ -23,11 +23,14 @@ def resolve_axes(change: Callable[[Axis], Axis], values: Iterable[Value], record
     """Replace every axis of a run by ``change(axis)``, what it is once the run is over, in place."""
     for value in values:
         value.axes = tuple(map(change, value.axes))
+        value.watched = tuple(map(change, value.watched))
     for record in records:
         record.contracted = list(map(change, record.contracted))
         record.mixed = list(map(change, record.mixed))
         record.macs = [tuple(map(change, m)) for m in record.macs]
         record.literals = {name: change(axis) for name, axis in record.literals.items()}
+        record.lengths = {name: (change(axis), more) for name, (axis, more) in record.lengths.items()}
+        record.needs = [(change(axis), count) for axis, count in record.needs]
 
 
 class Structure:
@@ -68,6 +71,7 @@ class Structure:
     @classmethod
     def of(cls, inferred: Inferred | ModuleInferred) -> Structure:
         """Resolve every axis of an inference, in place: what is resolved once can be resolved again."""
+        inferred.space.settle()
         change = once_each(inferred.space.resolve)
         beside = getattr(inferred, "beside", ())
         resolve_axes(change, inferred.known, (*inferred.records, *beside))
@@ -96,7 +100,7 @@ class Structure:
         def value(v: Value) -> Value:
             made = known.get(id(v))
             if made is None:
-                made = known[id(v)] = _changed(v, axes=tuple(map(change, v.axes)))
+                made = known[id(v)] = _changed(v, axes=tuple(map(change, v.axes)), watched=tuple(map(change, v.watched)))
             return made
 
         def changed(records: Sequence[Record]) -> Sequence[Record]:
@@ -109,6 +113,8 @@ class Structure:
                     mixed=list(map(change, r.mixed)),
                     macs=[tuple(map(change, m)) for m in r.macs],
                     literals={k: change(a) for k, a in r.literals.items()},
+                    lengths={k: (change(a), more) for k, (a, more) in r.lengths.items()},
+                    needs=[(change(a), count) for a, count in r.needs],
                 )
                 for r in records
             ]

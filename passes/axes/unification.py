@@ -47,6 +47,8 @@ class Space:
     def __init__(self) -> None:
         self._bound: dict[Variable, Axis] = {}
         self._count = 0
+        self._chosen: list[tuple[Axis, Reason]] = []
+        self._routed: list[Axis] = []
 
     def variable(self, size: int) -> Axis:
         """A fresh variable; a single unit can never be removed, so size 1 gives the constant `ONE`."""
@@ -62,6 +64,8 @@ class Space:
     def forget(self) -> None:
         """Take back every equality that was stated."""
         self._bound.clear()
+        self._chosen.clear()
+        self._routed.clear()
 
     def resolve(self, axis: Axis) -> Axis:
         """`axis` with every variable replaced by what it has become, in normal form."""
@@ -91,6 +95,23 @@ class Space:
             made = reason if isinstance(reason, Reason) else reason()
             for variable in variables:
                 self._bound[variable] = Constant(variable.size, made)
+
+    def freeze_unless_routed(self, axis: Axis, reason: Reason) -> None:
+        """Freeze `axis` when the run is over (`settle`), but for what `route` was told of by then."""
+        if leaves(self.resolve(axis)):
+            self._chosen.append((axis, reason))
+
+    def route(self, axis: Axis) -> None:
+        """Positions of `axis` (experts) are chosen by value, and what stands there is looked up and nothing else."""
+        self._routed.append(axis)
+
+    def settle(self) -> None:
+        """Freeze what waits in `freeze_unless_routed` and is not routed."""
+        routed = {v for axis in self._routed for v in leaves(self.resolve(axis))}
+        for axis, reason in self._chosen:
+            for variable in leaves(self.resolve(axis)):
+                if variable not in routed:
+                    self.freeze(variable, reason)
 
     def unify(self, left: Axis, right: Axis, reason: Because) -> None:
         """State that two axes of equal size are the same, unit for unit; `reason` says who states it.

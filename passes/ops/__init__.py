@@ -10,6 +10,7 @@ from passes.ops import (  # noqa: F401  (importing a family registers its rules)
     parts,
     pointwise,
     reduction,
+    routing,
     spatial,
     views,
 )

@@ -52,7 +52,7 @@ class Value:
     label: str
     axes: tuple[Axis, ...]
     parameters: frozenset[str] = frozenset()
-    watched: tuple[Axis, ...] = ()  # axes whose positions are this tensor's values: its use freezes them
+    watched: tuple[Axis, ...] = ()  # axes whose positions are its values: a use that does not know of it freezes them
     from_inputs: bool = False
     numbers: torch.Tensor | None = None  # its values, where it is an index that the program states
     key: int = field(default_factory=itertools.count().__next__)  # one number a tensor, kept when axes are resolved
@@ -81,6 +81,8 @@ class Record:
     mixed: list[Axis] = field(default_factory=list)
     macs: list[tuple[Axis, ...]] = field(default_factory=list)
     literals: dict[str, Axis] = field(default_factory=dict)
+    lengths: dict[str, tuple[Axis, int]] = field(default_factory=dict)  # numbers: the length of an axis, and what more
+    needs: list[tuple[Axis, int]] = field(default_factory=list)  # how many positions of an axis have to stay
     watched: dict[int, tuple[Axis, ...]] = field(default_factory=dict)
     template: tuple[Any, ...] = ()  # (args, kwargs) with a `Slot` for each tensor
     constants: dict[int, list[Any]] = field(default_factory=dict)  # values of small operands that no data entered
@@ -115,6 +117,7 @@ class Call:
     """
 
     numbers_of: Callable[[torch.Tensor], torch.Tensor | None] = staticmethod(lambda tensor: None)
+    sought: tuple[Axis, int] | None = None  # an axis and a chosen position of it, whose number the program asked for
 
     def __init__(
         self, func: OpOverload, args: tuple[object, ...], kwargs: dict[str, object], tensors: list[torch.Tensor],
@@ -122,7 +125,7 @@ class Call:
         reason: Callable[[str], Reason],
     ) -> None:  # fmt: skip
         self.func, self.tensors, self.outputs, self.space, self.record = func, tensors, outputs, space, record
-        self._value_of, self._reason = value_of, reason
+        self._value_of, self.reason = value_of, reason
         names, defaults = signature(func)
         self.arguments = {**defaults, **dict(zip(names, args, strict=False)), **kwargs}
 
@@ -156,7 +159,7 @@ class Call:
     def fixed(self, output: int = 0) -> list[Axis]:
         """Axes of output number `output` as constants of this call: positions that no unit of the inputs maps to."""
         shape = self.outputs[output].shape
-        reason = self._reason("its positions are computed here") if any(shape) else None
+        reason = self.reason("its positions are computed here") if any(shape) else None
         return [Constant(int(size), reason) for size in shape]
 
     def fresh(self, size: int) -> Axis:
@@ -167,7 +170,7 @@ class Call:
         """Keep all units of `axes`; `text` says why."""
         for axis in _listed(axes):
             if not isinstance(axis, Constant):
-                self.space.freeze(axis, lambda: self._reason(text))
+                self.space.freeze(axis, lambda: self.reason(text))
 
     def tie(self, left: Axis, right: Axis) -> Axis:
         """State that two axes are the same; both freeze where that cannot be expressed. Returns one of them."""
@@ -180,7 +183,7 @@ class Call:
         return left
 
     def _tied(self) -> Reason:
-        return self._reason("tied to an axis that stays: singled out, repeated or cut apart")
+        return self.reason("tied to an axis that stays: singled out, repeated or cut apart")
 
     def factor(self, axis: Axis, inner_size: int) -> tuple[Axis, Axis]:
         """`axis` as outer * inner (see Space.factor); frozen where that cannot be expressed."""
@@ -229,6 +232,38 @@ class Call:
         many = isinstance(axis, (list, tuple))
         for place, one in enumerate(_listed(axis)):
             self.record.literals[f"{name}.{place}" if many else name] = one
+
+    def places(self, tensor: str | torch.Tensor) -> Axis | None:
+        """The axis whose positions are the values of a tensor argument; None where they are numbers."""
+        if isinstance(tensor, str):
+            tensor = self.arguments[tensor]
+        watched = self._value_of(tensor).watched if isinstance(tensor, torch.Tensor) else ()
+        return self.space.resolve(watched[0]) if len(watched) == 1 else None
+
+    def freeze_places(self, *tensors: torch.Tensor) -> None:
+        """The positions that are the values of these tensors are used as numbers: their axes stay."""
+        for tensor in tensors:
+            self.freeze(list(self._value_of(tensor).watched), "positions of this axis are used as values")
+
+    def choose(self, axis: Axis, count: int, text: str) -> None:
+        """`count` positions of `axis` are chosen by value, among those that are there. It stays unless it is one of
+        experts: what is chosen is looked up (`look_up`), and nothing else is asked of the positions."""
+        if count >= axis.size:
+            self.freeze(axis, "all of its positions are chosen")
+        self.record.needs.append((axis, count))
+        self.mix_if_routed(axis, text)
+
+    def mix_if_routed(self, axis: Axis, text: str) -> None:
+        """`mix` for an axis of experts; any other stays."""
+        self.mix(axis)
+        self.space.freeze_unless_routed(axis, self.reason(text))
+
+    def look_up(self, axis: Axis, places: Axis) -> None:
+        """Positions that were chosen of `places` are read or written on `axis`. What one has more than the other stands
+        behind, where no position lies that is on both."""
+        size = min(axis.size, places.size)
+        self.tie(self.cut(axis, size)[0], self.cut(places, size)[0])
+        self.space.route(places)
 
     def watch(self, output: int, axes: Iterable[Axis]) -> None:
         """The values of output number `output` are positions along `axes`: whoever uses it freezes them."""

@@ -124,7 +124,10 @@ def grouped_product(call: Call) -> list[list[Axis]]:
             call.freeze(call.axes(tensor), "matrices of several sizes are multiplied in one call")
         return [call.fixed()]
     (result,), solved = solve(call, "s k, e k n -> s n", [rows, matrices])
-    call.freeze([solved["s"], solved["e"], *call.axes(places)], "rows are given to experts by their places")
+    call.freeze(solved["s"], "rows are given to experts by their places")
+    call.record.contracted.remove(solved["e"])  # a row meets one matrix
+    call.tie(solved["e"], call.axes(places)[0])
+    call.space.freeze_unless_routed(solved["e"], call.reason("rows are given to experts by their places"))
     if bias is not None:
         call.tie(call.axes(bias)[-1], solved["n"])
     call.count(*solved.lookup("s k n"))

@@ -86,18 +86,36 @@ def embedding_bag(call: Call) -> list[list[Axis]]:
     return [[call.fixed()[0], columns]]
 
 
-@rule(aten.index_select, zeros=taken("self"), literals=_index_select, picks=_taken_listed)
+@rule(aten.index_select, zeros=taken("self"), literals=_index_select, picks=_taken_listed, places="read")
 def index_select(call: Call) -> list[list[Axis]]:
     """Positions of one dimension picked by a list."""
     axes = call.axes("self")
+    _keep_places(call)
     dim = call["dim"] % len(axes) if axes else 0
     if axes:
+        if _looked_up(call, axes[dim], call["index"]):
+            return [[*axes[:dim], *call.axes("index"), *axes[dim + 1 :]]]
         picked = _stated(call, axes[dim], call["index"])
         if picked is not None:
             axes[dim] = picked
             return [[call.space.resolve(axis) for axis in axes]]
     call.freeze([*axes[dim : dim + 1], *call.axes("index")], _PICKED)
     return [[*axes[:dim], *call.fixed()[dim : dim + 1], *axes[dim + 1 :]]]
+
+
+def _looked_up(call: Call, axis: Axis, index: torch.Tensor) -> bool:
+    """Whether `index` holds positions that were chosen, of which what stands on `axis` is taken."""
+    places = call.places(index)
+    if places is not None:
+        call.look_up(axis, places)
+    return places is not None
+
+
+def _keep_places(call: Call) -> None:
+    """Chosen positions, of which some are taken, remain positions."""
+    places = call.places("self")
+    if places is not None:
+        call.watch(0, [places])
 
 
 def _stated(call: Call, axis: Axis, index: torch.Tensor) -> Axis | None:
@@ -111,17 +129,19 @@ def _stated(call: Call, axis: Axis, index: torch.Tensor) -> Axis | None:
 
 @rule(
     aten.index.Tensor, aten._unsafe_index.Tensor, zeros=taken("self"), literals=_aten_index, picks=_taken_indexed,
+    places="read",
 )  # fmt: skip
 def index(call: Call) -> list[list[Axis]]:
     """Advanced indexing: indexed dimensions are replaced by those of the indices, the others are carried."""
     axes, indices = call.axes("self"), call["indices"]
+    _keep_places(call)
     picked = [d for d, i in enumerate(indices) if i is not None]
     if len(picked) == 1:
         found = _stated(call, axes[picked[0]], indices[picked[0]])
         if found is not None:
             axes[picked[0]] = found
             return [[call.space.resolve(axis) for axis in axes]]
-    call.freeze([axes[d] for d in picked], _PICKED)
+    call.freeze([axes[d] for d in picked if not _looked_up(call, axes[d], indices[d])], _PICKED)
     if any(indices[d].dtype.is_floating_point or not _is_integer(indices[d]) for d in picked):
         call.freeze(axes, "positions are picked by a mask")
         return [call.fixed()]
@@ -138,28 +158,34 @@ def _is_integer(tensor: torch.Tensor) -> bool:
     return tensor.dtype not in (tensor.new_empty(0).bool().dtype,) and tensor.dtype.itemsize >= 2
 
 
-@rule(aten.gather, zeros=taken("self"))
+@rule(aten.gather, zeros=taken("self"), places="read")
 def gather(call: Call) -> list[list[Axis]]:
     """Positions along one dimension picked for each place apart."""
     axes, indices = call.axes("self"), call.axes("index")
+    _keep_places(call)
     dim = call["dim"] % len(axes) if axes else 0
     for d, (axis, other) in enumerate(zip(axes, indices, strict=True)):
-        if d == dim or axis.size != other.size:
+        if d == dim and _looked_up(call, axis, call["index"]):
+            call.freeze(other, _PICKED)
+        elif d == dim or axis.size != other.size:
             call.freeze([axis, other], _PICKED)
         else:
             call.tie(axis, other)
     return [[call.space.resolve(axis) for axis in indices]]
 
 
-@rule(aten.scatter, aten.scatter_add, aten.scatter_reduce, zeros=NEVER)
+@rule(aten.scatter, aten.scatter_add, aten.scatter_reduce, zeros=NEVER, places="read")
 def scatter(call: Call) -> list[list[Axis]]:
     """Values written along one dimension at places that are computed for each place apart."""
     axes = call.axes("self")
     dim = call["dim"] % len(axes) if axes else 0
     written = [call[name] for name in ("index", "src") if isinstance(call.get(name), torch.Tensor)]
+    call.freeze_places(*(tensor for tensor in call.tensors if tensor is not call["index"]))
     for d, axis in enumerate(axes):
         others = [call.axes(t)[d] for t in written]
-        if d == dim or any(other.size != axis.size for other in others):
+        if d == dim and _looked_up(call, axis, call["index"]):
+            call.freeze(others, "values are written at computed places of this axis")
+        elif d == dim or any(other.size != axis.size for other in others):
             call.freeze([axis, *others], "values are written at computed places of this axis")
         else:
             for other in others:

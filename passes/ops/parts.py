@@ -101,12 +101,19 @@ def _rolled(x: torch.Tensor, shifts: Sequence[int], dims: Sequence[int] = ()) ->
     return tuple(x.shape) if fits else None
 
 
-@rule(aten.select, zeros=CARRIED, literals=_position, picks=_taken_position, fuses=True)
+@rule(aten.select, zeros=CARRIED, literals=_position, picks=_taken_position, fuses=True, places="read")
 def select(call: Call) -> list[list[Axis]]:
     """One position of an axis, which therefore stays."""
     axes = call.axes("self")
     dim = call["dim"] % len(axes)
     index = call["index"] % axes[dim].size
+    places = call.places("self")
+    if places is not None:
+        call.watch(0, [places])
+    if call.sought is not None and call.sought[1] == call["index"]:
+        call.look_up(axes[dim], call.sought[0])
+        call.sought = None
+        return [axes[:dim] + axes[dim + 1 :]]
     call.slice(axes[dim], index, index + 1)
     return [axes[:dim] + axes[dim + 1 :]]
 

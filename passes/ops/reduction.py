@@ -14,6 +14,9 @@ from passes.ops.table import rule, states
 from passes.ops.zeros import CARRIED, FIRST, NEVER
 
 
+SCANNED = "every position depends on the others along this axis"
+
+
 def dims_of(call: Call, rank: int) -> list[int]:
     """The dimensions that the call reduces; all of them where it names none."""
     dim = call.get("dim")
@@ -79,7 +82,7 @@ states(aten.mean.dim, meta=shaped(_mean, any_layout=True))
 states(aten.linalg_vector_norm, meta=shaped(_norm, any_layout=True))
 
 
-@rule(aten.max.dim, aten.min.dim, aten.median.dim, aten.mode, zeros=FIRST, reference=Masked.without_removed)
+@rule(aten.max.dim, aten.min.dim, aten.median.dim, aten.mode, zeros=FIRST, reference=Masked.chosen)
 def mix_and_index(call: Call) -> list[list[Axis]]:
     """A statistic, and where it was found: the second output speaks of positions, so its use freezes them."""
     gone, result = reduced(call)
@@ -88,33 +91,53 @@ def mix_and_index(call: Call) -> list[list[Axis]]:
     return [result, result]
 
 
-@rule(aten.argmax, aten.argmin, zeros=NEVER)
-def index(call: Call) -> list[list[Axis]]:
-    """Positions as values."""
-    gone, result = reduced(call)
-    call.freeze(gone, "positions of this axis are computed as values")
-    return [result]
-
-
-@rule(
-    aten.cumsum, aten.cumprod, aten.cummax, aten.cummin, aten.sort, zeros=FIRST,
-)  # fmt: skip
+@rule(aten.cumprod, aten.cummax, aten.cummin, zeros=FIRST)
 def scan(call: Call) -> list[list[Axis]]:
     """Every position depends on the others of its axis, whose number and order therefore stay."""
     axes = call.axes("self")
     for dim in dims_of(call, len(axes)):
-        call.freeze(axes[dim], "every position depends on the others along this axis")
+        call.freeze(axes[dim], SCANNED)
     return [[call.space.resolve(axis) for axis in axes]] * len(call.outputs)
 
 
-rule(aten._softmax, aten._log_softmax, aten.logcumsumexp, aten._safe_softmax, zeros=NEVER)(scan)
+rule(aten._log_softmax, aten.logcumsumexp, aten._safe_softmax, zeros=NEVER)(scan)
+
+
+@rule(aten._softmax, zeros=NEVER, reference=Masked.among_surviving)
+def softmax(call: Call) -> list[list[Axis]]:
+    """Shares of a whole: those of experts are taken among the experts that stay, other axes stay."""
+    return _scanned(call)
+
+
+@rule(aten.cumsum, zeros=FIRST, reference=Masked.of_surviving)
+def cumsum(call: Call) -> list[list[Axis]]:
+    """Sums so far: of experts over those that stay, other axes stay."""
+    return _scanned(call)
+
+
+def _scanned(call: Call) -> list[list[Axis]]:
+    axes = call.axes("self")
+    for dim in dims_of(call, len(axes)):
+        call.mix_if_routed(axes[dim], SCANNED)
+    return [axes]
+
+
+@rule(aten.sort, zeros=FIRST, places="read")
+def sort(call: Call) -> list[list[Axis]]:
+    """An order by value, and where each was; positions that are sorted remain positions."""
+    places = call.places("self")
+    if places is not None:
+        call.watch(0, [places])
+    return scan(call)
+
+
 states(aten._softmax, aten._safe_softmax, meta=shaped(_softmax))
 states(aten._softmax, sizeless=True)
 
 
-@rule(aten.topk, aten.kthvalue, zeros=FIRST)
-def choose(call: Call) -> list[list[Axis]]:
-    """Some positions chosen by their values."""
+@rule(aten.kthvalue, zeros=FIRST)
+def kth(call: Call) -> list[list[Axis]]:
+    """One position chosen by its value."""
     axes = call.axes("self")
     dims = dims_of(call, len(axes))
     call.freeze([axes[d] for d in dims], "positions are chosen by value along this axis")

@@ -57,15 +57,41 @@ class Masked:
                 result = result * column(survivors(axis, self.masks), tensor, dim)
         return result.expand(tensor.shape)
 
+    def _mixed_dims(self) -> dict[int, torch.Tensor]:
+        """The dimensions of the first operand that the operator mixes, with the positions there that survive."""
+        mixed = {v for axis in self.record.mixed for v in leaves(axis)}
+        return {
+            dim: torch.from_numpy(np.flatnonzero(survivors(axis, self.masks))).to(self._args[0].device)
+            for dim, axis in enumerate(self.record.inputs[0].axes)
+            if narrowed(axis, self.masks) and set(leaves(axis)) & mixed
+        }
+
+    def chosen(self) -> Any:
+        """What the operator chooses among surviving positions along one dimension; positions by their own numbers."""
+        ((_, survive),) = self._mixed_dims().items()
+        found = self.without_removed()
+        if isinstance(found, torch.Tensor):
+            return survive[found]
+        return (found[0], survive[found[1]])
+
+    def of_surviving(self) -> Any:
+        """What the operator gives where removed positions are zero in its first operand."""
+        return self.func(torch.where(self.present(self._mixed_dims()).bool(), self._args[0], 0), *self._args[1:], **self._kwargs)
+
+    def among_surviving(self) -> Any:
+        """What the operator gives on surviving positions alone, each at its own place; zero elsewhere."""
+        found = self.without_removed()
+        for dim, survive in self._mixed_dims().items():
+            shape = [*found.shape[:dim], self._args[0].shape[dim], *found.shape[dim + 1 :]]
+            found = found.new_zeros(shape).index_copy_(dim, survive, found)
+        return found
+
     def without_removed(self) -> Any:
         """What the operator gives where removed positions are left out of its first operand, as far as it mixes them.
 
         The shape of the result must not depend on how many there are: a reduction.
         """
-        mixed = {v for axis in self.record.mixed for v in leaves(axis)}
         tensor = self._args[0]
-        for dim, axis in enumerate(self.record.inputs[0].axes):
-            if narrowed(axis, self.masks) and set(leaves(axis)) & mixed:
-                index = torch.from_numpy(np.flatnonzero(survivors(axis, self.masks))).to(tensor.device)
-                tensor = tensor.index_select(dim, index)
+        for dim, survive in self._mixed_dims().items():
+            tensor = tensor.index_select(dim, survive)
         return self.func(tensor, *self._args[1:], **self._kwargs)

@@ -51,6 +51,8 @@ class Traits:
     reads: how a contraction reads its weight and its data (passes/ops/operands.py). Left out, it is not observed.
     fuses: a backend runs it as a part of the operator before it. Left out, it takes time of its own.
     undetermined: arguments do not say what the result holds (memory that nothing was written to).
+    places: what becomes of operands whose values are positions of an axis (`Call.places`): "kept", the results hold the
+    same ones, moved; "read", the rule says. Left out, that axis stays.
     running_statistics: it normalises channels by running statistics, as batch norms in eval mode do.
     onnx: the same call in ONNX, for latency by ONNX Runtime: a function of `fxprune.latency`'s Call. Left out, a
     network with the operator has no latency there.
@@ -67,6 +69,7 @@ class Traits:
     reads: Callable[..., Any] | None = None
     fuses: bool = False
     undetermined: bool = False
+    places: str | None = None
     running_statistics: bool = False
     onnx: Callable[[Any], Any] | None = None
 

@@ -10,6 +10,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from passes.graph.emitted_layers import EMITTED
+from passes.ops.routing import one_hot
 from passes.process.torch_private import no_dispatch_modes, no_torch_dispatch, no_torch_function
 from passes.stream.inference import tensors_in
 from passes.stream.module_stream import ModuleInference
@@ -110,5 +111,6 @@ _SPECIAL: dict[object, Callable[..., object]] = {
     _getter("is_cpu"): _on_kind("cpu"),
     torch.Tensor.__getitem__: _item,
     torch.Tensor.new_tensor: _new_tensor,
+    torch.nn.functional.one_hot: one_hot,
     torch.nn.functional.scaled_dot_product_attention: _attention,
 }

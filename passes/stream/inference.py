@@ -30,6 +30,9 @@ from passes.stream.example_values import ExampleValues
 
 ATTRIBUTE = "_fxprune_value"
 INDEXING = {torch.ops.aten.index.Tensor, torch.ops.aten._unsafe_index.Tensor}
+NUMBER = torch.ops.aten._local_scalar_dense.default
+EXACT = {torch.int64, torch.int32, torch.float64, torch.float32}  # types that hold every position
+ASKED = "positions of this axis are asked for as numbers, by which a program may do anything"
 SILENT = {torch.ops.aten.sym_size.int, torch.ops.aten.sym_numel.default, torch.ops.aten._version.default}
 
 
@@ -123,6 +126,7 @@ class Inference(LightMode):
         self.records: list[Record] = []
         self.values: list[Value] = []  # all that were ever attached
         self.node: fx.Node | None = None
+        self.sought: tuple[Axis, int] | None = None  # see `Call.sought`
         self.rewritten = False  # an integer tensor was written to: what numbers it holds is no longer known
 
     def enter_node(self, node: fx.Node) -> None:
@@ -185,9 +189,21 @@ class Inference(LightMode):
             return result  # the workspace that a batch norm makes
         if outputs:
             self._record(func, args, kwargs, operands, before, outputs)
-        else:
-            self._freeze_all(func, before, "its values leave the graph")
+            return result
+        self.settle_sought()
+        self._freeze_all(func, before, "its values leave the graph")
+        for axis in (axis for value in before for axis in value.watched):
+            if func is not NUMBER or len(operands) != 1:
+                self.space.freeze(axis, self.reason(ops.spelled(func), ASKED))
+            else:
+                self.sought = axis, int(result)
         return result
+
+    def settle_sought(self) -> None:
+        """The program has done something else with the number of a position than to look up what is there."""
+        if self.sought is not None:
+            self.space.freeze(self.sought[0], self.reason("", ASKED))
+            self.sought = None
 
     def with_positions(self, args: tuple) -> tuple:
         """The arguments of an indexing call, flags whose values are known as positions."""
@@ -209,10 +225,16 @@ class Inference(LightMode):
         record.dtypes = [tensor.dtype for tensor in outputs]
         call = Call(func, args, kwargs, operands, outputs, self.space, self.value, record, because)
         call.numbers_of = self.numbers_of
+        places = ops.traits_of(func).places
         for value in before:
-            if value.watched:
+            if value.watched and (places is None or (places == "kept" and not set(record.dtypes) <= EXACT)):
                 call.freeze(list(value.watched), "positions of this axis are used as values")
+        call.sought = self.sought
         axes = self._apply_rule(func, call, before, outputs)
+        if call.sought is not None:  # no rule has taken it
+            self.settle_sought()
+        self.sought = None
+        moved = tuple(dict.fromkeys(axis for v in before for axis in v.watched)) if places == "kept" else ()
         static = not record.macs and all(v.parameters for v in before)
         parameters = frozenset().union(*(v.parameters for v in before)) if static else frozenset()
         from_inputs = any(v.from_inputs for v in before)
@@ -226,7 +248,7 @@ class Inference(LightMode):
                 self.rewritten |= schema_of(func).is_mutable and not tensor.is_floating_point()
                 record.outputs.append(known)
                 continue
-            watched = record.watched.get(number, ())
+            watched = record.watched.get(number, moved)
             value = Value(f"{label}/{len(self.records)}", tuple(made), parameters, watched, from_inputs)
             if not tensor.is_floating_point():
                 value.numbers = numbers.computed(func, args, kwargs, tensor, self.numbers_of, number)

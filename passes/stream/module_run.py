@@ -146,6 +146,7 @@ class ModuleRun:
                 mode.hold(made, inputs[-1])
         with torch.set_grad_enabled(gradients):
             result = self._called(mode, replaced(arguments, given), training, functions, turned)
+        mode.settle_sought()
         outputs = []
         reason = Reason("an output of the model keeps its shape", "output")
         for tensor in tensors_of(result, caches=False):

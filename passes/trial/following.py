@@ -164,9 +164,14 @@ class Following(Watching):
         some = record.constants or any([number is not None for number in scalars])
         if not some or not (any(map(self.holds_data, operands)) or any(map(is_data, record.inputs))):
             return
+        before = _scalars(func, *record.template)
+        for at, (_, name) in enumerate(_places_of_numbers(func)):
+            if name in record.lengths and before[at] is not None:
+                axis, more = record.lengths[name]
+                before[at] = self.slicing.size(axis) + more
         wrong: list[tuple[object, object]] = [
             (old, new)
-            for old, new in zip(_scalars(func, *record.template), scalars, strict=True)
+            for old, new in zip(before, scalars, strict=True)
             if None not in (old, new) and not _equal(old, new)
         ]
         for number, old in record.constants.items():

@@ -202,7 +202,10 @@ def _masks(coupling: Coupling, shift: int) -> dict[Variable, np.ndarray]:
     masks, met = {}, Counter[int]()
     for variable in coupling.variables.values():
         size = variable.size
-        widths = range(size - 1, max(size // 2 - 1, 1), -1) if size > 2 else range(1, 0, -1)
+        least = coupling.least.get(variable, 1)
+        widths = range(size - 1, max(size // 2 - 1, 1, least - 1), -1) if size > 2 else range(1, least - 1, -1)
+        if not widths:
+            continue  # all its experts are chosen
         width = widths[(met[size] + shift * max(1, len(widths) // 2)) % len(widths)]
         met[size] += 1
         units = np.arange(size)

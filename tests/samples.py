@@ -36,6 +36,7 @@ class Sample:
 
 
 SAMPLES: dict[str, Sample] = {}
+ON_VALUES = frozenset(["nonzero", "bincount"])  # no graph on meta runs them: test_routing.py runs modules that do
 ELSEWHERE: dict[str, Sample] = {}  # operators that only other devices run: analysed and rewritten, not computed
 
 
@@ -232,6 +233,8 @@ row(
     counted=False,
 )
 
+row("eq ne lt le gt ge", lambda x, op: op(x, 0.1).to(x.dtype))
+
 # reduction
 row("sum nansum", lambda x, op: op(x, [1], True))
 row("count_nonzero", lambda x: torch.count_nonzero(F.relu(x), 1)[:, None].to(x.dtype))
@@ -255,6 +258,7 @@ left_alone("_safe_softmax", lambda x, op: op(x, 1), SCANNED)
 left_alone("cumsum cumprod logcumsumexp", lambda x, op: op(x, 1), SCANNED)
 left_alone("cummax cummin sort", lambda x, op: op(x, 1)[0], SCANNED)
 left_alone("topk", lambda x: x.topk(3, 1)[0], "chosen by value")
+left_alone("histc", lambda x: x.sum((0, 2, 3)).histc(4, -1, 1)[None], "counted along this axis")
 left_alone("kthvalue", lambda x: x.kthvalue(3, 1, True)[0], "chosen by value")
 
 # normalisation

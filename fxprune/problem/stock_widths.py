@@ -25,6 +25,7 @@ from torch import nn
 from fxprune.errors import InputError
 from fxprune.problem.equal_widths import Sets, block_sets, smallest_unit
 from passes import Coupling, apply_plan
+from passes.equality.constant_double import constant_double
 from passes.process.torch_private import pytree
 from passes.statistics.divergence import tensors_out
 from passes.transform.slicing import Slicing
@@ -183,7 +184,11 @@ class _Search:
         size = self.coupling.widths[layer[0]]
         if size < 2:
             return "it has one unit"
-        ratio = Fraction(1, 2) if size % 2 == 0 else Fraction(size - 1, size)
+        halves = (Fraction(count, size) for count in range(max(1, size // 2), size))
+        fitting = (ratio for ratio in halves if all(self._fits(name, ratio) for name in layer))
+        ratio = next(fitting, None) if size % 2 == 0 else max(fitting, default=None)
+        if ratio is None:
+            return "it must keep all of its units"
         mine = self._touched(layer)
         stated = _changed(self.network.config, self.explicit, {})
         places = [place for place in _places(stated, (int, float)) if _scaled(stated, place, ratio)]
@@ -213,12 +218,17 @@ class _Search:
             other
             for other in self.layers
             if other != layer and not used & set(other) and self._touched(other) & changed
-            and (self.coupling.widths[other[0]] * ratio).denominator == 1
+            and all(self._fits(name, ratio) for name in other)
         ]  # fmt: skip
         same = [other for other in others if self.coupling.widths[other[0]] == self.coupling.widths[layer[0]]]
         tried = [list(some) for count in range(3) for some in itertools.combinations(others, count)]
         for some in [*tried, same, others]:
             yield tuple(itertools.chain(layer, *some))
+
+    def _fits(self, name: str, ratio: Fraction) -> bool:
+        group = self.coupling.group(name)
+        width = group.size * ratio
+        return width.denominator == 1 and width >= group.least and width % group.multiple == 0
 
     def _touched(self, layer: tuple[str, ...]) -> set[str]:
         return {item.tensor for name in layer for item in self.coupling.group(name).slices}
@@ -269,7 +279,7 @@ def _differs(cut: nn.Module, config: object, example_inputs: object) -> str:
     stock = type(cut)(copy.deepcopy(config))
     stock.load_state_dict(cut.state_dict())
     inputs = pytree.tree_map_only(torch.Tensor, _wide, example_inputs)
-    with torch.no_grad():
+    with torch.no_grad(), constant_double():
         runs = (_called(net.eval().double(), inputs) for net in (copy.deepcopy(cut), stock))
         expected, got = map(tensors_out, runs)
     for mine, theirs in zip(expected, got, strict=True):

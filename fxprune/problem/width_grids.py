@@ -74,6 +74,7 @@ def make_grids(
             chosen = math.lcm(own, round_to)
         else:
             chosen = int(step) if step is not None else own
+        chosen = math.lcm(chosen, group.multiple)
         most = min(config.max_prune, rates[group.name])
         grid = make_grid(group.name, group.size, step=chosen, min_size=max(least or own, group.least), max_prune=most)
         if grid is not None:

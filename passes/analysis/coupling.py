@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -54,7 +55,8 @@ class Group:
     where a zeroed unit is no longer zero (after a sigmoid). The pruned network then equals the dense one with that
     operator applied to the surviving units; of every other group it equals the dense one with zeroed slices.
     blocks: in how many outer blocks (heads, convolution groups) the units may be chosen apart (see `Coupling.formed`);
-    1 where they may not. least: how many have to stay: as many experts as a router chooses for each token.
+    1 where they may not. least: how many have to stay: as many experts as a router chooses for each token. multiple:
+    how many stay has to be a multiple of it, for kernels that take no other sizes.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Group:
     mixed: bool = False
     blocks: int = 1
     least: int = 1
+    multiple: int = 1
 
     def __repr__(self) -> str:
         return f"Group({self.name!r}, size={self.size}, slices={len(self.slices)}{', mixed' if self.mixed else ''})"
@@ -145,7 +148,8 @@ class Coupling:
         groups = []
         for name, v in self.variables.items():
             apart = self.outers[v].size if v in self.outers and v not in mixed else 1
-            group = Group(name, v.size, tuple(slices[v]), v in mixed, apart, self.least.get(v, 1))
+            limits = self.least.get(v, 1), self.multiple.get(v, 1)
+            group = Group(name, v.size, tuple(slices[v]), v in mixed, apart, *limits)
             groups.append(_in_order(group, self.orders[name]) if name in self.orders else group)
         return tuple(groups)
 
@@ -194,6 +198,16 @@ class Coupling:
             if chosen is not None:
                 found[chosen] = max(found.get(chosen, 1), fewest[chosen])
         return found
+
+    @cached_property
+    def multiple(self) -> dict[Variable, int]:
+        """Of what the number of units that stay has to be a multiple, whatever stays of all other variables."""
+        found: dict[Variable, int] = {}
+        for axis, count in (item for record in self.structure.all_records for item in record.multiples):
+            for v in leaves(axis):
+                times = axis.size // v.size if leaves(axis) == (v,) and axis.size % v.size == 0 else 1
+                found[v] = math.lcm(found.get(v, 1), count // math.gcd(count, times))
+        return {v: count for v, count in found.items() if v.size % count == 0}
 
     @cached_property
     def unmasked(self) -> dict[int, set[Variable]]:
@@ -315,6 +329,11 @@ class Coupling:
                 raise PlanError(_unknown_group(name, self.variables))
             variable = self.variables[name]
             checked[name] = _checked_units(name, units, variable.size)
+            if len(checked[name]) % self.multiple.get(variable, 1):
+                raise PlanError(
+                    f"group {name!r}: {len(checked[name])} units are kept; keep a multiple of "
+                    f"{self.multiple[variable]}: a kernel that the network calls takes no other sizes"
+                )
             if len(checked[name]) < self.least.get(variable, 1):
                 raise PlanError(
                     f"group {name!r}: {len(checked[name])} units are kept; keep at least {self.least[variable]} of "

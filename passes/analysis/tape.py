@@ -31,6 +31,7 @@ def resolve_axes(change: Callable[[Axis], Axis], values: Iterable[Value], record
         record.literals = {name: change(axis) for name, axis in record.literals.items()}
         record.lengths = {name: (change(axis), more) for name, (axis, more) in record.lengths.items()}
         record.needs = [(change(axis), count) for axis, count in record.needs]
+        record.multiples = [(change(axis), count) for axis, count in record.multiples]
 
 
 class Structure:
@@ -100,7 +101,9 @@ class Structure:
         def value(v: Value) -> Value:
             made = known.get(id(v))
             if made is None:
-                made = known[id(v)] = _changed(v, axes=tuple(map(change, v.axes)), watched=tuple(map(change, v.watched)))
+                made = known[id(v)] = _changed(
+                    v, axes=tuple(map(change, v.axes)), watched=tuple(map(change, v.watched))
+                )
             return made
 
         def changed(records: Sequence[Record]) -> Sequence[Record]:
@@ -115,6 +118,7 @@ class Structure:
                     literals={k: change(a) for k, a in r.literals.items()},
                     lengths={k: (change(a), more) for k, (a, more) in r.lengths.items()},
                     needs=[(change(a), count) for a, count in r.needs],
+                    multiples=[(change(a), count) for a, count in r.multiples],
                 )
                 for r in records
             ]

@@ -20,6 +20,7 @@ from passes.axes.unification import Space
 from passes.process.torch_private import OpOverload, schema_of
 
 aten = torch.ops.aten
+COMPUTED = "positions of this axis are computed as values"
 
 
 def _listed(axes: Axis | Sequence[Axis]) -> Sequence[Axis]:
@@ -83,6 +84,7 @@ class Record:
     literals: dict[str, Axis] = field(default_factory=dict)
     lengths: dict[str, tuple[Axis, int]] = field(default_factory=dict)  # numbers: the length of an axis, and what more
     needs: list[tuple[Axis, int]] = field(default_factory=list)  # how many positions of an axis have to stay
+    multiples: list[tuple[Axis, int]] = field(default_factory=list)  # of what the length of an axis has to be one
     watched: dict[int, tuple[Axis, ...]] = field(default_factory=dict)
     template: tuple[Any, ...] = ()  # (args, kwargs) with a `Slot` for each tensor
     constants: dict[int, list[Any]] = field(default_factory=dict)  # values of small operands that no data entered
@@ -243,7 +245,7 @@ class Call:
     def freeze_places(self, *tensors: torch.Tensor) -> None:
         """The positions that are the values of these tensors are used as numbers: their axes stay."""
         for tensor in tensors:
-            self.freeze(list(self._value_of(tensor).watched), "positions of this axis are used as values")
+            self.freeze(list(self._value_of(tensor).watched), COMPUTED)
 
     def choose(self, axis: Axis, count: int, text: str) -> None:
         """`count` positions of `axis` are chosen by value, among those that are there. It stays unless it is one of

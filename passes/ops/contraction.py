@@ -130,6 +130,9 @@ def grouped_product(call: Call) -> list[list[Axis]]:
     call.space.freeze_unless_routed(solved["e"], call.reason("rows are given to experts by their places"))
     if bias is not None:
         call.tie(call.axes(bias)[-1], solved["n"])
+    if call.func.namespace == "aten":  # rows begin at multiples of 16 bytes
+        elements = 16 // rows.element_size()
+        call.record.multiples += [(axis, elements) for axis in solved.lookup("k n")]
     call.count(*solved.lookup("s k n"))
     return [[call.space.resolve(axis) for axis in result]]
 

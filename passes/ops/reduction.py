@@ -13,7 +13,6 @@ from passes.ops.references import Masked
 from passes.ops.table import rule, states
 from passes.ops.zeros import CARRIED, FIRST, NEVER
 
-
 SCANNED = "every position depends on the others along this axis"
 
 

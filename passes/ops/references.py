@@ -76,7 +76,8 @@ class Masked:
 
     def of_surviving(self) -> Any:
         """What the operator gives where removed positions are zero in its first operand."""
-        return self.func(torch.where(self.present(self._mixed_dims()).bool(), self._args[0], 0), *self._args[1:], **self._kwargs)
+        cleared = torch.where(self.present(self._mixed_dims()).bool(), self._args[0], 0)
+        return self.func(cleared, *self._args[1:], **self._kwargs)
 
     def among_surviving(self) -> Any:
         """What the operator gives on surviving positions alone, each at its own place; zero elsewhere."""

@@ -11,15 +11,14 @@ from typing import Any
 
 import torch
 
-from passes.axes.expressions import Axis, Constant, concat
-from passes.ops.call import Call, aten
+from passes.axes.expressions import Axis, Constant, Sum, concat
+from passes.ops.call import COMPUTED, Call, aten
 from passes.ops.pointwise import pointwise
 from passes.ops.reduction import dims_of, reduced
 from passes.ops.references import Masked
 from passes.ops.table import rule, states
 from passes.ops.zeros import EVALUATED, FIRST, NEVER
 
-COMPUTED = "positions of this axis are computed as values"
 CHOSEN = "positions are chosen by value along this axis"
 
 
@@ -69,13 +68,15 @@ def compare(call: Call) -> list[list[Axis]]:
 
 
 def _compared(call: Call, places: Axis, number: int) -> None:
-    """A position that a program names stays; a number behind all of them goes on standing behind them."""
-    if number >= places.size:
-        call.record.lengths["other"] = places, number - places.size
-    elif number >= 0:
-        first, rest = call.cut(places, number)
-        call.freeze(call.cut(rest, 1)[0], "the program asks for this very position")
-        call.record.lengths["other"] = first, 0
+    """A number that stands for a position which always stays, or behind all of them, goes on standing there."""
+    before, terms = list[Axis](), list(places.terms if isinstance(places, Sum) else [places])
+    while terms and number >= terms[0].size:
+        number -= terms[0].size
+        before.append(terms.pop(0))
+    if number < 0 or (terms and not isinstance(terms[0], Constant)):
+        call.freeze(places, "positions of this axis are told apart by numbers of the program")
+    elif before:
+        call.record.lengths["other"] = concat(before), number
 
 
 def _counts_up(call: Call, tensor: torch.Tensor, least: int) -> int | None:

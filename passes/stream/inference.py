@@ -23,7 +23,7 @@ from passes.graph.module_copies import PLAIN, Copies, copy_module, like, modules
 from passes.graph.nodes import input_nodes, source_of
 from passes.ops import Call, Record, Value
 from passes.ops import constant_indices as numbers
-from passes.ops.call import slot
+from passes.ops.call import COMPUTED, slot
 from passes.ops.meta_shapes import LightMode, on_meta, run_on_meta
 from passes.process.torch_private import OpOverload, buffers_of, no_dispatch_modes, parameters_of, pytree, schema_of
 from passes.stream.example_values import ExampleValues
@@ -228,7 +228,7 @@ class Inference(LightMode):
         places = ops.traits_of(func).places
         for value in before:
             if value.watched and (places is None or (places == "kept" and not set(record.dtypes) <= EXACT)):
-                call.freeze(list(value.watched), "positions of this axis are used as values")
+                call.freeze(list(value.watched), COMPUTED)
         call.sought = self.sought
         axes = self._apply_rule(func, call, before, outputs)
         if call.sought is not None:  # no rule has taken it
@@ -331,8 +331,10 @@ class GraphInference(fx.Interpreter):
                     value.label = n.name
                 if n.op == "output":
                     reason = self.mode.reason("", "an output of the model keeps its shape")
-                    for axis in (*value.axes, *value.watched):
+                    for axis in value.axes:
                         self.mode.space.freeze(axis, reason)
+                    for axis in value.watched:
+                        self.mode.space.freeze(axis, self.mode.reason("", COMPUTED))
         value_of = self.mode.value
         self.vals[n.name] = result
         self.values[n.name] = value_of(result) if single else pytree.tree_map_only(torch.Tensor, value_of, result)

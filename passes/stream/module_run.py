@@ -20,6 +20,7 @@ from passes.graph.left_behind import Plain, counted_between, plain_state
 from passes.graph.module_copies import Replace, like, modules_of, owned_tensors
 from passes.ops import Record, Value
 from passes.ops import constant_indices as numbers
+from passes.ops.call import COMPUTED
 from passes.process.source_lines import said
 from passes.process.torch_private import no_dispatch_modes, no_torch_function
 from passes.stream.call_arguments import Arguments, replaced, tensors_of
@@ -152,8 +153,10 @@ class ModuleRun:
         for tensor in tensors_of(result, caches=False):
             value = mode.value(tensor)
             outputs.append(value)
-            for axis in (*value.axes, *value.watched):
+            for axis in value.axes:
                 mode.space.freeze(axis, reason)
+            for axis in value.watched:
+                mode.space.freeze(axis, Reason(COMPUTED, "output"))
         return inputs, outputs, result
 
     def again(

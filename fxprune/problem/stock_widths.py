@@ -193,7 +193,8 @@ class _Search:
         stated = _changed(self.network.config, self.explicit, {})
         places = [place for place in _places(stated, (int, float)) if _scaled(stated, place, ratio)]
         promising = [p for p in places if (b := self.built({p: ratio})) is None or self._changed_in(b) & mine]
-        why = "no numbers of the configuration give these shapes"
+        tried = ", ".join(".".join(place) for place in promising[:4])
+        why = "no numbers of the configuration give these shapes" + (f" (tried {tried})" if tried else "")
         # The second may change no shape: how many heads there are of one hidden size.
         pairs = [(one, two) for one in promising for two in places if two != one]
         for chosen in [*((one,) for one in promising), *pairs]:
@@ -208,6 +209,7 @@ class _Search:
                 why = _differs(apply_plan(self.network, plan), config, self.example)
                 if not why:
                     return bundle, chosen
+                why = f"{', '.join('.'.join(place) for place in chosen)}: {why}"
         return why
 
     def _bundles(
@@ -280,8 +282,11 @@ def _differs(cut: nn.Module, config: object, example_inputs: object) -> str:
     stock.load_state_dict(cut.state_dict())
     inputs = pytree.tree_map_only(torch.Tensor, _wide, example_inputs)
     with torch.no_grad(), constant_double():
-        runs = (_called(net.eval().double(), inputs) for net in (copy.deepcopy(cut), stock))
-        expected, got = map(tensors_out, runs)
+        expected = tensors_out(_called(copy.deepcopy(cut).eval().double(), inputs))
+        try:
+            got = tensors_out(_called(stock.eval().double(), inputs))
+        except Exception as error:  # a forward may compute sizes that these numbers do not give
+            return f"built so, it does not run: {_said(error)}"
     for mine, theirs in zip(expected, got, strict=True):
         if mine.is_floating_point():
             off = float((mine - theirs).abs().max()) / (float(mine.abs().max()) or 1.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -122,7 +123,7 @@ def _scanned(call: Call) -> list[list[Axis]]:
 
 
 @rule(aten.sort, zeros=FIRST, places="read")
-def sort(call: Call) -> list[list[Axis]]:
+def sort(call: Call) -> Sequence[Sequence[Axis]]:
     """An order by value, and where each was; positions that are sorted remain positions."""
     places = call.places("self")
     if places is not None:

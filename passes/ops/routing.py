@@ -7,13 +7,14 @@ order when some are gone, so sorting, counting and comparing them is the same be
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from passes.axes.expressions import Axis, Constant, Sum, concat
 from passes.ops.call import COMPUTED, Call, aten
-from passes.ops.pointwise import pointwise
+from passes.ops.pointwise import broadcast, pointwise
 from passes.ops.reduction import dims_of, reduced
 from passes.ops.references import Masked
 from passes.ops.table import rule, states
@@ -46,12 +47,12 @@ def choose_one(call: Call) -> list[list[Axis]]:
 
 
 @rule(aten.eq, aten.ne, aten.lt, aten.le, aten.gt, aten.ge, zeros=EVALUATED, sizeless=True, fuses=True, places="read")
-def compare(call: Call) -> list[list[Axis]]:
+def compare(call: Call) -> Sequence[Sequence[Axis]]:
     """Position by position; chosen positions with a number, with all positions in order, or with each other."""
     places, other = call.places("self"), call["other"]
     if places is None and (not isinstance(other, torch.Tensor) or call.places(other) is None):
         return pointwise(call)
-    axes = pointwise(call)
+    axes = [broadcast(call, call.tensors)]
     if places is not None and isinstance(other, int) and not isinstance(other, bool):
         _compared(call, places, other)
     elif places is not None and isinstance(other, torch.Tensor):
@@ -132,7 +133,7 @@ def nonzero(call: Call) -> list[list[Axis]]:
     return [call.fixed()]
 
 
-def one_hot(mode: Any, func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+def one_hot(mode: Any, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """`torch.nn.functional.one_hot` as torch computes it, without a look at the values whether they are in range."""
     positions, count = args[0], kwargs.get("num_classes", args[1] if len(args) > 1 else -1)
     if count < 0:

@@ -259,6 +259,11 @@ def check_problem(problem: Problem) -> None:
             f"netadapt: no group lies in the scope {list(problem.scope)}: "
             f"{nothing_inside(problem.coupling, problem.scope)}."
         )
+    if not problem.grids and problem.stock is not None and not problem.stock.places:
+        name, why = next(iter(problem.stock.excluded.items()))
+        raise InputError(
+            f"netadapt: same_width: {PRESET!r}: no group can shrink so: {name}: {why}. Use 'blocks' instead."
+        )
     if not problem.grids:
         widest = max(group.size for group in problem.coupling.groups)
         raise InputError(

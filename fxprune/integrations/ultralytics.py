@@ -24,8 +24,8 @@ def put_back(yolo: Any, result: NetAdaptResult | nn.Module) -> Any:
     model: nn.Module = unwrapped(result.model)[0] if isinstance(result, NetAdaptResult) else result
     if type(model) is not type(yolo.model):
         raise InputError(
-            f"put_back: got a {type(model).__name__}; the object holds a {type(yolo.model).__name__}. Prune yolo.model, "
-            "not a part of it"
+            f"put_back: got a {type(model).__name__}; the object holds a {type(yolo.model).__name__}. Prune yolo.model "
+            "as a whole"
         )
     for parameter, dense in zip(model.parameters(), yolo.model.parameters(), strict=True):
         parameter.requires_grad_(dense.requires_grad)

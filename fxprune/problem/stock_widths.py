@@ -197,7 +197,8 @@ class _Search:
         why = "no numbers of the configuration give these shapes" + (f" (tried {tried})" if tried else "")
         # The second may change no shape: how many heads there are of one hidden size.
         pairs = [(one, two) for one in promising for two in places if two != one]
-        for chosen in [*((one,) for one in promising), *pairs]:
+        few = [*((one,) for one in promising), *pairs]
+        for chosen in dict.fromkeys([*few, *(self._with_equals(stated, some, places, ratio) for some in few)]):
             built = self.built(dict.fromkeys(chosen, ratio))
             if built is None or not self._changed_in(built):
                 continue
@@ -211,6 +212,22 @@ class _Search:
                     return bundle, chosen
                 why = f"{', '.join('.'.join(place) for place in chosen)}: {why}"
         return why
+
+    def _with_equals(
+        self, stated: Any, some: tuple[Place, ...], places: list[Place], ratio: Fraction
+    ) -> tuple[Place, ...]:
+        """`some` with all numbers that are the same ones: key-value heads are as many as heads, or fewer.
+
+        Left out are those that change what tensors there are (numbers of layers).
+        """
+        values = {place: getattr(_holder(stated, place), place[-1]) for place in places}
+        equal = [
+            place
+            for place in places
+            if any(values[place] == values[one] for one in some)
+            and ((built := self.built({place: ratio})) is None or built.keys() == self.shapes.keys())
+        ]
+        return tuple(dict.fromkeys([*some, *equal]))
 
     def _bundles(
         self, layer: tuple[str, ...], used: set[str], changed: set[str], ratio: Fraction

@@ -11,6 +11,8 @@ from torch import nn
 
 from fxprune import Budget, netadapt
 from fxprune.errors import InputError
+from fxprune.problem.stock_widths import stock_widths
+from passes import couple
 
 TOKENS = {"input_ids": torch.randint(3, 60, (2, 9), generator=torch.Generator().manual_seed(0))}
 IMAGES = {"pixel_values": torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))}
@@ -26,9 +28,16 @@ def _models() -> dict[str, tuple[Any, Any, dict, dict]]:
     grouped = {**SMALL, "num_key_value_heads": 2, "head_dim": 8}
     image = {k: v for k, v in SMALL.items() if k != "vocab_size"} | {"image_size": 16, "patch_size": 4}
     gpt2 = {"vocab_size": 64, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 32}
+    narrow = {**SMALL, "hidden_size": 24, "num_key_value_heads": 2, "head_dim": 6}
+    experts = {**grouped, "num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+    bloom = {"vocab_size": 64, "hidden_size": 32, "n_layer": 2, "n_head": 4}
     t5 = {"vocab_size": 64, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
     return {
         "llama": (hf.LlamaForCausalLM, hf.LlamaConfig, grouped, TOKENS),
+        "llama-narrow": (hf.LlamaForCausalLM, hf.LlamaConfig, narrow, TOKENS),
+        "phi": (hf.PhiForCausalLM, hf.PhiConfig, SMALL, TOKENS),
+        "qwen3-moe": (hf.Qwen3MoeForCausalLM, hf.Qwen3MoeConfig, experts, TOKENS),
+        "bloom": (hf.BloomForCausalLM, hf.BloomConfig, bloom, TOKENS),
         "gpt2": (hf.GPT2LMHeadModel, hf.GPT2Config, gpt2, TOKENS),
         "bert": (hf.BertModel, hf.BertConfig, SMALL, TOKENS),
         "t5": (hf.T5ForConditionalGeneration, hf.T5Config, t5, {**TOKENS, "decoder_input_ids": TOKENS["input_ids"]}),
@@ -37,7 +46,7 @@ def _models() -> dict[str, tuple[Any, Any, dict, dict]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["llama", "gpt2", "bert", "t5", "vit"])
+@pytest.mark.parametrize("name", ["llama", "llama-narrow", "gpt2", "bert", "t5", "vit"])
 def test_saved_and_loaded_by_the_stock_class(name: str, tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     kind, config, sizes, inputs = _models()[name]
@@ -51,6 +60,28 @@ def test_saved_and_loaded_by_the_stock_class(name: str, tmp_path: Path) -> None:
     with torch.no_grad():
         torch.testing.assert_close(loaded(**inputs)[0], result.model.eval()(**inputs)[0])
     assert sum(p.numel() for p in loaded.parameters()) == result.achieved["params"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "numbers"),
+    [("phi", ("hidden_size", "num_attention_heads")), ("qwen3-moe", ("num_local_experts", "moe_intermediate_size"))],
+)
+def test_numbers_that_follow(name: str, numbers: tuple[str, ...]) -> None:
+    """Heads that are as many as key-value heads; experts beside their widths."""
+    pytest.importorskip("transformers")
+    kind, config, sizes, inputs = _models()[name]
+    model = kind(config(**sizes)).eval()
+    stock = stock_widths(model, couple(model, inputs), inputs)
+    assert set(numbers) <= {place[-1] for places in stock.places.values() for place in places}
+
+
+@pytest.mark.slow
+def test_a_class_that_computes_with_its_sizes_is_refused_by_name() -> None:
+    pytest.importorskip("transformers")
+    kind, config, sizes, inputs = _models()["bloom"]
+    with pytest.raises(InputError, match="no group can shrink so: .*(hidden_size|n_head|num_attention_heads)"):
+        netadapt(kind(config(**sizes)).eval(), 0.85, example_inputs=inputs, config=CONFIG, progress=False)
 
 
 def test_only_for_models_with_a_configuration() -> None:

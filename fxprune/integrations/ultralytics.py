@@ -40,7 +40,7 @@ def trainer(yolo: Any) -> type:
     For one process: what ultralytics starts for several devices imports its own trainer.
     """
     _is_yolo(yolo, "trainer")
-    base: Any = yolo._smart_load("trainer")
+    base: Any = yolo.task_map[yolo.task]["trainer"]
     network = yolo.model
 
     class Trainer(base):  # type: ignore[misc]
@@ -63,5 +63,5 @@ def trainer(yolo: Any) -> type:
 
 
 def _is_yolo(yolo: Any, what: str) -> None:
-    if not isinstance(getattr(yolo, "model", None), nn.Module) or not callable(getattr(yolo, "_smart_load", None)):
+    if not isinstance(getattr(yolo, "model", None), nn.Module) or not hasattr(yolo, "task_map"):
         raise InputError(f"{what}: got a {type(yolo).__name__}; expected a YOLO(...) of ultralytics with its network")

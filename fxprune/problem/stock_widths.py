@@ -227,7 +227,7 @@ class _Search:
             if any(values[place] == values[one] for one in some)
             and ((built := self.built({place: ratio})) is None or built.keys() == self.shapes.keys())
         ]
-        return tuple(dict.fromkeys([*some, *equal]))
+        return tuple(sorted({*some, *equal}))
 
     def _bundles(
         self, layer: tuple[str, ...], used: set[str], changed: set[str], ratio: Fraction

@@ -22,6 +22,7 @@ from fxprune.journal.rebuilding import rebuild
 from fxprune.problem.calibration import Calibration, calibration_of
 from fxprune.problem.equal_widths import sets_of, with_equal_grids
 from fxprune.problem.inputs import Analysed, analysed, frozen_reasons
+from fxprune.problem.mistaken import check_call, check_weights
 from fxprune.problem.scope import groups_inside, nothing_inside, scope_names
 from fxprune.problem.search_problem import Problem
 from fxprune.problem.stock_widths import PRESET, state_widths, stock_widths
@@ -116,6 +117,7 @@ def netadapt(
     if workdir is not None:
         is_a(workdir, str | os.PathLike, "netadapt: workdir", "the name of a folder", InputError)
     given = analysed(model, example_inputs, form)
+    check_weights(given.network)
     train, evaluate = given.wrap.inside(train), given.wrap.inside(evaluate)
     names = scope_names(unwrapped(model)[0], scope)
     data = None
@@ -186,9 +188,14 @@ def read_budgets(budget: object, config: NetAdaptConfig) -> tuple[Budget, ...]:
 
 
 def check_functions(train: object, evaluate: object) -> None:
-    for name, function, call in (("train", train, "train(model, steps)"), ("evaluate", evaluate, "evaluate(model)")):
-        if function is not None and not callable(function):
+    for name, function, call, arguments in (
+        ("train", train, "train(model, steps)", 2), ("evaluate", evaluate, "evaluate(model)", 1),
+    ):  # fmt: skip
+        if function is None:
+            continue
+        if not callable(function):
             raise InputError(f"netadapt: {name} is a {type(function).__name__}; expected a function called as {call}.")
+        check_call(name, function, call, arguments)
     if train is not None and evaluate is None:
         raise InputError(
             "netadapt: got train but no evaluate, so the trained candidates could not be compared; pass "

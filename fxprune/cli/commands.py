@@ -187,8 +187,10 @@ def restore(
 
     with reported_errors():
         from fxprune.cli.refused_imports import nothing_from
+        from fxprune.exporters.files import checked_suffix
         from fxprune.journal.read_run import read_run
 
+        checked_suffix(out)
         found = read_run(workdir)
         if model is None and out.suffix == ".safetensors" and round != 0 and found.outline and not found.outline.plain:
             number, files = _restored_alone(found, out, round, overwrite)

@@ -101,6 +101,8 @@ class Job:
         if spec == "train":
             return training_batches(found, self.data)
         batches = load_data(spec, self._image_size())
+        if batches is None:
+            raise SourceError(f"calibration: {spec} gives None; expected batches of inputs: a list or a DataLoader")
         return batches[0] if spec.partition(":")[0] in DATA_SETS else batches
 
     def _image_size(self) -> int | None:

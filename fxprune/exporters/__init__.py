@@ -8,7 +8,7 @@ from torch import fx, nn
 
 from fxprune.errors import ExportError
 from fxprune.exporters.check import check_runs
-from fxprune.exporters.files import check_free, checked_target
+from fxprune.exporters.files import check_free, checked_suffix, checked_target
 from fxprune.exporters.inputs import evaluating, inputs_of
 from fxprune.exporters.intact import check_files
 from fxprune.exporters.outcome import ExportReport, default_tolerance
@@ -54,10 +54,7 @@ def export(
     >>> net = fx.symbolic_trace(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()))
     >>> report = export(net, torch.randn(1, 3, 8, 8), "net.py")  # doctest: +SKIP
     """
-    target = checked_target(path)
-    if target.suffix not in EXPORTERS:
-        known = ", ".join(EXPORTERS.list())
-        raise ExportError(f"{target}: unknown suffix {target.suffix!r}; the known ones are {known}")
+    target = checked_suffix(checked_target(path))
     if not isinstance(gm, nn.Module):
         raise ExportError(f"export: got a {type(gm).__name__}; expected a GraphModule or another nn.Module")
     check_free(target, overwrite=overwrite)

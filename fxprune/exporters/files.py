@@ -11,6 +11,7 @@ from pathlib import Path
 
 from fxprune.errors import ExportError
 from fxprune.io.seal import is_sealed, mentions, sha256_of
+from fxprune.registries import EXPORTERS
 from passes import Plan, PlanError
 from passes.documents.whole_files import move_whole
 
@@ -28,6 +29,14 @@ def checked_target(path: str | os.PathLike[str]) -> Path:
     if target.is_dir():
         raise ExportError(f"{target} is a folder; name the file to write")
     return target
+
+
+def checked_suffix(path: Path) -> Path:
+    """The path, once its suffix is known to be one of an exporter."""
+    if path.suffix not in EXPORTERS:
+        known = ", ".join(EXPORTERS.list())
+        raise ExportError(f"{path}: unknown suffix {path.suffix!r}; the known ones are {known}")
+    return path
 
 
 def written_by_fxprune(path: Path) -> bool:

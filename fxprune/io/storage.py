@@ -179,7 +179,9 @@ def refused(path: Path, error: OSError) -> JournalError:
             f"{path}: the folder cannot be written to ({error.strerror}); make it writable, or choose another workdir."
         )
     if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
-        return JournalError(f"{path}: a folder is needed here, and something else is in the way ({error.strerror}).")
+        return JournalError(
+            f"{path}: a folder is needed here, and something else is there ({error.strerror}); choose another name."
+        )
     return JournalError(f"{path}: it cannot be read or written: {error}.")
 
 

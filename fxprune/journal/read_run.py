@@ -74,6 +74,8 @@ class Run:
 def read_run(workdir: str | Path) -> Run:
     """Read the folder of a search without searching in it."""
     folder = Path(workdir)
+    if folder.exists() and not folder.is_dir():
+        raise JournalError(f"{folder} is a file; expected the workdir of a search, a folder with run.json.")
     try:
         found = read_json(folder / "run.json")
     except Damaged as damage:

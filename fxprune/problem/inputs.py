@@ -13,6 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from fxprune.errors import InputError
 from fxprune.io.tensors import modes_of
+from fxprune.problem.mistaken import no_model, of_inputs
 from fxprune.problem.wrappers import BARE, Wrapping, unwrapped
 from passes import Coupling, PassError, capture, couple
 from passes.process.torch_private import buffers_of, parameters_of
@@ -53,9 +54,7 @@ def analysed(model: object, example_inputs: object, form: str = "auto") -> Analy
     if form not in FORMS:
         raise InputError(f"netadapt: form is {form!r}; expected one of {', '.join(map(repr, FORMS))}.")
     if not isinstance(model, nn.Module):
-        raise InputError(
-            f"netadapt: got a {type(model).__name__}; expected a torch.nn.Module or a torch.fx.GraphModule."
-        )
+        raise no_model(model)
     check_kind(model)
     modes, (inner, wrap) = modes_of(model), unwrapped(model)
     if example_inputs is None:
@@ -105,7 +104,8 @@ def _captured_instead(model: nn.Module, example_inputs: object, refused: PassErr
     try:
         network, coupling = _graph(model, example_inputs)
     except (PassError, InputError):
-        raise InputError(f'netadapt: {refused}. It cannot be captured either; form="graph" says why.') from refused
+        way = of_inputs(example_inputs) or 'It cannot be captured either; form="graph" says why'
+        raise InputError(f"netadapt: {refused}. {way}.") from refused
     note = f"{type(model).__name__} cannot be analysed as a module, so its graph is searched and returned: {refused}"
     log.warning("%s", note)
     return Analysed(network, coupling, example_inputs, "graph", modes_of(model), note=note)
@@ -171,7 +171,7 @@ def coupled(network: nn.Module, example_inputs: object) -> Coupling:
         raise InputError(
             f"netadapt: the network does not run on example_inputs ({described(example_inputs)}): "
             f"{type(error).__name__}: {error}. "
-            "Pass inputs that it takes: a tensor, a tuple of positional arguments, or a dict of keywords."
+            f"{of_inputs(example_inputs) or 'Pass a tensor, a tuple of arguments or a dict of keywords that it takes'}."
         ) from error
 
 

@@ -42,6 +42,10 @@ def batches():
 def none_at_all():
     return None
 
+def dataset():
+    found = torch.utils.data.TensorDataset(torch.randn(16, 3, 8, 8), torch.zeros(16, dtype=torch.long))
+    return found, found
+
 def one_argument():
     return (lambda model: None), (lambda model: 0.0)
 
@@ -117,6 +121,18 @@ def test_analyze(run, arguments: tuple[str, ...], said: str) -> None:  # type: i
         (GOOD + "data: first_nets:none_at_all\n", "expected (train, evaluate)"),
         (GOOD + "data: cifar10:no_such_folder\n", "no_such_folder"),
         (GOOD + "calibration: train\n", "gives none"),
+        (GOOD + "calibration: first_nets:none_at_all\n", "gives None; expected batches"),
+        (GOOD + "data: first_nets:dataset\n", "DataLoader(dataset"),
+        (GOOD + "workers: 0\n", "at least 1"),
+        (GOOD + "keep_rounds: 0\n", "at least 1"),
+        (GOOD + "\tseed: 1\n", "line 6"),
+        (GOOD + "seed: 1\nseed: 2\n", "again, after line 6"),
+        (GOOD + "budget: 100\n", "keep one of them"),
+        (GOOD + "strategy: gready\n", "there are allocate, knapsack"),
+        (GOOD + "same_width: [nothing]\n", "the groups are 0, 2"),
+        (GOOD + "budget_type: latency\nlatency: {backend: tflite}\n", "there are compile, eager"),
+        (GOOD.replace("0.5", "50%"), "could not convert"),
+        ("- a\n- b\n", "got a list"),
         (GOOD.replace("0.5", "0.0001"), "nearest feasible"),
         (GOOD + "exclude: [nothing_like_it]\n", "matches no layer or group"),
         (GOOD.replace("kept", "/proc/none"), "/proc/none"),
@@ -133,6 +149,12 @@ def test_other_commands(run, tmp_path: Path) -> None:  # type: ignore[no-untyped
     answered(run("resume", str(tmp_path)), "command.json")
     answered(run("report", "no_such_folder"), "there is no run here")
     answered(run("restore", str(tmp_path), "-o", "net.safetensors"), "there is no run here")
+    (tmp_path / "a_file").write_text("mine")
+    answered(run("rounds", "a_file"), "is a file; expected the workdir of a search")
+    answered(run("restore", str(tmp_path), "-o", "net.h5"), "unknown suffix '.h5'")
+    answered(run("analyze", "first_nets:small", "--input", "1,3,8,8", "--html", "a_file"), "no report of fxprune")
+    answered(run("latency", "build", "first_nets:small", "--input", "1,3,8,8", "--backend", "trt"), "there are compile")
+    answered(run("latency", "show", "missing.json"), "build it anew")
     (tmp_path / "net.safetensors").write_text("not a file of fxprune")
     answered(run("check", "net.safetensors"), "net.json does not exist")
 

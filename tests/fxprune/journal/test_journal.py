@@ -417,7 +417,7 @@ def test_a_serial_run_goes_on_with_processes(whole: tuple[NetAdaptResult, Path],
 
 def test_a_file_where_the_folder_should_be(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("x")
-    with pytest.raises(JournalError, match="something else is in the way"):
+    with pytest.raises(JournalError, match="something else is there"):
         run(tmp_path / "run")
 
 

@@ -1,0 +1,68 @@
+"""What was handed in place of a model or of example inputs, and what to do about it."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import nn
+
+from fxprune.errors import InputError
+from passes.arguments import got
+
+
+def no_model(found: object, who: str = "netadapt") -> InputError:
+    """The error for what is no module."""
+    if inspect.isclass(found):
+        way = f"make one of it: {found.__name__}(...)"
+    elif isinstance(found, str | os.PathLike):
+        way = "a file holds weights, not code: build the network, and load them into it"
+    elif isinstance(found, Mapping):
+        way = "weights alone cannot be run: build the network, and call its load_state_dict with them"
+    elif isinstance(found, torch.export.ExportedProgram):
+        way = "pass program.module()"
+    elif isinstance(found, list | tuple) and len(found) and all(isinstance(item, nn.Module) for item in found):
+        way = "pass one of them, or nn.ModuleList in a module that runs them all"
+    elif callable(found):
+        way = "call it, and pass the network that it returns"
+    else:
+        way = "pass the network itself"
+    return InputError(f"{who}: got {got(found)}; expected a torch.nn.Module or a torch.fx.GraphModule. To do: {way}.")
+
+
+def of_inputs(found: object) -> str:
+    """What to do about inputs that a network does not take, where that can be told; else ""."""
+    if isinstance(found, torch.utils.data.DataLoader | torch.utils.data.Dataset):
+        return "example_inputs is a whole data set: pass one batch of inputs without labels, next(iter(loader))[0]"
+    values = tuple(found.values()) if isinstance(found, Mapping) else found
+    values = values if isinstance(values, tuple | list) else (values,)
+    if values and all(isinstance(value, int) for value in values):
+        sizes = ", ".join(map(str, values))
+        return f"example_inputs is a shape, and a tensor of it is asked for: torch.randn({sizes})"
+    if any(type(value).__module__.partition(".")[0] == "numpy" for value in values):
+        return "example_inputs holds arrays of numpy: pass torch.from_numpy(...)"
+    if len(values) == 2 and isinstance(values[1], torch.Tensor) and not values[1].is_floating_point():
+        return "if the second are labels, pass the inputs alone"
+    return ""
+
+
+def check_call(name: str, function: Callable[..., object], call: str, arguments: int) -> None:
+    """Refuse a function that cannot be called with so many arguments, before anything is trained."""
+    try:
+        inspect.signature(function).bind(*[None] * arguments)
+    except TypeError as error:
+        raise InputError(f"netadapt: {name} is called as {call}, and this function is not: {error}.") from None
+    except ValueError:  # a function in C that does not say what it takes
+        return
+
+
+def check_weights(network: nn.Module) -> None:
+    """Refuse a network that can be analysed and not run: it is on the meta device."""
+    without = [name for name, tensor in network.named_parameters() if tensor.is_meta]
+    if without:
+        raise InputError(
+            f"netadapt: the weights are on the meta device ({without[0]}), so there are none; call "
+            "model.to_empty(device='cpu'), and load them, before it is pruned."
+        )

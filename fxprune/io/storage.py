@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fxprune.errors import JournalError
+from fxprune.io.seal import sha256_of
 from passes.documents.strict_json import parse
 from passes.documents.whole_files import write_whole
 
@@ -67,8 +68,7 @@ def read_bytes(path: Path, sha256: str) -> bytes:
 def file_sha256(path: Path) -> str:
     """The checksum of a file that was just written."""
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_of(path)
     except OSError as error:
         raise refused(path, error) from error
 

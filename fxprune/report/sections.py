@@ -89,11 +89,16 @@ def rounds(run: Run) -> Markup:
         element("p", text),
         table(header, rows, ["Round", *resources, *predicted, "Score", "Time"], [accepted - 1] if accepted else []),
         element("p", note, class_="note"),
+        element("p", "The network of a round: ", element("code", _restoring(run)), class_="note"),
         element("p", element("b", "Candidates of each round")),
         *(folded(_round_title(record), candidates(run, record.candidates, record.chosen)) for record in run.rounds),
         _unfinished(run),
     ]
     return joined(parts)
+
+
+def _restoring(run: Run) -> str:
+    return f"fxprune restore WORKDIR --round {max(1, run.accepted)} -o pruned.safetensors"
 
 
 def _round_title(record: Round) -> Markup:

@@ -1,4 +1,4 @@
-"""What mkdocs calls while it builds the pages: the changelog's page is the changelog, and colours need no other site."""
+"""What mkdocs calls while it builds the pages: the changelog is a page, and colours need no other site."""
 
 from __future__ import annotations
 

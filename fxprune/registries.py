@@ -171,6 +171,9 @@ BACKENDS = Registry(
         "eager": "fxprune.latency.backends.eager:Eager",
         "compile": "fxprune.latency.backends.compiled:Compiled",
         "onnxruntime": "fxprune.latency.backends.onnx_runtime:on_cpu",
+        "onnxruntime-int8": "fxprune.latency.backends.onnx_int8:on_cpu",
+        "openvino": "fxprune.latency.backends.openvino_cpu:OpenVino",
+        "executorch": "fxprune.latency.backends.executorch_xnnpack:ExecuTorch",
     },
 )  # fmt: skip
 WORKERS = Registry(

@@ -35,7 +35,9 @@ Tables = Annotated[list[Path], typer.Argument(help="table files")]
 def build(
     model: Model,
     input: Inputs = None,
-    backend: Annotated[str, typer.Option(help="onnxruntime, eager or compile")] = "onnxruntime",
+    backend: Annotated[
+        str, typer.Option(help="onnxruntime, onnxruntime-int8, openvino, executorch, compile, eager")
+    ] = "onnxruntime",
     threads: Annotated[int, typer.Option(help="threads inside an operator")] = 1,
     table: Annotated[
         Path | None, typer.Option(help="file to complete; left out: the user's cache, one file a device and backend")

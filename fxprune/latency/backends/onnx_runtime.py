@@ -7,7 +7,7 @@ import json
 import logging
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,15 +50,12 @@ class OnnxRuntime(Timed):
         self.exact = exact
 
     def prepare(self, gm: nn.Module, example_inputs: object) -> Run:
-        gm = gm if isinstance(gm, fx.GraphModule) else capture(gm, example_inputs)
-        if self.exact:
-            return self._runner(self._session(exported(gm, example_inputs)), example_inputs, gm)
-        try:
-            model = to_onnx(record(gm, example_inputs))
-        except UnsupportedOperator as error:
-            log.info("%s; the network is exported by torch.onnx", error)
-            model = exported(gm, example_inputs)
-        return self._runner(self._session(model), example_inputs, gm)
+        gm = as_graph(gm, example_inputs)
+        return self._runner(self._session(self.model(gm, example_inputs)), example_inputs, gm)
+
+    def model(self, gm: fx.GraphModule, example_inputs: object) -> bytes:
+        """The network as ONNX."""
+        return exported(gm, example_inputs) if self.exact else translated(gm, example_inputs)
 
     def supports(self, gm: fx.GraphModule, example_inputs: object) -> bool:
         """Whether the quick translation knows every operator, so that the profile can be read by fx node."""
@@ -96,12 +93,7 @@ class OnnxRuntime(Timed):
             raise BackendError(f"onnxruntime cannot load the network: {str(error).splitlines()[0]}") from error
 
     def _runner(self, session: Any, example_inputs: object, gm: fx.GraphModule) -> Callable[[], object]:
-        tensors = [t for t in pytree.tree_leaves(as_arguments(example_inputs, gm)) if isinstance(t, Tensor)]
-        names = [entry.name for entry in session.get_inputs()]
-        feed = {
-            name: np.ascontiguousarray(tensor.detach().cpu().numpy())
-            for name, tensor in zip(names, tensors, strict=True)
-        }
+        feed = fed([entry.name for entry in session.get_inputs()], gm, example_inputs)
 
         def run() -> object:
             return session.run(None, feed)
@@ -112,6 +104,29 @@ class OnnxRuntime(Timed):
 def on_cpu(threads: int = 1, device: str = "cpu") -> OnnxRuntime:
     """The backend for these threads; its provider is the CPU's, whatever the device."""
     return OnnxRuntime(threads)
+
+
+def as_graph(network: nn.Module, example_inputs: object) -> fx.GraphModule:
+    """The graph of a module; a graph is its own."""
+    return network if isinstance(network, fx.GraphModule) else capture(network, example_inputs)
+
+
+def fed(names: Sequence[str], gm: fx.GraphModule, example_inputs: object) -> dict[str, np.ndarray]:
+    """The inputs as arrays, by the names that an ONNX network has for them."""
+    tensors = [t for t in pytree.tree_leaves(as_arguments(example_inputs, gm)) if isinstance(t, Tensor)]
+    return {
+        name: np.ascontiguousarray(tensor.detach().cpu().numpy()) for name, tensor in zip(names, tensors, strict=True)
+    }
+
+
+def translated(gm: fx.GraphModule, example_inputs: object) -> bytes:
+    """The network as ONNX with random weights, in milliseconds; as torch.onnx exports it where that knows an operator
+    more."""
+    try:
+        return to_onnx(record(gm, example_inputs))
+    except UnsupportedOperator as error:
+        log.info("%s; the network is exported by torch.onnx", error)
+        return exported(gm, example_inputs)
 
 
 def exported(gm: fx.GraphModule, example_inputs: object) -> bytes:

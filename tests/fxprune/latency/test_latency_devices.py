@@ -1,0 +1,132 @@
+"""Backends of other runtimes: int8 in ONNX Runtime, OpenVINO, ExecuTorch; those that are missing are told by name."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import types
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from latency_nets import INPUT, Net
+from torch import nn
+
+from fxprune.latency import BackendError, measure_latency_ms
+from fxprune.latency.backends.executorch_xnnpack import ExecuTorch
+from fxprune.latency.backends.openvino_cpu import OpenVino
+from fxprune.latency.backends.registry import find
+from passes import capture
+
+HAVE_ONNX = all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime"))
+onnx_only = pytest.mark.skipif(not HAVE_ONNX, reason="onnx and onnxruntime are not installed")
+
+
+@onnx_only
+def test_the_quantised_network_computes_nearly_the_same_in_integers() -> None:
+    import onnx
+    import onnxruntime
+
+    from fxprune.latency.backends.onnx_int8 import input_names, quantised
+    from fxprune.latency.backends.onnx_runtime import exported
+
+    torch.manual_seed(0)
+    gm = capture(Net().eval(), INPUT)
+    model = exported(gm, INPUT)
+    (name,) = input_names(model)
+    small = quantised(model, [{name: np.random.default_rng(0).normal(size=INPUT.shape).astype("float32")}] * 4)
+    kinds = {tensor.data_type for tensor in onnx.load_from_string(small).graph.initializer if len(tensor.dims) == 4}
+    assert kinds == {onnx.TensorProto.INT8} and len(small) < 0.5 * len(model)
+    (found,) = onnxruntime.InferenceSession(small).run(None, {name: INPUT.numpy()})
+    wanted = gm(INPUT).detach().numpy()
+    assert np.abs(found - wanted).max() < 0.1 * np.abs(wanted).max()
+
+
+@onnx_only
+def test_int8_is_measured_under_its_own_name() -> None:
+    backend = find("onnxruntime-int8", threads=1)
+    assert str(backend.setting).startswith("onnxruntime-int8") and not backend.in_situ
+    assert backend.setting.slug != find("onnxruntime").setting.slug
+    assert 0 < measure_latency_ms(Net().eval(), INPUT, backend="onnxruntime-int8").ms < 1000
+
+
+@onnx_only
+def test_a_network_that_cannot_be_quantised_is_an_error() -> None:
+    from fxprune.latency.backends.onnx_int8 import quantised
+
+    with pytest.raises(BackendError, match="cannot quantise"):
+        quantised(b"no network", [])
+
+
+def test_openvino() -> None:
+    pytest.importorskip("openvino")
+    run = OpenVino(threads=1).prepare(Net().eval(), INPUT)
+    assert next(iter(run().values())).shape == (1, 10)  # type: ignore[attr-defined]
+    assert measure_latency_ms(Net().eval(), INPUT, backend="openvino").ms > 0
+
+
+@pytest.mark.parametrize(
+    ("missing", "backend", "extra"), [("openvino", "openvino", "openvino"), ("executorch", "executorch", "executorch")]
+)
+def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, missing: str, backend: str, extra: str) -> None:
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(BackendError, match=rf"fxprune\[{extra}\]"):
+        find(backend)
+
+
+class Program:
+    """What an export is lowered to, as a fake of ExecuTorch has it: it runs the exported module itself."""
+
+    def __init__(self, exported: Any) -> None:
+        self.exported, self.buffer = exported, self
+
+    def to_executorch(self) -> Program:
+        return self
+
+    def load_method(self, name: str) -> Any:
+        module = self.exported.module()
+        return types.SimpleNamespace(execute=lambda inputs: [module(*inputs)]) if name == "forward" else None
+
+
+@pytest.fixture
+def executorch(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A stand-in for the runtime; the number of threads that it was given."""
+    threads: list[int] = []
+    parts: dict[str, dict[str, Any]] = {
+        "extension.pybindings.portable_lib": {"_unsafe_reset_threadpool": threads.append},
+        "version": {"__version__": "0.0.1"},
+        "backends.xnnpack.partition.xnnpack_partitioner": {"XnnpackPartitioner": object},
+        "exir": {"to_edge_transform_and_lower": lambda exported, partitioner: Program(exported)},
+        "runtime": {"Runtime": types.SimpleNamespace(get=lambda: types.SimpleNamespace(load_program=lambda b: b))},
+    }
+    for name in parts:
+        names = name.split(".")
+        for count in range(len(names) + 1):
+            place = ".".join(["executorch", *names[:count]])
+            monkeypatch.setitem(sys.modules, place, types.ModuleType(place))
+    for name, values in parts.items():
+        place = f"executorch.{name}"
+        module = types.ModuleType(place)
+        module.__dict__.update(values)
+        monkeypatch.setitem(sys.modules, place, module)
+        above, _, last = place.rpartition(".")
+        setattr(sys.modules[above], last, module)
+    return threads
+
+
+def test_executorch_runs_what_was_lowered(executorch: list[int]) -> None:
+    network = Net().eval()
+    backend = find("executorch", threads=2)
+    assert executorch == [2] and str(backend.setting).startswith("executorch 0.0.1, 2 threads")
+    (found,) = backend.prepare(network, INPUT)()  # type: ignore[misc]
+    assert torch.allclose(found, network(INPUT))
+
+
+def test_executorch_says_what_it_cannot_take(executorch: list[int]) -> None:
+    class Asks(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x if x.sum() > 0 else -x
+
+    with pytest.raises(BackendError, match="executorch cannot take the network"):
+        ExecuTorch().prepare(Asks(), INPUT)

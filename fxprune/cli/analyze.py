@@ -108,8 +108,8 @@ def print_analysis(analysis: Analysis, console: Console, inputs: str) -> None:
 
     groups = Table(title=escape(f"{analysis.model}: {len(analysis.groups)} groups of units that can be removed"))
     groups.add_column("group", no_wrap=True, min_width=max((len(row.name) for row in analysis.groups), default=0))
-    for column, justify in (("size", "right"), ("slices", "right"), ("mixed", "left"), ("MACs", "right")):
-        groups.add_column(column, justify=justify)  # type: ignore[arg-type]
+    for column in ("size", "slices", "mixed", "MACs"):
+        groups.add_column(column, justify="left" if column == "mixed" else "right")
     for row in analysis.groups:
         share = f"{row.macs_share:.1%}"
         groups.add_row(escape(row.name), f"{row.size:,}", str(row.slices), "yes" if row.mixed else "", share)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from torch import nn
 
@@ -21,7 +23,7 @@ def taylor(network: nn.Module, group: Group, statistics: Statistics | None = Non
 
 
 def _sums(statistics: Statistics | None, group: Group, name: str) -> np.ndarray:
-    sums = getattr(observed(statistics, name), name)
+    sums: Mapping[str, np.ndarray] = getattr(observed(statistics, name), name)
     if group.name not in sums:
         raise ConfigError(f"criterion {name!r} needs gradients; observe with gradients=loss, or gradients='sampled'")
     return sums[group.name]

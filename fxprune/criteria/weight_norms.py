@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fxprune.errors import ConfigError, WeightError
 from passes import Group
+from passes.analysis.coupling import Slice
 from passes.graph.module_copies import owned_tensors
 
 log = logging.getLogger(__name__)
@@ -69,16 +70,17 @@ def importance_lost(scores: np.ndarray, producers: int = 1) -> np.ndarray:
     if kept[-1] <= 0:  # nothing to lose: all units are zero
         return np.where(np.arange(len(kept)) > 0, 0.0, np.inf)
     with np.errstate(divide="ignore"):
-        return producers * np.maximum(0.0, -np.log(np.minimum(kept / kept[-1], 1.0)))
+        lost: np.ndarray = producers * np.maximum(0.0, -np.log(np.minimum(kept / kept[-1], 1.0)))
+    return lost
 
 
-def _producers(group: Group) -> list:
+def _producers(group: Group) -> list[Slice]:
     producers = [item for item in group.slices if item.role == "output"]
     return producers or [item for item in group.slices if item.role != "input"] or list(group.slices)
 
 
 def _summed(
-    tensors: Mapping[str, Tensor], group: Group, slices: list, measure: Callable[[Tensor], Tensor]
+    tensors: Mapping[str, Tensor], group: Group, slices: list[Slice], measure: Callable[[Tensor], Tensor]
 ) -> np.ndarray:
     total = np.zeros(group.size)
     for item in slices:
@@ -99,11 +101,13 @@ def _summed(
 
 
 def _l1(units: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(_wide(units), ord=1, dim=1)
+    norms: Tensor = torch.linalg.vector_norm(_wide(units), ord=1, dim=1)
+    return norms
 
 
 def _l2(units: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(_wide(units), ord=2, dim=1)
+    norms: Tensor = torch.linalg.vector_norm(_wide(units), ord=2, dim=1)
+    return norms
 
 
 def _fpgm(units: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Mapping
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
@@ -18,7 +18,8 @@ def made(kind: type[T], data: object) -> T:
     if not isinstance(data, Mapping):
         raise ValueError(f"a record of {kind.__name__} is an object, got a {type(data).__name__}")
     hints = get_type_hints(kind)
-    known = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
+    assert is_dataclass(kind)
+    known = {field.name: field for field in fields(kind)}
     foreign = sorted(data.keys() - known.keys())
     if foreign:
         raise ValueError(f"{kind.__name__} has no field {foreign[0]!r}")

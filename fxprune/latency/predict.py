@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from torch import nn
@@ -15,8 +15,8 @@ from fxprune.latency.sampling import CALL, Network, surface_of
 from fxprune.latency.surface import Surface
 from fxprune.latency.table import LatencyTable
 from fxprune.latency.timing import Reference, Timing, warm_up
+from passes.analysis.polynomial import Amount, Widths
 
-Widths = Mapping[str, Any]
 Model = TypeVar("Model", bound="LatencyModel")
 _PAID = 0.7  # a step: so much of its rise comes with its first grid point
 _STEPS = (64, 32, 16, 8, 4, 2)
@@ -37,7 +37,7 @@ class LatencyModel:
     unit: str = "ms"
     _known: dict[str, dict[tuple[int, ...], float]] = field(default_factory=dict, repr=False)
 
-    def predict_ms(self, widths: Widths | None = None) -> Any:
+    def predict_ms(self, widths: Widths | None = None) -> Amount:
         """Milliseconds at these widths (groups left out: full size); an array where a width is an array."""
         values, scalar = self.network.coordinates.at(widths)
         total = np.full(max((len(v) for v in values), default=1), self.call_ms)

@@ -303,7 +303,7 @@ class _Building:
     def _doubt_of(self, key: str, arrays: Iterable[np.ndarray]) -> np.ndarray:
         """Milliseconds by which the units of a key may be off together, for each vector."""
         surface = self.surfaces[key]
-        return sum(surface.ms(points) * surface.spread(points) for points in arrays)  # type: ignore[return-value]
+        return sum(surface.ms(points) * surface.spread(points) for points in arrays)
 
     def _doubt(self) -> tuple[np.ndarray, float]:
         """For each vector of the pool the share by which it may be off; and what nine tenths of them stay under.

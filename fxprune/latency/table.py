@@ -160,7 +160,7 @@ class LatencyTable:
                 f"{path}: the table has format version {data.get('version')!r}, this fxprune reads {VERSION}; "
                 "build it anew."
             )
-        content = {"setting": data.get("setting"), "entries": data.get("entries")}
+        content: dict[str, Any] = {"setting": data.get("setting"), "entries": data.get("entries")}
         known = data.get("checksum") == _checksum(content) and isinstance(content["entries"], Mapping)
         # The text as well as what it says: 1e-05 and 1E-05 are one bit apart.
         if not known or _as_text({**data, **content}).encode() != text:
@@ -169,10 +169,10 @@ class LatencyTable:
             )
         try:
             table = LatencyTable(
-                Setting.from_dict(content["setting"]),  # type: ignore[arg-type]
+                Setting.from_dict(content["setting"]),
                 {
                     key: Entry([Sample.from_list(s) for s in e["samples"]], [Span.from_list(s) for s in e["spans"]])
-                    for key, e in content["entries"].items()  # type: ignore[union-attr]
+                    for key, e in content["entries"].items()
                 },
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:

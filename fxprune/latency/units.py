@@ -18,12 +18,10 @@ from torch import fx
 
 from passes import Coupling
 from passes.analysis.cost_model import Cost, cost
-from passes.analysis.polynomial import Compiled, Polynomial
+from passes.analysis.polynomial import Compiled, Polynomial, Widths
 from passes.axes.expressions import Axis
 from passes.ops import Record, Value, traits_of
 from passes.process.torch_private import pytree
-
-Widths = Mapping[str, Any]
 
 _WIDTH_ATTRIBUTES = frozenset(
     [

@@ -13,8 +13,9 @@ import numpy as np
 
 from fxprune.errors import ConfigError
 from fxprune.problem.width_grids import Grid
-from fxprune.resources.models import Resource, Widths
+from fxprune.resources.models import Resource
 from passes import Coupling
+from passes.analysis.polynomial import Widths
 
 Sets = tuple[tuple[str, ...], ...]
 BLOCKS = "blocks"

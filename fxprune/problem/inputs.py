@@ -79,7 +79,7 @@ def analysed(model: object, example_inputs: object, form: str = "auto") -> Analy
 def check_kind(model: nn.Module, who: str = "netadapt") -> None:
     """Refuse what no analysis can take, and say what a copy cannot keep."""
     for name, module in model.named_modules():
-        if any(map(is_lazy, (*parameters_of(module).values(), *buffers_of(module).values()))):
+        if any(is_lazy(t) for t in (*parameters_of(module).values(), *buffers_of(module).values()) if t is not None):
             raise InputError(
                 f"{who}: {name or 'the model'} ({type(module).__name__}) has no weights yet; call the model once "
                 "before it is pruned."

@@ -51,7 +51,7 @@ class Budget:
         """The absolute number that meets this budget, for a network that uses `start`."""
         if isinstance(start, bool) or not isinstance(start, Real):
             raise BudgetTypeError(f"Budget.limit: start: got {got(start)}; expected what the network uses, a number.")
-        return self.value if self.value is not None else self.ratio * start  # type: ignore[operator]
+        return self.value if self.value is not None else self.ratio * start
 
     def __str__(self) -> str:
         if self.ratio is not None:

@@ -11,8 +11,9 @@ from torch import nn
 
 from fxprune.errors import ConfigError
 from fxprune.registries import RESOURCES
-from fxprune.resources.models import Counted, Resource, Widths
+from fxprune.resources.models import Counted, Resource
 from passes import Cost, Coupling
+from passes.analysis.polynomial import Widths
 
 
 @dataclass(frozen=True)

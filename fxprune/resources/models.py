@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from torch import nn
 
-Widths = Mapping[str, Any]
-"""{group name: size}; a size may be an integer array, and all arrays broadcast together."""
+from passes.analysis.polynomial import Amount, Widths
 
 
 @runtime_checkable
@@ -27,7 +26,7 @@ class Resource(Protocol):
     @property
     def unit(self) -> str: ...
 
-    def value(self, widths: Widths | None = None) -> Any:
+    def value(self, widths: Widths | None = None) -> Amount:
         """The resource at these widths (groups left out: at full size); an array where a width is one."""
 
 
@@ -55,11 +54,11 @@ class Counted:
 
     name: str
     unit: str
-    count: Callable[..., Any]
+    count: Callable[..., Amount]
     monotone: bool = True
     along: Callable[[Widths], Mapping[str, np.ndarray]] | None = None
 
-    def value(self, widths: Widths | None = None) -> Any:
+    def value(self, widths: Widths | None = None) -> Amount:
         return self.count(widths)
 
 

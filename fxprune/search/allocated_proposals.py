@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from fxprune.criteria.weight_norms import producer_count
+from fxprune.problem.width_grids import Grid
 from fxprune.resources.models import Resource
 from fxprune.search.allocation import allocate
-from fxprune.search.proposals import Grid, Proposal, evaluate
+from fxprune.search.proposals import Proposal, evaluate
 from passes import Coupling
 
 

@@ -160,10 +160,10 @@ def finetune(
     start = _start(source, round, model, example_inputs)
     network = start.network
     modes = modes_of(network)
-    if distill and teacher is None and start.dense is None:
-        raise InputError("finetune: distill needs a teacher; a module alone does not say what it was pruned from.")
     if distill:
-        teacher = clone(teacher) if teacher is not None else start.dense()  # type: ignore[misc]
+        teacher = clone(teacher) if teacher is not None else start.dense() if start.dense is not None else None
+        if teacher is None:
+            raise InputError("finetune: distill needs a teacher; a module alone does not say what it was pruned from.")
         teacher.eval().requires_grad_(False)
     home = next((p.device for p in network.parameters()), torch.device("cpu"))
     there = home if device is None else _usable(device)

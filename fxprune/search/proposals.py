@@ -220,7 +220,8 @@ def _scan(
 
 
 def _each_meets(found: Mapping[str, np.ndarray], targets: Mapping[str, float]) -> np.ndarray:
-    return np.logical_and.reduce([found[name] <= target for name, target in targets.items()])
+    met: np.ndarray = np.logical_and.reduce([found[name] <= target for name, target in targets.items()])
+    return met
 
 
 def _saved(

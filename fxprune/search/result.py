@@ -152,7 +152,8 @@ class NetAdaptResult:
         A file that is no report of fxprune is left alone; `overwrite` insists. Its plots need matplotlib:
         ``pip install 'fxprune[report]'``.
         """
-        return REPORTS.find("html")(self, path, overwrite)
+        written: Path = REPORTS.find("html")(self, path, overwrite)
+        return written
 
 
 def summary(result: NetAdaptResult) -> str:

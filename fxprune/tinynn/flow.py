@@ -39,12 +39,14 @@ class ContextTrain:
         if self.recipe is not None:
             context.optimizer = self.recipe.build(model)
             context.optimizer.register_step_post_hook(counter.step)
+        train = context.train_func
+        assert train is not None, "the pruner refuses a context without"
         done, epoch = 0, 0
         while done < steps:
             epoch += 1
             context.epoch, context.iteration, context.max_iteration = epoch, 0, steps - done
             counter.steps = 0
-            context.train_func(model, context)  # type: ignore[misc]
+            train(model, context)
             done += iterations(context, counter.steps)
         if done > steps:
             log.warning(
@@ -60,7 +62,9 @@ class ContextEvaluate:
     context: DLContext
 
     def __call__(self, model: nn.Module) -> float:
-        return self.context.validate_func(model, own_context(self.context, model))  # type: ignore[misc]
+        validate = self.context.validate_func
+        assert validate is not None, "the pruner refuses a context without"
+        return validate(model, own_context(self.context, model))
 
 
 class StepCounter:

@@ -42,7 +42,7 @@ class Recipe:
         takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values())
         keywords = {name: value for name, value in self.defaults.items() if takes_all or name in accepted}
         try:
-            return self.kind(groups, **keywords)  # type: ignore[arg-type]
+            return self.kind(groups, **keywords)
         except TypeError as error:
             raise InputError(
                 f"{self.kind.__name__} cannot be built anew for a pruned network from its groups and defaults: {error}."

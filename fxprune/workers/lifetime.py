@@ -47,7 +47,7 @@ class EndingProcess(SpawnProcess):
         with _ending_command_lines():
             _here.starts = True
             try:
-                return SpawnProcess._Popen(process_obj)  # type: ignore[attr-defined]
+                return SpawnProcess._Popen(process_obj)
             finally:
                 _here.starts = False
 
@@ -93,7 +93,7 @@ def _ending_command_lines() -> Iterator[None]:
     global _users
     with _lock:
         _users += 1
-        spawn.get_command_line = _command_line  # type: ignore[assignment]
+        spawn.get_command_line = _command_line
     try:
         yield
     finally:

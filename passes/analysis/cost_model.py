@@ -9,20 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
 
 from passes.analysis.coupling import Coupling
 from passes.analysis.peak_memory import peak_bytes
-from passes.analysis.polynomial import Compiled, Lengths
+from passes.analysis.polynomial import Amount, Compiled, Lengths, Widths
 from passes.arguments import got, is_a
 from passes.axes.expressions import Axis
 from passes.errors import PlanError
 from passes.ops import spelled
 
-Widths = Mapping[str, Any]
 _FLOPS_PER_MAC = 2
 
 
@@ -36,8 +34,8 @@ class OperatorCost:
 
     operator: str
     node: str
-    macs: Callable[[Widths | None], Any]
-    elements: Callable[[Widths | None], Any]
+    macs: Callable[[Widths | None], Amount]
+    elements: Callable[[Widths | None], Amount]
 
 
 class Cost(Lengths):
@@ -65,19 +63,19 @@ class Cost(Lengths):
     def _memory(self) -> Callable[[np.ndarray], np.ndarray]:
         return peak_bytes(self)
 
-    def macs(self, widths: Widths | None = None) -> Any:
+    def macs(self, widths: Widths | None = None) -> Amount:
         """Multiply-accumulates of one forward pass at the example batch size."""
         return self._evaluate(self._macs, widths)
 
-    def flops(self, widths: Widths | None = None) -> Any:
+    def flops(self, widths: Widths | None = None) -> Amount:
         """Floating point operations, two a MAC: what torch.utils.flop_counter counts on the rebuilt network."""
         return _FLOPS_PER_MAC * self.macs(widths)
 
-    def params(self, widths: Widths | None = None) -> Any:
+    def params(self, widths: Widths | None = None) -> Amount:
         """Number of parameters; tied ones count once."""
         return self._evaluate(self._params, widths)
 
-    def memory(self, widths: Widths | None = None) -> Any:
+    def memory(self, widths: Widths | None = None) -> Amount:
         """Peak bytes of live activations plus the bytes of parameters and buffers."""
         return self._evaluate(self._memory, widths)
 
@@ -92,10 +90,10 @@ class Cost(Lengths):
         [(12, 4), (8, 2)]
         """
 
-        def of(products: Iterable[Sequence[Axis]]) -> Callable[[Widths | None], Any]:
+        def of(products: Iterable[Sequence[Axis]]) -> Callable[[Widths | None], Amount]:
             compiled = self.compile(products)
 
-            def value(widths: Widths | None = None) -> Any:
+            def value(widths: Widths | None = None) -> Amount:
                 return self._evaluate(compiled, widths)
 
             return value
@@ -105,7 +103,7 @@ class Cost(Lengths):
             for r in self.coupling.structure.records
         )
 
-    def resource(self, name: str) -> Callable[[Widths | None], Any]:
+    def resource(self, name: str) -> Callable[[Widths | None], Amount]:
         """The function of a resource by name: flops, macs, params (or weights), memory."""
         known = {
             "flops": self.flops, "macs": self.macs, "params": self.params, "weights": self.params,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -12,7 +12,10 @@ from passes.analysis.tape import once_each
 from passes.axes.expressions import Axis, Constant, Variable
 from passes.axes.index_sets import length
 
-Widths = Mapping[str, Any]
+Widths: TypeAlias = Mapping[str, int | np.ndarray]
+"""{group name: size}; a size may be an integer array, and all arrays broadcast together."""
+Amount: TypeAlias = Any
+"""Of a resource: a number, or an array where a width is one."""
 
 
 class Polynomial:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -189,7 +189,11 @@ def _tried(record: Record, variable: Variable, pattern: tuple[bool, ...], output
                 value.index_fill_(dim, gone.nonzero().flatten(), 0)
         return value
 
-    def left(slot: Slot, value: torch.Tensor) -> torch.Tensor:
+    def known(operands: dict[int, torch.Tensor], slot: Slot) -> torch.Tensor:
+        return operands.setdefault(slot.number, operand(slot))
+
+    def left(operands: dict[int, torch.Tensor], slot: Slot) -> torch.Tensor:
+        value = operands[slot.number]
         for dim, places in enumerate(remaining[slot.number]):
             value = value.index_select(dim, places) if len(places) < value.shape[dim] else value
         return value
@@ -197,9 +201,9 @@ def _tried(record: Record, variable: Variable, pattern: tuple[bool, ...], output
     try:
         for _ in range(2):
             operands: dict[int, torch.Tensor] = {}
-            whole = _ran(record, lambda slot, made=operands: made.setdefault(slot.number, operand(slot)))  # type: ignore[misc]
+            whole = _ran(record, partial(known, operands))
             if output is None:
-                part = _ran(record, lambda slot, made=operands: left(slot, made[slot.number]))  # type: ignore[misc]
+                part = _ran(record, partial(left, operands))
                 if not all(map(_alike, whole, part)):
                     return False
                 continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -111,7 +112,7 @@ def _cut_in_place(module: nn.Module, slicing: Slicing) -> nn.Module:
     made: dict[int, torch.Tensor] = {}
     names: Mapping[int, str] = {id(tensor): name for name, tensor in reversed(owned_tensors(module))}
     for part in dict.fromkeys(modules_of(module).values()):
-        holders: tuple[dict[str, object], ...] = (parameters_of(part), buffers_of(part), part.__dict__)
+        holders: tuple[Any, ...] = (parameters_of(part), buffers_of(part), part.__dict__)
         for held in holders:
             for name, tensor in list(held.items()):
                 if isinstance(tensor, torch.Tensor):

@@ -131,7 +131,12 @@ def map_tensors(function: Callable[[torch.Tensor], object], tree: object) -> Any
 def tensors_of(tree: object) -> list[torch.Tensor]:
     """Every tensor of `tree`, in the order in which `map_tensors` meets them."""
     found: list[torch.Tensor] = []
-    map_tensors(lambda tensor: found.append(tensor) or tensor, tree)  # type: ignore[func-returns-value]
+
+    def kept(tensor: torch.Tensor) -> torch.Tensor:
+        found.append(tensor)
+        return tensor
+
+    map_tensors(kept, tree)
     return found
 
 
@@ -343,7 +348,7 @@ class _Example:
 
         return map_tensors(placed, self.arguments)
 
-    def _values(self, tensor: torch.Tensor, shape: Any, generator: torch.Generator) -> torch.Tensor:
+    def _values(self, tensor: torch.Tensor, shape: Sequence[int], generator: torch.Generator) -> torch.Tensor:
         """A copy of the example's tensor in double precision, or values of this shape where it has none."""
         if not tensor.is_meta:
             return tensor.detach().to(_double(tensor.dtype), copy=True)
@@ -369,7 +374,7 @@ def _double(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype.is_floating_point else dtype
 
 
-def _normal(tensor: torch.Tensor, shape: Any, generator: torch.Generator) -> torch.Tensor:
+def _normal(tensor: torch.Tensor, shape: Sequence[int], generator: torch.Generator) -> torch.Tensor:
     made = torch.randn(tuple(shape), generator=generator, dtype=_double(tensor.dtype))
     return made if tensor.is_meta else made.to(tensor.device)
 

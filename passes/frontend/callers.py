@@ -37,9 +37,9 @@ def is_user_file(filename: str) -> bool:
 
 
 def user_frame() -> types.FrameType | None:
-    frame = sys._getframe(1)
+    frame: types.FrameType | None = sys._getframe(1)
     while frame is not None and not is_user_file(frame.f_code.co_filename):
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return frame
 
 

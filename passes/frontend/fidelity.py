@@ -19,6 +19,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -171,7 +172,7 @@ class _Comparison:
             if draw.varies:
                 own = zip(tensors_of(draw.inputs), tensors_of(self.arguments), strict=True)
                 cast = {id(drawn): drawn.to(example.dtype) for drawn, example in own}
-                other = map_tensors(lambda tensor, cast=cast: cast[id(tensor)], draw.inputs)  # type: ignore[misc]
+                other = map_tensors(partial(lambda cast, tensor: cast[id(tensor)], cast), draw.inputs)
                 try:
                     expected = self._run(self._module(), arguments=other)
                 except Exception:  # a size that the module does not take

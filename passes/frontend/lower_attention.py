@@ -44,12 +44,12 @@ def lowered() -> Iterator[None]:
     try:
         setattr(transformer, _LOOKS_AT_MASKS, lambda mask, is_causal=None, size=None: is_causal is True)
         for kind, forward in LOWERED.items():
-            kind.forward = forward  # type: ignore[method-assign, assignment]
+            kind.forward = forward
         yield
     finally:
         setattr(transformer, _LOOKS_AT_MASKS, looks)
         for kind, forward in originals.items():
-            kind.forward = forward  # type: ignore[method-assign]
+            kind.forward = forward
 
 
 def is_lowered(module: nn.Module) -> bool:
@@ -181,7 +181,7 @@ def _rank(x: Tensor) -> int | None:
     if not isinstance(x, fx.Proxy):
         return x.dim()
     try:
-        return x.tracer.value(x).dim()  # type: ignore[attr-defined]
+        return x.tracer.value(x).dim()
     except Unresolved:
         return None
 
@@ -200,7 +200,7 @@ class _Weights(ValueProxy):
         self._node: fx.Node | None = None
 
     @property
-    def node(self) -> fx.Node:  # type: ignore[override]
+    def node(self) -> fx.Node:
         if self._node is None:
             self._node = self._spell_out()
         return self._node

@@ -11,6 +11,7 @@ from torch import fx, nn
 
 from passes.graph.emitted_layers import emit_node
 from passes.graph.module_copies import copy_module
+from passes.graph.nodes import call
 from passes.ops.meta_shapes import OnMeta, run_on_meta
 from passes.process.torch_private import OpOverload, pytree
 
@@ -67,7 +68,7 @@ class Values:
             raise Unknown(f"{node.name} depends on the input")
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), self.constant)
         with torch.no_grad():
-            return _call(node, args, kwargs)
+            return call(node, args, kwargs)
 
     def _run_up_to(self, node: fx.Node) -> None:
         if self.told(node):
@@ -103,7 +104,7 @@ class Values:
         if found is not NotImplemented:
             return found
         if _asks_for_sizes(node, args):
-            return _call(node, args, kwargs)
+            return call(node, args, kwargs)
         with torch.device("meta"), OnMeta():
             return self._called(node, args, kwargs)
 
@@ -114,7 +115,7 @@ class Values:
             return getattr(self._placed, args[1])
         if node.target is not getattr and node.target not in (operator.eq, operator.ne):
             args, kwargs = fx.node.map_aggregate((args, kwargs), _nowhere)
-        return _call(node, args, kwargs)
+        return call(node, args, kwargs)
 
     def _input(self, node: fx.Node) -> object:
         if self._inputs is None:
@@ -160,12 +161,6 @@ def _asks_for_sizes(node: fx.Node, args: tuple) -> bool:
         return args[1] in ("shape", "ndim", "dtype") and isinstance(args[0], torch.Tensor)
     numbers = (int, float, torch.Size)
     return getattr(node.target, "__module__", "") == "_operator" and all(isinstance(a, numbers) for a in args)
-
-
-def _call(node: fx.Node, args: Any, kwargs: Any) -> Any:
-    if node.op == "call_function":
-        return node.target(*args, **kwargs)  # type: ignore[operator]
-    return getattr(args[0], str(node.target))(*args[1:], **kwargs)
 
 
 def _nowhere(value: object) -> Any:

@@ -14,6 +14,7 @@ from passes.frontend.lower_attention import is_lowered, lowered
 from passes.frontend.tracer import Tracer
 from passes.graph.annotations import KEY, Facts, specialised_in
 from passes.graph.lazy_codegen import graph_module
+from passes.graph.nodes import call
 from passes.graph.shared_weights import borrowed, doubled, twin
 from passes.process.torch_patches import has_hooks
 from passes.process.torch_private import spelled_target
@@ -105,5 +106,5 @@ class _Replay(Tracer):
                 self._inside = None
         if any(isinstance(values[used], tuple) for used in node.all_input_nodes):  # output and weights of an attention
             args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
-            return node.target(*args, **kwargs)  # type: ignore[operator]
+            return call(node, args, kwargs)
         return self.proxy(self.graph.node_copy(node, lambda used: values[used].node))

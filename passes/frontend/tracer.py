@@ -275,7 +275,7 @@ class Tracer(fx.Tracer):
         if isinstance(value, dict):
             return iter(value)
         if isinstance(value, (type({}.items()), type({}.values()))) and obj.node.op == "call_method":
-            mapping: Any = self.proxy(obj.node.args[0])  # type: ignore[arg-type]
+            mapping: Any = self.proxy(obj.node.args[0])
             pairs = [(key, mapping[key]) for key in self.resolve(mapping)]
             return iter(pairs if isinstance(value, type({}.items())) else [entry for _, entry in pairs])
         return iter([obj[position] for position in range(len(value))])

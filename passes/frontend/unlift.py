@@ -119,7 +119,7 @@ def _taken(graph: fx.Graph, node: fx.Node, path: tuple[Any, ...]) -> fx.Node:
     return node
 
 
-def _value(graph: fx.Graph, spec: Any, leaves: Any) -> Any:
+def _value(graph: fx.Graph, spec: pytree.TreeSpec, leaves: Any) -> Any:
     """The result that `spec` describes: tuples, lists and dicts as they are, data classes by a call of the class.
 
     What else pytree knows (caches, say) becomes a dict or tuple of its parts.
@@ -141,7 +141,7 @@ def _value(graph: fx.Graph, spec: Any, leaves: Any) -> Any:
     return dict(zip(names, parts, strict=True))
 
 
-def _field_names(spec: Any, count: int) -> list[str] | None:
+def _field_names(spec: pytree.TreeSpec, count: int) -> list[str] | None:
     """The names of the parts, as torch.export.register_dataclass and transformers keep them in the context."""
     for names in (spec.context, *(spec.context if isinstance(spec.context, (list, tuple)) else ())):
         if isinstance(names, (list, tuple)) and len(names) == count and all(isinstance(name, str) for name in names):

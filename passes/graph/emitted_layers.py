@@ -10,7 +10,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeGuard
 
 import torch
 from torch import fx, nn
@@ -26,7 +26,7 @@ Tensors: TypeAlias = Callable[[str], Any]  # the layer's parameter or buffer of 
 def emit_node(
     node: fx.Node, args: tuple, kwargs: Mapping[str, object], emit: Emit, module_of: Callable[[str], nn.Module | None],
     hollow: Callable[[torch.Tensor | None], object],
-) -> Any:  # fmt: skip
+) -> object:  # fmt: skip
     """What `node` gives for `args` on the meta device, its ATen calls made by `emit`; or NotImplemented.
 
     module_of: the layer that a target names. hollow: what stands on the meta device for a tensor of a layer, None for
@@ -41,7 +41,7 @@ def emit_node(
     return emit_layer(module, args[0], emit, lambda name: hollow(getattr(module, name)))
 
 
-def emit_layer(module: nn.Module, x: object, emit: Emit, tensors: Tensors, training: bool = False) -> Any:
+def emit_layer(module: nn.Module, x: object, emit: Emit, tensors: Tensors, training: bool = False) -> object:
     """What a layer of torch gives for `x`, its ATen calls made by `emit`; or NotImplemented.
 
     tensors: by name what stands on the meta device for a tensor of the layer, None for one that it lacks. training: in
@@ -58,14 +58,16 @@ def is_emitted(module: nn.Module) -> bool:
     return type(module) in _LAYERS
 
 
-def _is_plain(value: Any) -> bool:
+def _is_plain(value: object) -> TypeGuard[torch.Tensor]:
     """Whether `value` is a tensor of floating point numbers with elements, of no class of its own."""
-    return type(value) in (torch.Tensor, nn.Parameter) and value.is_floating_point() and value.numel() > 0
+    if type(value) is not torch.Tensor and type(value) is not nn.Parameter:
+        return False
+    return value.is_floating_point() and value.numel() > 0
 
 
 def _changed(module: nn.Module) -> bool:
     """Whether a call of `module` does more, or something else, than its class says."""
-    own: Any = module.__dict__
+    own = module.__dict__
     if own["_forward_pre_hooks"] or own["_forward_hooks"] or "forward" in own:
         return True
     if has_global_hooks():
@@ -87,7 +89,7 @@ def _without_defaults(func: OpOverload, *args: object) -> tuple[object, ...]:
     return args
 
 
-def _convolution(module: Any, x: torch.Tensor, emit: Emit, tensors: Tensors) -> object:
+def _convolution(module: nn.Conv2d, x: torch.Tensor, emit: Emit, tensors: Tensors) -> object:
     rank = len(module.kernel_size)
     if module.padding_mode != "zeros" or isinstance(module.padding, str) or x.dim() != rank + 2:
         return NotImplemented
@@ -95,7 +97,9 @@ def _convolution(module: Any, x: torch.Tensor, emit: Emit, tensors: Tensors) -> 
     return emit(aten.convolution.default, x, tensors("weight"), tensors("bias"), *geometry)
 
 
-def _batch_norm(module: Any, x: torch.Tensor, emit: Emit, tensors: Tensors, training: bool = False) -> object:
+def _batch_norm(
+    module: nn.BatchNorm2d, x: torch.Tensor, emit: Emit, tensors: Tensors, training: bool = False
+) -> object:
     mean, variance = tensors("running_mean"), tensors("running_var")
     if mean is None or variance is None or x.dim() not in _RANKS[type(module)]:
         return NotImplemented
@@ -106,7 +110,7 @@ def _batch_norm(module: Any, x: torch.Tensor, emit: Emit, tensors: Tensors, trai
     )[0]  # fmt: skip
 
 
-def _training_batch_norm(module: Any, x: torch.Tensor, emit: Emit, tensors: Tensors) -> object:
+def _training_batch_norm(module: nn.BatchNorm2d, x: torch.Tensor, emit: Emit, tensors: Tensors) -> object:
     count = tensors("num_batches_tracked")
     if count is None or module.momentum is None or not module.track_running_stats or x.numel() <= x.shape[1]:
         return NotImplemented
@@ -120,7 +124,7 @@ def _linear(module: object, x: torch.Tensor, emit: Emit, tensors: Tensors) -> ob
     return _affine(x, tensors("weight"), tensors("bias"), emit)
 
 
-def _affine(x: torch.Tensor, weight: torch.Tensor, bias: object, emit: Emit) -> Any:
+def _affine(x: torch.Tensor, weight: torch.Tensor, bias: object, emit: Emit) -> object:
     rank = x.dim()
     if bias is None or weight.dim() != 2 or rank not in (2, 3, 4) or not x.is_contiguous():
         return NotImplemented
@@ -131,12 +135,12 @@ def _affine(x: torch.Tensor, weight: torch.Tensor, bias: object, emit: Emit) -> 
     return result if rank == 2 else emit(aten.view.default, result, [*lead, result.shape[-1]])
 
 
-def _layer_norm(module: Any, x: torch.Tensor, emit: Emit, tensors: Tensors) -> object:
+def _layer_norm(module: nn.LayerNorm, x: torch.Tensor, emit: Emit, tensors: Tensors) -> object:
     args = (list(module.normalized_shape), tensors("weight"), tensors("bias"), module.eps)
     return emit(aten.native_layer_norm.default, x, *args)[0]
 
 
-def _max_pool(module: Any, x: torch.Tensor, emit: Emit, tensors: Tensors) -> Any:
+def _max_pool(module: nn.MaxPool2d, x: torch.Tensor, emit: Emit, tensors: Tensors) -> object:
     if module.return_indices:
         return NotImplemented
     sizes = [list(_pair(size)) for size in (module.kernel_size, module.stride, module.padding, module.dilation)]
@@ -144,7 +148,7 @@ def _max_pool(module: Any, x: torch.Tensor, emit: Emit, tensors: Tensors) -> Any
     return emit(func, *_without_defaults(func, x, *sizes, module.ceil_mode))[0]
 
 
-def _global_pool(module: Any, x: torch.Tensor, emit: Emit, tensors: Tensors) -> object:
+def _global_pool(module: nn.AdaptiveAvgPool2d, x: torch.Tensor, emit: Emit, tensors: Tensors) -> object:
     if _pair(module.output_size) != (1, 1) or x.dim() != 4 or not x.is_contiguous():
         return NotImplemented
     return emit(aten.mean.dim, x, [-1, -2], True)
@@ -159,14 +163,14 @@ def _activation(name: str, *attributes: str) -> Callable[..., object]:
     func = getattr(aten, name).default
     in_place: Any = getattr(getattr(aten, f"{name}_", None), "default", None)
 
-    def entry(module: object, x: torch.Tensor, emit: Emit, tensors: Tensors) -> Any:
+    def entry(module: object, x: torch.Tensor, emit: Emit, tensors: Tensors) -> object:
         chosen = in_place if getattr(module, "inplace", False) else func
         return emit(chosen, *_without_defaults(chosen, x, *(getattr(module, a) for a in attributes)))
 
     return entry
 
 
-def _gelu(module: Any, x: torch.Tensor, emit: Emit, tensors: Tensors) -> object:
+def _gelu(module: nn.GELU, x: torch.Tensor, emit: Emit, tensors: Tensors) -> object:
     return emit(aten.gelu.default, x) if module.approximate == "none" else NotImplemented
 
 
@@ -177,7 +181,7 @@ def _itself(module: object, x: torch.Tensor, emit: Emit, tensors: Tensors) -> ob
 def _elementwise(func: OpOverload, in_place: bool = False) -> Callable[..., object]:
     """Two tensors, one of which may be broadcast."""
 
-    def entry(args: tuple, kwargs: Mapping[str, object], emit: Emit) -> Any:
+    def entry(args: tuple, kwargs: Mapping[str, object], emit: Emit) -> object:
         if kwargs or len(args) != 2 or not all(map(_is_plain, args)) or args[0].dtype != args[1].dtype:
             return NotImplemented
         if in_place and args[0].shape != args[1].shape:

@@ -87,7 +87,7 @@ def _sharing(named: list[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, str]]
     spans.sort()
     for (device, _, end, name), (next_device, start, _, next_name) in zip(spans, spans[1:], strict=False):
         if device == next_device and start < end:
-            yield tuple(sorted((name, next_name)))  # type: ignore[misc]
+            yield min(name, next_name), max(name, next_name)
 
 
 def _listed(names: list[str]) -> str:

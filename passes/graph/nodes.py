@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -29,6 +29,14 @@ def _innermost_line(trace: str) -> str:
     return f"{path.rsplit('/', 1)[-1]}:{line}"
 
 
+def call(node: fx.Node, args: Sequence[Any], kwargs: Mapping[str, object]) -> Any:
+    """What the function or the method of a node gives."""
+    if node.op == "call_method":
+        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+    assert callable(node.target), "a function"
+    return node.target(*args, **kwargs)
+
+
 def give_arguments(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Set the arguments of a node that was made without any; no place in the graph's table of nodes hangs on them."""
     if args:
@@ -40,6 +48,6 @@ def give_arguments(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any])
 def copied(graph: fx.Graph, node: fx.Node, known: Callable[[fx.Node], fx.Node]) -> fx.Node:
     """``graph.node_copy(node, known)``."""
     new = graph.create_node(node.op, node.target, name=node.name, type_expr=node.type)
-    give_arguments(new, *fx.map_arg((node.args, node.kwargs), known))  # type: ignore[misc]
+    give_arguments(new, *fx.map_arg((node.args, node.kwargs), known))
     new.meta.update(node.meta)
     return new

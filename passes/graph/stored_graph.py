@@ -53,10 +53,10 @@ class _Operator:
 
 def stored(graph: fx.Graph) -> dict[str, Any]:
     """The nodes, in order, and what generates code of them. Of a node's notes plain ones stay: its source lines."""
-    numbers = {node: _Place(number) for number, node in enumerate(graph.nodes)}
+    numbers: dict[fx.Node, Any] = {node: _Place(number) for number, node in enumerate(graph.nodes)}
     nodes = []
     for node in graph.nodes:
-        args, kwargs = fx.map_arg((node.args, node.kwargs), numbers.__getitem__)  # type: ignore[misc, arg-type]
+        args, kwargs = fx.map_arg((node.args, node.kwargs), numbers.__getitem__)
         target = node.target if isinstance(node.target, str) else _stored_target(node.target)
         notes = {key: value for key, value in node.meta.items() if isinstance(value, (str, int, float, bool))}
         nodes.append((node.op, node.name, target, args, kwargs, node.type, notes))
@@ -72,7 +72,7 @@ def rebuilt(data: dict[str, Any]) -> fx.Graph:
         return made[value.number] if isinstance(value, _Place) else value
 
     for op, name, target, args, kwargs, kind, notes in data["nodes"]:
-        args, kwargs = fx.node.map_aggregate((args, kwargs), node_at)  # type: ignore[misc]
+        args, kwargs = fx.node.map_aggregate((args, kwargs), node_at)
         made.append(graph.create_node(op, _target(target), args, kwargs, name=name, type_expr=kind))
         made[-1].meta.update(notes)
     set_codegen(graph, data["codegen"])

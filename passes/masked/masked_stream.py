@@ -15,7 +15,7 @@ from passes.analysis.coupling import Coupling
 from passes.axes.expressions import Axis, Variable, leaves
 from passes.axes.index_sets import Mask, survivors
 from passes.errors import EquivalenceError
-from passes.ops import Record, spelled, traits_of
+from passes.ops import Record, Value, spelled, traits_of
 from passes.ops.references import Masked, column, narrowed
 from passes.process.torch_private import OpOverload, pytree, schema_of
 from passes.stream.inference import tensors_in
@@ -89,7 +89,7 @@ class MaskedInference(ModuleInference):
         for tensor, right in zip(outputs, _listed(found), strict=False):
             tensor.copy_(right)
 
-    def _surviving(self, tensor: torch.Tensor, value: Any) -> torch.Tensor:
+    def _surviving(self, tensor: torch.Tensor, value: Value) -> torch.Tensor:
         for dim, axis in enumerate(value.axes):
             if narrowed(axis, self.masks):
                 index = torch.from_numpy(survivors(axis, self.masks).nonzero()[0])

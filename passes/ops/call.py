@@ -24,7 +24,7 @@ COMPUTED = "positions of this axis are computed as values"
 
 
 def _listed(axes: Axis | Sequence[Axis]) -> Sequence[Axis]:
-    return axes if isinstance(axes, (list, tuple)) else [axes]  # type: ignore[list-item]
+    return axes if isinstance(axes, Sequence) else [axes]
 
 
 def listed(numbers: object, size: int) -> list[int] | None:

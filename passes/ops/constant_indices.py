@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from passes.ops.table import traits_of
+from passes.ops.table import NumbersOf, traits_of
 from passes.process.torch_private import OpOverload, pytree, schema_of
 
 MOST = 1 << 14  # an index of more positions is a table of places, not an order of channels
@@ -30,7 +30,7 @@ def computed(
     args: tuple[object, ...],
     kwargs: dict[str, object],
     result: torch.Tensor,
-    numbers_of: Any,
+    numbers_of: NumbersOf,
     output: int = 0,
 ) -> torch.Tensor | None:
     """The numbers of `result` (on meta), output number `output` of a call on tensors whose numbers are known, or None.
@@ -74,7 +74,7 @@ def literal(node: fx.Node | None, tensor: torch.Tensor) -> torch.Tensor | None:
 
 
 def as_positions(
-    args: tuple[Any, ...], numbers_of: Any, meta: bool = True
+    args: tuple[Any, ...], numbers_of: NumbersOf, meta: bool = True
 ) -> tuple[tuple[Any, ...], list[tuple[torch.Tensor, torch.Tensor]]]:
     """The arguments of an indexing call with flags that are known replaced by positions, whose number is then known.
 

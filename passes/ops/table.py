@@ -189,12 +189,13 @@ def _keys(func: OpOverload) -> list[object]:
     return [*near, "pointwise"] if tagged else near
 
 
-def _is_pointwise(packet: Any) -> bool:
+def _is_pointwise(packet: OpOverloadPacket) -> bool:
     return any(torch.Tag.pointwise in getattr(packet, name).tags for name in packet.overloads())
 
 
-def _functional(packet: object) -> object:
+def _functional(packet: OpOverloadPacket) -> OpOverloadPacket | None:
     namespace, _, name = qualified_operator(packet).partition("::")
     if not name.endswith("_") or name.endswith("__"):
         return None
-    return getattr(getattr(torch.ops, namespace), name[:-1], None)
+    found: OpOverloadPacket | None = getattr(getattr(torch.ops, namespace), name[:-1], None)
+    return found

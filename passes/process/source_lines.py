@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from functools import cache, lru_cache
-from typing import Any
+from types import FrameType
 
 import torch
 
@@ -17,7 +17,7 @@ def _is_own(filename: str) -> bool:
     return filename.startswith(OWN_FILES)
 
 
-def users_line(frame: Any) -> str:
+def users_line(frame: FrameType | None) -> str:
     """``file.py:line`` of the innermost frame outside torch and this package."""
     while frame is not None and _is_own(frame.f_code.co_filename):
         frame = frame.f_back

@@ -8,6 +8,7 @@ Where torch has a public way that does the same as fast, that is taken instead.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -52,7 +53,7 @@ def qualified_operator(packet: Any) -> str:
     return name
 
 
-def overload_name(overload: Any) -> str:
+def overload_name(overload: OpOverload) -> str:
     """``Tensor`` of ``aten.add.Tensor``."""
     name: str = overload._overloadname
     return name
@@ -85,17 +86,20 @@ def has_tensor_hooks(tensor: torch.Tensor) -> bool:
 # -- modules -----------------------------------------------------------------------------------------------------------
 
 
-def parameters_of(module: nn.Module) -> dict[str, Any]:
+Attention = Callable[..., torch.Tensor]
+
+
+def parameters_of(module: nn.Module) -> dict[str, nn.Parameter | None]:
     """The table of a module's own parameters, to read and to write; None where there is none by that name."""
     return module._parameters
 
 
-def buffers_of(module: nn.Module) -> dict[str, Any]:
+def buffers_of(module: nn.Module) -> dict[str, torch.Tensor | None]:
     """The table of a module's own buffers."""
     return module._buffers
 
 
-def children_of(module: nn.Module) -> dict[str, Any]:
+def children_of(module: nn.Module) -> dict[str, nn.Module | None]:
     """The table of a module's own children."""
     return module._modules
 
@@ -123,7 +127,7 @@ def call_of(kind: type[nn.Module]) -> Any:
     return kind._call_impl
 
 
-def encoder_blocks(layer: nn.TransformerEncoderLayer) -> tuple[Any, Any]:
+def encoder_blocks(layer: nn.TransformerEncoderLayer) -> tuple[Attention, Attention]:
     """Its methods for attention and for the layers behind it."""
     return layer._sa_block, layer._ff_block
 
@@ -146,7 +150,7 @@ def set_example_inputs(program: torch.export.ExportedProgram, inputs: Any) -> No
     program._example_inputs = inputs
 
 
-def output_tree(exported: Any) -> Any:
+def output_tree(exported: fx.GraphModule) -> Any:
     """How the flat results of an exported module's graph are arranged."""
     return exported._out_spec
 
@@ -212,7 +216,7 @@ def wrapped_functions() -> dict[tuple[int, str], dict[str, Any]]:
 # -- settings ----------------------------------------------------------------------------------------------------------
 
 
-def default_device() -> Any:
+def default_device() -> torch.device | None:
     """The mode that stands for torch.set_default_device, or None."""
     return getattr(torch._GLOBAL_DEVICE_CONTEXT, "device_context", None)
 

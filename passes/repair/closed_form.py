@@ -116,8 +116,8 @@ class _Group:
         self.held = None if held is None else held[group].to(weight.device, torch.float64)
         self.dense = None if self.held is None else self.held @ weight.T
         # without held-out rows errors are those of the fit
-        if self.dense is not None:
-            self.kept = self.held.index_select(1, columns)  # type: ignore[union-attr]
+        if self.dense is not None and self.held is not None:
+            self.kept = self.held.index_select(1, columns)
             self.variance = float((self.dense - self.dense.mean(0)).square().mean(0).sum())
         else:
             self.moment = moments.matrix(group)

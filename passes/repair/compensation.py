@@ -54,7 +54,7 @@ class Compensate:
     def __call__(self, gm: fx.GraphModule) -> PassResult:
         """PassResult(a repaired copy, True), or (gm, False) where no weight lost summands or gains by repair."""
         made = compensate(gm, self.statistics, self.plan, self.dense, ridges=self.ridges)
-        return PassResult(made, made is not gm)  # type: ignore[arg-type]
+        return PassResult(made, made is not gm)
 
 
 @torch.inference_mode(False)

@@ -44,9 +44,9 @@ def distance(dense: Sequence[Tensor], other: Sequence[Tensor]) -> Tensor:
     parts = []
     for a, b in zip(dense, other, strict=True):
         a, b = a.float(), b.float()
-        if a.dim() >= 2 and classes_of(a) is not None:
-            dim = classes_of(a)
-            p, q = a.log_softmax(dim), b.log_softmax(dim)  # type: ignore[arg-type]
+        dim = classes_of(a) if a.dim() >= 2 else None
+        if dim is not None:
+            p, q = a.log_softmax(dim), b.log_softmax(dim)
             parts.append((p.exp() * (p - q)).sum(dim).mean())
         else:
             parts.append((a - b).square().mean() / a.var(unbiased=False).clamp_min(1e-12))

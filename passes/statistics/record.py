@@ -6,7 +6,6 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -114,7 +113,7 @@ class Statistics:
         return cls(**read(_path(path, "load")))
 
 
-def _path(path: Any, call: str) -> Path:
+def _path(path: str | os.PathLike[str], call: str) -> Path:
     is_a(path, str | os.PathLike, f"Statistics.{call}: path", "the name of a file")
     return Path(path)
 

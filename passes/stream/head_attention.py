@@ -6,6 +6,8 @@ and their size in values are attributes of their own. Parameters keep their name
 
 from __future__ import annotations
 
+from typing import TypeGuard
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -102,9 +104,11 @@ class HeadAttention(nn.MultiheadAttention):
 
 
 def _additive(mask: Tensor, dtype: torch.dtype, name: str) -> Tensor:
-    return canonical_mask(
+    additive = canonical_mask(
         mask=mask, mask_name=name, other_type=None, other_name="", target_type=dtype, check_other=False
-    )  # type: ignore[return-value]
+    )
+    assert additive is not None, "of a mask"
+    return additive
 
 
 def with_heads(module: nn.MultiheadAttention) -> HeadAttention:
@@ -117,6 +121,6 @@ def with_heads(module: nn.MultiheadAttention) -> HeadAttention:
     return module
 
 
-def is_torchs_attention(module: nn.Module) -> bool:
+def is_torchs_attention(module: nn.Module) -> TypeGuard[nn.MultiheadAttention]:
     """Whether `module` is of torch's own class, or of one that changes nothing of its forward."""
     return isinstance(module, nn.MultiheadAttention) and type(module).forward is nn.MultiheadAttention.forward

@@ -20,7 +20,7 @@ from passes.axes.unification import Space
 from passes.errors import PassError
 from passes.graph.emitted_layers import emit_node
 from passes.graph.module_copies import PLAIN, Copies, copy_module, like, modules_of, owned_tensors, shell
-from passes.graph.nodes import input_nodes, source_of
+from passes.graph.nodes import call, input_nodes, source_of
 from passes.ops import Call, Record, Value
 from passes.ops import constant_indices as numbers
 from passes.ops.call import COMPUTED, slot
@@ -384,9 +384,7 @@ class GraphInference(fx.Interpreter):
         with no_dispatch_modes():
             if module is not None:
                 return module(*args, **kwargs)
-            if n.op == "call_method":
-                return getattr(args[0], str(n.target))(*args[1:], **kwargs)
-            return n.target(*args, **kwargs)  # type: ignore[operator]
+            return call(n, args, kwargs)
 
 
 class Inferred:

@@ -12,7 +12,7 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import MethodType
+from types import FrameType, MethodType
 from typing import Any
 
 import torch
@@ -162,7 +162,7 @@ def name_of(func: object) -> str:
 _NAMES: dict[object, str] = {}
 
 
-def calling(frame: Any) -> tuple[nn.Module, tuple[str, int]] | None:
+def calling(frame: FrameType | None) -> tuple[nn.Module, tuple[str, int]] | None:
     """The innermost module whose method is running in `frame` or below it, and the user's line that is being run.
 
     The line is counted from the head of its function, so that edits elsewhere in a file do not move it.

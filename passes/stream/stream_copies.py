@@ -92,7 +92,7 @@ def stream_copy(
         if isinstance(module, Opaque):
             continue
         if is_torchs_attention(module):
-            with_heads(module)  # type: ignore[arg-type]
+            with_heads(module)
         if isinstance(module, nn.TransformerEncoder):
             module.enable_nested_tensor = False
         _follow(module, path, stack)
@@ -162,7 +162,7 @@ def _follow(module: nn.Module, path: str, stack: CallStack) -> None:
         if emit is None or len(args) != 1 or kwargs:
             return call(*args, **kwargs)
         stack.enter(path)
-        result = NotImplemented
+        result: object = NotImplemented
         try:
             with no_torch_function(), no_torch_dispatch():
                 if is_meta(args[0]):

@@ -30,7 +30,7 @@ def fit(module: nn.Module, slicing: Slicing, edits: Sequence[Edit], literals: Se
                 channels = shape[-1] if isinstance(part, (nn.LayerNorm, nn.RMSNorm)) else shape[1]
             slicing.resize(path, part, path, channels)
         elif isinstance(part, HeadAttention) or is_torchs_attention(part):
-            _fit_attention(part, path, slicing)  # type: ignore[arg-type]
+            _fit_attention(part, path, slicing)
     for part in modules.values():
         if isinstance(part, nn.TransformerEncoder) and any(isinstance(m, HeadAttention) for m in part.modules()):
             part.enable_nested_tensor = part.use_nested_tensor = False  # only torch's own layers take nested tensors
@@ -44,7 +44,7 @@ def fit(module: nn.Module, slicing: Slicing, edits: Sequence[Edit], literals: Se
     for path in dict.fromkeys(literal.path for literal in literals):
         part = modules[path]
         here = [_restated(literal, slicing) for literal in literals if literal.path == path]
-        part.forward = RestatedForward(part, here)  # type: ignore[method-assign]
+        part.forward = RestatedForward(part, here)
 
 
 def _restated(literal: Literal, slicing: Slicing) -> Restated:

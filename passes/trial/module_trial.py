@@ -274,8 +274,9 @@ def _elsewhere(trial: Trial, added: Changes, known: Changes) -> Changes:
             if path not in calls or (path, literal.site, literal.position) in taken:
                 continue
             value = dict(calls[path].numbers).get(literal.position)
-            if literal.position == ("scale",) and value is None and calls[path].head_size is not None:
-                value = calls[path].head_size ** -0.5  # type: ignore[operator]
+            head_size = calls[path].head_size
+            if literal.position == ("scale",) and value is None and head_size is not None:
+                value = head_size**-0.5
             if axes and literal.position != SIZES and value != prod(axis.size for axis in axes):
                 continue
             literals.append(replace(literal, path=path, axes=axes, value=None if axes else value))

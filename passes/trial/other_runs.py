@@ -82,7 +82,7 @@ def _changed_arguments(module: nn.Module, arguments: Arguments) -> Iterator[tupl
             continue
         changed = dict(example.arguments) | {name: CHANGED[type(value)](value)}
         named = {key: changed[key] for key in signature.parameters if key in changed}  # in the order of forward
-        others = inspect.BoundArguments(signature, named)  # type: ignore[arg-type]
+        others = inspect.BoundArguments(signature, named)
         known = "as in the example" if name in example.arguments else "its default"
         yield name, value, known, (others.args, others.kwargs)
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -145,7 +144,7 @@ class _Proof:
     tol: float
     seen: Evidence = field(default_factory=Evidence)
 
-    def on(self, draw: Draw, dense: nn.Module, pruned: nn.Module, label: str = "") -> Any:
+    def on(self, draw: Draw, dense: nn.Module, pruned: nn.Module, label: str = "") -> object:
         """Compare the two on one draw: what the pruned one gives, None where that proves nothing.
 
         Raises EquivalenceError.
@@ -203,7 +202,14 @@ class _Proof:
                 "call recompile() where the graph was edited"
             )
 
-    def _run(self, root: nn.Module, graph: fx.Graph, inputs: tuple, mode: Any = None, keep: Any = None) -> object:
+    def _run(
+        self,
+        root: nn.Module,
+        graph: fx.Graph,
+        inputs: tuple,
+        mode: MaskedOperators | None = None,
+        keep: dict[str, object] | None = None,
+    ) -> object:
         run = _Nodes(root, graph, mode, keep)
         # the tape knows attention by the products it is made of, so the masked network runs these
         products = sdpa_kernel(SDPBackend.MATH) if mode is not None else nullcontext()
@@ -239,7 +245,7 @@ def _first_line(error: BaseException) -> str:
 
 def _run_forward(pruned: fx.GraphModule, root: nn.Module, inputs: tuple) -> object:
     """The generated forward of `pruned` over the modules of `root`."""
-    args, kwargs = map_tensors(torch.clone, tuple(inputs)), dict[str, Any]()
+    args, kwargs = map_tensors(torch.clone, tuple(inputs)), dict[str, object]()
     info = getattr(codegen_of(pruned.graph), "pytree_info", None)
     if info is not None and info.in_spec is not None:  # it takes the nested arguments, of which placeholders are leaves
         args, kwargs = pytree.tree_unflatten(list(args), info.in_spec), {}

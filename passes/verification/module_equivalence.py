@@ -276,7 +276,7 @@ def _shown(value: object) -> str:
 
 def run_pruned(
     module: nn.Module, arguments: Arguments, training: bool, gradients: bool = False, turned: str = ""
-) -> Any:  # fmt: skip
+) -> object:  # fmt: skip
     """What a module in double precision returns."""
     module.train(training)
     args, kwargs = _cloned(arguments)

@@ -68,8 +68,8 @@ def _copied(gm: fx.GraphModule, prefix: str, graph: fx.Graph, known: dict[fx.Nod
             known[node] = _inlined(gm, f"{prefix}{path}", path, new(args), graph)
             if getattr(node.target, "__name__", "") == _GRADIENTS and node.args[0] is False:
                 known[node] = fx.node.map_arg(known[node], lambda value: graph.call_function(torch.detach, (value,)))
-        elif node.target is operator.getitem and not isinstance(known.get(node.args[0]), fx.Node | None):  # type: ignore[arg-type]
-            known[node] = known[node.args[0]][node.args[1]]  # type: ignore[index]
+        elif node.target is operator.getitem and not isinstance(known.get(node.args[0]), fx.Node | None):
+            known[node] = known[node.args[0]][node.args[1]]
         elif node.op == "get_attr" and isinstance(_attribute(gm, str(node.target)), fx.GraphModule):
             continue  # only the region that calls it reads it
         else:

@@ -15,6 +15,7 @@ from fxprune.io.printed_text import EscapingFormatter, echo, terminal
 
 if TYPE_CHECKING:
     from fxprune.cli.jobs import Job
+    from fxprune.config.keys import NetAdaptConfig
     from fxprune.journal.read_run import Run
     from fxprune.search.result import NetAdaptResult
 
@@ -268,7 +269,7 @@ def report(
         echo(write_report(workdir, out, overwrite))
 
 
-def run(job: Job, config: Any, workdir: Path, resume: bool | None, quiet: bool) -> None:
+def run(job: Job, config: NetAdaptConfig, workdir: Path, resume: bool | None, quiet: bool) -> None:
     """Search, and say what came of it; exits with NOT_MET where the budget is not met."""
     import fxprune
     from fxprune.io.storage import Lock

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
-from typing import Any
 
 from fxprune.config.keys import NetAdaptConfig
 from fxprune.config.rules import Entry, Rule, plain
@@ -66,7 +65,7 @@ def commented_yaml(values: Mapping[str, object]) -> str:
 SCHEMA_FILE = "fxprune-schema.json"
 
 
-def json_schema() -> dict[str, Any]:
+def json_schema() -> dict[str, object]:
     """A JSON Schema (draft 2020-12) of configurations: editors complete and check keys with it."""
     defaults = NetAdaptConfig()
     properties = {

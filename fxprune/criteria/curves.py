@@ -40,7 +40,7 @@ class Curve:
         """The units to keep at `width`."""
         return keep_units(self.scores, width)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """As plain data, without loss."""
         measured = {str(width): error for width, error in self.measured.items()}
         return {"scores": self.scores.tolist(), "errors": self.errors.tolist(), "measured": measured}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import fx
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
@@ -34,7 +33,7 @@ class Pruned:
 
     plan: Plan
     certificate: Certificate
-    budget: Any
+    budget: object
     start: dict[str, float]
     achieved: dict[str, float]
 
@@ -60,7 +59,7 @@ class PrunePass(PassBase):
     """
 
     budget: float | int | Budget | Sequence[Budget]
-    example_inputs: Any = None
+    example_inputs: object = None
     config: NetAdaptConfig | dict | str | Path | None = None
     seed: int = 0
 

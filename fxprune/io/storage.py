@@ -9,7 +9,7 @@ import os
 import weakref
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from fxprune.errors import JournalError
 from fxprune.io.seal import sha256_of
@@ -185,7 +185,7 @@ def refused(path: Path, error: OSError) -> JournalError:
     return JournalError(f"{path}: it cannot be read or written: {error}.")
 
 
-def _lock(file: Any) -> None:
+def _lock(file: IO[str]) -> None:
     try:
         import fcntl
     except ImportError:  # Windows

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 from fxprune.io.typed_records import made
 from fxprune.training.repaired import Repaired
@@ -74,7 +73,7 @@ class Round:
         return self.winner.group
 
 
-def candidate_to_dict(candidate: Candidate) -> dict[str, Any]:
+def candidate_to_dict(candidate: Candidate) -> dict[str, object]:
     return asdict(candidate)
 
 
@@ -83,7 +82,7 @@ def candidate_from_dict(data: object) -> Candidate:
     return made(Candidate, data)
 
 
-def round_to_dict(record: Round) -> dict[str, Any]:
+def round_to_dict(record: Round) -> dict[str, object]:
     return asdict(record)
 
 

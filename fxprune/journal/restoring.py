@@ -28,7 +28,7 @@ class Restored:
     network: nn.Module
     dense: nn.Module
     plan: Plan
-    example_inputs: Any
+    example_inputs: object
 
 
 def restored(run: Run, model: nn.Module, example_inputs: object = None, round: int | None = None) -> Restored:

@@ -8,9 +8,8 @@ values of the letters are the unit's *coordinates*; each is a polynomial in the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -150,7 +149,7 @@ class Coordinates:
 
     def __init__(self, coupling: Coupling, units: Sequence[Unit]) -> None:
         self._costs = cost(coupling)
-        self._polynomials: list[Compiled] = []
+        self._polynomials: list[Callable[[np.ndarray], np.ndarray]] = []
         numbers: dict[tuple, int] = {}
         self._of_unit: list[list[int]] = []
         for unit in units:
@@ -177,7 +176,7 @@ class Coordinates:
         return self._costs.vector(widths)[0].shape[1:]
 
 
-def _compiled(polynomial: Polynomial, groups: int) -> Any:
+def _compiled(polynomial: Polynomial, groups: int) -> Callable[[np.ndarray], np.ndarray]:
     only = next(iter(polynomial.terms.items())) if len(polynomial.terms) == 1 else ((), 0)
     if len(only[0]) == 1 and only[1] == 1:  # a single width, as most are
         number = only[0][0]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -38,7 +37,7 @@ class Analysed:
 
     network: nn.Module
     coupling: Coupling
-    example_inputs: Any
+    example_inputs: object
     form: str
     modes: dict[str, bool]
     wrap: Wrapping = BARE

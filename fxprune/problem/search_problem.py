@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from torch import nn
 
@@ -43,7 +42,7 @@ class Problem:
     grids: dict[str, Grid]
     config: NetAdaptConfig
     seed: int
-    example_inputs: Any
+    example_inputs: object
     trains: bool
     evaluates: bool
     threads: int

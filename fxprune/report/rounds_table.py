@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fxprune.journal.read_run import Run
 from fxprune.journal.rounds_table import round_rows, shares
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-def rounds_data(run: Run) -> list[dict[str, Any]]:
+def rounds_data(run: Run) -> list[dict[str, object]]:
     """One entry a round, the unpruned network first; JSON types only."""
     first = {"round": 0, "achieved": run.start, "score": run.baseline, "widths": run.original_widths}
     return [

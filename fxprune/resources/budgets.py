@@ -58,7 +58,7 @@ class Budget:
             return f"{self.resource} at {self.ratio:.4g} of the start"
         return f"{self.resource} at {self.value:,} {unit_of(self.resource)}"
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         amount = {"ratio": self.ratio} if self.ratio is not None else {"value": self.value}
         return {"resource": self.resource, **amount}
 

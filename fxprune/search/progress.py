@@ -9,11 +9,14 @@ import logging
 import threading
 import time
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from fxprune.io.printed_text import printed, terminal
 from fxprune.journal.records import Candidate, Round
 from fxprune.problem.search_problem import Problem
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +67,7 @@ class Bars:
     targets would still take, at the mean time of those so far.
     """
 
-    def __init__(self, console: Any = None):
+    def __init__(self, console: Console | None = None):
         from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
         from rich.progress import Progress as RichProgress
 

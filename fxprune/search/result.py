@@ -6,7 +6,7 @@ import html
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import nn
 from torch.fx import GraphModule
@@ -81,7 +81,7 @@ class NetAdaptResult:
     timings: Timings
     dense: nn.Module = field(repr=False)
     coupling: Coupling = field(repr=False)
-    example_inputs: Any = field(repr=False)
+    example_inputs: object = field(repr=False)
     modes: dict[str, bool] = field(repr=False)
     journal: Journal = field(repr=False)
     form: str = "graph"
@@ -120,7 +120,7 @@ class NetAdaptResult:
         """With calibration data, what each width of each group costs."""
         return self.journal.recorded_curves() or {}
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """How the search ended, as plain data."""
         return {
             "accepted": self.accepted,

@@ -8,7 +8,6 @@ import logging
 import multiprocessing
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -73,7 +72,7 @@ class StepCounter:
     def __init__(self) -> None:
         self.steps = 0
 
-    def step(self, *_: Any) -> None:
+    def step(self, *_: object) -> None:
         self.steps += 1
 
 

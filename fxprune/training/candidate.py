@@ -30,7 +30,7 @@ from passes.arguments import integer, is_a, number
 from passes.process.settings import settings_kept
 from passes.process.torch_private import forget_workers
 
-Train = Callable[[nn.Module, int], Any]
+Train = Callable[[nn.Module, int], object]
 Evaluate = Callable[[nn.Module], float]
 Prepare = Callable[[nn.Module], Repaired]
 

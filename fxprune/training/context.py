@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import nn
 
-TrainFunction = Callable[[nn.Module, "DLContext"], Any]
+TrainFunction = Callable[[nn.Module, "DLContext"], object]
 ValidateFunction = Callable[[nn.Module, "DLContext"], float]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from itertools import islice
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +15,7 @@ from fxprune.training.steps import optimized, rate, repeated
 from passes.arguments import integer, number
 from passes.statistics import Batch, batches_of
 from passes.statistics.divergence import classes_of, tensors_out
-
-Loss = Callable[[Any, Any], Tensor]
+from passes.statistics.gradients import Loss
 
 
 def output_loss(student: object, teacher: object, temperature: float = 4.0) -> Tensor:

@@ -44,7 +44,7 @@ class Repair:
     statistics: Statistics
     calibration: Calibration
     expected: list[list[Tensor]]
-    example_inputs: Any
+    example_inputs: object
     compensates: bool = True
     rounds: int = 4
     seed: int = 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -40,7 +39,7 @@ class Literal:
     site: Site
     position: Position
     axes: tuple[Axis, ...] = ()
-    value: Any = None
+    value: object = None
     negative: bool = False
     absolute: bool = False
     order: tuple[int, ...] | None = None

@@ -7,8 +7,6 @@ is the same network in all of these only if nothing reads these positions, which
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -39,7 +37,7 @@ def check_padding(module: nn.Module, arguments: Arguments, error: type[PassError
     copied.eval()
     watched = [_Padded(path, modules_of(copied)[path]) for path in paths]
 
-    def run() -> Any:
+    def run() -> object:
         args, kwargs = map_tensors(torch.clone, arguments)
         return copied(*args, **kwargs)
 
@@ -80,7 +78,9 @@ class _Padded:
         self.path, self.factor, self.masked, self.padded = path, 1, False, False
         encoder.register_forward_hook(self._changed, with_kwargs=True)
 
-    def _changed(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: object) -> object:
+    def _changed(
+        self, module: nn.Module, args: tuple, kwargs: dict[str, torch.Tensor | None], output: object
+    ) -> object:
         mask = kwargs.get("src_key_padding_mask", args[2] if len(args) > 2 else None)
         if mask is None or not isinstance(output, torch.Tensor) or output.dim() != 3:
             return output

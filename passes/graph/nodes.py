@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 from torch import fx
+from torch.fx.node import Argument
 
 
 def input_nodes(graph: fx.Graph) -> list[fx.Node]:
@@ -37,7 +38,7 @@ def call(node: fx.Node, args: Sequence[Any], kwargs: Mapping[str, object]) -> An
     return node.target(*args, **kwargs)
 
 
-def give_arguments(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def give_arguments(node: fx.Node, args: tuple[Argument, ...], kwargs: dict[str, Argument]) -> None:
     """Set the arguments of a node that was made without any; no place in the graph's table of nodes hangs on them."""
     if args:
         object.__setattr__(node, "args", args)

@@ -7,7 +7,6 @@ input of another length, a branch that another value takes and another mode are 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 
@@ -55,7 +54,7 @@ class MaskedInference(ModuleInference):
             self.values.clear()
         return result
 
-    def constants_among(self, operands: Sequence[torch.Tensor]) -> dict[int, list[Any]]:
+    def constants_among(self, operands: Sequence[torch.Tensor]) -> dict[int, list[object]]:
         return super().constants_among(operands) if self.tape else {}
 
     def _is_masked(self, record: Record) -> bool:

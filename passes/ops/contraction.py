@@ -26,8 +26,8 @@ def _product_added(bias: torch.Tensor, left: torch.Tensor, right: torch.Tensor) 
 
 
 def _convolution(
-    x: torch.Tensor, weight: torch.Tensor, bias: Any, stride: Shape, padding: Shape, dilation: Shape, transposed: bool,
-    output_padding: Shape, groups: int,
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, stride: Shape, padding: Shape, dilation: Shape,
+    transposed: bool, output_padding: Shape, groups: int,
 ) -> Shape | None:  # fmt: skip
     fits = x.dim() == weight.dim() and x.shape[1] == weight.shape[1] * groups and weight.shape[0] % groups == 0
     if transposed or not fits or x.dtype != weight.dtype or not weight.is_contiguous():

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from torch import fx
+from torch.fx.node import Argument
 
 from passes.axes.expressions import Axis, Constant, Product, Sum
 from passes.ops.call import Record, listed
@@ -31,7 +32,7 @@ class Site:
 
     node: fx.Node
     value: Any
-    axes_of: Callable[[Any], tuple[Axis, ...] | None]
+    axes_of: Callable[[Argument], tuple[Axis, ...] | None]
     survivors: Callable[[Axis], np.ndarray]
     number: Callable[[fx.Node], Any]
     dense: Callable[[fx.Node], Any]
@@ -71,7 +72,7 @@ class Site:
             return self.node.args[position]
         return next((self.node.kwargs[n] for n in names if n in self.node.kwargs), default)
 
-    def set(self, position: int, name: str, value: Any) -> None:
+    def set(self, position: int, name: str, value: Argument) -> None:
         """Set an argument where it stands, by position or name."""
         if len(self.node.args) > position:
             self.node.update_arg(position, value)
@@ -103,7 +104,7 @@ def restated(site: Site, sizes: Sequence[object], axes: Sequence[Axis], view: bo
     return result
 
 
-def varies(axes_of: Callable[[object], tuple[Axis, ...] | None], number: fx.Node, place: int | None = None) -> bool:
+def varies(axes_of: Callable[[fx.Node], tuple[Axis, ...] | None], number: fx.Node, place: int | None = None) -> bool:
     """Whether `number` (at `place`, where it is a shape) is computed from a size that no group alone decides."""
     asked = number.args[1] if len(number.args) > 1 and isinstance(number.args[1], int) else place
     for source in number.all_input_nodes:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -122,7 +121,7 @@ def repairs_of(network: nn.Module) -> tuple[LayerRepair, ...]:
     return _repairs.get(network, ())
 
 
-def _checked_ridges(ridges: Any) -> tuple[float, ...]:
+def _checked_ridges(ridges: Iterable[float]) -> tuple[float, ...]:
     is_a(ridges, (list, tuple), "compensate: ridges", "a tuple of numbers")
     if not ridges:
         raise ArgumentError("compensate: ridges: got none; expected at least one number")

@@ -26,7 +26,7 @@ from passes.statistics.watching import Watcher
 _BLOCK = 2048
 _READINGS = 8  # of a preconditioner for each column
 Parameters = dict[str, Tensor]
-Inputs = tuple[Any, ...]
+Inputs = tuple[object, ...]
 
 
 @dataclass(frozen=True)

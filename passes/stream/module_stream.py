@@ -192,7 +192,7 @@ class ModuleInference(Inference):
             for axis in record.mixed:
                 self.space.freeze(axis, reason)
 
-    def constants_among(self, operands: Sequence[torch.Tensor]) -> dict[int, list[Any]]:
+    def constants_among(self, operands: Sequence[torch.Tensor]) -> dict[int, list[object]]:
         """The values of small constants that meet data in a call, by their number among its operands."""
         if all(tensor.is_meta for tensor in operands):
             return {}

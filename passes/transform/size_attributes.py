@@ -102,7 +102,7 @@ def parts_of(axis: Axis) -> Iterator[Axis]:
 class Sizes:
     """Old sizes near one place of a program, each with the axes that have it: what an integer there may stand for."""
 
-    def __init__(self, axes: Iterable[Axis], new_size: Any) -> None:
+    def __init__(self, axes: Iterable[Axis], new_size: Callable[[Axis], int]) -> None:
         self.by_size: dict[int, list[Axis]] = {}
         for whole in axes:
             for axis in parts_of(whole):

@@ -301,7 +301,7 @@ def _short(places: list[int] | None) -> str:
     return str(places) if len(places) <= 8 else f"[{places[0]}, {places[1]}, ..., {places[-1]}]"
 
 
-def _scalars(func: OpOverload, args: tuple, kwargs: dict[str, object]) -> list[Any]:
+def _scalars(func: OpOverload, args: tuple, kwargs: dict[str, object]) -> list[int | float | None]:
     """The arguments of a call that are numbers to compute with, and no sizes; None for those that are tensors."""
     found = []
     for place, name in _places_of_numbers(func):

@@ -62,7 +62,7 @@ class _Stopwatch(fx.Interpreter):
         self.extra_traceback = False
         self.taken_ms: dict[str, float] = {}
 
-    def run(self, *args: Any, **kwargs: Any) -> Any:
+    def run(self, *args: object, **kwargs: Any) -> Any:
         self.taken_ms = {}
         return super().run(*args, **kwargs)
 

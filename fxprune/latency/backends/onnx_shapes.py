@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ aten = torch.ops.aten
 
 
 @rule(aten.max_pool2d_with_indices, aten.max_pool2d)
-def _max_pool(call: Call) -> Any:
+def _max_pool(call: Call) -> str | tuple[str, ...]:
     kernel = list(call.arg("kernel_size"))
     padding = _pair(call.arg("padding"))
     value = call.graph.emit(
@@ -57,7 +57,7 @@ def _adaptive_avg_pool(call: Call) -> str:
     return call.graph.emit("AveragePool", call.onnx("self"), kernel_shape=window, strides=window)
 
 
-def _pair(value: Any) -> list[int]:
+def _pair(value: int | Sequence[int]) -> list[int]:
     values = [value] if isinstance(value, int) else list(value)
     return values * 2 if len(values) == 1 else values
 

@@ -21,9 +21,6 @@ from passes.ops import Record, Slot, Value
 from passes.process.torch_private import pytree, schema_of
 from passes.stream.module_run import Lifetimes
 
-# Attention in one kernel (flash, memory-efficient, or the CPU's) keeps no attention matrix; on meta it is many calls.
-_FUSED_NODES = ("scaled_dot_product_attention",)
-
 
 @dataclass(frozen=True)
 class Storage:
@@ -151,7 +148,8 @@ class _Walk:
             kept = {v.key for v in self.results[name]}
             inside: list[int] = []
             calls = by_node.get(name, ())
-            for value in self._fused(calls, kept) if name.startswith(_FUSED_NODES) else self._calls(calls):
+            fused = any(call.one_kernel for call in calls)
+            for value in self._fused(calls, kept) if fused else self._calls(calls):
                 inside.append(value.key)
             for key in inside:
                 storage = self.home[key]
@@ -190,7 +188,7 @@ class _Walk:
     def _end_of_attention(self, place: int) -> int:
         """Where the calls of one attention end, which a device does in one kernel; for other calls the next place."""
         label, stop = self.records[place].node, place + 1
-        if label.rpartition(":")[2].startswith(_FUSED_NODES):
+        if self.records[place].one_kernel:
             while stop < len(self.records) and self.records[stop].node == label:
                 stop += 1
         return stop

@@ -184,22 +184,22 @@ def _mapped(function: Callable[[torch.Tensor], object], value: object, memo: dic
     if isinstance(value, Mapping):
         return _refilled(value, {key: change(part) for key, part in value.items()})
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        twin = copy.copy(value)
+        copied = copy.copy(value)
         for field in dataclasses.fields(value):
-            object.__setattr__(twin, field.name, change(getattr(value, field.name)))
-        return twin
+            object.__setattr__(copied, field.name, change(getattr(value, field.name)))
+        return copied
     return value
 
 
 def _refilled(value: Mapping, entries: dict[object, object]) -> object:
-    twin: Any = copy.copy(value)
-    if not hasattr(twin, "__setitem__"):
+    copied: Any = copy.copy(value)
+    if not hasattr(copied, "__setitem__"):
         return entries
-    if getattr(twin, "data", None) is getattr(value, "data", ...):  # UserDict's copy may share what it holds
-        twin.data = {}
+    if getattr(copied, "data", None) is getattr(value, "data", ...):  # UserDict's copy may share what it holds
+        copied.data = {}
     for key, entry in entries.items():
-        twin[key] = entry
-    return twin
+        copied[key] = entry
+    return copied
 
 
 @dataclass(frozen=True)

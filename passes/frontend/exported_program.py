@@ -26,7 +26,7 @@ from passes.frontend.refusals import refusal
 from passes.frontend.unlift import plain_graph
 from passes.graph.annotations import note
 from passes.graph.lazy_codegen import any_names, graph_module
-from passes.graph.shared_weights import borrowed, doubled
+from passes.graph.shared_weights import attributes_restored, doubled
 from passes.process.torch_patches import gradients_refused
 from passes.process.torch_private import pytree
 
@@ -47,9 +47,9 @@ def export(model: nn.Module, example: inspect.BoundArguments, why: str) -> fx.Gr
 
     Raises CaptureError with what torch.export says.
     """
-    with borrowed(model), lowered(), any_names():
+    with attributes_restored(model), lowered(), any_names():
         exported = _exported(model, example)
-    with borrowed(model):
+    with attributes_restored(model):
         for name, value in exported.constants.items():
             setattr(model.get_submodule(_path(name)), name.rpartition(".")[2], value)
         gm = graph_module(doubled(model, exported.graph), exported.graph, type(model).__name__)

@@ -71,18 +71,18 @@ class Values:
             return call(node, args, kwargs)
 
     def _run_up_to(self, node: fx.Node) -> None:
-        if self.told(node):
+        if self.known(node):
             return
         following = self._last.next if self._last is not None else next(iter(self._graph.nodes))
         with torch.no_grad():
-            while not self.told(node) and following.op != "root":
+            while not self.known(node) and following.op != "root":
                 self._run(following)
                 self._last = following
                 following = following.next
-            if not self.told(node):
+            if not self.known(node):
                 self._run(node)  # inserted behind the point that was reached
 
-    def told(self, node: fx.Node) -> bool:
+    def known(self, node: fx.Node) -> bool:
         """Whether `of` answers without running anything."""
         return node in self._known or node in self._unknown
 

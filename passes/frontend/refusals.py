@@ -26,9 +26,9 @@ def refusal(
     """
     log.debug("%s %s", type(model).__name__, stopped, exc_info=error)
     said = shortened(str(error))
-    told = said if isinstance(error, CaptureError) else f"{what or type(error).__name__} ({said})"
+    message = said if isinstance(error, CaptureError) else f"{what or type(error).__name__} ({said})"
     advice = tuple(_advice(model, str(error), what is not None, examples))
-    return CaptureError(f"{type(model).__name__} {stopped}: {told}", advice)
+    return CaptureError(f"{type(model).__name__} {stopped}: {message}", advice)
 
 
 def both(first: CaptureError, second: CaptureError) -> CaptureError:

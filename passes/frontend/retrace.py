@@ -15,7 +15,7 @@ from passes.frontend.tracer import Tracer
 from passes.graph.annotations import KEY, Facts, specialised_in
 from passes.graph.lazy_codegen import graph_module
 from passes.graph.nodes import call
-from passes.graph.shared_weights import borrowed, doubled, twin
+from passes.graph.shared_weights import attributes_restored, doubled, sharing_weights
 from passes.process.torch_patches import has_hooks
 from passes.process.torch_private import spelled_target
 
@@ -30,9 +30,9 @@ def taken_as_it_is(model: fx.GraphModule, inputs: dict[str, object] | None) -> f
             f"{type(model).__name__} has hooks of its own, which are no nodes of its graph; remove them, or capture a "
             "module that holds it as a part"
         )
-    gm = graph_module(twin(model), copy.deepcopy(model.graph), type(model).__name__)
+    gm = graph_module(sharing_weights(model), copy.deepcopy(model.graph), type(model).__name__)
     if _attention_leaves(gm):
-        with borrowed(gm), lowered():
+        with attributes_restored(gm), lowered():
             graph = _Replay(gm, inputs).trace(gm)
             gm = graph_module(doubled(gm, graph), graph, type(model).__name__)
     gm.meta.update(model.meta)

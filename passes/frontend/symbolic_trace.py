@@ -19,7 +19,7 @@ from passes.frontend.refusals import refusal
 from passes.frontend.tracer import Note, Tracer, Unresolved
 from passes.graph.annotations import note
 from passes.graph.lazy_codegen import graph_module
-from passes.graph.shared_weights import borrowed, doubled
+from passes.graph.shared_weights import attributes_restored, doubled
 from passes.process.garbage import collector_paused
 from passes.process.torch_private import wrapped_functions
 
@@ -39,7 +39,7 @@ def trace(model: nn.Module, inputs: dict[str, object] | None) -> fx.GraphModule:
     opaque: frozenset[FunctionType] = frozenset()
     while True:
         tracer = Tracer(inputs, leaves, functions)
-        with borrowed(model), lowered(), _wrapped_functions_open(opaque, inputs is not None) as opened:
+        with attributes_restored(model), lowered(), _wrapped_functions_open(opaque, inputs is not None) as opened:
             try:
                 graph = tracer.trace(model)
             except Exception as error:  # user code may raise anything when it meets a proxy
@@ -70,7 +70,7 @@ def _without_idle_modes(
     if not any(one.kind == "mode" for one in notes):
         return notes
     other = Tracer(tracer.inputs, tracer.leaves, tracer.functions, flipped=True)
-    with borrowed(model), _wrapped_functions_open(opaque, tracer.inputs is not None):
+    with attributes_restored(model), _wrapped_functions_open(opaque, tracer.inputs is not None):
         try:
             same = str(other.trace(model)) == str(graph)
         except Exception:  # user code in a mode that nobody asked for

@@ -302,7 +302,7 @@ class Tracer(fx.Tracer):
 
     def value(self, obj: fx.Proxy) -> Any:
         """What the proxy holds, tensors on the meta device; raises Unresolved."""
-        if self._values.told(obj.node):
+        if self._values.known(obj.node):
             return _resolved(self._values.of, obj.node)
         return self._look_up(self._values.of, obj)
 

@@ -25,11 +25,11 @@ Tensors: TypeAlias = Callable[[str], Any]  # the layer's parameter or buffer of 
 
 def emit_node(
     node: fx.Node, args: tuple, kwargs: Mapping[str, object], emit: Emit, module_of: Callable[[str], nn.Module | None],
-    hollow: Callable[[torch.Tensor | None], object],
+    on_meta: Callable[[torch.Tensor | None], object],
 ) -> object:  # fmt: skip
     """What `node` gives for `args` on the meta device, its ATen calls made by `emit`; or NotImplemented.
 
-    module_of: the layer that a target names. hollow: what stands on the meta device for a tensor of a layer, None for
+    module_of: the layer that a target names. on_meta: what stands on the meta device for a tensor of a layer, None for
     one that it lacks.
     """
     if node.op == "call_function":
@@ -38,7 +38,7 @@ def emit_node(
     module = module_of(str(node.target)) if node.op == "call_module" else None
     if module is None or len(args) != 1 or kwargs:
         return NotImplemented
-    return emit_layer(module, args[0], emit, lambda name: hollow(getattr(module, name)))
+    return emit_layer(module, args[0], emit, lambda name: on_meta(getattr(module, name)))
 
 
 def emit_layer(module: nn.Module, x: object, emit: Emit, tensors: Tensors, training: bool = False) -> object:

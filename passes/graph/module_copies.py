@@ -156,9 +156,9 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     kind: Any = type(module)
     if not _copies_as_module(kind) or "__deepcopy__" in module.__dict__:
         return _copied_by_itself(module, memo)
-    twin: nn.Module = kind.__new__(kind)
-    memo[id(module)] = twin
-    attributes = twin.__dict__
+    made: nn.Module = kind.__new__(kind)
+    memo[id(module)] = made
+    attributes = made.__dict__
     attributes.update(module.__dict__)
     attributes.pop(_COMPILED, None)
     for name in [name for name, value in attributes.items() if type(value) not in PLAIN]:
@@ -174,7 +174,7 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
         elif not (type(value) is tuple and PLAIN.issuperset(map(type, value))):
             value = copied_or_shared(value, memo)
         attributes[name] = value
-    return twin
+    return made
 
 
 def _copied_by_itself(module: nn.Module, memo: dict[int, Any]) -> nn.Module:

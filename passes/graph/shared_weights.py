@@ -16,7 +16,7 @@ _CONTAINERS = frozenset({dict, OrderedDict, defaultdict, list, set})
 
 
 @contextmanager
-def borrowed(model: nn.Module) -> Iterator[None]:
+def attributes_restored(model: nn.Module) -> Iterator[None]:
     """Inside the block anything may be set on the model or its modules; on leaving, all is as it was.
 
     Attributes, registrations and the contents of lists, dicts and sets held as attributes are put back.
@@ -37,10 +37,10 @@ def borrowed(model: nn.Module) -> Iterator[None]:
                     _refill(container, contents)
 
 
-def twin(module: nn.Module) -> nn.Module:
+def sharing_weights(module: nn.Module) -> nn.Module:
     """A second module (and second children) over the same parameters, buffers and settings.
 
-    What is set on the twin (`train()`, `in_channels`, another parameter) does not reach the module.
+    What is set on it (`train()`, `in_channels`, another parameter) does not reach the module.
     A ScriptModule cannot be doubled and is returned as it is.
     """
     if isinstance(module, torch.jit.ScriptModule):
@@ -52,12 +52,12 @@ def twin(module: nn.Module) -> nn.Module:
     children = double.__dict__["_modules"]
     for name, child in children.items():
         if child is not None:
-            children[name] = twin(child)
+            children[name] = sharing_weights(child)
     return double
 
 
 def doubled(model: nn.Module, graph: fx.Graph) -> nn.Module:
-    """What `graph` refers to of `model`: twins of the modules that it calls, in plain modules with modes of their own.
+    """What `graph` refers to of `model`: what it calls, sharing weights, in plain modules with modes of their own.
 
     As in torch's graph modules, a tensor that is no parameter becomes a buffer, and the order is that of the graph.
     """
@@ -88,7 +88,7 @@ def doubled(model: nn.Module, graph: fx.Graph) -> nn.Module:
             continue
         if node.op == "call_module":
             called.add(target)
-            children_of(parent)[name] = twin(originals[target])
+            children_of(parent)[name] = sharing_weights(originals[target])
             continue
         value = getattr(originals[path], name)
         if isinstance(value, torch.Tensor) and not isinstance(value, nn.Parameter):

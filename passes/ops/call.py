@@ -89,6 +89,7 @@ class Record:
     template: tuple[Any, ...] = ()  # (args, kwargs) with a `Slot` for each tensor
     constants: dict[int, list[Any]] = field(default_factory=dict)  # values of small operands that no data entered
     dtypes: list[torch.dtype] = field(default_factory=list)  # of the results
+    one_kernel: bool = False  # a device makes all calls of its node in one kernel
 
     def argument(self, *names: str) -> Any:
         """The first of these arguments that the operator has; None where it has none."""

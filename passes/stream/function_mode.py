@@ -91,13 +91,14 @@ def _attention(mode: ModuleInference, func: object, args: tuple, kwargs: dict[st
         given["attn_mask"] = torch.zeros_like(mask, dtype=given["query"].dtype).masked_fill(~mask, -math.inf)
     mode.attentions += 1
     before, mode.function = mode.function, f"scaled_dot_product_attention{mode.attentions}"
+    mode.one_kernel = True
     try:
         return aten._scaled_dot_product_attention_math(
             given["query"], given["key"], given["value"], given.get("attn_mask"), given.get("dropout_p", 0.0),
             given.get("is_causal", False), scale=scale, enable_gqa=grouped,
         )[0]  # fmt: skip
     finally:
-        mode.function = before
+        mode.function, mode.one_kernel = before, False
 
 
 def _getter(name: str) -> object:

@@ -47,6 +47,13 @@ def composite_attention() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
+# Attention in one kernel (flash, memory-efficient, or the CPU's) keeps no attention matrix; on meta it is many calls.
+ONE_KERNEL: tuple[object, ...] = (
+    torch.nn.functional.scaled_dot_product_attention,
+    torch.ops.aten.scaled_dot_product_attention.default,
+)
+
+
 def as_arguments(example_inputs: object, gm: fx.GraphModule) -> tuple[Any, ...]:
     """Example inputs (a tensor, a tuple or list, or a dict by placeholder name) in the order of the placeholders.
 
@@ -127,11 +134,13 @@ class Inference(LightMode):
         self.values: list[Value] = []  # all that were ever attached
         self.node: fx.Node | None = None
         self.sought: tuple[Axis, int] | None = None  # see `Call.sought`
+        self.one_kernel = False  # whether what runs is called in parts that a device makes in one kernel
         self.rewritten = False  # an integer tensor was written to: what numbers it holds is no longer known
 
     def enter_node(self, node: fx.Node) -> None:
         """Calls from here on belong to `node`."""
         self.node = node
+        self.one_kernel = any(node.target is operator for operator in ONE_KERNEL)
 
     def label(self) -> str:
         """What the running call belongs to: the name of its node."""
@@ -214,7 +223,7 @@ class Inference(LightMode):
 
     def _record(self, func, args, kwargs, operands, before, outputs) -> None:
         label = self.label()
-        record = Record(label, func, before, template=_template(args, kwargs))
+        record = Record(label, func, before, template=_template(args, kwargs), one_kernel=self.one_kernel)
         reasons: dict[str, Reason] = {}
 
         def because(text: str) -> Reason:
@@ -412,13 +421,13 @@ def infer(gm: fx.GraphModule, example_inputs: object) -> Inferred:
     mode = Inference()
     axes: dict[str, tuple[Axis, ...]] = {}
 
-    def hollow(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    def meta_placeholder(name: str, tensor: torch.Tensor) -> torch.Tensor:
         meta = like(tensor, torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta"))
         axes[name] = tuple(mode.space.variable(int(s)) for s in tensor.shape)
         mode.attach(meta, Value(name, axes[name], frozenset([name]), numbers=numbers.stated(tensor)))
         return meta
 
-    copies = Copies(gm, hollow)
+    copies = Copies(gm, meta_placeholder)
     given = as_arguments(example_inputs, gm)
     arguments, placeholders = to_meta(given), input_nodes(gm.graph)
     for node, argument in zip(placeholders, arguments, strict=True):

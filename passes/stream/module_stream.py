@@ -91,9 +91,9 @@ class ModuleInference(Inference):
         known = self._constants.get(id(tensor))
         if known is not None and known[0]() is tensor:
             return known[1]
-        twin = self.names.get(id(tensor))
-        if twin is not None:
-            found = self.value(twin)
+        stands_for = self.names.get(id(tensor))
+        if stands_for is not None:
+            found = self.value(stands_for)
             self.reached.setdefault(found.label, self.source())
             return found
         reason = self.reason("", "a constant of the program")

@@ -10,9 +10,10 @@ from passes.analysis.reach import unused_axes
 from passes.analysis.tape import Structure
 from passes.arguments import has_weights, is_a
 from passes.axes.expressions import Reason
-from passes.graph.fingerprint import describe_inputs, fingerprint
+from passes.documents.described_values import described
+from passes.graph.fingerprint import fingerprint
 from passes.graph.module_copies import modules_of, parameters_of
-from passes.graph.nodes import source_of
+from passes.graph.nodes import input_nodes, source_of
 from passes.ops import spelled, traits_of
 from passes.process.garbage import collector_paused
 from passes.process.state import leaves_no_trace
@@ -59,7 +60,7 @@ def couple_graph(gm: fx.GraphModule, example_inputs: object) -> Coupling:
     trainable = frozenset(name for name, _ in parameters_of(gm))
     own = [name for name, first in inferred.canonical.items() if first == name]
     digest = fingerprint(gm)
-    inputs = describe_inputs(gm, inferred.vals)
+    inputs = [described(inferred.vals[node.name]) for node in input_nodes(gm.graph)]
     structure = Structure.of(inferred)
     refused = list(unused_axes(structure.tensors, [n for n in own if n in trainable], structure.records))
     while True:

@@ -236,9 +236,7 @@ def _run(out: Path, seed: int, steps: Steps, say: Callable[[str], None], progres
     seconds = time.perf_counter() - start
     drawn = importlib.util.find_spec("matplotlib") is not None
     report = str(result.report(out / "report.html", overwrite=True)) if drawn else None
-    demo = Demo(
-        networks, len(result.rounds), certificate.max_error, steps, seed, seconds, str(backend.setting), report
-    )
+    demo = Demo(networks, len(result.rounds), certificate.max_error, steps, seed, seconds, str(backend.setting), report)
     for name, network in (("dense", gm), ("pruned", pruned)):
         save_file(network.state_dict(), out / f"{name}.safetensors", metadata={"fxprune": UNSEALED})
         seal(out / f"{name}.safetensors")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import fx, nn
@@ -31,8 +30,8 @@ from fxprune.io.module_state import (
 from fxprune.io.tensors import clone, modes_of, put_modes, sharing
 from fxprune.problem.wrappers import unwrapped
 from passes import CaptureError, PassError, Plan, PlanError, apply_plan, capture, couple, plan_of
-from passes.graph.fingerprint import example_inputs_of, fingerprint
-from passes.process.torch_private import pytree
+from passes.documents.described_values import examples
+from passes.graph.fingerprint import fingerprint
 from passes.trial.module_groups import module_fingerprint
 
 _MOST_LISTED = 20
@@ -168,11 +167,7 @@ def _inputs(model: nn.Module, plan: Plan, state: State) -> object:
 def _zeros(model: nn.Module, plan: Plan) -> tuple[object, ...]:
     """Zeros of the shapes and dtypes that the plan knows, on the device of the model."""
     device = next((tensor.device for _, tensor in named_tensors(model)), torch.device("cpu"))
-
-    def zeros(leaf: object) -> Any:
-        return torch.zeros(leaf.shape, dtype=leaf.dtype, device=device) if isinstance(leaf, torch.Tensor) else leaf
-
-    return pytree.tree_map(zeros, example_inputs_of(plan.inputs))
+    return examples(plan.inputs, device)
 
 
 def _pair(given: str | os.PathLike[str]) -> tuple[Path, Path]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fxprune.errors import InputError, JournalError
 from fxprune.io.module_state import State
@@ -15,8 +14,7 @@ from fxprune.journal.read_run import Run
 from fxprune.journal.rebuilding import rebuild
 from fxprune.problem.inputs import analysed
 from passes import Plan
-from passes.graph.fingerprint import example_inputs_of
-from passes.process.torch_private import pytree
+from passes.documents.described_values import examples
 from passes.stream.call_arguments import example_of
 
 
@@ -92,4 +90,4 @@ def zeros(plan: Plan, form: str) -> Any:
     if form == "module":
         call = example_of(plan.inputs)
         return dict(call.kwargs) if call.kwargs else call.args
-    return pytree.tree_map_only(Tensor, lambda x: torch.zeros_like(x, device="cpu"), example_inputs_of(plan.inputs))
+    return examples(plan.inputs)

@@ -7,7 +7,6 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import networkx as nx
 import numpy as np
@@ -21,6 +20,7 @@ from passes.arguments import got, is_a
 from passes.axes.expressions import Axis, Reason, Variable, constants, leaves
 from passes.axes.index_sets import BlockMask, Mask, kept, length, positions
 from passes.axes.outer_blocks import block_of, outer_variables
+from passes.documents.described_values import Described
 from passes.documents.plan import Plan
 from passes.errors import PlanError
 from passes.graph.annotations import facts_of, note
@@ -119,7 +119,7 @@ class Coupling:
     """
 
     def __init__(
-        self, structure: Structure, variables: Mapping[str, Variable], fingerprint: str, inputs: list[Any],
+        self, structure: Structure, variables: Mapping[str, Variable], fingerprint: str, inputs: list[Described],
         sources: Mapping[str, str], aliases: Mapping[str, str], trainable: frozenset[str],
         orders: Mapping[str, np.ndarray] | None = None, module: ModuleFacts | None = None,
     ) -> None:  # fmt: skip

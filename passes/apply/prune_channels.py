@@ -11,11 +11,11 @@ from torch.fx.passes.infra.pass_base import PassResult
 from passes.analyse import couple
 from passes.analysis.coupling import Coupling, recall, remember
 from passes.arguments import is_a
+from passes.documents.described_values import examples
 from passes.documents.plan import Plan
 from passes.errors import PassError, PlanError
 from passes.frontend.fidelity import settle
 from passes.graph.annotations import facts_of, note
-from passes.graph.fingerprint import example_inputs_of
 from passes.process.garbage import collector_paused
 from passes.process.state import leaves_no_trace
 from passes.transform.rewriting import Rewriting
@@ -71,7 +71,7 @@ def coupling_for(gm: fx.GraphModule, plan: Plan) -> Coupling:
     known = recall(gm)
     if known is not None and known.fingerprint == plan.fingerprint:
         return known
-    return couple(gm, example_inputs_of(plan.inputs))
+    return couple(gm, examples(plan.inputs, "meta"))
 
 
 def plan_of(gm: fx.GraphModule) -> Plan | None:

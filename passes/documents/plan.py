@@ -6,9 +6,10 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 from passes.arguments import got, is_a
+from passes.documents.described_values import Described
 from passes.documents.plan_json import read, written
 from passes.errors import PlanError
 
@@ -35,7 +36,7 @@ class Plan:
     keep: Mapping[str, tuple[int, ...]]
     fingerprint: str
     sizes: Mapping[str, int]
-    inputs: list[Any] = field(default_factory=list)
+    inputs: list[Described] = field(default_factory=list)
     orders: Mapping[str, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
     outers: Mapping[str, str] = field(default_factory=dict)
 

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import operator
-from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import fx
 
 from passes.graph.module_copies import owned_tensors
-from passes.graph.nodes import input_nodes
 from passes.ops.constant_indices import stated
 
 
@@ -46,35 +43,3 @@ def _indices(graph: fx.Graph) -> set[str]:
 
 def _qualified(target: object) -> str:
     return f"{getattr(target, '__module__', '')}.{getattr(target, '__qualname__', getattr(target, '__name__', target))}"
-
-
-def describe_inputs(gm: fx.GraphModule, vals: Mapping[str, object]) -> list[Any]:
-    """Shapes and dtypes of the example inputs as plain data, from which `example_inputs_of` makes meta tensors."""
-
-    def plain(value: object) -> Any:
-        if isinstance(value, torch.Tensor):
-            return {"tensor": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
-        if isinstance(value, Mapping):
-            return {"dict": {str(k): plain(v) for k, v in value.items()}}
-        if isinstance(value, (list, tuple)):
-            return {type(value).__name__ if type(value) in (list, tuple) else "tuple": [plain(v) for v in value]}
-        return {"value": value if isinstance(value, (int, float, str, bool, type(None))) else None}
-
-    return [plain(vals[n.name]) for n in input_nodes(gm.graph)]
-
-
-def example_inputs_of(described: Sequence[object]) -> tuple[Any, ...]:
-    """Meta tensors of the shapes and dtypes that `describe_inputs` wrote down."""
-
-    def made(item: Any) -> Any:
-        if "tensor" in item:
-            return torch.empty(item["tensor"], dtype=getattr(torch, item["dtype"]), device="meta")
-        if "dict" in item:
-            return {k: made(v) for k, v in item["dict"].items()}
-        if "list" in item:
-            return [made(v) for v in item["list"]]
-        if "tuple" in item:
-            return tuple(made(v) for v in item["tuple"])
-        return item["value"]
-
-    return tuple(made(item) for item in described)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from passes.documents.described_values import Described, described, examples
 from passes.errors import PassError
 from passes.graph.module_copies import PLAIN
 
@@ -113,35 +114,12 @@ def replaced(value: object, tensors: Mapping[int, torch.Tensor]) -> Any:
     return copy.deepcopy(value, dict(tensors))
 
 
-def described(arguments: Arguments) -> list[Any]:
+def describe_call(arguments: Arguments) -> list[Described]:
     """Shapes, types and plain values of the arguments as data that JSON holds; `example_of` makes inputs of it."""
-    args, kwargs = arguments
-    return [{"tuple": [_plain(value) for value in args]}, {"dict": {name: _plain(v) for name, v in kwargs.items()}}]
+    return [described(value) for value in arguments]
 
 
-def _plain(value: object) -> Any:
-    if isinstance(value, torch.Tensor):
-        return {"tensor": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
-    if isinstance(value, Mapping):
-        return {"dict": {str(key): _plain(item) for key, item in value.items()}}
-    if isinstance(value, (list, tuple)):
-        return {"list" if isinstance(value, list) else "tuple": [_plain(item) for item in value]}
-    return {"value": value if isinstance(value, (int, float, str, bool, type(None))) else None}
-
-
-def example_of(described_inputs: list[object]) -> CallInputs:
-    """Inputs of the shapes and types that `described` wrote down: zeros, and plain values as they were."""
-    args, kwargs = (_made(item) for item in described_inputs)
+def example_of(call: Sequence[Described]) -> CallInputs:
+    """Inputs of the shapes and types that `describe_call` wrote down: zeros, and plain values as they were."""
+    args, kwargs = examples(call)
     return CallInputs(args, kwargs)
-
-
-def _made(item: Any) -> Any:
-    if "tensor" in item:
-        return torch.zeros(item["tensor"], dtype=getattr(torch, item["dtype"]))
-    if "dict" in item:
-        return {name: _made(value) for name, value in item["dict"].items()}
-    if "list" in item:
-        return [_made(value) for value in item["list"]]
-    if "tuple" in item:
-        return tuple(_made(value) for value in item["tuple"])
-    return item["value"]

@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache, partial
-from typing import Any
 
 import numpy as np
 from torch import nn
@@ -20,11 +19,12 @@ from passes.analysis.parameter_roles import as_used, names_of
 from passes.analysis.reach import unused_axes
 from passes.analysis.tape import Structure
 from passes.axes.expressions import Axis, Reason, Variable
+from passes.documents.described_values import Described
 from passes.equality.padded_positions import check_padding
 from passes.errors import PassError, SpecialisedWarning
 from passes.graph.left_behind import left_behind
 from passes.graph.module_copies import modules_of, parameters_of
-from passes.stream.call_arguments import Arguments, bound, described, tensors_of
+from passes.stream.call_arguments import Arguments, bound, describe_call, tensors_of
 from passes.stream.module_run import Beside, ModuleInferred, infer_module
 from passes.transform.slicing import Slicing
 from passes.trial.following import Failure
@@ -62,7 +62,7 @@ def couple_module(module: nn.Module, example_inputs: object) -> Coupling:
         if unused:
             _freeze(inferred, unused)
             structure = Structure.of(inferred)
-        coupling = _coupling(structure, inferred, digest, described(arguments), trainable)
+        coupling = _coupling(structure, inferred, digest, describe_call(arguments), trainable)
         trials = cache(partial(_trials, module, coupling, inferred, arguments))
         is_stated = (
             sizes_known or _runs_at_other_sizes(trials(0), arguments) or not look_at_other_sizes(inferred, arguments)
@@ -124,7 +124,7 @@ def _own(inferred: ModuleInferred) -> list[str]:
 
 
 def _coupling(
-    structure: Structure, inferred: ModuleInferred, digest: str, inputs: list[Any], trainable: frozenset[str]
+    structure: Structure, inferred: ModuleInferred, digest: str, inputs: list[Described], trainable: frozenset[str]
 ) -> Coupling:
     turned = tuple(run.turned for run in inferred.runs_beside if run.turned)
     facts = ModuleFacts(real=inferred.real, specialised=tuple(inferred.specialised), turned=turned)

@@ -6,8 +6,9 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from torch import fx, nn
 
@@ -18,10 +19,13 @@ from fxprune.latency.device import Setting
 from fxprune.latency.errors import ForeignTable, LatencyError
 from fxprune.latency.predict import LatencyModel, MeasuredLatency, measured_model, model_of
 from fxprune.latency.sampling import DEFAULT, Limits, Network, Report, build
-from fxprune.latency.table import LatencyTable
+from fxprune.latency.table import LatencyTable, require_setting
 from fxprune.latency.timing import Timing
 from fxprune.problem.width_grids import default_step
 from passes import Coupling, capture, couple
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 log = logging.getLogger(__name__)
 
@@ -48,102 +52,102 @@ def width_grid(coupling: Coupling, step: int | None = None, least: int | None = 
     return grid
 
 
+class On(TypedDict, total=False):
+    """What runs a network, and where: the keywords of `find`, which has the defaults.
+
+    backend: "onnxruntime", "eager", "compiled", one that is registered, or a backend itself. measure: a function of
+    one's own, (gm, example_inputs) -> milliseconds, in the place of a backend; device: its name for tables.
+    """
+
+    backend: str | Backend
+    threads: int
+    measure: Measure | None
+    device: str
+
+
+class How(On, total=False):
+    """What a table is measured for, beside `On`: the grid of widths, and how much may be spent.
+
+    step: of the grid; "auto" samples it as finely as steps can be found (a step of 4). least: the narrowest width
+    (default: the step). progress: a bar on standard error.
+    """
+
+    step: int | str | None
+    least: int | None
+    limits: Limits | Mapping[str, Any]
+    progress: bool
+
+
 def build_table(
-    model: nn.Module,
-    example_inputs: object,
-    *,
-    backend: str = "onnxruntime",
-    threads: int = 1,
-    measure: Measure | None = None,
-    device: str = "cpu",
-    path: str | Path | None = None,
-    step: int | str | None = None,
-    least: int | None = None,
-    limits: Limits = DEFAULT,
-    progress: bool = False,
+    model: nn.Module, example_inputs: object, *, path: str | Path | None = None, **how: Unpack[How]
 ) -> LatencyTable:
     """Measure on this device (or through `measure`) what is needed to predict the network at any widths on the grid.
 
-    path: where the table is kept (default: `default_path`); what it holds already is not measured again. step: the
-    grid; "auto" samples it as finely as steps can be found (a step of 4). Returns the whole table of that file.
-    Raises TableError where the file at `path` cannot be used.
+    path: where the table is kept (default: `default_path`); what it holds already is not measured again. how: see
+    `How`. Returns the whole table of that file. Raises TableError where the file at `path` cannot be used.
     """
-    gm, coupling = _coupled(model, example_inputs)
-    runs_on = find(backend, threads, device, measure)
-    network = Network(gm, coupling, example_inputs, width_grid(coupling, _grid_step(step), least))
-    return _built(network, runs_on, Path(path) if path is not None else default_path(runs_on.setting), limits, progress)
+    job = _Job(*_coupled(model, example_inputs), example_inputs, how)
+    return job.table(Path(path) if path is not None else default_path(job.backend.setting))
 
 
 def latency_model(
-    model: nn.Module,
-    example_inputs: object,
-    *,
-    table: LatencyTable | str | Path | None = None,
-    foreign: bool = False,
-    backend: str = "onnxruntime",
-    threads: int = 1,
-    measure: Measure | None = None,
-    device: str = "cpu",
-    step: int | str | None = None,
-    least: int | None = None,
-    limits: Limits = DEFAULT,
-    progress: bool = False,
-) -> LatencyModel:
+    model: nn.Module, example_inputs: object, *, table: LatencyTable | str | Path | None = None, foreign: bool = False,
+    **how: Unpack[How],
+) -> LatencyModel:  # fmt: skip
     """A latency resource for `netadapt(..., resources=[...])`: predicts any widths, measures whole networks.
 
     table: the file or table to use and complete. foreign: it was measured elsewhere and is taken as it is, with its own
-    setting; nothing is measured here unless `measure` reaches that device.
+    setting; nothing is measured here unless `measure` reaches that device. how: see `How`.
     """
-    gm, coupling = _coupled(model, example_inputs)
-    return latency_resource(
-        gm, coupling, example_inputs, table=table, foreign=foreign, backend=backend, threads=threads, measure=measure,
-        device=device, step=step, least=least, limits=limits, progress=progress,
-    )  # fmt: skip
+    return latency_resource(*_coupled(model, example_inputs), example_inputs, table=table, foreign=foreign, **how)
 
 
 def latency_resource(
-    gm: fx.GraphModule,
-    coupling: Coupling,
-    example_inputs: object,
-    *,
-    table: LatencyTable | str | Path | None = None,
-    foreign: bool = False,
-    backend: str = "onnxruntime",
-    threads: int = 1,
-    measure: Measure | None = None,
-    device: str = "cpu",
-    step: int | str | None = None,
-    least: int | None = None,
-    limits: Limits | Mapping[str, Any] = DEFAULT,
-    progress: bool = True,
-) -> LatencyModel:
+    gm: fx.GraphModule, coupling: Coupling, example_inputs: object, *, table: LatencyTable | str | Path | None = None,
+    foreign: bool = False, **how: Unpack[How],
+) -> LatencyModel:  # fmt: skip
     """As `latency_model`, for a coupled network; a configuration's table `latency:` has these names as its keys."""
-    limits = limits if isinstance(limits, Limits) else Limits(**limits)
-    network = Network(gm, coupling, example_inputs, width_grid(coupling, _grid_step(step), least))
+    job = _Job(gm, coupling, example_inputs, how)
     if foreign:
-        return _elsewhere(network, table, measure, device)
-    runs_on = find(backend, threads, device, measure)
+        return _elsewhere(job.network, table, how.get("measure"), how.get("device", "cpu"))
     if isinstance(table, LatencyTable):
-        found = build(network, runs_on, _of_setting(table, runs_on.setting), limits=limits)
+        require_setting(table.setting, job.backend.setting, "the given table")
+        found = build(job.network, job.backend, table, limits=job.limits)
     else:
-        path = Path(table) if table is not None else default_path(runs_on.setting)
-        found = _built(network, runs_on, path, limits, progress)
-    return measured_model(network, found, runs_on)
+        found = job.table(Path(table) if table is not None else default_path(job.backend.setting))
+    return measured_model(job.network, found, job.backend)
 
 
-def measure_latency_ms(
-    gm: fx.GraphModule,
-    example_inputs: object,
-    *,
-    backend: str = "onnxruntime",
-    threads: int = 1,
-    measure: Measure | None = None,
-    device: str = "cpu",
-    repeats: int = 25,
-) -> Timing:
-    """How long a whole network takes: the median of its runs, with its 95 % interval."""
+def measure_latency_ms(gm: nn.Module, example_inputs: object, *, repeats: int = 25, **on: Unpack[On]) -> Timing:
+    """How long a whole network takes: the median of its runs, with its 95 % interval. on: see `On`."""
     gm = gm if isinstance(gm, fx.GraphModule) else capture(gm, example_inputs)
-    return find(backend, threads, device, measure).time(gm, example_inputs, None, repeats)
+    return find(**on).time(gm, example_inputs, None, repeats)
+
+
+class _Job:
+    """A network to measure, and what `how` says of it."""
+
+    def __init__(self, gm: fx.GraphModule, coupling: Coupling, example_inputs: object, how: How) -> None:
+        unknown = how.keys() - How.__annotations__.keys()
+        if unknown:
+            raise TypeError(f"latency: there is no {sorted(unknown)[0]!r}; there are {', '.join(How.__annotations__)}")
+        grid = width_grid(coupling, _grid_step(how.get("step")), how.get("least"))
+        self.network = Network(gm, coupling, example_inputs, grid)
+        limits = how.get("limits", DEFAULT)
+        self.limits = limits if isinstance(limits, Limits) else Limits(**limits)
+        self.progress = how.get("progress", False)
+        self._on: dict[str, Any] = {name: value for name, value in how.items() if name in On.__annotations__}
+
+    @cached_property
+    def backend(self) -> Backend:
+        return find(**self._on)
+
+    def table(self, path: Path) -> LatencyTable:
+        """The table of that file, with what it lacks."""
+        setting = self.backend.setting
+        table = LatencyTable.load(path, setting) if path.exists() else LatencyTable(setting)
+        with _bar(self.progress, f"latency table ({setting.backend})") as report:
+            return build(self.network, self.backend, table, path=path, limits=self.limits, report=report)
 
 
 def _coupled(model: nn.Module, example_inputs: object) -> tuple[fx.GraphModule, Coupling]:
@@ -157,19 +161,6 @@ def _grid_step(step: int | str | None) -> int | None:
     if step is None or (isinstance(step, int) and step > 0):
         return step
     raise LatencyError(f'latency: step={step!r}; expected a number of channels, or "auto"')
-
-
-def _built(network: Network, backend: Backend, path: Path, limits: Limits, progress: bool) -> LatencyTable:
-    table = LatencyTable.load(path, backend.setting) if path.exists() else LatencyTable(backend.setting)
-    with _bar(progress, f"latency table ({backend.setting.backend})") as report:
-        return build(network, backend, table, path=path, limits=limits, report=report)
-
-
-def _of_setting(table: LatencyTable, setting: Setting) -> LatencyTable:
-    from fxprune.latency.table import require_setting
-
-    require_setting(table.setting, setting, "the given table")
-    return table
 
 
 def _elsewhere(

@@ -43,7 +43,7 @@ def trainer(yolo: Any) -> type:
     base: Any = yolo.task_map[yolo.task]["trainer"]
     network = yolo.model
 
-    class Trainer(base):  # type: ignore[misc]
+    class Trainer(base):
         """Trains the network of the object."""
 
         def get_model(self, cfg: Any = None, weights: nn.Module | None = None, verbose: bool = True) -> nn.Module:
@@ -55,7 +55,7 @@ def trainer(yolo: Any) -> type:
                     f"trainer: the data have {wanted} classes and the network {classes}, whose outputs stay as they "
                     "are; give the network its classes before it is pruned"
                 )
-            model.names = self.data.get("names", model.names)  # type: ignore[union-attr]
+            model.names = self.data.get("names", model.names)
             return model
 
     Trainer.__name__ = base.__name__

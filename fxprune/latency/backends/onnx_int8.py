@@ -55,7 +55,7 @@ def quantised(model: bytes, batches: Iterable[dict[str, np.ndarray]]) -> bytes:
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
+    class Reader(CalibrationDataReader):
         def __init__(self, found: Sequence[dict[str, np.ndarray]]) -> None:
             self.left: Iterator[dict[str, np.ndarray]] = iter(found)
 

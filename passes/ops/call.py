@@ -84,6 +84,7 @@ class Record:
     literals: dict[str, Axis] = field(default_factory=dict)
     lengths: dict[str, tuple[Axis, int]] = field(default_factory=dict)  # numbers: the length of an axis, and what more
     needs: list[tuple[Axis, int]] = field(default_factory=list)  # how many positions of an axis have to stay
+    crossed: tuple[int, ...] = ()  # dimensions of the operand that a view cuts across
     multiples: list[tuple[Axis, int]] = field(default_factory=list)  # of what the length of an axis has to be one
     watched: dict[int, tuple[Axis, ...]] = field(default_factory=dict)
     template: tuple[Any, ...] = ()  # (args, kwargs) with a `Slot` for each tensor

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from passes.axes.expressions import ONE, Axis, Constant, nest
+from passes.axes.expressions import ONE, Axis, Constant, leaves, nest
 from passes.ops.call import Call, aten
 from passes.ops.literals import Site, restated, sizes_from
 from passes.ops.table import rule, states
@@ -77,6 +77,8 @@ def view(call: Call) -> list[list[Axis]]:
         if len(before) == len(after) == 1:
             result[after[0]] = axes[before[0]]
             continue
+        if len(before) > 1 and len(after) > 1 and any(leaves(axes[i]) for i in before):
+            call.record.crossed += tuple(before)
         made = call.refactor([axes[i] for i in before], [shape[j] for j in after])
         for j, axis in zip(after, made, strict=True):
             result[j] = axis

@@ -35,6 +35,7 @@ from passes.trial.other_runs import (
     look_at_other_branches,
     look_at_other_sizes,
     look_at_other_values,
+    look_at_views,
     other_sizes,
 )
 
@@ -49,6 +50,7 @@ def couple_module(module: nn.Module, example_inputs: object) -> Coupling:
     inferred = infer_module(module, arguments)
     if not any(tensor.is_meta for tensor in tensors_of(arguments)):
         check_padding(module, arguments)
+    look_at_views(inferred, arguments)
     look_at_other_branches(inferred, arguments)
     if inferred.real:
         look_at_other_values(inferred, arguments)

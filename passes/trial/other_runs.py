@@ -44,6 +44,36 @@ def look_at_other_sizes(inferred: ModuleInferred, arguments: Arguments) -> bool:
     return False
 
 
+def look_at_views(inferred: ModuleInferred, arguments: Arguments) -> None:
+    """Freeze units that a view joins to a size of the inputs and cuts across: at another size it would cut elsewhere."""
+    records = [record for record in inferred.records if record.func in VIEWS]
+    if inferred.real or not any(record.crossed for record in records):
+        return
+    for resized in other_sizes(arguments):
+        mode = _Views()
+        try:
+            inferred.run.again(mode, resized)
+        except Exception:  # what a module raises at a size that it does not take
+            continue
+        for record, shape in zip(records, mode.shapes, strict=False) if len(records) == len(mode.shapes) else ():
+            axes = [record.inputs[0].axes[dim] for dim in record.crossed]
+            if [axis.size for axis in axes] != [shape[dim] for dim in record.crossed if dim < len(shape)]:
+                reason = Reason("a view cuts across it by a size of the inputs", record.node, spelled(record.func))
+                _frozen(inferred, [(axis, reason) for axis in axes])
+
+
+class _Views(Watching):
+    """Keeps the shapes of what is viewed; infers no axes."""
+
+    def __init__(self) -> None:
+        super().__init__(real=False)
+        self.shapes: list[torch.Size] = []
+
+    def watch(self, func, args, kwargs, operands, outputs) -> None:
+        if func in VIEWS:
+            self.shapes.append(operands[0].shape)
+
+
 def look_at_other_arguments(module: nn.Module, inferred: ModuleInferred, arguments: Arguments) -> None:
     """Run `module` with each flag and number of its arguments changed; name those that it may branch on.
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from module_law import proven
 from torch import Tensor, nn
 
 from passes import CaptureError, Certificate, Coupling, EquivalenceError, PassError, apply_plan, capture, couple, verify
@@ -281,3 +282,29 @@ def test_a_part_that_was_traced_by_torch_jit_stays_whole() -> None:
     part = torch.jit.trace(nn.Linear(16, 12), torch.randn(2, 16))
     model = nn.Sequential(nn.Linear(6, 16), part, nn.Linear(12, 10), nn.ReLU(), nn.Linear(10, 4)).eval()
     assert halved(model)[0].widths == {"2": 10}
+
+
+class Mixing(nn.Module):
+    """Attention over pixels whose result is read with channels for pixels: what goes where hangs on the image size."""
+
+    def __init__(self, crossing: bool) -> None:
+        super().__init__()
+        self.crossing = crossing
+        self.stem, self.key = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)
+        self.value, self.out = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 6, 1)
+        self.last = nn.Conv2d(6, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        key, value = self.key(x).flatten(2), self.value(x).flatten(2).mT
+        y = (key.mT @ key).softmax(-1) @ value
+        return self.last(self.out(x + (y if self.crossing else y.mT).reshape(x.shape)))
+
+
+@pytest.mark.parametrize("crossing", [True, False])
+def test_a_view_that_cuts_across_channels_by_an_image_size_keeps_them(crossing: bool) -> None:
+    groups = "key 4, out 6" if crossing else "stem 8, key 4, out 6"
+    _, coupling, certificate = proven(Mixing(crossing), torch.randn(2, 3, 2, 2), groups)
+    assert any("length" in size for size in certificate.sizes)
+    reasons = {item.reason for item in coupling.frozen}
+    assert ("a view cuts across it by a size of the inputs" in reasons) == crossing

@@ -42,10 +42,16 @@ class InDouble(LightMode):
             args = (args[0], _DOUBLE[args[1]], *args[2:])
         known = _IN_DOUBLE.get(func) if args and getattr(args[0], "dtype", None) is torch.float64 else None
         result = (known or func)(*args, **kwargs)
-        if isinstance(result, torch.Tensor) and result.dtype in _DOUBLE and _makes(func):
+        if isinstance(result, torch.Tensor) and result.dtype in _DOUBLE and (_makes(func) or _of_integers(args)):
             with no_dispatch_modes():  # no call of the network: none may count it
                 return result.to(_DOUBLE[result.dtype])
         return result
+
+
+def _of_integers(args: tuple[Any, ...]) -> bool:
+    """Whether no operand has a type of lower precision: what integers are divided into has the default type."""
+    given = [arg for arg in args if isinstance(arg, torch.Tensor)]
+    return bool(given) and not any(tensor.dtype in _DOUBLE for tensor in given)
 
 
 _CONVERTING = frozenset({torch.ops.prims.convert_element_type.default})

@@ -45,7 +45,7 @@ def look_at_other_sizes(inferred: ModuleInferred, arguments: Arguments) -> bool:
 
 
 def look_at_views(inferred: ModuleInferred, arguments: Arguments) -> None:
-    """Freeze units that a view joins to a size of the inputs and cuts across: at another size it would cut elsewhere."""
+    """Freeze units that a view joins to a size of the inputs and cuts across: at another size it cuts elsewhere."""
     records = [record for record in inferred.records if record.func in VIEWS]
     if inferred.real or not any(record.crossed for record in records):
         return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 
@@ -48,7 +48,7 @@ class InDouble(LightMode):
         return result
 
 
-def _of_integers(args: tuple[Any, ...]) -> bool:
+def _of_integers(args: Sequence[object]) -> bool:
     """Whether no operand has a type of lower precision: what integers are divided into has the default type."""
     given = [arg for arg in args if isinstance(arg, torch.Tensor)]
     return bool(given) and not any(tensor.dtype in _DOUBLE for tensor in given)

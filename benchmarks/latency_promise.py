@@ -1,6 +1,7 @@
 """Latency budgets kept: tables, predictions and searches against ONNX Runtime, one thread, batch 1, 224 px.
 
     python -m benchmarks.latency_promise [--out FOLDER] [NETWORK ...]
+    python -m benchmarks.latency_promise --backend onnxruntime-int8 --size 64 [NETWORK ...]    # the promise alone
 
 For each network: how long its table takes and that a second build measures nothing; the errors of predictions at 30
 random width vectors; what a data-free search to half of the latency really takes, exported by fxprune.export and timed
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -30,9 +32,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("networks", nargs="*", default=NETWORKS)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--backend", help="another backend: only the search and what its network takes")
+    parser.add_argument("--size", type=int, default=64, help="pixels of the images, with --backend")
     options = parser.parse_args()
     machine.one_thread()
     described = machine.describe()
+    if options.backend is not None:
+        rows = [kept(name, options.backend, options.size) for name in options.networks]
+        text = "\n".join(
+            [
+                f"# Half of the latency, {options.backend}, one thread, batch 1, {options.size} px",
+                "",
+                machine.sentence(described) + f"; at the end {machine.describe()['load_average'][0]}.",
+                "",
+                *report.table(PROMISE, ([str(row[name]) for name in PROMISE] for row in rows)),
+                "",
+                "Share: the latency of the pruned network over the dense one's, by the runtime alone, in turns.",
+            ]
+        )
+        name = f"latency_promise_{options.backend}_{options.size}"
+        report.write(options.out, name, text, {"machine": described, "networks": rows})
+        return
     rows = [measured(name) for name in options.networks]
     for row in rows:
         print("\n".join(report.table(HEADER, [cells(row)])))
@@ -115,35 +135,125 @@ def measured(name: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def share_of_dense(dense: Any, pruned: Any, x: Any, folder: Path, pairs: int = PAIRS) -> float:
-    """Latency of the exported network over that of the dense one, by nothing but onnxruntime and this thread's clock.
+PROMISE = ("network", "search s", "rounds", "dense ms", "found ms", "share", "off the promise")
 
-    The two run in turns; each run of the pruned one is compared with those of the dense one before and after it, so
-    that what slows the machine slows both.
-    """
-    import onnxruntime
+
+def kept(name: str, backend: str, size: int) -> dict[str, Any]:
+    """A search to half of the latency by a backend, and the share that its runtime alone measures."""
+    from fxprune.torchvision_support import ensure_torchvision
+
+    ensure_torchvision()
+    import torch
+    import torchvision
+
+    from fxprune import Budget, netadapt
+
+    torch.manual_seed(0)
+    model, x = torchvision.models.get_model(name, weights=None).eval(), torch.randn(1, 3, size, size)
+    begun = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        latency = {"backend": backend, "table": f"{folder}/table.json", "limits": {"points": 4, "repeats": 8}}
+        config = {"netadapt_min_feature_size": 8, "latency": latency}
+        result = netadapt(
+            model, Budget("latency", ratio=RATIO), example_inputs=x, progress=False, config=config
+        )  # fmt: skip
+        search_s = time.perf_counter() - begun
+        both = enumerate((model, result.model))
+        runs = [runtime_alone(backend, net, x, Path(folder) / f"{number}.onnx") for number, net in both]
+        share = share_in_turns(runs, time.perf_counter if backend == "openvino" else time.thread_time)
+    row = {
+        "network": name, "search s": round(search_s), "rounds": len(result.rounds),
+        "dense ms": f"{result.start['latency']:.3f}", "found ms": f"{result.achieved['latency']:.3f}",
+        "share": f"{share:.3f}", "off the promise": f"{share / RATIO - 1:+.1%}",
+    }  # fmt: skip
+    print(row, flush=True)
+    return row
+
+
+def runtime_alone(backend: str, network: Any, x: Any, path: Path) -> Callable[[], object]:
+    """What runs a network once, by its runtime alone: nothing of fxprune but the export to ONNX."""
+    import torch
 
     from fxprune import export
 
-    sessions = []
-    for name, module in (("dense", dense), ("pruned", pruned)):
-        export(module, x, folder / f"{name}.onnx")
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.log_severity_level = 3
-        session = onnxruntime.InferenceSession(
-            str(folder / f"{name}.onnx"), options, providers=["CPUExecutionProvider"]
-        )
-        sessions.append((session, {session.get_inputs()[0].name: x.numpy()}))
+    if backend == "executorch":
+        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+        from executorch.exir import to_edge_transform_and_lower
+        from executorch.runtime import Runtime
+
+        with torch.no_grad():
+            program = torch.export.export(network.eval(), (x,))
+        lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()]).to_executorch()
+        method = Runtime.get().load_program(lowered.buffer).load_method("forward")
+        return lambda: method.execute([x])
+    if backend == "compile":
+        compiled = torch.compile(network.eval(), dynamic=False)
+        return torch.inference_mode()(lambda: compiled(x))
+    export(network, x, path)
+    if backend == "openvino":
+        import openvino
+
+        options = {"INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY"}
+        loaded = openvino.Core().compile_model(str(path), "CPU", options)
+        request, feed = loaded.create_infer_request(), {0: x.numpy()}
+        return lambda: request.infer(feed)
+    import onnxruntime
+
+    if backend == "onnxruntime-int8":
+        path.write_bytes(in_int8(path, {"x": x.numpy()}))
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    feed = {session.get_inputs()[0].name: x.numpy()}
+    return lambda: session.run(None, feed)
+
+
+def in_int8(path: Path, example: dict[str, Any]) -> bytes:
+    """An ONNX file after onnxruntime's static quantisation, by its example inputs."""
+    import onnx
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    name = onnx.load(path).graph.input[0].name
+
+    class Reader(CalibrationDataReader):
+        left = iter([{name: array} for array in example.values()])
+
+        def get_next(self) -> Any:
+            return next(self.left, None)
+
+    clean, target = path.with_suffix(".clean.onnx"), path.with_suffix(".int8.onnx")
+    quant_pre_process(str(path), str(clean), skip_symbolic_shape=True)
+    quantize_static(
+        str(clean), str(target), Reader(), quant_format=QuantFormat.QDQ, per_channel=True,
+        weight_type=QuantType.QInt8, activation_type=QuantType.QUInt8,
+    )  # fmt: skip
+    return target.read_bytes()
+
+
+def share_in_turns(
+    runs: list[Callable[[], object]], clock: Callable[[], float] = time.thread_time, pairs: int = PAIRS
+) -> float:
+    """The second run's time over the first's: each is compared with the first's before and after it."""
     times = np.zeros((pairs, 2))
     for pair in range(-10, pairs):
-        for place, (session, feed) in enumerate(sessions):
-            start = time.thread_time()
-            session.run(None, feed)
+        for place, run in enumerate(runs):
+            start = clock()
+            run()
             if pair >= 0:
-                times[pair, place] = time.thread_time() - start
+                times[pair, place] = clock() - start
     around = (times[:-1, 0] + times[1:, 0]) / 2
     return float(np.median(times[:-1, 1] / around))
+
+
+def share_of_dense(dense: Any, pruned: Any, x: Any, folder: Path) -> float:
+    """Latency of the exported network over that of the dense one, by nothing but onnxruntime and this thread's clock.
+
+    The two run in turns, so that what slows the machine slows both.
+    """
+    modules = {"dense": dense, "pruned": pruned}
+    return share_in_turns([runtime_alone("onnxruntime", net, x, folder / f"{n}.onnx") for n, net in modules.items()])
 
 
 def importance_lost_by_flops(model: Any, x: Any, latency: Any, target_ms: float) -> float:

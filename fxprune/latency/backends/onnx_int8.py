@@ -21,14 +21,11 @@ class OnnxRuntimeInt8(OnnxRuntime):
     Scales are those of the example inputs: they decide the outputs, not the time.
     """
 
-    in_situ = False  # what is fused is named by other nodes than those that the network has
-
     def __init__(self, threads: int = 1, exact: bool = False) -> None:
         super().__init__(threads, exact)
         self.setting = Setting("onnxruntime-int8", self.setting.version, threads, cpu())
 
-    def model(self, gm: fx.GraphModule, example_inputs: object) -> bytes:
-        model = super().model(gm, example_inputs)
+    def finished(self, model: bytes, gm: fx.GraphModule, example_inputs: object) -> bytes:
         return quantised(model, [fed(input_names(model), gm, example_inputs)])
 
 
@@ -52,6 +49,7 @@ def quantised(model: bytes, batches: Iterable[dict[str, np.ndarray]]) -> bytes:
 
     Raises BackendError where onnxruntime cannot quantise it.
     """
+    import onnxruntime
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -68,6 +66,7 @@ def quantised(model: bytes, batches: Iterable[dict[str, np.ndarray]]) -> bytes:
         source.write_bytes(model)
         try:
             logging.root.setLevel(logging.ERROR)  # it advises on the root logger what is done here
+            onnxruntime.set_default_logger_severity(3)
             quant_pre_process(str(source), str(clean), skip_symbolic_shape=True)
             quantize_static(
                 str(clean), str(target), Reader(list(batches)), quant_format=QuantFormat.QDQ, per_channel=True,
@@ -78,4 +77,5 @@ def quantised(model: bytes, batches: Iterable[dict[str, np.ndarray]]) -> bytes:
             raise BackendError(f"onnxruntime cannot quantise the network: {said}") from error
         finally:
             logging.root.setLevel(level)
+            onnxruntime.set_default_logger_severity(2)  # its own default
         return target.read_bytes()

@@ -54,21 +54,21 @@ class OnnxRuntime(Timed):
         return self._runner(self._session(self.model(gm, example_inputs)), example_inputs, gm)
 
     def model(self, gm: fx.GraphModule, example_inputs: object) -> bytes:
-        """The network as ONNX."""
-        return exported(gm, example_inputs) if self.exact else translated(gm, example_inputs)
+        """The network as ONNX, as it is run."""
+        plain = exported(gm, example_inputs) if self.exact else translated(gm, example_inputs)
+        return self.finished(plain, gm, example_inputs)
+
+    def finished(self, model: bytes, gm: fx.GraphModule, example_inputs: object) -> bytes:
+        """What is done to an ONNX network before it is run; here nothing."""
+        return model
 
     def supports(self, gm: fx.GraphModule, example_inputs: object) -> bool:
-        """Whether the quick translation knows every operator, so that the profile can be read by fx node."""
-        try:
-            record(gm, example_inputs)
-        except UnsupportedOperator as error:
-            log.info("%s; its units are exported and timed one by one", error)
-            return False
-        return True
+        """Whether the profile can be read by fx node."""
+        return translatable(gm, example_inputs)
 
     def profile(self, gm: fx.GraphModule, example_inputs: object, reference: Reference | None, repeats: int) -> Profile:
         graph = record(gm, example_inputs)
-        model = to_onnx(graph)
+        model = self.finished(to_onnx(graph), gm, example_inputs)
         whole = self.pace(self._runner(self._session(model), example_inputs, gm), reference, repeats)
         with tempfile.TemporaryDirectory() as folder:
             session = self._session(model, profile=str(Path(folder) / "profile"))
@@ -117,6 +117,16 @@ def fed(names: Sequence[str], gm: fx.GraphModule, example_inputs: object) -> dic
     return {
         name: np.ascontiguousarray(tensor.detach().cpu().numpy()) for name, tensor in zip(names, tensors, strict=True)
     }
+
+
+def translatable(gm: fx.GraphModule, example_inputs: object) -> bool:
+    """Whether the quick translation knows every operator: names in a profile are then those of fx nodes."""
+    try:
+        record(gm, example_inputs)
+    except UnsupportedOperator as error:
+        log.info("%s; its units are exported and timed one by one", error)
+        return False
+    return True
 
 
 def translated(gm: fx.GraphModule, example_inputs: object) -> bytes:

@@ -46,9 +46,23 @@ def test_the_quantised_network_computes_nearly_the_same_in_integers() -> None:
 @onnx_only
 def test_int8_is_measured_under_its_own_name() -> None:
     backend = find("onnxruntime-int8", threads=1)
-    assert str(backend.setting).startswith("onnxruntime-int8") and not backend.in_situ
+    assert str(backend.setting).startswith("onnxruntime-int8")
     assert backend.setting.slug != find("onnxruntime").setting.slug
     assert 0 < measure_latency_ms(Net().eval(), INPUT, backend="onnxruntime-int8").ms < 1000
+
+
+@onnx_only
+def test_the_integer_operators_of_a_profile_belong_to_the_network_s_nodes() -> None:
+    from fxprune.latency.backends.protocol import InSitu
+
+    gm = capture(Net().eval(), INPUT)
+    backend = find("onnxruntime-int8")
+    assert isinstance(backend, InSitu) and backend.in_situ
+    profile = backend.profile(gm, INPUT, None, 7)
+    layers = {"stem", "wide", "back", "again", "home", "head"}
+    assert layers <= set(profile.nodes) <= {node.name for node in gm.graph.nodes}
+    assert profile.ms.shape == (7, len(profile.nodes))
+    assert (profile.ms[:, [profile.nodes.index(layer) for layer in layers]] > 0).all()
 
 
 @onnx_only
@@ -64,6 +78,10 @@ def test_openvino() -> None:
     run = OpenVino(threads=1).prepare(Net().eval(), INPUT)
     assert next(iter(run().values())).shape == (1, 10)  # type: ignore[attr-defined]
     assert measure_latency_ms(Net().eval(), INPUT, backend="openvino").ms > 0
+    gm = capture(Net().eval(), INPUT)
+    profile = find("openvino").profile(gm, INPUT, None, 5)  # type: ignore[attr-defined]
+    assert {"stem", "wide", "back", "again", "home", "head"} <= set(profile.nodes) <= {n.name for n in gm.graph.nodes}
+    assert profile.ms.shape == (5, len(profile.nodes)) and profile.ms.sum() > 0
 
 
 @pytest.mark.parametrize(

@@ -24,19 +24,25 @@ ARRAYS = {
 def cifar_loaders(
     name: str,
     data_path: str | Path,
-    img_size: int,
-    batch_size: int,
-    workers: int,
+    img_size: int = SIDE,
+    batch_size: int = 128,
+    workers: int = 4,
     *,
-    distributed: bool,
-    download: bool,
-    selection: float,
-    seed: int,
     mean: tuple[float, ...],
     std: tuple[float, ...],
-    check_integrity: bool,
+    distributed: bool = False,
+    download: bool = False,
+    selection: float = 0.1,
+    seed: int = 0,
+    check_integrity: bool = True,
 ) -> Loaders:
-    """The loaders of torchvision's data set `name`, "CIFAR10" or "CIFAR100"."""
+    """Loaders for training (random crop and flip), selection (held out of the training images) and test.
+
+    name: of torchvision's data set, "CIFAR10" or "CIFAR100". `data_path` holds the folder of the unpacked Python
+    archive. `mean`, `std`: of the training images, a channel. `selection`: the share of each class that is held out,
+    chosen by `seed`. `distributed`: each process of the group sees its part. `check_integrity`: the files are the
+    official ones, by MD5.
+    """
     ensure_torchvision()
     from torchvision import transforms
 

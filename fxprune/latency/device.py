@@ -72,11 +72,6 @@ def cpu() -> dict[str, Any]:
     return {"processor": name, "architecture": platform.machine(), "vectors": vectors}
 
 
-def cores() -> int:
-    """How many cores this machine offers."""
-    return _processor()[2]
-
-
 def describe(kind: str) -> dict[str, Any]:
     """The device of that torch type ("cpu", "cuda", ...)."""
     if kind == "cpu":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,11 +43,6 @@ def compare(expected: object, got: object) -> Comparison:
     pairs = [(a, b) for a, b in zip(first, second, strict=True) if isinstance(a, torch.Tensor)]
     error = max((difference(a, b) for a, b in pairs), default=0.0)
     return Comparison(error, len(pairs), tuple(_finite(a) for a, _ in pairs if _has_points(a)))
-
-
-def compare_tensors(expected: Iterable[torch.Tensor], got: Sequence[torch.Tensor]) -> float:
-    """The error of tensors alone, as in `compare`."""
-    return compare(list(expected), list(got)).error
 
 
 def difference(a: torch.Tensor, b: torch.Tensor) -> float:

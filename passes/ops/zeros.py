@@ -97,8 +97,3 @@ def normalised(centred: bool, mean: str = "") -> Zeros:
         return unit.argument("weight") is not None and unit.zero("weight")
 
     return Zeros(result, _all)
-
-
-def when(condition: Claim, then: Zeros) -> Zeros:
-    """`then` where the call's arguments meet a condition, else never zero."""
-    return Zeros(lambda unit: condition(unit) and then.result(unit), then.summed)

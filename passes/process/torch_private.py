@@ -25,10 +25,8 @@ from torch.fx.graph_module import _copy_attr as copy_attribute
 from torch.fx.node import _get_qualified_name as qualified_name
 from torch.nn.functional import _canonical_mask as canonical_mask
 from torch.nn.modules._functions import BackwardHookFunction as BackwardHookFunction
-from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from torch.nn.modules.batchnorm import _NormBase as NormBase
 from torch.nn.modules.conv import _ConvNd as ConvNd
-from torch.nn.modules.dropout import _DropoutNd as DropoutNd
 from torch.overrides import _get_current_function_mode_stack as function_modes
 from torch.overrides import _pop_mode as pop_function_mode
 from torch.overrides import _push_mode as push_function_mode
@@ -86,9 +84,6 @@ def has_tensor_hooks(tensor: torch.Tensor) -> bool:
 # -- modules -----------------------------------------------------------------------------------------------------------
 
 
-Attention = Callable[..., torch.Tensor]
-
-
 def parameters_of(module: nn.Module) -> dict[str, nn.Parameter | None]:
     """The table of a module's own parameters, to read and to write; None where there is none by that name."""
     return module._parameters
@@ -127,7 +122,7 @@ def call_of(kind: type[nn.Module]) -> Any:
     return kind._call_impl
 
 
-def encoder_blocks(layer: nn.TransformerEncoderLayer) -> tuple[Attention, Attention]:
+def encoder_blocks(layer: nn.TransformerEncoderLayer) -> tuple[Callable[..., torch.Tensor], ...]:
     """Its methods for attention and for the layers behind it."""
     return layer._sa_block, layer._ff_block
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -147,11 +147,3 @@ def settled(network: nn.Module, batches: Sequence[Batch]) -> nn.Module:
         mean.copy_(torch.where(used, new_mean, mean))
         var.copy_(torch.where(used, new_var, var))
     return made
-
-
-def reestimated_where_better(
-    network: nn.Module, batches: Sequence[Batch], worth: Callable[[nn.Module], float]
-) -> nn.Module:
-    """`reestimated`, or the network itself where `worth` (the higher the better, on held-out data) does not rise."""
-    made = reestimated(network, batches)
-    return made if made is not network and worth(made) > worth(network) else network

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from passes.process.torch_private import placed_first
 
@@ -152,8 +152,3 @@ def clamped(gm: fx.GraphModule, node: fx.Node) -> tuple[fx.Node, float, float] |
         bounds = (0.0, float("inf"))
     sources = node.all_input_nodes
     return (sources[0], *bounds) if bounds is not None and len(sources) == 1 else None
-
-
-def only_tensors(values: dict[str, object]) -> dict[str, Tensor]:
-    """Those of `values` that are floating-point tensors."""
-    return {n: v for n, v in values.items() if isinstance(v, Tensor) and v.is_floating_point()}

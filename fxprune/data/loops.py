@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from fxprune.data.errors import DataError
 from fxprune.io.printed_text import terminal
 from fxprune.training.context import DLContext, device_of
+from fxprune.training.outputs import main_output
 from fxprune.training.steps import optimized
 
 log = logging.getLogger(__name__)
@@ -146,11 +147,6 @@ def classification_loss(outputs: object, labels: Tensor, criterion: Callable[...
     if isinstance(criterion, nn.BCEWithLogitsLoss):
         targets = F.one_hot(labels, logits.shape[1]).to(logits.dtype)
     return criterion(logits, targets) + AUXILIARY * sum(criterion(other, targets) for other in others)
-
-
-def main_output(outputs: Any) -> Tensor:
-    """The logits of a classifier that may return auxiliary ones too, as GoogLeNet and Inception do in train mode."""
-    return outputs[0] if isinstance(outputs, tuple | list) else outputs
 
 
 def auxiliary_outputs(outputs: object) -> list[Tensor]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,8 @@ from fxprune.errors import InputError
 from passes import Coupling, PassError
 from passes.process.torch_private import pytree
 from passes.statistics import Batch, batches_of
-from passes.statistics.observing import inputs_of
+from passes.statistics.divergence import tensors_out
+from passes.statistics.observing import evaluating, inputs_of
 
 log = logging.getLogger(__name__)
 
@@ -38,9 +40,10 @@ def calibration_of(dense: nn.Module, coupling: Coupling, batches: object, most: 
     """
     listed: list[Batch] = []
     samples = 0
+    like_example = _LikeExample(dense, coupling)
     try:
-        for batch in batches_of(dense, batches, inputs_of(coupling)):
-            listed.append(batch)
+        for batch in batches_of(dense, batches, inputs_of(dense, coupling)):
+            listed.append(like_example(batch))
             samples += max(batch.size, 1)
             if samples >= most:
                 break
@@ -65,6 +68,47 @@ def calibration_of(dense: nn.Module, coupling: Coupling, batches: object, most: 
             "netadapt: calibration: a single sample cannot be both fitted to and held out; pass at least two samples."
         )
     return Calibration(fitted, held, digest)
+
+
+class _LikeExample:
+    """Brings batches to the inputs of the example, for which the network was analysed.
+
+    Labels that only the batches have are left out of the call: inputs without which the network computes the same, but
+    for single numbers, its loss.
+    """
+
+    def __init__(self, network: nn.Module, coupling: Coupling) -> None:
+        self.network, self.left_out = network, set[str]()
+        self.names: list[str] | None = None  # what is no module has the inputs of its example and no others
+        if coupling.module is not None:
+            positional, named = coupling.inputs[0]["tuple"], coupling.inputs[1]["dict"]
+            self.names = [*list(inspect.signature(network.forward).parameters)[: len(positional)], *named]
+
+    def __call__(self, batch: Batch) -> Batch:
+        if self.names is None or batch.args:
+            return batch
+        if missing := [name for name in self.names if name not in batch.kwargs]:
+            raise PassError(f"a batch has no {missing[0]!r}, and example_inputs has; pass it in both or in none")
+        more = {name for name, value in batch.kwargs.items() if name not in self.names and value is not None}
+        made = replace(batch, kwargs={name: batch.kwargs[name] for name in self.names})
+        if not more <= self.left_out:
+            if not self._same(batch, made):
+                raise PassError(
+                    f"a batch has {', '.join(map(repr, sorted(more)))}, example_inputs has not, and the outputs follow "
+                    "from it; pass it in both or in none"
+                )
+            self.left_out |= more
+        return made
+
+    @torch.no_grad()
+    def _same(self, first: Batch, second: Batch) -> bool:
+        with evaluating(self.network):
+            mine, theirs = (
+                tensors_out(batch.part(0, 2).run(self.network) if batch.size else batch.run(self.network))
+                for batch in (first, second)
+            )
+        both = zip(mine, theirs, strict=False)
+        return len(mine) == len(theirs) and all(a.shape == b.shape and torch.allclose(a, b) for a, b in both)
 
 
 def first_samples(batches: Sequence[Batch], most: int) -> list[Batch]:

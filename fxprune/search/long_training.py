@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxprune.data.loops import autocast, main_output, placed, shown
+from fxprune.data.loops import autocast, placed, shown
 from fxprune.errors import InputError
 from fxprune.io.storage import write_bytes
 from fxprune.io.tensors import clone, modes_of, put_modes, put_tensors, tensors_of, to_bytes
@@ -23,15 +23,18 @@ from fxprune.journal.restoring import restored
 from fxprune.problem.inputs import described
 from fxprune.problem.wrappers import unwrapped
 from fxprune.search.result import NetAdaptResult
-from fxprune.training.batches import check_iterable, pairs
-from fxprune.training.candidate import Evaluate, checked_seed, score_of, seeded
+from fxprune.training.batches import begin_epoch, check_iterable
+from fxprune.training.batches import labelled as with_labels
+from fxprune.training.batches import unlabelled as without_labels
+from fxprune.training.candidate import MOST_SEED, Evaluate, checked_seed, score_of, seeded
 from fxprune.training.context import DLContext, TrainFunction, ValidateFunction, device_of
 from fxprune.training.distillation import output_loss
+from fxprune.training.outputs import Loss, loss_of, main_output
+from fxprune.training.process_group import average_buffers, average_gradients, begin_alike, in_step, mean_of, rank
 from fxprune.training.steps import optimized, rate
-from passes import Certificate, PassError, Plan, verify
+from passes import Certificate, Plan, verify
 from passes.arguments import got, integer, is_a, number
-from passes.process.torch_private import pytree
-from passes.statistics import batches_of
+from passes.statistics import Batch
 from passes.statistics.divergence import tensors_out
 
 log = logging.getLogger(__name__)
@@ -70,9 +73,7 @@ def train(
     context.best_acc, context.best_epoch = -math.inf, -1
     for epoch in range(context.max_epoch):
         context.epoch = epoch
-        sampler = context.train_sampler or getattr(context.train_loader, "sampler", None)
-        if sampler is not None and hasattr(sampler, "set_epoch"):
-            sampler.set_epoch(epoch)
+        begin_epoch(context.train_sampler or context.train_loader, epoch)
         train_func(model, context)
         if not main_process:
             continue
@@ -120,7 +121,7 @@ def finetune(
     weight_decay: float = 1e-4,
     warmup: float = 1.0,
     optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer] | None = None,
-    loss: Callable[[object, object], Tensor] | None = None,
+    loss: Loss | None = None,
     distill: float = 0.0,
     temperature: float = 4.0,
     teacher: nn.Module | None = None,
@@ -171,12 +172,13 @@ def finetune(
     parameters = [p for p in network.parameters() if p.requires_grad]
     if not parameters:
         raise InputError("finetune: no parameter of the network requires a gradient.")
-    with seeded(seed):
+    with seeded((seed + rank()) % MOST_SEED):
         placed(network, context)
+        begin_alike(network, "finetune")
         if distill and teacher is not None:
             placed(teacher, context)
         made = optimizer(parameters) if optimizer else _sgd(parameters, lr, momentum, weight_decay)
-        objective = _objective(loss or nn.CrossEntropyLoss(), teacher, distill, temperature)
+        objective = _objective(loss, teacher, distill, temperature)
         epoch, scores, losses = _epochs(
             network, batches, context, made, objective, evaluate, epochs, warmup, distill < 1
         )
@@ -227,7 +229,7 @@ def _epochs(
     batches: object,
     context: DLContext,
     optimizer: torch.optim.Optimizer,
-    objective: Callable[[object, object, object], Tensor],
+    objective: Callable[[object, Batch], Tensor],
     evaluate: Evaluate | None,
     epochs: int,
     warmup: float,
@@ -236,14 +238,13 @@ def _epochs(
     """Train; the network ends with the weights of the epoch that is returned (from 1)."""
     device = device_of(network, context)
     length = len(batches) if hasattr(batches, "__len__") else None
-    move = partial(Tensor.to, device=device, non_blocking=True)
-    tried: list[object] = []
+    average = partial(average_gradients, [p for p in network.parameters() if p.requires_grad])
+    tried: list[Batch] = []
 
-    def loss(batch: tuple[object, object]) -> Tensor:
-        inputs, targets = pytree.tree_map_only(Tensor, move, batch)
-        tried[:] = inputs, targets
+    def loss(batch: Batch) -> Tensor:
+        tried[:] = [batch]
         with autocast(context, device):
-            return objective(_called(network, inputs), inputs, targets)
+            return objective(network(*batch.args, **batch.kwargs), batch)
 
     def share(epoch: int, step: int) -> float:
         return rate(epoch + (step / length if length else 0.0), epochs, warmup, 1 / length if length else 1.0)
@@ -255,21 +256,24 @@ def _epochs(
     for epoch in range(epochs):
         network.train()
         total, count = torch.zeros((), device=device), 0
+        begin_epoch(batches, epoch)
         given = shown(batches, f"fine-tune, epoch {epoch + 1} of {epochs}", context)
-        taken = pairs(given, "finetune") if labelled else _unlabelled(network, given)
+        read = with_labels if labelled else without_labels
+        taken = in_step(read(network, given, "finetune"), device, "finetune")
         try:
-            for found in optimized(optimizer, taken, loss, partial(share, epoch)):
+            for found in optimized(optimizer, taken, loss, partial(share, epoch), between=average):
                 total, count = total + found, count + 1
         except Exception as error:
-            if epoch or count or not tried:
+            if epoch or count or not tried or isinstance(error, InputError):
                 raise
-            raise _first_batch_fails(error, *tried) from error
+            raise _first_batch_fails(error, tried[0]) from error
         if not count:
             raise InputError("finetune: the data holds no batch; expected batches of (inputs, targets), each epoch.")
-        losses.append(total.item() / count)
+        average_buffers(network)
+        losses.append(mean_of(total.item() / count, device))
         if evaluate is not None:
             network.eval()
-            scores.append(score_of(evaluate(network)))
+            scores.append(mean_of(score_of(evaluate(network)), device))
             if best is None or scores[-1] > max(scores[:-1]):
                 best, chosen = tensors_of(network), epoch + 1
         score = f", score {scores[-1]:.6g}" if scores else ""
@@ -279,45 +283,32 @@ def _epochs(
     return chosen, scores, losses
 
 
-def _first_batch_fails(error: Exception, inputs: object, targets: object) -> InputError:
+def _first_batch_fails(error: Exception, batch: Batch) -> InputError:
     said = (str(error).strip().splitlines() or [""])[0][:500]
     return InputError(
-        f"finetune: the network or the loss fails on the first batch (inputs: {described(inputs)}; targets: "
-        f"{described(targets)}): {type(error).__name__}: {said}. Pass batches that both take."
+        f"finetune: the network or the loss fails on the first batch (inputs: "
+        f"{described(dict(batch.kwargs) or batch.args)}; targets: {described(batch.labels)}): "
+        f"{type(error).__name__}: {said}. Pass batches that both take."
     )
 
 
-def _called(network: nn.Module, inputs: object) -> object:
-    """The outputs for a batch: a tuple holds positional arguments, a dict keywords, all else is one argument."""
-    if isinstance(inputs, dict):
-        return network(**inputs)
-    return network(*inputs) if isinstance(inputs, tuple) else network(inputs)
-
-
 def _objective(
-    loss: Callable[[object, object], Tensor], teacher: nn.Module | None, distill: float, temperature: float
-) -> Callable[[Any, Any, Any], Tensor]:
-    def objective(outputs: object, inputs: Tensor, targets: object) -> Tensor:
+    loss: Loss | None, teacher: nn.Module | None, distill: float, temperature: float
+) -> Callable[[object, Batch], Tensor]:
+    def objective(outputs: object, batch: Batch) -> Tensor:
         if teacher is None or not distill:
-            return loss(outputs, targets)
+            return loss_of(outputs, batch.labels, loss, "finetune")
         with torch.no_grad():
-            wanted = _called(teacher, inputs)
+            wanted = teacher(*batch.args, **batch.kwargs)
         if len(tensors_out(outputs)) != len(tensors_out(wanted)):  # auxiliary heads that run in train mode alone
             soft = output_loss(main_output(outputs), main_output(wanted), temperature)
         else:
             soft = output_loss(outputs, wanted, temperature)
-        return soft if distill == 1 else (1 - distill) * loss(outputs, targets) + distill * soft
+        if distill == 1:
+            return soft
+        return (1 - distill) * loss_of(outputs, batch.labels, loss, "finetune") + distill * soft
 
     return objective
-
-
-def _unlabelled(network: nn.Module, batches: object) -> Iterator[tuple[object, object]]:
-    """The inputs of each batch as a tuple of arguments or a dict of keywords; labels, where there are some, beside."""
-    try:
-        for batch in batches_of(network, batches):
-            yield dict(batch.kwargs) or batch.args, batch.labels
-    except PassError as error:
-        raise InputError(f"finetune: {error}") from error
 
 
 def _sgd(parameters: list[nn.Parameter], lr: float, momentum: float, weight_decay: float) -> torch.optim.Optimizer:

@@ -10,7 +10,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from numbers import Integral, Real
 from pathlib import Path
@@ -22,13 +22,15 @@ from torch import Tensor, nn
 
 from fxprune.errors import InputError
 from fxprune.io.tensors import buffer_places, named_tensors
-from fxprune.training.batches import pairs
+from fxprune.training.batches import labelled
 from fxprune.training.interruption import Ending, OutOfTime, watched
+from fxprune.training.outputs import Loss, loss_of, right_ones
 from fxprune.training.repaired import Repaired
 from fxprune.training.steps import optimized, repeated
 from passes.arguments import integer, is_a, number
 from passes.process.settings import settings_kept
 from passes.process.torch_private import forget_workers
+from passes.statistics import Batch
 
 Train = Callable[[nn.Module, int], object]
 Evaluate = Callable[[nn.Module], float]
@@ -229,9 +231,11 @@ def begin_anew(loader: object) -> None:
 class FineTune:
     """A `train` for `netadapt`: exactly `steps` steps of SGD over `batches`, begun anew as often as needed.
 
-    `batches` is a DataLoader or any other iterable of (inputs, targets). A new optimizer each call, and a loader with
-    generators of its own begins anew from torch's seed, so that no candidate sees the state of another. Data, model and
-    loss meet on the model's device.
+    `batches` is a DataLoader or any other iterable of (inputs, targets), or of dicts that hold both by name. `loss`:
+    of torch.nn gets the network's scores and the targets, any other all its outputs and the targets; None: the
+    network's own loss where it computes one (Hugging Face models given `labels`), else the cross entropy. A new
+    optimizer each call, and a loader with generators of its own begins anew from torch's seed, so that no candidate
+    sees the state of another. Data, model and loss meet on the model's device.
 
     >>> train = FineTune([(torch.randn(4, 3), torch.tensor([0, 1, 0, 1]))], lr=0.1)
     >>> train(nn.Linear(3, 2), steps=5)
@@ -241,7 +245,7 @@ class FineTune:
     lr: float = 0.01
     momentum: float = 0.9
     weight_decay: float = 1e-4
-    loss: Callable[[Any, Any], Tensor] = field(default_factory=nn.CrossEntropyLoss)
+    loss: Loss | None = None
 
     def __call__(self, model: nn.Module, steps: int) -> None:
         is_a(model, nn.Module, "FineTune", "the network to train, a torch.nn.Module", InputError)
@@ -251,35 +255,36 @@ class FineTune:
         if not parameters or not steps:
             return
         optimizer = torch.optim.SGD(parameters, lr, momentum=self.momentum, weight_decay=self.weight_decay)
-        device = parameters[0].device
         model.train()
         begin_anew(self.batches)
 
-        def loss(batch: tuple[Any, Any]) -> Tensor:
-            inputs, targets = batch
-            return self.loss(model(inputs.to(device)), targets.to(device))
+        def loss(batch: Batch) -> Tensor:
+            return loss_of(model(*batch.args, **batch.kwargs), batch.labels, self.loss, "FineTune")
 
-        batches = islice(repeated(lambda: pairs(self.batches, "FineTune"), "FineTune"), steps)
+        batches = islice(repeated(lambda: labelled(model, self.batches, "FineTune"), "FineTune"), steps)
         for _ in optimized(optimizer, batches, loss):
             pass
 
 
 @dataclass
 class Accuracy:
-    """An `evaluate` for `netadapt`: the top-1 accuracy over `batches` of (inputs, labels), in percent."""
+    """An `evaluate` for `netadapt`: the top-1 accuracy over `batches`, in percent.
+
+    `batches` of (inputs, labels), or of dicts that hold both by name; labels of -100 count for nothing. Scores may have
+    more dimensions (of tokens, of pixels); a causal language model's are those of the next token.
+    """
 
     batches: Iterable[Any]
 
     def __call__(self, model: nn.Module) -> float:
         is_a(model, nn.Module, "Accuracy", "the network to evaluate, a torch.nn.Module", InputError)
-        device = next((p.device for p in model.parameters()), torch.device("cpu"))
         model.eval()
         begin_anew(self.batches)
         right = total = 0
         with torch.no_grad():
-            for inputs, labels in pairs(self.batches, "Accuracy"):
-                right += int((model(inputs.to(device)).argmax(1) == labels.to(device)).sum())
-                total += len(labels)
+            for batch in labelled(model, self.batches, "Accuracy"):
+                hits, counted = right_ones(model(*batch.args, **batch.kwargs), batch.labels, "Accuracy")
+                right, total = right + hits, total + counted
         if not total:
             raise InputError("Accuracy: the data holds no batch; expected batches of (inputs, labels).")
         return 100.0 * right / total

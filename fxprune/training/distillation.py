@@ -11,11 +11,11 @@ from torch.nn import functional as F
 
 from fxprune.errors import InputError
 from fxprune.training.candidate import checked_seed, seeded
+from fxprune.training.outputs import Loss, loss_of
 from fxprune.training.steps import optimized, rate, repeated
 from passes.arguments import integer, number
 from passes.statistics import Batch, batches_of
 from passes.statistics.divergence import classes_of, tensors_out
-from passes.statistics.gradients import Loss
 
 
 def output_loss(student: object, teacher: object, temperature: float = 4.0) -> Tensor:
@@ -77,7 +77,7 @@ def distil(
         soft = output_loss(given, wanted, temperature)
         if loss is None or batch.labels is None:
             return soft
-        return (1 - labels) * soft + labels * loss(given, batch.labels)
+        return (1 - labels) * soft + labels * loss_of(given, batch.labels, loss, "distil")
 
     with seeded(seed):
         try:

@@ -17,11 +17,13 @@ Item = TypeVar("Item")
 def optimized(
     optimizer: torch.optim.Optimizer, batches: Iterable[Item], loss: Callable[[Item], Tensor],
     share: Callable[[int], float] | None = None, scaler: torch.amp.GradScaler | None = None,
+    between: Callable[[], None] | None = None,
 ) -> Iterator[Tensor]:  # fmt: skip
     """One step for each batch; yields the loss of each, detached, after its step.
 
     share(step), counted from 0: of the peak learning rates, which are the optimizer's at the beginning; its groups keep
-    them as `initial_lr`, as under torch's schedulers. scaler: for gradients in half precision.
+    them as `initial_lr`, as under torch's schedulers. scaler: for gradients in half precision. between: called when the
+    gradients are there, before the step.
     """
     for step, batch in enumerate(batches):
         if share is not None:
@@ -29,11 +31,12 @@ def optimized(
                 group["lr"] = group.setdefault("initial_lr", group["lr"]) * share(step)
         optimizer.zero_grad(set_to_none=True)
         found = loss(batch)
+        (found if scaler is None else scaler.scale(found)).backward()
+        if between is not None:
+            between()
         if scaler is None:
-            found.backward()
             optimizer.step()
         else:
-            scaler.scale(found).backward()
             scaler.step(optimizer)
             scaler.update()
         yield found.detach()

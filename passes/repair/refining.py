@@ -121,8 +121,8 @@ def _made_by(plan: Plan, coupling: Coupling, pruned: fx.GraphModule) -> None:
 
 
 def _split(dense: fx.GraphModule, coupling: Coupling, batches: object, held: object) -> tuple[list[Batch], list[Batch]]:
-    listed = list(batches_of(dense, batches, inputs_of(coupling)))
-    judged = None if held is None else list(batches_of(dense, held, inputs_of(coupling)))
+    listed = list(batches_of(dense, batches, inputs_of(dense, coupling)))
+    judged = None if held is None else list(batches_of(dense, held, inputs_of(dense, coupling)))
     if not listed or judged == []:
         raise PassError("refine: there is no batch; pass at least one")
     with torch.no_grad():
@@ -182,7 +182,11 @@ class _Run:
         names = [str(n.target) for n in input_nodes(gm.graph)]
         given = dict(zip(names, batch.args, strict=False)) | dict(batch.kwargs)
         values = as_arguments({k: v for k, v in given.items() if k in names}, gm)
-        return {n.name: v for n, v in zip(input_nodes(gm.graph), values, strict=True)}
+        env = {n.name: v for n, v in zip(input_nodes(gm.graph), values, strict=True)}
+        for node in gm.graph.find_nodes(op="placeholder"):
+            if node.name not in env:  # what ``*args`` and ``**kwargs`` gather
+                env[node.name] = {} if str(node.target).startswith("**") else ()
+        return env
 
     def _weighted_nodes(self, batch: Batch) -> list[str]:
         """The nodes of the pruned graph that contract a parameter, found by running a few samples."""

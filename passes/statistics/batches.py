@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from io import IOBase
 from typing import Any
 
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 from passes.errors import PassError
 from passes.process.source_lines import said
 from passes.process.torch_private import pytree
+
+LABELS = ("labels", "label", "targets", "target")
 
 
 @dataclass(frozen=True)
@@ -37,27 +40,49 @@ class Batch:
 
     @property
     def size(self) -> int:
-        """How many samples: the length that the first dimensions of all inputs share; 0 where they share none."""
-        tensors = [t for t in pytree.tree_leaves((self.args, dict(self.kwargs))) if isinstance(t, Tensor)]
+        """How many samples: the length that the first dimensions of all inputs share; 0 where they share none.
+
+        A list may hold something of each sample instead (the boxes of each image, say).
+        """
+        inputs = (self.args, dict(self.kwargs))
+        outside = [t for t in _leaves(inputs, lambda value: isinstance(value, list)) if isinstance(t, Tensor)]
+        tensors = outside or [t for t in _leaves(inputs) if isinstance(t, Tensor)]
         sizes = {int(t.shape[0]) for t in tensors if t.dim()}
-        return sizes.pop() if len(sizes) == 1 and all(t.dim() for t in tensors) else 0
+        if len(sizes) != 1 or not all(t.dim() for t in tensors):
+            return 0
+        size = sizes.pop()
+        rest = [t for t in _leaves(inputs, partial(_of_each, size)) if isinstance(t, Tensor)]
+        return size if all(t.dim() and t.shape[0] == size for t in rest) else 0
 
     def part(self, start: int, stop: int) -> Batch:
         """Samples ``start:stop`` of it."""
+        is_leaf = partial(_of_each, self.size)
 
-        def cut(tensor: Tensor) -> Tensor:
-            return tensor[start:stop]
+        def cut(leaf: Any) -> Any:
+            return leaf[start:stop] if isinstance(leaf, Tensor | list) else leaf
 
-        args, kwargs, labels = pytree.tree_map_only(Tensor, cut, (self.args, dict(self.kwargs), self.labels))
-        return Batch(args, kwargs, labels)
+        return Batch(*pytree.tree_map(cut, (self.args, dict(self.kwargs), self.labels), is_leaf=is_leaf))
+
+
+def _leaves(value: Any, is_leaf: Callable[[Any], bool] | None = None) -> list[Any]:
+    return pytree.tree_leaves(value, is_leaf=is_leaf)
+
+
+def _of_each(size: int, value: Any) -> bool:
+    """Whether a value is a list with tensors for each of `size` samples, and no list of tensors of all samples."""
+    if not isinstance(value, list) or len(value) != size:
+        return False
+    tensors = [leaf for leaf in _leaves(value) if isinstance(leaf, Tensor)]
+    return any(not t.dim() or t.shape[0] != size for t in tensors)
 
 
 def batches_of(network: nn.Module, batches: object, inputs: int | None = None) -> Iterator[Batch]:
     """Each item of `batches` as a `Batch` on the network's device.
 
-    An item is a tensor (the only input); a dict of keyword arguments, in which what forward does not take is left out,
-    and "label" or "labels" are the labels if it does not; a tuple or list of positional inputs, with labels behind them
-    where it has one element more than the network takes (`inputs`: how many, where the example says).
+    An item is a tensor (the only input); a mapping of keyword arguments, in which what forward does not take is left
+    out, and "label(s)" or "target(s)" are the labels, whether or not it takes them; a tuple or list of positional
+    inputs, with labels behind them where it has one element more than the network takes (`inputs`: how many, where the
+    example says).
 
     Raises PassError for an item that does not fit.
     """
@@ -71,27 +96,32 @@ def batches_of(network: nn.Module, batches: object, inputs: int | None = None) -
         if any(isinstance(part, Tensor) and part.is_meta for part in pytree.tree_leaves(item)):
             raise PassError(f"batch {number}: a tensor on the meta device has no values; pass one that has")
         made = item if isinstance(item, Batch) else _batch(signature, item, inputs, number)
-        args, kwargs, labels = pytree.tree_map_only(
-            Tensor, lambda t: t.to(device), (made.args, dict(made.kwargs), made.labels)
-        )
-        yield Batch(args, kwargs, labels)
+        move = partial(_moved, device=device)
+        yield Batch(*pytree.tree_map(move, (made.args, dict(made.kwargs), made.labels)))
+
+
+def _moved(leaf: Any, device: torch.device) -> Any:
+    """A tensor, or a container of tensors that moves them itself (a packed sequence, a tokenizer's result)."""
+    return leaf.to(device) if isinstance(leaf, Tensor) or callable(getattr(leaf, "to", None)) else leaf
 
 
 def _batch(signature: inspect.Signature, item: object, inputs: int | None, number: int) -> Batch:
     parameters = signature.parameters.values()
     open_ended = any(p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL) for p in parameters)
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     if isinstance(item, Mapping):
-        taken = {k: v for k, v in item.items() if open_ended or k in signature.parameters}
+        labels = next((item[k] for k in LABELS if k in item), None)
+        # A wrapper passes everything on; what has names of its own takes no other labels.
+        left = () if not open_ended else item if not positional else [k for k in item if k not in LABELS]
+        taken = {k: v for k, v in item.items() if k in signature.parameters or k in left}
         if not taken:
             raise PassError(
                 f"batch {number}: none of its keys {sorted(map(str, item))} is an input of the network, which takes "
                 f"{sorted(signature.parameters)}"
             )
-        labels = next((item[k] for k in ("labels", "label", "targets", "target") if k in item), None)
         return Batch((), taken, labels)
     if isinstance(item, Tensor) or not isinstance(item, (tuple, list)):
         return Batch((item,))
-    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     needed = inputs if inputs is not None else sum(p.default is p.empty for p in positional)
     if len(item) == needed + 1 and not isinstance(item[0], Mapping):
         return Batch(tuple(item[:-1]), {}, item[-1])
@@ -99,6 +129,11 @@ def _batch(signature: inspect.Signature, item: object, inputs: int | None, numbe
         return replace(_batch(signature, item[0], inputs, number), labels=item[1])
     if len(item) == 2 and isinstance(item[0], (tuple, list)) and len(item[0]) == needed:
         return Batch(tuple(item[0]), {}, item[1])
+    if not needed and len(item) > 1 and len(positional) > 1:
+        raise PassError(
+            f"batch {number}: it holds {len(item)} values by position, and every input of the network may be left out "
+            f"({', '.join(p.name for p in positional[:3])}, ...); pass a dict by name, or (dict, labels)"
+        )
     if len(item) < needed or (len(item) > len(positional) and not open_ended):
         raise PassError(
             f"batch {number}: it holds {len(item)} values, and the network takes {needed} "

@@ -2,37 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from passes.process.torch_private import pytree
 from passes.statistics.batches import Batch
 from passes.statistics.observing import evaluating
+from passes.stream.call_arguments import tensors_of
 
 
 def tensors_out(output: object) -> list[Tensor]:
-    """The floating-point tensors of a network's output: of tuples, mappings and dataclass-like outputs.
+    """The floating-point tensors of a network's output: of tuples, mappings, dataclasses and other objects.
 
-    A single number beside others (the loss that some networks compute as well) is left out.
+    A single number beside others (the loss that some networks compute as well) is left out; so are caches of attention.
     """
-    found = _all_tensors(output)
+    found = [t for t in tensors_of(output, caches=False) if t.is_floating_point()]
     return [t for t in found if t.dim()] or found
-
-
-def _all_tensors(output: object) -> list[Tensor]:
-    if isinstance(output, Mapping):
-        output = list(output.values())
-    leaves = pytree.tree_leaves(output)
-    found: list[Tensor] = []
-    for leaf in leaves:
-        if isinstance(leaf, Tensor):
-            if leaf.is_floating_point():
-                found.append(leaf)
-        elif isinstance(leaf, Mapping):
-            found += _all_tensors(leaf)
-    return found
 
 
 def distance(dense: Sequence[Tensor], other: Sequence[Tensor]) -> Tensor:

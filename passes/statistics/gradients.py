@@ -13,8 +13,8 @@ from passes.analysis.coupling import Coupling
 from passes.arguments import got
 from passes.errors import PassError
 from passes.process.source_lines import said
-from passes.process.torch_private import pytree
 from passes.statistics.batches import Batch
+from passes.stream.call_arguments import tensors_of
 
 Loss = Callable[[Any, Any], Tensor]
 SMALL = 8  # samples of one gradient: the square of a mean over many samples says little
@@ -85,7 +85,7 @@ class GradientSums:
 
 def first_logits(output: Any) -> Tensor:
     """The first floating-point tensor of a network's output with at least two dimensions."""
-    for leaf in pytree.tree_leaves(dict(output) if hasattr(output, "keys") else output):
-        if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.dim() > 1:
-            return leaf
+    for tensor in tensors_of(output, caches=False):
+        if tensor.is_floating_point() and tensor.dim() > 1:
+            return tensor
     raise PassError("gradients: the network's output holds no scores to draw labels from; give a loss instead")

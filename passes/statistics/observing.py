@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -80,7 +81,7 @@ def observe(
     sums = GradientSums(coupling, gradients, seed) if gradients is not None else None
     samples = 0
     with evaluating(model), composite_attention(), plain_recurrence(model):
-        for batch in batches_of(model, batches, inputs_of(coupling)):
+        for batch in batches_of(model, batches, inputs_of(model, coupling)):
             for part, is_held in _parts(batch, samples):
                 held[0] = is_held
                 with torch.no_grad(), watcher:
@@ -126,12 +127,13 @@ def _checked(
     return integer(rows, "observe: rows", least=1), integer(seed, "observe: seed", least=0, below=2**63)
 
 
-def inputs_of(coupling: Coupling) -> int | None:
-    """How many positional inputs the example had; None where they were given by name."""
+def inputs_of(model: nn.Module, coupling: Coupling) -> int | None:
+    """How many inputs a batch has by position, as the example had; None where it named others than the first ones."""
     if coupling.module is None:
         return len(coupling.inputs)
     positional, named = coupling.inputs[0]["tuple"], coupling.inputs[1]["dict"]
-    return len(positional) if positional or not named else None
+    first = list(inspect.signature(model.forward).parameters)[: len(positional) + len(named)]
+    return len(first) if set(first[len(positional) :]) == set(named) else None
 
 
 def _parts(batch: Batch, samples: int) -> Iterator[tuple[Batch, bool]]:

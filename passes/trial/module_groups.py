@@ -200,7 +200,11 @@ def _refused(trial: Trial, failure: Failure) -> Frozen:
 
 
 def _masks(coupling: Coupling, shift: int) -> dict[Variable, np.ndarray]:
-    """Every group reduced, groups of one size to different widths as far as there are any; shifted, the last stay."""
+    """Every group reduced, groups of one size to different widths as far as there are any.
+
+    Shifted, the last units stay, and of two groups the one that was the wider is the narrower: a split by one size may
+    give as many pieces as before while the last is the smallest.
+    """
     masks, met = {}, Counter[int]()
     for variable in coupling.variables.values():
         size = variable.size
@@ -208,7 +212,8 @@ def _masks(coupling: Coupling, shift: int) -> dict[Variable, np.ndarray]:
         widths = range(size - 1, max(size // 2 - 1, 1, least - 1), -1) if size > 2 else range(1, least - 1, -1)
         if not widths:
             continue  # all its experts are chosen
-        width = widths[(met[size] + shift * max(1, len(widths) // 2)) % len(widths)]
+        widths = widths[: max(1, len(widths) // 2 * 2)]  # an even number: then no group has one width in both
+        width = widths[(-1 - met[size] if shift else met[size]) % len(widths)]
         met[size] += 1
         units = np.arange(size)
         masks[variable] = units >= size - width if shift else units < width

@@ -197,6 +197,10 @@ REPORTS = Registry(
     "report", "a function (result, path, overwrite) that writes a page and returns its path", callable,
     {"html": "fxprune.report:write_result"},
 )  # fmt: skip
+FIGURES = Registry(
+    "figure", "a function (result, resource) that draws a matplotlib figure", callable,
+    {"tradeoff": "fxprune.report:figure_of"},
+)  # fmt: skip
 RESOURCES = Registry(
     "resource", "a Kind, see fxprune.resources.kinds", _has("make"),
     {name: f"fxprune.resources.kinds:{name}" for name in ("flops", "macs", "params", "memory")}

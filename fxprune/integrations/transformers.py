@@ -79,8 +79,8 @@ def functions(trainer: Trainer, metric: str | None = None, higher: bool | None =
 
     Each candidate is trained and evaluated by a new trainer of the same class with the same data, collator, loss,
     metrics, own callbacks and arguments, apart from the number of steps, and from checkpoints and reports, of which a
-    search has none. The optimizer is made anew by the trainer; one that was handed to it is rebuilt for the candidate, and
-    the schedule of its rates is that of the arguments.
+    search has none. The optimizer is made anew by the trainer; one that was handed to it is rebuilt for the candidate,
+    and the schedule of its rates is that of the arguments.
 
     metric: what scores ("accuracy" stands for "eval_accuracy"); None: the arguments' `metric_for_best_model`, else the
     loss. higher: whether a higher one is better; None: as the arguments' `greater_is_better` says where it is that

@@ -13,7 +13,23 @@ from fxprune.problem.stock_widths import StockWidths
 from fxprune.problem.width_grids import Grid
 from fxprune.resources.budgets import Budget
 from fxprune.resources.models import Resource
-from passes import Coupling
+from passes import Coupling, couple
+
+
+class CoupledAnew:
+    """Is pickled without its coupling, which holds functions of the analysis; `dense` is coupled again when asked."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "coupling"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+
+    def __getattr__(self, name: str) -> Any:
+        known = vars(self)
+        if name != "coupling" or "dense" not in known:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return known.setdefault(name, couple(known["dense"], known["example_inputs"]))
 
 
 @dataclass(frozen=True)
@@ -25,7 +41,7 @@ class Goal:
 
 
 @dataclass(frozen=True)
-class Problem:
+class Problem(CoupledAnew):
     """What a search is asked. Nothing in it changes. `dense` is a module or a graph, as `form` says.
 
     calibration: the data by which units and widths are chosen and weights repaired; None where there are none. equal:
@@ -58,6 +74,9 @@ class Problem:
         """As it was asked when that round was run."""
         goals = [goal for goal in self.earlier if round <= goal.until]
         return replace(self, budgets=goals[0].budgets) if goals else self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "resources": ()}  # functions of the coupling, which only a search asks
 
     @property
     def limits(self) -> dict[str, float]:

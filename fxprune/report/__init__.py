@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fxprune.errors import JournalError
+from fxprune.errors import InputError, JournalError
 from fxprune.io.storage import write_bytes
 from fxprune.journal.read_run import Run, read_run, run_from
 from fxprune.journal.run_identity import details_of, identity_of
 from fxprune.problem.inputs import Analysed, analysed
 from fxprune.report.network import network_page
 from fxprune.report.page import GENERATOR, page_of
+from fxprune.report.plots import tradeoff_figure
 from fxprune.search.result import NetAdaptResult
 
-__all__ = ["page_of", "write_analysis", "write_report", "write_result"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["figure_of", "page_of", "write_analysis", "write_report", "write_result"]
 
 
 def write_analysis(model: Any, example_inputs: Any, out: str | Path, overwrite: bool = False) -> Path:
@@ -42,12 +46,24 @@ def write_report(workdir: str | Path, out: str | Path | None = None, overwrite: 
 
 def write_result(result: NetAdaptResult, out: str | Path, overwrite: bool = False) -> Path:
     """As `write_report`, for a result in memory: `result.report(out)`."""
+    return _write(_run_of(result, Path(out).parent), Path(out), overwrite)
+
+
+def figure_of(result: NetAdaptResult, resource: str | None = None) -> Figure:
+    """The score over a resource, as a figure: `result.plot(resource)`. Raises InputError for one without a budget."""
+    run = _run_of(result, Path())
+    chosen = resource or next(iter(run.limits))
+    if chosen not in run.limits:
+        raise InputError(f"plot: got {chosen!r}; expected a resource with a budget: {', '.join(run.limits)}.")
+    return tradeoff_figure(run, chosen)
+
+
+def _run_of(result: NetAdaptResult, folder: Path) -> Run:
     if result.problem is None:
         raise JournalError("report: this result does not hold what was searched; write_report reads a workdir.")
     identity, details = identity_of(result.problem), details_of(result.problem)
     recorded = json.loads(json.dumps(result.to_dict()))
-    run = run_from(Path(out).parent, identity, details, result.journal, result.rounds, (), recorded, result.baseline)
-    return _write(run, Path(out), overwrite)
+    return run_from(folder, identity, details, result.journal, result.rounds, (), recorded, result.baseline)
 
 
 def _write(run: Run, path: Path, overwrite: bool) -> Path:

@@ -8,14 +8,17 @@ from __future__ import annotations
 import html
 import io
 import re
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fxprune.journal.read_run import Run
-from fxprune.report.style import COLOURS
+from fxprune.report.style import COLOURS, LIGHT
 from fxprune.resources.kinds import unit_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # Width and height in inches: at 72 units an inch one unit is one pixel of the page, so that text keeps its size.
 LARGE, SMALL = (7.9, 4.3), (5.0, 4.0)
@@ -26,6 +29,23 @@ Draw = Callable[[Any], Tips]
 
 def tradeoff(run: Run, resource: str) -> str:
     """Score over the resource, in percent of the start: every candidate, the rounds in their order, the budget."""
+    label, draw = _tradeoff(run, resource, COLOURS)
+    return _both(f"tradeoff-{resource}", label, draw)
+
+
+def tradeoff_figure(run: Run, resource: str) -> Figure:
+    """As `tradeoff`, as a figure in the page's light colours."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ModuleNotFoundError("figures are drawn with matplotlib: pip install 'fxprune[report]'") from error
+    figure = Figure(LARGE, layout="constrained")
+    _tradeoff(run, resource, LIGHT)[1](figure.add_subplot())
+    return figure
+
+
+def _tradeoff(run: Run, resource: str, colours: Mapping[str, str]) -> tuple[str, Draw]:
+    """What it shows, in words, and what draws it."""
     start, limit = run.start[resource], run.limits[resource]
     rounds = [(100.0, run.baseline), *((_share(run, r.achieved, resource), r.score) for r in run.rounds)]
     tried = [(r.round, c) for r in run.rounds for c in r.candidates]
@@ -43,18 +63,18 @@ def tradeoff(run: Run, resource: str) -> str:
     def draw(axes: Any) -> Tips:
         inside = [(x, y) for x, y, _ in points if y >= low]
         below = [(x, low) for x, y, _ in points if y < low]
-        axes.axvline(100 * limit / start, color=COLOURS["warm"], linestyle=(0, (4, 3)), linewidth=1.6, zorder=1)
+        axes.axvline(100 * limit / start, color=colours["warm"], linestyle=(0, (4, 3)), linewidth=1.6, zorder=1)
         if inside:
-            axes.scatter(*zip(*inside, strict=True), s=16, color=COLOURS["faint"], linewidths=0, zorder=2, gid="inside")
+            axes.scatter(*zip(*inside, strict=True), s=16, color=colours["faint"], linewidths=0, zorder=2, gid="inside")
         if below:
             axes.scatter(
-                *zip(*below, strict=True), s=26, marker="v", color=COLOURS["faint"], linewidths=0, zorder=2, gid="below"
+                *zip(*below, strict=True), s=26, marker="v", color=colours["faint"], linewidths=0, zorder=2, gid="below"
             )
         x, y = zip(*rounds, strict=True)
-        axes.plot(x, y, color=COLOURS["accent"], linewidth=1.6, marker="o", markersize=5, zorder=3, gid="rounds")
+        axes.plot(x, y, color=colours["accent"], linewidth=1.6, marker="o", markersize=5, zorder=3, gid="rounds")
         accepted = run.accepted
         axes.plot(
-            *rounds[accepted], marker="o", markersize=13, markerfacecolor="none", markeredgecolor=COLOURS["ink"],
+            *rounds[accepted], marker="o", markersize=13, markerfacecolor="none", markeredgecolor=colours["ink"],
             markeredgewidth=1.6, zorder=4,
         )  # fmt: skip
         axes.set_ylim(low - 0.05 * (high - low), high + 0.08 * (high - low))
@@ -67,7 +87,7 @@ def tradeoff(run: Run, resource: str) -> str:
         }
 
     label = said(*rounds[run.accepted], f"Trade-off over {len(run.rounds)} rounds; returned is round {run.accepted}")
-    return _both(f"tradeoff-{resource}", label, draw)
+    return label, draw
 
 
 def schedule(run: Run, resource: str) -> str:

@@ -1,6 +1,7 @@
 """How the page looks: colours for light and dark, columns where there is room, tables that become cards where not."""
 
 import colorsys
+import re
 
 HUES = 12  # colours of groups that can be told apart
 
@@ -123,6 +124,9 @@ details > table, details > .scroll { margin: 0.5rem 0 0.7rem; }
 }
 @media print { body { max-width: none; } details { break-inside: avoid; } }
 """
+
+# The colours of the light page, by name.
+LIGHT = dict(re.findall(r"--(\w+): (#\w{6})", CSS.partition("@media")[0]))
 
 
 def group_colours(count: int) -> str:

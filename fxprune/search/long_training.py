@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -36,6 +36,7 @@ from passes import Certificate, Plan, verify
 from passes.arguments import got, integer, is_a, number
 from passes.statistics import Batch
 from passes.statistics.divergence import tensors_out
+from passes.statistics.observing import inputs_of
 
 log = logging.getLogger(__name__)
 
@@ -179,9 +180,8 @@ def finetune(
             placed(teacher, context)
         made = optimizer(parameters) if optimizer else _sgd(parameters, lr, momentum, weight_decay)
         objective = _objective(loss, teacher, distill, temperature)
-        epoch, scores, losses = _epochs(
-            network, batches, context, made, objective, evaluate, epochs, warmup, distill < 1
-        )
+        read = with_labels if distill < 1 else partial(without_labels, inputs=start.inputs)
+        epoch, scores, losses = _epochs(network, batches, context, made, objective, evaluate, epochs, warmup, read)
     network.to(home)
     certificate = start.prove() if start.prove else None
     put_modes(network, modes)
@@ -191,11 +191,15 @@ def finetune(
 
 @dataclass(frozen=True)
 class _Start:
-    """What is trained. `dense` makes what it was pruned from; `prove` certifies it, as trained, against that."""
+    """What is trained. `dense` makes what it was pruned from; `prove` certifies it, as trained, against that.
+
+    inputs: how many a batch has by position, where an example says so.
+    """
 
     network: Any
     dense: Callable[[], nn.Module] | None = None
     prove: Callable[[], Certificate] | None = None
+    inputs: int | None = None
 
 
 def _start(source: object, round: int | None, model: nn.Module | None, example_inputs: object) -> _Start:
@@ -221,7 +225,7 @@ def _start_of(result: NetAdaptResult, number: int) -> _Start:
     network = result.restore(number)
     plan = Plan.from_json(result.rounds[number - 1].plan) if number else result.coupling.plan({})
     proof = partial(verify, result.dense, unwrapped(network)[0], plan, result.example_inputs, trained=True)
-    return _Start(network, lambda: result.restore(0), proof)
+    return _Start(network, lambda: result.restore(0), proof, inputs_of(result.dense, result.coupling))
 
 
 def _epochs(
@@ -233,7 +237,7 @@ def _epochs(
     evaluate: Evaluate | None,
     epochs: int,
     warmup: float,
-    labelled: bool,
+    read: Callable[[nn.Module, object, str], Iterator[Batch]],
 ) -> tuple[int, list[float], list[float]]:
     """Train; the network ends with the weights of the epoch that is returned (from 1)."""
     device = device_of(network, context)
@@ -258,7 +262,6 @@ def _epochs(
         total, count = torch.zeros((), device=device), 0
         begin_epoch(batches, epoch)
         given = shown(batches, f"fine-tune, epoch {epoch + 1} of {epochs}", context)
-        read = with_labels if labelled else without_labels
         taken = in_step(read(network, given, "finetune"), device, "finetune")
         try:
             for found in optimized(optimizer, taken, loss, partial(share, epoch), between=average):

@@ -19,16 +19,19 @@ from fxprune.journal.rebuilding import rebuild
 from fxprune.journal.records import Round
 from fxprune.journal.rounds_table import round_rows
 from fxprune.problem.inputs import described
-from fxprune.problem.search_problem import Problem
+from fxprune.problem.search_problem import CoupledAnew, Problem
 from fxprune.problem.stock_widths import StockWidths, state_widths
 from fxprune.problem.wrappers import BARE, Wrapping, unwrapped
-from fxprune.registries import REPORTS
+from fxprune.registries import FIGURES, REPORTS
 from fxprune.resources.budgets import Budget
 from fxprune.resources.kinds import amount, unit_of
+from fxprune.search.before_after import Compared, before_after
 from fxprune.training.repaired import Repaired
 from passes import capture
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from passes import Certificate, Coupling, Plan
 
 
@@ -51,8 +54,8 @@ class Timings:
         return max(0.0, 1 - (self.train + self.evaluate) / available) if available else 0.0
 
 
-@dataclass(frozen=True, eq=False)
-class NetAdaptResult:
+@dataclass(frozen=True, eq=False, repr=False)
+class NetAdaptResult(CoupledAnew):
     """The outcome of a search.
 
     `model` is certified by `certificate`, of the class and in the mode (train or eval) of the network that was handed
@@ -142,9 +145,35 @@ class NetAdaptResult:
     def __str__(self) -> str:
         return self.summary()
 
+    def __repr__(self) -> str:
+        kept = ", ".join(f"{name} {after / self.start[name]:.1%}" for name, after in self.achieved.items())
+        return f"<NetAdaptResult of {type(self.module).__name__}: {kept}, {'' if self.met else 'not '}met>"
+
     def _repr_html_(self) -> str:
         """What a notebook shows."""
-        return f"<pre>{html.escape(self.summary())}</pre>"
+        rows = "".join(
+            "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in measure.cells()) + "</tr>"
+            for measure in self.before_after
+        )
+        header = "".join(f"<th>{name}</th>" for name in ("", "before", "after", "left"))
+        text = html.escape(self.summary())
+        return (
+            f"<table><tr>{header}</tr>{rows}</table><details><summary>the search</summary><pre>{text}</pre></details>"
+        )
+
+    @cached_property
+    def before_after(self) -> tuple[Compared, ...]:
+        """Both networks side by side: MACs, parameters, the file of weights, other budgets, the score."""
+        networks = (self.dense, self.module)
+        costs, scores = (self.start, self.achieved), (self.baseline, self.score)
+        return before_after(self.coupling, self.widths, networks, costs, scores)
+
+    def plot(self, resource: str | None = None) -> Figure:
+        """A matplotlib figure of the score over a resource that was budgeted (None: the first), round by round.
+
+        Needs matplotlib: ``pip install 'fxprune[report]'``. `figure.savefig(path)` keeps it.
+        """
+        return FIGURES.find("tradeoff")(self, resource)
 
     def report(self, path: str | Path, overwrite: bool = False) -> Path:
         """Write one HTML page about the search (as `fxprune report` does for a workdir), and return where it lies.
@@ -197,6 +226,7 @@ def summary(result: NetAdaptResult) -> str:
             )
     lines.append(f"  verified: largest error {result.certificate.max_error:.1e}")
     lines += [f"  holds for: {sentence}" for sentence in result.certificate.specialised]
+    lines += ["", *_table([["", "before", "after", "left"], *[measure.cells() for measure in result.before_after]])]
     if result.rounds:
         header = ["round", *[f"{name} (target)" for name in names], "chosen", "width", "score"]
         rows = [

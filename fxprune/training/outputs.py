@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F

@@ -127,7 +127,11 @@ def _batch(signature: inspect.Signature, item: object, inputs: int | None, numbe
         return Batch(tuple(item[:-1]), {}, item[-1])
     if len(item) == 2 and isinstance(item[0], Mapping):
         return replace(_batch(signature, item[0], inputs, number), labels=item[1])
-    if len(item) == 2 and isinstance(item[0], (tuple, list)) and len(item[0]) == needed:
+    if (
+        len(item) == 2
+        and isinstance(item[0], (tuple, list))
+        and (len(item[0]) == needed or (not needed and isinstance(item[0], tuple)))
+    ):
         return Batch(tuple(item[0]), {}, item[1])
     if not needed and len(item) > 1 and len(positional) > 1:
         raise PassError(

@@ -1,0 +1,97 @@
+"""What a result says of itself, and that it can be pickled, whatever form the network came in."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from fxprune import Budget, NetAdaptResult, finetune, netadapt
+from fxprune.errors import InputError
+from fxprune.search.before_after import stored_bytes
+
+IMAGES = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def net() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 24, 3), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, 4),
+    ).eval()  # fmt: skip
+
+
+def pruned(model: nn.Module, **options: Any) -> NetAdaptResult:
+    return netadapt(model, Budget("macs", ratio=0.6), example_inputs=IMAGES[:1], progress=False, **options)
+
+
+FORMS: dict[str, Callable[[], NetAdaptResult]] = {
+    "module": lambda: pruned(net()),
+    "graph": lambda: pruned(net(), form="graph"),
+    "calibrated": lambda: pruned(net(), calibration=[IMAGES, IMAGES]),
+    "averaged": lambda: pruned(torch.optim.swa_utils.AveragedModel(net()).eval()),
+    "parallel": lambda: pruned(nn.DataParallel(net())),
+    "compiled": lambda: pruned(torch.compile(net(), backend="eager")),  # type: ignore[arg-type]
+    "with a score": lambda: pruned(net(), evaluate=lambda network: network(IMAGES).mean().detach()),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_result_is_pickled_with_all_that_it_can_do(form: str) -> None:
+    result = FORMS[form]()
+    again = pickle.loads(pickle.dumps(result))
+    assert torch.equal(again.model(IMAGES), result.model(IMAGES))
+    assert type(again.model).__name__ == type(result.model).__name__
+    assert str(again) == str(result) and again.before_after == result.before_after
+    assert torch.equal(again.restore(1)(IMAGES), result.restore(1)(IMAGES))
+    assert again.coupling.widths == result.coupling.widths
+    tuned = finetune(again, [IMAGES], distill=1.0, epochs=1, progress=False)
+    assert tuned.certificate is not None
+
+
+def test_a_result_of_a_folder_is_pickled_and_finds_it_again(tmp_path: Path) -> None:
+    result = pruned(net(), workdir=tmp_path)
+    again = pickle.loads(pickle.dumps(result))
+    assert torch.equal(again.restore(1)(IMAGES), result.restore(1)(IMAGES))
+
+
+def test_both_networks_stand_side_by_side() -> None:
+    result = FORMS["module"]()
+    measures = {measure.name: measure for measure in result.before_after}
+    assert list(measures) == ["macs", "params", "file", "score"]
+    assert measures["macs"].after == result.achieved["macs"] and measures["macs"].before == result.start["macs"]
+    for network, megabytes in ((result.dense, measures["file"].before), (result.model, measures["file"].after)):
+        tensors = network.state_dict().values()
+        assert 1e6 * megabytes == pytest.approx(sum(t.numel() * t.element_size() for t in tensors))
+    assert measures["params"].after == sum(p.numel() for p in result.model.parameters())
+    shown = str(result)
+    assert "MACs" in shown and f"{result.achieved['macs']:,.0f}" in shown and "before" in shown
+    assert repr(result).startswith("<NetAdaptResult of Sequential: macs 5") and len(repr(result)) < 100
+    assert result._repr_html_().startswith("<table><tr><th></th><th>before</th>")
+
+
+def test_a_budget_of_another_resource_has_a_row_of_its_own() -> None:
+    result = netadapt(net(), Budget("memory", ratio=0.9), example_inputs=IMAGES[:1], progress=False)
+    assert [measure.name for measure in result.before_after] == ["macs", "params", "file", "memory", "score"]
+
+
+def test_tied_weights_are_stored_once() -> None:
+    tied = nn.Sequential(nn.Embedding(10, 4), nn.Linear(4, 10, bias=False))
+    tied[1].weight = tied[0].weight  # type: ignore[assignment]
+    assert stored_bytes(tied) == 10 * 4 * 4
+
+
+def test_a_plot_shows_the_rounds_over_a_budget() -> None:
+    pytest.importorskip("matplotlib")
+    result = FORMS["module"]()
+    (axes,) = result.plot().axes
+    line = max((line.get_xydata() for line in axes.lines), key=len)
+    assert [tuple(point) for point in line] == [(100.0, result.baseline)] + [
+        (100 * r.achieved["macs"] / result.start["macs"], r.score) for r in result.rounds
+    ]
+    with pytest.raises(InputError, match="got 'latency'; expected a resource with a budget: macs"):
+        result.plot("latency")

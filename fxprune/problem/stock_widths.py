@@ -360,17 +360,19 @@ def _places(config: object, kinds: type | tuple[type, ...], path: Place = ()) ->
             yield from _places(value, kinds, (*path, name))
         elif not name.startswith("_") and isinstance(value, kinds) and not isinstance(value, bool):
             yield (*path, name)
+        elif isinstance(value, list) and all(isinstance(v, kinds) and not isinstance(v, bool) for v in value):
+            yield from ((*path, name, str(number)) for number in range(len(value)))  # one a layer, or a stage
 
 
-def _holder(config: object, place: Place) -> object:
-    for name in place[:-1]:
-        config = getattr(config, name)
+def _at(config: Any, place: Place) -> Any:
+    for name in place:
+        config = config[int(name)] if isinstance(config, list) else getattr(config, name)
     return config
 
 
 def _scaled(config: object, place: Place, scale: Fraction) -> int | float | None:
     """A number of the configuration, scaled; None where it would be no whole one any more, or zero."""
-    value: int | float | None = getattr(_holder(config, place), place[-1])
+    value: int | float | None = _at(config, place)
     if isinstance(value, float):
         return value * float(scale)
     made = Fraction(value or 0) * scale
@@ -378,7 +380,11 @@ def _scaled(config: object, place: Place, scale: Fraction) -> int | float | None
 
 
 def _put(config: object, place: Place, value: int | float) -> None:
-    setattr(_holder(config, place), place[-1], value)
+    holder = _at(config, place[:-1])
+    if isinstance(holder, list):
+        holder[int(place[-1])] = value
+    else:
+        setattr(holder, place[-1], value)
 
 
 def _said(error: Exception) -> str:

@@ -202,8 +202,8 @@ def _refused(trial: Trial, failure: Failure) -> Frozen:
 def _masks(coupling: Coupling, shift: int) -> dict[Variable, np.ndarray]:
     """Every group reduced, groups of one size to different widths as far as there are any.
 
-    Shifted, the last units stay, and of two groups the one that was the wider is the narrower: a split by one size may
-    give as many pieces as before while the last is the smallest.
+    Shifted, later units stay, from an odd one on (what alternates must not come out alike), and of two groups the one
+    that was the wider is the narrower: a split by one size may give as many pieces as before while the last is small.
     """
     masks, met = {}, Counter[int]()
     for variable in coupling.variables.values():
@@ -216,7 +216,8 @@ def _masks(coupling: Coupling, shift: int) -> dict[Variable, np.ndarray]:
         width = widths[(-1 - met[size] if shift else met[size]) % len(widths)]
         met[size] += 1
         units = np.arange(size)
-        masks[variable] = units >= size - width if shift else units < width
+        first = (size - width - 1) // 2 * 2 + 1 if shift else 0
+        masks[variable] = (units >= first) & (units < first + width)
     return masks
 
 

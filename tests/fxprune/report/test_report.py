@@ -263,7 +263,7 @@ def test_a_result_says_itself_and_writes_its_report_without_a_workdir(tmp_path: 
     result = netadapt(model, 0.6, **call)
     kept = netadapt(model, 0.6, workdir=tmp_path / "kept", **call)
     assert str(result) == result.summary() and "fxprune: " in str(result) and "(1, 3, 9, 9) float32" in str(result)
-    assert result._repr_html_().startswith("<pre>fxprune: ") and "-&gt;" in result._repr_html_()
+    assert result._repr_html_().startswith("<table><tr><th>") and "-&gt;" in result._repr_html_()
     page, other = result.report(tmp_path / "page.html").read_text(), write_report(tmp_path / "kept").read_text()
     for said in ("Counted for inputs of (1, 3, 9, 9) float32", result.rounds[-1].reason, "Certificate", kept.stopped):
         assert said in page and said in other

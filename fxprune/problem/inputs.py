@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -60,6 +61,8 @@ def analysed(model: object, example_inputs: object, form: str = "auto") -> Analy
         example_inputs = inputs_from_meta(inner)
     if isinstance(example_inputs, list):
         example_inputs = tuple(example_inputs)
+    elif isinstance(example_inputs, Mapping):  # a tokenizer's BatchEncoding, too
+        example_inputs = dict(example_inputs)
     if isinstance(inner, GraphModule):
         return Analysed(*_graph(inner, example_inputs), example_inputs, "graph", modes, wrap)
     if form == "graph":

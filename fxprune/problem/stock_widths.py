@@ -220,7 +220,7 @@ class _Search:
 
         Left out are those that change what tensors there are (numbers of layers).
         """
-        values = {place: getattr(_holder(stated, place), place[-1]) for place in places}
+        values = {place: _at(stated, place) for place in places}
         equal = [
             place
             for place in places

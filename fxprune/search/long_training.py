@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -237,7 +237,7 @@ def _epochs(
     evaluate: Evaluate | None,
     epochs: int,
     warmup: float,
-    read: Callable[[nn.Module, object, str], Iterator[Batch]],
+    read: Callable[[nn.Module, Iterable[object], str], Iterator[Batch]],
 ) -> tuple[int, list[float], list[float]]:
     """Train; the network ends with the weights of the epoch that is returned (from 1)."""
     device = device_of(network, context)

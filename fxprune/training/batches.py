@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 
 from torch import nn
-
 from torch.utils.data import Dataset
 
 from fxprune.errors import InputError
@@ -35,7 +34,7 @@ def begin_epoch(loader: object, epoch: int) -> None:
             return
 
 
-def labelled(network: nn.Module, batches: object, where: str) -> Iterator[Batch]:
+def labelled(network: nn.Module, batches: Iterable[object], where: str) -> Iterator[Batch]:
     """Each batch with its labels. Raises InputError for what does not come in batches, or is no labelled one.
 
     A batch is a pair (inputs, targets), in which inputs are a tensor, a tuple of arguments or a mapping of keywords; or

@@ -19,14 +19,14 @@ Loss = Callable[[Any, Any], Tensor]
 IGNORED = -100  # the label that counts for nothing, as in torch's cross entropy
 
 
-def named_outputs(outputs: object) -> Mapping[str, object] | None:
+def named_outputs(outputs: object) -> Mapping[str, Any] | None:
     """The outputs by name, of a mapping or a dataclass; None for all else."""
     if isinstance(outputs, Mapping):
         return outputs
     return attributes_of(outputs) if dataclasses.is_dataclass(outputs) else None
 
 
-def main_output(outputs: object) -> object:
+def main_output(outputs: Any) -> Any:
     """The scores: of a mapping or dataclass its `logits`, else the first tensor; of a tuple or list its first part.
 
     A classifier with auxiliary ones, as GoogLeNet and Inception in train mode, has its own first.
@@ -56,7 +56,7 @@ def own_loss(outputs: object) -> Tensor | None:
     return None
 
 
-def loss_of(outputs: object, labels: object, loss: Loss | None, where: str) -> Tensor:
+def loss_of(outputs: object, labels: Any, loss: Loss | None, where: str) -> Tensor:
     """The loss to train by.
 
     `loss`: a module or function of `torch.nn` gets the scores and the labels, any other all outputs and the labels.

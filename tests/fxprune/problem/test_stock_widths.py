@@ -87,3 +87,31 @@ def test_a_class_that_computes_with_its_sizes_is_refused_by_name() -> None:
 def test_only_for_models_with_a_configuration() -> None:
     with pytest.raises(InputError, match="for models of transformers"):
         netadapt(nn.Linear(4, 4), 0.5, example_inputs=torch.randn(1, 4), config=CONFIG, progress=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["Llama", "Qwen3", "Mistral", "Gemma2", "Gemma3Text", "Gemma4Text", "Step3p7Text"])
+def test_no_family_reads_the_widths_of_single_layers(family: str) -> None:
+    """What docs/howto/frameworks.md says; once this fails, such widths can be written for the family."""
+    hf = pytest.importorskip("transformers", minversion="5.24")
+    config = getattr(hf, f"{family}Config")(**SMALL, num_key_value_heads=2, head_dim=8)
+    name = family.removesuffix("Text")
+    kind = getattr(hf, f"{name}ForCausalLM", None) or getattr(hf, f"{family}Model")
+    config.per_layer_config = {0: {"intermediate_size": 24}}
+    with pytest.raises(Exception, match="'intermediate_size' is a per-layer attribute"), torch.device("meta"):
+        kind(config)
+
+
+@pytest.mark.slow
+def test_a_list_of_widths_states_each(tmp_path: Path) -> None:
+    hf = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    sizes = {"embedding_size": 16, "hidden_sizes": [32, 48], "depths": [1, 1], "layer_type": "basic", "num_labels": 3}
+    model = hf.ResNetForImageClassification(hf.ResNetConfig(**sizes)).eval()
+    budget = Budget("params", ratio=0.8)
+    result = netadapt(model, budget, example_inputs=IMAGES, config=CONFIG, progress=False)
+    assert result.met and result.model.config.hidden_sizes != [32, 48]
+    result.model.save_pretrained(tmp_path)
+    loaded = hf.ResNetForImageClassification.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(**IMAGES)[0], result.model.eval()(**IMAGES)[0])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,9 +12,8 @@ from torch.nn import functional as F
 
 from fxprune.errors import InputError
 from passes.statistics.divergence import tensors_out
+from passes.statistics.gradients import Loss
 from passes.stream.call_arguments import attributes_of
-
-Loss = Callable[[Any, Any], Tensor]
 
 IGNORED = -100  # the label that counts for nothing, as in torch's cross entropy
 

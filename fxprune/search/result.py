@@ -173,7 +173,8 @@ class NetAdaptResult(CoupledAnew):
 
         Needs matplotlib: ``pip install 'fxprune[report]'``. `figure.savefig(path)` keeps it.
         """
-        return FIGURES.find("tradeoff")(self, resource)
+        drawn: Figure = FIGURES.find("tradeoff")(self, resource)
+        return drawn
 
     def report(self, path: str | Path, overwrite: bool = False) -> Path:
         """Write one HTML page about the search (as `fxprune report` does for a workdir), and return where it lies.

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from fxprune.config.keys import NetAdaptConfig
     from fxprune.errors import FxpruneError, InfeasibleBudget
     from fxprune.exporters import ExportError, ExportReport, check_files, export, load, register_exporter
+    from fxprune.exporters.int8_stages import export_int8
     from fxprune.integrations.huggingface import from_pretrained, save_pretrained
     from fxprune.integrations.prune_pass import PrunePass
     from fxprune.registries import (
@@ -53,6 +54,7 @@ _HOMES = {
     "check_files": "fxprune.exporters",
     "data": "fxprune",
     "export": "fxprune.exporters",
+    "export_int8": "fxprune.exporters.int8_stages",
     "finetune": "fxprune.search.long_training",
     "from_pretrained": "fxprune.integrations.huggingface",
     "get_device": "fxprune.training.context",
@@ -91,6 +93,7 @@ __all__ = [
     "check_files",
     "data",
     "export",
+    "export_int8",
     "finetune",
     "from_pretrained",
     "get_device",

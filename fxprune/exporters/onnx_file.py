@@ -48,7 +48,7 @@ def _written(
                 program.save(folder / path.name)
             except torch.onnx.OnnxExporterError as error:
                 raise ExportError(f"torch.onnx cannot translate the network: {_cause(error)}") from error
-        _seal_model(folder / path.name)
+        seal_model(folder / path.name)
         opset = _checked(folder / path.name)
         found = agreement(module, _session(folder / path.name), inputs, exported.sizes, tolerance)
         files = tuple(sorted((path.parent / file.name for file in folder.iterdir()), key=lambda file: file != path))
@@ -65,7 +65,7 @@ def _written(
     )
 
 
-def _seal_model(path: Path) -> None:
+def seal_model(path: Path) -> None:
     """Leave the network alone in the file (no traces, which name the user's folders), and seal it, with the digest of
     the file of large weights where there is one."""
     import onnx

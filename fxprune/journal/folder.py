@@ -366,12 +366,13 @@ def open_folder(workdir: str | os.PathLike, problem: Problem, resume: bool | Non
     lock = workdir if isinstance(workdir, Lock) else Lock(folder)
     try:
         identity = identity_of(problem)
-        path, now, goals = folder / "run.json", Asked.of(identity), _goals(folder)
+        path, now = folder / "run.json", Asked.of(identity)
         try:
             found = read_json(path)
         except Damaged as damage:
             log.warning("%s; it is written again, and only records of the same run are used", damage)
             found = None
+        goals = _goals(folder, None if found is None else found["identity"])
         if found is not None:
             if resume is False:
                 raise JournalError(
@@ -395,9 +396,9 @@ def open_folder(workdir: str | os.PathLike, problem: Problem, resume: bool | Non
         raise
 
 
-def _goals(folder: Path) -> tuple[Asked, ...]:
+def _goals(folder: Path, identity: Mapping[str, Any] | None) -> tuple[Asked, ...]:
     try:
-        return read_goals(folder)
+        return read_goals(folder, identity)
     except Damaged as damage:
         log.warning("%s; it is written again with the goal of this search", damage)
         return ()

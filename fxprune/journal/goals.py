@@ -44,12 +44,16 @@ class Asked:
 
 def without_goal(identity: Mapping[str, Any]) -> dict[str, Any]:
     """What of an identity must stay as it is: all of it but the goal, of which the resources must."""
-    config = {key: value for key, value in identity["config"].items() if key not in KEYS}
-    return {**identity, "budgets": [budget["resource"] for budget in identity["budgets"]], "config": config}
+    config = {key: value for key, value in (identity.get("config") or {}).items() if key not in KEYS}
+    resources = [budget.get("resource") for budget in identity.get("budgets") or ()]
+    return {**identity, "budgets": resources, "config": config}
 
 
-def read_goals(folder: Path) -> tuple[Asked, ...]:
-    """The goals of a search, the first one included; none where it has had no other. Raises Damaged."""
+def read_goals(folder: Path, identity: Mapping[str, Any] | None) -> tuple[Asked, ...]:
+    """The goals of a search, the first one included; none where it has had no other.
+
+    identity: that of the run; None where its record is lost. Raises Damaged, also for the goals of another run.
+    """
     found = read_json(folder / FILE)
     try:
         goals = tuple(made(Asked, goal) for goal in found["goals"]) if found is not None else ()
@@ -59,6 +63,8 @@ def read_goals(folder: Path) -> tuple[Asked, ...]:
         raise Damaged(f"{folder / FILE}: the record has not the form that this version writes ({error})") from None
     if [goal.after for goal in goals] != sorted(goal.after for goal in goals):
         raise Damaged(f"{folder / FILE}: the goals are not in the order of their rounds")
+    if goals and identity is not None and not goals[0].same(Asked.of(identity)):
+        raise Damaged(f"{folder / FILE}: the goals are those of another run")
     return goals
 
 

@@ -110,7 +110,7 @@ def _check_together(run: Run) -> None:
 def _run(folder: Path, identity: dict[str, Any], details: dict[str, Any]) -> Run:
     journal, damage = Folder(folder, identity, None), []
     try:
-        goals = read_goals(folder)
+        goals = read_goals(folder, identity)
     except Damaged as error:
         goals, damage = (), [f"{error}; shown is the first goal of the search"]
     if goals:

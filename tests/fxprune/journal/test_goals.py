@@ -147,6 +147,15 @@ def test_goals_of_another_order_are_damage(further: Further, tmp_path: Path) -> 
     assert "order" in read_run(folder).damage[0]
 
 
+def test_goals_of_another_run_are_damage(further: Further, tmp_path: Path) -> None:
+    run(tmp_path / "other", 0.9)
+    run(tmp_path / "other", 0.8)
+    folder = shutil.copytree(further[2], tmp_path / "copy")
+    shutil.copy(tmp_path / "other/goals.json", folder)
+    assert "another run" in read_run(folder).damage[0]
+    assert history(run(folder, 0.5)) == history(further[1])
+
+
 def test_a_damaged_run_record_of_a_search_that_went_on(further: Further, tmp_path: Path) -> None:
     folder = shutil.copytree(further[2], tmp_path / "copy")
     before = json.loads((folder / "run.json").read_text())["payload"]["identity"]

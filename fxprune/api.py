@@ -19,6 +19,7 @@ from fxprune.errors import BudgetError, InputError
 from fxprune.io.tensors import clone
 from fxprune.journal.protocol import Journal, Memory
 from fxprune.journal.rebuilding import rebuild
+from fxprune.problem.blocks import block_grids
 from fxprune.problem.calibration import Calibration, calibration_of
 from fxprune.problem.equal_widths import sets_of, with_equal_grids
 from fxprune.problem.inputs import Analysed, analysed, frozen_reasons
@@ -108,6 +109,11 @@ def netadapt(
     settings = read_config(config)
     budgets = read_budgets(budget, settings)
     check_functions(train, evaluate)
+    if settings.depth and settings.same_width == PRESET:
+        raise InputError(
+            f"netadapt: depth removes residual blocks, which no Hugging Face configuration states; leave out depth or "
+            f"same_width={PRESET!r}."
+        )
     if calibration is None and settings.screen not in (None, "all"):
         raise InputError(
             f"netadapt: screen={settings.screen} compares candidates by calibration data, and there are none; pass "
@@ -116,7 +122,7 @@ def netadapt(
     check_resources(resources)
     if workdir is not None:
         is_a(workdir, str | os.PathLike, "netadapt: workdir", "the name of a folder", InputError)
-    given = analysed(model, example_inputs, form)
+    given = analysed(model, example_inputs, form, settings.depth)
     check_weights(given.network)
     train, evaluate = given.wrap.inside(train), given.wrap.inside(evaluate)
     names = scope_names(unwrapped(model)[0], scope)
@@ -248,7 +254,8 @@ def make_problem(
     def grids(last: bool) -> dict[str, Grid]:
         made = make_grids(dense, coupling, config, suggested, fine, last) if coupling.groups else {}
         made = {name: grid for name, grid in made.items() if name in allowed}
-        return with_equal_grids(made, equal, coupling.widths, stock.steps if stock is not None else None)
+        made = with_equal_grids(made, equal, coupling.widths, stock.steps if stock is not None else None)
+        return {**made, **block_grids(dense, coupling, config, scope)}
 
     return Problem(
         dense, coupling, tuple(chosen), budgets, start, grids(last=False), config, seed or config.seed, example_inputs,
@@ -278,7 +285,7 @@ def check_problem(problem: Problem) -> None:
             "configuration lets none of them shrink; lower netadapt_min_feature_size, step or round_to, or let "
             "more layers be pruned (exclude, sparsity, max_prune)."
         )
-    widths = problem.coupling.widths
+    widths = problem.coupling.full_widths
     least = evaluate(problem.resources, least_widths(widths, problem.grids))
     at_once = problem.strategy == "allocate"
     check_feasible(problem.budgets, problem.start, least, None if at_once else problem.config.schedule)
@@ -377,8 +384,8 @@ def finish(
         budgets=problem.budgets,
         start=problem.start,
         achieved=accepted.achieved if accepted else dict(problem.start),
-        widths=accepted.widths if accepted else dict(problem.coupling.widths),
-        original_widths=dict(problem.coupling.widths),
+        widths=accepted.widths if accepted else problem.coupling.full_widths,
+        original_widths=problem.coupling.full_widths,
         baseline=baseline,
         score=accepted.score if accepted else baseline,
         data_free=not problem.scored,

@@ -3,6 +3,7 @@
 from passes.analyse import couple
 from passes.analysis.cost_model import Cost, cost
 from passes.analysis.coupling import Coupling, Coverage, Frozen, Group, Slice
+from passes.analysis.residual_blocks import Block
 from passes.apply.cut_module import apply_plan, plan_of
 from passes.apply.prune_channels import PruneChannels
 from passes.documents.certificate import Certificate
@@ -16,8 +17,8 @@ from passes.statistics import Statistics, observe
 from passes.verification.equivalence import verify
 
 __all__ = [
-    "ArgumentError", "CaptureError", "Certificate", "Compensate", "Cost", "Coupling", "Coverage", "EquivalenceError",
-    "Frozen", "Group", "PassError", "Plan", "PlanError", "PruneChannels", "Slice", "Statistics", "apply_plan",
-    "capture", "compensate", "cost", "couple", "equation_rule", "observe", "plan_of", "refine", "repairs_of", "rule",
-    "verify",
+    "ArgumentError", "Block", "CaptureError", "Certificate", "Compensate", "Cost", "Coupling", "Coverage",
+    "EquivalenceError", "Frozen", "Group", "PassError", "Plan", "PlanError", "PruneChannels", "Slice", "Statistics",
+    "apply_plan", "capture", "compensate", "cost", "couple", "equation_rule", "observe", "plan_of", "refine",
+    "repairs_of", "rule", "verify",
 ]  # fmt: skip

@@ -17,27 +17,52 @@ from passes.graph.nodes import input_nodes, source_of
 from passes.ops import spelled, traits_of
 from passes.process.garbage import collector_paused
 from passes.process.state import leaves_no_trace
+from passes.stream.call_arguments import bound, example_of
 from passes.stream.inference import infer
+from passes.trial.graph_blocks import graph_blocks
 from passes.trial.graph_trial import trial
-from passes.trial.module_groups import couple_module
+from passes.trial.module_blocks import module_blocks
+from passes.trial.module_groups import couple_module, remember_module
 
 
 @leaves_no_trace
 @collector_paused()
-def couple(network: nn.Module, example_inputs: object) -> Coupling:
+def couple(network: nn.Module, example_inputs: object, *, depth: bool = False) -> Coupling:
     """Find the groups of a network for inputs of these shapes and dtypes.
 
     network: a GraphModule, which is interpreted, or any other module, which is run: its own Python, on the meta device.
     example_inputs: a tensor, a tuple of positional arguments, or a dict by name. Their values are read only where a
-    module's program asks for values.
+    module's program asks for values. depth: look for residual branches that can be removed whole as well: `blocks`.
 
     Raises PassError where the inputs do not fit the network.
     """
     is_a(network, nn.Module, "couple", "a torch.nn.Module or a torch.fx.GraphModule")
+    is_a(depth, bool, "couple: depth", "True or False")
     has_weights(modules_of(network), "couple")
     if isinstance(network, fx.GraphModule):
-        return couple_graph(network, example_inputs)
-    return couple_module(network, example_inputs)
+        coupling = couple_graph(network, example_inputs)
+    else:
+        coupling = couple_module(network, example_inputs)
+    return with_blocks(network, coupling, example_inputs) if depth else coupling
+
+
+@leaves_no_trace
+@collector_paused()
+def with_blocks(network: nn.Module, coupling: Coupling, example_inputs: object = None) -> Coupling:
+    """The coupling of `network` with the residual branches that plans may remove (see `couple`).
+
+    example_inputs: of the module; by default made anew in the shapes that the coupling knows.
+    """
+    if coupling.knows_blocks:
+        return coupling
+    if isinstance(network, fx.GraphModule):
+        found = coupling.with_blocks(graph_blocks(network, coupling))
+        remember(network, found)
+        return found
+    arguments = bound(network, example_of(coupling.inputs) if example_inputs is None else example_inputs)
+    found = coupling.with_blocks(module_blocks(network, coupling, arguments))
+    remember_module(network, found)
+    return found
 
 
 def couple_graph(gm: fx.GraphModule, example_inputs: object) -> Coupling:

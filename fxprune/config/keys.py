@@ -101,6 +101,10 @@ class NetAdaptConfig:
         "groups that get one width: a list of patterns of their names, or of lists of patterns, one a set; blocks: "
         "the same layer of all repeated blocks; huggingface: what the model's own configuration can state",
     )  # fmt: skip
+    depth: bool = _key(
+        False, rule.flag(),
+        "also propose to remove residual blocks whole, where the skip connection makes that exact",
+    )  # fmt: skip
     max_prune: float = _key(1.0, rule.number(above=0, most=1), "largest share of its units that any layer may lose")
     candidates_per_round: int | None = _key(
         None,

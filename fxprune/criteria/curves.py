@@ -59,7 +59,7 @@ def curves(
     criterion: str | Criterion = "obs", groups: Sequence[str] | None = None, tried: Sequence[float] = TRIED,
     seed: int = 0, progress: Callable[[str], None] | None = None,
 ) -> dict[str, Curve]:  # fmt: skip
-    """The curve of each group, or of those named.
+    """The curve of each group, and of each residual block of the coupling; or of those named.
 
     criterion: ranks the units and shapes the curve. held: samples that judge, and that no statistics have summed.
     """
@@ -84,6 +84,11 @@ def curves(
         if progress is not None:
             progress(group.name)
         log.debug("%s: %s", group.name, {w: round(e, 4) for w, e in measured.items()})
+    for name in coupling.blocks:
+        if groups is None or name in groups:
+            found = divergence(apply_plan(dense, coupling.plan({}, removed_blocks=[name])), held, expected)
+            error = max(found, 0.0) if np.isfinite(found) else np.inf
+            made[name] = Curve(name, np.array([error]), np.array([error, 0.0]), {0: error})
     return made
 
 

@@ -19,6 +19,7 @@ from fxprune.errors import JournalError
 from fxprune.io.outline import outline_of
 from fxprune.io.tensors import fingerprint
 from fxprune.journal.goals import without_goal
+from fxprune.problem.blocks import modules_of_block
 from fxprune.problem.inputs import described
 from fxprune.problem.search_problem import Problem
 from fxprune.problem.width_grids import layers_of
@@ -89,9 +90,10 @@ def details_of(problem: Problem) -> dict[str, Any]:
                 "class": type(problem.dense).__name__,
                 "outline": asdict(outline_of(problem.dense)),
                 "totals": {name: costs.resource(name)(None) for name in ("macs", "flops", "params")},
-                "widths": dict(problem.coupling.widths),
+                "widths": problem.coupling.full_widths,
                 "grids": {name: (grid.step, grid.least) for name, grid in problem.grids.items()},
-                "layers": {group.name: layers_of(group) for group in problem.coupling.groups},
+                "layers": {group.name: layers_of(group) for group in problem.coupling.groups}
+                | {name: modules_of_block(problem.coupling, name) for name in problem.coupling.blocks},
                 "frozen": [
                     {"tensor": f.tensor, "dim": f.dim, "reason": f.reason, "node": f.node, "source": f.source}
                     for f in problem.coupling.frozen

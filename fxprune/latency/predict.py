@@ -41,8 +41,10 @@ class LatencyModel:
         """Milliseconds at these widths (groups left out: full size); an array where a width is an array."""
         values, scalar = self.network.coordinates.at(widths)
         total = np.full(max((len(v) for v in values), default=1), self.call_ms)
-        for unit, points in zip(self.network.units, values, strict=True):
-            total = total + self._unit_ms(unit.key, points)
+        present = self.network.coordinates.present(widths)
+        for unit, points, there in zip(self.network.units, values, present, strict=True):
+            ms = self._unit_ms(unit.key, points)
+            total = total + (ms if there is None else ms * there)
         total = total * self.ratio
         return float(total[0]) if scalar else total.reshape(self.network.coordinates.shape(widths))
 
@@ -61,9 +63,11 @@ class LatencyModel:
     def by_unit(self, widths: Mapping[str, int] | None = None) -> list[tuple[str, str, float]]:
         """Name, key and predicted milliseconds of each unit."""
         values, _ = self.network.coordinates.at(widths)
+        present = self.network.coordinates.present(widths)
         return [
             (unit.name, unit.key, float(self._unit_ms(unit.key, points)[0]) * self.ratio)
-            for unit, points in zip(self.network.units, values, strict=True)
+            for unit, points, there in zip(self.network.units, values, present, strict=True)
+            if there is None or there.all()
         ]
 
     def calibrate(self: Model, measured_ms: float, widths: Widths | None = None) -> Model:

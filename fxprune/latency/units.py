@@ -149,6 +149,7 @@ class Coordinates:
 
     def __init__(self, coupling: Coupling, units: Sequence[Unit]) -> None:
         self._costs = cost(coupling)
+        self._blocks = [_blocks_of(unit, self._costs) for unit in units]
         self._polynomials: list[Callable[[np.ndarray], np.ndarray]] = []
         numbers: dict[tuple, int] = {}
         self._of_unit: list[list[int]] = []
@@ -171,9 +172,22 @@ class Coordinates:
         empty = np.zeros((flat.shape[1], 0), dtype=np.int64)
         return [np.stack([values[n] for n in mine], axis=1) if mine else empty for mine in self._of_unit], scalar
 
+    def present(self, widths: Widths | None) -> list[np.ndarray | None]:
+        """For each unit an integer array (points,), 0 where it went with a residual block; None if it never does."""
+        vector, _ = self._costs.vector(widths)
+        flat = vector.reshape(len(vector), -1)
+        return [flat[rows].min(axis=0) if rows else None for rows in self._blocks]
+
     def shape(self, widths: Widths | None) -> tuple[int, ...]:
         """The shape of the result for these widths."""
         return self._costs.vector(widths)[0].shape[1:]
+
+
+def _blocks_of(unit: Unit, costs: Cost) -> list[int]:
+    """The rows of the residual blocks in whose branch the first operator of a unit is, with which it goes."""
+    coupling = costs.coupling
+    mine = {number for number, record in enumerate(coupling.structure.records) if record.node == unit.nodes[0]}
+    return [costs.names.index(name) for name, block in coupling.blocks.items() if mine and mine <= block.calls]
 
 
 def _compiled(polynomial: Polynomial, groups: int) -> Callable[[np.ndarray], np.ndarray]:

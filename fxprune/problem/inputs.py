@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -16,6 +16,8 @@ from fxprune.io.tensors import modes_of
 from fxprune.problem.mistaken import no_model, of_inputs
 from fxprune.problem.wrappers import BARE, Wrapping, unwrapped
 from passes import Coupling, PassError, capture, couple
+from passes.analyse import with_blocks
+from passes.analysis.residual_blocks import Blocks
 from passes.process.torch_private import buffers_of, parameters_of
 
 log = logging.getLogger(__name__)
@@ -45,12 +47,19 @@ class Analysed:
     note: str = ""
 
 
-def analysed(model: object, example_inputs: object, form: str = "auto") -> Analysed:
+def analysed(model: object, example_inputs: object, form: str = "auto", depth: bool = False) -> Analysed:
     """Couple a network in a form: "module" is the module itself, "graph" the graph that is captured from it.
 
     "auto" is the form of what came in: a GraphModule is a graph. A module that cannot be analysed by running it is
-    captured instead, which the log and the `note` say.
+    captured instead, which the log and the `note` say. depth: with the residual blocks that may be removed.
     """
+    found = _analysed(model, example_inputs, form)
+    if not depth:
+        return found
+    return replace(found, coupling=with_blocks(found.network, found.coupling, found.example_inputs))
+
+
+def _analysed(model: object, example_inputs: object, form: str) -> Analysed:
     if form not in FORMS:
         raise InputError(f"netadapt: form is {form!r}; expected one of {', '.join(map(repr, FORMS))}.")
     if not isinstance(model, nn.Module):
@@ -128,6 +137,14 @@ def graph_like(network: nn.Module, coupling: Coupling, example_inputs: object) -
             f"netadapt: the graph of {type(network).__name__} has other groups than the module ({differing[:3]}); "
             'search with form="graph", or pass resources=[...] that needs no graph.'
         )
+    if coupling.blocks:
+        own = with_blocks(gm, own)
+        if lacking := [name for name in coupling.blocks if name not in own.blocks]:
+            raise InputError(
+                f"netadapt: the graph of {type(network).__name__} does not offer {lacking[0]}, which the module does: "
+                f'{own.refused_blocks.get(lacking[0], "it is not there")}; search with form="graph", or exclude it.'
+            )
+        own = own.with_blocks(Blocks({name: own.blocks[name] for name in coupling.blocks}, own.refused_blocks))
     return gm, own
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 
@@ -22,20 +23,23 @@ _REACHES = (0.4, 0.3, 0.2, 0.15, 0.1, 0.1, 0.05)  # how far, as a share of a wid
 
 def allocate(
     resources: Sequence[Resource], widths: Mapping[str, int], limits: Mapping[str, float], grids: Mapping[str, Grid],
-    errors: Mapping[str, np.ndarray],
+    errors: Mapping[str, np.ndarray], within: Mapping[str, tuple[str, ...]] = MappingProxyType({}),
 ) -> dict[str, int] | None:  # fmt: skip
     """The widths of the groups that shrink, of least summed error within `limits`; None where none is.
 
     grids: the groups that may shrink.
 
-    errors: for each group an array, entry w being the error at width w.
+    errors: for each group an array, entry w being the error at width w. within: for each block, a group of widths 1 and
+    0, the groups that are not there at 0.
     """
     names = [name for name in grids if name in errors]
     choices = {name: [*grids[name].below(widths[name]), widths[name]] for name in names}
     everywhere = {name: (choices[name][0], choices[name][-1]) for name in names if choices[name]}
 
     def tried(current: Mapping[str, int], share: float, around: Mapping[str, tuple[int, int]]) -> _Found | None:
-        found = _solve(resources, current, {n: share * limit for n, limit in limits.items()}, choices, errors, around)
+        found = _solve(
+            resources, current, {n: share * limit for n, limit in limits.items()}, choices, errors, around, within
+        )
         if found is None:
             return None
         used = evaluate(resources, {**widths, **found})
@@ -110,8 +114,13 @@ def _near(width: int, bounds: tuple[int, int], reach: float) -> tuple[int, int]:
 def _solve(
     resources: Sequence[Resource], current: Mapping[str, int], limits: Mapping[str, float],
     choices: Mapping[str, list[int]], errors: Mapping[str, np.ndarray], around: Mapping[str, tuple[int, int]],
+    within: Mapping[str, tuple[str, ...]],
 ) -> dict[str, int] | None:  # fmt: skip
-    """One width a group, chosen by the integer programme whose resources are linear around `current`."""
+    """One width a group, chosen by the integer programme whose resources are linear around `current`.
+
+    Where a block goes, the groups within it stand at their full widths, of which nothing is used: the block's entry
+    takes back what theirs add.
+    """
     from scipy.optimize import Bounds, LinearConstraint, milp
     from scipy.sparse import lil_matrix
 
@@ -125,6 +134,14 @@ def _solve(
     for column, (name, _) in enumerate(places):
         one[names.index(name), column] = 1
     constraints = [LinearConstraint(one.tocsr(), 1, 1)]
+    at = {place: column for column, place in enumerate(places)}
+    inside = {n: [i for i in within.get(n, ()) if (i, choices.get(i, [0])[-1]) in at] for n in names if (n, 0) in at}
+    for name, inner in inside.items():
+        for other in inner:
+            both = np.zeros(len(places))
+            both[at[name, 0]] = 1
+            both[[c for c, (n, w) in enumerate(places) if n == other and w < choices[other][-1]]] = 1
+            constraints.append(LinearConstraint(both[None], -np.inf, 1))
     for resource in resources:
         base = float(np.asarray(resource.value(dict(current))))
         row = np.zeros(len(places))
@@ -136,6 +153,8 @@ def _solve(
                 row[columns] = np.broadcast_to(values, tried.shape) - base
         if resource.name not in limits:
             continue
+        for name, inner in inside.items():
+            row[at[name, 0]] -= sum(row[at[other, choices[other][-1]]] for other in inner)
         room = limits[resource.name] - base
         size = max(abs(base), 1.0)
         constraints.append(LinearConstraint(row[None] / size, -np.inf, room / size))

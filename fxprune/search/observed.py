@@ -67,7 +67,7 @@ def observed(
     expected = outputs_of(problem.dense, calibration.held)
     repair = Repair(
         network, coupling, statistics, calibration, expected, problem.example_inputs, config.compensate, config.refine,
-        problem.seed,
+        problem.seed, coupling.knows_blocks,
     )  # fmt: skip
     return Observed(repair, made)
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from fxprune.criteria.weight_norms import keep_units
 from fxprune.journal.records import Candidate
+from fxprune.problem.blocks import plan_without
 from fxprune.resources.models import Resource
 from fxprune.search.observed import Observed
 from passes import Coupling, Plan
@@ -39,15 +40,17 @@ class Position:
 
     @property
     def narrowed(self) -> dict[str, int]:
-        """The groups that are narrower than those of `network`."""
-        return {name: width for name, width in self.widths.items() if width < self.coupling.widths[name]}
+        """The groups that are narrower than those of `network`, and the blocks that are to go."""
+        full = self.coupling.full_widths
+        return {name: width for name, width in self.widths.items() if width < full.get(name, 0)}
 
 
 def plan_of(position: Position, candidate: Candidate, scores: Mapping[str, np.ndarray]) -> Plan:
     """The plan of a candidate, relative to the network of the round: the most important units of each group it
     shrinks."""
     widths = {**position.narrowed, **candidate.widths}
-    return position.coupling.plan({name: keep_units(scores[name], width) for name, width in widths.items()})
+    keep = {n: keep_units(scores[n], width) for n, width in widths.items() if n in position.coupling.variables}
+    return plan_without(position.coupling, keep, widths)
 
 
 def score_of_chosen(candidate: Candidate) -> float:

@@ -144,7 +144,8 @@ def propose_uniform(
     original: Mapping[str, int],
 ) -> Proposal | None:
     """One proposal that leaves every group the same share of its original width (on its grid), as large as meets the
-    targets."""
+    targets. Residual blocks, of which no share can stay, stay."""
+    grids = {name: grid for name, grid in grids.items() if grid.least}
 
     def at(share: float) -> dict[str, int]:
         work = dict(widths)

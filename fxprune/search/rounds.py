@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from torch import nn
 
+from fxprune.criteria.blocks import block_importance_lost
 from fxprune.criteria.registry import rank, ranked
 from fxprune.criteria.weight_norms import importance_lost, producer_count
 from fxprune.errors import SearchError
@@ -21,6 +22,7 @@ from fxprune.io.tensors import from_bytes, put_tensors, tensors_of, to_bytes
 from fxprune.journal.protocol import Journal
 from fxprune.journal.rebuilding import restore_network
 from fxprune.journal.records import Round
+from fxprune.problem.blocks import groups_within, left_open
 from fxprune.problem.equal_widths import Linked
 from fxprune.problem.search_problem import Problem
 from fxprune.problem.width_grids import Grid
@@ -58,7 +60,7 @@ def search(problem: Problem, baseline: float, workers: Workers, journal: Journal
         problem.dense,
         problem.coupling,
         problem.coupling.plan({}),
-        dict(problem.coupling.widths),
+        problem.coupling.full_widths,
         problem.resources,
         dict(problem.start),
         0.0 if problem.screen == 0 else baseline,
@@ -186,9 +188,11 @@ def rankings(problem: Problem, position: Position, journal: Journal) -> tuple[Po
             position = replace(position, observed=found)
     if position.observed is not None:
         return position, position.observed.scores, position.observed.lost(position.widths)
-    groups = [position.coupling.group(name) for name in problem.grids]
+    groups = [position.coupling.group(name) for name in problem.grids if name in position.coupling.variables]
     scores = {group.name: rank(metric, position.network, group, seed=seed).scores for group in groups}
     lost = {name: importance_lost(s, producer_count(position.coupling.group(name))) for name, s in scores.items()}
+    for name in position.coupling.blocks:
+        lost[name] = block_importance_lost(position.network, position.coupling, name, metric, seed)
     return position, scores, lost
 
 
@@ -230,10 +234,12 @@ def proposals_from(
     targets: Mapping[str, float],
     lost: Mapping[str, np.ndarray],
 ) -> list[Proposal]:
-    linked = Linked(problem.equal, problem.coupling.widths)
+    linked, within = Linked(problem.equal, problem.coupling.widths), groups_within(problem.coupling)
+    grids = left_open(grids, within, position.widths)
     situation = Situation(
-        position.coupling, linked.resources(position.resources), position.widths, problem.coupling.widths, targets,
+        position.coupling, linked.resources(position.resources), position.widths, problem.coupling.full_widths, targets,
         problem.limits, linked.grids(grids), linked.lost(lost), problem.scored, problem.config.joint,
+        within,
     )  # fmt: skip
     proposals = proposals_of(STRATEGIES.find(problem.strategy), situation)
     return [replace(proposal, widths=linked.widths(proposal.widths)) for proposal in proposals]

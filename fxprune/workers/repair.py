@@ -36,7 +36,7 @@ class Repair:
 
     expected: the outputs of the unpruned network on the held-out batches; it is `dense` itself, or what `dense` was
     pruned from. compensates: False where candidates stay sliced, and are only judged. rounds: of Gauss-Newton in the
-    refinement of a network that is kept; 0 leaves it out.
+    refinement of a network that is kept; 0 leaves it out. depth: plans may remove residual blocks.
     """
 
     dense: nn.Module
@@ -48,6 +48,7 @@ class Repair:
     compensates: bool = True
     rounds: int = 4
     seed: int = 0
+    depth: bool = False
 
     def __getstate__(self) -> dict[str, object]:
         statistics = replace(self.statistics, network=None, coupling=None)
@@ -57,7 +58,7 @@ class Repair:
     def coupled(self) -> Coupling:
         """The coupling of the dense network, made once in each process."""
         if self.coupling is None:
-            self.coupling = couple(self.dense, self.example_inputs)
+            self.coupling = couple(self.dense, self.example_inputs, depth=self.depth)
         return self.coupling
 
     def score(self, network: nn.Module) -> float:

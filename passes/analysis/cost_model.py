@@ -16,6 +16,7 @@ import torch
 from passes.analysis.coupling import Coupling
 from passes.analysis.peak_memory import peak_bytes
 from passes.analysis.polynomial import Amount, Compiled, Lengths, Widths
+from passes.analysis.residual_blocks import NO_BLOCKS
 from passes.arguments import got, is_a
 from passes.axes.expressions import Axis
 from passes.errors import PlanError
@@ -42,26 +43,28 @@ class Cost(Lengths):
     """The resources of a coupled network as functions of its group widths.
 
     Every method takes ``widths``, {group name: size}; a group that is not named has its full size, and 0 leaves out all
-    that has a part in it. A size may be an integer array: all arrays broadcast together and the result is an array.
+    that has a part in it. A residual block of the coupling is named likewise, 0 being without its branch. A size may be
+    an integer array: all arrays broadcast together and the result is an array.
     Scalars give Python integers.
     """
 
     @cached_property
     def _macs(self) -> Compiled:
-        return self.compile(macs for record in self.coupling.structure.records for macs in record.macs)
+        records = self.coupling.structure.records
+        return self.compile((*m, *self.call_blocks.get(n, ())) for n, record in enumerate(records) for m in record.macs)
 
     @cached_property
     def _params(self) -> Compiled:
         structure, aliases = self.coupling.structure, self.coupling.aliases
         return self.compile(
-            axes
+            (*axes, *self.tensor_blocks.get(name, ()))
             for name, axes in structure.tensors.items()
             if aliases[name] == name and name in self.coupling.trainable
         )
 
     @cached_property
     def _memory(self) -> Callable[[np.ndarray], np.ndarray]:
-        return peak_bytes(self)
+        return by_blocks(self) if self.coupling.blocks else peak_bytes(self)
 
     def macs(self, widths: Widths | None = None) -> Amount:
         """Multiply-accumulates of one forward pass at the example batch size."""
@@ -98,9 +101,12 @@ class Cost(Lengths):
 
             return value
 
+        def made_by(number: int, products: Iterable[Sequence[Axis]]) -> Callable[[Widths | None], Amount]:
+            return of((*axes, *self.call_blocks.get(number, ())) for axes in products)
+
         return tuple(
-            OperatorCost(spelled(r.func), r.node, of(r.macs), of(value.axes for value in r.outputs))
-            for r in self.coupling.structure.records
+            OperatorCost(spelled(r.func), r.node, made_by(n, r.macs), made_by(n, (v.axes for v in r.outputs)))
+            for n, r in enumerate(self.coupling.structure.records)
         )
 
     def resource(self, name: str) -> Callable[[Widths | None], Amount]:
@@ -132,10 +138,10 @@ class Cost(Lengths):
         """`widths` as an integer array (groups, ...), and whether every given size was a scalar."""
         given = {} if widths is None else widths
         is_a(given, Mapping, "widths", "a mapping of group names to integers, such as plan.widths", PlanError)
-        unknown = [name for name in given if name not in self.coupling.variables]
+        sizes = self.coupling.full_widths
+        unknown = [name for name in given if name not in sizes]
         if unknown:
             self.coupling.group(unknown[0])
-        sizes = self.coupling.widths
         columns = [np.asarray(_without_device(given.get(name, sizes[name]))) for name in self.names]
         if not columns:
             return np.zeros((0,), dtype=np.int64), True
@@ -154,6 +160,31 @@ class Cost(Lengths):
         vector, scalar = self.vector(widths)
         value = compiled(vector)
         return int(value) if scalar else value
+
+
+def by_blocks(costs: Cost) -> Callable[[np.ndarray], np.ndarray]:
+    """Peak bytes where residual blocks may be missing: a sum without its branch shares memory, so each set has its own
+    liveness."""
+    groups, blocks = len(costs.coupling.variables), list(costs.coupling.blocks)
+    known: dict[tuple[int, ...], tuple[list[int], Callable[[np.ndarray], np.ndarray]]] = {}
+
+    def peak_without(removed: tuple[int, ...]) -> tuple[list[int], Callable[[np.ndarray], np.ndarray]]:
+        if removed not in known:
+            left = costs.coupling.without([blocks[number] for number in removed]).with_blocks(NO_BLOCKS)
+            known[removed] = [costs.names.index(name) for name in left.variables], peak_bytes(Lengths(left))
+        return known[removed]
+
+    def evaluate(widths: np.ndarray) -> np.ndarray:
+        flat = widths.reshape(len(widths), -1)
+        patterns, place = np.unique(flat[groups:], axis=1, return_inverse=True)
+        total = np.zeros(flat.shape[1], dtype=np.int64)
+        for number, pattern in enumerate(patterns.T):
+            rows, peak = peak_without(tuple(np.flatnonzero(pattern == 0).tolist()))
+            columns = place.ravel() == number
+            total[columns] = peak(flat[rows][:, columns])
+        return total.reshape(widths.shape[1:])
+
+    return evaluate
 
 
 def _without_device(value: object) -> object:

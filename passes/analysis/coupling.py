@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,9 +13,12 @@ import torch
 from torch import fx
 
 from passes.analysis.module_facts import ModuleFacts
+from passes.analysis.plan_arguments import checked_blocks, checked_units, unknown
+from passes.analysis.residual_blocks import NO_BLOCKS, Blocks
 from passes.analysis.tape import Structure, map_values
+from passes.analysis.without_blocks import without
 from passes.analysis.zero_propagation import unmasked_sums
-from passes.arguments import got, is_a
+from passes.arguments import is_a
 from passes.axes.expressions import Axis, Reason, Variable, constants, leaves
 from passes.axes.index_sets import BlockMask, Mask, kept, length, positions
 from passes.axes.outer_blocks import block_of, outer_variables
@@ -115,17 +117,20 @@ class Coverage:
 class Coupling:
     """The groups of a network, what is frozen, and the evidence. Made by `couple`; never changed.
 
-    module: facts that hold where the network is a module and not a graph.
+    module: facts that hold where the network is a module and not a graph. blocks: the residual branches that plans may
+    remove, where they were looked for (``couple(..., depth=True)``). gone: the widths of what plans have removed whole.
     """
 
     def __init__(
         self, structure: Structure, variables: Mapping[str, Variable], fingerprint: str, inputs: list[Described],
         sources: Mapping[str, str], aliases: Mapping[str, str], trainable: frozenset[str],
         orders: Mapping[str, np.ndarray] | None = None, module: ModuleFacts | None = None,
+        blocks: Blocks = NO_BLOCKS, gone: Mapping[str, int] | None = None,
     ) -> None:  # fmt: skip
         self.structure, self.variables, self.fingerprint = structure, dict(variables), fingerprint
         self.inputs, self.sources, self.aliases, self.trainable = inputs, sources, aliases, trainable
-        self.orders, self.module = dict(orders or {}), module
+        self.orders, self.module, self.gone = dict(orders or {}), module, dict(gone or {})
+        self.blocks, self.refused_blocks, self.knows_blocks = blocks.offered, blocks.refused, blocks is not NO_BLOCKS
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:
@@ -185,7 +190,18 @@ class Coupling:
             checked[name] = rows
         return Coupling(
             self.structure, self.variables, self.fingerprint, self.inputs, self.sources, self.aliases, self.trainable,
-            checked, self.module,
+            checked, self.module, self._found_blocks, self.gone,
+        )  # fmt: skip
+
+    @property
+    def _found_blocks(self) -> Blocks:
+        return Blocks(self.blocks, self.refused_blocks) if self.knows_blocks else NO_BLOCKS
+
+    def with_blocks(self, blocks: Blocks) -> Coupling:
+        """This coupling with the residual branches that plans may remove."""
+        return Coupling(
+            self.structure, self.variables, self.fingerprint, self.inputs, self.sources, self.aliases, self.trainable,
+            self.orders, self.module, blocks, self.gone,
         )  # fmt: skip
 
     @cached_property
@@ -224,12 +240,17 @@ class Coupling:
         for group in self.groups:
             if group.name == name:
                 return group
-        raise PlanError(_unknown_group(name, self.variables))
+        raise PlanError(unknown(name, self.variables))
 
     @property
     def widths(self) -> dict[str, int]:
         """The size of each group."""
         return {name: v.size for name, v in self.variables.items()}
+
+    @property
+    def full_widths(self) -> dict[str, int]:
+        """The size of each group, and 1 for each residual block, which is 0 where its branch is removed."""
+        return {**self.widths, **dict.fromkeys(self.blocks, 1)}
 
     @cached_property
     def frozen(self) -> tuple[Frozen, ...]:
@@ -317,18 +338,20 @@ class Coupling:
             for a, b in zip(path, path[1:], strict=False)
         ]
 
-    def plan(self, keep: Mapping[str, Sequence[int]]) -> Plan:
+    def plan(self, keep: Mapping[str, Sequence[int]], removed_blocks: Iterable[str] = ()) -> Plan:
         """A plan that keeps the given units, sorted, of the named groups, and everything of the others.
 
-        Raises PlanError for an unknown group, and for empty, duplicate, unsorted or out-of-range indices.
+        removed_blocks: residual branches to remove whole, by their names in `blocks`.
+
+        Raises PlanError for an unknown group or block, and for empty, duplicate, unsorted or out-of-range indices.
         """
         is_a(keep, Mapping, "plan: keep", "a mapping of groups to kept units, such as {'conv1': range(8)}", PlanError)
         checked = {}
         for name, units in keep.items():
             if name not in self.variables:
-                raise PlanError(_unknown_group(name, self.variables))
+                raise PlanError(unknown(name, self.variables))
             variable = self.variables[name]
-            checked[name] = _checked_units(name, units, variable.size)
+            checked[name] = checked_units(name, units, variable.size)
             if len(checked[name]) % self.multiple.get(variable, 1):
                 raise PlanError(
                     f"group {name!r}: {len(checked[name])} units are kept; keep a multiple of "
@@ -344,7 +367,16 @@ class Coupling:
         names = {v: n for n, v in self.variables.items()}
         orders = {n: tuple(tuple(map(int, row)) for row in self.orders[n]) for n in narrowed}
         outers = {n: names.get(self.outers[self.variables[n]], "") for n in narrowed}
-        return Plan(full, self.fingerprint, self.widths, self.inputs, orders, outers)
+        return Plan(
+            full,
+            self.fingerprint,
+            self.widths,
+            self.inputs,
+            orders,
+            outers,
+            checked_blocks(removed_blocks, self._found_blocks),
+            self.gone,
+        )
 
     def axes_of(self, name: str, tensor: torch.Tensor) -> tuple[Axis, ...] | None:
         """The axes of a tensor of the network; None for one that is not what was coupled.
@@ -380,12 +412,31 @@ class Coupling:
         plan.check(self)
         keep = self.masks(plan)
         new = {v: Variable(v.number, kept(mask)) for v, mask in keep.items()}
+        left = self.without(plan.removed_blocks)
+        gone = {name: width for name, width in plan.widths.items() if name not in left.variables}
         return Coupling(
-            self.structure.renamed(new, keep, numbers or {}),
-            {name: new.get(v, v) for name, v in self.variables.items()},
+            left.structure.renamed(new, keep, numbers or {}),
+            {name: new.get(v, v) for name, v in left.variables.items()},
             plan.result_fingerprint,
-            self.inputs, self.sources, self.aliases, self.trainable,
-            module=None if self.module is None else self.module.renamed(new, keep),
+            self.inputs, self.sources, left.aliases, left.trainable,
+            module=None if self.module is None else self.module.renamed(new, keep), blocks=left._found_blocks,
+            gone={**self.gone, **gone},
+        )  # fmt: skip
+
+    def without(self, removed_blocks: Iterable[str]) -> Coupling:
+        """The coupling of the network without some residual branches, and without the groups that lie in them alone."""
+        removed = checked_blocks(removed_blocks, self._found_blocks)
+        if not removed:
+            return self
+        structure, blocks = without(self.structure, self.blocks, removed)
+        tensors = structure.tensors
+        aliases = {name: first for name, first in self.aliases.items() if first in tensors}
+        trainable = frozenset(name for name in self.trainable if name in aliases)
+        left = {v for name in trainable for axis in tensors[aliases[name]] for v in leaves(axis)}
+        return Coupling(
+            structure, {name: v for name, v in self.variables.items() if v in left}, self.fingerprint, self.inputs,
+            self.sources, aliases, trainable, {n: o for n, o in self.orders.items() if self.variables[n] in left},
+            self.module, Blocks(blocks, self.refused_blocks), self.gone,
         )  # fmt: skip
 
 
@@ -404,31 +455,6 @@ def _in_order(group: Group, order: np.ndarray) -> Group:
         columns = np.arange(item.index.shape[1])
         slices.append(replace(item, index=item.index[order[item.blocks].T, columns]))
     return replace(group, slices=tuple(slices))
-
-
-def _unknown_group(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1) if isinstance(name, str) else []
-    hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(list(known)[:10]) or 'none'}"
-    return f"no group is called {name!r}; {hint}"
-
-
-def _checked_units(name: str, units: Sequence[int], size: int) -> tuple[int, ...]:
-    if isinstance(units, str | Mapping) or not hasattr(units, "__iter__") or getattr(units, "ndim", 1) != 1:
-        raise PlanError(f"group {name!r}: got {got(units)}; expected the kept units, integers in 0..{size - 1}")
-    if isinstance(units, torch.Tensor) and units.is_meta:
-        raise PlanError(f"group {name!r}: got {got(units)}, which has no values; expected the kept units")
-    listed = list(units.tolist() if hasattr(units, "tolist") else units)
-    if not listed:
-        raise PlanError(f"group {name!r}: no unit is kept; keep at least one of {size}")
-    if any(isinstance(u, bool) or not isinstance(u, int) for u in listed):
-        raise PlanError(f"group {name!r}: kept units are integers, not {listed[:5]}")
-    if min(listed) < 0 or max(listed) >= size:
-        raise PlanError(f"group {name!r}: kept units lie in 0..{size - 1}, got {min(listed)}..{max(listed)}")
-    if len(set(listed)) != len(listed):
-        raise PlanError(f"group {name!r}: a unit is kept twice")
-    if sorted(listed) != listed:
-        raise PlanError(f"group {name!r}: kept units must be in ascending order")
-    return tuple(listed)
 
 
 def remember(gm: fx.GraphModule, coupling: Coupling, digest: str = "") -> None:

@@ -18,7 +18,8 @@ import torch
 from passes.analysis.polynomial import Lengths
 from passes.axes.expressions import Axis
 from passes.ops import Record, Slot, Value
-from passes.process.torch_private import pytree, schema_of
+from passes.ops.storage import shared_operands
+from passes.process.torch_private import pytree
 from passes.stream.module_run import Lifetimes
 
 
@@ -207,7 +208,7 @@ class _Walk:
     def _calls(self, records: Iterable[Record]) -> Iterator[Value]:
         """The tensors that calls return, with the storages that they allocate."""
         for record in records:
-            shared = _shared(record)
+            shared = shared_operands(record)
             for number, value in enumerate(record.outputs):
                 source = shared[number] if number < len(shared) else None
                 if value.key in self.home:  # written in place
@@ -249,28 +250,6 @@ class _Walk:
     def _freed(self, storage: int) -> None:
         self.events.append((storage, -1))
         self.held.discard(storage)
-
-
-def _shared(record: Record) -> list[Value | None]:
-    """For each returned tensor the operand whose storage it shares, by the operator's schema; None for fresh memory."""
-    args, kwargs = record.template
-    schema = schema_of(record.func)
-    if record.func.overloadpacket is torch.ops.aten._unsafe_view:  # a view that the schema does not own up to
-        return [record.inputs[0]]
-    by_set: dict[str, Value] = {}
-    for formal, actual in zip(schema.arguments, (*args, *(None,) * len(schema.arguments)), strict=False):
-        actual = kwargs.get(formal.name, actual)
-        slots = [s for s in pytree.tree_leaves(actual) if isinstance(s, Slot)]
-        if formal.alias_info is not None and slots:
-            for alias in formal.alias_info.before_set | formal.alias_info.after_set:
-                by_set[alias] = record.inputs[slots[0].number]
-    found: list[Value | None] = []
-    for returned in schema.returns:
-        many = "List" in str(returned.type)  # of a list the schema says only that it shares something with "*"
-        marks = returned.alias_info.before_set or {"*"} if returned.alias_info is not None else ()
-        source = next((by_set[mark] for mark in marks if mark in by_set), None)
-        found += [source] * (len(record.outputs) - len(schema.returns) + 1 if many else 1)
-    return found
 
 
 def _values(tree: object) -> list[Value]:

@@ -103,12 +103,24 @@ class Compiled:
 
 
 class Lengths:
-    """The lengths of a coupling's axes as polynomials in the widths of its groups, which `names` lists in order."""
+    """The lengths of a coupling's axes as polynomials in the widths of its groups, which `names` lists in order.
+
+    Behind the groups stand the residual blocks that plans may remove, each as one unit: a count of what belongs to its
+    branch has that unit as a further factor, 1 or 0 (see `call_blocks`, `tensor_blocks`).
+    """
 
     def __init__(self, coupling: Coupling) -> None:
         self.coupling = coupling
-        self.names = list(coupling.variables)
-        self._number = {v: n for n, v in enumerate(coupling.variables.values())}
+        self.names = list(coupling.full_widths)
+        units = {name: Variable(-1 - number, 1) for number, name in enumerate(coupling.blocks)}
+        self._number = {v: n for n, v in enumerate([*coupling.variables.values(), *units.values()])}
+        self.call_blocks: dict[int, tuple[Axis, ...]] = {}  # by number of a call the blocks that it goes with
+        self.tensor_blocks: dict[str, tuple[Axis, ...]] = {}
+        for name, block in coupling.blocks.items():
+            for number in (*block.calls, block.sum):
+                self.call_blocks[number] = (*self.call_blocks.get(number, ()), units[name])
+            for tensor in block.tensors:
+                self.tensor_blocks[tensor] = (*self.tensor_blocks.get(tensor, ()), units[name])
         self._length = once_each(self._counted)
 
     def polynomial(self, axes: Iterable[Axis]) -> Polynomial:

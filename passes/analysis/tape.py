@@ -101,14 +101,14 @@ class Structure:
         def value(v: Value) -> Value:
             made = known.get(id(v))
             if made is None:
-                made = known[id(v)] = _changed(
+                made = known[id(v)] = with_fields(
                     v, axes=tuple(map(change, v.axes)), watched=tuple(map(change, v.watched))
                 )
             return made
 
         def changed(records: Sequence[Record]) -> Sequence[Record]:
             return [
-                _changed(
+                with_fields(
                     r,
                     inputs=list(map(value, r.inputs)),
                     outputs=list(map(value, r.outputs)),
@@ -137,7 +137,7 @@ class Structure:
         )
 
 
-def _changed(item: T, **changes: object) -> T:
+def with_fields(item: T, **changes: object) -> T:
     """A copy with some fields replaced; dataclasses.replace takes several times as long, and there are hundreds."""
     made = object.__new__(type(item))
     made.__dict__.update(item.__dict__, **changes)

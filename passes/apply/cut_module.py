@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from passes.analyse import couple
+from passes.analyse import couple, with_blocks
 from passes.analysis.coupling import Coupling
 from passes.apply.prune_channels import PruneChannels
 from passes.apply.prune_channels import plan_of as plan_of_graph
@@ -20,6 +20,7 @@ from passes.process.garbage import collector_paused
 from passes.process.state import leaves_no_trace
 from passes.process.torch_private import buffers_of, parameters_of
 from passes.stream.call_arguments import example_of
+from passes.stream.skipped_branches import detach
 from passes.transform.module_sizes import fit
 from passes.transform.slicing import Slicing
 from passes.trial.module_groups import recall_module, remember_module
@@ -72,6 +73,9 @@ def apply_plan(network: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.M
     slicing = Slicing(coupling, coupling.masks(plan))
     cut = _cut_in_place(network, slicing) if inplace else copy_module(network, slicing.kept)
     fit(cut, slicing, coupling.module.edits, coupling.module.literals)
+    for name in plan.removed_blocks:
+        for detached in coupling.blocks[name].taken:
+            detach(cut, detached)
     if plan.narrows:
         earlier = plan_of(network)
         chained = earlier is not None and earlier.result_fingerprint == plan.fingerprint  # else coupled anew since
@@ -98,13 +102,13 @@ def module_coupling_for(module: nn.Module, plan: Plan) -> Coupling:
     if known is None and isinstance(provenance, Provenance):
         known = provenance.coupling
     if known is not None and known.fingerprint == plan.fingerprint:
-        return known
+        return with_blocks(module, known) if plan.removed_blocks else known
     if [next(iter(item)) for item in plan.inputs] != ["tuple", "dict"]:
         raise PlanError(
             f"the plan is for graph {plan.fingerprint[:12]}, got a {type(module).__name__}; make a plan for the module "
             "itself with couple(module, example_inputs), or apply this one to its graph (capture)"
         )
-    return couple(module, example_of(plan.inputs))
+    return couple(module, example_of(plan.inputs), depth=bool(plan.removed_blocks))
 
 
 def _cut_in_place(module: nn.Module, slicing: Slicing) -> nn.Module:

@@ -8,7 +8,7 @@ import torch
 from torch import fx
 from torch.fx.passes.infra.pass_base import PassResult
 
-from passes.analyse import couple
+from passes.analyse import couple, with_blocks
 from passes.analysis.coupling import Coupling, recall, remember
 from passes.arguments import is_a
 from passes.documents.described_values import examples
@@ -58,7 +58,7 @@ class PruneChannels:
         if rewriting.refused:
             axis, reason = rewriting.refused[0]
             raise PassError(f"{reason}; the analysis promised that {axis} can shrink, which is a defect of fxprune")
-        pruned = rewriting.build()
+        pruned = rewriting.build(self.plan.removed_blocks)
         remember(pruned, coupling.after(self.plan, rewriting.numbers))
         earlier = plan_of(gm)
         chained = earlier is not None and earlier.result_fingerprint == self.plan.fingerprint
@@ -69,9 +69,9 @@ class PruneChannels:
 def coupling_for(gm: fx.GraphModule, plan: Plan) -> Coupling:
     """The coupling of `gm`: the known one, or one made for the input shapes that the plan carries."""
     known = recall(gm)
-    if known is not None and known.fingerprint == plan.fingerprint:
-        return known
-    return couple(gm, examples(plan.inputs, "meta"))
+    if known is None or known.fingerprint != plan.fingerprint:
+        known = couple(gm, examples(plan.inputs, "meta"))
+    return with_blocks(gm, known) if plan.removed_blocks else known
 
 
 def plan_of(gm: fx.GraphModule) -> Plan | None:

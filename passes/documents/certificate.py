@@ -17,7 +17,8 @@ class Certificate:
     inputs: what each run was made on. sizes: which sizes were varied and worked ("length 16 instead of 8"). finite:
     the smallest share of an output, over runs, that were numbers and could be compared. note: what could not be run,
     and why. specialised: what the network was analysed for (a mode, a flag, a state), in sentences; the certificate
-    says nothing of other cases.
+    says nothing of other cases. removed_blocks: residual branches whose output was zero in the dense network, and that
+    the pruned one does not hold.
     """
 
     max_error: float
@@ -35,6 +36,7 @@ class Certificate:
     sizes: tuple[str, ...] = ()
     finite: float = 1.0
     specialised: tuple[str, ...] = ()
+    removed_blocks: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, object]:
         """Plain data, for JSON."""

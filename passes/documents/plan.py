@@ -21,6 +21,8 @@ class Coupled(Protocol):
     def fingerprint(self) -> str: ...
     @property
     def widths(self) -> Mapping[str, int]: ...
+    @property
+    def blocks(self) -> Mapping[str, object]: ...
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,8 @@ class Plan:
     inputs: shapes and dtypes of the example inputs, so that the plan can be applied with no data.
     orders: for groups whose units were formed apart in each outer block (see `Coupling.formed`), the rows that formed
     them. outers: for these the group that their blocks belong to, or "" where that one is no group.
+    removed_blocks: the residual branches that are removed whole (see `Coupling.blocks`). gone: of a plan for a network
+    that other plans made, the widths of what these have removed whole.
     """
 
     keep: Mapping[str, tuple[int, ...]]
@@ -39,16 +43,18 @@ class Plan:
     inputs: list[Described] = field(default_factory=list)
     orders: Mapping[str, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
     outers: Mapping[str, str] = field(default_factory=dict)
+    removed_blocks: tuple[str, ...] = ()
+    gone: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def widths(self) -> dict[str, int]:
-        """How many units each group keeps."""
-        return {name: len(units) for name, units in self.keep.items()}
+        """How many units each group keeps; 0 for each residual block that is removed."""
+        return {name: len(units) for name, units in self.keep.items()} | dict.fromkeys(self.removed_blocks, 0)
 
     @property
     def narrows(self) -> bool:
-        """Whether any unit is removed."""
-        return any(len(units) < self.sizes[name] for name, units in self.keep.items())
+        """Whether any unit or block is removed."""
+        return bool(self.removed_blocks) or any(len(units) < self.sizes[name] for name, units in self.keep.items())
 
     @property
     def result_fingerprint(self) -> str:
@@ -56,13 +62,17 @@ class Plan:
         if not self.narrows:
             return self.fingerprint
         first_graph = self.fingerprint.partition("+")[0]
-        kept = json.dumps(self.widths, sort_keys=True)
+        kept = json.dumps({**self.widths, **self.gone}, sort_keys=True)
         return f"{first_graph}+{hashlib.sha256(kept.encode()).hexdigest()[:32]}"
 
     def check(self, coupling: Coupled) -> None:
         """Raise PlanError unless this plan was made for `coupling`."""
         if not hasattr(coupling, "widths") or not hasattr(coupling, "fingerprint"):
             raise PlanError(f"check: got {got(coupling)}; expected a Coupling, which couple(...) returns")
+        if unknown := [name for name in self.removed_blocks if name not in coupling.blocks]:
+            raise PlanError(
+                f"the plan removes {unknown[0]!r}, which this coupling does not offer; couple with depth=True"
+            )
         if self.fingerprint != coupling.fingerprint or dict(self.sizes) != coupling.widths:
             differing = sorted(
                 name for name in {*self.sizes, *coupling.widths} if self.sizes.get(name) != coupling.widths.get(name)
@@ -80,11 +90,16 @@ class Plan:
         is_a(later, Plan, "then", "a later Plan, for the network that this one makes", PlanError)
         if later.fingerprint != self.result_fingerprint:
             raise PlanError("the later plan is not for the network that this plan makes")
-        keep = {name: tuple(units[u] for u in later.keep[name]) for name, units in self.keep.items()}
+        left = {name: later.keep[name] for name in self.keep if name in later.keep}  # others went with their block
+        keep = {n: tuple(units[u] for u in left[n]) if n in left else units for n, units in self.keep.items()}
         outers = {**self.outers, **later.outers}
-        orders = {name: self._joined_rows(later, name, outer) for name, outer in outers.items()}
-        keep.update({name: tuple(range(len(later.keep[name]))) for name in orders})
-        return Plan(keep, self.fingerprint, self.sizes, self.inputs, orders, outers)
+        orders = {
+            name: self._joined_rows(later, name, outer) if name in left else self.orders[name]
+            for name, outer in outers.items()
+        }
+        keep.update({name: tuple(range(len(left[name]))) for name in orders if name in left})
+        removed = (*self.removed_blocks, *later.removed_blocks)
+        return Plan(keep, self.fingerprint, self.sizes, self.inputs, orders, outers, removed, self.gone)
 
     def kept_in_block(self, name: str, block: int) -> list[int]:
         """The positions, ascending, that group `name` keeps in one outer block of this plan's graph."""
@@ -109,7 +124,9 @@ class Plan:
     def to_json(self) -> str:
         """This plan as JSON with a checksum: one group a line, sorted, so that a diff compares two plans."""
         try:
-            text = written(self.fingerprint, self.inputs, {name: self._entry(name) for name in self.keep})
+            groups = {name: self._entry(name) for name in self.keep}
+            blocks = {"removed_blocks": list(self.removed_blocks), "gone": dict(self.gone)}
+            text = written(self.fingerprint, self.inputs, groups, blocks if self.removed_blocks or self.gone else {})
         except (KeyError, TypeError, ValueError) as error:
             raise PlanError(
                 f"to_json: a part of the plan cannot be written ({error!r}); make plans with coupling.plan(...)"
@@ -136,4 +153,6 @@ class Plan:
             data["inputs"],
             orders,
             {name: groups[name]["outer"] for name in orders},
+            tuple(data["removed_blocks"]),
+            data["gone"],
         )

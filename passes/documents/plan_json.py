@@ -11,7 +11,7 @@ from typing import Any
 from passes.documents.strict_json import parse
 from passes.errors import PlanError
 
-FORMAT = 2  # 1 had no checksum; it is still read
+FORMAT = 3  # with removed blocks; 2, still written and read, has none, and 1, still read, had no checksum
 _MOST_UNITS = 2**31
 _MOST_ELEMENTS = 2**34  # of an example input, which a reader makes zeros of
 _SEALED = re.compile(r'(.*"sha256": ")([0-9a-f]{64})"\}\s*', re.DOTALL)
@@ -19,16 +19,20 @@ _GROUP_KEYS = {"size", "keep", "outer", "order"}
 _LEAVES = {"tensor": {"tensor", "dtype"}, "dict": {"dict"}, "list": {"list"}, "tuple": {"tuple"}, "value": {"value"}}
 
 
-def written(fingerprint: str, inputs: Sequence[object], groups: Mapping[str, Mapping[str, object]]) -> str:
+def written(
+    fingerprint: str, inputs: Sequence[object], groups: Mapping[str, Mapping[str, object]], blocks: Mapping[str, object]
+) -> str:
     """The text of a plan: sorted keys, one group a line, and at the end the SHA-256 of all that stands before it."""
     lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(groups[name])}" for name in sorted(groups))
-    head = json.dumps({"format": FORMAT, "fingerprint": fingerprint, "inputs": list(inputs)}, sort_keys=True)
+    values = {"format": FORMAT if blocks else 2, "fingerprint": fingerprint, "inputs": list(inputs), **blocks}
+    head = json.dumps(values, sort_keys=True)
     body = head[:-1] + ', "groups": {\n' + lines + '\n},\n"sha256": "'
     return f'{body}{hashlib.sha256(body.encode()).hexdigest()}"}}\n'
 
 
 def read(text: str) -> dict[str, Any]:
-    """What `written` wrote, checked: fingerprint, inputs, and for each group size, keep and perhaps outer and order.
+    """What `written` wrote, checked: fingerprint, inputs, removed_blocks, gone, and groups, each with size, keep and
+    perhaps outer and order.
 
     Raises PlanError that says what is missing, wrong or altered.
     """
@@ -41,9 +45,10 @@ def read(text: str) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise PlanError(f"this is no plan of fxprune: expected a JSON object, got a {type(data).__name__}")
     number = _of(data, "format", int, "the plan")
-    if number not in (1, FORMAT):
-        raise PlanError(f"the plan has format {number}, this version reads format {FORMAT} and 1")
-    expected = {"format", "fingerprint", "inputs", "groups", *(["sha256"] if number > 1 else [])}
+    if not 1 <= number <= FORMAT:
+        raise PlanError(f"the plan has format {number}, this version reads formats 1 to {FORMAT}")
+    expected = {"format", "fingerprint", "inputs", "groups"}
+    expected |= ({"sha256"} if number > 1 else set()) | ({"removed_blocks", "gone"} if number > 2 else set())
     if data.keys() != expected:
         _refuse_keys(data, expected)
     groups = _of(data, "groups", dict, "the plan")
@@ -52,7 +57,14 @@ def read(text: str) -> dict[str, Any]:
     inputs = _of(data, "inputs", list, "the plan")
     for position, item in enumerate(inputs):
         _check_input(item, f"input {position}")
+    removed = _of(data, "removed_blocks", list, "the plan") if number > 2 else []
+    if any(not isinstance(name, str) for name in removed) or len(set(map(str, removed))) < len(removed):
+        raise PlanError("the plan: removed_blocks holds names, each once")
     found = {"fingerprint": _of(data, "fingerprint", str, "the plan"), "inputs": inputs, "groups": groups}
+    gone = _of(data, "gone", dict, "the plan") if number > 2 else {}
+    if any(type(width) is not int or width < 0 for width in gone.values()):
+        raise PlanError("the plan: gone holds a width of at least 0 for each name")
+    found |= {"removed_blocks": removed, "gone": gone}
     if number > 1:
         _check_seal(text)
     return found

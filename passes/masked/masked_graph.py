@@ -22,16 +22,21 @@ class OtherCalls(Exception):
 
 
 class MaskedOperators(LightMode):
-    """Applies operators that mix, or sum what is not zero, to the surviving positions."""
+    """Applies operators that mix, or sum what is not zero, to the surviving positions.
 
-    def __init__(self, coupling: Coupling, masks: Mapping[Variable, Mask]) -> None:
+    removed_blocks: residual branches whose output is zero where it is added.
+    """
+
+    def __init__(self, coupling: Coupling, masks: Mapping[Variable, Mask], removed_blocks: Sequence[str] = ()) -> None:
         super().__init__()
         self.masks = masks
+        branches = {block.sum: block.operand for block in (coupling.blocks[name] for name in removed_blocks)}
+        self.branches = {id(coupling.structure.records[number]): operand for number, operand in branches.items()}
         self.special: dict[tuple[str, object], list[Record | None]] = defaultdict(list)
         for number, record in enumerate(coupling.structure.records):
             mixes = any(narrowed(a, masks) for a in record.mixed)
             sums = any(v in masks for v in coupling.unmasked.get(number, ()))
-            self.special[record.node, record.func].append(record if mixes or sums else None)
+            self.special[record.node, record.func].append(record if mixes or sums or number in branches else None)
         self._counts: dict[tuple[str, object], tuple[int, bool]] = {}  # how many calls, and whether all are alike
         self._node = ""
 
@@ -59,6 +64,8 @@ class MaskedOperators(LightMode):
         return self._masked(record, func, args, kwargs)
 
     def _masked(self, record: Record, func, args, kwargs):
+        if id(record) in self.branches:
+            return func(*with_zero(args, self.branches[id(record)]), **kwargs)
         if record.mixed and any(narrowed(a, self.masks) for a in record.mixed):
             reference = traits_of(func).reference
             if reference is None:
@@ -79,6 +86,12 @@ class MaskedOperators(LightMode):
 
         args, kwargs = pytree.tree_map_only(torch.Tensor, clear, (args, kwargs))
         return func(*args, **kwargs)
+
+
+def with_zero(args: tuple, operand: int) -> tuple:
+    """The arguments of a call with zeros in the place of one, also in its memory where that is the first."""
+    zero = args[operand].zero_() if operand == 0 else torch.zeros_like(args[operand])
+    return *args[:operand], zero, *args[operand + 1 :]
 
 
 def _alike(records: Sequence[Record | None]) -> bool:

@@ -6,6 +6,7 @@ input of another length, a branch that another value takes and another mode are 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -26,24 +27,37 @@ _LATER = 1 << 40  # new variables are numbered after those of the coupling, whic
 class MaskedInference(ModuleInference):
     """Runs a module whose removed units are zero, and corrects what operators that mix them give.
 
-    tape: whether the calls are kept. results: if set, what each call gave, the removed positions left out.
+    removed_blocks: residual branches that add nothing to their sums. tape: whether the calls are kept. results: if set,
+    what each call gave, the removed positions left out.
     """
 
-    def __init__(self, coupling: Coupling, masks: Mapping[Variable, Mask], tape: bool = False) -> None:
+    def __init__(
+        self, coupling: Coupling, masks: Mapping[Variable, Mask], removed_blocks: Sequence[str] = (), tape: bool = False
+    ) -> None:
         super().__init__(real=True)
         self.masks, self.tape = masks, tape
         self.results: list[tuple[object, str, list[torch.Tensor]]] | None = None
+        self._branches = branch_places(coupling, removed_blocks)
+        self._met: Counter[tuple[str, object]] = Counter()
         self.space.start_at(_LATER)
         self._summed = {v for found in coupling.unmasked.values() for v in found}
         self._summed |= {coupling.variables[g.name] for g in coupling.groups if g.mixed}
 
+    def begin(self) -> None:
+        """A run begins."""
+        self._met.clear()
+
     def call(self, func, args, kwargs):
         before = len(self.records)
+        operand = self._branch_of(func) if self._branches else None
+        other = args[1 - operand].clone() if operand is not None else None
         kept = _copies_of_written(func, args) if schema_of(func).is_mutable else None
         result = super().call(func, args, kwargs)
         if len(self.records) == before:
             return result
         record, outputs = self.records[-1], _listed(result)
+        if other is not None:
+            outputs[0].copy_(other)
         if self._is_masked(record):
             self._correct(record, func, args if kept is None else kept, kwargs, outputs)
         if self.results is not None:
@@ -53,6 +67,14 @@ class MaskedInference(ModuleInference):
             self.records.pop()
             self.values.clear()
         return result
+
+    def _branch_of(self, func: object) -> int | None:
+        """Which operand of the running call is the output of a removed branch, if it is one of these sums."""
+        key = self.label(), func
+        if key not in self._branches:
+            return None
+        self._met[key] += 1
+        return self._branches[key].get(self._met[key] - 1)
 
     def constants_among(self, operands: Sequence[torch.Tensor]) -> dict[int, list[object]]:
         return super().constants_among(operands) if self.tape else {}
@@ -99,6 +121,19 @@ class MaskedInference(ModuleInference):
         """Units that this run ties to others although the coupling keeps them apart."""
         known = {v for axis in axes for v in leaves(axis)}
         return [v for v in known if self.space.resolve(v) is not v]
+
+
+def branch_places(coupling: Coupling, removed_blocks: Sequence[str]) -> dict[tuple[str, object], dict[int, int]]:
+    """By the label and operator of a call, and by how many such came before it, the operand that is a branch."""
+    blocks = {block.sum: block.operand for block in (coupling.blocks[name] for name in removed_blocks)}
+    met: Counter[tuple[str, object]] = Counter()
+    found: dict[tuple[str, object], dict[int, int]] = {}
+    for number, record in enumerate(coupling.structure.records if blocks else ()):
+        key = record.node, record.func
+        if number in blocks:
+            found.setdefault(key, {})[met[key]] = blocks[number]
+        met[key] += 1
+    return found
 
 
 def _listed(result: object) -> list[torch.Tensor]:

@@ -84,14 +84,15 @@ def compensate(
     coupling = _coupling_of(dense, plan, statistics)
     masks = coupling.masks(plan)
     axes = coupling.structure.tensors
+    gone = {tensor for name in plan.removed_blocks for tensor in coupling.blocks[name].tensors}
+    sites = [site for site in statistics.sites.values() if coupling.aliases[site.parameter] not in gone]
     remain = {
-        site.parameter: [survivors(axis, masks) for axis in axes[coupling.aliases[site.parameter]]]
-        for site in statistics.sites.values()
+        site.parameter: [survivors(axis, masks) for axis in axes[coupling.aliases[site.parameter]]] for site in sites
     }
     weights, small = dict(owned_tensors(dense)), dict(owned_tensors(pruned))
     repairs: list[LayerRepair] = []
     changes: dict[str, Tensor] = {}
-    for site in statistics.sites.values():
+    for site in sites:
         if all(positions.all() for positions in remain[site.parameter]):
             continue
         _check_size(site, remain[site.parameter], small)

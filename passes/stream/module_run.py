@@ -136,6 +136,7 @@ class ModuleRun:
         turned: the line at which a condition gets the other answer.
         """
         mode = self.mode
+        mode.begin()
         given: dict[int, torch.Tensor] = {}
         inputs: list[Value] = []
         for tensor in tensors_of(arguments):

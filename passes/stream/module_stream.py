@@ -73,6 +73,9 @@ class ModuleInference(Inference):
         self._on_meta: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._written: set[int] = set()  # storages of constants into which data was written
 
+    def begin(self) -> None:
+        """A run of the module begins."""
+
     # -- where a call belongs -----------------------------------------------------------------------------------------
 
     def label(self) -> str:

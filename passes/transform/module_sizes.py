@@ -14,6 +14,7 @@ from passes.axes.expressions import Axis, Constant, Product
 from passes.graph.module_copies import modules_of
 from passes.stream.head_attention import HeadAttention, is_torchs_attention, with_heads
 from passes.stream.restated_calls import SIZES, Restated, RestatedForward
+from passes.stream.skipped_branches import Silent, WithoutBranch
 from passes.transform.resize_modules import SIZED, resize_view_module
 from passes.transform.size_attributes import set_integer
 from passes.transform.slicing import Slicing
@@ -40,11 +41,15 @@ def fit(module: nn.Module, slicing: Slicing, edits: Sequence[Edit], literals: Se
             shapes = [[slicing.size(axis) for axis in value.axes] for value in (record.inputs[0], record.outputs[0])]
             resize_view_module(views[record.node], *shapes)
     for edit in edits:
+        if isinstance(modules.get(edit.path), (Silent, type(None))):  # it went with a residual branch
+            continue
         set_integer(modules[edit.path], edit.attribute, prod(slicing.size(axis) for axis in edit.axes))
     for path in dict.fromkeys(literal.path for literal in literals):
-        part = modules[path]
+        caller = modules.get(path)
+        if caller is None or isinstance(caller, Silent) or isinstance(caller.__dict__.get("forward"), WithoutBranch):
+            continue
         here = [_restated(literal, slicing) for literal in literals if literal.path == path]
-        part.forward = RestatedForward(part, here)
+        caller.forward = RestatedForward(caller, here)
 
 
 def _restated(literal: Literal, slicing: Slicing) -> Restated:

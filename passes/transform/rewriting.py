@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from passes.ops.literals import Site, varies
 from passes.ops.meta_shapes import OnMeta
 from passes.process.torch_private import codegen_of, name_taken, no_dispatch_modes, pytree, set_codegen
 from passes.stream.inference import composite_attention
+from passes.transform.erase_blocks import erase_blocks
 from passes.transform.resize_modules import SIZED, resize_view_module
 from passes.transform.restate_sizes import pin_values, restating
 from passes.transform.slicing import Masks, Slicing
@@ -119,9 +120,11 @@ class Rewriting:
         with no_dispatch_modes():
             return self._resized(path, self.gm.get_submodule(path), meta=True).eval()
 
-    def build(self) -> fx.GraphModule:
-        """The new graph with real, sliced tensors."""
+    def build(self, removed_blocks: Sequence[str] = ()) -> fx.GraphModule:
+        """The new graph with real, sliced tensors, and without some residual branches."""
         root = self._resized("", shell(self.gm), meta=False)
+        if removed_blocks:
+            erase_blocks(root, self.graph, self.coupling, removed_blocks)
         pruned = graph_module(root, self.graph, type(self.gm).__name__)
         pruned.meta.update(self.gm.meta)
         pruned.meta[KEY] = Facts(specialised=specialised_in(self.gm))

@@ -90,7 +90,7 @@ class Evidence:
             removed_units=sum(size - len(plan.keep[name]) for name, size in plan.sizes.items()),
             mixed=mixed_groups(coupling, plan), trained=trained, perturbed=perturbed, note="; ".join(self.notes),
             inputs=tuple(self.inputs), sizes=tuple(draw.label for draw in self.taken), finite=self.finite,
-            specialised=specialised,
+            specialised=specialised, removed_blocks=plan.removed_blocks,
         )  # fmt: skip
 
 

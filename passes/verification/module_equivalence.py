@@ -128,7 +128,7 @@ class _Proof:
 
     def dense(self, weights: Replace) -> ModuleRun:
         """The dense module with these weights, ready to run with the removed units left out."""
-        mode = MaskedInference(self.coupling, self.coupling.masks(self.plan))
+        mode = MaskedInference(self.coupling, self.coupling.masks(self.plan), self.plan.removed_blocks)
         return ModuleRun(self.module, mode, weights, self._axes_of)
 
     def _axes_of(self, name: str, tensor: torch.Tensor) -> tuple[Axis, ...]:

@@ -9,7 +9,7 @@ from fxprune.search.strategies.protocol import Situation
 
 def allocate(now: Situation) -> list[Proposal]:
     """Integer programmes over the curves."""
-    found = propose_allocated(now.resources, now.coupling, now.widths, now.targets, now.grids, now.lost)
+    found = propose_allocated(now.resources, now.coupling, now.widths, now.targets, now.grids, now.lost, now.within)
     if found:
         return found
     # a resource that no sum over groups comes near to, such as a peak of memory

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -23,6 +23,7 @@ class Situation:
     (``grids[group].below(width)``). lost: for each group an array whose entry w is what is lost at width w, by its
     curve where there are data, else by the importance of its units. scored: candidates are run and scored one by one;
     without it `lost` decides. joint: several groups may shrink in one proposal.
+    within: for each residual block (a name with the widths 1 and 0) the groups and blocks that go with it.
     """
 
     coupling: Coupling
@@ -35,6 +36,7 @@ class Situation:
     lost: Mapping[str, np.ndarray]
     scored: bool = False
     joint: bool = True
+    within: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def used(self, widths: Mapping[str, int]) -> dict[str, float]:
         """What the network uses of each resource with some widths changed."""

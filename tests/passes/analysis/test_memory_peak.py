@@ -135,7 +135,7 @@ def test_peak_of_torchvision_networks(name: str) -> None:
 
 def test_sharing_storages_matters(monkeypatch: pytest.MonkeyPatch) -> None:
     """The oracle is seen to fail: a liveness that takes every view and in-place result for fresh memory is caught."""
-    monkeypatch.setattr(peak_memory, "_shared", lambda record: [None] * len(record.outputs))
+    monkeypatch.setattr(peak_memory, "shared_operands", lambda record: [None] * len(record.outputs))
     predicted, measured = both(Views(), torch.randn(6, 11, 7))[0]
     assert predicted > 1.05 * measured
 

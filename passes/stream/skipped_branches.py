@@ -1,0 +1,147 @@
+"""Modules that stand where a residual branch was taken out: plain data in place of a forward, which pickles keep.
+
+A module that was no more than ``g(x + f(x))`` keeps its class and its attributes, and hands its argument on to what is
+left of `g`. Where a module does more, those that its branch is made of are replaced by ones that give zero.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import reduce
+from types import MethodType
+from typing import Any, TypeAlias
+
+import torch
+from torch import nn
+
+from passes.process.torch_private import buffers_of, children_of, parameters_of, pytree
+
+
+@dataclass(frozen=True)
+class Given:
+    """An argument of a forward, by its place among the positional ones (-1: a keyword) and by its name."""
+
+    place: int
+    name: str
+
+    def of(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        return kwargs[self.name] if self.name in kwargs else args[self.place]
+
+
+@dataclass(frozen=True)
+class Step:
+    """What is left to do after the sum: a call of a module below by its path, or of an ATen operator.
+
+    arguments: those of the operator behind the tensor.
+    """
+
+    module: str = ""
+    operator: str = ""
+    arguments: tuple[Any, ...] = ()
+
+
+class Result:
+    """In a result, where the tensor goes."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Result)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+@dataclass(frozen=True)
+class Silenced:
+    """A module that gives zero.
+
+    given: the argument of whose type it is. result: what it returns, `Result` where the zero goes. whole: as a tensor
+    of the shape of that argument; else as one number, which the sum spreads.
+    """
+
+    path: str
+    given: Given
+    result: Any
+    whole: bool = False
+
+
+@dataclass(frozen=True)
+class Shortened:
+    """A module that was ``g(x + f(x))`` and is ``g(x)``: `given` is x, `steps` are g.
+
+    result: what it returns, with `Result` where the tensor goes. gone: names, below the module, of modules and tensors
+    that only `f` had.
+    """
+
+    path: str
+    given: Given
+    steps: tuple[Step, ...]
+    result: Any
+    gone: tuple[str, ...] = ()
+
+
+Detached: TypeAlias = Silenced | Shortened
+
+
+class Silent(nn.Module):
+    """Stands for a module whose output only a removed branch read; it holds nothing."""
+
+    def __init__(self, silenced: Silenced, kind: str) -> None:
+        super().__init__()
+        self.silenced, self.kind = silenced, kind
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Zero."""
+        like = self.silenced.given.of(args, kwargs)
+        zero = torch.zeros_like(like) if self.silenced.whole else torch.zeros((), dtype=like.dtype, device=like.device)
+        return _filled(self.silenced.result, zero)
+
+    def extra_repr(self) -> str:
+        return f"in place of {self.kind}"
+
+
+class WithoutBranch:
+    """The forward of a shortened module."""
+
+    def __init__(self, module: nn.Module, shortened: Shortened) -> None:
+        self.module, self.shortened = module, shortened
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        value = self.shortened.given.of(args, kwargs)
+        for step in self.shortened.steps:
+            run = self.module.get_submodule(step.module) if step.module else _operator(step.operator)
+            value = run(value, *step.arguments)
+        return _filled(self.shortened.result, value)
+
+    @property
+    def _original(self) -> Any:
+        return MethodType(type(self.module).forward, self.module)
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(self._original)
+
+
+def _filled(result: Any, value: torch.Tensor) -> Any:
+    return pytree.tree_map(lambda leaf: value if isinstance(leaf, Result) else leaf, result)
+
+
+def _operator(name: str) -> Any:
+    return reduce(getattr, name.split("."), torch.ops)
+
+
+def detach(root: nn.Module, detached: Detached) -> None:
+    """Take a part of a branch out of a network, in place."""
+    module = root.get_submodule(detached.path)
+    if isinstance(detached, Silenced):
+        above, _, name = detached.path.rpartition(".")
+        silent = Silent(detached, type(module).__name__).train(module.training)
+        children_of(root.get_submodule(above))[name] = silent
+        return
+    for name in detached.gone:
+        path, _, last = name.rpartition(".")
+        holder = module.get_submodule(path)
+        for held in (parameters_of(holder), buffers_of(holder), children_of(holder)):
+            if last in held:
+                held[last] = None
+    module.forward = WithoutBranch(module, detached)

@@ -11,6 +11,7 @@ from dataclasses import replace
 from functools import cache, partial
 
 import numpy as np
+import torch
 from torch import nn
 
 from passes.analysis.coupling import Coupling
@@ -165,7 +166,9 @@ def _tried(trials_at: Callable[[int], list[Trial]], changes: Changes) -> tuple[C
         return changes, []
     if not changes:
         unread = trials[0].unread(changes)
-        if all(trial.run(unread) is None and not trial.moved for trial in trials):
+        splits = any(record.func is torch.ops.aten.split.Tensor for trial in trials for record in trial.tape)
+        tried = [*trials, *trials_at(1)] if splits else trials
+        if all(trial.run(unread) is None and not trial.moved for trial in tried):
             return unread, []
     for more in map(trials_at, (0, 1)):
         for trial in more:

@@ -307,3 +307,24 @@ def test_a_size_that_forward_never_reads_follows_its_own_layers() -> None:
     assert (cut.num_features, cut.epochs) == (8, 40)
     cut.reset_classifier(5)
     assert cut(torch.randn(2, 6)).shape == (2, 5)
+
+
+class Halved(nn.Module):
+    """A chunk into two halves, which are pruned apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.left, self.right = nn.Linear(4, 32), nn.Linear(16, 6), nn.Linear(16, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.first(x).chunk(2, 1)
+        return self.left(a.relu()) + self.right(b.tanh())
+
+
+@pytest.mark.parametrize(("left", "right"), [(9, 8), (8, 9), (3, 11)])
+def test_halves_of_a_chunk_have_widths_of_their_own(left: int, right: int) -> None:
+    net, x = Halved().eval(), torch.randn(3, 4)
+    coupling = couple(net, x)
+    halves = [group.name for group in coupling.groups if group.size == 16]
+    plan = coupling.plan({name: range(width) for name, width in zip(halves, (left, right), strict=True)})
+    verify(net, apply_plan(net, plan), plan, x)

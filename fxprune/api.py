@@ -7,7 +7,6 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -209,7 +208,7 @@ def check_functions(train: object, evaluate: object) -> None:
         )
 
 
-def check_resources(resources: Any) -> None:
+def check_resources(resources: Sequence[Resource]) -> None:
     what = "a list of resources, each with a name, such as fxprune.latency.latency_model(...)"
     is_a(resources, list | tuple, "netadapt: resources", what, InputError)
     for resource in resources:

@@ -198,7 +198,7 @@ class NetAdaptConfig:
                 raise ConfigError(f"{path}: the configuration cannot be written: {error}.") from error
         return text
 
-    def replace(self, **changes: Any) -> NetAdaptConfig:
+    def replace(self, **changes: object) -> NetAdaptConfig:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return NetAdaptConfig.from_dict({**values, **changes}, "NetAdaptConfig.replace")
 

@@ -46,7 +46,7 @@ def trainer(yolo: Any) -> type:
     class Trainer(base):
         """Trains the network of the object."""
 
-        def get_model(self, cfg: Any = None, weights: nn.Module | None = None, verbose: bool = True) -> nn.Module:
+        def get_model(self, cfg: object = None, weights: nn.Module | None = None, verbose: bool = True) -> nn.Module:
             """The network, where the base class builds one; `weights`: that of a run which is continued."""
             model = network if weights is None else weights
             classes, wanted = getattr(model, "nc", None), self.data.get("nc")
@@ -62,6 +62,6 @@ def trainer(yolo: Any) -> type:
     return Trainer
 
 
-def _is_yolo(yolo: Any, what: str) -> None:
+def _is_yolo(yolo: object, what: str) -> None:
     if not isinstance(getattr(yolo, "model", None), nn.Module) or not hasattr(yolo, "task_map"):
         raise InputError(f"{what}: got a {type(yolo).__name__}; expected a YOLO(...) of ultralytics with its network")

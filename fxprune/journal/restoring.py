@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 
@@ -85,7 +84,7 @@ def _number(run: Run, round: int | None) -> int:
     return number
 
 
-def zeros(plan: Plan, form: str) -> Any:
+def zeros(plan: Plan, form: str) -> tuple[object, ...] | dict[str, object]:
     """Inputs of the shapes and types that a plan for a module or a graph was made for."""
     if form == "module":
         call = example_of(plan.inputs)

@@ -214,7 +214,7 @@ class _Search:
         return why
 
     def _with_equals(
-        self, stated: Any, some: tuple[Place, ...], places: list[Place], ratio: Fraction
+        self, stated: object, some: tuple[Place, ...], places: list[Place], ratio: Fraction
     ) -> tuple[Place, ...]:
         """`some` with all numbers that are the same ones: key-value heads are as many as heads, or fewer.
 

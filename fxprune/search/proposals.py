@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -276,6 +275,6 @@ def _meets(found: Mapping[str, float], targets: Mapping[str, float]) -> bool:
     return all(found[name] <= target for name, target in targets.items())
 
 
-def _number(value: Any) -> float:
+def _number(value: float | np.ndarray) -> float:
     value = np.asarray(value).item()
     return int(value) if isinstance(value, int) else float(value)

@@ -107,7 +107,7 @@ class InertOptimizer(Optimizer):
         options = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
         super().__init__([{**group, "params": [torch.zeros(())]} for group in options], dict(optimizer.defaults))
 
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+    def step(self, closure: object = None) -> None:  # type: ignore[override]
         pass
 
     # What a scheduler looks at to warn of a step before the optimizer's first.

@@ -82,7 +82,7 @@ def as_positions(
     """
     made: list[tuple[torch.Tensor, torch.Tensor]] = []
 
-    def position(index: Any) -> Any:
+    def position(index: object) -> Any:
         if not isinstance(index, torch.Tensor) or index.dtype != torch.bool or index.dim() != 1:
             return index
         numbers = numbers_of(index)

@@ -133,7 +133,7 @@ def nonzero(call: Call) -> list[list[Axis]]:
     return [call.fixed()]
 
 
-def one_hot(mode: Any, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def one_hot(mode: object, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """`torch.nn.functional.one_hot` as torch computes it, without a look at the values whether they are in range."""
     positions, count = args[0], kwargs.get("num_classes", args[1] if len(args) > 1 else -1)
     if count < 0:

@@ -129,7 +129,7 @@ def _keeping_tensors(proxies: type[fx.Proxy]) -> Callable[[nn.Module, str, objec
 
 
 def _refusing(what: str) -> Callable[..., None]:
-    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+    def init(self: object, *args: object, **kwargs: object) -> None:
         raise NotInAGraph(f"{what} holds for a region of the code, and torch.fx writes no regions down")
 
     return init

@@ -150,7 +150,7 @@ def _follow(module: nn.Module, path: str, stack: CallStack) -> None:
     inner = call_of(type(module))
     module.__dict__["_compiled_call_impl"] = None
 
-    def call(*args: Any, **kwargs: Any) -> Any:
+    def call(*args: object, **kwargs: object) -> Any:
         stack.enter(path)
         try:
             return inner(module, *args, **kwargs)

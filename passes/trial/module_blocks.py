@@ -209,6 +209,13 @@ class _Trial:
         held = [name for name in block.tensors if not any(_is_below(name, path) for path in parts)]
         if held:
             return [], f"{held[0]} belongs to a module that does more than the branch"
+        silent = {number for call in inside for number in range(call.start, call.stop)}
+        own = [number for number in sorted(block.calls - silent) if self.dense.records[number].macs]
+        if own:
+            return (
+                [],
+                f"{self.dense.records[own[0]].node} multiplies for it, in a module that does more than the branch",
+            )
         silenced = []
         for call in parts.values():
             made = self._silenced(call)

@@ -158,6 +158,39 @@ def test_branches_that_share_what_they_read_go_one_by_one(form):
         assert sum(p.numel() for p in small.parameters()) == cost(coupling).params(plan.widths)
 
 
+class Caching(Around):
+    """What is added is a product that a module makes itself, of keys that it returns as well."""
+
+    class Mixing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.query, self.key, self.out = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+
+        def forward(self, x):
+            keys = self.key(x)
+            return self.out(torch.matmul(self.query(x), keys)), keys
+
+    def __init__(self):
+        super().__init__()
+        self.branch = Caching.Mixing()
+
+    def forward(self, x):
+        x = self.stem(x)
+        made, keys = self.branch(x)
+        return self.head(x + made), keys
+
+
+def test_products_that_a_module_would_still_make_keep_its_branch():
+    module, graph = Caching().eval(), capture(Caching().eval(), IMAGE)
+    stays = couple(module, IMAGE, depth=True)
+    assert not stays.blocks and "multiplies for it" in str(stays.refused_blocks)
+    coupling = couple(graph, IMAGE, depth=True)
+    plan = coupling.plan({}, removed_blocks=coupling.blocks)
+    small = apply_plan(graph, plan)
+    assert verify(graph, small, plan, IMAGE).max_error < 1e-9
+    assert cost(couple(small, IMAGE)).macs() == cost(coupling).macs(plan.widths) == (4 * 4 + 4 * 4 + 4 * 3) * 36
+
+
 class Hooked(Around):
     def __init__(self):
         super().__init__()

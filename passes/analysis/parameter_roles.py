@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from itertools import accumulate
 
 from passes.axes.expressions import Axis, Variable, leaves
 from passes.ops import Record, Slot, Value, traits_of
@@ -19,9 +21,10 @@ def roles_of(
     uses: dict[tuple[str, Variable], str] = {}
     for record in records:
         for place, value in enumerate(record.inputs):
-            for variable, role in _uses(record, place, value).items():
-                for tensor in value.parameters:
-                    uses.setdefault((tensor, variable), role)
+            if value.parameters:
+                for variable, role in _uses(record, place, value).items():
+                    for tensor in value.parameters:
+                        uses.setdefault((tensor, variable), role)
     roles = {}
     for tensor, axes in tensors.items():
         found = [(variable, dim) for dim, axis in enumerate(axes) for variable in leaves(axis)]
@@ -35,8 +38,6 @@ def roles_of(
 
 
 def _uses(record: Record, place: int, value: Value) -> dict[Variable, str]:
-    if not value.parameters:
-        return {}
     mine = [v for axis in value.axes for v in leaves(axis)]
     for name, role in (traits_of(record.func).roles or {}).items():
         given = record.argument(name)
@@ -86,15 +87,14 @@ def as_used(names: Iterable[str], records: Iterable[Record]) -> list[str]:
     Unused ones come last among their siblings.
     """
     met: dict[str, int] = {}
-    for record in records:
-        for value in record.inputs:
-            for name in value.parameters if len(value.parameters) == 1 else ():
-                for path in _paths_to(name):
-                    met.setdefault(path, len(met))
-    return sorted(names, key=lambda name: [met.get(path, len(met)) for path in _paths_to(name)])
+    alone = [name for r in records for value in r.inputs if len(value.parameters) == 1 for name in value.parameters]
+    for module in dict.fromkeys([name.rpartition(".")[0] for name in alone]):
+        for path in _paths_to(module):
+            met.setdefault(path, len(met))
+    place = cache(lambda module: [met.get(path, len(met)) for path in _paths_to(module)])
+    return sorted(names, key=lambda name: place(name.rpartition(".")[0]))
 
 
-def _paths_to(name: str) -> list[str]:
-    """The paths of the modules around a tensor, the outermost first, without the root."""
-    parts = name.split(".")[:-1]
-    return [".".join(parts[: count + 1]) for count in range(len(parts))]
+def _paths_to(module: str) -> Iterable[str]:
+    """The paths of the modules around that at a path, and its own, the outermost first, without the root."""
+    return accumulate(module.split("."), "{}.{}".format) if module else ()

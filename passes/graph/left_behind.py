@@ -11,6 +11,7 @@ from passes.graph.module_copies import modules_of, owned_tensors
 from passes.process.torch_private import has_tensor_hooks
 
 Plain = bool | int | float | str
+PLAIN_KINDS = frozenset((bool, int, float, str))
 
 
 def left_behind(module: nn.Module) -> list[str]:
@@ -37,26 +38,36 @@ def left_behind(module: nn.Module) -> list[str]:
 
 def plain_state(module: nn.Module) -> dict[str, Plain]:
     """The numbers, flags and texts among the attributes of all modules and of their classes, by qualified names."""
-    return {
-        f"{path}.{name}" if path else name: value
-        for path, part in modules_of(module).items()
-        for held in (*_of_classes(type(part)), part.__dict__)
-        for name, value in held.items()
-        if type(value) in (bool, int, float, str) and name != "training"
-    }
+    found: dict[str, Plain] = {}
+    of_classes: dict[type, dict[str, Plain]] = {}
+    for path, part in modules_of(module).items():
+        kind, prefix = type(part), f"{path}." if path else ""
+        if kind not in of_classes:
+            of_classes[kind] = plain_of_class(kind)
+        for name, value in of_classes[kind].items():
+            found[prefix + name] = value
+        for name, value in part.__dict__.items():
+            if type(value) in PLAIN_KINDS and name != "training":
+                found[prefix + name] = value
+    return found
 
 
-def _of_classes(kind: type) -> Iterator[Mapping[str, object]]:
-    """What the classes of a module hold, the base classes first; torch's own hold no state."""
-    for base in reversed(kind.__mro__[:-1]):
-        if not base.__module__.startswith("torch."):
-            yield {name: value for name, value in vars(base).items() if not name.startswith("__")}
+def plain_of_class(kind: type) -> dict[str, Plain]:
+    """What the classes of a module hold of that, the base classes first; torch's own hold no state."""
+    own = [base for base in reversed(kind.__mro__[:-1]) if not base.__module__.startswith("torch.")]
+    plain = [(name, value) for base in own for name, value in vars(base).items() if type(value) in PLAIN_KINDS]
+    return {name: value for name, value in plain if not name.startswith("__") and name != "training"}
 
 
 def counted_between(before: Mapping[str, Plain], after: Mapping[str, Plain]) -> dict[str, Plain]:
     """The attributes that a call of forward changed, each with a value that they may have many calls later."""
     changed = {name: after[name] for name, value in before.items() if type(after.get(name)) is type(value)}
-    return {name: _much_later(value) for name, value in changed.items() if value != before[name]}
+    return much_later({name: value for name, value in changed.items() if value != before[name]})
+
+
+def much_later(values: Mapping[str, Plain]) -> dict[str, Plain]:
+    """For attributes that a call of forward changed, values that they may have many calls later."""
+    return {name: _much_later(value) for name, value in values.items()}
 
 
 def set_state(module: nn.Module, values: Mapping[str, Plain]) -> None:

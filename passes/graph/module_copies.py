@@ -31,21 +31,22 @@ def owned_tensors(root: nn.Module, skipped: Mapping[int, object] | None = None) 
 
     skipped: the ids of modules to leave out.
     """
-    skipped = skipped or {}
     found: list[tuple[str, torch.Tensor]] = []
-
-    def visit(module: nn.Module, prefix: str) -> None:
-        for held in (_kept(module, "_parameters"), _kept(module, "_buffers"), module.__dict__):
-            if held and not _NO_TENSORS.issuperset(map(type, held.values())):
-                for name, value in held.items():
-                    if type(value) in _TENSORS or (type(value) not in _NO_TENSORS and isinstance(value, torch.Tensor)):
-                        found.append((prefix + name, value))
-        for name, child in _kept(module, "_modules").items():
-            if child is not None and id(child) not in skipped:
-                visit(child, f"{prefix}{name}.")
-
-    visit(root, "")
+    _add_tensors(root, "", skipped or {}, found)
     return found
+
+
+def _add_tensors(
+    module: nn.Module, prefix: str, skipped: Mapping[int, Any], found: list[tuple[str, torch.Tensor]]
+) -> None:
+    for held in (_kept(module, "_parameters"), _kept(module, "_buffers"), module.__dict__):
+        if held and not _NO_TENSORS.issuperset(map(type, held.values())):
+            for name, value in held.items():
+                if type(value) in _TENSORS or (type(value) not in _NO_TENSORS and isinstance(value, torch.Tensor)):
+                    found.append((prefix + name, value))
+    for name, child in _kept(module, "_modules").items():
+        if child is not None and id(child) not in skipped:
+            _add_tensors(child, f"{prefix}{name}.", skipped, found)
 
 
 def _kept(module: nn.Module, kind: str) -> Mapping[str, Any]:
@@ -67,16 +68,17 @@ def attributes_of(modules: Mapping[str, nn.Module], kinds: tuple[type, ...]) -> 
 def modules_of(root: nn.Module) -> dict[str, nn.Module]:
     """Every module by its path, `root` by ""; a shared one by each of its paths."""
     found: dict[str, nn.Module] = {"": root}
-
-    def visit(children: Mapping[str, nn.Module | None], prefix: str) -> None:
-        for name, child in children.items():
-            if child is not None:
-                found[prefix + name] = child
-                if children_of(child):
-                    visit(children_of(child), f"{prefix}{name}.")
-
-    visit(children_of(root), "")
+    _add_modules(children_of(root), "", found)
     return found
+
+
+def _add_modules(children: Mapping[str, nn.Module | None], prefix: str, found: dict[str, nn.Module]) -> None:
+    for name, child in children.items():
+        if child is not None:
+            path = prefix + name
+            found[path] = child
+            if below := children_of(child):
+                _add_modules(below, path + ".", found)
 
 
 def parameters_of(root: nn.Module) -> list[tuple[str, torch.Tensor]]:

@@ -96,8 +96,14 @@ class Record:
         """The first of these arguments that the operator has; None where it has none."""
         args, kwargs = self.template
         known, defaults = signature(self.func)
-        given = {**defaults, **dict(zip(known, args, strict=False)), **kwargs}
-        return next((given[name] for name in names if name in given), None)
+        for name in names:
+            if name in kwargs:
+                return kwargs[name]
+            if name in known and known.index(name) < len(args):
+                return args[known.index(name)]
+            if name in defaults:
+                return defaults[name]
+        return None
 
 
 @cache

@@ -9,6 +9,7 @@ Where torch has a public way that does the same as fast, that is taken instead.
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -84,19 +85,11 @@ def has_tensor_hooks(tensor: torch.Tensor) -> bool:
 # -- modules -----------------------------------------------------------------------------------------------------------
 
 
-def parameters_of(module: nn.Module) -> dict[str, nn.Parameter | None]:
-    """The table of a module's own parameters, to read and to write; None where there is none by that name."""
-    return module._parameters
-
-
-def buffers_of(module: nn.Module) -> dict[str, torch.Tensor | None]:
-    """The table of a module's own buffers."""
-    return module._buffers
-
-
-def children_of(module: nn.Module) -> dict[str, nn.Module | None]:
-    """The table of a module's own children."""
-    return module._modules
+# The tables of a module's own parameters, buffers and children, to read and to write; None is an empty place. An
+# analysis asks for them some thousand times, and a getter in C takes a third of the time of a function.
+parameters_of: Callable[[nn.Module], dict[str, nn.Parameter | None]] = attrgetter("_parameters")
+buffers_of: Callable[[nn.Module], dict[str, torch.Tensor | None]] = attrgetter("_buffers")
+children_of: Callable[[nn.Module], dict[str, nn.Module | None]] = attrgetter("_modules")
 
 
 def transient_of(module: nn.Module) -> set[str]:

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from passes.axes.expressions import Axis, Constant, Reason
 from passes.errors import PassError
-from passes.graph.left_behind import Plain, counted_between, plain_state
+from passes.graph.left_behind import Plain, much_later
 from passes.graph.module_copies import Replace, like, modules_of, owned_tensors
 from passes.ops import Record, Value
 from passes.ops import constant_indices as numbers
@@ -116,10 +116,11 @@ class ModuleRun:
 
         scripted = scripted_modules(module)
         self.copy, copies = stream_copy(module, scripted, stand_in, self._opaque, mode.stack)
-        if any(part.training for part in modules_of(self.copy).values()):
+        modules = modules_of(self.copy)
+        if any([part.training for part in modules.values()]):
             self.copy.eval()
         self.names = copies.names
-        self._state = State(self.copy)
+        self._state = State(modules)
         for name, tensor in _tensors_of(scripted):
             reason = Reason("it belongs to a scripted module, whose code cannot be changed", name)
             self.tensors[name] = tuple(Constant(int(s), reason) for s in tensor.shape)
@@ -188,6 +189,14 @@ class ModuleRun:
     def forget(self) -> None:
         """Undo what runs have left in attributes: a cache, a counter, a size that was met first."""
         self._state.restore()
+
+    def changed(self) -> dict[str, Plain]:
+        """The numbers, flags and texts that runs have changed in attributes, as they are now, by qualified names."""
+        return self._state.changed()
+
+    def release(self) -> None:
+        """Give the memory of the copy back; it cannot be run any more."""
+        self.mode.stack.release(modules_of(self.copy).values())
 
     def _called(
         self, mode: ModuleInference, arguments: Arguments, training: bool, functions: Functions | None, turned: str
@@ -276,7 +285,6 @@ def infer_module(module: nn.Module, arguments: Arguments) -> ModuleInferred:
     run, found, problem = None, None, ""
     for real in (False, True):
         run = analysing_run(module, real)
-        state = plain_state(run.copy)
         try:
             found = run.run(arguments)
             break
@@ -292,7 +300,7 @@ def infer_module(module: nn.Module, arguments: Arguments) -> ModuleInferred:
     _own_tensors_alone(module, run.mode)
     inputs, outputs, _ = found
     inferred = ModuleInferred(run, inputs, outputs)
-    inferred.counted = counted_between(state, plain_state(run.copy))
+    inferred.counted = much_later(run.changed())
     if run.mode.real:
         inferred.specialised.append(f"its program asks for values ({problem}); it was followed on those of the example")
     elif run.mode.asked:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from operator import is_
 from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
@@ -12,13 +13,9 @@ from torch import nn
 
 from passes.errors import PassError
 from passes.graph.emitted_layers import emit_layer, is_emitted
+from passes.graph.left_behind import PLAIN_KINDS, Plain, plain_of_class
 from passes.graph.module_copies import OF_TORCH, PLAIN, Copies, Replace, copied_or_shared, modules_of, owned_tensors
-from passes.process.torch_private import (
-    call_of,
-    children_of,
-    no_torch_dispatch,
-    no_torch_function,
-)
+from passes.process.torch_private import call_of, no_torch_dispatch, no_torch_function
 from passes.stream.head_attention import is_torchs_attention, with_heads
 
 
@@ -42,6 +39,15 @@ class CallStack:
         self.paths.pop()
         self.runs.pop()
 
+    def release(self, modules: Iterable[nn.Module]) -> None:
+        """Have the modules of a copy say nothing any more: what they say it with refers to them in turn.
+
+        Without these circles memory is given back at once, and not when the garbage collector has found them.
+        """
+        self.emit = None
+        for module in modules:
+            module.__dict__.pop("_call_impl", None)
+
 
 class Opaque(nn.Module):
     """Stands for a scripted module: `run` is asked for its results."""
@@ -61,20 +67,12 @@ def scripted_modules(root: nn.Module) -> dict[str, nn.Module]:
             f"{type(root).__name__}: the model is a scripted module, whose code cannot be changed; "
             "pass the nn.Module that it was scripted from"
         )
-    found: dict[str, nn.Module] = {}
-
-    def visit(module: nn.Module, path: str) -> None:
-        for name, child in children_of(module).items():
-            if child is None:
-                continue
-            inner = f"{path}.{name}" if path else name
-            if isinstance(child, torch.jit.ScriptModule):
-                found[inner] = child
-            else:
-                visit(child, inner)
-
-    visit(root, "")
-    return found
+    scripted = {path: part for path, part in modules_of(root).items() if isinstance(part, torch.jit.ScriptModule)}
+    outermost: dict[str, nn.Module] = {}
+    for path, part in scripted.items():
+        if not any(path.startswith(f"{outer}.") for outer in outermost):
+            outermost[path] = part
+    return outermost
 
 
 def stream_copy(
@@ -103,40 +101,70 @@ _Attributes = list[tuple[dict[str, Any], str, Any]]
 
 
 class State:
-    """What the modules below `root` keep in their attributes, to be put back before each run of them."""
+    """What modules (by their paths) keep in their attributes, to be put back before each run of them."""
 
-    def __init__(self, root: nn.Module) -> None:
-        modules = list(dict.fromkeys(modules_of(root).values()))
-        self._kept = [(held, dict(held)) for module in modules for held in (module.__dict__, *_registered(module))]
+    def __init__(self, by_path: Mapping[str, nn.Module]) -> None:
+        modules = list(dict.fromkeys(by_path.values()))
+        held = [item for module in modules for item in (module.__dict__, *_registered(module))]
+        self._kept = [(item, dict(item)) for item in held if item]
+        self._empty = [item for item in held if not item]
+        self._by_path, self._classes = by_path, {type(module): plain_of_class(type(module)) for module in modules}
         mutable = [
             (module.__dict__, name, value)
             for module in modules
             for name, value in module.__dict__.items()
-            if type(value) not in PLAIN and name not in OF_TORCH and _may_change(value)
+            if name not in OF_TORCH and type(value) not in PLAIN and _may_change(value)
         ]
-        stay = (*modules, *(tensor for _, tensor in owned_tensors(root))) if mutable else ()
+        stay = (*modules, *(tensor for _, tensor in owned_tensors(by_path[""]))) if mutable else ()
         self._memo: dict[int, Any] = {id(item): item for item in stay}
         self._mutable = self._copied(mutable)  # the first run changes what is there
 
     def restore(self) -> None:
         """Put all of it back."""
+        for held in self._empty:
+            if held:
+                held.clear()
         for held, before in self._kept:
-            if held or before:
+            if not _is_as(held, before):
                 held.clear()
                 held.update(before)
         for attributes, name, value in self._copied(self._mutable):
             attributes[name] = value
+
+    def changed(self) -> dict[str, Plain]:
+        """The numbers, flags and texts that runs have changed, in modules or in their classes, as they are now."""
+        found: dict[str, Plain] = {}
+        classes = {kind: plain_of_class(kind) for kind in self._classes}
+        kept = {id(held): before for held, before in self._kept}
+        for path, module in self._by_path.items():
+            kind, held = type(module), module.__dict__
+            before = kept[id(held)]
+            if not (_is_as(held, before) and classes[kind] == self._classes[kind]):
+                earlier, later = self._classes[kind] | before, classes[kind] | held
+                for name, value in later.items():
+                    known = type(value) in PLAIN_KINDS and type(earlier.get(name)) is type(value) and name != "training"
+                    if known and value != earlier[name]:
+                        found[f"{path}.{name}" if path else name] = value
+        return found
 
     def _copied(self, items: _Attributes) -> _Attributes:
         memo = dict(self._memo)
         return [(attributes, name, copied_or_shared(value, memo)) for attributes, name, value in items]
 
 
-def _registered(module: nn.Module) -> Iterator[dict[Any, Any]]:
+_TABLES = tuple(name for name, held in nn.Module().__dict__.items() if isinstance(held, dict))
+
+
+def _registered(module: nn.Module) -> list[dict[Any, Any]]:
     """What torch keeps for a module: its parameters, children and hooks, which a program may register as it runs."""
-    for name in OF_TORCH:
-        if isinstance(held := module.__dict__.get(name), dict):
-            yield held
+    attributes = module.__dict__
+    return [held for name in _TABLES if isinstance(held := attributes.get(name), dict)]
+
+
+def _is_as(held: dict[str, Any], before: dict[str, Any]) -> bool:
+    """Whether the very same objects stand under the same names."""
+    same = len(held) == len(before) and all(map(is_, held.values(), before.values()))
+    return same and all(map(is_, held, before))
 
 
 def _may_change(value: object) -> bool:

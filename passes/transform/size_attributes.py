@@ -29,11 +29,15 @@ def integers_of(module: nn.Module) -> Iterator[tuple[Key, int]]:
 
     Those of torch's layers follow their tensors without being asked for (`passes.transform.module_sizes`).
     """
-    if isinstance(module, (*SIZED, nn.MultiheadAttention)):
+    if isinstance(module, _FOLLOWING):
         return
     for name, value in module.__dict__.items():
-        if name not in OF_TORCH:
+        if name not in OF_TORCH and type(value) not in _WITHOUT:
             yield from _integers((name,), value, set())
+
+
+_FOLLOWING = (*SIZED, nn.MultiheadAttention)
+_WITHOUT = frozenset((bool, float, str, type(None)))  # what holds no integer
 
 
 def _integers(key: Key, value: object, above: set[int]) -> Iterator[tuple[Key, int]]:
@@ -145,20 +149,26 @@ def edits_of_unread(
     shared.
     """
     taken = {(edit.path, edit.attribute) for edit in known}
-    below: dict[str, list[tuple[int, Axis]]] = {}  # by path the axes there, and how many modules deeper they are
-    for name, axes in tensors.items():
+    sought = [
+        (path, key, number)
+        for path, module in modules_of(root).items()
+        for key, number in integers_of(module)
+        if len(key) == 1 and number > 1 and (path, key) not in taken
+    ]
+    # By path the axes of each length there, and how many modules deeper they are.
+    below: dict[str, dict[int, list[tuple[int, Axis]]]] = {path: {} for path, _, _ in sought}
+    for name, axes in tensors.items() if sought else ():
         for depth, path in enumerate(_around(name)):
-            below.setdefault(path, []).extend((depth, axis) for axis in axes)
+            if (there := below.get(path)) is not None:
+                for axis in axes:
+                    there.setdefault(axis.size, []).append((depth, axis))
     found = []
-    for path, module in modules_of(root).items():
-        for key, number in integers_of(module):
-            if len(key) > 1 or number < 2 or (path, key) in taken:
-                continue
-            near = [(depth, axis) for depth, axis in below.get(path, ()) if axis.size == number]
-            least = min((depth for depth, _ in near), default=0)
-            nearest = list(dict.fromkeys(axis for depth, axis in near if depth == least))
-            if len(nearest) == 1 and narrowed(nearest):
-                found.append(Edit(path, key, (nearest[0],)))
+    for path, key, number in sought:
+        near = below[path].get(number, [])
+        least = min((depth for depth, _ in near), default=0)
+        nearest = list(dict.fromkeys(axis for depth, axis in near if depth == least))
+        if len(nearest) == 1 and narrowed(nearest):
+            found.append(Edit(path, key, (nearest[0],)))
     return found
 
 

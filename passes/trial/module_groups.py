@@ -82,6 +82,7 @@ def couple_module(module: nn.Module, example_inputs: object) -> Coupling:
     assert coupling.module is not None, "it was made for a module"
     coupling.module = replace(coupling.module, edits=changes.edits, literals=changes.literals)
     remember_module(module, coupling)
+    inferred.run.release()
     return coupling
 
 
@@ -229,8 +230,7 @@ def module_fingerprint(module: nn.Module) -> str:
 
     Other tensors are left out: those that a module keeps of its last call change their shapes from call to call.
     """
-    modules = modules_of(module)
-    lines = [f"{path}|{type(part).__module__}.{type(part).__qualname__}" for path, part in modules.items()]
+    lines = [f"{path}|{type(part).__module__}.{type(part).__qualname__}" for path, part in modules_of(module).items()]
     lines += [f"{name}|{list(tensor.shape)}" for name, tensor in parameters_of(module)]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]
 

@@ -11,6 +11,7 @@ decide every split; since sizes are known, a variable never has to contain itsel
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from operator import is_
 
 import numpy as np
 
@@ -69,6 +70,8 @@ class Space:
 
     def resolve(self, axis: Axis) -> Axis:
         """`axis` with every variable replaced by what it has become, in normal form."""
+        if isinstance(axis, Constant):
+            return axis
         if isinstance(axis, Variable):
             bound = self._bound.get(axis)
             if bound is None:
@@ -77,14 +80,12 @@ class Space:
             if found is not bound:
                 self._bound[axis] = found
             return found
-        if isinstance(axis, Constant):
-            return axis
         if isinstance(axis, Permuted):
             inner = self.resolve(axis.variable)
             return axis if inner is axis.variable else permute(inner, axis.order)
         parts = axis.terms if isinstance(axis, Sum) else axis.factors
         found_parts = [self.resolve(p) for p in parts]
-        if all(a is b for a, b in zip(parts, found_parts, strict=True)):
+        if all(map(is_, parts, found_parts)):
             return axis
         return concat(found_parts) if isinstance(axis, Sum) else nest(found_parts)
 
@@ -120,7 +121,7 @@ class Space:
         refined until then stays refined, which is sound: a refinement only forbids.
         """
         left, right = self.resolve(left), self.resolve(right)
-        if left == right:
+        if left is right or left == right:
             return
         if left.size != right.size:
             raise Inexpressible(f"axes of {left.size} and {right.size} positions cannot be the same")

@@ -145,14 +145,18 @@ class Call:
 
     def get(self, *names: str) -> Any:
         """The first of several argument names that the operator's schema has; None where it has none."""
-        return next((self.arguments[n] for n in names if n in self.arguments), None)
+        for name in names:
+            if name in self.arguments:
+                return self.arguments[name]
+        return None
 
     def axes(self, tensor: str | torch.Tensor) -> list[Axis]:
         """The axes of a tensor argument, as they stand now."""
         if isinstance(tensor, str):
             tensor = self.arguments[tensor]
         assert isinstance(tensor, torch.Tensor)
-        return [self.space.resolve(a) for a in self._value_of(tensor).axes]
+        resolve = self.space.resolve
+        return [a if isinstance(a, Constant) else resolve(a) for a in self._value_of(tensor).axes]
 
     def positions(self, tensor: torch.Tensor, size: int) -> list[int] | None:
         """The positions that an index tensor picks of an axis of `size`, where the program states them."""
@@ -184,7 +188,7 @@ class Call:
 
     def tie(self, left: Axis, right: Axis) -> Axis:
         """State that two axes are the same; both freeze where that cannot be expressed. Returns one of them."""
-        if left is right:
+        if left is right or (isinstance(left, Constant) and left == right):
             return left
         try:
             self.space.unify(left, right, self._tied)

@@ -108,7 +108,7 @@ def solve(
             _bind(call, operand, call.axes(tensor), solved, sizes)
         elif not operand.optional:
             raise ValueError(f"{call.func}: operand {operand.dims} of {equation!r} is missing")
-    call.contract(*(solved.one[n] for n in parsed.contracted if n in solved.one))
+    call.contract(*[solved.one[n] for n in parsed.contracted if n in solved.one])
     outputs = [
         _build(call, operand, number, solved) for number, operand in enumerate(parsed.right[: len(call.outputs)])
     ]
@@ -116,7 +116,7 @@ def solve(
 
 
 def _bind(call: Call, operand: _Operand, axes: list[Axis], solved: Solved, sizes: dict[str, int]) -> None:
-    spare = len(axes) - operand.single
+    spare, one = len(axes) - operand.single, solved.one
     at = 0
     for dim in operand.dims:
         if dim.many:
@@ -124,6 +124,11 @@ def _bind(call: Call, operand: _Operand, axes: list[Axis], solved: Solved, sizes
             at += spare
             continue
         rest = axes[at]
+        if len(dim.names) == 1:
+            (name,) = dim.names
+            one[name] = call.tie(one[name], rest) if name in one else rest
+            at += 1
+            continue
         for number in range(len(dim.names) - 1, -1, -1):
             name = dim.names[number]
             known = solved.one.get(name)
@@ -158,7 +163,9 @@ def _build(call: Call, operand: _Operand, number: int, solved: Solved) -> list[A
     spare = call.outputs[number].dim() - operand.single
     result: list[Axis] = []
     for dim in operand.dims:
-        if not dim.many:
+        if len(dim.names) == 1 and dim.names[0] in solved.one:
+            result.append(call.space.resolve(solved.one[dim.names[0]]))
+        elif not dim.many:
             named = [solved.one.get(n) for n in dim.names]
             if None in named:
                 result.append(call.fixed(number)[len(result)])

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from passes.axes.expressions import Axis
+from passes.axes.expressions import ONE, Axis
 from passes.ops.call import Call, aten
 from passes.ops.meta_shapes import Shape, filled, made, plain
 from passes.ops.table import rule, states
@@ -17,7 +17,7 @@ from passes.ops.zeros import CARRIED, EVALUATED, FIRST, NEVER
 def broadcast(call: Call, tensors: Sequence[torch.Tensor], output: int = 0) -> list[Axis]:
     """The axes of an output onto which `tensors` are broadcast, aligned at the last dimension."""
     sizes = call.outputs[output].shape
-    result: list[Axis | None] = [None] * len(sizes)
+    result: list[Axis | None] = [ONE if size == 1 else None for size in sizes]
     for tensor in tensors:
         axes = call.axes(tensor)
         for back, axis in enumerate(reversed(axes), 1):
@@ -25,6 +25,8 @@ def broadcast(call: Call, tensors: Sequence[torch.Tensor], output: int = 0) -> l
                 continue
             known = result[-back]
             result[-back] = axis if known is None else call.tie(known, axis)
+    if len(tensors) == 1 and None not in result:
+        return result  # type: ignore[return-value]
     fixed = call.fixed(output) if None in result else ()
     return [fixed[dim] if axis is None else call.space.resolve(axis) for dim, axis in enumerate(result)]
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -29,11 +31,13 @@ from passes.process.torch_private import OpOverload, buffers_of, no_dispatch_mod
 from passes.stream.example_values import ExampleValues
 
 ATTRIBUTE = "_fxprune_value"
+_NONE: frozenset[str] = frozenset()
+_size = attrgetter("size")
 INDEXING = {torch.ops.aten.index.Tensor, torch.ops.aten._unsafe_index.Tensor}
 NUMBER = torch.ops.aten._local_scalar_dense.default
 EXACT = {torch.int64, torch.int32, torch.float64, torch.float32}  # types that hold every position
 ASKED = "positions of this axis are asked for as numbers, by which a program may do anything"
-SILENT = {torch.ops.aten.sym_size.int, torch.ops.aten.sym_numel.default, torch.ops.aten._version.default}
+_SILENT = {torch.ops.aten.sym_size.int, torch.ops.aten.sym_numel.default, torch.ops.aten._version.default}
 
 
 @contextmanager
@@ -108,8 +112,10 @@ def tensors_in(*arguments: Any) -> list[torch.Tensor]:
 
 
 def _template(args: tuple, kwargs: dict[str, object]) -> tuple[object, ...]:
-    slots = itertools.count()
-    return tuple([_slotted(v, slots) for v in args]), {k: _slotted(v, slots) for k, v in kwargs.items()}
+    slots, made = itertools.count(), list[object]()
+    for value in args:
+        made.append(value if type(value) in PLAIN else _slotted(value, slots))
+    return tuple(made), {k: _slotted(v, slots) for k, v in kwargs.items()} if kwargs else {}
 
 
 def _slotted(value: object, slots: Iterator[int]) -> object:
@@ -120,6 +126,12 @@ def _slotted(value: object, slots: Iterator[int]) -> object:
     if isinstance(value, (tuple, list)) and not PLAIN.issuperset(map(type, value)):
         return type(value)([_slotted(v, slots) for v in value])
     return value
+
+
+@cache
+def is_silent(func: Any) -> bool:
+    """Whether calls of an operator say nothing of axes: it asks for sizes alone."""
+    return func in _SILENT or func.namespace == "prim"
 
 
 class Inference(LightMode):
@@ -186,7 +198,7 @@ class Inference(LightMode):
 
     def call(self, func, args, kwargs):
         """The result of an ATen call, with its axes."""
-        if func in SILENT or func.namespace == "prim":
+        if is_silent(func):
             return func(*args, **kwargs)
         if func in INDEXING:
             args = self.with_positions(args)
@@ -244,11 +256,11 @@ class Inference(LightMode):
             self.settle_sought()
         self.sought = None
         moved = tuple(dict.fromkeys(axis for v in before for axis in v.watched)) if places == "kept" else ()
-        static = not record.macs and all(v.parameters for v in before)
-        parameters = frozenset().union(*(v.parameters for v in before)) if static else frozenset()
-        from_inputs = any(v.from_inputs for v in before)
+        static = not record.macs and all([v.parameters for v in before])
+        parameters = frozenset().union(*[v.parameters for v in before]) if static else _NONE
+        from_inputs = any([v.from_inputs for v in before])
         for number, (tensor, made) in enumerate(zip(outputs, axes, strict=True)):
-            in_place = any(tensor is operand for operand in operands)
+            in_place = any([tensor is operand for operand in operands])
             if in_place and torch.Tag.inplace_view not in func.tags:
                 known = self.value(tensor)
                 for old, new in zip(known.axes, made, strict=True):
@@ -272,10 +284,11 @@ class Inference(LightMode):
             self._freeze_all(func, before, "no rule says what this operator does with its axes")
             return [call.fixed(n) for n in range(len(outputs))]
         try:
-            axes = [list(a) for a in rule(call)]
-            axes += [call.fixed(n) for n in range(len(axes), len(outputs))]
+            axes = list(map(list, rule(call)))
+            for number in range(len(axes), len(outputs)):
+                axes.append(call.fixed(number))
             for made, tensor in zip(axes, outputs, strict=True):
-                if [axis.size for axis in made] != list(tensor.shape):
+                if tuple(map(_size, made)) != tensor.shape:
                     raise ValueError(f"it gives axes {made} for a result of shape {list(tensor.shape)}")
             return axes
         except Exception as error:  # a rule is somebody's code: its failure freezes, with the reason, and never crashes

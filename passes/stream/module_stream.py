@@ -21,7 +21,7 @@ from passes.ops.meta_shapes import on_meta, run_on_meta
 from passes.process.source_lines import users_line
 from passes.process.torch_private import OpOverload, no_dispatch_modes, schema_of, storage_id
 from passes.stream.call_arguments import tensors_of
-from passes.stream.inference import ATTRIBUTE, INDEXING, SILENT, Inference, tensors_in
+from passes.stream.inference import ATTRIBUTE, INDEXING, Inference, is_silent, tensors_in
 from passes.stream.stream_copies import CallStack
 
 aten = torch.ops.aten
@@ -88,7 +88,7 @@ class ModuleInference(Inference):
     # -- what is known of a tensor ------------------------------------------------------------------------------------
 
     def value(self, tensor: torch.Tensor) -> Value:
-        if not self._is_constant(tensor):
+        if tensor.is_meta and not self.real:
             found = getattr(tensor, ATTRIBUTE, None)
             return super().value(tensor) if found is None else found
         known = self._constants.get(id(tensor))
@@ -197,7 +197,7 @@ class ModuleInference(Inference):
 
     def constants_among(self, operands: Sequence[torch.Tensor]) -> dict[int, list[object]]:
         """The values of small constants that meet data in a call, by their number among its operands."""
-        if all(tensor.is_meta for tensor in operands):
+        if all([tensor.is_meta for tensor in operands]):
             return {}
         data = [self.holds_data(tensor) for tensor in operands]
         if not any(data):
@@ -242,7 +242,7 @@ class Watching(ModuleInference):
             tensor._fxprune_value = value  # type: ignore[attr-defined]
 
     def call(self, func, args, kwargs):
-        if func in SILENT or func.namespace == "prim":
+        if is_silent(func):
             return func(*args, **kwargs)
         if func in INDEXING:
             args = self.with_positions(args)

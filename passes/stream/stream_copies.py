@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping
-from operator import is_
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import itemgetter
 from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
@@ -125,9 +125,8 @@ class State:
             if held:
                 held.clear()
         for held, before in self._kept:
-            if not _is_as(held, before):
-                held.clear()
-                held.update(before)
+            held.clear()
+            held.update(before)
         for attributes, name, value in self._copied(self._mutable):
             attributes[name] = value
 
@@ -139,7 +138,7 @@ class State:
         for path, module in self._by_path.items():
             kind, held = type(module), module.__dict__
             before = kept[id(held)]
-            if not (_is_as(held, before) and classes[kind] == self._classes[kind]):
+            if not (_are_equal(held, before) and classes[kind] == self._classes[kind]):
                 earlier, later = self._classes[kind] | before, classes[kind] | held
                 for name, value in later.items():
                     known = type(value) in PLAIN_KINDS and type(earlier.get(name)) is type(value) and name != "training"
@@ -153,18 +152,24 @@ class State:
 
 
 _TABLES = tuple(name for name, held in nn.Module().__dict__.items() if isinstance(held, dict))
+_tables_of = itemgetter(*_TABLES)
 
 
-def _registered(module: nn.Module) -> list[dict[Any, Any]]:
+def _registered(module: nn.Module) -> Sequence[dict[Any, Any]]:
     """What torch keeps for a module: its parameters, children and hooks, which a program may register as it runs."""
     attributes = module.__dict__
-    return [held for name in _TABLES if isinstance(held := attributes.get(name), dict)]
+    try:
+        return _tables_of(attributes)
+    except KeyError:  # of modules that torch.jit.trace made
+        return [held for name in _TABLES if isinstance(held := attributes.get(name), dict)]
 
 
-def _is_as(held: dict[str, Any], before: dict[str, Any]) -> bool:
-    """Whether the very same objects stand under the same names."""
-    same = len(held) == len(before) and all(map(is_, held.values(), before.values()))
-    return same and all(map(is_, held, before))
+def _are_equal(held: dict[str, Any], before: dict[str, Any]) -> bool:
+    """Whether equal values stand under the same names; the very same ones are not asked."""
+    try:
+        return held == before
+    except Exception:  # other tensors: they do not say whether they are equal
+        return False
 
 
 def _may_change(value: object) -> bool:

@@ -218,6 +218,52 @@ def _joined(args: tuple, kwargs: Mapping[str, object], emit: Emit) -> object:
     return emit(aten.cat.default, *_without_defaults(aten.cat.default, list(args[0]), args[1]))
 
 
+def _with_sizes(func: Any) -> Callable[..., Any]:
+    """A tensor seen otherwise, by whole numbers that are given one by one or in a list: sizes, or dimensions."""
+
+    def entry(args: tuple, kwargs: Mapping[str, object], emit: Emit) -> Any:
+        if kwargs or len(args) < 2 or not _is_plain(args[0]):
+            return NotImplemented
+        given = args[1] if len(args) == 2 and isinstance(args[1], (tuple, list)) else args[1:]
+        if not given or {*map(type, given)} != {int}:
+            return NotImplemented
+        return emit(func, args[0], list(given))
+
+    return entry
+
+
+def _with_dims(func: Any, count: int) -> Callable[..., Any]:
+    """A tensor seen otherwise, by `count` dimensions."""
+
+    def entry(args: tuple, kwargs: Mapping[str, object], emit: Emit) -> Any:
+        if kwargs or len(args) != 1 + count or not _is_plain(args[0]) or {*map(type, args[1:])} != {int}:
+            return NotImplemented
+        return emit(func, *args)
+
+    return entry
+
+
+def _reshaped(args: tuple, kwargs: Mapping[str, object], emit: Emit) -> Any:
+    return _viewed(args, kwargs, emit) if _is_plain(args[0]) and args[0].is_contiguous() else NotImplemented
+
+
+def _contiguous(args: tuple, kwargs: Mapping[str, object], emit: Emit) -> Any:
+    return args[0] if not kwargs and len(args) == 1 and args[0].is_contiguous() else NotImplemented
+
+
+def _dropped(args: tuple, kwargs: Mapping[str, object], emit: Emit) -> Any:
+    given = {**dict(zip(("input", "p", "training"), args, strict=False)), **kwargs}
+    return args[0] if args and given.get("training") is False and 0 <= given.get("p", 0.5) <= 1 else NotImplemented
+
+
+def _softmax(args: tuple, kwargs: Mapping[str, object], emit: Emit) -> Any:
+    given = {**dict(zip(("input", "dim"), args, strict=False)), **kwargs}
+    if given.keys() != {"input", "dim"} or type(given["dim"]) is not int or not _is_plain(given["input"]):
+        return NotImplemented
+    return emit(aten._softmax.default, given["input"], given["dim"], False)
+
+
+_viewed = _with_sizes(aten.view.default)
 _LAYERS: dict[object, Callable[..., object]] = {
     **dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), _convolution),
     **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d), _batch_norm),
@@ -261,4 +307,12 @@ EMITTED: dict[object, Callable[..., object]] = {
     F.relu: _rectified,
     F.linear: _linear_function,
     torch.cat: _joined,
+    **dict.fromkeys((torch.permute, torch.Tensor.permute), _with_sizes(aten.permute.default)),
+    **dict.fromkeys((torch.transpose, torch.Tensor.transpose), _with_dims(aten.transpose.int, 2)),
+    **dict.fromkeys((torch.unsqueeze, torch.Tensor.unsqueeze), _with_dims(aten.unsqueeze.default, 1)),
+    **dict.fromkeys((torch.reshape, torch.Tensor.reshape), _reshaped),
+    torch.Tensor.view: _viewed,
+    torch.Tensor.contiguous: _contiguous,
+    F.dropout: _dropped,
+    F.softmax: _softmax,
 }

@@ -86,6 +86,8 @@ class Promised:
     def __init__(self, tape: Sequence[Record], slicing: Slicing) -> None:
         self.tape, self.slicing = tape, slicing
         self._shapes: dict[int, Shapes] = {}
+        self._numbers: dict[int, list[Any] | None] = {}
+        self._positions: dict[int, dict[int, list[int] | None]] = {}
 
     def shapes(self, place: int) -> Shapes:
         """The shapes of what call number `place` gives."""
@@ -93,6 +95,36 @@ class Promised:
         if known is None:
             size = self.slicing.size
             known = self._shapes[place] = [tuple([size(a) for a in v.axes]) for v in self.tape[place].outputs]
+        return known
+
+    def numbers(self, place: int) -> list[Any] | None:
+        """The numbers that call number `place` is given, None for each tensor; None where it has none."""
+        if place not in self._numbers:
+            record = self.tape[place]
+            found = _scalars(record.func, *record.template)
+            for at, (_, name) in enumerate(_places_of_numbers(record.func) if record.lengths else ()):
+                if name in record.lengths and found[at] is not None:
+                    axis, more = record.lengths[name]
+                    found[at] = self.slicing.size(axis) + more
+            some = record.constants or any(number is not None for number in found)
+            self._numbers[place] = found if some else None
+        return self._numbers[place]
+
+    def positions(self, place: int) -> dict[int, list[int] | None]:
+        """For each dimension of which call number `place` takes some, and which is cut, where these are then.
+
+        None where a position is taken that is removed.
+        """
+        known = self._positions.get(place)
+        if known is None:
+            known = self._positions[place] = {}
+            record, remain = self.tape[place], self.slicing.remain
+            for dim, places in (positions_of(record) or {}).items():
+                axis, result = record.inputs[0].axes[dim], record.outputs[0].axes
+                whole = len(result) < len(record.inputs[0].axes)  # a single position, whose dimension is gone
+                if self.slicing.narrowed([axis, *(() if whole else result[dim : dim + 1])]):
+                    taken = np.ones(1, dtype=bool) if whole else remain(result[dim])
+                    known[dim] = renumbered(places, taken, remain(axis))
         return known
 
 
@@ -105,7 +137,8 @@ class Following(Watching):
     def __init__(self, promised: Promised, real: bool) -> None:
         super().__init__(real)
         self.moved = False
-        self.tape, self.slicing, self._expected = promised.tape, promised.slicing, promised.shapes
+        self.promised, self._expected = promised, promised.shapes
+        self.tape, self.slicing = promised.tape, promised.slicing
 
     def watch(self, func, args, kwargs, operands, outputs) -> None:
         record = self._same_call(func, operands, [tensor.shape for tensor in outputs])
@@ -114,7 +147,7 @@ class Following(Watching):
             self._compare_positions(record, func, args, kwargs, operands)
             self.place += 1
         for number, tensor in enumerate(outputs):
-            if any(tensor is operand for operand in operands):
+            if any([tensor is operand for operand in operands]):
                 self.rewritten |= schema_of(func).is_mutable and not tensor.is_floating_point()
                 continue
             if not tensor.is_floating_point():
@@ -129,7 +162,9 @@ class Following(Watching):
         compared where it meets data.
         """
         alike = self.place < len(self.tape) and _alike(self.tape[self.place].func, func)
-        if alike and self._expected(self.place) != got and self._is_of_sizes(self.tape[self.place], operands):
+        if alike and self._expected(self.place) == got:
+            return self.tape[self.place]
+        if alike and self._is_of_sizes(self.tape[self.place], operands):
             self.moved = True
             return self.tape[self.place]
         for place in range(self.place, min(self.place + _SKIPPED, len(self.tape))):
@@ -160,18 +195,12 @@ class Following(Watching):
         self, record: Record, func: OpOverload, args: tuple, kwargs: dict[str, object], operands: list
     ) -> None:
         """A number that was made of a size must remain what it was where it meets data."""
-        scalars = _scalars(func, args, kwargs)
-        some = record.constants or any([number is not None for number in scalars])
-        if not some or not (any(map(self.holds_data, operands)) or any(map(is_data, record.inputs))):
+        before = self.promised.numbers(self.place)
+        if before is None or not (any(map(self.holds_data, operands)) or any(map(is_data, record.inputs))):
             return
-        before = _scalars(func, *record.template)
-        for at, (_, name) in enumerate(_places_of_numbers(func)):
-            if name in record.lengths and before[at] is not None:
-                axis, more = record.lengths[name]
-                before[at] = self.slicing.size(axis) + more
         wrong: list[tuple[object, object]] = [
             (old, new)
-            for old, new in zip(before, scalars, strict=True)
+            for old, new in zip(before, _scalars(func, args, kwargs), strict=True)
             if None not in (old, new) and not _equal(old, new)
         ]
         for number, old in record.constants.items():
@@ -186,17 +215,9 @@ class Following(Watching):
         self, record: Record, func: OpOverload, args: tuple, kwargs: dict[str, object], operands: list[torch.Tensor]
     ) -> None:
         """What is taken of an axis must be what is left of the positions that were taken of it."""
-        before = positions_of(record)
-        if before is None:
-            return
-        now = picked(func, args, kwargs, list(operands[0].shape), self.numbers_of) or {}
-        for dim, places in before.items():
-            axis, result = record.inputs[0].axes[dim], record.outputs[0].axes
-            whole = len(result) < len(record.inputs[0].axes)  # a single position, whose dimension is gone
-            if not self.slicing.narrowed([axis, *(() if whole else result[dim : dim + 1])]):
-                continue
-            taken = np.ones(1, dtype=bool) if whole else self.slicing.remain(result[dim])
-            expected = renumbered(places, taken, self.slicing.remain(axis))
+        left = self.promised.positions(self.place)
+        now = (picked(func, args, kwargs, list(operands[0].shape), self.numbers_of) or {}) if left else {}
+        for dim, expected in left.items():
             if expected is None:
                 self._differ("it takes a position that is removed")
             if now.get(dim) != expected:

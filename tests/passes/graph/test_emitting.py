@@ -62,6 +62,20 @@ FUNCTIONS = [
     (torch.cat, ([X4, X4],), {"dim": 1}),
     (torch.cat, ([X4, X4[:0]], 0), {}),
     (torch.cat, ([X4, X4.double()], 1), {}),
+    *((f, (x, *dims), {}) for f in (torch.permute, torch.Tensor.permute) for x in (X3, X3.half(), X3.int())
+      for dims in ((0, 2, 1), ((0, -1, 1),), ([2, 1, 0],)) if f is torch.Tensor.permute or len(dims) == 1),
+    *((f, (X4, *dims), {}) for f in (torch.transpose, torch.Tensor.transpose) for dims in ((1, 2), (-1, 0))),
+    *((f, (x, dim), {}) for f in (torch.unsqueeze, torch.Tensor.unsqueeze) for x in (X3, LAST) for dim in (0, -1)),
+    *((torch.Tensor.view, (X4, *sizes), {}) for sizes in ((2, 8, 36), ((2, -1),), (torch.Size([16, 36]),))),
+    (torch.Tensor.view, (X4, torch.int32), {}),
+    *((torch.reshape, (x, sizes), {}) for x in (X4, LAST, X4[:, ::2]) for sizes in ((2, -1), [x.numel()])),
+    *((torch.Tensor.reshape, (x, 2, -1, 3), {}) for x in (X4, LAST, X4.double())),
+    *((torch.Tensor.contiguous, (x,), {}) for x in (X4, LAST, X4[:1])),
+    (torch.Tensor.contiguous, (X4,), {"memory_format": torch.channels_last}),
+    *((F.dropout, (X4, *args), how) for args, how in (((), {"training": False}), ((0.2, False), {}), ((0.0,), {}))),
+    *((F.softmax, (x, *args), how) for x in (X4, LAST, X4.half()) for args, how in (
+        ((1,), {}), ((), {"dim": -1}), ((1,), {"dtype": torch.float64}),
+    )),
 ]  # fmt: skip
 
 

@@ -73,10 +73,7 @@ def _changed(module: nn.Module) -> bool:
     if has_global_hooks():
         return True
     kind = type(module)
-    for name, method in _METHODS[kind]:
-        if getattr(kind, name) is not method:
-            return True
-    return False
+    return any([getattr(kind, name) is not method for name, method in _METHODS[kind]])
 
 
 @cache

@@ -102,9 +102,11 @@ def tensors_in(*arguments: Any) -> list[torch.Tensor]:
     found = []
     for argument in arguments:
         kind = type(argument)
-        if kind in PLAIN:
+        if kind is torch.Tensor or kind is nn.Parameter:
+            found.append(argument)
+        elif kind in PLAIN:
             continue
-        if kind is torch.Tensor or kind is nn.Parameter or isinstance(argument, torch.Tensor):
+        elif isinstance(argument, torch.Tensor):
             found.append(argument)
         elif isinstance(argument, (tuple, list)) and not PLAIN.issuperset(map(type, argument)):
             found += [part for part in argument if isinstance(part, torch.Tensor)]

@@ -116,11 +116,11 @@ class ModuleRun:
 
         scripted = scripted_modules(module)
         self.copy, copies = stream_copy(module, scripted, stand_in, self._opaque, mode.stack)
-        modules = modules_of(self.copy)
-        if any([part.training for part in modules.values()]):
+        self._modules = modules_of(self.copy)
+        if any([part.training for part in self._modules.values()]):
             self.copy.eval()
         self.names = copies.names
-        self._state = State(modules)
+        self._state = State(self._modules)
         for name, tensor in _tensors_of(scripted):
             reason = Reason("it belongs to a scripted module, whose code cannot be changed", name)
             self.tensors[name] = tuple(Constant(int(s), reason) for s in tensor.shape)
@@ -196,7 +196,7 @@ class ModuleRun:
 
     def release(self) -> None:
         """Give the memory of the copy back; it cannot be run any more."""
-        self.mode.stack.release(modules_of(self.copy).values())
+        self.mode.stack.release(self._modules.values())
 
     def _called(
         self, mode: ModuleInference, arguments: Arguments, training: bool, functions: Functions | None, turned: str
@@ -271,7 +271,7 @@ def analysing_run(module: nn.Module, real: bool) -> ModuleRun:
             return like(tensor, on_meta_device(tensor))
         return like(tensor, tensor.detach() if isinstance(tensor, nn.Parameter) else tensor.detach().clone())
 
-    return ModuleRun(module, mode, replace, lambda _, t: tuple(mode.space.variable(int(s)) for s in t.shape))
+    return ModuleRun(module, mode, replace, lambda _, t: tuple(map(mode.space.variable, t.shape)))
 
 
 @torch.inference_mode(False)

@@ -25,7 +25,8 @@ def fit(module: nn.Module, slicing: Slicing, edits: Sequence[Edit], literals: Se
     modules = modules_of(module)
     for path, part in modules.items():
         if isinstance(part, SIZED):
-            shape = slicing.first_inputs.get(path)
+            weightless = getattr(part, "weight", None) is None  # else the weight says how many channels there are
+            shape = slicing.first_inputs.get(path) if weightless else None
             channels = None
             if shape is not None and len(shape) > 1:
                 channels = shape[-1] if isinstance(part, (nn.LayerNorm, nn.RMSNorm)) else shape[1]

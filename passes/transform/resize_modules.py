@@ -16,6 +16,7 @@ SIZED = (
     *(NormBase, nn.PReLU, nn.Embedding, nn.EmbeddingBag),
     *(nn.RNNCellBase, nn.Bilinear, nn.ChannelShuffle, nn.RNNBase, nn.Unflatten),
 )
+COUNTING = (ConvNd, nn.GroupNorm, nn.ChannelShuffle)  # those of them that count groups
 
 
 def resize_module(module: object, groups: int | None, num_groups: int | None, channels: int | None) -> None:

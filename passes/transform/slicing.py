@@ -17,7 +17,7 @@ from passes.axes.index_sets import Mask, kept, length, survivors
 from passes.graph.module_copies import like, owned_tensors
 from passes.ops import Value
 from passes.process.torch_private import children_of, parameters_of
-from passes.transform.resize_modules import resize_module
+from passes.transform.resize_modules import COUNTING, resize_module
 
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 Masks = Mapping[Variable, Mask]
@@ -96,8 +96,10 @@ class Slicing:
 
         path: its name in the network. call: the label of the calls that it makes. channels: of its input.
         """
-        counts = dict(self._counts.get("@" + call, {})) if call else {}
-        inner = [name for name, _ in owned_tensors(module)] if children_of(module) else parameters_of(module)
-        for name in inner:
-            counts.update(self._counts.get(f"{path}.{name}" if path else name, {}))
+        counts: dict[str, int] = {}
+        if isinstance(module, COUNTING):
+            counts = dict(self._counts.get("@" + call, {})) if call else {}
+            inner = [name for name, _ in owned_tensors(module)] if children_of(module) else parameters_of(module)
+            for name in inner:
+                counts.update(self._counts.get(f"{path}.{name}" if path else name, {}))
         resize_module(module, counts.get("groups"), counts.get("num_groups"), channels)

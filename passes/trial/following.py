@@ -14,10 +14,12 @@ import torch
 
 from passes.analysis.tape import once_each
 from passes.axes.expressions import Axis, Constant, Product, Sum, Variable, leaves
-from passes.ops import Record, Value, spelled, traits_of
+from passes.ops import Record, Slot, Value, spelled, traits_of
 from passes.ops import constant_indices as numbers
+from passes.ops.call import signature
 from passes.ops.picked_positions import picked, renumbered
 from passes.ops.table import Picked
+from passes.ops.views import segments
 from passes.process.torch_private import OpOverload, schema_of
 from passes.stream.inference import ATTRIBUTE
 from passes.stream.module_stream import Watching, is_data
@@ -143,8 +145,7 @@ class Following(Watching):
     def watch(self, func, args, kwargs, operands, outputs) -> None:
         record = self._same_call(func, operands, [tensor.shape for tensor in outputs])
         if record is not None:
-            self._compare_numbers(record, func, args, kwargs, operands)
-            self._compare_positions(record, func, args, kwargs, operands)
+            self._compare(record, func, args, kwargs, operands, outputs)
             self.place += 1
         for number, tensor in enumerate(outputs):
             if any([tensor is operand for operand in operands]):
@@ -185,6 +186,11 @@ class Following(Watching):
         if func not in _MOVES:
             self._differ(f"{spelled(func)} is called in place of {spelled(record.func)}")
         return None
+
+    def _compare(self, record, func, args, kwargs, operands, outputs) -> None:
+        """A call does with its arguments what the call of the tape did."""
+        self._compare_numbers(record, func, args, kwargs, operands)
+        self._compare_positions(record, func, args, kwargs, operands)
 
     def _is_of_sizes(self, record: Record, operands: list[torch.Tensor]) -> bool:
         """Whether a call is made of what the program makes of sizes, and nothing is promised of what it gives."""
@@ -232,11 +238,16 @@ class AtOtherSizes(Following):
 
     It has to make the same calls, with the same tensors of the module, and to cut these at the same positions. Axes of
     units are as long as promised, and so is all that no data of the inputs enters; other axes of constants may be
-    longer. Where an axis is made of units and of constants, no run tells anything: ValueError.
+    longer, where their length follows from the inputs'. A length that is stated in a call may have been computed from a
+    pruned size: such must have been met before. Where an axis is made of units and of constants, no run tells anything:
+    ValueError.
+
+    inputs: of each dimension of the inputs, its length on the tape and here.
     """
 
-    def __init__(self, promised: Promised) -> None:
+    def __init__(self, promised: Promised, inputs: set[tuple[int, int]]) -> None:
         super().__init__(promised, False)
+        self._met = inputs
         exact = once_each(lambda axis: (self.slicing.size(axis), self.slicing.size(axis)))
         data = once_each(lambda axis: exact(axis) if _has_units(axis) else (axis.size, _ANY))
         self._lengths: list[list[tuple[tuple[int, int], ...]]] = []
@@ -260,19 +271,51 @@ class AtOtherSizes(Following):
             self._differ("another call is made at another size of the inputs")
         return record
 
+    def _compare(self, record, func, args, kwargs, operands, outputs) -> None:
+        super()._compare(record, func, args, kwargs, operands, outputs)
+        for value, tensor, limits in zip(record.outputs, outputs, self._lengths[self.place], strict=True):
+            lengths = enumerate(zip(limits, tensor.shape, strict=True))
+            new = [(dim, (least, size)) for dim, ((least, most), size) in lengths if least < size and most == _ANY]
+            unmet = {dim for dim, pair in new if pair not in self._met}
+            if unmet and not self._says_the_same(record, args, kwargs):
+                if func in VIEWS:
+                    before, after = ([axis.size for axis in v.axes] for v in (record.inputs[0], value))
+                    unmet -= {right[0] for _, right in segments(before, after) if len(right) == 1}
+                if unmet:
+                    self._differ("a length is stated that the inputs do not tell")
+            self._met.update([pair for _, pair in new])
+
+    def _says_the_same(self, record: Record, args: tuple, kwargs: dict[str, Any]) -> bool:
+        """Whether a call is given what the call of the tape was, its tensors aside; what counts units as cut."""
+        names, _ = signature(record.func)
+        before, given = ({**dict(zip(names, a, strict=False)), **k} for a, k in (record.template, (args, kwargs)))
+        before |= {name: self.slicing.size(axis) for name, axis in record.literals.items() if name in before}
+        return bool(_without_tensors(before) == _without_tensors(given))
+
     def _compare_positions(self, record, func, args, kwargs, operands) -> None:
         super()._compare_positions(record, func, args, kwargs, operands)
         known = [getattr(tensor, ATTRIBUTE, None) for tensor in operands]
-        own = tuple([v.label if v is not None and v.parameters == {v.label} else "" for v in known])
-        if own != owned(record.inputs) or cut_at(record.func, record.inputs, record.template[0]) != (
-            cut_at(record.func, record.inputs, args)
-        ):
+        own = tuple([v.label if v is not None and _is_own(v) else "" for v in known])
+        before, now = (cut_at(record.func, record.inputs, given) for given in (record.template[0], args))
+        if own != owned(record.inputs) or before != now:
             self._differ("a call takes something else at another size of the inputs")
+
+
+def _without_tensors(value: Any) -> Any:
+    if isinstance(value, (torch.Tensor, Slot)):
+        return None
+    if isinstance(value, (list, tuple)):
+        return [_without_tensors(item) for item in value]
+    return {k: _without_tensors(v) for k, v in value.items()} if isinstance(value, dict) else value
 
 
 def owned(values: Sequence[Value]) -> tuple[str, ...]:
     """The names of the operands that belong to the module; of others there are none."""
-    return tuple([value.label if value.parameters == {value.label} else "" for value in values])
+    return tuple([value.label if _is_own(value) else "" for value in values])
+
+
+def _is_own(value: Value) -> bool:
+    return len(value.parameters) == 1 and value.label in value.parameters
 
 
 def cut_at(func: OpOverload, operands: Sequence[Value], args: tuple) -> tuple[str, ...]:
@@ -296,8 +339,11 @@ def _fit(lengths: Sequence[tuple[tuple[int, int], ...]], got: Shapes) -> bool:
     """Whether every size lies between the least and the most that it may be."""
     if list(map(len, lengths)) != list(map(len, got)):
         return False
-    pairs = [pair for known, shape in zip(lengths, got, strict=True) for pair in zip(known, shape, strict=True)]
-    return all([least <= size <= most for (least, most), size in pairs])
+    for known, shape in zip(lengths, got, strict=True):
+        for (least, most), size in zip(known, shape, strict=True):
+            if not least <= size <= most:
+                return False
+    return True
 
 
 def _equal(old: object, new: object) -> bool:

@@ -107,7 +107,9 @@ class Trial:
     def runs_at(self, changes: Changes, resized: Arguments) -> bool:
         """Whether the cut module makes the same calls on inputs of other sizes too: then both are tried in one run."""
         try:
-            mode = AtOtherSizes(self.promised)
+            given = zip(tensors_of(self.arguments), tensors_of(resized), strict=True)
+            lengths = {pair for old, new in given for pair in zip(old.shape, new.shape, strict=True)}
+            mode = AtOtherSizes(self.promised, lengths)
             self._called(mode, resized, changes, LastCall(mode))
         except Exception:  # one of the two cannot be; which, other runs tell
             return False

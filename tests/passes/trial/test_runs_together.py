@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from module_law import TOLERANCE
 from torch import Tensor, nn
 
-from passes import couple
+from passes import apply_plan, couple, verify
 from passes.trial import module_groups
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -53,6 +54,24 @@ class Strided(Convolutions):
         return x.transpose(0, 1).reshape(x.shape[1], -1).reshape(x.shape[1], x.shape[0], *x.shape[2:]).transpose(0, 1)
 
 
+class InPieces(Convolutions):
+    """Into how many pieces the image is cut is computed from a size that may be pruned; the image makes up for it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = F.relu(self.first(x))
+        pieces = x.reshape(x.shape[0], 16 - features.shape[1], -1).amax(2).sum(1, keepdim=True)
+        return self.second(features).mean((2, 3)) * pieces
+
+
+class OnAGrid(Convolutions):
+    """As large as a pruned size says, and no output tells how large."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = F.relu(self.first(x))
+        size = 16 - features.shape[1]
+        return F.interpolate(self.second(features), size=(size, size)).amax((2, 3))
+
+
 def test_what_a_run_leaves_in_a_module_is_gone_before_the_next():
     module = Remembers()
     coupling = couple(module, X)
@@ -86,3 +105,12 @@ def test_a_branch_on_a_size_is_found_by_runs_of_their_own(monkeypatch):
 def test_a_copy_that_a_stride_needs_is_no_other_program(monkeypatch):
     coupling, _ = runs(Strided(), monkeypatch)
     assert coupling.widths == {"first": 8} and coupling.module.specialised == ()
+
+
+@pytest.mark.parametrize("kind", [InPieces, OnAGrid])
+def test_a_length_that_a_pruned_size_gives_is_not_taken_for_one_of_the_inputs(kind, monkeypatch):
+    module = kind().eval()
+    coupling, at_once = runs(module, monkeypatch)
+    assert at_once == [False] and coupling.widths == {"first": 8}
+    plan = coupling.plan({"first": range(4)})
+    assert verify(module, apply_plan(module, plan), plan, X, TOLERANCE).max_error <= TOLERANCE

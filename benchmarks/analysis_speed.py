@@ -25,6 +25,7 @@ from typing import Any
 
 from benchmarks import machine
 from benchmarks.networks import networks
+from benchmarks.peers import NOT_COMPARED
 from benchmarks.report import geometric_mean, table, write
 from benchmarks.zoo import choose
 
@@ -36,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = read_options(arguments)
     machine.one_thread()
     names = [network.name for network in choose(networks(), options.only, ("classification",))]
+    names = [name for name in names if not (options.peers and name in NOT_COMPARED)]
     about, rows = machine.describe(), list[dict[str, Any]]()
     with Analysis("module", HERE) as ours, Analysis("graph", options.against) as theirs:
         for name in names:
@@ -54,6 +56,7 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m benchmarks.analysis_speed", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--only", nargs="+", metavar="NAME", default=["*"], help="networks, * and ? as in file names")
+    parser.add_argument("--peers", action="store_true", help="of these, the 73 that benchmarks.peers compares")
     parser.add_argument("--repeats", type=int, default=5, help="timed runs of each analysis; the least counts")
     parser.add_argument("--against", type=Path, default=HERE, metavar="FOLDER", help="whose graphs are analysed")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder for the page and figures")

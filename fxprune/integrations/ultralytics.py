@@ -49,7 +49,8 @@ def trainer(yolo: Any) -> type:
         def get_model(self, cfg: object = None, weights: nn.Module | None = None, verbose: bool = True) -> nn.Module:
             """The network, where the base class builds one; `weights`: that of a run which is continued."""
             model = network if weights is None else weights
-            classes, wanted = getattr(model, "nc", None), self.data.get("nc")
+            layers: Any = model.model  # one after the other, the head behind
+            classes, wanted = getattr(layers[-1], "nc", None), self.data.get("nc")
             if None not in (classes, wanted) and classes != wanted:
                 raise InputError(
                     f"trainer: the data have {wanted} classes and the network {classes}, whose outputs stay as they "

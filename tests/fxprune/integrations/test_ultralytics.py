@@ -56,7 +56,7 @@ def pruned(name: str, ratio: float) -> tuple[Any, int]:
 def test_used_as_before(name: str, ratio: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # exports go there
     yolo, size = pruned(name, ratio)
-    strides, classes = yolo.model.stride.tolist(), yolo.model.nc
+    strides, classes = yolo.model.stride.tolist(), yolo.model.model[-1].nc
     data = data_set(tmp_path / "set", classes)
     how: dict[str, Any] = {"imgsz": SIZE, "batch": 2, "workers": 0, "device": "cpu", "plots": False, "verbose": False}
     assert len(yolo.predict(IMAGE, imgsz=SIZE, verbose=False)) == 1

@@ -70,7 +70,7 @@ class Batches:
 
     trainer: Trainer
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[object]:
         return iter(self.trainer.get_train_dataloader())
 
 

@@ -49,7 +49,7 @@ def without_goal(identity: Mapping[str, Any]) -> dict[str, Any]:
     return {**identity, "budgets": resources, "config": config}
 
 
-def read_goals(folder: Path, identity: Mapping[str, Any] | None) -> tuple[Asked, ...]:
+def read_goals(folder: Path, identity: Mapping[str, object] | None) -> tuple[Asked, ...]:
     """The goals of a search, the first one included; none where it has had no other.
 
     identity: that of the run; None where its record is lost. Raises Damaged, also for the goals of another run.

@@ -117,7 +117,7 @@ def adopted(identity: Mapping[str, object], stored: Mapping[str, object]) -> dic
     return {**identity, "threads": threads}
 
 
-def check_same(folder: Path, stored: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+def check_same(folder: Path, stored: Mapping[str, object], now: Mapping[str, object]) -> None:
     """Refuse to go on with a run that is not this one, or only by its goal; every difference is named."""
     stored, now = without_goal(stored), without_goal(now)
     said = {

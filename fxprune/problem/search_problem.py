@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from torch import nn
 
@@ -20,13 +19,13 @@ from passes import Coupling, couple
 class CoupledAnew:
     """Is pickled without its coupling, which holds functions of the analysis; `dense` is coupled again when asked."""
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {name: value for name, value in vars(self).items() if name != "coupling"}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: dict[str, object]) -> None:
         vars(self).update(state)
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         known = vars(self)
         if name != "coupling" or "dense" not in known:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
@@ -76,7 +75,7 @@ class Problem(CoupledAnew):
         goals = [goal for goal in self.earlier if round <= goal.until]
         return replace(self, budgets=goals[0].budgets) if goals else self
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {**super().__getstate__(), "resources": ()}  # functions of the coupling, which only a search asks
 
     @property

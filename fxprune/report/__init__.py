@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fxprune.errors import InputError, JournalError
 from fxprune.io.storage import write_bytes
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["figure_of", "page_of", "write_analysis", "write_report", "write_result"]
 
 
-def write_analysis(model: Any, example_inputs: Any, out: str | Path, overwrite: bool = False) -> Path:
+def write_analysis(model: object, example_inputs: object, out: str | Path, overwrite: bool = False) -> Path:
     """Write a picture of a network: groups as colours over its layers, what is frozen and why; return where.
 
     `model` may be an `Analysed`, which is not analysed again. Raises JournalError where `out` is a file that is no page

@@ -25,7 +25,7 @@ def named_outputs(outputs: object) -> Mapping[str, Any] | None:
     return attributes_of(outputs) if dataclasses.is_dataclass(outputs) else None
 
 
-def main_output(outputs: Any) -> Any:
+def main_output(outputs: object) -> Any:
     """The scores: of a mapping or dataclass its `logits`, else the first tensor; of a tuple or list its first part.
 
     A classifier with auxiliary ones, as GoogLeNet and Inception in train mode, has its own first.

@@ -44,7 +44,7 @@ def begin_alike(network: nn.Module, where: str) -> None:
         distributed.broadcast(tensor.data, 0)
 
 
-def in_step(batches: Iterable[Any], device: torch.device, where: str) -> Iterator[Any]:
+def in_step(batches: Iterable[object], device: torch.device, where: str) -> Iterator[Any]:
     """The batches of this process, as long as every process has one. Raises InputError where only some have."""
     count = 0
     for batch in batches:

@@ -196,7 +196,7 @@ class _Flow:
                 found[start] = frozenset(calls | self._unread(calls, parents))
         return found
 
-    def _unread(self, calls: set[int], parents: Mapping[Any, Any]) -> set[int]:
+    def _unread(self, calls: set[int], parents: Mapping[object, object]) -> set[int]:
         """The calls that read what these make, and whose results nothing reads."""
         found: set[int] = set()
         for number in range(min(calls) + 1, len(self.records)):

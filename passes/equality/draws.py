@@ -339,7 +339,7 @@ class _Example:
             values = values.index_select(dim, orders[key].to(values.device))
         return values
 
-    def _made(self, function: Callable[[int, torch.Tensor], torch.Tensor]) -> Any:
+    def _made(self, function: Callable[[int, torch.Tensor], torch.Tensor]) -> object:
         numbers = {id(tensor): number for number, tensor in enumerate(self.tensors)}
 
         def placed(tensor: torch.Tensor) -> torch.Tensor:

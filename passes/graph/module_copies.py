@@ -179,7 +179,7 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     return made
 
 
-def _copied_by_itself(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
+def _copied_by_itself(module: nn.Module, memo: dict[int, object]) -> nn.Module:
     try:
         return copy.deepcopy(module, memo)
     except PassError:
@@ -191,7 +191,7 @@ def _copied_by_itself(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
         ) from error
 
 
-def copied_or_shared(value: object, memo: dict[int, Any]) -> Any:
+def copied_or_shared(value: object, memo: dict[int, object]) -> Any:
     """A deep copy of an attribute; a lock, a file or what else refuses to be copied is shared."""
     try:
         return copy.deepcopy(value, memo)

@@ -384,7 +384,7 @@ class _Run:
         return layers
 
 
-def _plain(value: object) -> Any:
+def _plain(value: object) -> object:
     return pytree.tree_map_only(Tensor, lambda t: t.detach(), value)
 
 

@@ -64,11 +64,11 @@ class Batch:
         return Batch(*pytree.tree_map(cut, (self.args, dict(self.kwargs), self.labels), is_leaf=is_leaf))
 
 
-def _leaves(value: Any, is_leaf: Callable[[Any], bool] | None = None) -> list[Any]:
+def _leaves(value: object, is_leaf: Callable[[object], bool] | None = None) -> list[object]:
     return pytree.tree_leaves(value, is_leaf=is_leaf)
 
 
-def _of_each(size: int, value: Any) -> bool:
+def _of_each(size: int, value: object) -> bool:
     """Whether a value is a list with tensors for each of `size` samples, and no list of tensors of all samples."""
     if not isinstance(value, list) or len(value) != size:
         return False

@@ -83,7 +83,7 @@ class GradientSums:
         return nn.functional.cross_entropy(scores, drawn.to(scores.device))
 
 
-def first_logits(output: Any) -> Tensor:
+def first_logits(output: object) -> Tensor:
     """The first floating-point tensor of a network's output with at least two dimensions."""
     for tensor in tensors_of(output, caches=False):
         if tensor.is_floating_point() and tensor.dim() > 1:

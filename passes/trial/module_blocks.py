@@ -371,7 +371,7 @@ def _own_steps(records: Sequence[Record], key: int) -> tuple[list[Step], int] | 
     return steps, key
 
 
-def _template(result: Any, key: int) -> Any:
+def _template(result: object, key: int) -> object:
     """A module's result with `Result` in the place of the only tensor in it, which has this key; else None."""
     leaves = pytree.tree_leaves(result)
     keys = [leaf for leaf in leaves if isinstance(leaf, _Key)]

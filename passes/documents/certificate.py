@@ -16,9 +16,10 @@ class Certificate:
     would hide a wrong index; one more run was made with noise added to them in both networks.
     inputs: what each run was made on. sizes: which sizes were varied and worked ("length 16 instead of 8"). finite:
     the smallest share of an output, over runs, that were numbers and could be compared. note: what could not be run,
-    and why. specialised: what the network was analysed for (a mode, a flag, a state), in sentences; the certificate
-    says nothing of other cases. removed_blocks: residual branches whose output was zero in the dense network, and that
-    the pruned one does not hold.
+    and why. same_calls: what was not computed because both networks make the very calls there that were compared
+    elsewhere, as a run without values has shown: a long input, train mode. specialised: what the network was analysed
+    for (a mode, a flag, a state), in sentences; the certificate says nothing of other cases. removed_blocks: residual
+    branches whose output was zero in the dense network, and that the pruned one does not hold.
     """
 
     max_error: float
@@ -37,6 +38,7 @@ class Certificate:
     finite: float = 1.0
     specialised: tuple[str, ...] = ()
     removed_blocks: tuple[str, ...] = ()
+    same_calls: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, object]:
         """Plain data, for JSON."""

@@ -53,7 +53,7 @@ class Draw:
 
 def draws(
     arguments: object, seed: int = 0, runs: int = 2, device: torch.device | str | None = None,
-    taken: Collection[Draw] = (),
+    taken: Collection[Draw] = (), name: str = "the example",
 ) -> Iterator[Draw]:  # fmt: skip
     """Inputs like `arguments` (any tree of tensors and other values), the same ones for the same seed.
 
@@ -61,7 +61,7 @@ def draws(
     from the example's values, and one of normal random numbers. Tensors on the meta device have no values: theirs are
     normal random, and ones where they are integers. What is no tensor stays as it is. device: where the tensors are
     put. taken: what the caller adds to while it goes through them, those at another size that a network took. Of such
-    a size no more are drawn, and of a large example what follows has the smaller ones.
+    a size no more are drawn, and of a large example what follows has the smaller ones. name: of the arguments.
 
     Raises ValueError where runs is not positive: then nothing would be proven.
 
@@ -72,7 +72,7 @@ def draws(
     if runs < 1:
         raise ValueError(f"runs is {runs}; a proof takes at least one run")
     example = _Example(arguments, device)
-    yield Draw("the example" if example.real else "normal random numbers", example.own(seed), True)
+    yield Draw(name if example.real else "normal random numbers", example.own(seed), True)
     for number, size in enumerate(_sizes(example.tensors)):
         if not any(draw.varies == size.name for draw in taken):
             inputs = example.resized(seed + runs + number, [*_smaller(example, taken), size])
@@ -93,6 +93,26 @@ def smaller_example(
     example = _Example(arguments, device)
     small = _smaller(example, taken)
     return Draw(f"the example{_SMALLER}", example.resized(seed, small)) if small else None
+
+
+def shrunk(
+    arguments: Any, seed: int, device: torch.device | str | None, fits: Callable[[Any], bool]
+) -> Draw | None:  # fmt: skip
+    """The example with its sizes as much smaller as a network leaves them free: an eighth, a quarter or half of each.
+
+    fits: whether smaller inputs are as good as the example. None where no smaller ones are.
+    """
+    example = _Example(arguments, device)
+    sizes: list[_Size] = []
+    for same in _smaller_sizes(example.tensors):
+        for size in same:
+            if fits(example.resized(seed, [*sizes, size])):
+                sizes.append(size)
+                break
+    if not sizes:
+        return None
+    said = ", ".join(size.label for size in sizes)
+    return Draw(f"the example{_SMALLER} ({said})", example.resized(seed, sizes), required=True)
 
 
 _SMALLER = ", made smaller"
@@ -215,12 +235,10 @@ class _Size:
 
 def _sizes(tensors: list[torch.Tensor]) -> Iterator[_Size]:
     """The sizes to try, for each of those that differ in the example; smaller ones where the inputs are large."""
-    shaped = [t for t in tensors if t.dim()]
-    if not shaped:
+    batch, leading, by_length = _places(tensors)
+    if not leading:
         return
-    batch, large = int(shaped[0].shape[0]), _is_large(tensors)
-    places = [(number, dim) for number, tensor in enumerate(tensors) for dim in range(tensor.dim())]
-    leading = frozenset((n, d) for n, d in places if d == 0 and tensors[n].shape[0] == batch)
+    large = _is_large(tensors)
     some = 3 if large else batch // 2 + 1
     batches = [
         _Size("batch", f"batch of {after} instead of {batch}", leading, batch, after)
@@ -228,17 +246,30 @@ def _sizes(tensors: list[torch.Tensor]) -> Iterator[_Size]:
     ]
     if batch > 3:  # what makes the inputs smaller comes first
         yield from batches
-    by_length: dict[int, list[tuple[int, int]]] = {}
-    for number, dim in places:
-        length = int(tensors[number].shape[dim])
-        if (number, dim) not in leading and length > 1:
-            by_length.setdefault(length, []).append((number, dim))
-    for length, where in list(by_length.items())[:_CLASSES]:
+    for length, where in by_length.items():
         yield from _lengths(tensors, length, where, large)
     if batch <= 3:
         yield from batches
     if batch > 1:  # programs treat it apart: they squeeze it away, or ask for it
         yield _Size(_BATCH_OF_ONE, f"batch of 1 instead of {batch}", leading, batch, 1)
+
+
+def _places(
+    tensors: list[torch.Tensor],
+) -> tuple[int, frozenset[tuple[int, int]], dict[int, list[tuple[int, int]]]]:
+    """The batch (0 without one), the dimensions that are it, and those that are a length, by that length."""
+    shaped = [t for t in tensors if t.dim()]
+    if not shaped:
+        return 0, frozenset(), {}
+    batch = int(shaped[0].shape[0])
+    places = [(number, dim) for number, tensor in enumerate(tensors) for dim in range(tensor.dim())]
+    leading = frozenset((n, d) for n, d in places if d == 0 and tensors[n].shape[0] == batch)
+    by_length: dict[int, list[tuple[int, int]]] = {}
+    for number, dim in places:
+        length = int(tensors[number].shape[dim])
+        if (number, dim) not in leading and length > 1:
+            by_length.setdefault(length, []).append((number, dim))
+    return batch, leading, dict(list(by_length.items())[:_CLASSES])
 
 
 def _lengths(
@@ -255,6 +286,19 @@ def _lengths(
     for places, after in (*chosen, (single[0], length + 1)):
         some = "" if len(places) == len(where) else " in one dimension"
         yield _Size(f"length {length}", f"length {after} instead of {length}{some}", places, length, after)
+
+
+def _smaller_sizes(tensors: list[torch.Tensor]) -> Iterator[list[_Size]]:
+    """For the batch, and for each length that may be free, the smaller ones, the smallest first."""
+    batch, leading, by_length = _places(tensors)
+    if batch > 2:
+        yield [_Size("batch", f"batch of 2 instead of {batch}", leading, batch, 2)]
+    for length, where in by_length.items():
+        made = []
+        for after in [length // part for part in (8, 4, 2) if length >= 8 * part]:
+            name, said = f"length {length}", f"length {after} instead of {length}"
+            made.append(_Size(name, said, frozenset(where), length, after))
+        yield made
 
 
 class _Example:

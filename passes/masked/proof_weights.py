@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -15,9 +15,9 @@ from passes.axes.index_sets import Mask, survivors
 from passes.documents.plan import Plan
 from passes.equality.comparison import all_finite
 from passes.equality.double import double
+from passes.equality.streamed import Copied, Make
 from passes.errors import EquivalenceError
-from passes.graph.module_copies import Replace, like, owned_tensors
-from passes.process.torch_private import version_of
+from passes.graph.module_copies import owned_tensors
 
 Noise = Mapping[str, torch.Tensor]
 
@@ -54,13 +54,10 @@ def equal_elements(dense: nn.Module, pruned: nn.Module, seed: int) -> dict[str, 
     return noise
 
 
-def dense_weights(
-    coupling: Coupling, plan: Plan, pruned: nn.Module, trained: bool, noise: Noise,
-    copied: Callable[[torch.Tensor], torch.Tensor] = double,
-) -> Replace:  # fmt: skip
-    """The dense network's tensors with the slices of removed units at zero.
+def dense_weights(coupling: Coupling, plan: Plan, pruned: nn.Module, trained: bool, noise: Noise) -> Make:
+    """What the dense network's tensors hold: those of removed units zero.
 
-    trained: with the weights of `pruned` in the places that are kept. copied: what makes a copy of a tensor.
+    trained: with the weights of `pruned` in the places that are kept.
     """
     masks = coupling.masks(plan)
     removed: dict[str, list[tuple[int, np.ndarray]]] = defaultdict(list)
@@ -71,54 +68,35 @@ def dense_weights(
                 removed[where.tensor].append((where.dim, where.index[gone].ravel()))
     small = dict(owned_tensors(pruned)) if trained else {}
 
-    def masked(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    def masked(name: str, tensor: torch.Tensor, copied: Copied = double) -> torch.Tensor:
         data = copied(tensor)
         if coupling.axes_of(name, tensor) is None:
-            return like(tensor, data)
+            return data
         if name in small:
             remain = _remaining(coupling, masks, name)
             # What a module keeps of its last call may have any shape; the dense one keeps what it has.
             if isinstance(tensor, torch.nn.Parameter) or list(small[name].shape) == [len(kept) for kept in remain]:
                 data = _embedded(data, copied(small[name]), remain)
-        data = data + noise[name] if name in noise else data
+        if name in noise:
+            data += noise[name]
         for dim, positions in removed[coupling.aliases[name]]:
             data.index_fill_(dim, torch.from_numpy(positions).to(data.device), 0)
-        return like(tensor, data)
+        return data
 
     return masked
 
 
-def pruned_weights(coupling: Coupling, masks: Mapping[Variable, Mask], noise: Noise) -> Replace:
-    """The pruned network's own tensors, with the kept part of the noise."""
+def pruned_weights(coupling: Coupling, masks: Mapping[Variable, Mask], noise: Noise) -> Make:
+    """What the pruned network's tensors hold: their own values, with the kept part of the noise."""
 
-    def shrunk(name: str, tensor: torch.Tensor) -> torch.Tensor:
-        data = double(tensor)
+    def shrunk(name: str, tensor: torch.Tensor, copied: Copied = double) -> torch.Tensor:
+        data = copied(tensor)
         if name in noise and coupling.axes_of(name, noise[name]) is not None:
             index = np.ix_(*_remaining(coupling, masks, name))
-            data = data + noise[name][tuple(torch.from_numpy(i).to(data.device) for i in index)]
-        return like(tensor, data)
+            data += noise[name][tuple(torch.from_numpy(i).to(data.device) for i in index)]
+        return data
 
     return shrunk
-
-
-class Shared:
-    """Has copies of a network share the parameters that `replace` makes; every other tensor is each copy's own.
-
-    A parameter that a run has written into is made anew for the next copy.
-    """
-
-    def __init__(self, replace: Replace) -> None:
-        self._replace = replace
-        self._made: dict[str, tuple[torch.Tensor, int]] = {}
-
-    def __call__(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        if type(tensor) is not nn.Parameter:
-            return self._replace(name, tensor)
-        made, version = self._made.get(name, (None, 0))
-        if made is None or version_of(made) != version:
-            made = self._replace(name, tensor).detach()
-            self._made[name] = made, version_of(made)
-        return like(tensor, made.detach())
 
 
 def _remaining(coupling: Coupling, masks: Mapping[Variable, Mask], name: str) -> list[np.ndarray]:

@@ -97,10 +97,15 @@ class ModuleRun:
     """A copy of one module, ready to be run several times under `mode`: what each run finds is stated in one space.
 
     replace: by (name, tensor) what stands for a tensor of the module in the copy. axes_of: by the same its axes.
+    innermost: a mode that sees calls before `mode` does.
     """
 
-    def __init__(self, module: nn.Module, mode: ModuleInference, replace: Replace, axes_of: AxesOf) -> None:
+    def __init__(
+        self, module: nn.Module, mode: ModuleInference, replace: Replace, axes_of: AxesOf,
+        innermost: AbstractContextManager[Any] | None = None,
+    ) -> None:  # fmt: skip
         self.mode = self._now = mode
+        self._innermost = innermost or nullcontext()
         self.tensors: dict[str, tuple[Axis, ...]] = {}
         self.originals: dict[str, torch.Tensor] = {}  # the module's own tensors by name, tied ones once
         self._held: list[tuple[str, torch.Tensor, torch.Tensor]] = []  # of each the name, its copy, and what that holds
@@ -164,11 +169,12 @@ class ModuleRun:
     def again(
         self, mode: Watching, arguments: Arguments, training: bool = False, functions: Functions | None = None,
         cut: Mapping[str, torch.Tensor] = MappingProxyType({}),
-        prepare: Callable[[nn.Module], None] = lambda copied: None, turned: str = "",
+        prepare: Callable[[nn.Module], None] = lambda copied: None, turned: str = "", gradients: bool = False,
     ) -> None:  # fmt: skip
         """Run once under another mode.
 
         cut: by name what tensors of the module hold this time. prepare: is given the copy first. turned: as in `run`.
+        gradients: in the mode in which these are recorded.
         """
         mode.stack, mode.device, mode.names = self.mode.stack, self.mode.device, self.mode.names
         self._state.restore()
@@ -184,7 +190,7 @@ class ModuleRun:
         given = {id(t): t.detach().clone() if mode.real else input_on_meta(t) for t in tensors_of(arguments)}
         for tensor in given.values():
             mode.attach(tensor, Value("input", ()))
-        self._called(mode, replaced(arguments, given), training, functions, turned)
+        self._called(mode, replaced(arguments, given), training, functions, turned, gradients)
 
     def forget(self) -> None:
         """Undo what runs have left in attributes: a cache, a counter, a size that was met first."""
@@ -199,7 +205,8 @@ class ModuleRun:
         self.mode.stack.release(self._modules.values())
 
     def _called(
-        self, mode: ModuleInference, arguments: Arguments, training: bool, functions: Functions | None, turned: str
+        self, mode: ModuleInference, arguments: Arguments, training: bool, functions: Functions | None, turned: str,
+        gradients: bool = False,
     ) -> object:  # fmt: skip
         self._now = mode
         mode.stack.emit = None if mode.real else mode.emit
@@ -207,7 +214,7 @@ class ModuleRun:
         if training or self.copy.training:
             self.copy.train(training)
         args, kwargs = arguments
-        with recording(mode, functions), turning(turned):
+        with recording(mode, functions), torch.set_grad_enabled(gradients), turning(turned), self._innermost:
             return self.copy(*args, **kwargs)
 
     def _opaque(self, path: str, original: nn.Module, args: tuple, kwargs: dict[str, object]) -> object:

@@ -151,7 +151,7 @@ class ModuleInference(Inference):
             operands = tensors_in(*args, *kwargs.values())
         meta = {id(t): self._meta_of(t) for t in operands if not t.is_meta}
         if meta:
-            written = [t for t in _written_operands(func, args, kwargs) if id(t) in meta]
+            written = [t for t in written_operands(func, args, kwargs) if id(t) in meta]
             self._written.update(storage_id(t) for t in written)
             args, kwargs = (_swapped(item, meta) for item in (args, kwargs))
         result = run_on_meta(func, args, on_meta(func, kwargs))
@@ -286,7 +286,8 @@ def _keep_flags(call: Any, tensor: torch.Tensor, p: Any = 0.5, *args: object) ->
 _DROPS: dict[Any, Any] = {aten.native_dropout: _keep, aten.bernoulli_: _keep_flags}
 
 
-def _written_operands(func: OpOverload, args: tuple, kwargs: dict[str, object]) -> Iterator[torch.Tensor]:
+def written_operands(func: OpOverload, args: tuple, kwargs: dict[str, object]) -> Iterator[torch.Tensor]:
+    """The tensors among the arguments of an ATen call that it writes into."""
     for formal, actual in zip(schema_of(func).arguments, args, strict=False):
         if formal.alias_info is not None and formal.alias_info.is_write:
             yield from tensors_in(actual)

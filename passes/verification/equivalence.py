@@ -27,8 +27,9 @@ from passes.axes.index_sets import survivors
 from passes.documents.certificate import Certificate
 from passes.documents.plan import Plan
 from passes.equality.comparison import compare
-from passes.equality.double import in_double
+from passes.equality.double import double, in_double
 from passes.equality.draws import Draw, draws, map_tensors, smaller_example
+from passes.equality.streamed import Streamed
 from passes.errors import EquivalenceError, PassError, PlanError
 from passes.frontend.fidelity import settle
 from passes.graph.annotations import note, specialised_in
@@ -105,10 +106,11 @@ def verify_graph(
         finite_parameters(network, name)
 
     def pruned_copy(noise: Mapping[str, torch.Tensor]) -> nn.Module:
-        return copy_with(pruned, pruned_weights(coupling, masks, noise))
+        return copy_with(pruned, Streamed(pruned_weights(coupling, masks, noise), double, at_once=True))
 
     def pair(noise: Mapping[str, torch.Tensor]) -> tuple[nn.Module, nn.Module]:
-        return copy_with(gm, dense_weights(coupling, plan, pruned, trained, noise)), pruned_copy(noise)
+        weights = dense_weights(coupling, plan, pruned, trained, noise)
+        return copy_with(gm, Streamed(weights, double, at_once=True)), pruned_copy(noise)
 
     dense64, pruned64 = pair({})
     proof = _Proof(gm, pruned, coupling, masks, tol, plan.removed_blocks)

@@ -81,7 +81,7 @@ class Evidence:
 
     def certificate(
         self, plan: Plan, coupling: Coupling, tol: float, seed: int, trained: bool, perturbed: int,
-        specialised: tuple[str, ...],
+        specialised: tuple[str, ...], same_calls: tuple[str, ...] = (),
     ) -> Certificate:  # fmt: skip
         """What was seen, as the document that a user keeps."""
         return Certificate(
@@ -90,7 +90,7 @@ class Evidence:
             removed_units=sum(size - len(plan.keep[name]) for name, size in plan.sizes.items()),
             mixed=mixed_groups(coupling, plan), trained=trained, perturbed=perturbed, note="; ".join(self.notes),
             inputs=tuple(self.inputs), sizes=tuple(draw.label for draw in self.taken), finite=self.finite,
-            specialised=specialised, removed_blocks=plan.removed_blocks,
+            specialised=specialised, removed_blocks=plan.removed_blocks, same_calls=same_calls,
         )  # fmt: skip
 
 

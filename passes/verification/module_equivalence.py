@@ -6,6 +6,7 @@ replaced by a constant), on the example, on values like it, on random ones and a
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,12 +21,12 @@ from passes.equality.comparison import compare, distance
 from passes.equality.constant_double import constant_double, nothing_random
 from passes.equality.double import double
 from passes.equality.draws import Draw, draws, extremes, map_tensors, smaller_example
+from passes.equality.streamed import Copied, Streamed
 from passes.errors import EquivalenceError, PassError
-from passes.graph.module_copies import Replace, copy_module, owned_tensors
+from passes.graph.module_copies import copy_module, owned_tensors
 from passes.masked.masked_stream import MaskedInference
 from passes.masked.proof_weights import (
     Noise,
-    Shared,
     dense_weights,
     equal_elements,
     finite_parameters,
@@ -39,6 +40,7 @@ from passes.stream.module_run import ModuleRun, turning
 from passes.stream.module_stream import ModuleInference
 from passes.stream.stream_copies import scripted_modules
 from passes.verification.evidence import Evidence, mixed_groups
+from passes.verification.repeats import Repeats, is_costly
 
 # How far apart rounding may bring two outputs: the norm of the difference over the norm.
 _ROUNDING = {torch.float64: 1e-6, torch.float32: 1e-2, torch.float16: 0.2, torch.bfloat16: 0.5}
@@ -53,29 +55,37 @@ def verify_module(
     for network, name in ((pruned, "pruned"), *(() if trained else ((module, "dense"),))):
         finite_parameters(network, name)
     arguments = bound(module, example_inputs)
-    proof = _Proof(module, pruned, coupling, plan, trained, tol)
     device = next((t.device for _, t in owned_tensors(pruned)), torch.device("cpu"))
+    facts = coupling.module
+    known = Repeats(module, pruned, arguments, seed, device) if is_costly(coupling) else None
+    proof = _Proof(module, pruned, coupling, plan, trained, tol, known)
+    less = None if known is None else known.smaller()
+    given, name = (arguments, "the example") if less is None else (less.inputs, less.label)
     first: Draw | None = None
     pair = proof.pair()
-    for draw in draws(arguments, seed, runs, device, proof.seen.taken):
+    for draw in draws(given, seed, runs, device, proof.seen.taken, name):
         proof.on(draw, pair)
         first = first or draw
-    facts = coupling.module
-    for draw in extremes(arguments, device) if facts is not None and facts.real else ():
+    for draw in extremes(given, device) if facts is not None and facts.real else ():
         proof.on(draw, pair)
     assert first is not None, "there is one draw at least"
-    small = smaller_example(arguments, seed, device, proof.seen.taken)
-    proof.on_either(small, first, training=True)
-    proof.on_either(small, first, gradients=True)
+    small, whole = smaller_example(given, seed, device, proof.seen.taken), first
+    if less is not None:
+        small, whole = small or first, next(draws(arguments, seed, runs, device))
+    if known is None or not known.in_train_mode():
+        proof.on_either(small if known is None else known.smaller(training=True), whole, training=True)
+    if known is None or not known.with_gradients():
+        proof.on_either(small, whole, gradients=True)
     alike = equal_elements(module, pruned, seed)
     if alike:
-        proof.on_either(small, first, alike, label="noise in the place of equal weights")
+        proof.on_either(small, whole, alike, label="noise in the place of equal weights")
     del pair
     for line in facts.turned if facts is not None else ():
-        proof.on_either(small, first, label=f"the example, with the other answer at {line}", turned=line)
+        proof.on_either(small, whole, label=f"the example, with the other answer at {line}", turned=line)
     proof.in_own_precision(small or first)
     specialised = facts.specialised if facts is not None else ()
-    return proof.seen.certificate(plan, coupling, tol, seed, trained, len(alike), specialised)
+    same = () if known is None else tuple(known.said)
+    return proof.seen.certificate(plan, coupling, tol, seed, trained, len(alike), specialised, same)
 
 
 @dataclass
@@ -84,6 +94,7 @@ class _Pair:
 
     dense: ModuleRun
     pruned: nn.Module
+    weights: Streamed  # of the pruned one
 
     @property
     def mode(self) -> MaskedInference:
@@ -102,34 +113,38 @@ class _Proof:
     plan: Plan
     trained: bool
     tol: float
+    known: Repeats | None = None
     seen: Evidence = field(default_factory=Evidence)
-    _shared: tuple[Replace, ...] = ()
+    _shared: tuple[Streamed, ...] = ()
 
     def pair(self, noise: Noise | None = None) -> _Pair:
         """Copies of both: the dense one masked (or, after training, with the pruned weights embedded).
 
-        They share the parameters that have no noise with the pairs before.
+        Those without noise share their parameters with the pairs before.
         """
-        self._shared = self._shared or tuple(map(Shared, self._weights({})))
-        dense, cut = self._shared
         if noise:
-            noisy = self._weights(noise)
-            dense, cut = _where(noise, noisy[0], dense), _where(noise, noisy[1], cut)
+            return self._copies(*self._weights(noise))
+        self._shared = self._shared or self._weights({})
+        return self._copies(*self._shared)
+
+    def _copies(self, dense: Streamed, cut: Streamed) -> _Pair:
         pruned = copy_module(self.small, cut)
         for part in scripted_modules(pruned).values():
             part.double()
-        return _Pair(self.dense(dense), pruned)
+        return _Pair(self.dense(dense), pruned, cut)
 
-    def _weights(self, noise: Noise) -> tuple[Replace, ...]:
-        """What makes the tensors of the dense and of the pruned network in double precision."""
+    def _weights(self, noise: Noise, copied: Copied = double) -> tuple[Streamed, Streamed]:
+        """The tensors of the dense and of the pruned network, in double precision or in what `copied` makes."""
         masks = self.coupling.masks(self.plan)
         dense = dense_weights(self.coupling, self.plan, self.small, self.trained, noise)
-        return dense, pruned_weights(self.coupling, masks, noise)
+        at_once = self.known is None or not self.known.runs_without_values
+        cut = pruned_weights(self.coupling, masks, noise)
+        return Streamed(dense, copied, at_once), Streamed(cut, copied, at_once)
 
-    def dense(self, weights: Replace) -> ModuleRun:
+    def dense(self, weights: Streamed) -> ModuleRun:
         """The dense module with these weights, ready to run with the removed units left out."""
         mode = MaskedInference(self.coupling, self.coupling.masks(self.plan), self.plan.removed_blocks)
-        return ModuleRun(self.module, mode, weights, self._axes_of)
+        return ModuleRun(self.module, mode, weights, self._axes_of, weights)
 
     def _axes_of(self, name: str, tensor: torch.Tensor) -> tuple[Axis, ...]:
         axes = self.coupling.axes_of(name, tensor)
@@ -170,7 +185,7 @@ class _Proof:
             self.seen.refused(draw, label, moved, f", as {moved}")
             return False
         try:
-            got = run_pruned(pair.pruned, draw.inputs, training, gradients, turned)
+            got = run_pruned(pair.pruned, draw.inputs, training, gradients, turned, pair.weights)
         except Exception as error:
             raise EquivalenceError(
                 f"the pruned module fails on {label}, where the dense one runs: {said(error)}"
@@ -209,8 +224,8 @@ class _Proof:
         self._shared = ()
         kind = next((p.dtype for p in self.small.parameters() if p.is_floating_point()), torch.get_default_dtype())
         own = map_tensors(lambda t: t.to(kind) if t.is_floating_point() else t, draw.inputs)
-        copied = copy_module(self.small, lambda _, tensor: _copy(tensor)).eval()
-        dense = self.dense(dense_weights(self.coupling, self.plan, self.small, self.trained, {}, _copy))
+        weights, cut = self._weights({}, _copy)
+        dense, copied = self.dense(weights), copy_module(self.small, cut).eval()
         try:
             with nothing_random():
                 expected = dense.run(own)[2]
@@ -218,7 +233,7 @@ class _Proof:
             self.seen.notes.append(f"not run in {kind}: the dense module does not: {said(error)}")
             return
         try:
-            with nothing_random(), torch.no_grad():  # attention by the path that a user's call takes
+            with nothing_random(), torch.no_grad(), cut:  # attention by the path that a user's call takes
                 got = copied(*_cloned(own)[0], **_cloned(own)[1])
         except Exception as error:
             raise EquivalenceError(
@@ -255,10 +270,6 @@ class _Proof:
         return "no single call differs by itself"
 
 
-def _where(noise: Noise, noisy: Replace, other: Replace) -> Replace:
-    return lambda name, tensor: (noisy if name in noise else other)(name, tensor)
-
-
 class Results(ModuleInference):
     """Keeps what each call gives, and the line of the program that made it; infers no axes."""
 
@@ -275,12 +286,18 @@ def _shown(value: object) -> str:
 
 
 def run_pruned(
-    module: nn.Module, arguments: Arguments, training: bool, gradients: bool = False, turned: str = ""
+    module: nn.Module, arguments: Arguments, training: bool, gradients: bool = False, turned: str = "",
+    weights: AbstractContextManager[Any] | None = None,
 ) -> object:  # fmt: skip
-    """What a module in double precision returns."""
+    """What a module in double precision returns. weights: the mode that fills its parameters."""
     module.train(training)
     args, kwargs = _cloned(arguments)
-    with constant_double(), torch.set_grad_enabled(gradients), composite_attention(), turning(turned):
+    with ExitStack() as stack:
+        stack.enter_context(constant_double())
+        stack.enter_context(torch.set_grad_enabled(gradients))
+        stack.enter_context(composite_attention())
+        stack.enter_context(turning(turned))
+        stack.enter_context(weights or nullcontext())
         return module(*args, **kwargs)
 
 

@@ -19,7 +19,7 @@ from passes.axes.expressions import leaves
 from passes.axes.index_sets import survivors
 from passes.equality.double import in_double
 from passes.equality.draws import map_tensors
-from passes.graph.module_copies import copy_with
+from passes.graph.module_copies import copy_with, like
 from passes.masked.masked_graph import MaskedOperators
 from passes.masked.proof_weights import dense_weights
 from passes.ops import table, traits_of, unregister
@@ -87,7 +87,8 @@ def checked(model: nn.Module, inputs: Any) -> tuple[int, list[str]] | None:
         plan = coupling.plan({group.name: tuple(range(0, group.size, 2))})
         if not plan.narrows:
             continue
-        dense = copy_with(gm, dense_weights(coupling, plan, gm, False, {}))
+        weights = dense_weights(coupling, plan, gm, False, {})
+        dense = copy_with(gm, lambda name, tensor, made=weights: like(tensor, made(name, tensor)))
         mode = Checked(coupling, coupling.masks(plan))
         run = _Run(dense, gm.graph, mode)
         with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), mode, in_double(dense):

@@ -12,7 +12,7 @@ from torch.fx import GraphModule
 
 from fxprune.errors import JournalError
 from passes.graph.module_copies import Copies
-from passes.process.torch_private import buffers_of
+from passes.process.torch_private import buffers_of, storage_id
 from passes.stream.call_arguments import tensors_of as tensors_inside
 
 
@@ -72,9 +72,16 @@ def buffer_places(network: nn.Module) -> dict[str, tuple[nn.Module, str]]:
 
 
 def to_bytes(tensors: Mapping[str, Tensor]) -> bytes:
+    """The tensors as a safetensors file, which holds those that share memory once each."""
     from safetensors.torch import save
 
-    return save({name: tensor.contiguous() for name, tensor in sorted(tensors.items())})
+    apart: dict[str, Tensor] = {}
+    storages: set[int] = set()
+    for name, tensor in sorted(tensors.items()):
+        known = storage_id(tensor) in storages
+        apart[name] = tensor.detach().clone() if known else tensor.detach().contiguous()
+        storages.add(storage_id(tensor))
+    return save(apart)
 
 
 def from_bytes(data: bytes) -> dict[str, Tensor]:

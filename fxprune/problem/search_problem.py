@@ -107,4 +107,4 @@ class Problem(CoupledAnew):
     @property
     def moves(self) -> bool:
         """Whether training makes the network of a round one that the next round's are cut from."""
-        return self.calibration is None or (self.trains and self.screen != 0)
+        return self.trains and self.screen != 0

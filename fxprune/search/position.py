@@ -23,9 +23,9 @@ Ranks = dict[str, np.ndarray]
 class Position:
     """Where a search stands after some rounds: its widths, and what they use.
 
-    network: what candidates are cut from; `plan` makes it of the unpruned one. It is that of the last round, but with
-    calibration data and without training the unpruned one, since what is cut and repaired at once is nearest to it.
-    observed: what the data say of it.
+    network: what candidates are cut from; `plan` makes it of the unpruned one. Where candidates are trained it is that
+    of the last round, else the unpruned one: what is cut and repaired at once is nearest to it, and weights that
+    nothing changes need no copy. observed: what the data say of it. ranks: without data, how its units are ranked.
     """
 
     network: nn.Module
@@ -37,6 +37,7 @@ class Position:
     score: float
     lost: float
     observed: Observed | None = None
+    ranks: Ranks | None = None
 
     @property
     def narrowed(self) -> dict[str, int]:

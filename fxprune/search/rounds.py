@@ -18,7 +18,7 @@ from fxprune.criteria.blocks import block_importance_lost
 from fxprune.criteria.registry import rank, ranked
 from fxprune.criteria.weight_norms import importance_lost, producer_count
 from fxprune.errors import SearchError
-from fxprune.io.tensors import from_bytes, put_tensors, tensors_of, to_bytes
+from fxprune.io.tensors import from_bytes, named_tensors, put_tensors, to_bytes
 from fxprune.journal.protocol import Journal
 from fxprune.journal.rebuilding import restore_network
 from fxprune.journal.records import Round
@@ -128,7 +128,9 @@ def run_round(
         reasons = "; ".join(f"{c.group}: {c.error}" for c in candidates if c.error)
         raise SearchError(f"Round {number}: every candidate failed. {reasons}.")
     plan = plan_of(position, chosen, scores)
-    network = apply_plan(position.network, plan)
+    network: nn.Module | None = None  # made where somebody needs more than its costs
+    if problem.moves or any(isinstance(resource, MeasuredResource) for resource in position.resources):
+        network = apply_plan(position.network, plan)
     kept: Kept | None = None
     if problem.calibration is not None and not problem.moves:
         kept = keep(problem, position, chosen, scores, workers, number)
@@ -138,13 +140,15 @@ def run_round(
         if weights is None:
             weights = train_again(problem, position, chosen, scores, workers, number)
     else:
-        weights = to_bytes(tensors_of(network)) if journal.keeps_untrained else None
-    if weights is not None and (kept is not None or problem.trains):
+        weights = None
+        if journal.keeps_untrained:
+            weights = to_bytes(dict(named_tensors(network or apply_plan(position.network, plan))))
+    if network is not None and weights is not None and (kept is not None or problem.trains):
         put_tensors(network, from_bytes(weights))
     resources, measured = measure(problem, position.resources, network, chosen.resources)
     moved = problem.moves
     after = Position(
-        network if moved else position.network,
+        network if network is not None and moved else position.network,
         position.coupling.after(plan) if moved else position.coupling,
         position.plan.then(plan) if moved else position.plan,
         {**position.widths, **chosen.widths},
@@ -153,6 +157,7 @@ def run_round(
         score_of_chosen(chosen),
         position.lost + chosen.lost,
         None if moved else position.observed,
+        None if moved else position.ranks,
     )
     repaired = kept.repaired if kept is not None else chosen.repaired
     reason = reason_of(problem, position, chosen, candidates) + (f"; {repaired}" if repaired is not None else "")
@@ -179,20 +184,26 @@ def rankings(problem: Problem, position: Position, journal: Journal) -> tuple[Po
     """How much each unit of each group is needed, and what each width loses: by the data where there are some, else by
     the weights. Units in outer blocks (heads) are formed by rank."""
     metric, seed = problem.config.metrics, problem.seed
-    if position.observed is None:
+    if position.observed is None and position.ranks is None:
         coupling = ranked(position.network, position.coupling, metric, seed=seed)
         position = replace(position, coupling=coupling)
         if problem.calibration is not None:
             kept = journal if position.network is problem.dense else None
             found = observed(problem, problem.calibration, position.network, coupling, kept)
             position = replace(position, observed=found)
+        else:
+            groups = [coupling.group(name) for name in problem.grids if name in coupling.variables]
+            scores = {group.name: rank(metric, position.network, group, seed=seed).scores for group in groups}
+            position = replace(position, ranks=scores)
     if position.observed is not None:
         return position, position.observed.scores, position.observed.lost(position.widths)
-    groups = [position.coupling.group(name) for name in problem.grids if name in position.coupling.variables]
-    scores = {group.name: rank(metric, position.network, group, seed=seed).scores for group in groups}
-    lost = {name: importance_lost(s, producer_count(position.coupling.group(name))) for name, s in scores.items()}
-    for name in position.coupling.blocks:
-        lost[name] = block_importance_lost(position.network, position.coupling, name, metric, seed)
+    scores, lost = position.ranks or {}, {}
+    for name, units in scores.items():
+        whole = importance_lost(units, producer_count(position.coupling.group(name)))
+        lost[name] = np.maximum(0.0, whole - whole[position.widths[name]])
+    for name in position.coupling.blocks if position.ranks is not None else ():
+        whole = block_importance_lost(position.network, position.coupling, name, metric, seed)
+        lost[name] = np.maximum(0.0, whole - whole[position.widths[name]])
     return position, scores, lost
 
 
@@ -246,12 +257,12 @@ def proposals_from(
 
 
 def measure(
-    problem: Problem, resources: tuple[Resource, ...], network: nn.Module, predicted: Mapping[str, float]
+    problem: Problem, resources: tuple[Resource, ...], network: nn.Module | None, predicted: Mapping[str, float]
 ) -> tuple[tuple[Resource, ...], dict[str, float]]:
     """Measure the network where a resource can be, and calibrate the resource by what was found."""
     calibrated, measured = [], {}
     for resource in resources:
-        if isinstance(resource, MeasuredResource):
+        if isinstance(resource, MeasuredResource) and network is not None:
             found = float(resource.measure(network, problem.example_inputs))
             measured[resource.name] = found
             off = abs(found / predicted[resource.name] - 1)

@@ -13,9 +13,11 @@ if TYPE_CHECKING:
     from fxprune.config.keys import NetAdaptConfig
     from fxprune.errors import FxpruneError, InfeasibleBudget
     from fxprune.exporters import ExportError, ExportReport, check_files, export, load, register_exporter
+    from fxprune.exporters.checkpoint_folder import prune_checkpoint
     from fxprune.exporters.int8_stages import export_int8
     from fxprune.integrations.huggingface import from_pretrained, save_pretrained
     from fxprune.integrations.prune_pass import PrunePass
+    from fxprune.io.empty_weights import empty_weights
     from fxprune.registries import (
         list_backends,
         list_criteria,
@@ -53,6 +55,7 @@ _HOMES = {
     "PrunePass": "fxprune.integrations.prune_pass",
     "check_files": "fxprune.exporters",
     "data": "fxprune",
+    "empty_weights": "fxprune.io.empty_weights",
     "export": "fxprune.exporters",
     "export_int8": "fxprune.exporters.int8_stages",
     "finetune": "fxprune.search.long_training",
@@ -66,6 +69,7 @@ _HOMES = {
     "list_workers": "fxprune.registries",
     "load": "fxprune.exporters",
     "netadapt": "fxprune.api",
+    "prune_checkpoint": "fxprune.exporters.checkpoint_folder",
     "register_backend": "fxprune.registries",
     "register_criterion": "fxprune.registries",
     "register_exporter": "fxprune.exporters",
@@ -92,6 +96,7 @@ __all__ = [
     "PrunePass",
     "check_files",
     "data",
+    "empty_weights",
     "export",
     "export_int8",
     "finetune",
@@ -105,6 +110,7 @@ __all__ = [
     "list_workers",
     "load",
     "netadapt",
+    "prune_checkpoint",
     "register_backend",
     "register_criterion",
     "register_exporter",

@@ -15,6 +15,7 @@ from torch.fx import GraphModule
 from fxprune.config.keys import NetAdaptConfig
 from fxprune.config.schedule import check_feasible
 from fxprune.errors import BudgetError, InputError
+from fxprune.io.checkpoint import take_values_from
 from fxprune.io.tensors import clone
 from fxprune.journal.protocol import Journal, Memory
 from fxprune.journal.rebuilding import rebuild
@@ -60,6 +61,7 @@ def netadapt(
     train: Train | None = None,
     evaluate: Evaluate | None = None,
     calibration: object = None,
+    checkpoint: str | os.PathLike | None = None,
     config: NetAdaptConfig | dict | str | Path | None = None,
     workdir: str | os.PathLike | None = None,
     resume: bool | None = None,
@@ -84,6 +86,11 @@ def netadapt(
     outputs are from the dense network's, and the weights that are kept are fitted to what it computes: minutes, no
     training, no labels. With `train` the best of the candidates are fine-tuned from there (`screen` of the
     configuration); `finetune(result, batches, distill=1.0)` goes on without labels.
+
+    `checkpoint`: a folder of safetensors that holds the weights of a model which was made without any, under
+    ``fxprune.empty_weights()``. They are read tensor by tensor to rank units; `result.model` is without weights, too,
+    the proof is made with random ones, and `fxprune.prune_checkpoint(model, result.plan, checkpoint, out)` cuts the
+    folder. A model without weights and without a checkpoint is searched by costs: all units count alike.
 
     `workdir` keeps a journal: the same call continues there after a kill, and ends in the same network; it takes the
     number of torch's threads that the run began with. With a lower budget or more rounds (`netadapt_max_rounds`) a
@@ -122,7 +129,9 @@ def netadapt(
     if workdir is not None:
         is_a(workdir, str | os.PathLike, "netadapt: workdir", "the name of a folder", InputError)
     given = analysed(model, example_inputs, form, settings.depth)
-    check_weights(given.network)
+    if checkpoint is not None:
+        take_values_from(given.network, checkpoint)
+    check_weights(given.network, train, evaluate, calibration)
     train, evaluate = given.wrap.inside(train), given.wrap.inside(evaluate)
     names = scope_names(unwrapped(model)[0], scope)
     data = None

@@ -1,4 +1,4 @@
-"""The commands around a search: netadapt, resume, rounds, restore, check, report. `cli.py` mounts them."""
+"""The commands around a search: netadapt, resume, rounds, restore, prune, check, report. `cli.py` mounts them."""
 
 from __future__ import annotations
 
@@ -42,6 +42,7 @@ def mount(app: typer.Typer) -> None:
     app.command(epilog=EXIT_CODES)(resume)
     app.command()(rounds)
     app.command()(restore)
+    app.command()(prune)
     app.command()(check)
     app.command()(report)
 
@@ -240,7 +241,46 @@ def say_trusted(job: Job, workdir: Path, kept: Any, config: Path | None, trust: 
         echo(f"{workdir}: running {line}", err=True)
 
 
-def check(files: Annotated[list[Path], typer.Argument(help="files that export or restore wrote")]) -> None:
+def prune(
+    checkpoint: Annotated[
+        Path, typer.Option(help="folder of safetensors: model.safetensors, or shards with model.safetensors.index.json")
+    ],
+    plan: Annotated[Path, typer.Option(help="JSON file of a plan: result.plan.to_json()", exists=True, dir_okay=False)],
+    out: Annotated[Path, typer.Option("--out", "-o", help="folder to make; it must not exist, or be empty")],
+    model: Annotated[
+        str | None, typer.Option(help="the model before pruning, as for analyze; else hf:CHECKPOINT")
+    ] = None,
+) -> None:
+    """Cut a checkpoint folder as a plan says, tensor by tensor: neither the model nor a shard is whole in memory.
+
+    Shards, their index, types and metadata stay as they were; other files of
+    the folder (configuration, tokenizer) are copied. fxprune_plan.json holds
+    the plan and the SHA-256 of each shard. Weights are read from safetensors
+    alone.
+
+    A model of transformers is built from the folder's config.json, without
+    weights; any other is named with --model. fxprune.from_pretrained(OUT)
+    loads what is written of a model of transformers.
+    """
+    from fxprune.cli.errors import reported_errors
+
+    with reported_errors():
+        from fxprune.cli.sources import load_without_weights
+        from fxprune.errors import SourceError
+        from fxprune.exporters.checkpoint_folder import prune_checkpoint, read_checkpoint
+        from passes import Plan
+
+        read_checkpoint(checkpoint)
+        if model is None and not (checkpoint / "config.json").is_file():
+            raise SourceError(f"{checkpoint}: there is no config.json, so nothing says what model it is; pass --model")
+        made = Plan.from_json(plan.read_text(encoding="utf-8"))
+        written = prune_checkpoint(load_without_weights(model or f"hf:{checkpoint}"), made, checkpoint, out)
+        echo(f"{out}: {', '.join(file.name for file in written)}")
+
+
+def check(
+    files: Annotated[list[Path], typer.Argument(help="what export, restore or prune wrote: files, or a folder")],
+) -> None:
     """Read exported files against their checksums, and name what is damaged, changed or missing; nothing is run."""
     from fxprune.cli.errors import reported_errors
 

@@ -29,6 +29,7 @@ from torch import nn
 
 from fxprune.cli.refused_imports import may_hold_modules
 from fxprune.errors import SourceError, TrustError
+from fxprune.io.empty_weights import empty_weights
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +38,13 @@ FORMS = (
     "or function(arguments)"
 )
 _CALL = re.compile(r"(?P<name>[A-Za-z_]\w*)(?P<arguments>\(.*\))?(?:\.(?P<part>[\w.]+))?\Z", re.DOTALL)
+
+
+def load_without_weights(spec: str) -> nn.Module:
+    """The model that `spec` stands for, its weights on the meta device; those of a folder are not read."""
+    place, _, name = spec.partition(":")
+    with empty_weights():
+        return _transformers_model(name, weights=False) if place == "hf" else load_model(spec)
 
 
 def load_model(spec: str) -> nn.Module:
@@ -72,7 +80,7 @@ def _timm_model(name: str) -> nn.Module:
     return timm.create_model(name, pretrained=False)
 
 
-def _transformers_model(name: str) -> nn.Module:
+def _transformers_model(name: str, weights: bool = True) -> nn.Module:
     """Of a folder, of its config.json, or of a kind of model at its usual sizes. Nothing is downloaded, and code that a
     folder holds is not run."""
     _make_torchvision_importable()
@@ -92,9 +100,9 @@ def _transformers_model(name: str) -> nn.Module:
         return transformers.AutoModel.from_config(transformers.AutoConfig.for_model(name)).eval()
     config = transformers.AutoConfig.from_pretrained(name, local_files_only=True)
     named = getattr(transformers, (config.architectures or ["AutoModel"])[0], transformers.AutoModel)
-    if place.is_dir() and any(place.glob("*.safetensors")):
+    if weights and place.is_dir() and any(place.glob("*.safetensors")):
         return named.from_pretrained(name, local_files_only=True).eval()
-    if any(place.glob("*.bin") if place.is_dir() else ()):
+    if weights and any(place.glob("*.bin") if place.is_dir() else ()):
         log.warning("hf:%s: weights are read from .safetensors alone; these are random", name)
     return (named.from_config if named is transformers.AutoModel else named)(config).eval()
 

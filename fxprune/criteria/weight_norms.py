@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.errors import ConfigError, WeightError
+from fxprune.io.checkpoint import Values
 from passes import Group
 from passes.analysis.coupling import Slice
-from passes.graph.module_copies import owned_tensors
 
 log = logging.getLogger(__name__)
 
@@ -30,11 +30,14 @@ def importance(network: nn.Module, group: Group, metric: str = "l2_norm") -> np.
 
     A depthwise convolution carries its channels through and is no producer of them. A group that no weight produces
     (the channels of a position embedding) is ranked by its other tensors; one that no normalisation scales is ranked
-    by `l2_norm` under `bn_scale`.
+    by `l2_norm` under `bn_scale`. Where weights are on the meta device and no checkpoint holds them, all units are
+    equally important.
     """
     if metric not in METRICS:
         raise ConfigError(f"metrics: got {metric!r}, expected one of {', '.join(METRICS)}.")
-    tensors = dict(owned_tensors(network))
+    tensors = Values(network)
+    if any(item.tensor not in tensors for item in group.slices):
+        return np.ones(group.size)
     if metric == "bn_scale":
         scales = [item for item in group.slices if item.role == "scale"]
         if scales:

@@ -9,19 +9,22 @@ from fxprune.errors import ExportError
 from fxprune.exporters.files import DATA
 from fxprune.exporters.safetensors_plan import read_pair
 from fxprune.exporters.source.writer import WEIGHTS
+from fxprune.integrations.huggingface import PLAN, written_in
 from fxprune.io.module_state import read_state
 from fxprune.io.seal import is_sealed, mentions, sha256_of
 from passes.arguments import is_a
 
 
 def check_files(path: str | os.PathLike[str]) -> tuple[Path, ...]:
-    """All files of the export that `path` names, each found to be as it was written.
+    """All files of the export, or of the folder of a checkpoint, that `path` names; each is as it was written.
 
     Raises ExportError that names the file, and for weights the tensors, that are damaged, changed or missing. Nothing
     is executed: what does not pass need not be loaded.
     """
     is_a(path, str | os.PathLike, "check_files", "the name of a file that export wrote", ExportError)
     file = Path(path)
+    if file.is_dir():
+        return tuple(file / name for name in (PLAN, *written_in(file)["weights"]))
     if not file.is_file():
         raise ExportError(f"{file} does not exist, or is no file")
     if file.name.endswith(WEIGHTS):

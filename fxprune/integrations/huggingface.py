@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from fxprune.errors import ExportError, InputError
+from fxprune.io.empty_weights import empty_weights
 from fxprune.io.seal import sha256_of
 from fxprune.io.storage import Damaged, read_json, write_json
 from fxprune.problem.wrappers import unwrapped
@@ -54,6 +55,31 @@ def from_pretrained(folder: str | os.PathLike[str]) -> nn.Module:
     import transformers
 
     place = Path(folder)
+    known = written_in(place)
+    config = transformers.AutoConfig.from_pretrained(place)
+    kind = getattr(transformers, (config.architectures or [""])[0], None)
+    if kind is None:
+        raise ExportError(f"{place}: config.json names the class {config.architectures}, which transformers lacks")
+    tensors: dict[str, torch.Tensor] = {}
+    for name in known["weights"]:
+        tensors.update(load_file(place / name))
+    with empty_weights():
+        dense = kind(config).eval()
+    model = apply_plan(dense, Plan.from_json(known["plan"]), inplace=True)
+    lost = model.load_state_dict(tensors, strict=False, assign=True)
+    model.tie_weights()  # type: ignore[operator]
+    tied = {name for name, tensor in model.state_dict().items() if tensor.data_ptr() in _pointers(model, tensors)}
+    missing = sorted(set(lost.missing_keys) - tied)
+    if missing or lost.unexpected_keys:
+        raise ExportError(f"{place}: weights do not fit: missing {missing}, not known {sorted(lost.unexpected_keys)}")
+    return model
+
+
+def written_in(place: Path) -> dict[str, Any]:
+    """What `fxprune_plan.json` of a folder says: the text of the plan, and the SHA-256 of each file of weights.
+
+    Raises ExportError where the folder has none, or its files are not those that were written.
+    """
     try:
         known = read_json(place / PLAN)
     except Damaged as error:
@@ -63,21 +89,7 @@ def from_pretrained(folder: str | os.PathLike[str]) -> nn.Module:
     for name, digest in known["weights"].items():
         if not (place / name).is_file() or sha256_of(place / name) != digest:
             raise ExportError(f"{place / name}: damaged, or not what was written beside {PLAN}")
-    config = transformers.AutoConfig.from_pretrained(place)
-    kind = getattr(transformers, (config.architectures or [""])[0], None)
-    if kind is None:
-        raise ExportError(f"{place}: config.json names the class {config.architectures}, which transformers lacks")
-    model = apply_plan(kind(config).eval(), Plan.from_json(known["plan"]), inplace=True)
-    tensors: dict[str, torch.Tensor] = {}
-    for name in known["weights"]:
-        tensors.update(load_file(place / name))
-    dtype = next((t.dtype for t in tensors.values() if t.is_floating_point()), torch.get_default_dtype())
-    lost = model.to(dtype).load_state_dict(tensors, strict=False)
-    tied = {name for name, tensor in model.state_dict().items() if tensor.data_ptr() in _pointers(model, tensors)}
-    missing = sorted(set(lost.missing_keys) - tied)
-    if missing or lost.unexpected_keys:
-        raise ExportError(f"{place}: weights do not fit: missing {missing}, not known {sorted(lost.unexpected_keys)}")
-    return model
+    return known
 
 
 def _pointers(model: nn.Module, tensors: dict[str, torch.Tensor]) -> set[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import os
 from collections.abc import Callable, Mapping
 
@@ -10,7 +11,10 @@ import torch
 from torch import nn
 
 from fxprune.errors import InputError
+from fxprune.io.checkpoint import Values
 from passes.arguments import got
+
+log = logging.getLogger(__name__)
 
 
 def no_model(found: object, who: str = "netadapt") -> InputError:
@@ -58,11 +62,15 @@ def check_call(name: str, function: Callable[..., object], call: str, arguments:
         return
 
 
-def check_weights(network: nn.Module) -> None:
-    """Refuse a network that can be analysed and not run: it is on the meta device."""
+def check_weights(network: nn.Module, *needing: object) -> None:
+    """Refuse to run a network that is on the meta device; without data, say how its units are ranked."""
     without = [name for name, tensor in network.named_parameters() if tensor.is_meta]
-    if without:
+    if not without:
+        return
+    if any(item is not None for item in needing):
         raise InputError(
-            f"netadapt: the weights are on the meta device ({without[0]}), so there are none; call "
-            "model.to_empty(device='cpu'), and load them, before it is pruned."
+            f"netadapt: the weights are on the meta device ({without[0]}), so there are none, and nothing can be run; "
+            "call model.to_empty(device='cpu'), and load them. Or leave train, evaluate and calibration out."
         )
+    if without[0] not in Values(network):
+        log.warning("%s is on the meta device: all units count alike; checkpoint=FOLDER ranks them", without[0])

@@ -141,7 +141,7 @@ def run_round(
             weights = train_again(problem, position, chosen, scores, workers, number)
     else:
         weights = None
-        if journal.keeps_untrained:
+        if journal.keeps_untrained and not any(p.is_meta for p in position.network.parameters()):
             weights = to_bytes(dict(named_tensors(network or apply_plan(position.network, plan))))
     if network is not None and weights is not None and (kept is not None or problem.trains):
         put_tensors(network, from_bytes(weights))

@@ -63,7 +63,8 @@ class Streamed(LightMode):
         held = self._by_name.get(name)
         if held is None or held.written:
             kind = self._copied(tensor.detach().flatten()[:1]).dtype
-            data = torch.empty_like(tensor.detach(), dtype=kind)
+            device = "cpu" if tensor.is_meta else tensor.device
+            data = torch.empty_like(tensor.detach(), dtype=kind, device=device)
             held = _Held(name, tensor, data, data.untyped_storage().nbytes())
             data.untyped_storage().resize_(0)
             self._by_name[name] = self._by_storage[storage_id(data)] = held

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import zlib
 from collections import defaultdict
 from collections.abc import Mapping
 
@@ -25,7 +27,8 @@ Noise = Mapping[str, torch.Tensor]
 def finite_parameters(network: nn.Module, which: str) -> None:
     """Raise EquivalenceError where a parameter of the `which` network holds what is no finite number."""
     for name, parameter in network.named_parameters():
-        if not (parameter.is_floating_point() or parameter.is_complex()) or all_finite(parameter.detach()):
+        numbers = parameter.is_floating_point() or parameter.is_complex()
+        if parameter.is_meta or not numbers or all_finite(parameter.detach()):
             continue
         wrong = int((~torch.isfinite(parameter)).sum())
         if wrong:
@@ -45,7 +48,8 @@ def equal_elements(dense: nn.Module, pruned: nn.Module, seed: int) -> dict[str, 
     shapes, noise = dict(owned_tensors(dense)), {}
     parameters = {name for name, _ in pruned.named_parameters()}
     for name, small in [*pruned.named_parameters(), *pruned.named_buffers()]:
-        if name not in shapes or small.numel() < 2 or not (small.is_floating_point() or small.is_complex()):
+        numbers = small.is_floating_point() or small.is_complex()
+        if name not in shapes or small.is_meta or small.numel() < 2 or not numbers:
             continue
         if bool((small == small.flatten()[0]).all()):
             kind = torch.complex128 if small.is_complex() else torch.float64
@@ -69,10 +73,10 @@ def dense_weights(coupling: Coupling, plan: Plan, pruned: nn.Module, trained: bo
     small = dict(owned_tensors(pruned)) if trained else {}
 
     def masked(name: str, tensor: torch.Tensor, copied: Copied = double) -> torch.Tensor:
-        data = copied(tensor)
+        data = copied(drawn(coupling, name, tensor) if tensor.is_meta else tensor)
         if coupling.axes_of(name, tensor) is None:
             return data
-        if name in small:
+        if name in small and not small[name].is_meta:
             remain = _remaining(coupling, masks, name)
             # What a module keeps of its last call may have any shape; the dense one keeps what it has.
             if isinstance(tensor, torch.nn.Parameter) or list(small[name].shape) == [len(kept) for kept in remain]:
@@ -90,6 +94,9 @@ def pruned_weights(coupling: Coupling, masks: Mapping[Variable, Mask], noise: No
     """What the pruned network's tensors hold: their own values, with the kept part of the noise."""
 
     def shrunk(name: str, tensor: torch.Tensor, copied: Copied = double) -> torch.Tensor:
+        if tensor.is_meta:
+            index = np.ix_(*_remaining(coupling, masks, name))
+            return copied(drawn(coupling, name, tensor)[tuple(map(torch.from_numpy, index))])
         data = copied(tensor)
         if name in noise and coupling.axes_of(name, noise[name]) is not None:
             index = np.ix_(*_remaining(coupling, masks, name))
@@ -97,6 +104,28 @@ def pruned_weights(coupling: Coupling, masks: Mapping[Variable, Mask], noise: No
         return data
 
     return shrunk
+
+
+def drawn(coupling: Coupling, name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """Random values for a tensor of the dense network that is on the meta device, the same ones each time.
+
+    Near one where it has one dimension, as scales and variances are; else such that products stay near one.
+    """
+    if not tensor.is_floating_point():
+        raise EquivalenceError(
+            f"{name} holds whole numbers on the meta device, so nothing tells what is computed; make the network under "
+            "fxprune.empty_weights(), which leaves values to what a constructor computes"
+        )
+    first = coupling.aliases.get(name, name)
+    axes = coupling.structure.tensors.get(first)
+    shape = list(tensor.shape) if axes is None else [axis.size for axis in axes]
+    generator = torch.Generator().manual_seed(zlib.crc32(first.encode()))
+    made = torch.randn(shape, generator=generator)
+    if len(shape) > 1:
+        made /= math.sqrt(math.prod(shape[1:]))
+    else:
+        made.mul_(0.1).add_(1.0).abs_()
+    return made.to(tensor.dtype)
 
 
 def _remaining(coupling: Coupling, masks: Mapping[Variable, Mask], name: str) -> list[np.ndarray]:

@@ -130,8 +130,8 @@ class ModuleRun:
             reason = Reason("it belongs to a scripted module, whose code cannot be changed", name)
             self.tensors[name] = tuple(Constant(int(s), reason) for s in tensor.shape)
             self.names[name] = name
-        first = next(iter(self.originals.values()), None)
-        mode.device = first.device if first is not None else torch.device("cpu")
+        placed = (tensor.device for tensor in self.originals.values() if not tensor.is_meta)
+        mode.device = next(placed, torch.device("cpu"))
 
     def run(
         self, arguments: Arguments, training: bool = False, functions: Functions | None = None,

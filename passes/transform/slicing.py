@@ -42,6 +42,10 @@ class Slicing:
         """Those of `axes` that lose positions."""
         return [a for a in axes if self.size(a) != a.size]
 
+    def new_shape(self, name: str) -> list[int]:
+        """The shape that a parameter, buffer or other tensor of the network is given."""
+        return [self.size(axis) for axis in self.coupling.structure.tensors[self.coupling.aliases[name]]]
+
     def sliced(self, name: str, tensor: torch.Tensor, meta: bool = False) -> torch.Tensor:
         """The kept positions of a parameter, buffer or other tensor of the network, as a new tensor.
 
@@ -49,7 +53,7 @@ class Slicing:
         """
         axes = self.coupling.structure.tensors[self.coupling.aliases[name]]
         if meta:
-            return like(tensor, torch.empty([self.size(a) for a in axes], dtype=tensor.dtype, device="meta"))
+            return like(tensor, torch.empty(self.new_shape(name), dtype=tensor.dtype, device="meta"))
         data = tensor.detach()
         for dim, axis in enumerate(axes):
             if self.size(axis) != axis.size:

@@ -55,7 +55,7 @@ def verify_module(
     for network, name in ((pruned, "pruned"), *(() if trained else ((module, "dense"),))):
         finite_parameters(network, name)
     arguments = bound(module, example_inputs)
-    device = next((t.device for _, t in owned_tensors(pruned)), torch.device("cpu"))
+    device = next((t.device for _, t in owned_tensors(pruned) if not t.is_meta), torch.device("cpu"))
     facts = coupling.module
     known = Repeats(module, pruned, arguments, seed, device) if is_costly(coupling) else None
     proof = _Proof(module, pruned, coupling, plan, trained, tol, known)
@@ -84,6 +84,8 @@ def verify_module(
         proof.on_either(small, whole, label=f"the example, with the other answer at {line}", turned=line)
     proof.in_own_precision(small or first)
     specialised = facts.specialised if facts is not None else ()
+    if any(parameter.is_meta for parameter in module.parameters()):
+        specialised += ("its weights are on the meta device: proven with random ones",)
     same = () if known is None else tuple(known.said)
     return proof.seen.certificate(plan, coupling, tol, seed, trained, len(alike), specialised, same)
 

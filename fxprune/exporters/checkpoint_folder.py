@@ -1,0 +1,154 @@
+"""A checkpoint folder cut tensor by tensor, as a plan says: neither the model nor a shard is ever whole in memory.
+
+What is written has the layout of what is read (`fxprune.io.checkpoint`): the same files, types and metadata. Beside it
+stands `fxprune_plan.json`, the plan and the SHA-256 of each file of weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fxprune.errors import ExportError, InputError
+from fxprune.integrations.huggingface import PLAN
+from fxprune.io.checkpoint import INDEX, Checkpoint, Stored, listed, read_checkpoint
+from fxprune.io.storage import write_json
+from passes import Coupling, Plan
+from passes.apply.cut_module import module_coupling_for
+from passes.arguments import is_a
+from passes.transform.slicing import Slicing
+
+_WEIGHTS = frozenset({".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".onnx", ".ckpt"})
+
+
+def prune_checkpoint(
+    model: nn.Module, plan: Plan, folder: str | os.PathLike[str], out: str | os.PathLike[str]
+) -> tuple[Path, ...]:
+    """Cut a checkpoint folder as `plan` says, into the new folder `out`; the files of weights that were written.
+
+    model: of the class of the checkpoint, with any weights or none (made under `fxprune.empty_weights()`): it says
+    which positions of which tensor a unit is. At a time one tensor is in memory. `out` must not exist, or be empty.
+    Other files of the folder (configuration, tokenizer) are copied; `fxprune.from_pretrained(out)` loads the result of
+    a model of transformers, `fxprune.prune_checkpoint` needs none.
+
+    Raises ExportError where the folder is no such checkpoint, or that of another model, and PlanError where the plan
+    was made for another network.
+    """
+    is_a(model, nn.Module, "prune_checkpoint: model", "the network before pruning, with weights or without", InputError)
+    is_a(plan, Plan, "prune_checkpoint: plan", "a Plan: result.plan, or Plan.from_json(text)", InputError)
+    checkpoint, target = read_checkpoint(folder), Path(out)
+    _check_target(target, checkpoint.folder)
+    coupling = module_coupling_for(model, plan)
+    plan.check(coupling)
+    _check_tensors(model, coupling, checkpoint)
+    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        written = _write(staging, checkpoint, Slicing(coupling, coupling.masks(plan)), plan)
+        for file in staging.rglob("*"):
+            file.chmod(file.stat().st_mode & 0o700 | 0o644 | 0o111 * file.is_dir())
+        staging.chmod(0o755)
+        with suppress(FileNotFoundError):
+            target.rmdir()  # an empty one
+        os.replace(staging, target)
+    except OSError as error:
+        raise ExportError(f"{target}: cannot be written: {error}") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return tuple(target / name for name in written)
+
+
+def _check_target(target: Path, folder: Path) -> None:
+    if not target.parent.is_dir():
+        raise ExportError(f"{target}: the folder {target.parent} does not exist; create it first")
+    if os.path.lexists(target) and not (target.is_dir() and not any(target.iterdir())):
+        raise ExportError(f"{target} exists already, and nothing is overwritten; choose another name")
+    if folder.resolve() in target.resolve().parents:
+        raise ExportError(f"{target} lies in the checkpoint {folder} itself; choose a place outside of it")
+
+
+def _check_tensors(model: nn.Module, coupling: Coupling, checkpoint: Checkpoint) -> None:
+    """ExportError unless the checkpoint holds the tensors of the model, each under one of its names at least."""
+    known = coupling.aliases
+    faults = [f"{name}: in the checkpoint, not in the model" for name in checkpoint.tensors if name not in known]
+    for name, stored in checkpoint.tensors.items():
+        sizes = [axis.size for axis in coupling.structure.tensors[known[name]]] if name in known else stored.shape
+        if tuple(sizes) != stored.shape:
+            faults.append(f"{name}: {stored.shape} in the checkpoint, {tuple(sizes)} in the model")
+    held = {known[name] for name in checkpoint.tensors if name in known}
+    faults += [f"{n}: in the model, not in the checkpoint" for n in model.state_dict() if known.get(n, n) not in held]
+    if faults:
+        raise ExportError(
+            f"{checkpoint.folder}: this is not a checkpoint of {type(model).__name__}:\n  " + listed(faults, "\n  ")
+        )
+
+
+def _write(staging: Path, checkpoint: Checkpoint, slicing: Slicing, plan: Plan) -> list[str]:
+    digests: dict[str, str] = {}
+    size = elements = 0
+    for file, metadata in checkpoint.files.items():
+        stored = [item for item in checkpoint.tensors.values() if item.file == file]
+        digests[file.name], wrote = _write_shard(staging / file.name, stored, metadata, slicing)
+        size, elements = size + wrote[0], elements + wrote[1]
+    if checkpoint.index is not None:
+        about = dict(checkpoint.index.get("metadata") or {})
+        about.update({key: new for key, new in (("total_size", size), ("total_parameters", elements)) if key in about})
+        text = json.dumps({**checkpoint.index, "metadata": about}, indent=2)
+        (staging / INDEX).write_text(text + "\n", encoding="utf-8")
+    for file in sorted(checkpoint.folder.rglob("*")):
+        inside = file.relative_to(checkpoint.folder)
+        hidden = any(part.startswith(".") for part in inside.parts)
+        if file.is_file() and not hidden and file.suffix not in _WEIGHTS and inside.name not in (INDEX, PLAN):
+            (staging / inside).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, staging / inside)
+    write_json(staging / PLAN, {"plan": plan.to_json(), "weights": digests})
+    return list(digests)
+
+
+def _write_shard(
+    path: Path, tensors: list[Stored], metadata: Mapping[str, str], slicing: Slicing
+) -> tuple[str, tuple[int, int]]:
+    """One file of cut tensors, one after the other: its SHA-256, and the bytes and elements of its tensors.
+
+    The format: the length of a JSON header as 8 bytes, the header, the data (safetensors, Hugging Face).
+    """
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    place = elements = 0
+    for stored in tensors:
+        sizes = slicing.new_shape(stored.name)
+        count = int(torch.Size(sizes).numel())
+        length = count * _WIDTH.get(stored.dtype, 0)
+        if not _WIDTH.get(stored.dtype):
+            raise ExportError(f"{stored.file}: {stored.name} has the type {stored.dtype}, which cannot be cut here")
+        header[stored.name] = {"dtype": stored.dtype, "shape": sizes, "data_offsets": [place, place + length]}
+        place, elements = place + length, elements + count
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    digest = hashlib.sha256()
+    with open(path, "xb") as file:
+        for piece in (len(text).to_bytes(8, "little"), text):
+            file.write(piece)
+            digest.update(piece)
+        for stored in tensors:
+            cut = slicing.kept(stored.name, stored.load()).contiguous().reshape(-1).view(torch.uint8).numpy()
+            file.write(cut)
+            digest.update(cut)
+        assert file.tell() == 8 + len(text) + place, "the header states the sizes that cutting gives"
+        file.flush()
+        os.fsync(file.fileno())
+    return digest.hexdigest(), (place, elements)
+
+
+_WIDTH = {
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2, "I32": 4,
+    "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8, "C64": 8,
+}  # fmt: skip

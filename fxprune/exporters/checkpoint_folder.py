@@ -11,11 +11,12 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -139,15 +140,37 @@ def _write_shard(
             file.write(piece)
             digest.update(piece)
         for stored in tensors:
-            cut = slicing.kept(stored.name, stored.load()).contiguous().reshape(-1).view(torch.uint8).numpy()
-            file.write(cut)
-            digest.update(cut)
+            for cut in _cut(stored, slicing.remaining(stored.name)):
+                file.write(cut)
+                digest.update(cut)
         assert file.tell() == 8 + len(text) + place, "the header states the sizes that cutting gives"
         file.flush()
         os.fsync(file.fileno())
     return digest.hexdigest(), (place, elements)
 
 
+def _cut(stored: Stored, remaining: Mapping[int, torch.Tensor]) -> Iterator[np.ndarray]:
+    """The bytes of a tensor at the positions that remain in each narrowed dimension, some rows of it at a time.
+
+    The arrays share one memory: new ones each time would not all be given back to the operating system.
+    """
+    count = stored.shape[0] if stored.shape else 1
+    row = max(1, int(torch.Size(stored.shape[1:]).numel()) * _WIDTH[stored.dtype])
+    step = max(1, _PIECE // row)
+    rows = remaining.get(0, torch.arange(count))
+    memory = [torch.empty(min(step, count) * row, dtype=torch.uint8) for _ in range(2)]
+    for start in range(0, count, step):
+        part = stored.rows(start, start + step)
+        some = rows[(rows >= start) & (rows < start + step)] - start
+        for dim, index in [(0, some), *((dim, index) for dim, index in remaining.items() if dim)]:
+            shape = [len(index) if number == dim else size for number, size in enumerate(part.shape)]
+            memory.reverse()
+            place = memory[0][: torch.Size(shape).numel() * part.element_size()]
+            part = torch.index_select(part, dim, index, out=place.view(part.dtype).view(shape))
+        yield part.reshape(-1).view(torch.uint8).numpy()
+
+
+_PIECE = 1 << 24  # bytes of a tensor that are in memory at a time
 _WIDTH = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2, "I32": 4,
     "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8, "C64": 8,

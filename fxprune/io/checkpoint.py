@@ -41,6 +41,16 @@ class Stored:
             found: torch.Tensor = opened.get_tensor(self.name)
         return found
 
+    def rows(self, start: int, stop: int) -> torch.Tensor:
+        """A part of it, along its first dimension; a tensor without dimensions has one row."""
+        from safetensors import safe_open
+
+        if not self.shape:
+            return self.load().reshape(1)
+        with safe_open(self.file, framework="pt") as opened:
+            found: torch.Tensor = opened.get_slice(self.name)[start : min(stop, self.shape[0])]
+        return found
+
 
 @dataclass(frozen=True)
 class Checkpoint:

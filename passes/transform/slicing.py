@@ -46,19 +46,21 @@ class Slicing:
         """The shape that a parameter, buffer or other tensor of the network is given."""
         return [self.size(axis) for axis in self.coupling.structure.tensors[self.coupling.aliases[name]]]
 
+    def remaining(self, name: str) -> dict[int, torch.Tensor]:
+        """The dimensions of a tensor that lose positions, each with those that stay."""
+        axes = self.coupling.structure.tensors[self.coupling.aliases[name]]
+        return {dim: self._index(axis) for dim, axis in enumerate(axes) if self.size(axis) != axis.size}
+
     def sliced(self, name: str, tensor: torch.Tensor, meta: bool = False) -> torch.Tensor:
         """The kept positions of a parameter, buffer or other tensor of the network, as a new tensor.
 
         Data type, device, `requires_grad` and memory format are kept. meta: for its shape alone.
         """
-        axes = self.coupling.structure.tensors[self.coupling.aliases[name]]
         if meta:
             return like(tensor, torch.empty(self.new_shape(name), dtype=tensor.dtype, device="meta"))
         data = tensor.detach()
-        for dim, axis in enumerate(axes):
-            if self.size(axis) != axis.size:
-                index = self._index(axis)
-                data = data.index_select(dim, index if data.is_cpu else index.to(data.device))
+        for dim, index in self.remaining(name).items():
+            data = data.index_select(dim, index if data.is_cpu else index.to(data.device))
         memory_format = _CHANNELS_LAST.get(tensor.dim())
         if memory_format and tensor.is_contiguous(memory_format=memory_format) and not tensor.is_contiguous():
             return like(tensor, data.clone(memory_format=memory_format))

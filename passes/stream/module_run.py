@@ -152,8 +152,7 @@ class ModuleRun:
                 axes = tuple(Constant(int(s), reason) for s in tensor.shape)
                 inputs.append(Value("input", axes, from_inputs=True))
                 mode.hold(made, inputs[-1])
-        with torch.set_grad_enabled(gradients):
-            result = self._called(mode, replaced(arguments, given), training, functions, turned)
+        result = self._called(mode, replaced(arguments, given), training, functions, turned, gradients)
         mode.settle_sought()
         outputs = []
         reason = Reason("an output of the model keeps its shape", "output")

@@ -295,7 +295,7 @@ def _smaller_sizes(tensors: list[torch.Tensor]) -> Iterator[list[_Size]]:
         yield [_Size("batch", f"batch of 2 instead of {batch}", leading, batch, 2)]
     for length, where in by_length.items():
         made = []
-        for after in [length // part for part in (8, 4, 2) if length >= 8 * part]:
+        for after in [length // part for part in (8, 4, 2) if length >= 4 * part]:
             name, said = f"length {length}", f"length {after} instead of {length}"
             made.append(_Size(name, said, frozenset(where), length, after))
         yield made

@@ -58,7 +58,7 @@ X = torch.randn(1, 3, 48, 48)
 
 def test_a_free_size_is_made_smaller_and_two_sizes_are_still_proven() -> None:
     found = proof(Pooled(), X)
-    assert found.inputs[0] == "the example, made smaller (length 12 instead of 48)"
+    assert found.inputs[0] == "the example, made smaller (length 6 instead of 48)"
     assert any("length" in label for label in found.sizes) and any("batch" in label for label in found.sizes)
     assert WHOLE not in found.inputs and len(found.same_calls) == 3
     assert found.max_error <= 1e-12

@@ -16,7 +16,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -149,10 +148,10 @@ def _write_shard(
     return digest.hexdigest(), (place, elements)
 
 
-def _cut(stored: Stored, remaining: Mapping[int, torch.Tensor]) -> Iterator[np.ndarray]:
+def _cut(stored: Stored, remaining: Mapping[int, torch.Tensor]) -> Iterator[memoryview]:
     """The bytes of a tensor at the positions that remain in each narrowed dimension, some rows of it at a time.
 
-    The arrays share one memory: new ones each time would not all be given back to the operating system.
+    What is given shares one memory: new ones each time would not all be given back to the operating system.
     """
     count = stored.shape[0] if stored.shape else 1
     row = max(1, int(torch.Size(stored.shape[1:]).numel()) * _WIDTH[stored.dtype])
@@ -167,7 +166,7 @@ def _cut(stored: Stored, remaining: Mapping[int, torch.Tensor]) -> Iterator[np.n
             memory.reverse()
             place = memory[0][: torch.Size(shape).numel() * part.element_size()]
             part = torch.index_select(part, dim, index, out=place.view(part.dtype).view(shape))
-        yield part.reshape(-1).view(torch.uint8).numpy()
+        yield memoryview(part.reshape(-1).view(torch.uint8).numpy())
 
 
 _PIECE = 1 << 24  # bytes of a tensor that are in memory at a time

@@ -1,12 +1,15 @@
 """Parameters that hold their values only while operators use them: a second copy of the weights never exists.
 
-A copy of a network is given parameters of the right size and type whose memory is given back. `Streamed` is the
-dispatch mode under which it runs: it fills what a call takes just before the call, and empties the longest unused
-again. Views of a parameter share its memory, so they are filled with it.
+A copy of a network is given parameters of the right size and type in memory that no page stands behind. `Streamed` is
+the dispatch mode under which it runs: it fills what a call takes just before the call, and gives the pages of the
+longest unused back. Views of a parameter share its memory, so they are filled with it. (Memory that is allocated and
+freed again and again would stay with the process: the C library keeps pieces of up to 32 MB.)
 """
 
 from __future__ import annotations
 
+import mmap
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -37,9 +40,38 @@ class _Held:
     name: str
     original: torch.Tensor
     data: torch.Tensor
+    pages: mmap.mmap | None  # what `data` lies in, where the system can take single pages back
     size_bytes: int
     filled: bool = False
     written: bool = False
+
+    def fill(self) -> None:
+        """Have memory."""
+        if self.pages is None:
+            self.data.untyped_storage().resize_(self.size_bytes)
+        self.filled = True
+
+    def empty(self) -> None:
+        """Give it back to the system."""
+        if self.pages is not None:
+            self.pages.madvise(mmap.MADV_DONTNEED)
+        else:
+            self.data.untyped_storage().resize_(0)
+        self.filled = False
+
+
+def _held(name: str, original: torch.Tensor, kind: torch.dtype) -> _Held:
+    """A parameter of that size in another type, empty."""
+    like_it = torch.empty_like(original.detach(), dtype=kind, device="meta")
+    device = torch.device("cpu") if original.is_meta else original.device
+    size_bytes = like_it.untyped_storage().nbytes()
+    if device.type == "cpu" and sys.platform == "linux":
+        pages = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        data = torch.frombuffer(pages, dtype=kind).as_strided(like_it.shape, like_it.stride())
+        return _Held(name, original, data, pages, size_bytes)
+    held = _Held(name, original, torch.empty_like(like_it, device=device), None, size_bytes)
+    held.empty()
+    return held
 
 
 class Streamed(LightMode):
@@ -62,12 +94,8 @@ class Streamed(LightMode):
             return like(tensor, self._make(name, tensor, self._copied))
         held = self._by_name.get(name)
         if held is None or held.written:
-            kind = self._copied(tensor.detach().flatten()[:1]).dtype
-            device = "cpu" if tensor.is_meta else tensor.device
-            data = torch.empty_like(tensor.detach(), dtype=kind, device=device)
-            held = _Held(name, tensor, data, data.untyped_storage().nbytes())
-            data.untyped_storage().resize_(0)
-            self._by_name[name] = self._by_storage[storage_id(data)] = held
+            held = _held(name, tensor, self._copied(tensor.detach().flatten()[:1]).dtype)
+            self._by_name[name] = self._by_storage[storage_id(held.data)] = held
             if self._at_once:
                 self._fill(held)
         return like(tensor, held.data.data)
@@ -99,11 +127,10 @@ class Streamed(LightMode):
         if held.filled:
             return
         with no_dispatch_modes(), torch.no_grad():  # no call of the network: none may count it
-            held.data.untyped_storage().resize_(held.size_bytes)
+            held.fill()
             made = self._make(held.name, held.original, lambda tensor: self._into(held, tensor))
             if made.data_ptr() != held.data.data_ptr():
                 held.data.copy_(made)
-        held.filled = True
 
     def _into(self, held: _Held, tensor: torch.Tensor) -> torch.Tensor:
         """A copy of a tensor, in place where it is that of the parameter itself."""
@@ -116,7 +143,6 @@ class Streamed(LightMode):
             if total <= self._room:
                 return
             if not held.written and key not in needed:
-                held.data.untyped_storage().resize_(0)
-                held.filled = False
+                held.empty()
                 del self._used[key]
                 total -= held.size_bytes

@@ -108,10 +108,9 @@ class _Tape(Watching):
                     constants.append(_content(tensor))
         label = f"#{labels[0].lstrip('#')}" if func in COPIES and labels else f"#{len(self.calls)}"
         if func not in COPIES:
-            plain, sizes = [], []
-            for value in _arguments(args, kwargs):
-                is_size = type(value) is int and torch.Tag.pointwise not in func.tags
-                (sizes if is_size else plain).append(value)
+            given = list(_arguments(args, kwargs))
+            sizes = [v for v in given if type(v) is int and torch.Tag.pointwise not in func.tags]
+            plain = [v for v in given if type(v) is not int or torch.Tag.pointwise in func.tags]
             func = aten.view.default if func in VIEWS else func
             self.calls.append(Call(func, tuple(labels), (*plain, *constants), tuple(sizes)))
         for number, tensor in enumerate(outputs):

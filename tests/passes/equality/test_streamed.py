@@ -43,7 +43,9 @@ class Writing(nn.Module):
 
 
 def filled(network: nn.Module) -> list[str]:
-    return [name for name, p in network.named_parameters() if p.numel() >= 8 and p.untyped_storage().nbytes()]
+    """Those with values: memory without pages reads as zeros."""
+    large = [(name, p) for name, p in network.named_parameters() if p.numel() >= 8]
+    return [name for name, p in large if p.untyped_storage().nbytes() and bool((p != 0).any())]
 
 
 def made(network: nn.Module, room: int = 0, at_once: bool = False) -> tuple[nn.Module, Streamed]:

@@ -58,8 +58,13 @@ def keep_units(scores: np.ndarray, width: int) -> tuple[int, ...]:
 
 
 def producer_count(group: Group) -> int:
-    """How many weights produce the units of a group: one inside a residual block, one a block of a residual stream."""
-    return max(1, len({item.tensor for item in group.slices if item.role == "output"}))
+    """How many results lose the units of a group: one inside a residual block, one a block of a residual stream.
+
+    They are those of the weights that produce the units, but no more than weights sum over them: the gate and the
+    values of a gated MLP, or queries, keys and values of heads, are lost once.
+    """
+    made, summed = ({i.tensor for i in group.slices if i.role == role} for role in ("output", "input"))
+    return max(1, min(len(made), len(summed)))
 
 
 def importance_lost(scores: np.ndarray, producers: int = 1) -> np.ndarray:

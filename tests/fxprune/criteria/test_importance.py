@@ -190,3 +190,35 @@ def test_blocks_keep_their_own_best() -> None:
     expected = torch.cat([net[2].weight[block * group.size + best[block]] for block in range(group.blocks)])
     torch.testing.assert_close(pruned.get_parameter("2.weight"), expected)
     assert verify(gm, pruned, plan, inputs).max_error < 1e-9
+
+
+class Gated(nn.Module):
+    """Blocks of a decoder: a gated MLP on a residual stream, with a norm before it."""
+
+    def __init__(self, blocks: int = 4) -> None:
+        super().__init__()
+        self.norm = nn.ModuleList(nn.LayerNorm(24) for _ in range(blocks))
+        self.gate, self.up = (nn.ModuleList(nn.Linear(24, 64) for _ in range(blocks)) for _ in range(2))
+        self.down = nn.ModuleList(nn.Linear(64, 24) for _ in range(blocks))
+        self.embed, self.head = nn.Linear(10, 24), nn.Linear(24, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        for norm, gate, up, down in zip(self.norm, self.gate, self.up, self.down, strict=True):
+            y = norm(x)
+            x = x + down(gate(y).sigmoid() * up(y))
+        return self.head(x)
+
+
+def test_units_that_two_weights_make_together_are_lost_once() -> None:
+    groups = {group.size: group for group in couple(Gated(), torch.randn(2, 10)).groups}
+    assert producer_count(groups[64]) == 1 and producer_count(groups[24]) == 5
+
+
+def test_without_data_the_layers_of_a_decoder_give_before_their_residual_stream_does() -> None:
+    torch.manual_seed(0)
+    net, example = Gated(), torch.randn(2, 10)
+    stream = next(group.name for group in couple(net, example).groups if group.size == 24)
+    result = netadapt(net, Budget("macs", ratio=0.7), example_inputs=example, progress=False)
+    assert result.widths[stream] == 24
+    assert sum(width < 64 for name, width in result.widths.items() if name != stream) == 4

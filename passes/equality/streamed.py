@@ -1,16 +1,16 @@
 """Parameters that hold their values only while operators use them: a second copy of the weights never exists.
 
 A copy of a network is given parameters of the right size and type in memory that no page stands behind. `Streamed` is
-the dispatch mode under which it runs: it fills what a call takes just before the call, and gives the pages of the
-longest unused back. Views of a parameter share its memory, so they are filled with it. (Memory that is allocated and
-freed again and again would stay with the process: the C library keeps pieces of up to 32 MB.)
+the dispatch mode under which it runs: it fills what a call takes just before the call, and gives the pages of all
+others back. Views of a parameter share its memory, so they are filled with it. (Memory that is allocated and freed
+again and again would stay with the process: the C library keeps pieces of up to 32 MB.)
 """
 
 from __future__ import annotations
 
 import mmap
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,8 +78,9 @@ class Streamed(LightMode):
     """The mode, and the function (name, tensor) that gives copies of a network their parameters: all the same ones.
 
     Small parameters, and whatever is no parameter, are made anew for each copy and hold their values. One that a run
-    has written into is kept for that copy, and made anew for the next. room: bytes that may stay filled. at_once: all
-    are filled from the beginning and stay so, for programs that may read values where no mode sees it.
+    has written into is kept for that copy, and made anew for the next. room: bytes that may stay filled, if all find
+    room there; of more none would be used again before it had to go. at_once: all are filled from the beginning and
+    stay so, for programs that may read values where no mode sees it.
     """
 
     def __init__(self, make: Make, copied: Copied, at_once: bool, room: int = ROOM) -> None:
@@ -87,7 +88,7 @@ class Streamed(LightMode):
         self._make, self._copied, self._at_once, self._room = make, copied, at_once, room
         self._by_name: dict[str, _Held] = {}
         self._by_storage: dict[int, _Held] = {}
-        self._used: dict[int, _Held] = {}  # those that are filled, the longest unused first
+        self._used: dict[int, _Held] = {}  # those that are filled
 
     def __call__(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         if type(tensor) is not nn.Parameter or tensor.numel() < SMALL or not tensor.is_floating_point():
@@ -105,10 +106,9 @@ class Streamed(LightMode):
         needed = {id(held): held for held in map(self._held, tensors_in(*args, *kwargs.values())) if held is not None}
         if not needed:
             return func(*args, **kwargs)
-        for key, held in needed.items():
-            self._used.pop(key, None)
+        for held in needed.values():
             self._fill(held)
-            self._used[key] = held
+        self._used.update(needed)
         for tensor in written_operands(func, args, kwargs) if schema_of(func).is_mutable else ():
             if (into := self._held(tensor)) is not None:
                 into.written = True
@@ -136,13 +136,16 @@ class Streamed(LightMode):
         """A copy of a tensor, in place where it is that of the parameter itself."""
         return held.data.copy_(tensor.detach()) if tensor is held.original else self._copied(tensor)
 
-    def _empty(self, needed: dict[int, _Held]) -> None:
-        """Give memory back until what is left has room; of those in use, and written, none."""
-        total = sum(held.size_bytes for held in self._used.values())
+    def __exit__(self, *raised: Any) -> None:
+        super().__exit__(*raised)
+        if not self._at_once:
+            self._empty({})
+
+    def _empty(self, needed: Mapping[int, _Held]) -> None:
+        """Give memory back, unless all find room: what is neither in use nor written into."""
+        if sum(held.size_bytes for held in self._by_name.values()) <= self._room:
+            return
         for key, held in list(self._used.items()):
-            if total <= self._room:
-                return
             if not held.written and key not in needed:
                 held.empty()
                 del self._used[key]
-                total -= held.size_bytes

@@ -166,7 +166,7 @@ def _cut(stored: Stored, remaining: Mapping[int, torch.Tensor]) -> Iterator[memo
             memory.reverse()
             place = memory[0][: torch.Size(shape).numel() * part.element_size()]
             part = torch.index_select(part, dim, index, out=place.view(part.dtype).view(shape))
-        yield memoryview(part.reshape(-1).view(torch.uint8).numpy())
+        yield part.reshape(-1).view(torch.uint8).numpy().data
 
 
 _PIECE = 1 << 24  # bytes of a tensor that are in memory at a time

@@ -50,6 +50,11 @@ def prune_checkpoint(
     _check_target(target, checkpoint.folder)
     coupling = module_coupling_for(model, plan)
     plan.check(coupling)
+    if plan.removed_blocks:
+        raise ExportError(
+            f"prune_checkpoint: the plan removes whole blocks ({', '.join(plan.removed_blocks[:3])}), which is not "
+            "done in a folder yet; apply_plan(model, plan) does it in memory, or search with depth: false"
+        )
     _check_tensors(model, coupling, checkpoint)
     staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:

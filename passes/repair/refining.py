@@ -327,7 +327,7 @@ class _Run:
             if any(p is None for p in parts):
                 why = f"{name} is no tensor whose surviving positions are known"
                 continue
-            dense = [p for p in parts if p is not None]
+            dense = [p.detach() for p in parts if p is not None]
             spread = sum(float((t - t.mean()).double().square().sum()) for t in dense[: self.cut])
             count = sum(t.numel() for t in dense[: self.cut])
             if not spread > 0:

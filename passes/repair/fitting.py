@@ -266,7 +266,8 @@ def _linear_step(problem: Problem, parameters: Parameters, precondition: Precond
     def transposed() -> Parameters:
         total = {n: torch.zeros_like(p) for n, p in parameters.items()}
         for number in range(count):
-            back = vjp(lambda p, number=number: problem.outputs(p, number), parameters)[1]
+            with torch.no_grad():  # nothing is recorded for the parameters that are not fitted
+                back = vjp(lambda p, number=number: problem.outputs(p, number), parameters)[1]
             (part,) = back(tuple(r * w for r, w in zip(residuals[number], roots[number], strict=True)))
             for name in total:
                 total[name] += part[name]
@@ -281,7 +282,8 @@ def _linear_step(problem: Problem, parameters: Parameters, precondition: Precond
             break
         ahead = []
         for number in range(count):
-            change = jvp(lambda p, number=number: problem.outputs(p, number), (parameters,), (direction,))[1]
+            with torch.no_grad():
+                change = jvp(lambda p, number=number: problem.outputs(p, number), (parameters,), (direction,))[1]
             ahead.append([c * w for c, w in zip(change, roots[number], strict=True)])
         curvature = sum(float(c.detach().double().square().sum()) for parts in ahead for c in parts)
         if not curvature > 0:

@@ -33,6 +33,7 @@ from passes.stream.inference import as_arguments, composite_attention
 
 log = logging.getLogger(__name__)
 READINGS, SAMPLES = 200, 512  # a segment is fitted to so many readings for each column, and at least so many samples
+VALUES = 2**24  # or to fewer samples, where those have so many values at its end: fitting holds several copies of them
 Env = dict[str, Any]
 
 
@@ -140,6 +141,12 @@ def _split(dense: fx.GraphModule, coupling: Coupling, batches: object, held: obj
     return listed, listed
 
 
+def _leave(values: Env, names: set[str]) -> None:
+    """Drop all values but those of `names`."""
+    for name in values.keys() - names:
+        del values[name]
+
+
 class _frozen:
     """No gradients for a network's parameters inside the block."""
 
@@ -237,23 +244,26 @@ class _Run:
     def all(self):
         """Repair every segment in order."""
         for number, (theirs, mine) in enumerate(zip(self.dense_segments, self.pruned_segments, strict=True)):
+            keep = self.needed[number]
             with torch.no_grad():
                 values = [theirs.run(env) for env in self.theirs]
-            repair = self._one(mine, values, number)
+            places, targets, why = self._targets(mine, values)
+            for found in values:
+                _leave(found, keep)
+            repair = self._one(mine, places, targets, why, number)
             if repair is not None:
                 yield repair
+            del targets
             with torch.no_grad():
                 for env, known, found in zip(self.mine, self.theirs, values, strict=True):
-                    env.update(mine.run(env))
-                    known.update(found)
-            keep = self.needed[number]
-            for envs in (self.mine, self.theirs):
-                for env in envs:
-                    for name in [n for n in env if n not in keep]:
-                        del env[name]
+                    given = mine.run(env)
+                    for values_of, new in ((env, given), (known, found)):
+                        values_of.update(new)
+                        _leave(values_of, keep)
 
-    def _one(self, mine: Segment, values: list[Env], number: int) -> SegmentRepair | None:
-        places, targets, why = self._targets(mine, values)
+    def _one(
+        self, mine: Segment, places: list[int], targets: list[list[Target]], why: str, number: int
+    ) -> SegmentRepair | None:
         last = mine.nodes[-1] if mine.nodes else ""
         inputs = [tuple(_plain(env[name]) for name in mine.takes) for env in self.mine]
         judge = Problem(mine.module, inputs[self.cut :], targets[self.cut :], places)
@@ -298,8 +308,9 @@ class _Run:
         _, moments = sites_and_reads(first, 64, self.seed)
         each = max(1, self.samples[0])
         needed = max((READINGS * m.columns * each / max(m.count, 1.0) for m in moments.values()), default=SAMPLES)
+        values = max(1, sum(t.value.numel() for t in first.targets[0]))
         total = np.cumsum([max(1, n) for n in self.samples[: self.cut]])
-        return min(self.cut, 1 + int(np.searchsorted(total, max(SAMPLES, needed))))
+        return min(self.cut, 1 + int(np.searchsorted(total, max(needed, min(SAMPLES, VALUES * each / values)))))
 
     def _put(self, own: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
         with torch.no_grad():

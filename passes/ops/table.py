@@ -160,21 +160,27 @@ def find(func: OpOverload) -> Rule | None:
 @cache
 def traits_of(func: OpOverload) -> Traits:
     """What is stated of an operator, where its rule is found and for the operator itself."""
+    return Traits(**_stated_of(func))
+
+
+def _stated_of(func: OpOverload) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key in reversed(_keys(func)):
         found.update(_stated.get(key, {}))
-    return Traits(**found)
+    return found
 
 
 @cache
 def packet_traits(operator: object) -> Traits:
-    """What is stated of the operator that a node of a graph names, which may be a packet or a Python function."""
+    """What is stated of the operator that a node of a graph names, which may be a packet or a Python function: of a
+    packet what is stated of it, and beside that what is stated of the first of its overloads whose arguments are spoken of."""
     if isinstance(operator, OpOverload):
         return traits_of(operator)
-    if not isinstance(operator, OpOverloadPacket) or operator in _stated:
+    if not isinstance(operator, OpOverloadPacket):
         return Traits(**_stated.get(operator, {}))
     overloads = [getattr(operator, name) for name in operator.overloads()]
-    return traits_of(next((overload for overload in overloads if overload in _stated), overloads[0]))
+    spoken = (o for o in overloads if {"literals", "values"} & _stated_of(o).keys())
+    return Traits(**{**_stated_of(next(spoken, overloads[0])), **_stated.get(operator, {})})
 
 
 def _keys(func: OpOverload) -> list[object]:

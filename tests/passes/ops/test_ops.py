@@ -15,6 +15,7 @@ from passes import PruneChannels, capture, couple, equation_rule, rule, verify
 from passes.axes.expressions import Axis
 from passes.errors import ArgumentError
 from passes.ops import Call, DuplicateRule, Masked, find, table, traits_of, unregister
+from passes.ops.table import states
 
 
 def keys_of(finding: Finding) -> set[str]:
@@ -283,3 +284,19 @@ def test_a_wrong_trait_is_refused_where_it_is_stated(wrong: dict[str, Any], word
     with pytest.raises(ArgumentError, match=words):
         rule(torch.ops.fxprune_tests.mix, **wrong)
     assert find(torch.ops.fxprune_tests.mix.default) is None
+
+
+def test_what_is_stated_of_a_packet_hides_nothing_of_its_overloads():
+    """Rules of ONNX are stated of packets when a backend is first used; sizes in calls are restated as before."""
+    packet = torch.ops.aten.view
+    before = table.packet_traits(packet).literals
+    own = dict(table._stated.get(packet, {}))
+    assert before is not None
+    try:
+        states(packet, fuses=False)
+        assert table.packet_traits(packet).literals is before and table.packet_traits(packet).fuses is False
+    finally:
+        table._stated[packet] = own
+        if not own:
+            del table._stated[packet]
+        table._forget()

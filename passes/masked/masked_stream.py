@@ -80,13 +80,19 @@ class MaskedInference(ModuleInference):
         return super().constants_among(operands) if self.tape else {}
 
     def _is_masked(self, record: Record) -> bool:
-        if any(narrowed(axis, self.masks) for axis in record.mixed):
+        if self._mixes(record):
             return True
         return any(v in self.masks and v in self._summed for axis in record.contracted for v in leaves(axis))
 
+    def _mixes(self, record: Record) -> bool:
+        """Whether statistics are taken over units of which the coupling says so: over others, which only this run
+        meets (a branch that the analysis has not seen), zeros count and the cut module differs."""
+        pruned = [axis for axis in record.mixed if narrowed(axis, self.masks)]
+        return any(v in self._summed for axis in pruned for v in leaves(axis) if v in self.masks)
+
     def _correct(self, record: Record, func: OpOverload, args: tuple, kwargs: dict[str, object], outputs: list) -> None:
         """Overwrite what a call gave with what it gives on the surviving positions."""
-        if any(narrowed(axis, self.masks) for axis in record.mixed):
+        if self._mixes(record):
             reference = traits_of(func).reference
             if reference is None:
                 raise EquivalenceError(

@@ -5,10 +5,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from module_law import TOLERANCE
 from torch import Tensor, nn
 
-from passes import apply_plan, couple, verify
+from passes import couple
 from passes.trial import module_groups
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -111,6 +110,5 @@ def test_a_copy_that_a_stride_needs_is_no_other_program(monkeypatch):
 def test_a_length_that_a_pruned_size_gives_is_not_taken_for_one_of_the_inputs(kind, monkeypatch):
     module = kind().eval()
     coupling, at_once = runs(module, monkeypatch)
-    assert at_once == [False] and coupling.widths == {"first": 8}
-    plan = coupling.plan({"first": range(4)})
-    assert verify(module, apply_plan(module, plan), plan, X, TOLERANCE).max_error <= TOLERANCE
+    assert at_once == [False] and coupling.widths == {}, "at the second trial's widths it does not run, or gives less"
+    assert any("follow" in frozen.why.text for frozen in coupling.frozen)

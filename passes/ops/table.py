@@ -172,8 +172,10 @@ def _stated_of(func: OpOverload) -> dict[str, Any]:
 
 @cache
 def packet_traits(operator: object) -> Traits:
-    """What is stated of the operator that a node of a graph names, which may be a packet or a Python function: of a
-    packet what is stated of it, and beside that what is stated of the first of its overloads whose arguments are spoken of."""
+    """What is stated of the operator that a node of a graph names, which may be a packet or a Python function.
+
+    Of a packet: what is stated of it, and beside that of the first of its overloads whose arguments are spoken of.
+    """
     if isinstance(operator, OpOverload):
         return traits_of(operator)
     if not isinstance(operator, OpOverloadPacket):

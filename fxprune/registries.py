@@ -56,7 +56,9 @@ class Registry:
         Raises ConfigError for a name that is taken, and for an object that is none of this kind.
         """
         if not isinstance(name, str) or not name.strip():
-            raise ConfigError(f"register: got the name {name!r}; expected a text by which a {self.kind} is asked for.")
+            raise ConfigError(
+                f"register: the name is a {type(name).__name__}; expected a text by which a {self.kind} is asked for."
+            )
         if not self.fits(item):
             raise ConfigError(f"register: {name}: got {_said(item)}; expected {self.expected}.")
         if name in self._items and not override:

@@ -17,6 +17,7 @@ from passes.graph.nodes import input_nodes, source_of
 from passes.ops import spelled, traits_of
 from passes.process.garbage import collector_paused
 from passes.process.state import leaves_no_trace
+from passes.process.torch_patches import quiet_graphs
 from passes.stream.call_arguments import bound, example_of
 from passes.stream.inference import infer
 from passes.trial.graph_blocks import graph_blocks
@@ -26,6 +27,7 @@ from passes.trial.module_groups import couple_module, remember_module
 
 
 @leaves_no_trace
+@quiet_graphs()
 @collector_paused()
 def couple(network: nn.Module, example_inputs: object, *, depth: bool = False) -> Coupling:
     """Find the groups of a network for inputs of these shapes and dtypes.

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from numbers import Integral, Real
+from pathlib import Path
 from types import UnionType
 from typing import Any
 
@@ -71,6 +73,15 @@ def number(
     if wrong or (least is not None and found < least) or (most is not None and found > most):
         raise error(f"{where}: got {got(value)}; expected {expected}")
     return found
+
+
+def is_file_name(path: str | os.PathLike[str]) -> bool:
+    """Whether the file system takes a name: without zero bytes, and not too long."""
+    try:
+        Path(path).exists()
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def got(value: object) -> str:

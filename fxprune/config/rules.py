@@ -110,13 +110,24 @@ def text() -> Rule:
     return Rule("text", read, {"type": "string"})
 
 
+def _items(value: object) -> tuple[Any, ...]:
+    """What is listed. Raises ValueError where nothing is, or the object itself cannot say."""
+    if isinstance(value, str) or not hasattr(value, "__iter__"):
+        raise ValueError
+    try:
+        return tuple(value)
+    except Exception as error:  # an object of the user's own
+        raise ValueError from error
+
+
 def texts() -> Rule:
     def read(value: object) -> tuple[str, ...]:
         if value is None:
             return ()
-        if isinstance(value, str) or not hasattr(value, "__iter__") or not all(isinstance(item, str) for item in value):
+        items = _items(value)
+        if not all(isinstance(item, str) for item in items):
             raise ValueError
-        return tuple(value)
+        return items
 
     return Rule("a list of names", read, {"type": "array", "items": {"type": "string"}})
 
@@ -132,10 +143,8 @@ def name_sets() -> Rule:
     def read(value: object) -> tuple[Any, ...]:
         if value is None:
             return ()
-        if isinstance(value, str) or not hasattr(value, "__iter__"):
-            raise ValueError
         one = texts()
-        return tuple(item if isinstance(item, str) else one.read(item) for item in value)
+        return tuple(item if isinstance(item, str) else one.read(item) for item in _items(value))
 
     return Rule("a list of names, or of lists of names", read, {"type": "array"})
 
@@ -196,9 +205,7 @@ def entries(known: Mapping[str, Entry], others: Collection[str] = ()) -> Rule:
 
 def tables() -> Rule:
     def read(value: object) -> tuple[dict[str, Any], ...]:
-        if isinstance(value, str) or not hasattr(value, "__iter__"):
-            raise ValueError
-        items = [item.to_dict() if hasattr(item, "to_dict") else item for item in value]
+        items = [item.to_dict() if hasattr(item, "to_dict") else item for item in _items(value)]
         if not items or not all(isinstance(item, Mapping) for item in items):
             raise ValueError
         return tuple(dict(item) for item in items)

@@ -13,6 +13,7 @@ from fxprune.errors import ExportError
 from fxprune.io.seal import is_sealed, mentions, sha256_of
 from fxprune.registries import EXPORTERS
 from passes import Plan, PlanError
+from passes.arguments import got, is_a, is_file_name
 from passes.documents.whole_files import move_whole
 
 DATA = ".data"  # what torch.onnx adds to the name of the file of large weights
@@ -24,6 +25,8 @@ def checked_target(path: str | os.PathLike[str]) -> Path:
         target = Path(path)
     except TypeError:
         raise ExportError(f"path: got a {type(path).__name__}; expected the name of the file to write") from None
+    if not is_file_name(path):
+        raise ExportError(f"path: got {got(str(path))}, which the file system does not take; choose another name")
     if not target.parent.is_dir():
         raise ExportError(f"{target}: the folder {target.parent} does not exist; create it first")
     if target.is_dir():
@@ -57,6 +60,7 @@ def written_by_fxprune(path: Path) -> bool:
 
 def check_free(*paths: Path, overwrite: bool) -> None:
     """ExportError where one of the files exists and is not one that fxprune wrote; `overwrite` insists."""
+    is_a(overwrite, bool, "overwrite", "True or False", ExportError)
     for path in () if overwrite else paths:
         if os.path.lexists(path) and not written_by_fxprune(path):
             raise ExportError(

@@ -95,7 +95,7 @@ def inputs_of(example_inputs: object, module: nn.Module, batch_dim: int = 0) -> 
         )
     try:
         bound = inspect.signature(module.forward).bind(*args, **kwargs)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:  # a scripted module has no signature
         raise ExportError(f"example inputs do not fit {type(module).__name__}.forward: {error}") from error
     args, kwargs = _without_gaps(bound, args, kwargs)
     if any(isinstance(leaf, torch.Tensor) and leaf.is_meta for leaf in pytree.tree_leaves((args, kwargs))):

@@ -13,6 +13,7 @@ from typing import IO, Any
 
 from fxprune.errors import JournalError
 from fxprune.io.seal import sha256_of
+from passes.arguments import got
 from passes.documents.strict_json import parse
 from passes.documents.whole_files import write_whole
 
@@ -31,7 +32,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 def write_json(path: Path, payload: dict[str, object]) -> None:
     """Write a JSON object with the SHA-256 of its content."""
-    write_bytes(path, _document(payload))
+    write_bytes(path, record_bytes(payload))
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -47,7 +48,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
         payload, expected = document["payload"], document["sha256"]
     except (ValueError, KeyError, TypeError) as error:
         raise Damaged(f"{path}: the file is truncated or altered: it is no journal record ({error})") from None
-    if not isinstance(payload, dict) or _digest(payload) != expected or _document(payload) != text:
+    if not isinstance(payload, dict) or _digest(payload) != expected or record_bytes(payload) != text:
         raise Damaged(f"{path}: the file was altered: its checksum does not fit its content")
     return payload
 
@@ -94,6 +95,8 @@ class Lock:
             self._file = open(self.path, "a+")  # noqa: SIM115 - held as long as the lock
         except OSError as error:
             raise refused(self.path, error) from error
+        except ValueError as error:  # a name with a zero byte
+            raise JournalError(f"workdir: {got(str(folder))} is no name of a folder ({error}).") from None
         try:
             _lock(self._file)
         except OSError as error:
@@ -196,7 +199,8 @@ def _lock(file: IO[str]) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def _document(payload: dict[str, object]) -> bytes:
+def record_bytes(payload: dict[str, object]) -> bytes:
+    """What `write_json` writes."""
     return (json.dumps({"payload": payload, "sha256": _digest(payload)}, indent=1) + "\n").encode()
 
 

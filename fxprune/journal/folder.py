@@ -36,6 +36,7 @@ from fxprune.io.storage import (
     file_sha256,
     read_bytes,
     read_json,
+    record_bytes,
     remove,
     write_bytes,
     write_json,
@@ -56,6 +57,8 @@ from passes import PassError, Statistics
 from passes.documents.whole_files import TEMPORARY
 
 log = logging.getLogger(__name__)
+
+_SAID_TWICE = "the round's record says it too, and a search that is resumed writes it again"
 
 
 class Folder:
@@ -163,11 +166,8 @@ class Folder:
             if not self._gone_on_from(round):
                 self._found(f"{damage}; round {round} is done again from its candidates")
                 return None
-        try:
-            read_bytes(folder / "plan.json", hashlib.sha256(record.plan.encode()).hexdigest())
-        except Damaged as damage:
-            self._found(f"{damage}; it is written again from the round's record")
-            write_bytes(folder / "plan.json", record.plan.encode())
+        for path, content in self._damaged_beside(folder, found):
+            write_bytes(path, content)
         self._parent = found["weights"]
         self._drop_losers(folder)
         return record
@@ -250,9 +250,12 @@ class Folder:
             self._lock = None
 
     def recorded_round(self, round: int) -> Round | None:
-        """A round's record alone; its weights are not looked at."""
+        """A round's record; plan and candidates beside it are compared with it, its weights are not looked at."""
         found = self._record(round)
-        return None if found is None else found["round"]
+        if found is None:
+            return None
+        self._damaged_beside(self._round(round), found)
+        return found["round"]
 
     def recorded_candidates(self, round: int) -> tuple[Candidate, ...]:
         """The intact records of a round's finished candidates."""
@@ -262,6 +265,22 @@ class Folder:
 
     def recorded_result(self) -> dict[str, Any] | None:
         return self._read(self.folder / "result.json", "accepted", "stopped", "met", "certificate")
+
+    def _damaged_beside(self, folder: Path, found: Mapping[str, Any]) -> list[tuple[Path, bytes]]:
+        """The files of a finished round that are not what its record says, each named, with what they have to hold."""
+        record: Round = found["round"]
+        damaged = []
+        try:
+            read_bytes(folder / "plan.json", hashlib.sha256(record.plan.encode()).hexdigest())
+        except Damaged as damage:
+            self._found(f"{damage}; {_SAID_TWICE}")
+            damaged.append((folder / "plan.json", record.plan.encode()))
+        for candidate in record.candidates:
+            path = folder / _name_of(candidate.index)
+            if path.exists() and self._read(path, "candidate", "parent", "weights", then=_SAID_TWICE) is None:
+                content = {"candidate": candidate_to_dict(candidate), "parent": found["parent"], "weights": None}
+                damaged.append((path, record_bytes({"run": self._run, **content})))
+        return damaged
 
     def _check(self) -> None:
         """Refuse to write into a folder that is not the one the search began in, or has lost its run."""
@@ -280,7 +299,7 @@ class Folder:
         return self.folder / f"round-{round:04d}"
 
     def _candidate(self, round: int, index: int) -> Path:
-        return self._round(round) / f"candidate-{index:03d}.json"
+        return self._round(round) / _name_of(index)
 
     def _drop_losers(self, folder: Path) -> None:
         for path in folder.glob("candidate-*.safetensors"):
@@ -289,19 +308,23 @@ class Folder:
     def _write(self, path: Path, payload: dict[str, object]) -> None:
         write_json(path, {"run": self._run, **payload})
 
-    def _read(self, path: Path, *keys: str) -> dict[str, Any] | None:
+    def _read(self, path: Path, *keys: str, then: str = "what it recorded is done again") -> dict[str, Any] | None:
         """A record of this run, with its entries `keys`; one that is damaged or of another is named in the log, and not
-        used."""
+        used. then: what comes of it."""
         try:
             found = read_json(path)
             if found is not None and found.get("run") == self._run:
                 return _understood(path, found, keys)
         except Damaged as damage:
-            self._found(f"{damage}; what it recorded is done again")
+            self._found(f"{damage}; {then}")
             return None
         if found is not None:
-            self._found(f"{path}: the record is of another run; what it recorded is done again")
+            self._found(f"{path}: the record is of another run; {then}")
         return None
+
+
+def _name_of(index: int) -> str:
+    return f"candidate-{index:03d}.json"
 
 
 def _result_of(accepted: object) -> int:

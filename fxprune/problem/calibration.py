@@ -131,7 +131,8 @@ def _digest(batches: Iterable[Batch]) -> str:
         digest.update(str(spec).encode())
         for leaf in leaves:
             if isinstance(leaf, Tensor):
-                plain = leaf.detach().cpu().contiguous()
+                plain = leaf.detach().cpu()
+                plain = (plain if plain.layout == torch.strided else plain.to_dense()).contiguous()
                 digest.update(f"{plain.dtype} {tuple(plain.shape)}".encode())
                 digest.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes() if plain.numel() else b"")
             else:

@@ -70,7 +70,7 @@ def resource_name(name: object) -> str:
     'params'
     """
     if not isinstance(name, str):
-        raise BudgetTypeError(f"Budget: resource is {name!r}, a {type(name).__name__}; expected one of {_known()}.")
+        raise BudgetTypeError(f"Budget: resource is {got(name)}; expected one of {_known()}.")
     name = ALIASES.get(name, name)
     if name not in RESOURCES:
         near = get_close_matches(name, (*RESOURCES.list(), *ALIASES), n=1)
@@ -108,8 +108,7 @@ def _parse_one(budget: object) -> Budget:
         unknown = set(budget) - {"resource", "ratio", "value"}
         if unknown or "resource" not in budget:
             raise BudgetError(
-                f"budget: {dict(budget)!r} has the keys {sorted(map(str, budget))}; "
-                "expected resource, and ratio or value."
+                f"budget: a table has the keys {sorted(map(str, budget))}; expected resource, and ratio or value."
             )
         return Budget(**budget)
     if isinstance(budget, Integral) and not isinstance(budget, bool):
@@ -124,7 +123,7 @@ def _parse_one(budget: object) -> Budget:
 
 def _checked_ratio(ratio: object, where: str) -> float:
     if isinstance(ratio, bool) or not isinstance(ratio, Real):
-        raise BudgetTypeError(f"{where}: got {ratio!r}, a {type(ratio).__name__}; expected a number in (0, 1].")
+        raise BudgetTypeError(f"{where}: got {got(ratio)}; expected a number in (0, 1].")
     ratio = _as_float(ratio)
     if not 0 < ratio <= 1:
         hint = (
@@ -137,7 +136,7 @@ def _checked_ratio(ratio: object, where: str) -> float:
 def _checked_value(value: object, resource: str) -> float:
     where = f"Budget({resource!r}, value=...)"
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise BudgetTypeError(f"{where}: got {value!r}, a {type(value).__name__}; expected {unit_of(resource)}.")
+        raise BudgetTypeError(f"{where}: got {got(value)}; expected {unit_of(resource)}.")
     number = _as_float(value)
     if not math.isfinite(number) or number <= 0:
         raise BudgetError(f"{where}: got {got(value)}; expected more than 0 {unit_of(resource)}.")

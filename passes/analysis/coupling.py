@@ -173,9 +173,14 @@ class Coupling:
 
         Raises PlanError for a group without blocks, one that is formed already, and rows that are no permutations.
         """
+        is_a(orders, Mapping, "formed: orders", "a mapping of group names to integer arrays (blocks, units)", PlanError)
         checked = dict(self.orders)
         for name, order in orders.items():
-            group, rows = self.group(name), np.asarray(order, dtype=np.int64)
+            group = self.group(name)
+            try:
+                rows = np.asarray(order, dtype=np.int64)
+            except (TypeError, ValueError, OverflowError, RuntimeError):  # a tensor without values among them
+                raise PlanError(f"group {name!r}: expected integers (blocks, units)") from None
             if name in self.orders:
                 raise PlanError(f"group {name!r}: its units are formed already; start from what couple() gave")
             if group.blocks == 1:
@@ -237,6 +242,7 @@ class Coupling:
 
     def group(self, name: str) -> Group:
         """The group called `name`. Raises PlanError that names the nearest one."""
+        is_a(name, str, "group", "the name of a group of this coupling", PlanError)
         for group in self.groups:
             if group.name == name:
                 return group
@@ -383,7 +389,8 @@ class Coupling:
 
         A module may keep tensors of its calls: such have come up since, or have another shape.
         """
-        axes = self.structure.tensors[self.aliases[name]] if name in self.aliases else None
+        is_a(tensor, torch.Tensor, "axes_of: tensor", "the tensor of the network that has the name")
+        axes = self.structure.tensors[self.aliases[name]] if isinstance(name, str) and name in self.aliases else None
         return axes if axes is not None and [axis.size for axis in axes] == list(tensor.shape) else None
 
     def masks(self, plan: Plan) -> dict[Variable, Mask]:
@@ -391,6 +398,8 @@ class Coupling:
         is_a(plan, Plan, "masks: plan", "a Plan, which coupling.plan(...) makes", PlanError)
         masks: dict[Variable, Mask] = {}
         for name, units in plan.keep.items():
+            if name not in self.variables:
+                self.group(name)  # which says so
             variable = self.variables[name]
             if len(units) == variable.size:
                 continue

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from passes.arguments import got, is_a
+from passes.arguments import got, integer, is_a
 from passes.documents.described_values import Described
 from passes.documents.plan_json import read, written
 from passes.errors import PlanError
@@ -103,6 +103,8 @@ class Plan:
 
     def kept_in_block(self, name: str, block: int) -> list[int]:
         """The positions, ascending, that group `name` keeps in one outer block of this plan's graph."""
+        is_a(name, str, "kept_in_block: name", "the name of a group of this plan", PlanError)
+        block = integer(block, "kept_in_block: block", least=0, below=len(self.orders.get(name, ())) or None)
         if name not in self.keep:
             raise PlanError(f"no group of this plan is called {name!r}; it has {', '.join(list(self.keep)[:10])}")
         rows = self.orders.get(name)

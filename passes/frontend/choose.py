@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 
+import torch
 from torch import fx, nn
 
 from passes.arguments import got, has_weights
@@ -50,6 +51,11 @@ def capture(model: nn.Module, example_inputs: object = None, frontend: str = "au
         raise CaptureError(f"frontend is {got(frontend)}; it can be one of {', '.join(FRONTENDS)}")
     if not isinstance(model, nn.Module):
         raise CaptureError(f"capture takes an nn.Module or a GraphModule, not {type(model).__name__}")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise CaptureError(
+            f"capture: {type(model).__name__} is a scripted module, whose code is no Python; pass the nn.Module that "
+            "it was made from"
+        )
     model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
     modules = modules_of(model)
     has_weights(modules, "capture", CaptureError)

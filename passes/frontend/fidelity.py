@@ -39,6 +39,7 @@ from passes.process.state import state_kept
 from passes.process.torch_private import FakeTensor, hooks_of
 from passes.stream.call_arguments import CHANGED
 from passes.stream.call_arguments import tensors_of as results_of
+from passes.stream.conditions import SizeConditions, Turned
 from passes.stream.inference import composite_attention
 
 log = logging.getLogger(__name__)
@@ -125,7 +126,7 @@ class _Comparison:
             if reason is None:
                 raise self._lost(expected, got)
             return (*said, reason)
-        said += self._of_sizes()
+        said += self._of_sizes(expected)
         try:
             if self._agree(expected, self._run(module, _OTHERWISE)):
                 return said
@@ -163,27 +164,49 @@ class _Comparison:
                 found.append(counts(name))
         return tuple(found)
 
-    def _of_sizes(self) -> tuple[str, ...]:
+    def _of_sizes(self, expected: Any) -> tuple[str, ...]:
         """Sizes at which the module takes another branch than the one that the graph holds."""
         if not any(line.startswith("shape") for line in self.gm.meta.get("frontend", {}).get("specialised", ())):
             return ()
-        found = []
+        asked, moved = self._asked(self.arguments), dict[str, None]()
         for draw in draws(dict(self.arguments)):
             if draw.varies:
                 own = zip(tensors_of(draw.inputs), tensors_of(self.arguments), strict=True)
                 cast = {id(drawn): drawn.to(example.dtype) for drawn, example in own}
                 other = map_tensors(partial(lambda cast, tensor: cast[id(tensor)], cast), draw.inputs)
                 try:
-                    expected = self._run(self._module(), arguments=other)
+                    there = self._run(self._module(), arguments=other)
                 except Exception:  # a size that the module does not take
                     continue
                 try:
-                    same = self._agree(expected, self._run(self._graph(), arguments=other))
+                    same = self._agree(there, self._run(self._graph(), arguments=other))
                 except Exception:  # a size that the graph does not take
                     same = False
                 if not same:
-                    found.append(f"it is a graph for the sizes of the example: not for a {draw.label}")
-        return tuple(found[:1])
+                    return (f"it is a graph for the sizes of the example: not for a {draw.label}",)
+                if asked:
+                    moved |= {n: None for n, one in self._asked(other).items() if asked.get(n, one) != one}
+        return tuple(f"the condition at {name} is followed as on the example" for name in self._decide(moved, expected))
+
+    def _asked(self, arguments: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
+        """The conditions on sizes that the module asks on these arguments, and what they compare."""
+        with SizeConditions() as conditions:
+            try:
+                self._run(self._module(), arguments=arguments)
+            except Exception:  # integers of another class, which it does not take
+                return {}
+        return conditions.asked
+
+    def _decide(self, conditions: Iterable[str], expected: Any) -> Iterator[str]:
+        """Those of the conditions with whose other answer the module gives something else."""
+        for name in conditions:
+            try:
+                with Turned(name):
+                    other = self._run(self._module())
+            except Exception:  # the other answer is that the module does not take the input
+                continue
+            if not self._agree(expected, other):
+                yield name
 
     def _why_otherwise(self, expected: object) -> list[str]:
         """What a second run of the module depends on that the graph does not follow."""

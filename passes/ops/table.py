@@ -93,7 +93,7 @@ def rule(*operators: object, override: bool = False, **traits: object) -> Callab
     """
 
     for operator in operators:
-        if operator != "pointwise" and not (isinstance(operator, str) and "::" in operator):
+        if not (isinstance(operator, str) and (operator == "pointwise" or "::" in operator)):
             is_a(operator, _KINDS, "rule", "an operator such as torch.ops.aten.relu or torch.ops.aten.relu.default")
     _check(operators, traits, "rule")
 

@@ -17,6 +17,11 @@ def _is_own(filename: str) -> bool:
     return filename.startswith(OWN_FILES)
 
 
+def is_users(frame: FrameType) -> bool:
+    """Whether a frame runs code outside torch and this package."""
+    return not _is_own(frame.f_code.co_filename)
+
+
 def users_line(frame: FrameType | None) -> str:
     """``file.py:line`` of the innermost frame outside torch and this package."""
     while frame is not None and _is_own(frame.f_code.co_filename):

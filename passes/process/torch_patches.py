@@ -223,6 +223,41 @@ def _is_loaded(name: str, _: object = None, __: object = None, names: Any = (), 
     return module is not None and all(one in vars(module) for one in names or ())
 
 
+@contextmanager
+def quiet_graphs() -> Iterator[None]:
+    """Inside (or as a decorator), a GraphModule that fails prints nothing on stderr: its error is reported as others.
+
+    For one who holds the lock of the process, as the next.
+    """
+    patch = _Replaced(fx.graph_module, "print", lambda *what, **where: None)
+    patch.patch()
+    try:
+        yield
+    finally:
+        patch.revert()
+
+
+@contextmanager
+def sizes_by_len() -> Iterator[None]:
+    """Inside, `len` of a tensor is its first size as torch's modes answer it: Python's own gives a plain integer.
+
+    For one who holds the lock of the process (`passes.process.state`).
+    """
+    original, thread = builtins.len, threading.get_ident()
+
+    def length(of: Any, /) -> int:
+        if isinstance(of, torch.Tensor) and threading.get_ident() == thread and of.dim():
+            return of.shape[0]
+        return original(of)
+
+    patch = _Replaced(builtins, "len", length)
+    patch.patch()
+    try:
+        yield
+    finally:
+        patch.revert()
+
+
 def root_function(root: nn.Module, name: str) -> FunctionType:
     """What a call of `root` runs, as the function that fx traces: its method `name`, between its hooks if it has some.
 

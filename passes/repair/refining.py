@@ -112,7 +112,12 @@ def refine(
 def _made_by(plan: Plan, coupling: Coupling, pruned: fx.GraphModule) -> None:
     """PlanError where the sizes of `pruned` are not those that the plan leaves."""
     masks, axes = coupling.masks(plan), coupling.structure.tensors
-    for name, tensor in owned_tensors(pruned):
+    own = dict(owned_tensors(pruned))
+    gone = {name for block in plan.removed_blocks for name in coupling.blocks[block].tensors}
+    missing = next((name for name in coupling.aliases if name not in own and name not in gone), None)
+    if missing is not None:
+        raise PlanError(f"refine: the pruned graph has no {missing}; give the one that this plan made of the dense")
+    for name, tensor in own.items():
         left = tuple(int(survivors(axis, masks).sum()) for axis in axes[name]) if name in axes else tuple(tensor.shape)
         if tuple(tensor.shape) != left:
             raise PlanError(

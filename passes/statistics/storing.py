@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,13 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from passes.arguments import got, is_file_name
 from passes.documents.whole_files import write_whole
 from passes.errors import PassError
 from passes.ops.operands import Form
 from passes.statistics.moments import Moments
 from passes.statistics.sites import Layout, Norm, Site
 
-FORMAT = "fxprune-statistics-1"
+FORMAT = "fxprune-statistics-2"
 _DTYPES = {"F64": torch.float64, "F32": torch.float32}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
@@ -55,44 +56,48 @@ def write(statistics: Summed, path: Path) -> None:
         "gradients": statistics.gradients, "moments": described, "fisher": sorted(statistics.fisher),
         "taylor": sorted(statistics.taylor), "sites": [dataclasses.asdict(s) for s in statistics.sites.values()],
     }  # fmt: skip
-    header: dict[str, object] = {}
-    data, digest, at = [], hashlib.sha256(), 0
+    table: dict[str, Any] = {}
+    data, at = [], 0
     for name in sorted(tensors):
         block = tensors[name].detach().cpu().contiguous().numpy().tobytes()
         kind = _NAMES[tensors[name].dtype]
-        header[name] = {"dtype": kind, "shape": list(tensors[name].shape), "data_offsets": [at, at + len(block)]}
+        table[name] = {"dtype": kind, "shape": list(tensors[name].shape), "data_offsets": [at, at + len(block)]}
         at += len(block)
-        digest.update(block)
         data.append(block)
-    text = json.dumps(facts, sort_keys=True)
-    digest.update(text.encode())
-    header["__metadata__"] = {"statistics": text, "sha256": digest.hexdigest()}
-    head = json.dumps(header).encode()
-    head += b" " * (-len(head) % 8)
+    head = _head(table, json.dumps(facts, sort_keys=True), data)
+    if not is_file_name(path):
+        raise PassError(f"{got(str(path))} is no name that the file system takes; give another path")
     if not path.name or path.is_dir():
         raise PassError(f"{path}: this is a folder; give the name of a file")
     try:
-        write_whole(path, [len(head).to_bytes(8, "little"), head, *data])
+        write_whole(path, [head, *data])
     except OSError as error:
         raise PassError(f"{path}: cannot be written: {error}") from error
+
+
+def _head(table: Mapping[str, Any], facts: str, data: Iterable[bytes | memoryview]) -> bytes:
+    """What a file begins with: where each tensor lies, the facts, and the checksum of all of it."""
+    digest = hashlib.sha256(json.dumps([table, facts]).encode())
+    for block in data:
+        digest.update(block)
+    head = json.dumps({**table, "__metadata__": {"statistics": facts, "sha256": digest.hexdigest()}}).encode()
+    head += b" " * (-len(head) % 8)
+    return len(head).to_bytes(8, "little") + head
 
 
 def read(path: Path) -> dict[str, Any]:
     """The fields of what `write` wrote, by name. Raises PassError that says what is wrong with the file."""
     try:
         raw = path.read_bytes()
-        size = int.from_bytes(raw[:8], "little")
-        header = json.loads(raw[8 : 8 + size])
-        meta = header.pop("__metadata__")
-        body = memoryview(raw)[8 + size :]
-        digest = hashlib.sha256(body)
-        digest.update(meta["statistics"].encode())
-        facts = json.loads(meta["statistics"])
+        size = 8 + int.from_bytes(raw[:8], "little")
+        table, body = json.loads(raw[8:size]), memoryview(raw)[size:]
+        text = table.pop("__metadata__")["statistics"]
+        facts = json.loads(text)
         if facts["format"] != FORMAT:
             raise PassError(f"{path}: it has format {facts['format']!r}, this version reads {FORMAT!r}")
-        if digest.hexdigest() != meta["sha256"]:
+        if _head(table, text, [body]) != raw[:size]:
             raise PassError(f"{path}: its content does not match its checksum; it is damaged, so observe anew")
-        return _fields(facts, {name: _tensor(entry, body) for name, entry in header.items()})
+        return _fields(facts, {name: _tensor(entry, body) for name, entry in table.items()})
     except OSError as error:
         raise PassError(f"{path}: cannot be read: {error}") from error
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, RecursionError) as error:

@@ -1,19 +1,67 @@
-"""Conditions on values in a program (`if x.max() > 3`), answered otherwise than the example does: the other branch."""
+"""Conditions in a program, on values (`if x.max() > 3`) or on sizes (`if len(x) > 8`), answered otherwise than on the
+example: the other branch."""
 
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
 
 from passes.process.source_lines import users_line
+from passes.process.torch_patches import sizes_by_len
+from passes.stream.watched_sizes import SIZES, watched
 
 
-class Turned(TorchFunctionMode):
-    """Inside, the first condition that the program asks at `line` gets the opposite answer.
+class SizeConditions(TorchFunctionMode):
+    """Inside, the conditions on sizes that the program itself asks are listed.
 
-    Two networks of one program take the same branches so, whatever their sizes. turned: whether it was asked.
+    asked: what each of them compared when it was asked first, by its name: ``model.py:12 (size)``, and ``(size 2)`` for
+    the second of a line.
+
+    >>> with SizeConditions() as mode:
+    ...     long = torch.ones(3, 9).shape[1] > 8
+    >>> list(mode.asked.values())
+    [(9, 8)]
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: dict[str, tuple[Any, ...]] = {}
+        self._known: dict[str, dict[int, str]] = {}
+        self._by_len = sizes_by_len()
+
+    def __enter__(self) -> SizeConditions:
+        self._by_len.__enter__()
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._by_len.__exit__(*error)
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        answer = func(*args, **(kwargs or {}))
+        return watched(answer, self._asked) if func in SIZES else answer
+
+    def _asked(self, compared: tuple[Any, ...], answer: bool, frame: Any) -> bool:
+        line = users_line(frame)
+        known = self._known.setdefault(line, {})
+        name = known.setdefault(frame.f_lasti, f"{line} (size{f' {len(known) + 1}' if known else ''})")
+        self.asked.setdefault(name, compared)
+        return self.answered(name, answer)
+
+    def answered(self, name: str, answer: bool) -> bool:
+        """What the program gets for the answer to this condition."""
+        return answer
+
+
+class Turned(SizeConditions):
+    """Inside, the first time that the program asks the condition `line`, it gets the opposite answer.
+
+    line: the line of a condition on values, or the name of one on sizes (see `SizeConditions`). Two networks of one
+    program take the same branches so, whatever their sizes. turned: whether it was asked.
 
     >>> with Turned("model.py:12") as mode:
     ...     bool(torch.tensor(True)), mode.turned
@@ -25,8 +73,13 @@ class Turned(TorchFunctionMode):
         self.line, self.turned = line, False
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        answer = func(*args, **(kwargs or {}))
-        if func is torch.Tensor.__bool__ and not self.turned and users_line(sys._getframe(1)) == self.line:
-            self.turned = True
-            return not answer
+        answer = super().__torch_function__(func, types, args, kwargs)
+        if func is torch.Tensor.__bool__ and users_line(sys._getframe(1)) == self.line:
+            return self.answered(self.line, answer)
         return answer
+
+    def answered(self, name: str, answer: bool) -> bool:
+        if self.turned or name != self.line:
+            return answer
+        self.turned = True
+        return not answer

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import operator
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -191,6 +193,8 @@ class Following(Watching):
         """A call does with its arguments what the call of the tape did."""
         self._compare_numbers(record, func, args, kwargs, operands)
         self._compare_positions(record, func, args, kwargs, operands)
+        if func is aten.as_strided.default:
+            self._compare_strides(record, outputs[0])
 
     def _is_of_sizes(self, record: Record, operands: list[torch.Tensor]) -> bool:
         """Whether a call is made of what the program makes of sizes, and nothing is promised of what it gives."""
@@ -212,10 +216,27 @@ class Following(Watching):
         for number, old in record.constants.items():
             there = number < len(operands) and not operands[number].is_meta
             new = operands[number].flatten().tolist() if there else old
+            if len(new) != len(old):
+                old = self._left_of(record.inputs[number], old)
             if len(new) == len(old) and not all(map(_equal, old, new)):
                 wrong.append((old, new))
         if wrong:
             self._differ(f"a number that is made of a size changes from {wrong[0][0]} to {wrong[0][1]}", True)
+
+    def _left_of(self, value: Value, numbers: Sequence[Any]) -> list[Any]:
+        """What is left of a constant where units of its axes are removed."""
+        whole = np.array(numbers, dtype=object).reshape([axis.size for axis in value.axes])
+        left: list[Any] = whole[np.ix_(*map(self.slicing.remain, value.axes))].flatten().tolist()
+        return left
+
+    def _compare_strides(self, record: Record, tensor: torch.Tensor) -> None:
+        """A tensor that lay without gaps in the memory of the dense one's operand must do so in that of the cut one."""
+        args, kwargs = record.template
+        stated = [axis.size for axis in record.outputs[0].axes]
+        if self.slicing.narrowed(record.outputs[0].axes) and _dense(stated) == list(kwargs.get("stride", args[2])):
+            strides = list(tensor.stride())
+            if strides != _dense(tensor.shape):
+                self._differ(f"its strides do not follow: expected {_dense(tensor.shape)}, got {strides}")
 
     def _compare_positions(
         self, record: Record, func: OpOverload, args: tuple, kwargs: dict[str, object], operands: list[torch.Tensor]
@@ -344,6 +365,11 @@ def _fit(lengths: Sequence[tuple[tuple[int, int], ...]], got: Shapes) -> bool:
             if not least <= size <= most:
                 return False
     return True
+
+
+def _dense(shape: Sequence[int]) -> list[int]:
+    """The strides of a tensor of this shape that lies in memory row by row."""
+    return list(itertools.accumulate(reversed(shape[1:]), operator.mul, initial=1))[::-1]
 
 
 def _equal(old: object, new: object) -> bool:

@@ -213,16 +213,21 @@ def _masks(coupling: Coupling, shift: int) -> dict[Variable, np.ndarray]:
     for variable in coupling.variables.values():
         size = variable.size
         least = coupling.least.get(variable, 1)
-        widths = range(size - 1, max(size // 2 - 1, 1, least - 1), -1) if size > 2 else range(1, least - 1, -1)
-        if not widths:
+        below = range(size - 1, max(size // 2 - 1, 1, least - 1), -1) if size > 2 else range(1, least - 1, -1)
+        if not below:
             continue  # all its experts are chosen
-        widths = widths[: max(1, len(widths) // 2 * 2)]  # an even number: then no group has one width in both
+        widths = _far(below[: max(1, len(below) // 2 * 2)])  # an even number: then no group has one width in both
         width = widths[(-1 - met[size] if shift else met[size]) % len(widths)]
         met[size] += 1
         units = np.arange(size)
         first = (size - width - 1) // 2 * 2 + 1 if shift else 0
         masks[variable] = (units >= first) & (units < first + width)
     return masks
+
+
+def _far(widths: Sequence[int]) -> list[int]:
+    """The same widths, odd ones first, from about half upwards: sizes that a program divides or rounds differ there."""
+    return [*sorted(width for width in widths if width % 2), *sorted(width for width in widths if not width % 2)]
 
 
 def module_fingerprint(module: nn.Module) -> str:

@@ -9,7 +9,7 @@ which equal an old size there are changed until the run gets further; where none
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
@@ -459,17 +459,28 @@ def _combinations(path: str, choices: list[tuple[Key, list[Axis]]]) -> Iterator[
 
 
 def refused_axes(trial: Trial, failure: Failure) -> list[tuple[Axis, Reason]]:
-    """The axes that meet where the module cannot follow, with the reason that they stay."""
-    slicing = trial.slicing
-    for place in (failure.place, failure.place - 1):
-        if 0 <= place < len(trial.tape):
-            record = trial.tape[place]
-            reason = Reason(failure.text, failure.path or record.node, spelled(record.func), failure.source)
-            values = (*record.outputs, *record.inputs)
-            found = [(axis, reason) for axis in slicing.narrowed(a for v in values for a in v.axes)]
-            if found:
-                return found
+    """The axes that meet where the module cannot follow, with the reason that they stay.
+
+    Where none meets there, those of the module that ran stay, or the nearest before it: what an analysis loses sight of
+    (a function that torch.jit runs) fails where its result is used.
+    """
+    slicing, tape = trial.slicing, trial.tape
+
+    def narrowed(places: Iterable[int]) -> Iterator[list[tuple[Axis, Reason]]]:
+        for place in places:
+            if 0 <= place < len(tape):
+                record = tape[place]
+                reason = Reason(failure.text, failure.path or record.node, spelled(record.func), failure.source)
+                values = (*record.outputs, *record.inputs)
+                found = [(axis, reason) for axis in slicing.narrowed(a for v in values for a in v.axes)]
+                if found:
+                    yield found
+
+    here = next(narrowed((failure.place, failure.place - 1)), None)
+    if here is not None:
+        return here
     reason = Reason(failure.text, failure.path, "", failure.source)
     prefix = f"{failure.path}." if failure.path else ""
     tensors = trial.coupling.structure.tensors
-    return [(a, reason) for name, axes in tensors.items() if name.startswith(prefix) for a in slicing.narrowed(axes)]
+    own = [(a, reason) for name, axes in tensors.items() if name.startswith(prefix) for a in slicing.narrowed(axes)]
+    return own or next(narrowed(range(failure.place - 2, -1, -1)), [])

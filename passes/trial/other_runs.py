@@ -19,6 +19,7 @@ from passes.graph.left_behind import Plain, counts, set_state
 from passes.ops import Record, Value, spelled
 from passes.process.torch_private import OpOverload
 from passes.stream.call_arguments import CHANGED, Arguments, replaced, tensors_of
+from passes.stream.conditions import SizeConditions
 from passes.stream.module_run import ModuleInferred, ModuleRun
 from passes.stream.module_stream import Watching, input_on_meta
 from passes.trial.following import COPIES, VIEWS, cut_at, owned
@@ -168,9 +169,12 @@ def _dimension(record: Record) -> int:
 
 
 def look_at_other_branches(inferred: ModuleInferred, arguments: Arguments) -> None:
-    """Run a module once for each condition on values, with the other answer; what it calls then holds as well."""
+    """Run a module once for each condition on values, or on sizes of its inputs, with the other answer.
+
+    What it calls then holds as well.
+    """
     expected = [record.func for record in inferred.records]
-    lines = list(inferred.run.mode.asked)
+    lines = [*inferred.run.mode.asked, *_conditions_on_sizes(inferred, arguments)]
     for line in lines[:_MOST_CONDITIONS]:
         if not inferred.run_beside(arguments, turned=line):
             run = inferred.runs_beside[-1]
@@ -178,7 +182,27 @@ def look_at_other_branches(inferred: ModuleInferred, arguments: Arguments) -> No
                 inferred.runs_beside.remove(run)
     if len(lines) > _MOST_CONDITIONS:
         rest = ", ".join(lines[_MOST_CONDITIONS:][:3])
-        inferred.specialised.append(f"conditions on values at {rest} were followed as the example answers them, alone")
+        inferred.specialised.append(f"conditions at {rest} were followed as the example answers them, alone")
+
+
+def _conditions_on_sizes(inferred: ModuleInferred, arguments: Arguments) -> list[str]:
+    """The conditions that compare what moves with the sizes of the inputs, where the module takes other sizes."""
+    found = _asked_of_sizes(inferred.run, arguments)
+    for resized in other_sizes(arguments) if found else ():
+        other = _asked_of_sizes(inferred.run, resized)
+        if other is not None:
+            return [name for name, compared in (found or {}).items() if other.get(name, compared) != compared]
+    return []
+
+
+def _asked_of_sizes(run: ModuleRun, arguments: Arguments) -> dict[str, tuple[Any, ...]] | None:
+    """The conditions on sizes that a module asks, and what they compare; None where it does not run."""
+    try:
+        with SizeConditions() as conditions:
+            run.again(Watching(run.mode.real), arguments)
+    except Exception:  # what a module raises at a size that it does not take, or on integers of another class
+        return None
+    return conditions.asked
 
 
 def look_at_other_values(inferred: ModuleInferred, arguments: Arguments) -> None:

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +160,8 @@ def _damage_empty(path: Path) -> None:
 NAMES = [
     "run.json", "baseline.json", "result.json",
     "round-0001/round.json", "round-0001/plan.json", "round-0001/weights.safetensors",
-    "round-0002/weights.safetensors", "round-0003/round.json", "round-0003/weights.safetensors",
+    "round-0002/weights.safetensors", "round-0002/candidate-001.json", "round-0003/round.json",
+    "round-0003/weights.safetensors",
 ]  # fmt: skip
 
 
@@ -229,6 +231,25 @@ def test_no_single_bit_of_a_record_may_be_lost(whole: tuple[NetAdaptResult, Path
                 storage.read_json(path)
     finally:
         path.write_bytes(text)
+
+
+def test_a_flipped_bit_in_any_file_of_a_finished_round_is_named(whole: tuple[NetAdaptResult, Path]) -> None:
+    """Also in those that repeat what the round's record says: its plan and its candidates."""
+    random = np.random.default_rng(0)
+    names = sorted(name for name in files(whole[1]) if name.startswith("round-0002/"))
+    assert len(names) > 4 and read_run(whole[1]).damage == ()
+    for path in [whole[1] / name for name in names]:
+        text = path.read_bytes()
+        try:
+            for place in random.integers(len(text) * 8, size=12):
+                path.write_bytes(flipped(text, int(place)))
+                found = read_run(whole[1])
+                is_weights = path.suffix == ".safetensors"
+                with pytest.raises(JournalError) if is_weights or len(found.rounds) < 2 else nullcontext():
+                    found.weights(2)
+                assert is_weights or any(str(path) in damage for damage in found.damage)
+        finally:
+            path.write_bytes(text)
 
 
 def flipped(text: bytes, bit: int) -> bytes:

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -226,3 +227,24 @@ def test_blocks_of_a_moment_are_those_of_the_whole(monkeypatch):
                 rows, columns = (torch.nonzero(torch.rand(size + 1) < 0.5)[:, 0] for _ in range(2))
                 expected = whole.index_select(0, rows).index_select(1, columns)
                 assert torch.allclose(moments.block(group, rows, columns), expected, rtol=1e-12)
+
+
+def test_no_flipped_bit_and_no_part_of_a_file_is_loaded(tmp_path):
+    net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    x, path = torch.randn(16, 6), tmp_path / "s.safetensors"
+    observe(net, couple(net, x), [x]).save(path)
+    whole, random = path.read_bytes(), np.random.default_rng(0)
+    described = 8 + int.from_bytes(whole[:8], "little")
+    for end in (8 * len(whole), 8 * described):
+        for place in random.integers(end, size=60):
+            damaged = bytearray(whole)
+            damaged[place // 8] ^= 1 << int(place) % 8
+            path.write_bytes(damaged)
+            with pytest.raises(PassError, match="s.safetensors"):
+                Statistics.load(path)
+    for part in (b"", whole[:5], whole[:-1], whole[: described + 3], whole + b"\0"):
+        path.write_bytes(part)
+        with pytest.raises(PassError, match="s.safetensors"):
+            Statistics.load(path)
+    path.write_bytes(whole)
+    assert Statistics.load(path).samples == 16

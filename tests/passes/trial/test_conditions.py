@@ -1,7 +1,9 @@
-"""Branches that no example takes: a condition on values is followed with both answers, and proven with both."""
+"""Branches that no example takes: a condition on values or sizes is followed and proven with both answers."""
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Callable
 
 import pytest
@@ -9,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from passes import EquivalenceError, apply_plan, couple, verify
-from passes.stream.conditions import Turned
+from passes import EquivalenceError, apply_plan, capture, couple, verify
+from passes.graph.annotations import specialised_in
+from passes.stream.conditions import SizeConditions, Turned
 
 X = torch.randn(3, 6, generator=torch.Generator().manual_seed(0))
 Asked = Callable[[Tensor], bool]
@@ -91,3 +94,69 @@ def test_one_condition_is_turned_once() -> None:
         assert asks() == [False, True, True] and mode.turned
     with Turned(here(first + 50)) as mode:
         assert asks() == [True, True, True] and not mode.turned
+
+
+SIZES: dict[str, Asked] = {
+    "a batch": lambda x: x.shape[0] == 77,
+    "a large batch": lambda x: x.size(0) > 64,
+    "its length": lambda x: len(x) > 64,
+    "a remainder": lambda x: bool((x.shape[0] + 1) % 71 == 0),
+    "a ratio": lambda x: x.shape[0] / 2 > 40,
+    "one of some": lambda x: x.shape[0] in (71, 73),
+    "all elements": lambda x: x.numel() // x.shape[1] >= 200,
+}
+
+
+@pytest.mark.parametrize("asked", SIZES)
+def test_a_branch_on_a_size_that_no_run_has_is_followed_and_proven(asked: str) -> None:
+    assert couple(Either(SIZES[asked], lambda h: h.roll(1, 1)).eval(), X).groups == ()
+    net = Either(SIZES[asked], torch.tanh).eval()
+    coupling = couple(net, X)
+    plan = coupling.plan({"a": range(0, 16, 2)})
+    cut = apply_plan(net, plan)
+    certificate = verify(net, cut, plan, X)
+    assert any(label.endswith(" (size)") for label in certificate.inputs)
+    cut.otherwise = lambda h: h.tanh() * 1.001  # type: ignore[assignment]
+    with pytest.raises(EquivalenceError, match="with the other answer at test_conditions.py:.*size"):
+        verify(net, cut, plan, X)
+
+
+@pytest.mark.parametrize("asked", SIZES)
+@pytest.mark.filterwarnings("ignore")
+def test_a_branch_on_a_size_that_a_graph_does_not_hold_is_said(asked: str) -> None:
+    gm = capture(Either(SIZES[asked], torch.tanh).eval(), X)
+    assert any("the condition at test_conditions.py:" in text for text in specialised_in(gm))
+
+
+def test_a_branch_on_a_size_that_gives_the_same_is_not_said() -> None:
+    gm = capture(Either(SIZES["a batch"], F.relu).eval(), X)
+    assert specialised_in(gm) == ()
+
+
+def test_sizes_that_the_inputs_do_not_move_are_not_turned() -> None:
+    class Checked(Either):
+        def forward(self, x: Tensor) -> Tensor:
+            if x.shape[1] != 6 or self.a.weight.shape[0] == 16:
+                x = x * 2
+            return super().forward(x)
+
+    net = Checked(lambda x: x.dim() == 3, torch.tanh).eval()
+    coupling = couple(net, X)
+    assert coupling.module is not None and coupling.module.turned == () and coupling.widths == {"a": 16}
+
+
+def test_conditions_of_one_line_have_names_of_their_own() -> None:
+    def asks(x: Tensor) -> list[bool]:
+        return [x.shape[0] > 2, bool(x.shape[1]), math.ceil(x.shape[0] / 2) < 2, -x.size(0) == 1 - len(x) * 2]
+
+    x, before = torch.ones(3, 2), len
+    with SizeConditions() as conditions:
+        assert asks(x) == [True, True, False, False]
+    names = list(conditions.asked)
+    assert [name.partition(" ")[2] for name in names] == ["(size)", "(size 2)", "(size 3)", "(size 4)"]
+    for number, name in enumerate(names):
+        with Turned(name):
+            assert [place for place, pair in enumerate(zip(asks(x), asks(x), strict=True)) if pair[0] != pair[1]] == (
+                [number]
+            )
+    assert len is before and type(copy.deepcopy(x.shape[0])) is int

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from fxprune.exporters.int8_stages import export_int8
     from fxprune.integrations.huggingface import from_pretrained, save_pretrained
     from fxprune.integrations.prune_pass import PrunePass
-    from fxprune.io.hollow_networks import empty_weights
+    from fxprune.io.empty_networks import empty_weights
     from fxprune.registries import (
         list_backends,
         list_criteria,
@@ -55,7 +55,7 @@ _HOMES = {
     "PrunePass": "fxprune.integrations.prune_pass",
     "check_files": "fxprune.exporters",
     "data": "fxprune",
-    "empty_weights": "fxprune.io.hollow_networks",
+    "empty_weights": "fxprune.io.empty_networks",
     "export": "fxprune.exporters",
     "export_int8": "fxprune.exporters.int8_stages",
     "finetune": "fxprune.search.long_training",

@@ -29,7 +29,7 @@ from torch import nn
 
 from fxprune.cli.refused_imports import may_hold_modules
 from fxprune.errors import SourceError, TrustError
-from fxprune.io.hollow_networks import empty_weights
+from fxprune.io.empty_networks import empty_weights
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from fxprune.errors import ExportError, InputError
-from fxprune.io.hollow_networks import empty_weights
+from fxprune.io.empty_networks import empty_weights
 from fxprune.io.seal import sha256_of
 from fxprune.io.storage import Damaged, read_json, write_json
 from fxprune.problem.wrappers import unwrapped

@@ -55,7 +55,7 @@ def stored(folder: Path, net: nn.Module, **types: torch.dtype) -> Path:
     return folder
 
 
-def hollow() -> nn.Module:
+def without_weights() -> nn.Module:
     with fxprune.empty_weights():
         return Net()
 
@@ -79,7 +79,7 @@ def everything(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def test_each_tensor_is_that_of_the_cut_network(folder: Path, tmp_path: Path) -> None:
-    net, empty = Net(), hollow()
+    net, empty = Net(), without_weights()
     plan = planned(empty)
     assert plan == planned(net) and plan.narrows
     net.load_state_dict({**everything(folder), "head.weight": everything(folder)["first.weight"]})
@@ -94,7 +94,7 @@ def test_each_tensor_is_that_of_the_cut_network(folder: Path, tmp_path: Path) ->
 
 def test_index_metadata_and_other_files_stay(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "cut"
-    fxprune.prune_checkpoint(hollow(), planned(hollow()), folder, out)
+    fxprune.prune_checkpoint(without_weights(), planned(without_weights()), folder, out)
     before, after = (json.loads((f / "model.safetensors.index.json").read_text()) for f in (folder, out))
     assert after["weight_map"] == before["weight_map"]
     size = sum(t.numel() * t.element_size() for t in everything(out).values())
@@ -108,7 +108,7 @@ def test_index_metadata_and_other_files_stay(folder: Path, tmp_path: Path) -> No
 
 def test_a_damaged_shard_is_found(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "cut"
-    file = fxprune.prune_checkpoint(hollow(), planned(hollow()), folder, out)[0]
+    file = fxprune.prune_checkpoint(without_weights(), planned(without_weights()), folder, out)[0]
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
@@ -121,15 +121,15 @@ def test_nothing_is_overwritten_and_nothing_is_left_behind(folder: Path, tmp_pat
     out.mkdir()
     (out / "mine").write_text("mine")
     with pytest.raises(ExportError, match="nothing is overwritten"):
-        fxprune.prune_checkpoint(hollow(), planned(hollow()), folder, out)
+        fxprune.prune_checkpoint(without_weights(), planned(without_weights()), folder, out)
     with pytest.raises(ExportError, match="outside of it"):
-        fxprune.prune_checkpoint(hollow(), planned(hollow()), folder, folder / "cut")
+        fxprune.prune_checkpoint(without_weights(), planned(without_weights()), folder, folder / "cut")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["cut", "dense"]
 
 
 def test_another_model_is_refused_by_name(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(PlanError):
-        fxprune.prune_checkpoint(Net(11), planned(hollow()), folder, tmp_path / "cut")
+        fxprune.prune_checkpoint(Net(11), planned(without_weights()), folder, tmp_path / "cut")
     other = Net(11)
     with pytest.raises(ExportError, match=r"first\.bias: \(10,\) in the checkpoint, \(11,\) in the model"):
         fxprune.prune_checkpoint(other, planned(other), folder, tmp_path / "cut")
@@ -140,7 +140,7 @@ def test_another_model_is_refused_by_name(folder: Path, tmp_path: Path) -> None:
     save_file(shard, folder / "model-1.safetensors")
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(ExportError, match=f"{name}: in the model, not in the checkpoint"):
-        fxprune.prune_checkpoint(hollow(), planned(hollow()), folder, tmp_path / "cut")
+        fxprune.prune_checkpoint(without_weights(), planned(without_weights()), folder, tmp_path / "cut")
 
 
 def test_an_index_that_does_not_fit_its_shards_is_refused(folder: Path, tmp_path: Path) -> None:
@@ -149,16 +149,16 @@ def test_an_index_that_does_not_fit_its_shards_is_refused(folder: Path, tmp_path
     index["weight_map"]["first.bias"] = "model-2.safetensors"
     path.write_text(json.dumps(index))
     with pytest.raises(ExportError, match=r"first\.bias is not where it says"):
-        fxprune.prune_checkpoint(hollow(), planned(hollow()), folder, tmp_path / "cut")
+        fxprune.prune_checkpoint(without_weights(), planned(without_weights()), folder, tmp_path / "cut")
     path.write_text(json.dumps({"weight_map": {"first.bias": "../model-2.safetensors"}}))
     with pytest.raises(ExportError, match="outside of the folder"):
-        fxprune.prune_checkpoint(hollow(), planned(hollow()), folder, tmp_path / "cut")
+        fxprune.prune_checkpoint(without_weights(), planned(without_weights()), folder, tmp_path / "cut")
 
 
 def test_pickles_are_refused_with_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
     with pytest.raises(ExportError, match=r"pickle.*save_pretrained"):
-        fxprune.prune_checkpoint(hollow(), planned(hollow()), tmp_path, tmp_path.parent / "cut")
+        fxprune.prune_checkpoint(without_weights(), planned(without_weights()), tmp_path, tmp_path.parent / "cut")
 
 
 def test_a_single_file_by_the_command_line(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,14 +166,14 @@ def test_a_single_file_by_the_command_line(folder: Path, tmp_path: Path, monkeyp
     single.mkdir()
     save_file(everything(folder), single / "model.safetensors")
     (tmp_path / "cut_net.py").write_text(f"from {__name__} import Net\n")
-    (tmp_path / "plan.json").write_text(planned(hollow()).to_json())
+    (tmp_path / "plan.json").write_text(planned(without_weights()).to_json())
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     asked = ["prune", "--checkpoint", str(single), "--plan", str(tmp_path / "plan.json"), "-o", str(tmp_path / "cut")]
     refused = CliRunner().invoke(app, asked)
     assert refused.exit_code == 2 and "--model" in refused.stderr
     done = CliRunner().invoke(app, [*asked, "--model", f"{tmp_path / 'cut_net.py'}:Net"])
     assert done.exit_code == 0, done.output
-    fxprune.prune_checkpoint(hollow(), planned(hollow()), folder, tmp_path / "sharded")
+    fxprune.prune_checkpoint(without_weights(), planned(without_weights()), folder, tmp_path / "sharded")
     one, two = everything(tmp_path / "cut"), everything(tmp_path / "sharded")
     assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
     checked = CliRunner().invoke(app, ["check", str(tmp_path / "cut")])
@@ -181,7 +181,7 @@ def test_a_single_file_by_the_command_line(folder: Path, tmp_path: Path, monkeyp
 
 
 def test_a_search_reads_a_checkpoint_and_finds_what_it_finds_with_weights(folder: Path) -> None:
-    net, empty = Net(), hollow()
+    net, empty = Net(), without_weights()
     net.load_state_dict({**everything(folder), "head.weight": everything(folder)["first.weight"]})
     with_weights = fxprune.netadapt(net, 0.5, example_inputs=X, progress=False)
     without = fxprune.netadapt(empty, 0.5, example_inputs=X, checkpoint=folder, progress=False)
@@ -191,12 +191,12 @@ def test_a_search_reads_a_checkpoint_and_finds_what_it_finds_with_weights(folder
 
 
 def test_without_a_checkpoint_all_units_count_alike(caplog: pytest.LogCaptureFixture) -> None:
-    result = fxprune.netadapt(hollow(), 0.5, example_inputs=X, progress=False)
+    result = fxprune.netadapt(without_weights(), 0.5, example_inputs=X, progress=False)
     assert "all units count alike" in caplog.text
     kept = next(units for name, units in result.plan.keep.items() if len(units) < result.plan.sizes[name])
     assert kept == tuple(range(len(kept)))
     with pytest.raises(fxprune.FxpruneError, match="meta device"):
-        fxprune.netadapt(hollow(), 0.5, example_inputs=X, evaluate=lambda net: 1.0, progress=False)
+        fxprune.netadapt(without_weights(), 0.5, example_inputs=X, evaluate=lambda net: 1.0, progress=False)
 
 
 def test_memory_is_that_of_a_tensor_and_not_of_the_folder(tmp_path: Path) -> None:

@@ -19,9 +19,9 @@ from torch import nn
 
 from passes.graph.module_copies import like
 from passes.ops.meta_shapes import LightMode
+from passes.ops.storage import written_arguments
 from passes.process.torch_private import no_dispatch_modes, schema_of, storage_id
 from passes.stream.inference import tensors_in
-from passes.stream.module_stream import written_operands
 
 Copied = Callable[[torch.Tensor], torch.Tensor]
 """Makes a copy of a tensor in the type of a run."""
@@ -109,7 +109,7 @@ class Streamed(LightMode):
         for held in needed.values():
             self._fill(held)
         self._used.update(needed)
-        for tensor in written_operands(func, args, kwargs) if schema_of(func).is_mutable else ():
+        for tensor in tensors_in(*written_arguments(func, args, kwargs)) if schema_of(func).is_mutable else ():
             if (into := self._held(tensor)) is not None:
                 into.written = True
         result = func(*args, **kwargs)

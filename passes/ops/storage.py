@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
+
 import torch
 
 from passes.ops.call import Record, Slot, Value
-from passes.process.torch_private import pytree, schema_of
+from passes.process.torch_private import OpOverload, pytree, schema_of
 
 
 def shared_operands(record: Record) -> list[Value | None]:
@@ -30,15 +32,15 @@ def shared_operands(record: Record) -> list[Value | None]:
     return found
 
 
-def written_operands(record: Record) -> list[Value]:
-    """The operands that a call writes into, by the schema of its operator."""
-    args, kwargs = record.template
-    formals = schema_of(record.func).arguments
+def written_arguments(func: OpOverload, args: Sequence[object], kwargs: Mapping[str, object]) -> Iterator[object]:
+    """The arguments of a call that it writes into, by the schema of its operator."""
+    formals = schema_of(func).arguments
     given = [*zip(formals, args, strict=False), *((f, kwargs[f.name]) for f in formals if f.name in kwargs)]
-    return [
-        record.inputs[leaf.number]
-        for formal, actual in given
-        if formal.alias_info is not None and formal.alias_info.is_write
-        for leaf in pytree.tree_leaves(actual)
-        if isinstance(leaf, Slot)
-    ]
+    return (actual for formal, actual in given if formal.alias_info is not None and formal.alias_info.is_write)
+
+
+def written_operands(record: Record) -> list[Value]:
+    """The operands that a recorded call writes into."""
+    args, kwargs = record.template
+    leaves = pytree.tree_leaves(list(written_arguments(record.func, args, kwargs)))
+    return [record.inputs[leaf.number] for leaf in leaves if isinstance(leaf, Slot)]

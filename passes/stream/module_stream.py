@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,8 +18,9 @@ from passes.axes.expressions import Constant, leaves
 from passes.ops import Record, Slot, Value, spelled, traits_of
 from passes.ops import constant_indices as numbers
 from passes.ops.meta_shapes import on_meta, run_on_meta
+from passes.ops.storage import written_arguments
 from passes.process.source_lines import users_line
-from passes.process.torch_private import OpOverload, no_dispatch_modes, schema_of, storage_id
+from passes.process.torch_private import OpOverload, no_dispatch_modes, storage_id
 from passes.stream.call_arguments import tensors_of
 from passes.stream.inference import ATTRIBUTE, INDEXING, Inference, is_silent, tensors_in
 from passes.stream.stream_copies import CallStack
@@ -151,7 +152,7 @@ class ModuleInference(Inference):
             operands = tensors_in(*args, *kwargs.values())
         meta = {id(t): self._meta_of(t) for t in operands if not t.is_meta}
         if meta:
-            written = [t for t in written_operands(func, args, kwargs) if id(t) in meta]
+            written = [t for t in tensors_in(*written_arguments(func, args, kwargs)) if id(t) in meta]
             self._written.update(storage_id(t) for t in written)
             args, kwargs = (_swapped(item, meta) for item in (args, kwargs))
         result = run_on_meta(func, args, on_meta(func, kwargs))
@@ -284,16 +285,6 @@ def _keep_flags(call: Any, tensor: torch.Tensor, p: Any = 0.5, *args: object) ->
 
 
 _DROPS: dict[Any, Any] = {aten.native_dropout: _keep, aten.bernoulli_: _keep_flags}
-
-
-def written_operands(func: OpOverload, args: tuple, kwargs: dict[str, object]) -> Iterator[torch.Tensor]:
-    """The tensors among the arguments of an ATen call that it writes into."""
-    for formal, actual in zip(schema_of(func).arguments, args, strict=False):
-        if formal.alias_info is not None and formal.alias_info.is_write:
-            yield from tensors_in(actual)
-    for formal in schema_of(func).arguments:
-        if formal.name in kwargs and formal.alias_info is not None and formal.alias_info.is_write:
-            yield from tensors_in(kwargs[formal.name])
 
 
 def _swapped(item: object, tensors: dict[int, torch.Tensor]) -> Any:

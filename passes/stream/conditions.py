@@ -13,6 +13,8 @@ from passes.process.source_lines import users_line
 from passes.process.torch_patches import sizes_by_len
 from passes.stream.watched_sizes import SIZES, watched
 
+Asked = dict[str, tuple[Any, ...]]
+
 
 class SizeConditions(TorchFunctionMode):
     """Inside, the conditions on sizes that the program itself asks are listed.
@@ -28,7 +30,7 @@ class SizeConditions(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.asked: dict[str, tuple[Any, ...]] = {}
+        self.asked: Asked = {}
         self._known: dict[str, dict[int, str]] = {}
         self._by_len = sizes_by_len()
 

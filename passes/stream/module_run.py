@@ -24,7 +24,7 @@ from passes.ops.call import COMPUTED
 from passes.process.source_lines import said
 from passes.process.torch_private import no_dispatch_modes, no_torch_function
 from passes.stream.call_arguments import Arguments, replaced, tensors_of
-from passes.stream.conditions import Turned
+from passes.stream.conditions import SizeConditions, Turned
 from passes.stream.function_mode import Functions
 from passes.stream.inference import composite_attention
 from passes.stream.module_stream import ModuleInference, Watching, input_on_meta, on_meta_device
@@ -71,6 +71,7 @@ class ModuleInferred:
         self.runs_beside: list[Beside] = []
         self.specialised: list[str] = []
         self.counted: dict[str, Plain] = {}
+        self.turned = 0  # conditions that were answered otherwise, or said to be left
 
     @property
     def beside(self) -> list[Record]:
@@ -169,11 +170,12 @@ class ModuleRun:
         self, mode: Watching, arguments: Arguments, training: bool = False, functions: Functions | None = None,
         cut: Mapping[str, torch.Tensor] = MappingProxyType({}),
         prepare: Callable[[nn.Module], None] = lambda copied: None, turned: str = "", gradients: bool = False,
+        conditions: SizeConditions | None = None,
     ) -> None:  # fmt: skip
         """Run once under another mode.
 
         cut: by name what tensors of the module hold this time. prepare: is given the copy first. turned: as in `run`.
-        gradients: in the mode in which these are recorded.
+        gradients: in the mode in which these are recorded. conditions: lists those on sizes, where none is turned.
         """
         mode.stack, mode.device, mode.names = self.mode.stack, self.mode.device, self.mode.names
         self._state.restore()
@@ -189,7 +191,7 @@ class ModuleRun:
         given = {id(t): t.detach().clone() if mode.real else input_on_meta(t) for t in tensors_of(arguments)}
         for tensor in given.values():
             mode.attach(tensor, Value("input", ()))
-        self._called(mode, replaced(arguments, given), training, functions, turned, gradients)
+        self._called(mode, replaced(arguments, given), training, functions, turned, gradients, conditions)
 
     def forget(self) -> None:
         """Undo what runs have left in attributes: a cache, a counter, a size that was met first."""
@@ -205,7 +207,7 @@ class ModuleRun:
 
     def _called(
         self, mode: ModuleInference, arguments: Arguments, training: bool, functions: Functions | None, turned: str,
-        gradients: bool = False,
+        gradients: bool = False, conditions: SizeConditions | None = None,
     ) -> object:  # fmt: skip
         self._now = mode
         mode.stack.emit = None if mode.real else mode.emit
@@ -213,7 +215,8 @@ class ModuleRun:
         if training or self.copy.training:
             self.copy.train(training)
         args, kwargs = arguments
-        with recording(mode, functions), torch.set_grad_enabled(gradients), turning(turned), self._innermost:
+        asked = conditions or turning(turned)
+        with recording(mode, functions), torch.set_grad_enabled(gradients), asked, self._innermost:
             return self.copy(*args, **kwargs)
 
     def _opaque(self, path: str, original: nn.Module, args: tuple, kwargs: dict[str, object]) -> object:

@@ -1,7 +1,7 @@
 """Sizes that a module keeps outside its tensors: integers in attributes, lists and configuration objects.
 
 Which of them follow a pruned axis no rule says. Candidates are integers that equal an old size; the trial of
-`passes.trial.module_trial` keeps those with which the module runs.
+`passes.trial.corrections` keeps those with which the module runs.
 """
 
 from __future__ import annotations

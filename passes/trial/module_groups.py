@@ -28,8 +28,9 @@ from passes.graph.module_copies import modules_of, parameters_of
 from passes.stream.call_arguments import Arguments, bound, describe_call, tensors_of
 from passes.stream.module_run import Beside, ModuleInferred, infer_module
 from passes.transform.slicing import Slicing
+from passes.trial.corrections import changes_that_follow, refused_axes
 from passes.trial.following import Failure
-from passes.trial.module_trial import Changes, RealTrial, Trial, changes_that_follow, refused_axes
+from passes.trial.module_trial import Changes, RealTrial, Trial
 from passes.trial.other_runs import (
     look_at_later_calls,
     look_at_other_arguments,

@@ -19,7 +19,7 @@ from passes.graph.left_behind import Plain, counts, set_state
 from passes.ops import Record, Value, spelled
 from passes.process.torch_private import OpOverload
 from passes.stream.call_arguments import CHANGED, Arguments, replaced, tensors_of
-from passes.stream.conditions import SizeConditions
+from passes.stream.conditions import Asked, SizeConditions
 from passes.stream.module_run import ModuleInferred, ModuleRun
 from passes.stream.module_stream import Watching, input_on_meta
 from passes.trial.following import COPIES, VIEWS, cut_at, owned
@@ -32,16 +32,21 @@ _OTHER_VALUES = 3  # seeds of other values, where a program asks for values
 def look_at_other_sizes(inferred: ModuleInferred, arguments: Arguments) -> bool:
     """Run the module with other sizes of its inputs; whether that said something which the example did not.
 
-    Where it calls other operators, what these state holds as well.
+    Where it calls other operators, what these state holds as well. So does what it calls where a condition that
+    compares such sizes is answered otherwise.
     """
     for resized in other_sizes(arguments):
-        found = _calls_at(inferred.run, resized)
+        conditions = SizeConditions()
+        found = _calls_at(inferred.run, resized, conditions=conditions)
+        if found is None:  # a program may refuse integers of another class
+            conditions, found = SizeConditions(), _calls_at(inferred.run, resized)
         if found is None:
             continue
         moving = _moving(inferred, found, "the size of the inputs")
         if moving is None and not inferred.run_beside(resized):
             inferred.specialised.append("its program calls other operators at other sizes of the inputs")
-        return moving is None or bool(_frozen(inferred, moving))
+        turned = _turn(inferred, arguments, _moving_conditions(inferred.run, arguments, conditions.asked))
+        return turned or moving is None or bool(_frozen(inferred, moving))
     return False
 
 
@@ -137,13 +142,14 @@ def _moving(inferred: ModuleInferred, found: Sequence[Any], with_what: str) -> l
 
     None where a run did not make the calls of the tape, with the same tensors of the module, and as many others.
     """
-    known = [(r, _call(r.func, r.inputs, r.template[0])) for r in inferred.records if r.func not in COPIES]
-    if [call[:2] for call in found] != [call[:2] for _, call in known]:
+    records = [record for record in inferred.records if record.func not in COPIES]
+    known = _calls_of(records)
+    if [call[:2] for call in found] != [call[:2] for call in known]:
         return None
     text = f"it is cut at a position that moves with {with_what}"
     return [
         (record.inputs[0].axes[_dimension(record)], Reason(text, record.node, spelled(record.func)))
-        for (record, before), call in zip(known, found, strict=True)
+        for record, before, call in zip(records, known, found, strict=True)
         if call != before
     ]
 
@@ -169,37 +175,43 @@ def _dimension(record: Record) -> int:
 
 
 def look_at_other_branches(inferred: ModuleInferred, arguments: Arguments) -> None:
-    """Run a module once for each condition on values, or on sizes of its inputs, with the other answer.
+    """Run a module once for each condition on values with the other answer; on sizes too, where it runs on values."""
+    _turn(inferred, arguments, list(inferred.run.mode.asked))
+    for resized in other_sizes(arguments) if inferred.real else ():
+        asked = _asked_of_sizes(inferred.run, resized)
+        if asked is not None:
+            _turn(inferred, arguments, _moving_conditions(inferred.run, arguments, asked))
+            break
+
+
+def _turn(inferred: ModuleInferred, arguments: Arguments, lines: Sequence[str]) -> bool:
+    """Run a module once for each of these conditions with the other answer; whether it called others then.
 
     What it calls then holds as well.
     """
-    expected = [record.func for record in inferred.records]
-    lines = [*inferred.run.mode.asked, *_conditions_on_sizes(inferred, arguments)]
-    for line in lines[:_MOST_CONDITIONS]:
-        if not inferred.run_beside(arguments, turned=line):
-            run = inferred.runs_beside[-1]
-            if [record.func for record in run.records] == expected:
-                inferred.runs_beside.remove(run)
-    if len(lines) > _MOST_CONDITIONS:
-        rest = ", ".join(lines[_MOST_CONDITIONS:][:3])
+    before, known = len(inferred.runs_beside), _calls_of(inferred.records)
+    followed = max(0, _MOST_CONDITIONS - inferred.turned)
+    for line in lines[:followed]:
+        if _calls_at(inferred.run, arguments, turned=line) not in (None, known):
+            inferred.run_beside(arguments, turned=line)
+    inferred.turned += len(lines)
+    if len(lines) > followed:
+        rest = ", ".join(lines[followed:][:3])
         inferred.specialised.append(f"conditions at {rest} were followed as the example answers them, alone")
+    return len(inferred.runs_beside) > before
 
 
-def _conditions_on_sizes(inferred: ModuleInferred, arguments: Arguments) -> list[str]:
-    """The conditions that compare what moves with the sizes of the inputs, where the module takes other sizes."""
-    found = _asked_of_sizes(inferred.run, arguments)
-    for resized in other_sizes(arguments) if found else ():
-        other = _asked_of_sizes(inferred.run, resized)
-        if other is not None:
-            return [name for name, compared in (found or {}).items() if other.get(name, compared) != compared]
-    return []
+def _moving_conditions(run: ModuleRun, arguments: Arguments, at_other_sizes: Asked) -> list[str]:
+    """The conditions that compare something else on the example than at other sizes."""
+    found = _asked_of_sizes(run, arguments) if at_other_sizes else None
+    return [name for name, compared in (found or {}).items() if at_other_sizes.get(name, compared) != compared]
 
 
-def _asked_of_sizes(run: ModuleRun, arguments: Arguments) -> dict[str, tuple[Any, ...]] | None:
+def _asked_of_sizes(run: ModuleRun, arguments: Arguments) -> Asked | None:
     """The conditions on sizes that a module asks, and what they compare; None where it does not run."""
+    conditions = SizeConditions()
     try:
-        with SizeConditions() as conditions:
-            run.again(Watching(run.mode.real), arguments)
+        run.again(Watching(run.mode.real), arguments, conditions=conditions)
     except Exception:  # what a module raises at a size that it does not take, or on integers of another class
         return None
     return conditions.asked
@@ -221,8 +233,8 @@ def look_at_other_values(inferred: ModuleInferred, arguments: Arguments) -> None
 class _Calls(Watching):
     """Keeps which operators are called, and where they cut parameters; infers no axes."""
 
-    def __init__(self) -> None:
-        super().__init__(real=False)
+    def __init__(self, real: bool) -> None:
+        super().__init__(real)
         self.calls: list[object] = []
 
     def watch(self, func, args, kwargs, operands, outputs) -> None:
@@ -241,11 +253,26 @@ def _call(func: OpOverload, operands: Sequence[Value], args: tuple) -> Any:
     return aten.view.default if func in VIEWS else func, owned(operands), cut_at(func, operands, args)
 
 
-def _calls_at(run: ModuleRun, arguments: Arguments, state: Mapping[str, Plain] | None = None) -> list[object] | None:
-    """The calls that a module makes on these inputs; None where it does not take them. state: of its attributes."""
-    mode = _Calls()
+def _calls_of(records: Sequence[Record]) -> list[Any]:
+    """What is compared of the calls of a tape."""
+    return [_call(record.func, record.inputs, record.template[0]) for record in records if record.func not in COPIES]
+
+
+def _calls_at(
+    run: ModuleRun, arguments: Arguments, state: Mapping[str, Plain] | None = None, turned: str = "",
+    conditions: SizeConditions | None = None,
+) -> list[object] | None:  # fmt: skip
+    """The calls that a module makes on these inputs; None where it does not take them.
+
+    state: of its attributes. turned: the condition that gets the other answer. conditions: lists those on sizes.
+    """
+    mode = _Calls(run.mode.real)
+
+    def prepare(copied: nn.Module) -> None:
+        set_state(copied, state or {})
+
     try:
-        run.again(mode, arguments, prepare=lambda copied: set_state(copied, state or {}))
+        run.again(mode, arguments, prepare=prepare, turned=turned, conditions=conditions)
     except Exception:  # what a module raises at a size that it does not take
         return None
     return mode.calls

@@ -4,6 +4,7 @@ example: the other branch."""
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -20,7 +21,8 @@ class SizeConditions(TorchFunctionMode):
     """Inside, the conditions on sizes that the program itself asks are listed.
 
     asked: what each of them compared when it was asked first, by its name: ``model.py:12 (size)``, and ``(size 2)`` for
-    the second of a line.
+    the second of a line. whether: only that there are some is asked for, which takes less: `len` of a tensor, whatever
+    becomes of it, counts as one then.
 
     >>> with SizeConditions() as mode:
     ...     long = torch.ones(3, 9).shape[1] > 8
@@ -28,11 +30,11 @@ class SizeConditions(TorchFunctionMode):
     [(9, 8)]
     """
 
-    def __init__(self) -> None:
+    def __init__(self, whether: bool = False) -> None:
         super().__init__()
         self.asked: Asked = {}
         self._known: dict[str, dict[int, str]] = {}
-        self._by_len = sizes_by_len()
+        self._by_len = nullcontext() if whether else sizes_by_len()
 
     def __enter__(self) -> SizeConditions:
         self._by_len.__enter__()
@@ -45,6 +47,8 @@ class SizeConditions(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         answer = func(*args, **(kwargs or {}))
+        if func is torch.Tensor.__len__:  # Python makes a plain integer of it
+            self.asked.setdefault("len", (answer,))
         return watched(answer, self._asked) if func in SIZES else answer
 
     def _asked(self, compared: tuple[Any, ...], answer: bool, frame: Any) -> bool:

@@ -283,14 +283,19 @@ class AtOtherSizes(Following):
         return all(record.func in COPIES for record in self.tape[self.place :])
 
     def _same_call(self, func: OpOverload, operands: list[torch.Tensor], got: Shapes) -> Record | None:
-        if func in COPIES:
-            return None
-        while self.place < len(self.tape) and self.tape[self.place].func in COPIES:
-            self.place += 1
-        record = self.tape[self.place] if self.place < len(self.tape) else None
+        record = self._at_place()
+        if record is None or record.func is not func:
+            if func in COPIES:
+                return None
+            while record is not None and record.func in COPIES:
+                self.place += 1
+                record = self._at_place()
         if record is None or not _alike(record.func, func) or not _fit(self._lengths[self.place], got):
             self._differ("another call is made at another size of the inputs")
         return record
+
+    def _at_place(self) -> Record | None:
+        return self.tape[self.place] if self.place < len(self.tape) else None
 
     def _compare(self, record, func, args, kwargs, operands, outputs) -> None:
         super()._compare(record, func, args, kwargs, operands, outputs)
@@ -317,8 +322,8 @@ class AtOtherSizes(Following):
         super()._compare_positions(record, func, args, kwargs, operands)
         known = [getattr(tensor, ATTRIBUTE, None) for tensor in operands]
         own = tuple([v.label if v is not None and _is_own(v) else "" for v in known])
-        before, now = (cut_at(record.func, record.inputs, given) for given in (record.template[0], args))
-        if own != owned(record.inputs) or before != now:
+        before = cut_at(record.func, record.inputs, record.template[0])
+        if own != owned(record.inputs) or (before and before != cut_at(record.func, record.inputs, args)):
             self._differ("a call takes something else at another size of the inputs")
 
 
@@ -336,12 +341,12 @@ def owned(values: Sequence[Value]) -> tuple[str, ...]:
 
 
 def _is_own(value: Value) -> bool:
-    return len(value.parameters) == 1 and value.label in value.parameters
+    return value.label in value.parameters and len(value.parameters) == 1
 
 
 def cut_at(func: OpOverload, operands: Sequence[Value], args: tuple) -> tuple[str, ...]:
     """Where a call cuts what is made of the module's tensors alone."""
-    static = func in CUTS and bool(operands) and all(value.parameters for value in operands)
+    static = bool(operands) and all([value.parameters for value in operands]) and func in CUTS
     return tuple(map(str, args[1:])) if static else ()
 
 

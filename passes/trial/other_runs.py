@@ -189,6 +189,8 @@ def _turn(inferred: ModuleInferred, arguments: Arguments, lines: Sequence[str]) 
 
     What it calls then holds as well.
     """
+    if not lines:
+        return False
     before, known = len(inferred.runs_beside), _calls_of(inferred.records)
     followed = max(0, _MOST_CONDITIONS - inferred.turned)
     for line in lines[:followed]:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+import fxprune
+
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 BUILD = "import sys; out = sys.argv[1]; from setuptools import build_meta as b; b.build_wheel(out); b.build_sdist(out)"
@@ -32,6 +34,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_files_of_the_wheel_and_of_the_sdist(built: Path) -> None:
     (wheel,), (sdist,) = built.glob("*.whl"), built.glob("*.tar.gz")
+    assert (
+        wheel.name.startswith(f"fxprune-{fxprune.__version__}-") and sdist.stem == f"fxprune-{fxprune.__version__}.tar"
+    )
     names = zipfile.ZipFile(wheel).namelist()
     assert {"fxprune/py.typed", "passes/py.typed", "fxprune/cli/main.py"} <= set(names)
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"fxprune", "passes"}
@@ -55,7 +60,10 @@ def test_it_runs_where_nothing_of_the_clone_is_near(built: Path, kind: str, tmp_
         "example_inputs=torch.randn(1, 8), progress=False); print(r.met)"
     )
     environment = {**os.environ, "PYTHONPATH": str(target)}
-    for arguments, said in ((["-c", code], "True"), (["-m", "fxprune", "--version"], "fxprune ")):
+    for arguments, said in (
+        (["-c", code], "True"),
+        (["-m", "fxprune", "--version"], f"fxprune {fxprune.__version__}\n"),
+    ):
         done = subprocess.run(
             [sys.executable, *arguments], cwd=elsewhere, env=environment, capture_output=True, text=True
         )

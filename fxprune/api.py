@@ -424,8 +424,9 @@ def finish(
 
 
 def remember(result: NetAdaptResult, journal: Journal) -> None:
-    """Record the result, unless the same one is recorded already: the record keeps the timings of the run that found
+    """Record the result, unless the same one is recorded already: the record keeps what was timed in the run that found
     it."""
     known, now = journal.recorded_result(), result.to_dict()
-    if known is None or any(known.get(key) != now[key] for key in now if key not in ("timings", "certificate")):
+    timed = ("timings", "certificate", "layers")
+    if known is None or any(known.get(key) != now[key] for key in now if key not in timed):
         journal.save_result(now)

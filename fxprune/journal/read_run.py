@@ -17,6 +17,7 @@ from fxprune.journal.folder import Folder
 from fxprune.journal.goals import read_goals
 from fxprune.journal.records import Candidate, Round
 from fxprune.resources.budgets import Budget, parse_budget
+from fxprune.resources.layer_costs import LayerCosts
 
 log = logging.getLogger(__name__)
 
@@ -30,8 +31,8 @@ class Run:
     and fingerprints of graph and weights. `frozen`: of the analysis, each with tensor, dim, reason, node and source.
     `grids`: group to (step, least width). `calibrated`: it goes by calibration data, and `curves` say what each width
     of each group costs. `evaluated`: there is an evaluate function. `form`: whether a module or its graph was searched.
-    `outline`: what stands beside the tensors; None in a folder of an older fxprune. `inputs`: shapes and
-    types of the example inputs.
+    `layer_costs`: of each layer before and after, of a finished search. `outline`: what stands beside the tensors; None
+    in a folder of an older fxprune. `inputs`: shapes and types of the example inputs.
     """
 
     folder: Path
@@ -59,6 +60,7 @@ class Run:
     evaluated: bool = True
     curves: dict[str, Curve] = field(default_factory=dict)
     inputs: str = ""
+    layer_costs: tuple[LayerCosts, ...] = ()
 
     @property
     def accepted(self) -> int:
@@ -170,4 +172,5 @@ def run_from(
         journal=journal,
         form=identity.get("form", "graph"),
         inputs=typed(str, identity["example_inputs"], "example_inputs"),
+        layer_costs=typed(tuple[LayerCosts, ...], (result or {}).get("layers", []), "layers"),
     )

@@ -70,6 +70,14 @@ class LatencyModel:
             if there is None or there.all()
         ]
 
+    def by_layer(self, widths: Mapping[str, int] | None = None) -> dict[str, float]:
+        """Predicted milliseconds of each layer, {name: ms}, with what is fused with its operators."""
+        total: dict[str, float] = {}
+        for name, _, ms in self.by_unit(widths):
+            layer = self.network.layers[name]
+            total[layer] = total.get(layer, 0.0) + ms
+        return total
+
     def calibrate(self: Model, measured_ms: float, widths: Widths | None = None) -> Model:
         """The model whose prediction at `widths` is what was measured there."""
         return self.calibrated(self.predict_ms(widths), measured_ms)

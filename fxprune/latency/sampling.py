@@ -27,6 +27,7 @@ from fxprune.latency.table import LatencyTable, Sample, Span
 from fxprune.latency.timing import Reference, Timing, warm_up
 from fxprune.latency.units import Coordinates, Unit, extract, units_of
 from passes import Coupling, PruneChannels
+from passes.analysis.cost_model import layer_of_call
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +68,14 @@ class Network:
     @cached_property
     def units(self) -> tuple[Unit, ...]:
         return units_of(self.gm, self.coupling)
+
+    @cached_property
+    def layers(self) -> dict[str, str]:
+        """For each unit, by its name, the layer whose parameters its first operator reads."""
+        layers: dict[str, str] = {}
+        for record in self.coupling.structure.records:
+            layers.setdefault(record.node, layer_of_call(record))
+        return {unit.name: layers.get(unit.name, unit.name) for unit in self.units}
 
     @cached_property
     def coordinates(self) -> Coordinates:

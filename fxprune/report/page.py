@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fxprune.journal.read_run import Run
-from fxprune.report import data_sections, sections
+from fxprune.report import data_sections, layers, sections
 from fxprune.report.html import Markup, amount, element, escape, joined, score, seconds
 from fxprune.report.plots import schedule, score_name, tradeoff
 from fxprune.report.style import CSS, HUES, group_colours
@@ -23,6 +23,7 @@ def page_of(run: Run) -> str:
             *(element("div", element("b", "Damaged: "), text, class_="alert") for text in run.damage),
             tiles(run),
             plots(run),
+            layers.layers(run),
             sections.widths(run),
             sections.rounds(run),
             data_sections.data(run),

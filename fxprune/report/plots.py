@@ -8,7 +8,8 @@ from __future__ import annotations
 import html
 import io
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -117,6 +118,41 @@ def schedule(run: Run, resource: str) -> str:
     return _both(f"schedule-{resource}", label, draw)
 
 
+@dataclass(frozen=True)
+class Column:
+    """A bar before and after, and what it says when it is pointed at."""
+
+    before: float
+    after: float
+    text: str
+
+
+def columns(name: str, unit: str, shown: Sequence[Column]) -> str:
+    """Columns side by side, thin enough for a hundred and more."""
+
+    def draw(axes: Any) -> Tips:
+        from matplotlib.ticker import EngFormatter
+
+        tips: Tips = {}
+        for kind, colour in (("before", "faint"), ("after", "accent")):
+            heights = [getattr(column, kind) for column in shown]
+            bars = axes.bar(range(1, len(shown) + 1), heights, width=0.8, color=COLOURS[colour], linewidth=0)
+            for number, (bar, column) in enumerate(zip(bars, shown, strict=True)):
+                bar.set_gid(f"{kind}-{number}")
+                tips[f"{kind}-{number}"] = [column.text]
+        axes.set_xlabel("layer, in the order of the run")
+        axes.set_ylabel(unit)
+        axes.set_xlim(0.2, max(len(shown), 6) + 0.8)
+        axes.grid(axis="x", visible=False)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.yaxis.set_major_formatter(EngFormatter(sep=""))
+        return tips
+
+    before, after = sum(column.before for column in shown), sum(column.after for column in shown)
+    label = f"{unit} of {len(shown)} layers: {after / before:.1%} are left" if before else f"{unit}: none"
+    return _both(name, label, draw)
+
+
 def score_name(run: Run) -> str:
     if run.data_free:
         return "minus the importance lost"
@@ -192,9 +228,10 @@ def _with_tips(svg: str, gid: str, texts: list[str]) -> str:
     """The points of an artist, each with its title; none where this matplotlib draws points in another way."""
     before, found, rest = svg.partition(f'<g id="{gid}">')
     own, following, after = rest.partition('<g id="')
-    points = re.findall(r"<use [^>]*/>", own)
+    drawn = r"<use [^>]*/>" if "<use " in own else r"<path [^>]*/>"  # points, or one bar
+    points = re.findall(drawn, own)
     if len(points) != len(texts):
         return svg
     said = iter(texts)
-    own = re.sub(r"<use [^>]*/>", lambda point: f"<g><title>{html.escape(next(said))}</title>{point[0]}</g>", own)
+    own = re.sub(drawn, lambda point: f"<g><title>{html.escape(next(said))}</title>{point[0]}</g>", own)
     return before + found + own + following + after

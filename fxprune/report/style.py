@@ -70,10 +70,11 @@ svg text { font-family: system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica
   vertical-align: 1px;
 }
 .legend .rule { height: 0; border-top: 2px dashed var(--warm); vertical-align: 4px; width: 1.1rem; }
-.bars { display: grid; gap: 0.55rem 1rem; grid-template-columns: minmax(9rem, 19rem) 7.5rem minmax(0, 1fr); }
+.bars { display: grid; gap: 0.55rem 1rem; grid-template-columns: minmax(9rem, 19rem) 10rem minmax(0, 1fr); }
 .bars > div { min-width: 0; }
 .bars .count { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 .bars small { display: block; color: var(--muted); overflow-wrap: anywhere; line-height: 1.35; }
+.bars .count small { display: inline; margin-left: 0.5rem; }
 .track { height: 1.1rem; background: var(--faint); border-radius: 3px; margin-top: 0.15rem; min-width: 3px; }
 .track div { height: 100%; background: var(--accent); border-radius: 3px; min-width: 2px; }
 .track.same div { background: var(--muted); }

@@ -25,6 +25,7 @@ from fxprune.problem.wrappers import BARE, Wrapping, unwrapped
 from fxprune.registries import FIGURES, REPORTS
 from fxprune.resources.budgets import Budget
 from fxprune.resources.kinds import amount, unit_of
+from fxprune.resources.layer_costs import LayerCosts, layer_costs
 from fxprune.search.before_after import Compared, before_after
 from fxprune.training.repaired import Repaired
 from passes import capture
@@ -136,6 +137,7 @@ class NetAdaptResult(CoupledAnew):
             "stopped": self.stopped,
             "timings": {**asdict(self.timings), "overhead": self.timings.overhead},
             "certificate": self.certificate.to_dict(),
+            "layers": [asdict(layer) for layer in self.layers],
         }
 
     def summary(self) -> str:
@@ -167,6 +169,12 @@ class NetAdaptResult(CoupledAnew):
         networks = (self.dense, self.module)
         costs, scores = (self.start, self.achieved), (self.baseline, self.score)
         return before_after(self.coupling, self.widths, networks, costs, scores)
+
+    @cached_property
+    def layers(self) -> tuple[LayerCosts, ...]:
+        """MACs and parameters of each layer before and after, in the order of the run; milliseconds with a table."""
+        resources = self.problem.resources if self.problem is not None else ()
+        return layer_costs(self.coupling, self.widths, resources)
 
     def plot(self, resource: str | None = None) -> Figure:
         """A matplotlib figure of the score over a resource that was budgeted (None: the first), round by round.

@@ -6,7 +6,7 @@ product of its axes, and the length of an axis is a polynomial in the widths of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,13 +14,14 @@ import numpy as np
 import torch
 
 from passes.analysis.coupling import Coupling
+from passes.analysis.parameter_roles import layer_of
 from passes.analysis.peak_memory import peak_bytes
 from passes.analysis.polynomial import Amount, Compiled, Lengths, Widths
 from passes.analysis.residual_blocks import NO_BLOCKS
 from passes.arguments import got, is_a
 from passes.axes.expressions import Axis
 from passes.errors import PlanError
-from passes.ops import spelled
+from passes.ops import Record, spelled
 
 _FLOPS_PER_MAC = 2
 
@@ -39,6 +40,19 @@ class OperatorCost:
     elements: Callable[[Widths | None], Amount]
 
 
+@dataclass(frozen=True)
+class LayerCost:
+    """What one layer costs: the calls that multiply with its parameters, and these parameters.
+
+    name: the module's, "" for the network itself; of multiplications without a parameter (attention's scores) that of
+    the node or call. macs, params: functions of the widths, as those of `Cost`; over all layers they add up to its own.
+    """
+
+    name: str
+    macs: Callable[[Widths | None], Amount]
+    params: Callable[[Widths | None], Amount]
+
+
 class Cost(Lengths):
     """The resources of a coupled network as functions of its group widths.
 
@@ -55,12 +69,13 @@ class Cost(Lengths):
 
     @cached_property
     def _params(self) -> Compiled:
-        structure, aliases = self.coupling.structure, self.coupling.aliases
-        return self.compile(
-            (*axes, *self.tensor_blocks.get(name, ()))
-            for name, axes in structure.tensors.items()
-            if aliases[name] == name and name in self.coupling.trainable
-        )
+        return self.compile(product for _, product in self._parameters())
+
+    def _parameters(self) -> Iterator[tuple[str, Sequence[Axis]]]:
+        """Each parameter, tied ones once, with the axes whose lengths multiply to its size."""
+        for name, axes in self.coupling.structure.tensors.items():
+            if self.coupling.aliases[name] == name and name in self.coupling.trainable:
+                yield name, (*axes, *self.tensor_blocks.get(name, ()))
 
     @cached_property
     def _memory(self) -> Callable[[np.ndarray], np.ndarray]:
@@ -93,21 +108,48 @@ class Cost(Lengths):
         [(12, 4), (8, 2)]
         """
 
-        def of(products: Iterable[Sequence[Axis]]) -> Callable[[Widths | None], Amount]:
-            compiled = self.compile(products)
-
-            def value(widths: Widths | None = None) -> Amount:
-                return self._evaluate(compiled, widths)
-
-            return value
-
         def made_by(number: int, products: Iterable[Sequence[Axis]]) -> Callable[[Widths | None], Amount]:
-            return of((*axes, *self.call_blocks.get(number, ())) for axes in products)
+            return self._function((*axes, *self.call_blocks.get(number, ())) for axes in products)
 
         return tuple(
             OperatorCost(spelled(r.func), r.node, made_by(n, r.macs), made_by(n, (v.axes for v in r.outputs)))
             for n, r in enumerate(self.coupling.structure.records)
         )
+
+    @cached_property
+    def layers(self) -> tuple[LayerCost, ...]:
+        """What each layer costs, in the order of the run.
+
+        >>> import torch; from torch import nn
+        >>> from passes import couple, cost
+        >>> costs = cost(couple(nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(1, 3)))
+        >>> [(layer.name, layer.macs({"0": 4}), layer.params({"0": 4})) for layer in costs.layers]
+        [('0', 12, 16), ('2', 8, 10)]
+        """
+        macs: dict[str, list[Sequence[Axis]]] = {}
+        for number, record in enumerate(self.coupling.structure.records):
+            for layer in layers_read(record):
+                macs.setdefault(layer, [])
+            if record.macs:
+                blocks = self.call_blocks.get(number, ())
+                macs.setdefault(layer_of_call(record), []).extend((*axes, *blocks) for axes in record.macs)
+        params: dict[str, list[Sequence[Axis]]] = {}
+        for name, product in self._parameters():
+            params.setdefault(layer_of(name), []).append(product)
+        return tuple(
+            LayerCost(name, self._function(macs.get(name, ())), self._function(params.get(name, ())))
+            for name in {**macs, **params}
+            if macs.get(name) or params.get(name)
+        )
+
+    def _function(self, products: Iterable[Sequence[Axis]]) -> Callable[[Widths | None], Amount]:
+        """A sum of products of lengths as a function of the widths."""
+        compiled = self.compile(products)
+
+        def value(widths: Widths | None = None) -> Amount:
+            return self._evaluate(compiled, widths)
+
+        return value
 
     def resource(self, name: str) -> Callable[[Widths | None], Amount]:
         """The function of a resource by name: flops, macs, params (or weights), memory."""
@@ -160,6 +202,17 @@ class Cost(Lengths):
         vector, scalar = self.vector(widths)
         value = compiled(vector)
         return int(value) if scalar else value
+
+
+def layers_read(record: Record) -> tuple[str, ...]:
+    """The layers whose parameters a call reads, in the order of its operands; of one without data all that made it."""
+    named = (layer_of(name) for value in record.inputs for name in sorted(value.parameters))
+    return tuple(dict.fromkeys(named))
+
+
+def layer_of_call(record: Record) -> str:
+    """The layer that a call's multiplications are counted for: the first whose parameters it reads, else its node."""
+    return next(iter(layers_read(record)), record.node)
 
 
 def by_blocks(costs: Cost) -> Callable[[np.ndarray], np.ndarray]:

@@ -14,6 +14,15 @@ from passes.ops import Record, Slot, Value, traits_of
 _PARAMETER = re.compile(r"(\.parametrizations)?\.(\w*_)?(weight|bias)(\.original\d?|_v|_g|_orig|_[ih]h(_l\d+\w*)?)?$")
 
 
+def layer_of(tensor: str) -> str:
+    """The layer that a parameter belongs to: its module's name ("" is the whole network), else the parameter's own.
+
+    >>> layer_of("blocks.0.attention.in_proj_weight"), layer_of("rnn.weight_hh_l0"), layer_of("bias"), layer_of("scale")
+    ('blocks.0.attention', 'rnn', '', 'scale')
+    """
+    return _PARAMETER.sub("", f".{tensor}").removeprefix(".")
+
+
 def roles_of(
     records: Iterable[Record], tensors: Mapping[str, tuple[Axis, ...]]
 ) -> dict[tuple[str, Variable, int], str]:
@@ -72,7 +81,7 @@ def names_of(
                     producer.setdefault(variable, tensor)
     names: dict[str, Variable] = {}
     for variable, tensor in first.items():
-        base = _PARAMETER.sub("", producer.get(variable, tensor))
+        base = layer_of(producer.get(variable, tensor)) or producer.get(variable, tensor)
         name, number = base, 1
         while name in names:
             number += 1

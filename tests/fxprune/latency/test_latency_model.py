@@ -201,6 +201,9 @@ def test_predictions_are_vectorised() -> None:
     assert isinstance(model.predict_ms(), float)
     parts = sum(ms for _, _, ms in model.by_unit())
     assert parts + model.call_ms == pytest.approx(model.predict_ms())
+    layers = model.by_layer()
+    assert sum(layers.values()) == pytest.approx(parts) and "head" in layers and len(layers) < len(model.by_unit()) + 1
+    assert model.by_layer({names[0]: 8})["head"] <= layers["head"]
 
 
 def test_a_table_of_another_network_serves_where_keys_agree() -> None:

@@ -19,6 +19,7 @@ from fxprune.errors import JournalError
 from fxprune.journal.read_run import read_run
 from fxprune.report import page_of, write_report
 from fxprune.report.html import amount, element, escape, seconds, table
+from fxprune.resources.layer_costs import LayerCosts
 
 VOID = {"meta", "br", "hr", "path", "use", "line", "rect"}
 
@@ -135,7 +136,7 @@ def test_the_page_is_whole_and_needs_nothing_else(finished) -> None:  # type: ig
     plain = re.sub(r'xmlns(:xlink)?="[^"]*"', "", text)
     assert not any(word in plain for word in ("http", "@import", "url('", 'url("'))
     assert len(page.ids) == len(set(page.ids))
-    assert page.tags.count("svg") == 8  # two plots for each of two budgets, in two sizes
+    assert page.tags.count("svg") == 12  # two plots for each of two budgets and two of the layers, in two sizes
     assert "#0" not in re.sub(r"#glyph|url\(#", "", text.partition("<svg")[2])  # every stand-in has become a name
     assert write_report(folder, folder / "again.html").read_text() == text  # the same run, the same page
 
@@ -145,7 +146,7 @@ def test_points_and_plots_say_what_they_are(finished) -> None:  # type: ignore[n
     plots = re.findall(r"<svg.*?</svg>", page_of(read_run(folder)), re.DOTALL)
     assert all(re.match(r'<svg viewBox="[^"]+" role="img" aria-label="[^"]+">', plot) for plot in plots)
     scored = sum(c.score is not None for r in result.rounds for c in r.candidates)
-    for plot in plots:
+    for plot in plots[:8]:  # the others are of layers
         titles = re.findall(r"<g><title>([^<]+)</title><use", plot)
         trade = "unpruned" in plot
         assert len(titles) == (scored + len(result.rounds) + 1 if trade else 2 * len(result.rounds) + 1)
@@ -169,6 +170,41 @@ def test_it_says_what_the_search_did(finished) -> None:  # type: ignore[no-untyp
     assert f"{result.certificate.max_error:.1e}" in page.text and "embedded in the dense one" in page.text
     assert "training:" in page.text and "everything else" in page.text
     assert "netadapt_max_iter" in page.text
+
+
+def test_each_layer_is_told_before_and_after(finished) -> None:  # type: ignore[no-untyped-def]
+    result, folder = finished
+    run = read_run(folder)
+    assert run.layer_costs == result.layers and [layer.name for layer in run.layer_costs] == [
+        "stem", "left", "right", "last",
+    ]  # fmt: skip
+    modules = dict(result.module.named_modules()), dict(result.dense.named_modules())
+    for layer in run.layer_costs:
+        after, before = (sum(p.numel() for p in named[layer.name].parameters()) for named in modules)
+        assert (layer.params_before, layer.params_after) == (before, after)
+    assert sum(layer.macs_after for layer in run.layer_costs) == result.achieved["macs"]
+    assert sum(layer.macs_before for layer in run.layer_costs) == result.start["macs"]
+    text = page_of(run)
+    stem = run.layer_costs[0]
+    assert re.search(rf"<title>stem: {amount(stem.params_before, 'params')}[^<]*</title><path", text)
+    assert (
+        len(re.findall(r"<title>[^<]+</title><path", text)) == 2 * 2 * 2 * 4
+    )  # sizes, measures, before and after, layers
+    table = Page(text).text
+    assert f"{stem.params_after / stem.params_before:.0%}" in table and "whole network" in table
+    assert "Each column is a layer" not in Page(page_of(replace(run, layer_costs=()))).text
+    timed = tuple(replace(layer, ms_before=2.0, ms_after=1.0) for layer in run.layer_costs)
+    assert "2.000 ms → 1.000 ms 50%" in Page(page_of(replace(run, layer_costs=timed))).text
+
+
+def test_many_layers_are_folded_and_the_small_ones_counted_together(finished) -> None:  # type: ignore[no-untyped-def]
+    run = read_run(finished[1])
+    many = [LayerCosts(f"conv{n}", 1000, 500, 100, 50) for n in range(100)]
+    many += [LayerCosts(f"norm{n}", 0, 0, 1, 1) for n in range(90)] + [LayerCosts("embedding", 0, 0, 5000, 4000)]
+    text = page_of(replace(run, layer_costs=tuple(many)))
+    page = Page(text)
+    assert "All 191 layers" in page.text and "90 layers without MACs" in page.text and "conv99" in page.text
+    assert "embedding: 5 k parameters → 4 k parameters" in text and "norm3" not in text
 
 
 def test_errors_of_candidates_are_shown_as_text(finished) -> None:  # type: ignore[no-untyped-def]

@@ -34,7 +34,7 @@ from fxprune.resources.budgets import Budget, parse_budget
 from fxprune.resources.kinds import Subject, unit_of
 from fxprune.resources.models import Resource
 from fxprune.search.expected_size import said_size
-from fxprune.search.progress import Progress, make_progress
+from fxprune.search.progress import Progress, make_progress, telling
 from fxprune.search.proof import prove_halves
 from fxprune.search.proposals import evaluate, least_widths
 from fxprune.search.result import NetAdaptResult, Timings
@@ -128,45 +128,51 @@ def netadapt(
     check_resources(resources)
     if workdir is not None:
         is_a(workdir, str | os.PathLike, "netadapt: workdir", "the name of a folder", InputError)
-    given = analysed(model, example_inputs, form, settings.depth)
-    if checkpoint is not None:
-        take_values_from(given.network, checkpoint)
-    check_weights(given.network, train, evaluate, calibration)
-    train, evaluate = given.wrap.inside(train), given.wrap.inside(evaluate)
-    names = scope_names(unwrapped(model)[0], scope)
-    data = None
-    if calibration is not None:
-        with seeded(seed or settings.seed):  # a loader that shuffles gives the same batches when the run is resumed
-            begin_anew(calibration)
-            data = calibration_of(given.network, given.coupling, calibration, settings.calibration_samples)
-    problem = make_problem(given, budgets, settings, seed, train, evaluate, resources, progress, names, data)
-    ready = time.perf_counter()
+    with telling(make_progress(progress)) as told:
+        told.stage("analysing the network")
+        given = analysed(model, example_inputs, form, settings.depth)
+        if checkpoint is not None:
+            take_values_from(given.network, checkpoint)
+        check_weights(given.network, train, evaluate, calibration)
+        train, evaluate = given.wrap.inside(train), given.wrap.inside(evaluate)
+        names = scope_names(unwrapped(model)[0], scope)
+        data = None
+        if calibration is not None:
+            told.stage("reading calibration data")
+            with seeded(seed or settings.seed):  # a loader that shuffles gives the same batches when the run is resumed
+                begin_anew(calibration)
+                data = calibration_of(given.network, given.coupling, calibration, settings.calibration_samples)
+        told.stage("counting and measuring what is budgeted")
+        problem = make_problem(given, budgets, settings, seed, train, evaluate, resources, progress, names, data)
+        ready = time.perf_counter()
 
-    within = all(problem.start[name] <= limit for name, limit in problem.limits.items())
-    if not within:
-        check_problem(problem)
-    journal = open_journal(workdir, resume, problem) if not within else Memory()
-    problem, told = journal.resumed(problem), make_progress(progress)
-    if workdir is not None and not within and journal.recorded_result() is None:
-        told.told(said_size(problem, Path(workdir)))
-    workers = Timed(make_workers(problem, train, evaluate))
-    try:
-        with torch_threads(problem.threads), processes_end_here():
-            if not within:
-                start(problem, workers)
-            baseline = 0.0 if evaluate is None else score_dense(problem, evaluate, journal, workers)
-            if within:
-                found = Found((), 0, "the network is within its budget already", True)
-            else:
-                found = run(problem, baseline, workers, journal, told)
-            return finish(problem, given, found, baseline, journal, workers, begun, ready - begun)
-    except KeyboardInterrupt:
-        if workdir is not None:
-            log.warning("interrupted; the same call with workdir=%r goes on where it stopped", os.fspath(workdir))
-        raise
-    finally:
-        workers.close()
-        journal.close()
+        within = all(problem.start[name] <= limit for name, limit in problem.limits.items())
+        if not within:
+            check_problem(problem)
+        journal = open_journal(workdir, resume, problem) if not within else Memory()
+        problem = journal.resumed(problem)
+        if workdir is not None and not within and journal.recorded_result() is None:
+            told.told(said_size(problem, Path(workdir)))
+        workers = Timed(make_workers(problem, train, evaluate))
+        try:
+            with torch_threads(problem.threads), processes_end_here():
+                if not within:
+                    start(problem, workers)
+                    told.started(problem)
+                baseline = 0.0 if evaluate is None else score_dense(problem, evaluate, journal, workers, told)
+                if within:
+                    found = Found((), 0, "the network is within its budget already", True)
+                else:
+                    found = search(problem, baseline, workers, journal, told)
+                told.stage("building and proving the pruned network")
+                return finish(problem, given, found, baseline, journal, workers, begun, ready - begun)
+        except KeyboardInterrupt:
+            if workdir is not None:
+                log.warning("interrupted; the same call with workdir=%r goes on where it stopped", os.fspath(workdir))
+            raise
+        finally:
+            workers.close()
+            journal.close()
 
 
 def read_config(config: object) -> NetAdaptConfig:
@@ -335,7 +341,7 @@ def start(problem: Problem, workers: Timed) -> None:
     workers.start()
 
 
-def score_dense(problem: Problem, evaluate: Evaluate, journal: Journal, clock: Timed) -> float:
+def score_dense(problem: Problem, evaluate: Evaluate, journal: Journal, clock: Timed, progress: Progress) -> float:
     """The score of the unpruned network; an evaluate that fails on it fails on all, so it is an error.
 
     First of all, and once a search, what the search may cut is cut and proven.
@@ -344,7 +350,9 @@ def score_dense(problem: Problem, evaluate: Evaluate, journal: Journal, clock: T
     if known is not None:
         return known
     if problem.grids:
+        progress.stage("proving the network with a random half of its units")
         prove_halves(problem)
+    progress.stage("evaluating the unpruned network")
     limit_s = problem.config.candidate_time_limit
     trained = train_candidate(clone(problem.dense), 0, problem.seed, None, evaluate, limit_s)
     if trained.score is None:
@@ -352,14 +360,6 @@ def score_dense(problem: Problem, evaluate: Evaluate, journal: Journal, clock: T
     clock.evaluate += trained.seconds_evaluate
     journal.save_baseline(trained.score)
     return trained.score
-
-
-def run(problem: Problem, baseline: float, workers: Workers, journal: Journal, progress: Progress) -> Found:
-    progress.started(problem)
-    try:
-        return search(problem, baseline, workers, journal, progress)
-    finally:
-        progress.finished()
 
 
 def finish(

@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 # The share of each auxiliary classifier in the loss (Szegedy et al., Going Deeper with Convolutions, 2014, section 5).
 AUXILIARY = 0.3
+EVERY_S = 30.0  # between two lines of the log about one epoch
 
 
 @dataclass(frozen=True)
@@ -163,14 +164,25 @@ def autocast(context: DLContext, device: torch.device) -> AbstractContextManager
 
 
 def shown(batches: Any, description: str, context: DLContext) -> Iterator[Any]:
-    """The batches, with a bar on the terminal of the first process while they pass."""
+    """The batches, with a bar on the terminal of the first process while they pass; elsewhere a line of the log every
+    `EVERY_S`."""
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    if not context.progress or not sys.stderr.isatty() or (distributed and torch.distributed.get_rank() != 0):
+    if not context.progress or (distributed and torch.distributed.get_rank() != 0):
         yield from batches
+        return
+    total = len(batches) if hasattr(batches, "__len__") else None
+    if not sys.stderr.isatty():
+        begun = last = time.perf_counter()
+        for number, batch in enumerate(batches, 1):
+            yield batch
+            if (now := time.perf_counter()) - last >= EVERY_S:
+                last = now
+                log.info(
+                    "%s: %s batches, %.0f s", description, f"{number} of {total}" if total else number, now - begun
+                )
         return
     from rich.progress import track
 
-    total = len(batches) if hasattr(batches, "__len__") else None
     yield from track(batches, description, total, console=terminal(stderr=True), transient=True)
 
 

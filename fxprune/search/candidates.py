@@ -72,6 +72,7 @@ def train_all(
         replace(c, score=None, steps=before.steps if c.index in best else 0, trained=c.index in best)
         for c, before in zip(compared, candidates, strict=True)
     )
+    progress.round_started(number, {}, len(best))
     return run_all(problem, position, number, chosen, scores, workers, journal, progress)
 
 

@@ -14,6 +14,7 @@ from fxprune.criteria.curves import TRIED, Curve, curves
 from fxprune.journal.protocol import Journal
 from fxprune.problem.calibration import Calibration, first_samples
 from fxprune.problem.search_problem import Problem
+from fxprune.search.progress import Progress
 from fxprune.training.candidate import seeded
 from fxprune.workers.repair import Repair
 from passes import Coupling, observe
@@ -42,10 +43,12 @@ class Observed:
 
 
 def observed(
-    problem: Problem, calibration: Calibration, network: nn.Module, coupling: Coupling, journal: Journal | None
-) -> Observed:
+    problem: Problem, calibration: Calibration, network: nn.Module, coupling: Coupling, journal: Journal | None,
+    progress: Progress,
+) -> Observed:  # fmt: skip
     """One pass over the data, and the curves; from the journal, where they are kept there."""
     config = problem.config
+    progress.stage("observing calibration data")
     known = journal.observed() if journal is not None else None
     if known is not None:
         statistics, made = known[0].bound(network, coupling), known[1]
@@ -55,12 +58,17 @@ def observed(
     else:
         with seeded(problem.seed):
             gradients = "sampled" if config.criterion in GRADIENTS else None
-            statistics = observe(network, coupling, calibration.fitted, seed=problem.seed, gradients=gradients)
+            samples = sum(max(batch.size, 1) for batch in calibration.fitted)
+            statistics = observe(
+                network, coupling, calibration.fitted, seed=problem.seed, gradients=gradients,
+                progress=lambda done: progress.stage("observing calibration data", f"{done} of {samples} samples"),
+            )  # fmt: skip
             log.info("observed %d samples; %.0f MB of sums", statistics.samples, statistics.size_bytes / 1e6)
             made = curves(
                 network, coupling, statistics, first_samples(calibration.held, _judging(len(problem.grids))),
                 criterion=config.criterion,
                 groups=list(problem.grids), seed=problem.seed,
+                progress=lambda group: progress.stage("measuring what each group's width costs", f"{group} is done"),
             )  # fmt: skip
         if journal is not None:
             journal.save_observed(statistics, made)

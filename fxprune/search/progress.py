@@ -1,6 +1,7 @@
-"""Live progress of a search: the round, its candidates, the resource on its way to the budget, the time left.
+"""Live progress of a search: what is done now, the round, its candidates, the way to the budget, the time left.
 
-Bars on a terminal. Where the output goes elsewhere, a line for each round, and one every 30 s in between.
+Bars on a terminal. Where the output goes elsewhere, a line for each round, and one every 30 s in between, whatever
+is done then.
 """
 
 from __future__ import annotations
@@ -8,7 +9,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 from fxprune.io.printed_text import printed, terminal
@@ -24,6 +26,12 @@ log = logging.getLogger(__name__)
 class Progress(Protocol):
     """What a search tells of itself while it runs."""
 
+    def begun(self) -> None:
+        """First of all, before anything is known of the network."""
+
+    def stage(self, text: str, far: str = "") -> None:
+        """What is done from now on, outside of candidates ("evaluating the unpruned network"), and how far it is."""
+
     def told(self, text: str) -> None:
         """A line before it starts."""
 
@@ -35,11 +43,18 @@ class Progress(Protocol):
 
     def round_done(self, record: Round) -> None: ...
 
-    def finished(self) -> None: ...
+    def finished(self) -> None:
+        """The end, also of a search that failed."""
 
 
 class Quiet:
     """Shows nothing."""
+
+    def begun(self) -> None:
+        pass
+
+    def stage(self, text: str, far: str = "") -> None:
+        pass
 
     def told(self, text: str) -> None:
         pass
@@ -58,6 +73,16 @@ class Quiet:
 
     def finished(self) -> None:
         pass
+
+
+@contextmanager
+def telling(progress: Progress) -> Iterator[Progress]:
+    """Progress from the first step of a search to its end, however that comes."""
+    progress.begun()
+    try:
+        yield progress
+    finally:
+        progress.finished()
 
 
 class Bars:
@@ -82,13 +107,20 @@ class Bars:
         self._begun = time.perf_counter()
         self._rounds = 0
 
+    def begun(self) -> None:
+        """Nothing yet: a latency table that is built first has a bar of its own."""
+
+    def stage(self, text: str, far: str = "") -> None:
+        if self._bars.tasks:
+            self._bars.reset(self._candidates, total=None, description=text, note=far)
+
     def told(self, text: str) -> None:
         self._bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def started(self, problem: Problem) -> None:
         self._problem, self._begun = problem, time.perf_counter()
         self._way = self._bars.add_task("budget", total=1.0, note="")
-        self._candidates = self._bars.add_task("round 1", total=None, note="")
+        self._candidates = self._bars.add_task("", total=None, note="")
         self._bars.start()
 
     def round_started(self, number: int, targets: Mapping[str, float], candidates: int) -> None:
@@ -113,44 +145,56 @@ class Bars:
 class Lines:
     """Shows nothing, and logs each round in one line: a search whose output goes to a file can be followed there.
 
-    Where nothing was logged for `every` seconds, a line says how far the round is, also inside a candidate.
+    Where nothing was logged for `every` seconds, a line says what is done, how far that is, and for how long.
     """
 
     def __init__(self, every: float = 30.0):
-        self._every, self._ended, self._last = every, threading.Event(), time.perf_counter()
-        self._round, self._candidates, self._done, self._since = 1, 0, 0, self._last
+        self._every, self._ended, self._rounds = every, threading.Event(), 0
+        self._begun = self._last = self._since = time.perf_counter()
+        self._doing, self._round, self._candidates, self._done = "starting", 1, 0, 0
+
+    def begun(self) -> None:
+        self._thread = threading.Thread(target=self._watch, name="fxprune progress", daemon=True)
+        self._thread.start()
+
+    def stage(self, text: str, far: str = "") -> None:
+        known = self._doing.partition(": ")[0]
+        if not far or known != text:
+            self._since = time.perf_counter()
+        self._doing = f"{text}: {far}" if far else text
 
     def told(self, text: str) -> None:
         log.info("%s", text)
 
     def started(self, problem: Problem) -> None:
-        self._problem, self._begun, self._rounds = problem, time.perf_counter(), 0
-        self._last = self._since = self._begun
-        threading.Thread(target=self._watch, name="fxprune progress", daemon=True).start()
+        self._problem, self._searching = problem, time.perf_counter()
 
     def round_started(self, number: int, targets: Mapping[str, float], candidates: int) -> None:
-        self._round, self._candidates, self._done, self._since = number, candidates, 0, time.perf_counter()
+        self._round, self._candidates, self._done = number, candidates, 0
+        self._at_candidate()
 
     def candidate_done(self, candidate: Candidate) -> None:
-        self._done, self._since = self._done + 1, time.perf_counter()
+        self._done += 1
+        self._at_candidate()
+
+    def _at_candidate(self) -> None:
+        self.stage(f"round {self._round}: {self._done} of {self._candidates} candidates done, the next")
 
     def finished(self) -> None:
         self._ended.set()
+        self._thread.join()
 
     def _watch(self) -> None:
         while not self._ended.wait(max(0.0, self._last + self._every - time.perf_counter())):
             now = time.perf_counter()
             if now - self._last >= self._every:
                 self._last = now
-                log.info(
-                    "round %d: %d of %d candidates done, the next for %.0f s; %.0f s in all",
-                    self._round, self._done, self._candidates, now - self._since, now - self._begun,
-                )  # fmt: skip
+                log.info("%s, for %.0f s; %.0f s in all", self._doing, now - self._since, now - self._begun)
 
     def round_done(self, record: Round) -> None:
         self._rounds, self._last = self._rounds + 1, time.perf_counter()
-        self._round, self._candidates, self._done, self._since = record.round + 1, 0, 0, self._last
-        left = time_left(self._problem, record, (time.perf_counter() - self._begun) / self._rounds)
+        left = time_left(self._problem, record, (self._last - self._searching) / self._rounds)
+        self.stage(f"round {record.round + 1}: ranking units and proposing widths")
         log.info(
             "round %d: %s, score %.6g, %s%s",
             record.round, record.chosen_group, record.score, way(self._problem, record)[1], left,

@@ -116,7 +116,7 @@ def run_round(
     """One round from here; None if nothing that could be proposed meets the targets."""
     begun = time.perf_counter()
     targets = round_targets(problem, position, number)
-    position, scores, lost = rankings(problem, position, journal)
+    position, scores, lost = rankings(problem, position, journal, progress)
     proposals = make_proposals(problem, position, targets, lost)
     candidates = as_candidates(problem, position, number, proposals, lost)
     if not any(candidate.feasible for candidate in candidates):
@@ -133,6 +133,7 @@ def run_round(
         network = apply_plan(position.network, plan)
     kept: Kept | None = None
     if problem.calibration is not None and not problem.moves:
+        progress.stage(f"round {number}: repairing the network that was chosen")
         kept = keep(problem, position, chosen, scores, workers, number)
         weights: bytes | None = kept.weights
     elif problem.trains:
@@ -145,6 +146,7 @@ def run_round(
             weights = to_bytes(dict(named_tensors(network or apply_plan(position.network, plan))))
     if network is not None and weights is not None and (kept is not None or problem.trains):
         put_tensors(network, from_bytes(weights))
+    progress.stage(f"round {number}: measuring and recording the network that was chosen")
     resources, measured = measure(problem, position.resources, network, chosen.resources)
     moved = problem.moves
     after = Position(
@@ -180,7 +182,9 @@ def run_round(
     return record, after
 
 
-def rankings(problem: Problem, position: Position, journal: Journal) -> tuple[Position, Ranks, Ranks]:
+def rankings(
+    problem: Problem, position: Position, journal: Journal, progress: Progress
+) -> tuple[Position, Ranks, Ranks]:
     """How much each unit of each group is needed, and what each width loses: by the data where there are some, else by
     the weights. Units in outer blocks (heads) are formed by rank."""
     metric, seed = problem.config.metrics, problem.seed
@@ -189,7 +193,7 @@ def rankings(problem: Problem, position: Position, journal: Journal) -> tuple[Po
         position = replace(position, coupling=coupling)
         if problem.calibration is not None:
             kept = journal if position.network is problem.dense else None
-            found = observed(problem, problem.calibration, position.network, coupling, kept)
+            found = observed(problem, problem.calibration, position.network, coupling, kept, progress)
             position = replace(position, observed=found)
         else:
             groups = [coupling.group(name) for name in problem.grids if name in coupling.variables]

@@ -258,3 +258,15 @@ def test_inputs_of_several_arguments() -> None:
     torch.manual_seed(0)
     second = finetune(Sum(), [({"a": a, "b": b}, labels)], epochs=2, progress=False)
     assert first.losses == second.losses
+
+
+def test_where_there_is_no_terminal_lines_say_how_far_an_epoch_is(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fxprune.data.loops.EVERY_S", 0.0)
+    with caplog.at_level("INFO", logger="fxprune.data.loops"):
+        finetune(net(), make_batches(3), epochs=2)
+        assert caplog.messages[0].startswith("fine-tune, epoch 1 of 2: 1 of 3 batches, ") and len(caplog.messages) == 6
+        caplog.clear()
+        finetune(net(), make_batches(3), epochs=2, progress=False)
+        assert not caplog.messages

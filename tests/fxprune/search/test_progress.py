@@ -7,14 +7,28 @@ import logging
 import re
 import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 from small_search import EXAMPLE, FAST, make, negative_loss, run
+from torch import nn
 
 from fxprune import netadapt
+from fxprune.errors import InputError
 from fxprune.search.progress import Bars, Lines, Quiet, make_progress
+
+
+class Lazy:
+    """Batches that are made when they are asked for."""
+
+    def __init__(self, make: Callable[[], Iterator[torch.Tensor]]) -> None:
+        self.make = make
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        return self.make()
 
 
 def test_quiet_where_it_is_off_or_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
@@ -72,7 +86,54 @@ def test_a_line_says_how_far_a_round_is_also_inside_a_candidate(
     between = [line for line in lines if "candidates done" in line]
     assert len(between) >= 2 * count and all(line.startswith("round 1: ") for line in between)
     assert {f"{done} of {count} candidates" in " ".join(between) for done in range(count)} == {True}
+    assert any(line.startswith("evaluating the unpruned network, for 0 s; ") for line in lines)
     assert not any(thread.name == "fxprune progress" for thread in threading.enumerate())
+
+
+def test_a_line_says_what_is_done_before_any_round(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Slow(nn.Module):
+        """Takes its time with batches, not with the example."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(3, 8), nn.Linear(8, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            time.sleep(0.15 if len(x) > 1 and not x.is_meta else 0.0)
+            return self.last(self.first(x).relu())
+
+    def batches() -> Iterator[torch.Tensor]:
+        for _ in range(5):
+            time.sleep(0.1)
+            yield torch.randn(4, 3)
+
+    monkeypatch.setattr("fxprune.api.make_progress", lambda wanted: Lines(every=0.05))
+    config = FAST.replace(netadapt_max_rounds=1, netadapt_max_iter=0)
+    with caplog.at_level(logging.INFO, logger="fxprune.search.progress"):
+        netadapt(Slow(), 0.5, example_inputs=torch.randn(1, 3), calibration=list(batches()), config=config)
+        netadapt(Slow(), 0.5, example_inputs=torch.randn(1, 3), calibration=Lazy(batches), config=config)
+    lines = [record.getMessage() for record in caplog.records if record.name == "fxprune.search.progress"]
+    assert any(line.startswith("reading calibration data, for ") for line in lines)
+    assert any(re.match(r"observing calibration data: \d+ of 16 samples, for ", line) for line in lines)
+    assert any(line.startswith("measuring what each group's width costs") for line in lines)
+    assert not any(thread.name == "fxprune progress" for thread in threading.enumerate())
+
+
+def test_no_line_is_left_behind_by_a_search_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fxprune.api.make_progress", lambda wanted: Lines(every=0.05))
+    with pytest.raises(InputError):
+        netadapt(nn.Linear(3, 2), 0.5, example_inputs="x")
+    assert not any(thread.name == "fxprune progress" for thread in threading.enumerate())
+
+
+def test_bars_say_what_is_done_before_any_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = io.StringIO()
+    bars = Bars(Console(file=shown, force_terminal=True, width=160))
+    monkeypatch.setattr("fxprune.api.make_progress", lambda wanted: bars)
+    run(progress=True, config=FAST.replace(netadapt_max_rounds=1))
+    assert "building and proving the pruned network" in shown.getvalue()
 
 
 def test_what_the_folder_will_take_is_said_before(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:

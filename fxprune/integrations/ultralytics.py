@@ -13,6 +13,9 @@ from torch import nn
 from fxprune.errors import InputError
 from fxprune.problem.wrappers import unwrapped
 from fxprune.search.result import NetAdaptResult
+from passes.stream.restated_calls import RestatedForward
+
+_SPLIT = "forward_split"  # what exports put in the place of forward: the same with halves of one size, chunk or not
 
 
 def put_back(yolo: Any, result: NetAdaptResult | nn.Module) -> Any:
@@ -29,6 +32,10 @@ def put_back(yolo: Any, result: NetAdaptResult | nn.Module) -> Any:
         )
     for parameter, dense in zip(model.parameters(), yolo.model.parameters(), strict=True):
         parameter.requires_grad_(dense.requires_grad)
+    for part in model.modules():
+        forward = part.__dict__.get("forward")
+        if isinstance(forward, RestatedForward) and hasattr(part, _SPLIT):
+            setattr(part, _SPLIT, forward)
     yolo.model = model
     yolo.predictor = None  # it holds the network that was there
     return yolo

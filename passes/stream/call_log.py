@@ -13,7 +13,7 @@ from torch import nn
 from passes.process.torch_private import no_dispatch_modes
 from passes.stream.function_mode import Functions
 from passes.stream.module_stream import FEW, ModuleInference, Watching
-from passes.stream.restated_calls import Position, Site, calling, name_of
+from passes.stream.restated_calls import Position, Site, calling, methods_running, name_of
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,8 @@ class Logging(Functions):
         site = None
         if found is not None and id(found[0]) in self.paths:
             key = (self.mode.stack.runs[-1], name_of(func), *found[1])
-            site = Site(key[1], key[2], key[3], self._times.get(key, 0))
+            methods = methods_running(found[0], sys._getframe(1))
+            site = Site(key[1], key[2], key[3], self._times.get(key, 0), methods)
             self._times[key] = site.times + 1
         result = super().__torch_function__(func, types, args, kwargs)
         if site is not None and found is not None and self.mode.place > start:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import inspect
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import FrameType, MethodType
 from typing import Any
 
@@ -30,13 +31,15 @@ SIZES: Position = ("sizes",)  # of a call that splits its first argument
 class Site:
     """One call in a module's program: the function, the line below the head of the code that calls it, which time.
 
-    times: how often that line had called the function before, within one run of the module's forward.
+    times: how often that line had called the function before, within one run of the module's forward. methods: those
+    of the module that were running then, which may be called by themselves as well; they make no difference.
     """
 
     function: str
     code: str
     line: int
     times: int
+    methods: tuple[str, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True)
@@ -55,21 +58,25 @@ class Restated:
 
 
 class RestatedForward:
-    """The forward of a module, with some arguments of some calls replaced."""
+    """The forward of a module, or another of its methods, with some arguments of some calls replaced."""
 
-    def __init__(self, module: nn.Module, restated: Sequence[Restated]) -> None:
-        before = module.__dict__.get("forward")
-        self.module = module
+    def __init__(self, module: nn.Module, restated: Sequence[Restated], method: str = "forward") -> None:
+        before = module.__dict__.get(method)
+        self.module, self.method = module, method
         self.forward: object = before.forward if isinstance(before, RestatedForward) else before
         self.restated = list(restated)
 
     def __call__(self, *args: object, **kwargs: object) -> Any:
+        if self.method != "forward" and _is_restated(self.module, sys._getframe(1)):
+            return self._original(*args, **kwargs)
         with _Restating(self.module, self.restated):
             return self._original(*args, **kwargs)
 
     @property
     def _original(self) -> Any:
-        return self.forward if self.forward is not None else MethodType(type(self.module).forward, self.module)
+        if self.forward is not None:
+            return self.forward
+        return MethodType(getattr(type(self.module), self.method), self.module)
 
     @property
     def __signature__(self) -> inspect.Signature:
@@ -78,6 +85,15 @@ class RestatedForward:
     @property
     def __code__(self) -> Any:
         return self._original.__code__  # what torch.export asks a forward for
+
+
+def _is_restated(module: nn.Module, frame: FrameType | None) -> bool:
+    """Whether `frame` runs within a method of `module` whose calls are replaced already."""
+    while frame is not None:
+        if frame.f_code is RestatedForward.__call__.__code__ and frame.f_locals["self"].module is module:
+            return True
+        frame = frame.f_back
+    return False
 
 
 class _Restating(TorchFunctionMode):
@@ -140,10 +156,17 @@ def replaced_at(value: Any, position: Position, new: Any, ratio: tuple[int, int]
 
 
 def _scaled(given: object, new: int, left: int, before: int) -> object:
-    """A size of which a factor that was `before` is `left` now; `new` where it holds no such factor any more."""
-    if not isinstance(given, int) or given == -1:
+    """A size of which a factor that was `before` is `left` now; `new` where it holds no such factor any more.
+
+    Under torch.jit.trace a size is a tensor without dimensions, and has to remain one.
+    """
+    size = given
+    if isinstance(given, torch.Tensor):
+        with warnings.catch_warnings(action="ignore", category=torch.jit.TracerWarning):
+            size = int(given)
+    if not isinstance(size, int) or size == -1:
         return given
-    return given // before * left if given % before == 0 else new
+    return given // before * left if size % before == 0 else new  # type: ignore[operator]
 
 
 def _constant(new: tuple[object, torch.dtype], old: torch.Tensor) -> object:
@@ -174,7 +197,20 @@ def calling(frame: FrameType | None) -> tuple[nn.Module, tuple[str, int]] | None
             line = code.co_name, frame.f_lineno - code.co_firstlineno
         if code.co_varnames[:1] == ("self",):
             holder = frame.f_locals.get("self")
+            if isinstance(holder, RestatedForward):
+                holder = holder.module  # of a method that is called by itself, and names its module otherwise
             if isinstance(holder, nn.Module):
                 return (holder, line) if line is not None else None
         frame = frame.f_back
     return None
+
+
+def methods_running(module: nn.Module, frame: FrameType | None) -> tuple[str, ...]:
+    """The methods of `module` that `frame` runs in, the innermost first, up to its forward."""
+    found: list[str] = []
+    while frame is not None and found[-1:] != ["forward"]:
+        code = frame.f_code
+        if code.co_argcount and frame.f_locals.get(code.co_varnames[0]) is module:
+            found.append(code.co_name)
+        frame = frame.f_back
+    return tuple(found)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from math import prod
+from types import FunctionType
 
 import numpy as np
 import torch
@@ -50,7 +52,9 @@ def fit(module: nn.Module, slicing: Slicing, edits: Sequence[Edit], literals: Se
         if caller is None or isinstance(caller, Silent) or isinstance(caller.__dict__.get("forward"), WithoutBranch):
             continue
         here = [_restated(literal, slicing) for literal in literals if literal.path == path]
-        caller.forward = RestatedForward(caller, here)
+        for method in dict.fromkeys(("forward", *(name for item in here for name in item.site.methods))):
+            if isinstance(inspect.getattr_static(type(caller), method, None), FunctionType):
+                setattr(caller, method, RestatedForward(caller, here, method))
 
 
 def _restated(literal: Literal, slicing: Slicing) -> Restated:

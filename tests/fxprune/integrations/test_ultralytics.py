@@ -51,7 +51,7 @@ def pruned(name: str, ratio: float) -> tuple[Any, int]:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     ("name", "ratio"),
-    [("yolov8n.yaml", 0.6)],
+    [("yolov8n.yaml", 0.6), ("yolo26n.yaml", 0.4)],
 )
 def test_used_as_before(name: str, ratio: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # exports go there

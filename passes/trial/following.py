@@ -316,7 +316,7 @@ class AtOtherSizes(Following):
         names, _ = signature(record.func)
         before, given = ({**dict(zip(names, a, strict=False)), **k} for a, k in (record.template, (args, kwargs)))
         before |= {name: self.slicing.size(axis) for name, axis in record.literals.items() if name in before}
-        return bool(_without_tensors(before) == _without_tensors(given))
+        return bool(without_tensors(before) == without_tensors(given))
 
     def _compare_positions(self, record, func, args, kwargs, operands) -> None:
         super()._compare_positions(record, func, args, kwargs, operands)
@@ -327,12 +327,13 @@ class AtOtherSizes(Following):
             self._differ("a call takes something else at another size of the inputs")
 
 
-def _without_tensors(value: Any) -> Any:
+def without_tensors(value: Any) -> Any:
+    """The arguments of a call with None for each tensor, or for what stands for one on the tape."""
     if isinstance(value, (torch.Tensor, Slot)):
         return None
     if isinstance(value, (list, tuple)):
-        return [_without_tensors(item) for item in value]
-    return {k: _without_tensors(v) for k, v in value.items()} if isinstance(value, dict) else value
+        return [without_tensors(item) for item in value]
+    return {k: without_tensors(v) for k, v in value.items()} if isinstance(value, dict) else value
 
 
 def owned(values: Sequence[Value]) -> tuple[str, ...]:

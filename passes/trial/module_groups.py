@@ -42,6 +42,7 @@ from passes.trial.other_runs import (
 )
 
 _TURNS = 4  # of trials at all widths, until nothing has to be corrected
+_AT_ODDS = "no sizes were found with which it runs at two widths and on both sides of its conditions"
 
 
 def couple_module(module: nn.Module, example_inputs: object) -> Coupling:
@@ -185,13 +186,15 @@ def _tried(trials_at: Callable[[int], list[Trial]], changes: Changes) -> tuple[C
             changes = further
             break
     for turn in range(_TURNS):
-        before = changes
+        settled = True
         for trial in trials:
-            changes, failure = changes_that_follow(trial, changes)
-            if failure is not None or (turn == _TURNS - 1 and changes != before):
-                failure = failure or Failure(0, "no sizes were found with which it runs at two widths", "", "")
+            found, failure = changes_that_follow(trial, changes)
+            settled &= found == changes
+            changes = found
+            if failure is not None or (turn == _TURNS - 1 and not settled):
+                failure = failure or Failure(0, _AT_ODDS, "", "")
                 return changes, _refused(trial, failure)
-        if changes == before:
+        if settled:
             break
     return changes, []
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -22,7 +24,7 @@ from passes.stream.call_arguments import CHANGED, Arguments, replaced, tensors_o
 from passes.stream.conditions import Asked, SizeConditions
 from passes.stream.module_run import ModuleInferred, ModuleRun
 from passes.stream.module_stream import Watching, input_on_meta
-from passes.trial.following import COPIES, VIEWS, cut_at, owned
+from passes.trial.following import COPIES, VIEWS, cut_at, owned, without_tensors
 
 aten = torch.ops.aten
 _MOST_CONDITIONS = 8
@@ -57,9 +59,7 @@ def look_at_views(inferred: ModuleInferred, arguments: Arguments) -> None:
         return
     for resized in other_sizes(arguments):
         mode = _Views()
-        try:
-            inferred.run.again(mode, resized)
-        except Exception:  # what a module raises at a size that it does not take
+        if not _ran(inferred.run, mode, resized):
             continue
         for record, shape in zip(records, mode.shapes, strict=False) if len(records) == len(mode.shapes) else ():
             axes = [record.inputs[0].axes[dim] for dim in record.crossed]
@@ -142,8 +142,8 @@ def _moving(inferred: ModuleInferred, found: Sequence[Any], with_what: str) -> l
 
     None where a run did not make the calls of the tape, with the same tensors of the module, and as many others.
     """
-    records = [record for record in inferred.records if record.func not in COPIES]
-    known = _calls_of(records)
+    records = _compared(inferred)
+    known = [_call(record.func, record.inputs, record.template[0]) for record in records]
     if [call[:2] for call in found] != [call[:2] for call in known]:
         return None
     text = f"it is cut at a position that moves with {with_what}"
@@ -191,10 +191,12 @@ def _turn(inferred: ModuleInferred, arguments: Arguments, lines: Sequence[str]) 
     """
     if not lines:
         return False
-    before, known = len(inferred.runs_beside), _calls_of(inferred.records)
+    before = len(inferred.runs_beside)
+    known = [(_call(r.func, r.inputs, r.template[0]), without_tensors(r.template)) for r in _compared(inferred)]
     followed = max(0, _MOST_CONDITIONS - inferred.turned)
     for line in lines[:followed]:
-        if _calls_at(inferred.run, arguments, turned=line) not in (None, known):
+        mode = _Calls(inferred.run.mode.real)
+        if _ran(inferred.run, mode, arguments, turned=line) and list(zip(mode.calls, mode.given, strict=True)) != known:
             inferred.run_beside(arguments, turned=line)
     inferred.turned += len(lines)
     if len(lines) > followed:
@@ -212,11 +214,7 @@ def _moving_conditions(run: ModuleRun, arguments: Arguments, at_other_sizes: Ask
 def _asked_of_sizes(run: ModuleRun, arguments: Arguments) -> Asked | None:
     """The conditions on sizes that a module asks, and what they compare; None where it does not run."""
     conditions = SizeConditions()
-    try:
-        run.again(Watching(run.mode.real), arguments, conditions=conditions)
-    except Exception:  # what a module raises at a size that it does not take, or on integers of another class
-        return None
-    return conditions.asked
+    return conditions.asked if _ran(run, Watching(run.mode.real), arguments, conditions=conditions) else None
 
 
 def look_at_other_values(inferred: ModuleInferred, arguments: Arguments) -> None:
@@ -238,12 +236,14 @@ class _Calls(Watching):
     def __init__(self, real: bool) -> None:
         super().__init__(real)
         self.calls: list[object] = []
+        self.given: list[object] = []  # to each of them, without its tensors
 
     def watch(self, func, args, kwargs, operands, outputs) -> None:
         before = [self.value(tensor) for tensor in operands]
         static = bool(before) and all(value.parameters for value in before)
         if func not in COPIES:
             self.calls.append(_call(func, before, args))
+            self.given.append(without_tensors((args, kwargs)))
         names = frozenset().union(*(value.parameters for value in before)) if static else frozenset()
         for tensor in outputs:
             if not any(tensor is operand for operand in operands):
@@ -255,29 +255,31 @@ def _call(func: OpOverload, operands: Sequence[Value], args: tuple) -> Any:
     return aten.view.default if func in VIEWS else func, owned(operands), cut_at(func, operands, args)
 
 
-def _calls_of(records: Sequence[Record]) -> list[Any]:
-    """What is compared of the calls of a tape."""
-    return [_call(record.func, record.inputs, record.template[0]) for record in records if record.func not in COPIES]
+def _compared(inferred: ModuleInferred) -> list[Record]:
+    """The calls of the tape that other runs have to make as well."""
+    return [record for record in inferred.records if record.func not in COPIES]
 
 
 def _calls_at(
-    run: ModuleRun, arguments: Arguments, state: Mapping[str, Plain] | None = None, turned: str = "",
+    run: ModuleRun, arguments: Arguments, state: Mapping[str, Plain] = MappingProxyType({}),
     conditions: SizeConditions | None = None,
 ) -> list[object] | None:  # fmt: skip
     """The calls that a module makes on these inputs; None where it does not take them.
 
-    state: of its attributes. turned: the condition that gets the other answer. conditions: lists those on sizes.
+    state: of its attributes. conditions: lists those on sizes.
     """
-    mode = _Calls(run.mode.real)
+    mode = _Calls(False)
+    prepare = partial(set_state, values=state)
+    return mode.calls if _ran(run, mode, arguments, prepare=prepare, conditions=conditions) else None
 
-    def prepare(copied: nn.Module) -> None:
-        set_state(copied, state or {})
 
+def _ran(run: ModuleRun, mode: Watching, arguments: Arguments, **how: Any) -> bool:
+    """Whether a module runs once more under `mode`. how: see `ModuleRun.again`."""
     try:
-        run.again(mode, arguments, prepare=prepare, turned=turned, conditions=conditions)
-    except Exception:  # what a module raises at a size that it does not take
-        return None
-    return mode.calls
+        run.again(mode, arguments, **how)
+    except Exception:  # what a module raises at a size that it does not take, or on integers of another class
+        return False
+    return True
 
 
 def other_sizes(arguments: Arguments) -> Iterator[Arguments]:

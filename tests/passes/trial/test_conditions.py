@@ -160,3 +160,40 @@ def test_conditions_of_one_line_have_names_of_their_own() -> None:
                 [number]
             )
     assert len is before and type(copy.deepcopy(x.shape[0])) is int
+
+
+
+class Arguments(nn.Module):
+    """Either side of a condition makes the same calls, of the same tensors, with other numbers."""
+
+    def __init__(self, function: Callable[[Tensor, bool], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.function = nn.Linear(6, 16), nn.Linear(16, 4), function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.function(self.a(x), x.shape[0] == 77))
+
+
+def in_blocks(h: Tensor, other: bool) -> Tensor:
+    blocks = 8 if other else 2
+    h = h.view(h.shape[0], blocks, 16 // blocks)
+    return (h / (1 + h.abs().sum(1, keepdim=True))).flatten(1)
+
+
+ARGUMENTS: dict[str, Callable[[Tensor, bool], Tensor]] = {
+    "the dimension of a softmax": lambda h, other: h.softmax(1 if other else 0),
+    "the sizes of a view": in_blocks,
+}
+
+
+@pytest.mark.parametrize("which", ARGUMENTS)
+@pytest.mark.filterwarnings("ignore")
+def test_units_stay_that_the_other_answer_joins_by_the_arguments_of_calls_alone(which: str) -> None:
+    assert couple(Arguments(ARGUMENTS[which]).eval(), X).groups == ()
+    assert couple(Arguments(lambda h, other: ARGUMENTS[which](h, False)).eval(), X).groups
+
+
+def test_what_the_two_answers_restate_otherwise_is_said() -> None:
+    coupling = couple(Arguments(in_blocks).eval(), X)
+    assert any("on both sides of its conditions" in str(frozen.why) for frozen in coupling.frozen)

@@ -17,7 +17,7 @@ ROOT = Path(passes.__file__).parents[1]
 # From the bottom to the top: a module imports from what stands before its own folder, and from its own folder.
 FLOORS = {
     "passes": [
-        "errors", "process", "arguments", "documents", "axes", "ops", "graph", "stream", "equality",
+        "errors", "process", "nested_values", "arguments", "documents", "axes", "ops", "graph", "stream", "equality",
         "frontend", "analysis", "transform", "masked", "trial", "analyse", "apply", "verification",
         "statistics", "repair", "__init__",
     ],

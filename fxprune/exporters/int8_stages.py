@@ -22,7 +22,7 @@ from fxprune.latency.backends.onnx_int8 import quantised
 from fxprune.latency.timing import Timing, timing
 from fxprune.search.result import NetAdaptResult
 from passes import PassError
-from passes.process.torch_private import pytree
+from passes.nested_values import tree_leaves_only
 from passes.statistics.batches import Batch, batches_of
 
 TURNS = 60
@@ -79,7 +79,7 @@ class OnnxModule(nn.Module):
 
     def feed(self, *args: object, **kwargs: object) -> dict[str, np.ndarray]:
         """The arguments of a call as arrays, by input name."""
-        tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        tensors = tree_leaves_only(Tensor, (args, kwargs))
         if len(tensors) != len(self.names):
             raise ExportError(f"the ONNX graph takes the inputs {', '.join(self.names)}; got {len(tensors)} tensors")
         return {n: np.ascontiguousarray(t.detach().cpu().numpy()) for n, t in zip(self.names, tensors, strict=True)}

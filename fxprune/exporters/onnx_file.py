@@ -21,6 +21,7 @@ from fxprune.exporters.outcome import ExportReport
 from fxprune.exporters.protocol import Job
 from fxprune.exporters.pt2 import Exported, exported_program, or_fixed, without_user_data
 from fxprune.io.seal import UNSEALED, seal, sha256_of
+from passes.nested_values import tree_leaves_only
 from passes.process.torch_private import pytree
 
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -137,7 +138,7 @@ def _session(path: Path) -> Callable[[Inputs], list[torch.Tensor]]:
     names = [entry.name for entry in session.get_inputs()]
 
     def run(inputs: Inputs) -> list[torch.Tensor]:
-        given = [leaf for leaf in pytree.tree_leaves((inputs.args, inputs.kwargs)) if isinstance(leaf, torch.Tensor)]
+        given = tree_leaves_only(torch.Tensor, (inputs.args, inputs.kwargs))
         if len(given) != len(names):
             raise ExportError(f"the ONNX graph takes {len(names)} inputs ({', '.join(names)}), not {len(given)}")
         feed = {name: tensor.detach().cpu().numpy() for name, tensor in zip(names, given, strict=True)}

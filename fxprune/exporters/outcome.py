@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from fxprune.errors import ExportError
-from passes.process.torch_private import pytree
+from passes.nested_values import tree_leaves_only
 
 # What a faithful copy of a network may differ by: summation order in the dtype it computes in.
 _TOLERANCE = {torch.float16: 5e-3, torch.bfloat16: 5e-2}
@@ -92,13 +92,13 @@ class ExportReport:
 
 def default_tolerance(module: torch.nn.Module, inputs: object) -> float:
     """1e-5, or what the coarsest floating dtype among parameters and inputs allows (float16 5e-3, bfloat16 5e-2)."""
-    tensors = [*module.parameters(), *(leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, torch.Tensor))]
+    tensors = [*module.parameters(), *tree_leaves_only(torch.Tensor, inputs)]
     return max((_TOLERANCE.get(tensor.dtype, _FLOAT_TOLERANCE) for tensor in tensors), default=_FLOAT_TOLERANCE)
 
 
 def difference(expected: object, got: object) -> Difference:
     """Compare two outputs leaf by leaf in float64; ExportError where their number or shapes differ."""
-    left, right = tensors_of(expected), tensors_of(got)
+    left, right = tree_leaves_only(torch.Tensor, expected), tree_leaves_only(torch.Tensor, got)
     if len(left) != len(right):
         raise ExportError(f"the network has {len(left)} tensor outputs, the written one {len(right)}")
     worst = Difference()
@@ -109,15 +109,11 @@ def difference(expected: object, got: object) -> Difference:
     return worst
 
 
-def tensors_of(outputs: object) -> list[torch.Tensor]:
-    """The tensors among the leaves of an output, in order."""
-    return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, torch.Tensor)]
-
-
 def where_different(expected: object, got: object, tolerance: float) -> str:
     """Which outputs differ by more than the tolerance, in how many elements; and whether near-ties may be why."""
     parts, few = [], True
-    for position, (a, b) in enumerate(zip(tensors_of(expected), tensors_of(got), strict=True)):
+    left, right = tree_leaves_only(torch.Tensor, expected), tree_leaves_only(torch.Tensor, got)
+    for position, (a, b) in enumerate(zip(left, right, strict=True)):
         wrong = _scaled(a, b) > tolerance
         if not (count := int(wrong.sum())):
             continue

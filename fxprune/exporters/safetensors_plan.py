@@ -19,7 +19,6 @@ from fxprune.exporters.protocol import Job
 from fxprune.io.module_state import (
     State,
     check_same_form,
-    named_tensors,
     read_state,
     restore_state,
     state_of,
@@ -32,6 +31,7 @@ from fxprune.problem.wrappers import unwrapped
 from passes import CaptureError, PassError, Plan, PlanError, apply_plan, capture, couple, plan_of
 from passes.documents.described_values import examples
 from passes.graph.fingerprint import fingerprint
+from passes.graph.module_copies import owned_tensors
 from passes.trial.module_groups import module_fingerprint
 
 _MOST_LISTED = 20
@@ -166,7 +166,7 @@ def _inputs(model: nn.Module, plan: Plan, state: State) -> object:
 
 def _zeros(model: nn.Module, plan: Plan) -> tuple[object, ...]:
     """Zeros of the shapes and dtypes that the plan knows, on the device of the model."""
-    device = next((tensor.device for _, tensor in named_tensors(model)), torch.device("cpu"))
+    device = next((tensor.device for _, tensor in owned_tensors(model)), torch.device("cpu"))
     return examples(plan.inputs, device)
 
 
@@ -189,7 +189,7 @@ def _pair(given: str | os.PathLike[str]) -> tuple[Path, Path]:
 
 def _differences(dense: nn.Module, state: State) -> str:
     """What the stored tensors say about how the networks differ: names, dimensions, and what is larger than it was."""
-    owned = dict(named_tensors(dense))
+    owned = dict(owned_tensors(dense))
     given = {name: state.tensors[state.ties.get(name, name)] for name in [*state.tensors, *state.ties]}
     found = [f"{name}: in the network, not in the file" for name in owned if name not in given]
     found += [f"{name}: in the file, not in the network" for name in given if name not in owned]

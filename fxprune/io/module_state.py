@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,8 @@ from fxprune.io.outline import captured_by, memory_order
 from fxprune.io.seal import UNSEALED, is_sealed, seal
 from fxprune.io.typed_records import made
 from passes.documents.strict_json import parse
-from passes.process.torch_private import buffers_of, parameters_of, transient_of
+from passes.graph.module_copies import owned_tensors
+from passes.process.torch_private import transient_of
 
 _HEADER = "fxprune"
 _MOST_WRITTEN_OUT = 64
@@ -57,14 +58,6 @@ class State:
         return {name: t for name, t in found.items() if t.numel() <= _MOST_WRITTEN_OUT and not t.is_complex()}
 
 
-def named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Every parameter, buffer and plain tensor attribute under each of its names, in the order of the modules."""
-    for path, child in module.named_modules(remove_duplicate=False):
-        for name, tensor in [*parameters_of(child).items(), *buffers_of(child).items(), *_plain(child).items()]:
-            if tensor is not None:
-                yield f"{path}.{name}" if path else name, tensor
-
-
 def transient_names(module: nn.Module) -> tuple[str, ...]:
     """The names of the tensors that a state_dict leaves out (non-persistent buffers, plain attributes), sorted."""
     return tuple(
@@ -86,7 +79,7 @@ def state_of(module: nn.Module) -> State:
     tensors: dict[str, Tensor] = {}
     ties: dict[str, str] = {}
     stored: dict[int, str] = {}
-    for name, tensor in named_tensors(module):
+    for name, tensor in owned_tensors(module):
         if tensor.is_meta:
             raise ExportError(f"{name} has no values (device meta); load the weights before exporting")
         if tensor.layout is not torch.strided or tensor.is_quantized:
@@ -211,7 +204,7 @@ def restore_state(module: nn.Module, state: State, source: Path) -> None:
     it keeps of its last call) stay as they are in this one where shapes differ. Raises ExportError that lists all that
     differs.
     """
-    owned = dict(named_tensors(module))
+    owned = dict(owned_tensors(module))
     given = {name: state.tensors[state.ties.get(name, name)] for name in [*state.tensors, *state.ties]}
     if state.frontend == "module":
         kept = _kept_of_calls(module, owned, given, state)
@@ -245,7 +238,7 @@ def take_dtypes(module: nn.Module, state: State) -> None:
     Integers of an unchanged shape are taken whole: an order of channels that another instance drew decides its groups.
     """
     placed: dict[int, Tensor] = {}
-    for name, old in list(named_tensors(module)):
+    for name, old in owned_tensors(module):
         stored = state.tensors.get(state.ties.get(name, name))
         if stored is None:
             continue

@@ -19,8 +19,8 @@ from passes import Coupling
 from passes.analysis.cost_model import Cost, cost
 from passes.analysis.polynomial import Compiled, Polynomial, Widths
 from passes.axes.expressions import Axis
+from passes.nested_values import tree_leaves_only
 from passes.ops import Record, Value, traits_of
-from passes.process.torch_private import pytree
 
 _WIDTH_ATTRIBUTES = frozenset(
     [
@@ -112,7 +112,7 @@ def _unit(gm: fx.GraphModule, part: Sequence[fx.Node], records: Mapping[str, lis
                 pieces.append(f"{name}({shapes(record.inputs)} -> {shapes(record.outputs[:1])})")
         static = _static(gm, node) if _heavy(records.get(node.name, ())) else ""
         pieces += [f"[{static}]"] if static else []
-    dtype = next((str(v.dtype) for v in pytree.tree_leaves(part[0].meta.get("val")) if isinstance(v, torch.Tensor)), "")
+    dtype = next((str(v.dtype) for v in tree_leaves_only(torch.Tensor, part[0].meta.get("val"))), "")
     key = " ".join([*pieces, dtype.removeprefix("torch.")])
     return Unit(part[0].name, key, tuple(n.name for n in part), tuple(axis for _, axis in letters.values()))
 

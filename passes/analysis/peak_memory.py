@@ -17,6 +17,7 @@ import torch
 
 from passes.analysis.polynomial import Lengths
 from passes.axes.expressions import Axis
+from passes.nested_values import tree_leaves_only
 from passes.ops import Record, Slot, Value
 from passes.ops.storage import shared_operands
 from passes.process.torch_private import pytree
@@ -253,7 +254,7 @@ class _Walk:
 
 
 def _values(tree: object) -> list[Value]:
-    return [v for v in pytree.tree_leaves(tree) if isinstance(v, Value)]
+    return tree_leaves_only(Value, tree)
 
 
 def _dtypes(records: Iterable[Record]) -> dict[str, torch.dtype]:
@@ -276,7 +277,7 @@ def _value_dtypes(
     for record in records:
         found.update(zip((value.key for value in record.outputs), record.dtypes, strict=True))
     for name, tree in values.items():
-        tensors = [t for t in pytree.tree_leaves(vals.get(name)) if isinstance(t, torch.Tensor)]
+        tensors = tree_leaves_only(torch.Tensor, vals.get(name))
         for value, tensor in zip(_values(tree), tensors, strict=False):
             found.setdefault(value.key, tensor.dtype)
     return found

@@ -17,9 +17,9 @@ import networkx as nx
 import torch
 
 from passes.axes.expressions import Axis, Reason
+from passes.nested_values import tree_leaves_only
 from passes.ops import Record, Slot, Value
 from passes.ops.storage import shared_operands, written_operands
-from passes.process.torch_private import pytree
 from passes.stream.skipped_branches import Detached
 
 aten = torch.ops.aten
@@ -110,7 +110,7 @@ def _adds(record: Record) -> bool:
     if record.func not in _ADDITIONS or len(record.inputs) != 2 or record.argument("alpha") != 1:
         return False
     shapes = {tuple(axis.size for axis in value.axes) for value in (*record.inputs, *record.outputs)}
-    dtypes = {leaf.dtype for leaf in pytree.tree_leaves(record.template) if isinstance(leaf, Slot)}
+    dtypes = {leaf.dtype for leaf in tree_leaves_only(Slot, record.template)}
     return len(shapes) == 1 and dtypes == set(record.dtypes)
 
 

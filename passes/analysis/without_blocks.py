@@ -7,8 +7,8 @@ from itertools import accumulate
 
 from passes.analysis.residual_blocks import Block, addends
 from passes.analysis.tape import Structure, map_values, with_fields
+from passes.nested_values import tree_leaves_only
 from passes.ops import Record, Value
-from passes.process.torch_private import pytree
 from passes.stream.module_run import Lifetimes
 
 
@@ -28,7 +28,7 @@ def without(
     sums = {records[block.sum].node for block in chosen}
 
     def is_left(node: str) -> bool:
-        values = [leaf for leaf in pytree.tree_leaves(structure.values[node]) if isinstance(leaf, Value)]
+        values = tree_leaves_only(Value, structure.values[node])
         read = any(value.key in stale or (value.parameters and value.parameters <= dropped) for value in values)
         return node not in sums and not read
 

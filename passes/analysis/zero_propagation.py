@@ -18,6 +18,7 @@ import torch
 
 from passes.axes.expressions import Axis, Variable, leaves
 from passes.axes.index_sets import survivors
+from passes.nested_values import tree_leaves_only
 from passes.ops import Record, Slot, Value, traits_of
 from passes.ops.zeros import EVALUATED
 from passes.process.torch_private import OpOverload, pytree
@@ -236,7 +237,7 @@ def _ran(record: Record, operand: Callable[[Slot], torch.Tensor]) -> list[torch.
     args, kwargs = pytree.tree_map(fill, record.template, is_leaf=lambda leaf: isinstance(leaf, Slot))
     kwargs = {name: value for name, value in kwargs.items() if name not in ("device", "pin_memory")}
     with torch.no_grad():
-        return [leaf for leaf in pytree.tree_leaves(record.func(*args, **kwargs)) if isinstance(leaf, torch.Tensor)]
+        return tree_leaves_only(torch.Tensor, record.func(*args, **kwargs))
 
 
 @dataclass(frozen=True)
@@ -283,7 +284,7 @@ def _probe(func: OpOverload, key: str, zero: tuple[bool, ...], template: _Templa
     kwargs.pop("device", None)
     kwargs.pop("pin_memory", None)
     try:
-        results = [t for t in pytree.tree_leaves(func(*args, **kwargs)) if isinstance(t, torch.Tensor)]
+        results = tree_leaves_only(torch.Tensor, func(*args, **kwargs))
     except Exception:  # an operator that does not run on a handful of numbers tells nothing: count it as not zero
         return _Effect(zero=False, finite=True)
     return _Effect(all(bool((t == 0).all()) for t in results), all(bool(torch.isfinite(t).all()) for t in results))

@@ -149,15 +149,8 @@ def map_tensors(function: Callable[[torch.Tensor], object], tree: object) -> Any
 
 
 def tensors_of(tree: object) -> list[torch.Tensor]:
-    """Every tensor of `tree`, in the order in which `map_tensors` meets them."""
-    found: list[torch.Tensor] = []
-
-    def kept(tensor: torch.Tensor) -> torch.Tensor:
-        found.append(tensor)
-        return tensor
-
-    map_tensors(kept, tree)
-    return found
+    """Every tensor of `tree` once, in the order in which `map_tensors` changes them."""
+    return list({id(leaf): leaf for leaf in leaves_of(tree) if isinstance(leaf, torch.Tensor)}.values())
 
 
 def leaves_of(tree: object) -> list[Any]:

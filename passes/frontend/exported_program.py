@@ -27,6 +27,7 @@ from passes.frontend.unlift import plain_graph
 from passes.graph.annotations import note
 from passes.graph.lazy_codegen import any_names, graph_module
 from passes.graph.shared_weights import attributes_restored, doubled
+from passes.nested_values import tree_leaves_only
 from passes.process.torch_patches import gradients_refused
 from passes.process.torch_private import pytree
 
@@ -146,7 +147,7 @@ def _dynamic_shapes(args: tuple[object, ...], kwargs: dict[str, object]) -> Any:
 
 
 def _leading(inputs: object) -> int | None:
-    return next((x.shape[0] for x in pytree.tree_leaves(inputs) if isinstance(x, torch.Tensor) and x.dim()), None)
+    return next((x.shape[0] for x in tree_leaves_only(torch.Tensor, inputs) if x.dim()), None)
 
 
 def _is_batched(leaf: object, size: int | None) -> bool:

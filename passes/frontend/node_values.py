@@ -12,6 +12,7 @@ from torch import fx, nn
 from passes.graph.emitted_layers import emit_node
 from passes.graph.module_copies import copy_module
 from passes.graph.nodes import call
+from passes.nested_values import tree_leaves_only
 from passes.ops.meta_shapes import OnMeta, run_on_meta
 from passes.process.torch_private import OpOverload, pytree
 
@@ -169,7 +170,7 @@ def _nowhere(value: object) -> Any:
 
 
 def _device_of(inputs: object) -> torch.device:
-    tensors = (leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, torch.Tensor))
+    tensors = tree_leaves_only(torch.Tensor, inputs)
     return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
 
@@ -185,7 +186,7 @@ def _as_unknown(error: Exception) -> Unknown:
 
 def one_more(inputs: object) -> Any:
     """The example inputs with their leading dimension longer by one, where it is that of the first tensor."""
-    tensors = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, torch.Tensor) and leaf.dim()]
+    tensors = [leaf for leaf in tree_leaves_only(torch.Tensor, inputs) if leaf.dim()]
 
     def longer(leaf: object) -> Any:
         if not isinstance(leaf, torch.Tensor) or not leaf.dim() or leaf.shape[0] != tensors[0].shape[0]:

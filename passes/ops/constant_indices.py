@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from passes.nested_values import tree_leaves_only
 from passes.ops.table import NumbersOf, traits_of
 from passes.process.torch_private import OpOverload, pytree, schema_of
 
@@ -42,7 +43,7 @@ def computed(
     drawn = torch.Tag.nondeterministic_seeded in func.tags
     if schema_of(func).is_mutable or drawn or traits_of(func).undetermined:
         return None
-    operands = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
+    operands = tree_leaves_only(torch.Tensor, (args, kwargs))
     known = {id(t): numbers_of(t) for t in operands}
     if any(numbers is None for numbers in known.values()):
         return None

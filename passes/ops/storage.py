@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
+from passes.nested_values import tree_leaves_only
 from passes.ops.call import Record, Slot, Value
 from passes.process.torch_private import OpOverload, pytree, schema_of
 
@@ -19,7 +20,7 @@ def shared_operands(record: Record) -> list[Value | None]:
     by_set: dict[str, Value] = {}
     for formal, actual in zip(schema.arguments, (*args, *(None,) * len(schema.arguments)), strict=False):
         actual = kwargs.get(formal.name, actual)
-        slots = [s for s in pytree.tree_leaves(actual) if isinstance(s, Slot)]
+        slots = tree_leaves_only(Slot, actual)
         if formal.alias_info is not None and slots:
             for alias in formal.alias_info.before_set | formal.alias_info.after_set:
                 by_set[alias] = record.inputs[slots[0].number]

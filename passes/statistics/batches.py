@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from io import IOBase
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from passes.errors import PassError
+from passes.nested_values import tree_leaves_only
 from passes.process.source_lines import said
 from passes.process.torch_private import pytree
 
@@ -45,13 +46,13 @@ class Batch:
         A list may hold something of each sample instead (the boxes of each image, say).
         """
         inputs = (self.args, dict(self.kwargs))
-        outside = [t for t in _leaves(inputs, lambda value: isinstance(value, list)) if isinstance(t, Tensor)]
-        tensors = outside or [t for t in _leaves(inputs) if isinstance(t, Tensor)]
+        outside = tree_leaves_only(Tensor, inputs, lambda value: isinstance(value, list))
+        tensors = outside or tree_leaves_only(Tensor, inputs)
         sizes = {int(t.shape[0]) for t in tensors if t.dim()}
         if len(sizes) != 1 or not all(t.dim() for t in tensors):
             return 0
         size = sizes.pop()
-        rest = [t for t in _leaves(inputs, partial(_of_each, size)) if isinstance(t, Tensor)]
+        rest = tree_leaves_only(Tensor, inputs, partial(_of_each, size))
         return size if all(t.dim() and t.shape[0] == size for t in rest) else 0
 
     def part(self, start: int, stop: int) -> Batch:
@@ -64,15 +65,11 @@ class Batch:
         return Batch(*pytree.tree_map(cut, (self.args, dict(self.kwargs), self.labels), is_leaf=is_leaf))
 
 
-def _leaves(value: object, is_leaf: Callable[[object], bool] | None = None) -> list[object]:
-    return pytree.tree_leaves(value, is_leaf=is_leaf)
-
-
 def _of_each(size: int, value: object) -> bool:
     """Whether a value is a list with tensors for each of `size` samples, and no list of tensors of all samples."""
     if not isinstance(value, list) or len(value) != size:
         return False
-    tensors = [leaf for leaf in _leaves(value) if isinstance(leaf, Tensor)]
+    tensors = tree_leaves_only(Tensor, value)
     return any(not t.dim() or t.shape[0] != size for t in tensors)
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import fx, nn
 
 from passes.graph.module_copies import copy_module, like, shell
+from passes.nested_values import tree_leaves_only
 from passes.process.torch_private import no_dispatch_modes, pytree
 
 
@@ -26,7 +27,7 @@ class ExampleValues:
     @cached_property
     def known(self) -> bool:
         """Whether the example and the network have values."""
-        tensors = [t for t in pytree.tree_leaves(list(self._arguments.values())) if isinstance(t, torch.Tensor)]
+        tensors = tree_leaves_only(torch.Tensor, list(self._arguments.values()))
         return not any(t.is_meta for t in [*tensors, *self._gm.parameters(), *self._gm.buffers()])
 
     def of(self, node: fx.Node) -> Any:

@@ -17,6 +17,7 @@ from passes.graph.annotations import KEY, Facts, specialised_in
 from passes.graph.lazy_codegen import graph_module
 from passes.graph.module_copies import copy_module, modules_of, shell
 from passes.graph.nodes import copied, source_of
+from passes.nested_values import tree_leaves_only
 from passes.ops import Record, Value, traits_of
 from passes.ops.literals import Site, varies
 from passes.ops.meta_shapes import OnMeta
@@ -148,7 +149,7 @@ class Rewriting:
             prefix = f"{node.target}."
             touching += [Value(n, a) for n, a in self.coupling.structure.tensors.items() if n.startswith(prefix)]
         reason = Reason(text, node.name, str(node.target), source_of(node))
-        values = [v for v in pytree.tree_leaves(touching) if isinstance(v, Value)]
+        values = tree_leaves_only(Value, touching)
         for axis in self.narrowed(a for v in values for a in v.axes):
             self.refused.append((axis, reason))
 
@@ -215,7 +216,7 @@ class _Run(fx.Interpreter):
         """Whether `n` makes, writes or returns tensors: there a number that was a width keeps its old value."""
         if n.op == "output" or n.target is operator.setitem:
             return True
-        return any(isinstance(leaf, Value) for leaf in pytree.tree_leaves(value))
+        return bool(tree_leaves_only(Value, value))
 
     def _run_inserted(self, n: fx.Node) -> None:
         """Run arithmetic that restating has put before a node."""
@@ -235,7 +236,7 @@ class _Run(fx.Interpreter):
             known = values.get(argument.name) if isinstance(argument, fx.Node) else None
             return known.numbers if isinstance(known, Value) else None
 
-        leaves_ = [v for v in pytree.tree_leaves(value) if isinstance(v, Value)]
+        leaves_ = tree_leaves_only(Value, value)
         if leaves_ or n.target is operator.setitem:
             near = [a for v in leaves_ for a in v.axes] + [a for i in n.all_input_nodes for a in self._axes_of(i) or ()]
             if self.rewriting.narrowed(near) or any(self._pinned(i) is not None for i in n.all_input_nodes):
@@ -295,8 +296,8 @@ class _Run(fx.Interpreter):
         return dense if number and now != dense else None
 
     def _difference(self, value: object, result: object) -> str:
-        expected = [[self.rewriting.size(a) for a in v.axes] for v in pytree.tree_leaves(value) if isinstance(v, Value)]
-        got = [list(t.shape) for t in pytree.tree_leaves(result) if isinstance(t, torch.Tensor)]
+        expected = [[self.rewriting.size(a) for a in v.axes] for v in tree_leaves_only(Value, value)]
+        got = [list(t.shape) for t in tree_leaves_only(torch.Tensor, result)]
         if expected == got:
             return ""
         return f"its size does not follow: expected {expected}, got {got}"

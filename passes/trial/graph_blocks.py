@@ -8,15 +8,15 @@ from passes.analysis.coupling import Coupling
 from passes.analysis.residual_blocks import Blocks, find_blocks
 from passes.axes.expressions import Reason
 from passes.graph.nodes import source_of
+from passes.nested_values import tree_leaves_only
 from passes.ops import Value
-from passes.process.torch_private import pytree
 from passes.transform.erase_blocks import Erasing
 
 
 def graph_blocks(gm: fx.GraphModule, coupling: Coupling) -> Blocks:
     """What `couple(gm, ..., depth=True)` offers, and why other branches stay."""
     structure = coupling.structure
-    returned = [v.key for v in pytree.tree_leaves(structure.values.get("output")) if isinstance(v, Value)]
+    returned = [v.key for v in tree_leaves_only(Value, structure.values.get("output"))]
     found = find_blocks(structure.records, returned, structure.tensors, coupling.aliases, coupling.trainable)
     erasing, refused = Erasing(gm.graph, coupling), dict(found.refused)
     nodes = {node.name: node for node in gm.graph.nodes}

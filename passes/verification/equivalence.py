@@ -37,6 +37,7 @@ from passes.graph.module_copies import copy_with, owned_tensors
 from passes.graph.nodes import source_of
 from passes.masked.masked_graph import MaskedOperators
 from passes.masked.proof_weights import dense_weights, equal_elements, finite_parameters, pruned_weights
+from passes.nested_values import tree_leaves_only
 from passes.ops import Value
 from passes.ops.references import narrowed
 from passes.process.state import leaves_no_trace
@@ -233,11 +234,11 @@ class _Proof:
         self._run(pruned, self.pruned.graph, draw.inputs, None, pruned_values)
         for node in self.gm.graph.nodes:
             value = self.coupling.structure.values.get(node.name)
-            known = [v for v in pytree.tree_leaves(value) if isinstance(v, Value)]
-            expected = [t for t in pytree.tree_leaves(dense_values.get(node.name)) if isinstance(t, torch.Tensor)]
+            known = tree_leaves_only(Value, value)
+            expected = tree_leaves_only(torch.Tensor, dense_values.get(node.name))
             if len(known) == len(expected):
                 expected = [_surviving(t, v.axes, self.masks) for t, v in zip(expected, known, strict=True)]
-            got = [t for t in pytree.tree_leaves(pruned_values.get(node.name)) if isinstance(t, torch.Tensor)]
+            got = tree_leaves_only(torch.Tensor, pruned_values.get(node.name))
             if self.removed_blocks and node.name not in pruned_values:
                 continue  # it went with its branch
             if not compare(expected, got).error <= self.tol:

@@ -8,13 +8,14 @@ from torch import Tensor, fx, nn
 from fxprune.exporters.source.containers import Container, is_plain, reference
 from fxprune.exporters.source.forward import used_targets
 from fxprune.exporters.source.literals import Imports, literal, quoted
-from fxprune.io.module_state import State, named_tensors
+from fxprune.io.module_state import State
+from passes.graph.module_copies import owned_tensors
 
 
 def tensor_lines(gm: fx.GraphModule, root: Container, state: State, imports: Imports) -> list[str]:
     """The statements, without indentation, in the order in which they must run."""
     leaves = tuple(used_targets(gm, "call_module"))
-    tensors = dict(named_tensors(gm))
+    tensors = dict(owned_tensors(gm))
     own = {name: tensor for name, tensor in tensors.items() if not any(name.startswith(f"{leaf}.") for leaf in leaves)}
     first: dict[int, str] = {}
     for name, tensor in tensors.items():
@@ -66,7 +67,7 @@ def _dtype_lines(tensors: dict[str, Tensor], own: dict[str, Tensor], root: Conta
 
 def _layout_lines(gm: fx.GraphModule) -> list[str]:
     """channels_last, where the weights of all convolutions are."""
-    weights = [tensor for _, tensor in named_tensors(gm) if tensor.dim() == 4 and isinstance(tensor, nn.Parameter)]
+    weights = [tensor for _, tensor in owned_tensors(gm) if tensor.dim() == 4 and isinstance(tensor, nn.Parameter)]
     other_layout = [weight for weight in weights if not weight.is_contiguous()]
     if other_layout and all(weight.is_contiguous(memory_format=torch.channels_last) for weight in weights):
         return ["self.to(memory_format=torch.channels_last)"]

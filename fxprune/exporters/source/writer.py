@@ -30,8 +30,9 @@ from fxprune.exporters.source.flatten import flattened
 from fxprune.exporters.source.forward import forward_lines, used_targets
 from fxprune.exporters.source.literals import Imports, literal, quoted
 from fxprune.exporters.source.tensors import tensor_lines
-from fxprune.io.module_state import State, check_same_form, named_tensors, state_of, write_state
+from fxprune.io.module_state import State, check_same_form, state_of, write_state
 from fxprune.io.seal import UNSEALED, seal, sha256_of
+from passes.graph.module_copies import owned_tensors
 
 _CONTAINER = '''\
 class Container(nn.Module):
@@ -97,7 +98,7 @@ def write_source(
         (folder / path.name).write_bytes(text.encode())
         seal(folder / path.name)
         network = _executed(folder / path.name)
-        device = next((tensor.device for _, tensor in named_tensors(gm)), torch.device("cpu"))
+        device = next((tensor.device for _, tensor in owned_tensors(gm)), torch.device("cpu"))
         network.to(device)
         found = agreement(gm, lambda given: call(network, given), inputs, sizes, tolerance)
     return ExportReport(
@@ -152,7 +153,7 @@ def _modules(gm: fx.GraphModule, constructors: Constructors) -> tuple[Container,
         if path in called and not any(path.startswith(f"{leaf}.") for leaf in leaves):
             leaves[path] = constructors.build(module, path)
             root.add(path, leaves[path].expression)
-    for name, _ in named_tensors(gm):
+    for name, _ in owned_tensors(gm):
         if not any(name.startswith(f"{leaf}.") for leaf in leaves):
             root.enclosing(name.split(".")[:-1])
     for name in used_targets(gm, "get_attr"):  # a mode is read from the module that it belongs to

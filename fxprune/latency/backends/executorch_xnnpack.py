@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from fxprune.latency.backends.protocol import Run, Timed, called
 from fxprune.latency.device import Setting, cpu
 from fxprune.latency.errors import BackendError
-from passes.process.torch_private import pytree
+from passes.nested_values import tree_leaves_only
 
 
 class ExecuTorch(Timed):
@@ -47,7 +47,7 @@ class ExecuTorch(Timed):
             raise BackendError(f"executorch cannot take the network: {said}") from error
         if method is None:
             raise BackendError("executorch cannot take the network: its program has no forward")
-        inputs = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        inputs = tree_leaves_only(Tensor, (args, kwargs))
 
         def run() -> object:
             return method.execute(inputs)

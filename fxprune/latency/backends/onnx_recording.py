@@ -10,8 +10,9 @@ from torch import Tensor, fx
 from fxprune.latency.backends import onnx_ops, onnx_shapes  # noqa: F401  (they register their rules)
 from fxprune.latency.backends.onnx_graph import Call, Graph, UnsupportedOperator, numpy_dtype_of
 from passes.graph.module_copies import copy_with, like
+from passes.nested_values import tree_leaves_only
 from passes.ops import traits_of
-from passes.process.torch_private import OpOverload, TorchDispatchMode, pytree
+from passes.process.torch_private import OpOverload, TorchDispatchMode
 from passes.stream.inference import as_arguments, composite_attention, to_meta
 
 
@@ -33,12 +34,12 @@ def record(gm: fx.GraphModule, example_inputs: object, fold: bool = True) -> Gra
     root = copy_with(gm, meta_placeholder)
     root.eval()
     inputs = to_meta(as_arguments(example_inputs, gm))
-    for index, tensor in enumerate(t for t in pytree.tree_leaves(inputs) if isinstance(t, Tensor)):
+    for index, tensor in enumerate(tree_leaves_only(Tensor, inputs)):
         graph.inputs[f"input_{index}"] = (tuple(tensor.shape), numpy_dtype_of(tensor.dtype))
         recorder.bind(tensor, f"input_{index}")
     with torch.no_grad(), composite_attention(), recorder:
         result = _ScopedInterpreter(root, gm.graph, graph).run(*inputs, enable_io_processing=False)
-    leaves = [t for t in pytree.tree_leaves(result) if isinstance(t, Tensor)]
+    leaves = tree_leaves_only(Tensor, result)
     graph.outputs = list(dict.fromkeys(recorder.value(t) for t in leaves))
     return graph
 
@@ -81,7 +82,7 @@ class _Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, func: OpOverload, types: object, args: Any = (), kwargs: Any = None) -> object:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        if not any(isinstance(t, Tensor) for t in pytree.tree_leaves(out)):
+        if not tree_leaves_only(Tensor, out):
             return out
         rule = traits_of(func).onnx
         if rule is None:

@@ -22,7 +22,7 @@ from fxprune.latency.device import Setting, cpu
 from fxprune.latency.errors import BackendError
 from fxprune.latency.timing import Reference
 from passes import capture
-from passes.process.torch_private import pytree
+from passes.nested_values import tree_leaves_only
 from passes.stream.inference import as_arguments
 
 log = logging.getLogger(__name__)
@@ -113,7 +113,7 @@ def as_graph(network: nn.Module, example_inputs: object) -> fx.GraphModule:
 
 def fed(names: Sequence[str], gm: fx.GraphModule, example_inputs: object) -> dict[str, np.ndarray]:
     """The inputs as arrays, by the names that an ONNX network has for them."""
-    tensors = [t for t in pytree.tree_leaves(as_arguments(example_inputs, gm)) if isinstance(t, Tensor)]
+    tensors = tree_leaves_only(Tensor, as_arguments(example_inputs, gm))
     return {
         name: np.ascontiguousarray(tensor.detach().cpu().numpy()) for name, tensor in zip(names, tensors, strict=True)
     }

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from fxprune import netadapt
 from fxprune.exporters import ExportError, export, load
-from fxprune.io.module_state import named_tensors, read_state, restore_state, state_of, write_state
+from fxprune.io.module_state import read_state, restore_state, state_of, write_state
 from passes import Plan, PruneChannels, capture, couple
+from passes.graph.module_copies import owned_tensors
 
 
 def pruned(model: nn.Module, example: Any, frontend: str = "auto") -> tuple[Any, Plan]:
@@ -63,13 +64,13 @@ def test_round_trip(make: type[nn.Module], device: str, tmp_path: Path) -> None:
     with torch.device(device):
         original = make()
     original.eval()
-    before = {name: tensor for name, tensor in named_tensors(original)}
+    before = {name: tensor for name, tensor in owned_tensors(original)}
     again = load(original, report.path)
     gm.eval()
     for given in (example, torch.cat([example, example, example])):
         torch.testing.assert_close(again(given), gm(given), atol=0, rtol=0)
     assert not any(module.training for module in again.modules())
-    assert all(tensor is before[name] for name, tensor in named_tensors(original))
+    assert all(tensor is before[name] for name, tensor in owned_tensors(original))
     assert list(again.state_dict()) == list(gm.state_dict())
 
 
@@ -106,10 +107,10 @@ def test_odd_tensors_come_back(tmp_path: Path) -> None:
     expected = gm.eval()(**example)
     got = again(**example)
     assert torch.equal(got["logits"], expected["logits"]) and torch.equal(got["count"], expected["count"])
-    tensors = dict(named_tensors(again))
+    tensors = dict(owned_tensors(again))
     assert tensors["decoder.weight"] is tensors["embedding.weight"]
     assert not tensors["scale"].requires_grad and tensors["inner.weight"].requires_grad
-    assert torch.equal(tensors["table"], dict(named_tensors(gm))["table"])
+    assert torch.equal(tensors["table"], dict(owned_tensors(gm))["table"])
     stored = load_file(report.path)
     assert ("embedding.weight" in stored) != ("decoder.weight" in stored)
     assert "step" not in stored and "table" in stored
@@ -139,8 +140,8 @@ def test_memory_layouts_come_back(tmp_path: Path) -> None:
     for tensor in (*other.parameters(), other.part, other.rest):
         nn.init.zeros_(tensor)
     restore_state(other, read_state(tmp_path / "net.safetensors"), tmp_path / "net.safetensors")
-    for name, tensor in named_tensors(module):
-        found: Tensor = dict(named_tensors(other))[name]
+    for name, tensor in owned_tensors(module):
+        found: Tensor = dict(owned_tensors(other))[name]
         assert torch.equal(found, tensor)
         assert name == "spread" or found.stride() == tensor.stride()
 

@@ -35,9 +35,7 @@ def batches(count: int = 3) -> list[torch.Tensor]:
 def test_each_stage_has_a_row(result: NetAdaptResult, tmp_path: Path) -> None:
     inputs = torch.cat(batches())
     labels = result.dense(inputs).argmax(1)
-    stages = export_int8(
-        result, tmp_path / "net.onnx", calibration=batches(), evaluate=Accuracy([(inputs, labels)])
-    )
+    stages = export_int8(result, tmp_path / "net.onnx", calibration=batches(), evaluate=Accuracy([(inputs, labels)]))
     dense, pruned, small = stages.stages
     assert [stage.name for stage in stages.stages] == ["dense", "pruned", "pruned, int8"]
     assert dense.score == 100 and dense.error == 0 < pruned.error

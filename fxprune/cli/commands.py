@@ -259,8 +259,9 @@ def prune(
     alone.
 
     A model of transformers is built from the folder's config.json, without
-    weights; any other is named with --model. fxprune.from_pretrained(OUT)
-    loads what is written of a model of transformers.
+    weights; any other is named with --model. Where the numbers of config.json
+    can state the new widths, they do, and the model's own from_pretrained loads
+    OUT. fxprune.from_pretrained(OUT) does so in any case.
     """
     from fxprune.cli.errors import reported_errors
 

@@ -6,8 +6,10 @@ stands `fxprune_plan.json`, the plan and the SHA-256 of each file of weights.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -22,12 +24,18 @@ from torch import nn
 from fxprune.errors import ExportError, InputError
 from fxprune.integrations.huggingface import PLAN
 from fxprune.io.checkpoint import INDEX, Checkpoint, Stored, listed, read_checkpoint
+from fxprune.io.empty_networks import empty_weights
 from fxprune.io.storage import write_json
+from fxprune.problem.stock_widths import stated_config
 from passes import Coupling, Plan
 from passes.apply.cut_module import module_coupling_for
 from passes.arguments import is_a
+from passes.stream.call_arguments import example_of
 from passes.transform.slicing import Slicing
+from passes.trial.module_groups import remember_module
 
+log = logging.getLogger(__name__)
+CONFIG = "config.json"
 _WEIGHTS = frozenset({".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".onnx", ".ckpt"})
 
 
@@ -38,8 +46,9 @@ def prune_checkpoint(
 
     model: of the class of the checkpoint, with any weights or none (made under `fxprune.empty_weights()`): it says
     which positions of which tensor a unit is. At a time one tensor is in memory. `out` must not exist, or be empty.
-    Other files of the folder (configuration, tokenizer) are copied; `fxprune.from_pretrained(out)` loads the result of
-    a model of transformers, `fxprune.prune_checkpoint` needs none.
+    Other files of the folder (configuration, tokenizer) are copied. Where the numbers of `config.json` can state the
+    new widths, they do, and the model's own `from_pretrained` loads `out`; why not is logged as a warning.
+    `fxprune.from_pretrained(out)` loads either of a model of transformers; `fxprune.prune_checkpoint` needs none.
 
     Raises ExportError where the folder is no such checkpoint, or that of another model, and PlanError where the plan
     was made for another network.
@@ -56,9 +65,10 @@ def prune_checkpoint(
             "done in a folder yet; apply_plan(model, plan) does it in memory, or search with depth: false"
         )
     _check_tensors(model, coupling, checkpoint)
+    config = _stated(model, coupling, plan, checkpoint.folder)
     staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
-        written = _write(staging, checkpoint, Slicing(coupling, coupling.masks(plan)), plan)
+        written = _write(staging, checkpoint, Slicing(coupling, coupling.masks(plan)), plan, config)
         for file in staging.rglob("*"):
             file.chmod(file.stat().st_mode & 0o700 | 0o644 | 0o111 * file.is_dir())
         staging.chmod(0o755)
@@ -97,7 +107,39 @@ def _check_tensors(model: nn.Module, coupling: Coupling, checkpoint: Checkpoint)
         )
 
 
-def _write(staging: Path, checkpoint: Checkpoint, slicing: Slicing, plan: Plan) -> list[str]:
+def _stated(model: Any, coupling: Coupling, plan: Plan, folder: Path) -> dict[str, Any] | None:
+    """What config.json has to say of the cut network; None where it says what it said before."""
+    config: Any = getattr(model, "config", None)
+    path = folder / CONFIG
+    if not callable(getattr(config, "to_dict", None)) or not path.is_file() or not plan.narrows:
+        return None
+    if not all(parameter.is_meta for parameter in model.parameters()):
+        with empty_weights():
+            model = type(model)(copy.deepcopy(config)).eval()
+        remember_module(model, coupling)
+    found = stated_config(model, coupling, plan, example_of(plan.inputs))
+    if isinstance(found, str):
+        log.warning(
+            "%s cannot state the new widths, and says what it said before (%s); fxprune.from_pretrained loads the "
+            "folder, the model's own does not", CONFIG, found,
+        )  # fmt: skip
+        return None
+    stated: dict[str, Any] = _updated(json.loads(path.read_text(encoding="utf-8")), config.to_dict(), found.to_dict())
+    return stated
+
+
+def _updated(known: Any, old: Any, new: Any) -> Any:
+    """`known` with what differs between `old` and `new`: what the file says beside that stays as it is."""
+    if not isinstance(new, dict) or not isinstance(old, dict) or not isinstance(known, dict):
+        return new
+    changed = {key: value for key, value in new.items() if value != old.get(key)}
+    changed = {key: _updated(known.get(key), old.get(key), value) for key, value in changed.items()}
+    return {**known, **changed}
+
+
+def _write(
+    staging: Path, checkpoint: Checkpoint, slicing: Slicing, plan: Plan, config: Mapping[str, Any] | None
+) -> list[str]:
     digests: dict[str, str] = {}
     size = elements = 0
     for file, metadata in checkpoint.files.items():
@@ -115,7 +157,9 @@ def _write(staging: Path, checkpoint: Checkpoint, slicing: Slicing, plan: Plan) 
         if file.is_file() and not hidden and file.suffix not in _WEIGHTS and inside.name not in (INDEX, PLAN):
             (staging / inside).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, staging / inside)
-    write_json(staging / PLAN, {"plan": plan.to_json(), "weights": digests})
+    if config is not None:
+        (staging / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    write_json(staging / PLAN, {"plan": plan.to_json(), "weights": digests, "in_config": config is not None})
     return list(digests)
 
 

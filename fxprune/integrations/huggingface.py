@@ -48,7 +48,7 @@ def save_pretrained(result: NetAdaptResult, folder: str | os.PathLike[str]) -> N
 
 
 def from_pretrained(folder: str | os.PathLike[str]) -> nn.Module:
-    """The pruned model that `fxprune.save_pretrained` wrote, of its own class, in eval mode.
+    """The pruned model that `fxprune.save_pretrained` or `prune_checkpoint` wrote, of its own class, in eval mode.
 
     Raises ExportError where the folder holds no such model, or is damaged.
     """
@@ -65,7 +65,8 @@ def from_pretrained(folder: str | os.PathLike[str]) -> nn.Module:
         tensors.update(load_file(place / name))
     with empty_weights():
         dense = kind(config).eval()
-    model = apply_plan(dense, Plan.from_json(known["plan"]), inplace=True)
+    stated = known.get("in_config", False)  # the widths: then the class has the pruned shapes by itself
+    model = dense if stated else apply_plan(dense, Plan.from_json(known["plan"]), inplace=True)
     lost = model.load_state_dict(tensors, strict=False, assign=True)
     model.tie_weights()  # type: ignore[operator]
     tied = {name for name, tensor in model.state_dict().items() if tensor.data_ptr() in _pointers(model, tensors)}

@@ -9,7 +9,6 @@ class, and wherever else such folders are read.
 
 from __future__ import annotations
 
-import copy
 import itertools
 import logging
 import random
@@ -23,20 +22,27 @@ import torch
 from torch import nn
 
 from fxprune.errors import InputError
+from fxprune.problem.config_numbers import (
+    Place,
+    Shapes,
+    built_on_meta,
+    places_in,
+    said,
+    scaled_at,
+    shapes_of,
+    shapes_or_none,
+    value_at,
+    with_numbers,
+)
 from fxprune.problem.equal_widths import Sets, block_sets, smallest_unit
-from passes import Coupling, apply_plan
-from passes.equality.constant_double import constant_double
-from passes.process.torch_private import pytree
-from passes.statistics.divergence import tensors_out
+from fxprune.problem.stock_equality import differs
+from passes import Coupling, Plan, apply_plan
 from passes.transform.slicing import Slicing
 
 log = logging.getLogger(__name__)
 PRESET = "huggingface"
-_CLOSE = 1e-6  # of the largest element, in double precision
 _STEPS = (1, 2, 4, 8, 16, 32, 64)
 _DRAWS = 3  # of widths of all bundles together, at which the configuration must be accepted
-Place = tuple[str, ...]
-Shapes = dict[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -62,7 +68,7 @@ class StockWidths:
         for first, places in self.places.items():
             for place in places:  # heads are the product of key-value heads and of queries for each
                 scales[place] = scales.get(place, Fraction(1)) * Fraction(widths[first], self.sizes[first])
-        return _changed(config, self.explicit, scales)
+        return with_numbers(config, self.explicit, scales)
 
 
 def stock_widths(network: nn.Module, coupling: Coupling, example_inputs: object) -> StockWidths:
@@ -82,6 +88,17 @@ def stock_widths(network: nn.Module, coupling: Coupling, example_inputs: object)
     return search.run()
 
 
+def stated_config(network: nn.Module, coupling: Coupling, plan: Plan, example_inputs: object) -> Any:
+    """The configuration of the stock class that is what `plan` makes of `network`; a text that says why there is none.
+
+    network: a model of transformers, its weights on the meta device.
+    """
+    search = _Search(network, coupling, example_inputs)
+    if search.built({}) != search.shapes:
+        return f"{type(network).__name__} built from its own config has other shapes than this model"
+    return search.stated(plan)
+
+
 def state_widths(model: nn.Module, stock: StockWidths, widths: Mapping[str, int], example_inputs: object) -> None:
     """Write `widths` into the model's configuration.
 
@@ -89,9 +106,9 @@ def state_widths(model: nn.Module, stock: StockWidths, widths: Mapping[str, int]
     """
     try:
         config = stock.configured(model.config, widths)
-        why = _differs(model, config, example_inputs)
+        why = differs(model, config, example_inputs)
     except Exception as error:  # a constructor may refuse sizes in any way
-        why = _said(error)
+        why = said(error)
     if why:
         raise InputError(f"same_width: {PRESET!r}: the stock class at the chosen widths: {why}; prune with 'blocks'.")
     old: Any = model.config
@@ -108,7 +125,7 @@ class _Search:
 
     def __init__(self, network: nn.Module, coupling: Coupling, example_inputs: object) -> None:
         self.network, self.coupling, self.example = network, coupling, example_inputs
-        self.shapes = _shapes(network)
+        self.shapes = shapes_of(network)
         self.explicit: dict[Place, int] = {}
         self._built: dict[tuple[object, ...], Shapes | None] = {}
         named = block_sets(coupling)
@@ -122,7 +139,7 @@ class _Search:
         for layer in sorted(self.layers, key=self._parameters, reverse=True):
             if any(layer[0] in bundle for bundle in bundles):
                 continue
-            found = self._bundle(layer, {name for bundle in bundles for name in bundle})
+            found = self._bundle(layer, {name for bundle in bundles for name in bundle}, self._ratio(layer))
             if isinstance(found, str):
                 excluded.update(dict.fromkeys(layer, found))
                 continue
@@ -138,6 +155,32 @@ class _Search:
         for name, why in excluded.items():
             log.info("%s keeps its size: %s", name, why)
         return self._stock(bundles, excluded)
+
+    def stated(self, plan: Plan) -> Any:
+        """The configuration that states the widths of `plan`, or why there is none."""
+        shares = {name: Fraction(plan.widths[name], size) for name, size in self.coupling.widths.items()}
+        for layer in self.layers:
+            if len({shares[name] for name in layer}) > 1:
+                return f"{layer[0]} and the same layer of other blocks have different widths, and it has one for all"
+        self.explicit = self._implied()
+        bundles: dict[tuple[str, ...], tuple[Place, ...]] = {}
+        for layer in sorted(self.layers, key=self._parameters, reverse=True):
+            used = {name for bundle in bundles for name in bundle}
+            if layer[0] in used or shares[layer[0]] == 1:
+                continue
+            found = self._bundle(layer, used, shares[layer[0]])
+            if isinstance(found, str):
+                return f"{layer[0]}: {found}"
+            bundle, places = found
+            apart = [name for name in bundle if shares[name] != shares[layer[0]]]
+            if apart:
+                return f"{layer[0]} and {apart[0]} hang on the same numbers, and the plan cuts them differently"
+            bundles[bundle] = places
+        try:
+            config = self._stock(bundles).configured(self.network.config, plan.widths)
+            return differs(apply_plan(self.network, plan), config, self.example) or config
+        except Exception as error:  # a constructor may refuse sizes in any way
+            return said(error)
 
     @cached_property
     def steps(self) -> dict[str, int]:
@@ -160,9 +203,10 @@ class _Search:
         key = tuple(sorted(scales.items()))
         if key not in self._built:
             try:
-                self._built[key] = _shapes(_built(self.network, _changed(self.network.config, self.explicit, scales)))
+                config = with_numbers(self.network.config, self.explicit, scales)
+                self._built[key] = shapes_of(built_on_meta(self.network, config))
             except Exception as error:  # a constructor may refuse sizes in any way
-                log.debug("%s: %s", key, _said(error))
+                log.debug("%s: %s", key, said(error))
                 self._built[key] = None
         return self._built[key]
 
@@ -170,28 +214,34 @@ class _Search:
         """Numbers that the configuration leaves open, where they can be stated without a change."""
         config, found = self.network.config, dict[Place, int]()
         values = {self.coupling.widths[name] * factor for name in self.coupling.widths for factor in (1, 2)}
-        for place in _places(config, type(None)):
+        for place in places_in(config, type(None)):
             for value in sorted(values):
-                trial = [_shapes_or_none(self.network, {**found, place: v}) for v in (value, value + 1)]
+                trial = [shapes_or_none(self.network, {**found, place: v}) for v in (value, value + 1)]
                 if trial[0] == self.shapes and trial[1] != self.shapes:
                     found[place] = value
                     break
         return found
 
-    def _bundle(self, layer: tuple[str, ...], used: set[str]) -> tuple[tuple[str, ...], tuple[Place, ...]] | str:
-        """The groups that follow the numbers by which `layer` can be cut, and where these stand; or why there are
-        none."""
+    def _ratio(self, layer: tuple[str, ...]) -> Fraction | str:
+        """A share of its units that `layer` can keep, about half where there is such a one; or why there is none."""
         size = self.coupling.widths[layer[0]]
         if size < 2:
             return "it has one unit"
         halves = (Fraction(count, size) for count in range(max(1, size // 2), size))
         fitting = (ratio for ratio in halves if all(self._fits(name, ratio) for name in layer))
         ratio = next(fitting, None) if size % 2 == 0 else max(fitting, default=None)
-        if ratio is None:
-            return "it must keep all of its units"
+        return "it must keep all of its units" if ratio is None else ratio
+
+    def _bundle(
+        self, layer: tuple[str, ...], used: set[str], ratio: Fraction | str
+    ) -> tuple[tuple[str, ...], tuple[Place, ...]] | str:
+        """The groups that follow the numbers by which `layer` is cut to `ratio`, and where these stand; or why there
+        are none."""
+        if isinstance(ratio, str):
+            return ratio
         mine = self._touched(layer)
-        stated = _changed(self.network.config, self.explicit, {})
-        places = [place for place in _places(stated, (int, float)) if _scaled(stated, place, ratio)]
+        stated = with_numbers(self.network.config, self.explicit, {})
+        places = [place for place in places_in(stated, (int, float)) if scaled_at(stated, place, ratio)]
         promising = [p for p in places if (b := self.built({p: ratio})) is None or self._changed_in(b) & mine]
         tried = ", ".join(".".join(place) for place in promising[:4])
         why = "no numbers of the configuration give these shapes" + (f" (tried {tried})" if tried else "")
@@ -206,8 +256,8 @@ class _Search:
                 if self._target(bundle, ratio) != built:
                     continue
                 plan = self._plan(bundle, ratio)
-                config = _changed(self.network.config, self.explicit, dict.fromkeys(chosen, ratio))
-                why = _differs(apply_plan(self.network, plan), config, self.example)
+                config = with_numbers(self.network.config, self.explicit, dict.fromkeys(chosen, ratio))
+                why = differs(apply_plan(self.network, plan), config, self.example)
                 if not why:
                     return bundle, chosen
                 why = f"{', '.join('.'.join(place) for place in chosen)}: {why}"
@@ -220,7 +270,7 @@ class _Search:
 
         Left out are those that change what tensors there are (numbers of layers).
         """
-        values = {place: _at(stated, place) for place in places}
+        values = {place: value_at(stated, place) for place in places}
         equal = [
             place
             for place in places
@@ -286,107 +336,8 @@ class _Search:
 
     def _accepted(self, stock: StockWidths, widths: Mapping[str, int]) -> bool:
         try:
-            _built(self.network, stock.configured(self.network.config, widths))
+            built_on_meta(self.network, stock.configured(self.network.config, widths))
         except Exception as error:  # a constructor may refuse sizes in any way
-            log.debug("%s: %s", dict(widths), _said(error))
+            log.debug("%s: %s", dict(widths), said(error))
             return False
         return True
-
-
-def _differs(cut: nn.Module, config: object, example_inputs: object) -> str:
-    """Why the stock class with these weights is another function than the cut network, or ""."""
-    stock = type(cut)(copy.deepcopy(config))
-    stock.load_state_dict(cut.state_dict())
-    inputs = pytree.tree_map_only(torch.Tensor, _wide, example_inputs)
-    with torch.no_grad(), constant_double():
-        expected = tensors_out(_called(copy.deepcopy(cut).eval().double(), inputs))
-        try:
-            got = tensors_out(_called(stock.eval().double(), inputs))
-        except Exception as error:  # a forward may compute sizes that these numbers do not give
-            return f"built so, it does not run: {_said(error)}"
-    for mine, theirs in zip(expected, got, strict=True):
-        if mine.is_floating_point():
-            off = float((mine - theirs).abs().max()) / (float(mine.abs().max()) or 1.0)
-            if not off <= _CLOSE:
-                return f"its outputs differ by {off:.2g} of the largest: it computes with the size itself"
-    return ""
-
-
-def _wide(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.double() if tensor.is_floating_point() else tensor
-
-
-def _called(network: nn.Module, inputs: object) -> object:
-    if isinstance(inputs, Mapping):
-        return network(**inputs)
-    return network(*inputs) if isinstance(inputs, tuple | list) else network(inputs)
-
-
-def _built(network: nn.Module, config: object) -> nn.Module:
-    with torch.device("meta"):
-        return type(network)(copy.deepcopy(config))
-
-
-def _shapes(network: nn.Module) -> Shapes:
-    return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-
-
-def _shapes_or_none(network: nn.Module, explicit: Mapping[Place, int]) -> Shapes | None:
-    try:
-        return _shapes(_built(network, _changed(network.config, explicit, {})))
-    except Exception as error:  # a constructor may refuse sizes in any way
-        log.debug("%s: %s", explicit, _said(error))
-        return None
-
-
-def _changed(config: Any, explicit: Mapping[Place, int], scales: Mapping[Place, Fraction]) -> object:
-    """A copy of a configuration with some numbers stated and some scaled. Raises what its class raises for them."""
-    made = copy.deepcopy(config)
-    for place, value in explicit.items():
-        _put(made, place, value)
-    for place, scale in scales.items():
-        scaled = _scaled(made, place, scale)
-        if scaled is None:
-            raise ValueError(f"{'.'.join(place)} is no whole number at {scale} of its size")
-        _put(made, place, scaled)
-    type(made).from_dict(made.to_dict())  # checks the numbers; the copy keeps what no dictionary holds
-    return made
-
-
-def _places(config: object, kinds: type | tuple[type, ...], path: Place = ()) -> Iterator[Place]:
-    """Where a configuration, or one inside of it, holds a value of these types."""
-    for name, value in sorted(vars(config).items()):
-        if callable(getattr(value, "to_dict", None)):
-            yield from _places(value, kinds, (*path, name))
-        elif not name.startswith("_") and isinstance(value, kinds) and not isinstance(value, bool):
-            yield (*path, name)
-        elif isinstance(value, list) and all(isinstance(v, kinds) and not isinstance(v, bool) for v in value):
-            yield from ((*path, name, str(number)) for number in range(len(value)))  # one a layer, or a stage
-
-
-def _at(config: Any, place: Place) -> Any:
-    for name in place:
-        config = config[int(name)] if isinstance(config, list) else getattr(config, name)
-    return config
-
-
-def _scaled(config: object, place: Place, scale: Fraction) -> int | float | None:
-    """A number of the configuration, scaled; None where it would be no whole one any more, or zero."""
-    value: int | float | None = _at(config, place)
-    if isinstance(value, float):
-        return value * float(scale)
-    made = Fraction(value or 0) * scale
-    return int(made) if made.denominator == 1 and made > 0 else None
-
-
-def _put(config: object, place: Place, value: int | float) -> None:
-    holder = _at(config, place[:-1])
-    if isinstance(holder, list):
-        holder[int(place[-1])] = value
-    else:
-        setattr(holder, place[-1], value)
-
-
-def _said(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1] if lines else ''}"

@@ -41,6 +41,7 @@ from passes.stream.call_arguments import CHANGED
 from passes.stream.call_arguments import tensors_of as results_of
 from passes.stream.conditions import SizeConditions, Turned
 from passes.stream.inference import composite_attention
+from passes.stream.watched_sizes import Sizes
 
 log = logging.getLogger(__name__)
 _Network = Callable[[Mapping[str, Any]], Any]
@@ -188,8 +189,8 @@ class _Comparison:
                     moved |= {n: None for n, one in self._asked(other).items() if asked.get(n, one) != one}
         return tuple(f"the condition at {name} is followed as on the example" for name in self._decide(moved, expected))
 
-    def _asked(self, arguments: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
-        """The conditions on sizes that the module asks on these arguments, and what they compare."""
+    def _asked(self, arguments: Mapping[str, Any]) -> Mapping[str, Sizes]:
+        """The conditions on sizes that the module asks on these arguments, and the sizes that enter them."""
         with SizeConditions() as conditions:
             try:
                 self._run(self._module(), arguments=arguments)

@@ -89,6 +89,12 @@ class ValueProxy(fx.Proxy):
     def __contains__(self, item: object) -> bool:
         return item in self.tracer.resolve(self)
 
+    def __divmod__(self, other: Any) -> tuple[Any, Any]:
+        return self // other, self % other
+
+    def __rdivmod__(self, other: Any) -> tuple[Any, Any]:
+        return other // self, other % self
+
     def __setitem__(self, key: object, value: object) -> None:
         self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
 

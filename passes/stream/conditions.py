@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import nullcontext
+from types import FrameType
 from typing import Any
 
 import torch
@@ -12,27 +13,27 @@ from torch.overrides import TorchFunctionMode
 
 from passes.process.source_lines import users_line
 from passes.process.torch_patches import sizes_by_len
-from passes.stream.watched_sizes import SIZES, watched
-
-Asked = dict[str, tuple[Any, ...]]
+from passes.stream.watched_sizes import SIZES, Sizes, watched
 
 
 class SizeConditions(TorchFunctionMode):
     """Inside, the conditions on sizes that the program itself asks are listed.
 
-    asked: what each of them compared when it was asked first, by its name: ``model.py:12 (size)``, and ``(size 2)`` for
-    the second of a line. whether: only that there are some is asked for, which takes less: `len` of a tensor, whatever
-    becomes of it, counts as one then.
+    asked: the sizes of tensors that entered each of them when it was asked first, by its name: ``model.py:12 (size)``,
+    and ``(size 2)`` for the second of a line. looked_up: the same by lines, for what is looked up in a dictionary or a
+    set. whether: only that there are some is asked for, which takes less: `len` of a tensor, whatever becomes of it,
+    counts as one then.
 
     >>> with SizeConditions() as mode:
     ...     long = torch.ones(3, 9).shape[1] > 8
     >>> list(mode.asked.values())
-    [(9, 8)]
+    [(9,)]
     """
 
     def __init__(self, whether: bool = False) -> None:
         super().__init__()
-        self.asked: Asked = {}
+        self.asked: dict[str, Sizes] = {}
+        self.looked_up: dict[str, Sizes] = {}
         self._known: dict[str, dict[int, str]] = {}
         self._by_len = nullcontext() if whether else sizes_by_len()
 
@@ -49,13 +50,21 @@ class SizeConditions(TorchFunctionMode):
         answer = func(*args, **(kwargs or {}))
         if func is torch.Tensor.__len__:  # Python makes a plain integer of it
             self.asked.setdefault("len", (answer,))
-        return watched(answer, self._asked) if func in SIZES else answer
+        return watched(answer, self) if func in SIZES else answer
 
-    def _asked(self, compared: tuple[Any, ...], answer: bool, frame: Any) -> bool:
+    @property
+    def any(self) -> bool:
+        """Whether the program has asked something of sizes."""
+        return bool(self.asked or self.looked_up)
+
+    def look_up(self, sizes: Sizes, frame: FrameType) -> None:
+        self.looked_up.setdefault(users_line(frame), sizes)
+
+    def compare(self, sizes: Sizes, answer: bool, frame: FrameType) -> bool:
         line = users_line(frame)
         known = self._known.setdefault(line, {})
         name = known.setdefault(frame.f_lasti, f"{line} (size{f' {len(known) + 1}' if known else ''})")
-        self.asked.setdefault(name, compared)
+        self.asked.setdefault(name, sizes)
         return self.answered(name, answer)
 
     def answered(self, name: str, answer: bool) -> bool:

@@ -106,7 +106,7 @@ class Trial:
             return False
         if mode.is_done:
             self._known[changes] = None
-        return mode.is_done and not conditions.asked
+        return mode.is_done and not conditions.any
 
     def _called(
         self, mode: Watching, arguments: Arguments, changes: Changes, functions: LastCall,

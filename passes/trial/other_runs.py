@@ -21,7 +21,7 @@ from passes.graph.left_behind import Plain, counts, set_state
 from passes.ops import Record, Value, spelled
 from passes.process.torch_private import OpOverload
 from passes.stream.call_arguments import CHANGED, Arguments, replaced, tensors_of
-from passes.stream.conditions import Asked, SizeConditions
+from passes.stream.conditions import SizeConditions
 from passes.stream.module_run import ModuleInferred, ModuleRun
 from passes.stream.module_stream import Watching, input_on_meta
 from passes.trial.following import COPIES, VIEWS, cut_at, owned, without_tensors
@@ -47,7 +47,7 @@ def look_at_other_sizes(inferred: ModuleInferred, arguments: Arguments) -> bool:
         moving = _moving(inferred, found, "the size of the inputs")
         if moving is None and not inferred.run_beside(resized):
             inferred.specialised.append("its program calls other operators at other sizes of the inputs")
-        turned = _turn(inferred, arguments, _moving_conditions(inferred.run, arguments, conditions.asked))
+        turned = _look_at_conditions(inferred, arguments, conditions)
         return turned or moving is None or bool(_frozen(inferred, moving))
     return False
 
@@ -178,9 +178,9 @@ def look_at_other_branches(inferred: ModuleInferred, arguments: Arguments) -> No
     """Run a module once for each condition on values with the other answer; on sizes too, where it runs on values."""
     _turn(inferred, arguments, list(inferred.run.mode.asked))
     for resized in other_sizes(arguments) if inferred.real else ():
-        asked = _asked_of_sizes(inferred.run, resized)
-        if asked is not None:
-            _turn(inferred, arguments, _moving_conditions(inferred.run, arguments, asked))
+        conditions = SizeConditions()
+        if _ran(inferred.run, Watching(True), resized, conditions=conditions):
+            _look_at_conditions(inferred, arguments, conditions)
             break
 
 
@@ -205,16 +205,20 @@ def _turn(inferred: ModuleInferred, arguments: Arguments, lines: Sequence[str]) 
     return len(inferred.runs_beside) > before
 
 
-def _moving_conditions(run: ModuleRun, arguments: Arguments, at_other_sizes: Asked) -> list[str]:
-    """The conditions that compare something else on the example than at other sizes."""
-    found = _asked_of_sizes(run, arguments) if at_other_sizes else None
-    return [name for name, compared in (found or {}).items() if at_other_sizes.get(name, compared) != compared]
+def _look_at_conditions(inferred: ModuleInferred, arguments: Arguments, elsewhere: SizeConditions) -> bool:
+    """Follow the conditions that other sizes enter on the example than elsewhere with the other answer.
 
-
-def _asked_of_sizes(run: ModuleRun, arguments: Arguments) -> Asked | None:
-    """The conditions on sizes that a module asks, and what they compare; None where it does not run."""
-    conditions = SizeConditions()
-    return conditions.asked if _ran(run, Watching(run.mode.real), arguments, conditions=conditions) else None
+    Tables in which a size is looked up are named. Returns what `_turn` does.
+    """
+    here = SizeConditions()
+    if not elsewhere.any or not _ran(inferred.run, Watching(inferred.real), arguments, conditions=here):
+        return False
+    tables = [line for line, sizes in here.looked_up.items() if elsewhere.looked_up.get(line, sizes) != sizes]
+    if tables:
+        lines = ", ".join(tables[:3])
+        inferred.specialised.append(f"it looks up sizes of its inputs in a table ({lines}), as those of the example")
+    moving = [name for name, sizes in here.asked.items() if elsewhere.asked.get(name, sizes) != sizes]
+    return _turn(inferred, arguments, moving)
 
 
 def look_at_other_values(inferred: ModuleInferred, arguments: Arguments) -> None:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from passes import EquivalenceError, apply_plan, capture, couple, verify
+from passes.errors import SpecialisedWarning
 from passes.graph.annotations import specialised_in
 from passes.stream.conditions import SizeConditions, Turned
 
@@ -104,6 +105,10 @@ SIZES: dict[str, Asked] = {
     "a ratio": lambda x: x.shape[0] / 2 > 40,
     "one of some": lambda x: x.shape[0] in (71, 73),
     "all elements": lambda x: x.numel() // x.shape[1] >= 200,
+    "a bit": lambda x: bool(x.shape[0] >> 6),
+    "a quotient": lambda x: divmod(x.shape[0], 70)[0] == 1,
+    "a share": lambda x: x.shape[0] * 0.5 > 35.5,
+    "a root": lambda x: x.shape[0] ** 0.5 > 8,
 }
 
 
@@ -133,6 +138,20 @@ def test_a_branch_on_a_size_that_gives_the_same_is_not_said() -> None:
     assert specialised_in(gm) == ()
 
 
+TABLES: dict[str, Asked] = {
+    "a dictionary": lambda x: {77: True}.get(x.shape[0], False),
+    "a set": lambda x: x.shape[0] in {77, 99},
+    "a key of two": lambda x: (x.shape[0], 6) in {(77, 6): 1},
+}
+
+
+@pytest.mark.parametrize("asked", TABLES)
+def test_tables_in_which_a_size_is_looked_up_are_said(asked: str) -> None:
+    with pytest.warns(SpecialisedWarning, match=r"looks up sizes of its inputs in a table \(test_conditions.py:"):
+        coupling = couple(Either(TABLES[asked], torch.tanh).eval(), X)
+    assert coupling.widths == {"a": 16}
+
+
 def test_sizes_that_the_inputs_do_not_move_are_not_turned() -> None:
     class Checked(Either):
         def forward(self, x: Tensor) -> Tensor:
@@ -160,7 +179,6 @@ def test_conditions_of_one_line_have_names_of_their_own() -> None:
                 [number]
             )
     assert len is before and type(copy.deepcopy(x.shape[0])) is int
-
 
 
 class Arguments(nn.Module):

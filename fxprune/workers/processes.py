@@ -33,8 +33,8 @@ log = logging.getLogger(__name__)
 
 TICK_S = 0.5
 """How often times are looked at; of a longer pause only this much counts, so that a suspended search is not late."""
-STARTING_S = 600.0
-"""How long a worker may take to import what it needs."""
+STARTING_S = (120.0, 600.0)
+"""How long a worker may take to import what it needs: while it can still be started anew, and the last time."""
 ENDING_S = 1.0
 """How long idle workers may take to end by themselves."""
 
@@ -143,17 +143,30 @@ class Processes:
         return worker
 
     def _await_ready(self, worker: _Worker) -> None:
-        text: str | None = None
-        with suppress(EOFError, OSError):
-            ready = worker.pipe.poll(STARTING_S)
-            text = worker.pipe.recv_bytes().decode() if ready else f"it was not ready after {STARTING_S:g} seconds"
-        if text == "ready":
-            return
-        worker.process.join(ENDING_S)
-        code = worker.process.exitcode
+        """Wait until it can be given work. One that a signal ends, or that is not ready in time (it may be stopped), is
+        started anew as often as a candidate is tried again."""
+        for tries_left in range(self.retries, -1, -1):
+            limit_s = STARTING_S[tries_left == 0]
+            text, is_late = "", False
+            with suppress(EOFError, OSError):
+                is_late = not worker.pipe.poll(limit_s)
+                text = "" if is_late else worker.pipe.recv_bytes().decode()
+            if text == "ready":
+                return
+            if is_late:
+                worker.process.kill()
+            worker.process.join(ENDING_S)
+            code = worker.process.exitcode
+            late = f"it was not ready after {limit_s:g} seconds"
+            text = text or (late if is_late else f"it ended with exit code {code} before it was ready")
+            if tries_left == 0 or not (is_late or (code is not None and code < 0)):
+                break  # what a program does by itself it does again
+            log.warning("worker %d: %s; it is started again", worker.number, text)
+            worker.pipe.close()
+            worker = self._spawn(worker.number)
         self.close()
         raise WorkerError(
-            f"workers: a process could not start: {text or f'it ended with exit code {code} before it was ready'}. "
+            f"workers: a process could not start: {text}. "
             "A script that searches with workers starts the search under `if __name__ == '__main__':`, because each "
             "worker imports the script; functions of an interactive session belong into a module."
         )

@@ -19,7 +19,7 @@ from torch import nn
 from fxprune import FineTune, NetAdaptResult, netadapt
 from fxprune.errors import WorkerError
 from fxprune.io.tensors import named_tensors, tensors_of
-from fxprune.workers import transport
+from fxprune.workers import processes, transport
 from fxprune.workers.lifetime import EndingProcess
 from fxprune.workers.ray_cluster import CLUSTER_SWITCH, _OwnCluster
 from passes import PruneChannels, capture, couple
@@ -122,6 +122,46 @@ def test_closures_are_packed_where_cloudpickle_is_installed() -> None:
     pytest.importorskip("cloudpickle")
     train, evaluate = pickle.loads(transport.pack_functions(TRAIN, lambda model: 2.5))
     assert evaluate(None) == 2.5 and train.lr == TRAIN.lr
+
+
+class DiesOnce:
+    """An evaluate whose import kills the process, where the file is not there yet."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if not self.marker.exists():
+            self.marker.write_text("died")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def __call__(self, model: nn.Module) -> float:
+        return 2.5
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a killed process has another exit code")
+@pytest.mark.parametrize(
+    ("limits", "said"), [((120.0, 600.0), "exit code -9"), ((0.0, 600.0), "not ready after 0 seconds")]
+)
+def test_a_worker_that_is_lost_while_it_starts_is_started_again(
+    limits: tuple[float, float], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(processes, "STARTING_S", limits)
+    marker = tmp_path / "marker"
+    if limits[0] == 0:
+        marker.touch()
+    workers = processes.Processes(1, None, DiesOnce(marker), retries=1)
+    workers.start()
+    try:
+        assert said in caplog.text and "it is started again" in caplog.text
+        assert [worker.process.is_alive() for worker in workers._workers] == [True]
+    finally:
+        workers.close()
+    marker.unlink()
+    with pytest.raises(WorkerError, match="exit code -9 before it was ready"):
+        processes.Processes(1, None, DiesOnce(marker), retries=0).start()
 
 
 def test_functions_that_do_not_load_in_the_worker() -> None:

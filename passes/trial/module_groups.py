@@ -38,8 +38,8 @@ from passes.trial.other_runs import (
     look_at_other_sizes,
     look_at_other_values,
     look_at_views,
-    other_sizes,
 )
+from passes.trial.other_sizes import other_sizes
 
 _TURNS = 4  # of trials at all widths, until nothing has to be corrected
 _AT_ODDS = "no sizes were found with which it runs at two widths and on both sides of its conditions"

@@ -7,7 +7,7 @@ they state holds beside what the example stated, and the branch is named.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -25,6 +25,7 @@ from passes.stream.conditions import SizeConditions
 from passes.stream.module_run import ModuleInferred, ModuleRun
 from passes.stream.module_stream import Watching, input_on_meta
 from passes.trial.following import COPIES, VIEWS, cut_at, owned, without_tensors
+from passes.trial.other_sizes import other_sizes
 
 aten = torch.ops.aten
 _MOST_CONDITIONS = 8
@@ -37,7 +38,8 @@ def look_at_other_sizes(inferred: ModuleInferred, arguments: Arguments) -> bool:
     Where it calls other operators, what these state holds as well. So does what it calls where a condition that
     compares such sizes is answered otherwise.
     """
-    for resized in other_sizes(arguments):
+    sizes = other_sizes(arguments)
+    for resized in sizes:
         conditions = SizeConditions()
         found = _calls_at(inferred.run, resized, conditions=conditions)
         if found is None:  # a program may refuse integers of another class
@@ -45,11 +47,33 @@ def look_at_other_sizes(inferred: ModuleInferred, arguments: Arguments) -> bool:
         if found is None:
             continue
         moving = _moving(inferred, found, "the size of the inputs")
-        if moving is None and not inferred.run_beside(resized):
+        if moving is None and _run_at_others(inferred, sizes, resized, found):
             inferred.specialised.append("its program calls other operators at other sizes of the inputs")
         turned = _look_at_conditions(inferred, arguments, conditions)
         return turned or moving is None or bool(_frozen(inferred, moving))
     return False
+
+
+def _run_at_others(inferred: ModuleInferred, sizes: Iterable[Arguments], far: Arguments, found: list[Any]) -> bool:
+    """Run the module at nearer sizes where its calls differ as well, and at `far` ones where these are of other kinds.
+
+    sizes: the nearer ones. found: the calls at `far`. Returns whether it runs.
+    """
+    nearest, calls = far, found
+    for near in sizes:
+        others = _calls_at(inferred.run, near)
+        if others is not None and _moving(inferred, others, "") is None:
+            nearest, calls = near, others
+            break
+    runs = not inferred.run_beside(nearest)
+    if not _kinds(found) <= _kinds(calls) | _kinds(_calls_of(inferred)):
+        runs |= not inferred.run_beside(far)
+    return runs
+
+
+def _kinds(calls: Sequence[Any]) -> set[Any]:
+    """Which operators are called, of which tensors of the module."""
+    return {call[:2] for call in calls}
 
 
 def look_at_views(inferred: ModuleInferred, arguments: Arguments) -> None:
@@ -142,8 +166,7 @@ def _moving(inferred: ModuleInferred, found: Sequence[Any], with_what: str) -> l
 
     None where a run did not make the calls of the tape, with the same tensors of the module, and as many others.
     """
-    records = _compared(inferred)
-    known = [_call(record.func, record.inputs, record.template[0]) for record in records]
+    records, known = _compared(inferred), _calls_of(inferred)
     if [call[:2] for call in found] != [call[:2] for call in known]:
         return None
     text = f"it is cut at a position that moves with {with_what}"
@@ -177,9 +200,10 @@ def _dimension(record: Record) -> int:
 def look_at_other_branches(inferred: ModuleInferred, arguments: Arguments) -> None:
     """Run a module once for each condition on values with the other answer; on sizes too, where it runs on values."""
     _turn(inferred, arguments, list(inferred.run.mode.asked))
-    for resized in other_sizes(arguments) if inferred.real else ():
+    for draw in draws(arguments) if inferred.real else ():
         conditions = SizeConditions()
-        if _ran(inferred.run, Watching(True), resized, conditions=conditions):
+        resized = _in_own_types(arguments, draw.inputs)
+        if draw.varies and _ran(inferred.run, Watching(True), resized, conditions=conditions):
             _look_at_conditions(inferred, arguments, conditions)
             break
 
@@ -192,7 +216,8 @@ def _turn(inferred: ModuleInferred, arguments: Arguments, lines: Sequence[str]) 
     if not lines:
         return False
     before = len(inferred.runs_beside)
-    known = [(_call(r.func, r.inputs, r.template[0]), without_tensors(r.template)) for r in _compared(inferred)]
+    given = [without_tensors(record.template) for record in _compared(inferred)]
+    known = list(zip(_calls_of(inferred), given, strict=True))
     followed = max(0, _MOST_CONDITIONS - inferred.turned)
     for line in lines[:followed]:
         mode = _Calls(inferred.run.mode.real)
@@ -239,7 +264,7 @@ class _Calls(Watching):
 
     def __init__(self, real: bool) -> None:
         super().__init__(real)
-        self.calls: list[object] = []
+        self.calls: list[Any] = []
         self.given: list[object] = []  # to each of them, without its tensors
 
     def watch(self, func, args, kwargs, operands, outputs) -> None:
@@ -264,10 +289,15 @@ def _compared(inferred: ModuleInferred) -> list[Record]:
     return [record for record in inferred.records if record.func not in COPIES]
 
 
+def _calls_of(inferred: ModuleInferred) -> list[Any]:
+    """What is compared of the calls of the tape."""
+    return [_call(record.func, record.inputs, record.template[0]) for record in _compared(inferred)]
+
+
 def _calls_at(
     run: ModuleRun, arguments: Arguments, state: Mapping[str, Plain] = MappingProxyType({}),
     conditions: SizeConditions | None = None,
-) -> list[object] | None:  # fmt: skip
+) -> list[Any] | None:  # fmt: skip
     """The calls that a module makes on these inputs; None where it does not take them.
 
     state: of its attributes. conditions: lists those on sizes.
@@ -284,39 +314,6 @@ def _ran(run: ModuleRun, mode: Watching, arguments: Arguments, **how: Any) -> bo
     except Exception:  # what a module raises at a size that it does not take, or on integers of another class
         return False
     return True
-
-
-def other_sizes(arguments: Arguments) -> Iterator[Arguments]:
-    """The arguments, on the meta device, with every size that is likely free another; then with the batch alone."""
-    tensors = list({id(t): t for t in tensors_of(arguments)}.values())
-    shaped = [t for t in tensors if t.dim()]
-    if not shaped:
-        return
-    batch = int(shaped[0].shape[0])
-    lengths = {int(t.shape[dim]) for t in shaped for dim in _lengths(t)} - {1}
-    for also in (True, False):
-        sizes = {length: length + max(1, length // 2) for length in lengths} if also else {}
-        yield replaced(arguments, {id(t): _other(t, batch, sizes) for t in tensors})
-
-
-def _lengths(tensor: torch.Tensor) -> Sequence[int]:
-    """The dimensions that are likely a length or an image size: no batch and no channels."""
-    if not (tensor.is_floating_point() or tensor.is_complex()):
-        return range(1, tensor.dim())
-    return range(2, tensor.dim()) if tensor.dim() > 3 else range(1, tensor.dim() - 1)
-
-
-def _other(tensor: torch.Tensor, batch: int, sizes: dict[int, int]) -> torch.Tensor:
-    shape = list(tensor.shape)
-    if shape and shape[0] == batch:
-        shape[0] += 1
-    for dim in _lengths(tensor):
-        shape[dim] = sizes.get(shape[dim], shape[dim])
-    if tensor.is_floating_point() or tensor.is_complex() or tensor.is_meta or not tensor.numel():
-        return torch.empty(shape, dtype=tensor.dtype, device="meta")
-    for dim, (old, new) in enumerate(zip(tensor.shape, shape, strict=True)):
-        tensor = tensor.index_select(dim, (torch.arange(new) % old).to(tensor.device))
-    return tensor
 
 
 def _in_own_types(arguments: Arguments, drawn: object) -> Arguments:

@@ -138,6 +138,33 @@ def test_a_branch_on_a_size_that_gives_the_same_is_not_said() -> None:
     assert specialised_in(gm) == ()
 
 
+FAR: dict[str, Asked] = {
+    "a plain integer": lambda x: int(x.shape[0]) > 70,
+    "a function of math": lambda x: math.sqrt(x.shape[0]) > 8,
+    "the larger of two": lambda x: max(x.shape[0], 60) > 60,
+    "pieces": lambda x: len(x.split(70)) > 1,
+    "a table of positions": lambda x: bool(torch.arange(x.shape[0]).max() > 70),
+    "memory": lambda x: x.nbytes > 1700,
+}
+
+
+@pytest.mark.parametrize("asked", FAR)
+@pytest.mark.filterwarnings("ignore")
+def test_a_branch_beyond_a_threshold_is_found_whatever_is_made_of_the_size(asked: str) -> None:
+    assert couple(Either(FAR[asked], lambda h: h.softmax(-1)).eval(), X).groups == ()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_conditions_on_sizes_are_followed_where_a_program_asks_for_values_too() -> None:
+    class OnValues(Either):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x / max(1.0, float(x.abs().max())))
+
+    net = OnValues(SIZES["a batch"], lambda h: h.softmax(-1)).eval()
+    coupling = couple(net, X)
+    assert coupling.module is not None and coupling.module.real and coupling.groups == ()
+
+
 TABLES: dict[str, Asked] = {
     "a dictionary": lambda x: {77: True}.get(x.shape[0], False),
     "a set": lambda x: x.shape[0] in {77, 99},

@@ -84,7 +84,11 @@ def _steps(trial: Trial, changes: Changes, failure: Failure) -> Iterator[tuple[C
         _attributes(trial, changes, failure, around[1:], deep=False),
         _attributes(trial, changes, failure, around[1:], deep=True),
     )
-    for added in itertools.islice(candidates, _MOST_TRIES):
+    replaced = (
+        _attributes(trial, changes, failure, around[:1], deep=False, again=True),
+        _attributes(trial, changes, failure, around[:1], deep=True, again=True),
+    )
+    for added in itertools.chain(itertools.islice(candidates, _MOST_TRIES), *replaced):
         after = trial.run(changes + added)
         if after is None or after.place > failure.place:
             yield _fewest(trial, changes, added, after), after
@@ -119,11 +123,11 @@ def _sizes_near(trial: Trial, records: Sequence[Record]) -> Sizes:
 
 
 def _attributes(
-    trial: Trial, changes: Changes, failure: Failure, paths: Sequence[str], deep: bool
+    trial: Trial, changes: Changes, failure: Failure, paths: Sequence[str], deep: bool, again: bool = False
 ) -> Iterator[Changes]:
     """Integers of the modules at `paths`: their own, or, `deep`, those of lists and objects that they hold."""
     for path in paths:
-        choices = _choices(trial, path, failure.place, changes.edits)
+        choices = _choices(trial, path, failure.place, changes.edits, again)
         choices = [(key, axes[:_AXES]) for key, axes in choices if (len(key) > 1) == deep]
         found = (Changes(tuple(edits)) for edits in _combinations(path, choices))
         yield from itertools.islice(found, _MOST_TRIES // 3)
@@ -219,8 +223,11 @@ def _stack(path: str) -> Iterator[str]:
     yield ""
 
 
-def _choices(trial: Trial, path: str, place: int, edits: Sequence[Edit]) -> list[tuple[Key, list[Axis]]]:
-    """The integers of one module that an old size explains, and the axes that each may stand for."""
+def _choices(trial: Trial, path: str, place: int, edits: Sequence[Edit], again: bool) -> list[tuple[Key, list[Axis]]]:
+    """The integers of one module that an old size explains, and the axes that each may stand for.
+
+    again: those that follow an axis already, which another axis of this length may have to replace.
+    """
     slicing = trial.slicing
     near: list[Axis] = []
     for record in (*trial.tape[place : place + 1], *reversed(trial.tape[max(0, place - _NEAR) : place])):
@@ -229,9 +236,13 @@ def _choices(trial: Trial, path: str, place: int, edits: Sequence[Edit]) -> list
     prefix = f"{path}." if path else ""
     near += [a for name, axes in trial.coupling.structure.tensors.items() if name.startswith(prefix) for a in axes]
     sizes = Sizes(slicing.narrowed(near), slicing.size)
-    done = {edit.attribute for edit in edits if edit.path == path}
-    module = modules_of(trial.module)[path]
-    return [(key, sizes.of(n)) for key, n in integers_of(module) if n > 1 and key not in done and sizes.of(n)]
+    known = {edit.attribute: edit.axes for edit in edits if edit.path == path}
+    found = []
+    for key, number in integers_of(modules_of(trial.module)[path]):
+        if number > 1 and (key in known) == again:
+            axes = [axis for axis in sizes.of(number) if (axis,) != known.get(key)]
+            found += [(key, axes)] if axes else []
+    return found
 
 
 def _combinations(path: str, choices: list[tuple[Key, list[Axis]]]) -> Iterator[list[Edit]]:

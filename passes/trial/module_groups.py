@@ -41,6 +41,7 @@ from passes.trial.other_runs import (
 )
 from passes.trial.other_sizes import other_sizes
 
+_APART = 2  # the shift at which groups of one size differ that have only one smaller width
 _TURNS = 4  # of trials at all widths, until nothing has to be corrected
 _AT_ODDS = "no sizes were found with which it runs at two widths and on both sides of its conditions"
 
@@ -162,7 +163,8 @@ def _tried(trials_at: Callable[[int], list[Trial]], changes: Changes) -> tuple[C
     """What follows in the module when every group is reduced at once; or the axes that cannot, with reasons.
 
     A second trial with other widths follows where something was found: two groups of one size may have had one width.
-    What it corrects is tried at the first widths again. changes: what was found before some axes were frozen.
+    So does a third where such groups have one smaller width. What these correct is tried at the first widths again.
+    changes: what was found before some axes were frozen.
     """
     trials = trials_at(0)
     if not trials:
@@ -173,12 +175,13 @@ def _tried(trials_at: Callable[[int], list[Trial]], changes: Changes) -> tuple[C
         tried = [*trials, *trials_at(1)] if splits else trials
         if all(trial.run(unread) is None and not trial.moved for trial in tried):
             return unread, []
-    for more in map(trials_at, (0, 1)):
+    shifts = (0, 1, _APART) if _alike(trials[0].coupling) else (0, 1)
+    for more in map(trials_at, shifts):
         for trial in more:
             changes, failure = changes_that_follow(trial, changes)
             if failure is not None:
                 return changes, _refused(trial, failure)
-    trials = [*trials, *trials_at(1)]
+    trials = [trial for shift in shifts for trial in trials_at(shift)]
     unread = trials[0].unread(changes)
     at_root = Changes(tuple(edit for edit in unread.edits if not edit.path))
     for further in (changes + unread, changes + at_root):
@@ -212,14 +215,17 @@ def _masks(coupling: Coupling, shift: int) -> dict[Variable, np.ndarray]:
 
     Shifted, later units stay, from an odd one on (what alternates must not come out alike), and of two groups the one
     that was the wider is the narrower: a split by one size may give as many pieces as before while the last is small.
+    Shifted by `_APART`, every other one of those that have one smaller width stays whole.
     """
     masks, met = {}, Counter[int]()
     for variable in coupling.variables.values():
         size = variable.size
-        least = coupling.least.get(variable, 1)
-        below = range(size - 1, max(size // 2 - 1, 1, least - 1), -1) if size > 2 else range(1, least - 1, -1)
+        below = _below(coupling, variable)
         if not below:
             continue  # all its experts are chosen
+        if shift == _APART and len(below) == 1 and met[size] % 2 == 0:
+            met[size] += 1
+            continue
         widths = _far(below[: max(1, len(below) // 2 * 2)])  # an even number: then no group has one width in both
         width = widths[(-1 - met[size] if shift else met[size]) % len(widths)]
         met[size] += 1
@@ -227,6 +233,18 @@ def _masks(coupling: Coupling, shift: int) -> dict[Variable, np.ndarray]:
         first = (size - width - 1) // 2 * 2 + 1 if shift else 0
         masks[variable] = (units >= first) & (units < first + width)
     return masks
+
+
+def _below(coupling: Coupling, variable: Variable) -> range:
+    """The smaller widths with which a group is tried, the widest first."""
+    size, least = variable.size, coupling.least.get(variable, 1)
+    return range(size - 1, max(size // 2 - 1, 1, least - 1), -1) if size > 2 else range(1, least - 1, -1)
+
+
+def _alike(coupling: Coupling) -> bool:
+    """Whether two groups of one size have one and the same smaller width, so that in no trial they differ."""
+    sizes = Counter(v.size for v in coupling.variables.values() if v.size > 1 and len(_below(coupling, v)) == 1)
+    return any(count > 1 for count in sizes.values())
 
 
 def _far(widths: Sequence[int]) -> list[int]:

@@ -32,6 +32,7 @@ from passes.equality.constant_double import NothingRandom
 from passes.equality.draws import draws, map_tensors, tensors_of
 from passes.equality.padded_positions import check_padding
 from passes.errors import CaptureError, SpecialisedWarning
+from passes.frontend.far_sizes import differs_at_far_sizes
 from passes.graph.annotations import facts_of, note
 from passes.graph.left_behind import counted_between, counts, left_behind, plain_state, set_state
 from passes.graph.module_copies import copy_module, copy_with, owned_tensors
@@ -187,7 +188,10 @@ class _Comparison:
                     return (f"it is a graph for the sizes of the example: not for a {draw.label}",)
                 if asked:
                     moved |= {n: None for n, one in self._asked(other).items() if asked.get(n, one) != one}
-        return tuple(f"the condition at {name} is followed as on the example" for name in self._decide(moved, expected))
+        found = [f"the condition at {name} is followed as on the example" for name in self._decide(moved, expected)]
+        if not found and differs_at_far_sizes(self.model, self.gm, self.arguments):
+            found.append("it is a graph for the sizes of the example: at others the module calls other operators")
+        return tuple(found)
 
     def _asked(self, arguments: Mapping[str, Any]) -> Mapping[str, Sizes]:
         """The conditions on sizes that the module asks on these arguments, and the sizes that enter them."""

@@ -10,6 +10,9 @@ from passes.ops.literals import Site, restated, sizes_from
 from passes.ops.table import rule, states
 from passes.ops.zeros import CARRIED
 
+VIEWS = frozenset({aten.view.default, aten._unsafe_view.default, aten._reshape_alias.default, aten.alias.default})
+COPIES = frozenset({aten.clone.default, aten.alias.default})  # whether reshape copies is a matter of strides
+
 
 def segments(before: Sequence[int], after: Sequence[int]) -> Iterator[tuple[list[int], list[int]]]:
     """The smallest runs of dimensions larger than one, before and after a view, that hold the same positions.

@@ -21,7 +21,7 @@ from passes.ops import constant_indices as numbers
 from passes.ops.call import signature
 from passes.ops.picked_positions import picked, renumbered
 from passes.ops.table import Picked
-from passes.ops.views import segments
+from passes.ops.views import COPIES, VIEWS, segments
 from passes.process.torch_private import OpOverload, schema_of
 from passes.stream.inference import ATTRIBUTE
 from passes.stream.module_stream import Watching, is_data
@@ -60,8 +60,6 @@ class Differs(Exception):
 
 # A chunk whose halves differ in size is called as a split into stated sizes.
 _SPLITS = frozenset({aten.split.Tensor, aten.split_with_sizes.default})
-VIEWS = frozenset({aten.view.default, aten._unsafe_view.default, aten._reshape_alias.default, aten.alias.default})
-COPIES = frozenset({aten.clone.default, aten.alias.default})  # whether reshape copies is a matter of strides
 CUTS = frozenset({aten.slice.Tensor, aten.select.int, aten.narrow.default, aten.split_with_sizes.default})
 _MOVES = VIEWS | {
     aten.clone.default, aten.expand.default, aten.unsqueeze.default, aten.squeeze.dim, aten.slice.Tensor,

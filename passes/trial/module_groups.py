@@ -27,6 +27,7 @@ from passes.graph.left_behind import left_behind
 from passes.graph.module_copies import modules_of, parameters_of
 from passes.stream.call_arguments import Arguments, bound, describe_call, tensors_of
 from passes.stream.module_run import Beside, ModuleInferred, infer_module
+from passes.stream.other_sizes import other_sizes
 from passes.transform.slicing import Slicing
 from passes.trial.corrections import changes_that_follow, refused_axes
 from passes.trial.following import Failure
@@ -39,7 +40,6 @@ from passes.trial.other_runs import (
     look_at_other_values,
     look_at_views,
 )
-from passes.trial.other_sizes import other_sizes
 
 _APART = 2  # the shift at which groups of one size differ that have only one smaller width
 _TURNS = 4  # of trials at all widths, until nothing has to be corrected

@@ -19,13 +19,14 @@ from passes.axes.expressions import Axis, Reason
 from passes.equality.draws import draws, extremes
 from passes.graph.left_behind import Plain, counts, set_state
 from passes.ops import Record, Value, spelled
+from passes.ops.views import COPIES, VIEWS
 from passes.process.torch_private import OpOverload
 from passes.stream.call_arguments import CHANGED, Arguments, replaced, tensors_of
 from passes.stream.conditions import SizeConditions
 from passes.stream.module_run import ModuleInferred, ModuleRun
 from passes.stream.module_stream import Watching, input_on_meta
-from passes.trial.following import COPIES, VIEWS, cut_at, owned, without_tensors
-from passes.trial.other_sizes import other_sizes
+from passes.stream.other_sizes import other_sizes
+from passes.trial.following import cut_at, owned, without_tensors
 
 aten = torch.ops.aten
 _MOST_CONDITIONS = 8

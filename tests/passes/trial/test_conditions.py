@@ -154,6 +154,13 @@ def test_a_branch_beyond_a_threshold_is_found_whatever_is_made_of_the_size(asked
     assert couple(Either(FAR[asked], lambda h: h.softmax(-1)).eval(), X).groups == ()
 
 
+@pytest.mark.parametrize("asked", [name for name in FAR if name != "a table of positions"])
+@pytest.mark.filterwarnings("ignore")
+def test_a_graph_says_that_its_module_has_another_branch_beyond_a_threshold(asked: str) -> None:
+    gm = capture(Either(FAR[asked], torch.tanh).eval(), X)
+    assert any("at others the module calls other operators" in text for text in specialised_in(gm))
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_conditions_on_sizes_are_followed_where_a_program_asks_for_values_too() -> None:
     class OnValues(Either):

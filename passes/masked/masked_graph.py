@@ -9,12 +9,12 @@ import torch
 
 from passes.analysis.coupling import Coupling
 from passes.axes.expressions import Variable, leaves
-from passes.axes.index_sets import Mask, survivors
+from passes.axes.index_sets import Mask
 from passes.errors import EquivalenceError
+from passes.masked.cleared import cleared_arguments
 from passes.ops import Record, traits_of
 from passes.ops.meta_shapes import LightMode
-from passes.ops.references import Masked, column, narrowed
-from passes.process.torch_private import pytree
+from passes.ops.references import Masked, narrowed
 
 
 class OtherCalls(Exception):
@@ -73,18 +73,8 @@ class MaskedOperators(LightMode):
                     f"{func} mixes a pruned axis at {self._node}, and no reference says what it should give"
                 )
             return reference(Masked(func, args, kwargs, record, self.masks))
-        operands = iter(record.inputs)
-        cleared = {a for a in record.contracted}
-
-        def clear(tensor: torch.Tensor) -> torch.Tensor:
-            value = next(operands)
-            for dim, axis in enumerate(value.axes):
-                if narrowed(axis, self.masks) and any(set(leaves(axis)) & set(leaves(c)) for c in cleared):
-                    remain = column(survivors(axis, self.masks), tensor, dim).bool()
-                    tensor = torch.where(remain, tensor, torch.zeros((), dtype=tensor.dtype, device=tensor.device))
-            return tensor
-
-        args, kwargs = pytree.tree_map_only(torch.Tensor, clear, (args, kwargs))
+        summed = {v for axis in record.contracted for v in leaves(axis)}
+        args, kwargs = cleared_arguments(args, kwargs, record, self.masks, summed) or (args, kwargs)
         return func(*args, **kwargs)
 
 

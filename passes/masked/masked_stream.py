@@ -15,9 +15,10 @@ from passes.analysis.coupling import Coupling
 from passes.axes.expressions import Axis, Variable, leaves
 from passes.axes.index_sets import Mask, survivors
 from passes.errors import EquivalenceError
+from passes.masked.cleared import cleared_arguments
 from passes.ops import Record, Value, spelled, traits_of
-from passes.ops.references import Masked, column, narrowed
-from passes.process.torch_private import OpOverload, pytree, schema_of
+from passes.ops.references import Masked, narrowed
+from passes.process.torch_private import OpOverload, schema_of
 from passes.stream.inference import tensors_in
 from passes.stream.module_stream import ModuleInference
 
@@ -101,18 +102,11 @@ class MaskedInference(ModuleInference):
                 )
             found = reference(Masked(func, args, kwargs, record, self.masks))
         else:
-            operands = iter(record.inputs)
-            cleared = {v for axis in record.contracted for v in leaves(axis)} & self._summed
-
-            def clear(tensor: torch.Tensor) -> torch.Tensor:
-                for dim, axis in enumerate(next(operands).axes):
-                    if narrowed(axis, self.masks) and cleared & set(leaves(axis)):
-                        remain = column(survivors(axis, self.masks), tensor, dim).bool()
-                        tensor = torch.where(remain, tensor, torch.zeros((), dtype=tensor.dtype, device=tensor.device))
-                return tensor
-
-            args, kwargs = pytree.tree_map_only(torch.Tensor, clear, (args, kwargs))
-            found = func(*args, **kwargs)
+            summed = {v for axis in record.contracted for v in leaves(axis)} & self._summed
+            given = cleared_arguments(args, kwargs, record, self.masks, summed)
+            if given is None:
+                return
+            found = func(*given[0], **given[1])
         for tensor, right in zip(outputs, _listed(found), strict=False):
             tensor.copy_(right)
 

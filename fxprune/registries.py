@@ -14,9 +14,11 @@ from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import Any
+from typing import Any, TypeVar
 
 from fxprune.errors import ConfigError, PluginWarning
+
+T = TypeVar("T")
 
 PLUGINS = "fxprune.plugins"
 _plugins_loaded = False
@@ -50,7 +52,7 @@ class Registry:
         self._items: dict[str, object] = dict(built_in)
         self.built_in = tuple(sorted(built_in))
 
-    def register(self, name: str, item: object, *, override: bool = False) -> Any:
+    def register(self, name: str, item: T, *, override: bool = False) -> T:
         """Add `item` under `name` and return it. `override`: in the place of one of that name.
 
         Raises ConfigError for a name that is taken, and for an object that is none of this kind.

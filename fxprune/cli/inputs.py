@@ -41,7 +41,7 @@ def shapes_of(written: Sequence[str], spec: str, model: nn.Module | None = None,
     place, _, name = spec.partition(":")
     if place == "torchvision":
         return Shapes((torchvision_shape(name),), "torchvision's usual size; --input changes it")
-    settings: Any = getattr(model, "default_cfg", None)
+    settings = getattr(model, "default_cfg", None)
     if place == "timm" and settings:
         return Shapes((_text((1, *settings["input_size"])),), "of timm's configuration; --input changes it")
     if place == "hf" and (found := _of_transformers(model)):
@@ -120,8 +120,12 @@ def _text(shape: Sequence[int], dtype: torch.dtype = torch.float32) -> str:
 
 
 def _of_transformers(model: nn.Module | None) -> tuple[str, ...] | None:
-    config: Any = getattr(model, "config", None)
-    if getattr(model, "main_input_name", None) == "pixel_values" and getattr(config, "image_size", None):
+    config = getattr(model, "config", None)
+    if (
+        config is not None
+        and getattr(model, "main_input_name", None) == "pixel_values"
+        and getattr(config, "image_size", None)
+    ):
         size = config.image_size if isinstance(config.image_size, int) else max(config.image_size)
         return (f"pixel_values=1,{getattr(config, 'num_channels', 3)},{size},{size}",)
     dummy = getattr(model, "dummy_inputs", None)

@@ -73,7 +73,7 @@ class Job:
             log.warning("%s has random weights; --weights FILE.safetensors loads trained ones", self.model)
         return model.to(device or get_device())
 
-    def example(self) -> Any:
+    def example(self) -> object:
         """Example inputs of the shapes that the job names."""
         return example_inputs(self.inputs)
 
@@ -83,7 +83,7 @@ class Job:
         echo(f"inputs: {shapes}", err=True)
         return replace(self, inputs=shapes.texts)
 
-    def load_data(self) -> Any:
+    def load_data(self) -> object:
         """What the data's name stands for; None without any."""
         return None if self.data is None else load_data(self.data, self._image_size())
 
@@ -93,7 +93,7 @@ class Job:
         """`train` and `evaluate` of a search, from the data; None and None without any."""
         return (None, None) if self.data is None else functions_of(found, self.data, model, config)
 
-    def calibration(self, found: object, config: NetAdaptConfig) -> Any:
+    def calibration(self, found: object, config: NetAdaptConfig) -> object:
         """The calibration batches that the configuration names; None where it names none."""
         spec = config.calibration or ("train" if config.bn_compensation and self.data is not None else None)
         if spec is None:
@@ -171,7 +171,7 @@ def load_data(spec: str, size: int | None) -> Any:
     return found() if callable(found) else found
 
 
-def training_batches(found: object, spec: str | None) -> Any:
+def training_batches(found: object, spec: str | None) -> object:
     """The training batches of what a data function returned."""
     if isinstance(found, DLContext):
         first = found.calibration if found.calibration is not None else found.train_loader

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 from fxprune.errors import TrustError
 
@@ -37,7 +37,9 @@ class _Refusing:
         forms = (os.path.abspath(path), os.path.realpath(path))
         return any(os.path.commonpath([form, folder]) == folder for form in forms for folder in self.folders)
 
-    def find_spec(self, name: str, path: Sequence[str] | None = None, target: Any = None) -> ModuleSpec | None:
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
         spec = PathFinder.find_spec(name, path, target)
         if spec is not None:
             places = [*([spec.origin] if spec.has_location else []), *(spec.submodule_search_locations or ())]

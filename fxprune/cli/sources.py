@@ -177,7 +177,7 @@ def _place(error: BaseException) -> str:
     return "" if frame is None else f" ({os.path.basename(frame.tb_frame.f_code.co_filename)}, line {frame.tb_lineno})"
 
 
-def load_object(place: str, name: str) -> Any:
+def load_object(place: str, name: str) -> object:
     """What `name` is in the module or the file `place`, which may lie where the command is called. Raises SourceError.
 
     The module may import torchvision, now or when it is used: that is made possible first.

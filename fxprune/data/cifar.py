@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 from fxprune.data.errors import DataError
-from fxprune.data.loaders import Loaders, make_loaders
+from fxprune.data.loaders import Labelled, Loaders, make_loaders
 from fxprune.torchvision_support import ensure_torchvision
 
 SIDE = 32
@@ -19,6 +19,16 @@ ARRAYS = {
     ("numpy", "dtype"),
     ("_codecs", "encode"),
 }
+
+
+class Archive(Protocol):
+    """What a class of torchvision says of its archive: files with their MD5 sums, and where it is to be had."""
+
+    base_folder: str
+    train_list: list[tuple[str, str]]
+    test_list: list[tuple[str, str]]
+    meta: dict[str, str]
+    url: str
 
 
 def cifar_loaders(
@@ -58,7 +68,7 @@ def cifar_loaders(
     )  # fmt: skip
 
 
-def open_cifar(name: str, data_path: str | Path, train: bool, download: bool, check_integrity: bool) -> Any:
+def open_cifar(name: str, data_path: str | Path, train: bool, download: bool, check_integrity: bool) -> Labelled:
     """torchvision's data set over the files in `data_path`; one that is missing or not the official one is a DataError.
 
     `check_integrity=False` takes any files of the layout, and as many of the training batches as are there. Files
@@ -81,7 +91,7 @@ def open_cifar(name: str, data_path: str | Path, train: bool, download: bool, ch
         ) from error
 
 
-def check_present(name: str, kind: Any, folder: Path) -> None:
+def check_present(name: str, kind: type[Archive], folder: Path) -> None:
     """Raise where the data set is not there at all, with the way to get it."""
     wanted = [entry[0] for entry in kind.train_list[:1] + kind.test_list[:1]] + [kind.meta["filename"]]
     missing = [file for file in wanted if not (folder / file).is_file()]
@@ -93,12 +103,12 @@ def check_present(name: str, kind: Any, folder: Path) -> None:
         )
 
 
-def _unchecked(kind: Any, folder: Path) -> object:
+def _unchecked(kind: type[Archive], folder: Path) -> type:
     """The data set class for files whose checksums are not known."""
     train = [(file, None) for file, _ in kind.train_list if (folder / file).is_file()]
     test = [(file, None) for file, _ in kind.test_list]
-    meta = {**kind.meta, "md5": None}
-    for file in [*(file for file, _ in train + test), meta["filename"]]:
+    meta: dict[str, str | None] = {**kind.meta, "md5": None}
+    for file in [*(file for file, _ in train + test), kind.meta["filename"]]:
         check_plain(folder / file)
     return type(kind.__name__, (kind,), {"train_list": train, "test_list": test, "meta": meta})
 
@@ -113,7 +123,7 @@ def check_plain(path: Path) -> None:
 
 
 class _Arrays(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
+    def find_class(self, module: str, name: str) -> object:
         if (module, name) not in ARRAYS:
             raise pickle.UnpicklingError(f"it names {module}.{name}, and only arrays, text and numbers are read")
         return super().find_class(module, name)

@@ -4,12 +4,15 @@ ImageFolder."""
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from fxprune.data.errors import DataError
 from fxprune.data.loaders import Loaders, make_loaders
 from fxprune.data.loops import train_one_epoch, validate
 from fxprune.torchvision_support import ensure_torchvision
+
+if TYPE_CHECKING:
+    from torchvision.datasets import ImageFolder
 
 __all__ = ["CLASSES", "get_dataloader", "train_one_epoch", "validate"]
 
@@ -59,7 +62,7 @@ def get_dataloader(
     )  # fmt: skip
 
 
-def open_folder(root: Path, part: str) -> Any:
+def open_folder(root: Path, part: str) -> ImageFolder:
     """torchvision's ImageFolder over `root/part`; one that is missing or empty is a DataError."""
     from torchvision import datasets
 

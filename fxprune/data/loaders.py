@@ -4,7 +4,8 @@ data."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from functools import partial
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -13,7 +14,17 @@ from torch.utils.data.distributed import DistributedSampler
 
 from fxprune.data.errors import DataError
 
-Transform = Callable[[Any], torch.Tensor]
+Transform = Callable[[object], torch.Tensor]
+
+
+class Labelled(Protocol):
+    """A data set of (image, label) that lists its labels."""
+
+    targets: Sequence[int]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> tuple[object, int]: ...
 
 
 class Loaders(NamedTuple):
@@ -28,7 +39,7 @@ class Loaders(NamedTuple):
 class View(Dataset):
     """Some of the images of a data set, with a transform of their own; the images themselves are not copied."""
 
-    def __init__(self, data: Dataset[Any], indices: Sequence[int] | np.ndarray, transform: Transform):
+    def __init__(self, data: Labelled, indices: Sequence[int] | np.ndarray, transform: Transform):
         self.data, self.indices, self.transform = data, indices, transform
 
     def __len__(self) -> int:
@@ -79,8 +90,8 @@ def split(labels: Sequence[int], share: float, seed: int = 0) -> tuple[np.ndarra
 
 
 def make_loaders(
-    train: Any,
-    test: Any,
+    train: Labelled,
+    test: Labelled,
     augment: Transform,
     plain: Transform,
     *,
@@ -98,21 +109,14 @@ def make_loaders(
     fitted, held = split(train.targets, selection, seed)
     learned, chosen = View(train, fitted, augment), View(train, held, plain)
     tested = View(test, range(len(test)), plain)
-    common: dict[str, Any] = {
-        "batch_size": batch_size,
-        "num_workers": workers,
-        "pin_memory": torch.cuda.is_available(),
-    }
+    loader = partial(DataLoader, batch_size=batch_size, num_workers=workers, pin_memory=torch.cuda.is_available())
     rank, world = _place() if distributed else (0, 1)
-    sampler: Any = DistributedSampler(learned, world, rank, shuffle=True, seed=seed) if distributed else None
+    shuffled: Sampler[int] | None = (
+        DistributedSampler(learned, world, rank, shuffle=True, seed=seed) if distributed else None
+    )
     return Loaders(
-        DataLoader(
-            learned, shuffle=sampler is None, sampler=sampler, drop_last=len(learned) >= batch_size * world, **common
-        ),
-        *(
-            DataLoader(part, sampler=Shard(len(part), rank, world) if distributed else None, **common)
-            for part in (chosen, tested)
-        ),
+        loader(learned, shuffle=shuffled is None, sampler=shuffled, drop_last=len(learned) >= batch_size * world),
+        *(loader(part, sampler=Shard(len(part), rank, world) if distributed else None) for part in (chosen, tested)),
     )
 
 

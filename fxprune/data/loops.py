@@ -154,7 +154,7 @@ def auxiliary_outputs(outputs: object) -> list[Tensor]:
     return [other for other in outputs[1:] if other is not None] if isinstance(outputs, tuple | list) else []
 
 
-def autocast(context: DLContext, device: torch.device) -> AbstractContextManager[Any]:
+def autocast(context: DLContext, device: torch.device) -> AbstractContextManager[object]:
     """Mixed precision where the context asks for it: float16 with a grad_scaler, else the type that `amp` names."""
     if isinstance(context.amp, torch.dtype):
         return torch.autocast(device.type, context.amp)

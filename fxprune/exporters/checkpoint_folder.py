@@ -16,7 +16,6 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -170,7 +169,7 @@ def _write_shard(
 
     The format: the length of a JSON header as 8 bytes, the header, the data (safetensors, Hugging Face).
     """
-    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    header: dict[str, dict[str, object]] = {"__metadata__": dict(metadata)} if metadata else {}
     place = elements = 0
     for stored in tensors:
         sizes = slicing.new_shape(stored.name)

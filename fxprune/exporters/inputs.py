@@ -23,8 +23,8 @@ class Inputs:
     (a mask, a table). batch_size: that of the first tensor with such a dimension, None where there is none.
     """
 
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+    args: tuple[object, ...]
+    kwargs: dict[str, object]
     batch_dim: int = 0
 
     @property
@@ -56,7 +56,7 @@ class Inputs:
 
         return self.map(resize)
 
-    def dynamic_shapes(self, module: nn.Module, dim: object) -> dict[str, Any]:
+    def dynamic_shapes(self, module: nn.Module, dim: object) -> dict[str, object]:
         """The `dynamic_shapes` of torch.export, by the names of the parameters of `module.forward`."""
         batch = self.batch_size
         named = inspect.signature(module.forward).bind(*self.args, **self.kwargs).arguments

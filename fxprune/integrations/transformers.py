@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 # What a search does itself, or what is no business of a candidate.
-_ARGUMENTS: dict[str, Any] = {
+_ARGUMENTS: dict[str, object] = {
     "num_train_epochs": 1, "save_strategy": "no", "eval_strategy": "no", "logging_strategy": "no", "report_to": [],
     "disable_tqdm": True, "load_best_model_at_end": False, "push_to_hub": False, "resume_from_checkpoint": None,
 }  # fmt: skip

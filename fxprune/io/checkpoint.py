@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import torch
 from torch import nn
@@ -52,6 +52,13 @@ class Stored:
         return found
 
 
+class Index(TypedDict, total=False):
+    """What the index of shards says: in which file each tensor is."""
+
+    weight_map: dict[str, str]
+    metadata: dict[str, object] | None
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """The tensors of a folder by name, the files that hold them in order, with their metadata, and the index."""
@@ -59,7 +66,7 @@ class Checkpoint:
     folder: Path
     tensors: Mapping[str, Stored]
     files: Mapping[Path, Mapping[str, str]]
-    index: Mapping[str, Any] | None
+    index: Index | None
 
 
 def read_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
@@ -90,18 +97,17 @@ def read_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
     return Checkpoint(place, tensors, metadata, index)
 
 
-def _index_of(place: Path) -> dict[str, Any] | None:
+def _index_of(place: Path) -> Index | None:
     path = place / INDEX
     if not path.is_file():
         return None
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))
+        index: Index = json.loads(path.read_text(encoding="utf-8"))
         if not all(isinstance(file, str) and Path(file).name == file for file in index["weight_map"].values()):
             raise ValueError("it names files outside of the folder")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ExportError(f"{path}: this is no index of shards ({error}); download it again") from None
-    found: dict[str, Any] = index
-    return found
+    return index
 
 
 def _single(place: Path) -> list[Path]:

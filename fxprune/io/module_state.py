@@ -14,7 +14,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -97,7 +96,9 @@ def write_state(state: State, path: Path, plan: str | None = None) -> None:
     """Write the tensors, sealed; equal states give equal files. `plan`: the text of the plan that goes with them."""
     from safetensors.torch import save_file
 
-    small = {name: [str(t.dtype), t.detach().cpu().tolist()] for name, t in state.small.items()}
+    small: dict[str, list[object]] = {
+        name: [str(t.dtype), t.detach().cpu().tolist()] for name, t in state.small.items()
+    }
     # Parts of one storage (a view kept as a buffer) are copied apart: only whole tensors are tied.
     apart = {name: t.detach().cpu().contiguous().clone() for name, t in state.tensors.items() if name not in small}
     header = Header(
@@ -135,7 +136,7 @@ def read_state(path: Path) -> State:
         )
     try:
         for name, (dtype, values) in header.small.items():
-            tensors[name] = torch.tensor(values, dtype=getattr(torch, dtype.removeprefix("torch.")))
+            tensors[name] = torch.tensor(values, dtype=getattr(torch, str(dtype).removeprefix("torch.")))
     except (ValueError, TypeError, AttributeError, RuntimeError, OverflowError) as error:
         raise _forged(path, f"a small tensor cannot be made: {error}") from None
     lost = sorted({*header.ties.values(), *header.memory_order} - tensors.keys())
@@ -163,7 +164,7 @@ class Header:
     ties: dict[str, str]
     memory_order: dict[str, list[int]]
     non_persistent: tuple[str, ...]
-    small: dict[str, list[Any]]
+    small: dict[str, list[object]]
     frontend: str
     inputs: tuple[str, ...]
     digests: dict[str, str]

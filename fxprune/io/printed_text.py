@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import logging
 import unicodedata
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, ConsoleOptions, ConsoleRenderable
+    from rich.segment import Segment
 
 # Cc: controls (but line ends and tabs), Cf: invisible and reordering, Cs: halves of pairs, Zl and Zp: other line ends.
 _SHOWN = ("Cc", "Cf", "Cs", "Zl", "Zp")
@@ -46,7 +48,7 @@ def terminal(stderr: bool = False) -> Console:
     from rich.console import Console, RenderHook
 
     class Escaping(RenderHook):
-        def process_renderables(self, renderables: list[Any]) -> list[Any]:
+        def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
             return [_Escaped(item) for item in renderables]
 
     console = Console(stderr=stderr)
@@ -57,10 +59,10 @@ def terminal(stderr: bool = False) -> Console:
 class _Escaped:
     """What rich renders, with its text as it may be printed; the colours and moves that rich itself adds stay."""
 
-    def __init__(self, renderable: object):
+    def __init__(self, renderable: ConsoleRenderable):
         self.renderable = renderable
 
-    def __rich_console__(self, console: Any, options: Any) -> object:
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Segment]:
         from rich.segment import Segment
 
         for segment in console.render(self.renderable, options):

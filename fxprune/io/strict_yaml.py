@@ -11,9 +11,12 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fxprune.errors import ConfigError
+
+if TYPE_CHECKING:
+    import yaml
 
 MOST_BYTES = 1_000_000
 MOST_DEPTH = 32
@@ -136,7 +139,7 @@ def _check_events(content: str) -> None:
             sizes.add(part.size, part.anchor, event.start_mark)
 
 
-def _check_node(node: Any) -> None:
+def _check_node(node: yaml.Node | None) -> None:
     """Refuse names that stand twice in one table, and numbers that are none; each node once."""
     import yaml
 
@@ -158,7 +161,7 @@ def _check_node(node: Any) -> None:
             raise _Refused(f"{here.value} is no finite number", here.start_mark)
 
 
-def _check_names(node: Any) -> None:
+def _check_names(node: yaml.MappingNode) -> None:
     import yaml
 
     lines: dict[str, int] = {}
@@ -176,14 +179,14 @@ def _float(text: str) -> float:
         return 0.0  # 1:30.5 and other forms of YAML's own, which are finite
 
 
-def _places(node: Any) -> Iterator[tuple[Place, int]]:
+def _places(node: yaml.MappingNode) -> Iterator[tuple[Place, int]]:
     for key, value in node.value:
         yield (str(key.value),), key.start_mark.line + 1
         for entry in _entries(value):
             yield (str(key.value), entry.value), entry.start_mark.line + 1
 
 
-def _entries(node: object) -> list[Any]:
+def _entries(node: object) -> list[yaml.ScalarNode]:
     """The nodes of a table's names; none where it is no table, or merged from another (`<<`)."""
     import yaml
 
@@ -192,7 +195,7 @@ def _entries(node: object) -> list[Any]:
     return names if plain_names else []
 
 
-def _tables_of(node: object, loader: Any) -> dict[str, dict[str, object]]:
+def _tables_of(node: object, loader: yaml.SafeLoader) -> dict[str, dict[str, object]]:
     """The tables of a file by their names as they are written."""
     import yaml
 

@@ -47,7 +47,7 @@ def typed(hint: object, value: object, where: str) -> Any:
         return [typed(arguments[0], item, where) for item in value]
     if origin is dict and isinstance(value, dict):
         return {name: typed(arguments[1], item, f"{where}[{name!r}]") for name, item in value.items()}
-    if hint is Any:
+    if hint is object:
         return value
     if hint is float and type(value) is int:
         return value  # JSON has one kind of number, and counts of MACs are whole

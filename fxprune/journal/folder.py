@@ -44,6 +44,7 @@ from fxprune.io.storage import (
 from fxprune.journal.goals import Asked, ask, earlier, read_goals
 from fxprune.journal.records import (
     Candidate,
+    Identity,
     Round,
     candidate_from_dict,
     candidate_to_dict,
@@ -66,8 +67,8 @@ class Folder:
 
     keeps_untrained = True
 
-    def __init__(self, folder: Path, identity: Mapping[str, Any], lock: Lock | None, goals: Sequence[Asked] = ()):
-        self.folder, self.identity, self._lock, self._goals = folder, dict(identity), lock, goals
+    def __init__(self, folder: Path, identity: Identity, lock: Lock | None, goals: Sequence[Asked] = ()):
+        self.folder, self.identity, self._lock, self._goals = folder, identity, lock, goals
         self.damage: list[str] = []
         self._run = _digest_of(identity)
         self._parent = identity["weights"]  # checksum of what the next round starts from
@@ -357,7 +358,7 @@ def _curves_of(found: object) -> dict[str, Curve]:
     return {str(name): Curve.from_dict(str(name), entry) for name, entry in found.items()}
 
 
-_READERS: dict[str, Callable[[Any], Any]] = {
+_READERS: dict[str, Callable[[Any], object]] = {
     "curves": _curves_of, "candidate": candidate_from_dict, "round": round_from_dict, "score": float,
     "accepted": _result_of, "certificate": _certificate_of, "met": _flag_of,
     "rounds": _rounds_of,
@@ -419,7 +420,7 @@ def open_folder(workdir: str | os.PathLike, problem: Problem, resume: bool | Non
         raise
 
 
-def _goals(folder: Path, identity: Mapping[str, Any] | None) -> tuple[Asked, ...]:
+def _goals(folder: Path, identity: Identity | None) -> tuple[Asked, ...]:
     try:
         return read_goals(folder, identity)
     except Damaged as damage:

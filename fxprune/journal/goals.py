@@ -6,13 +6,14 @@ goal that was asked when they were run. `run.json`, and with it every record, ke
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from fxprune.io.storage import Damaged, read_json, remove, write_json
 from fxprune.io.typed_records import made
+from fxprune.journal.records import Identity
 from fxprune.problem.search_problem import Goal
 from fxprune.resources.budgets import parse_budget
 
@@ -25,16 +26,16 @@ class Asked:
     """A goal as a record: asked when `after` rounds were finished. config: its keys of the configuration."""
 
     after: int
-    budgets: tuple[dict[str, Any], ...]
-    config: dict[str, Any]
+    budgets: tuple[dict[str, object], ...]
+    config: dict[str, object]
 
     @staticmethod
-    def of(identity: Mapping[str, Any], after: int = 0) -> Asked:
+    def of(identity: Identity, after: int = 0) -> Asked:
         """The goal that the identity of a run names."""
         config = {key: value for key, value in identity["config"].items() if key in KEYS}
         return Asked(after, tuple(identity["budgets"]), config)
 
-    def put_into(self, identity: Mapping[str, Any]) -> dict[str, Any]:
+    def put_into(self, identity: Identity) -> Identity:
         """The identity with this goal in place of its own."""
         return {**identity, "budgets": list(self.budgets), "config": {**identity["config"], **self.config}}
 
@@ -42,14 +43,14 @@ class Asked:
         return (self.budgets, self.config) == (other.budgets, other.config)
 
 
-def without_goal(identity: Mapping[str, Any]) -> dict[str, Any]:
+def without_goal(identity: Identity) -> dict[str, Any]:
     """What of an identity must stay as it is: all of it but the goal, of which the resources must."""
     config = {key: value for key, value in (identity.get("config") or {}).items() if key not in KEYS}
     resources = [budget.get("resource") for budget in identity.get("budgets") or ()]
     return {**identity, "budgets": resources, "config": config}
 
 
-def read_goals(folder: Path, identity: Mapping[str, object] | None) -> tuple[Asked, ...]:
+def read_goals(folder: Path, identity: Identity | None) -> tuple[Asked, ...]:
     """The goals of a search, the first one included; none where it has had no other.
 
     identity: that of the run; None where its record is lost. Raises Damaged, also for the goals of another run.

@@ -15,7 +15,8 @@ from fxprune.io.storage import Damaged, read_json
 from fxprune.io.typed_records import made, typed
 from fxprune.journal.folder import Folder
 from fxprune.journal.goals import read_goals
-from fxprune.journal.records import Candidate, Round
+from fxprune.journal.protocol import Journal
+from fxprune.journal.records import Candidate, FrozenPart, Identity, Round
 from fxprune.resources.budgets import Budget, parse_budget
 from fxprune.resources.layer_costs import LayerCosts
 
@@ -37,8 +38,8 @@ class Run:
 
     folder: Path
     config: NetAdaptConfig
-    environment: dict[str, Any]
-    model: dict[str, Any]
+    environment: dict[str, object]
+    model: dict[str, str]
     budgets: tuple[Budget, ...]
     start: dict[str, float]
     limits: dict[str, float]
@@ -46,7 +47,7 @@ class Run:
     original_widths: dict[str, int]
     grids: dict[str, tuple[int, int]]
     layers: dict[str, tuple[str, ...]]
-    frozen: tuple[dict[str, Any], ...]
+    frozen: tuple[FrozenPart, ...]
     outline: Outline | None
     data_free: bool
     baseline: float
@@ -54,7 +55,7 @@ class Run:
     unfinished: tuple[Candidate, ...]
     result: dict[str, Any] | None
     damage: tuple[str, ...]
-    journal: Folder
+    journal: Journal
     form: str = "graph"
     calibrated: bool = False
     evaluated: bool = True
@@ -109,7 +110,7 @@ def _check_together(run: Run) -> None:
             raise ValueError(f"round {number} has other groups than the network")
 
 
-def _run(folder: Path, identity: dict[str, Any], details: dict[str, Any]) -> Run:
+def _run(folder: Path, identity: Identity, details: dict[str, Any]) -> Run:
     journal, damage = Folder(folder, identity, None), []
     try:
         goals = read_goals(folder, identity)
@@ -129,9 +130,9 @@ def _run(folder: Path, identity: dict[str, Any], details: dict[str, Any]) -> Run
 
 def run_from(
     folder: Path,
-    identity: dict[str, Any],
+    identity: Identity,
     details: dict[str, object],
-    journal: Any,
+    journal: Journal,
     rounds: tuple[Round, ...],
     unfinished: tuple[Candidate, ...],
     result: dict[str, object] | None,
@@ -148,8 +149,8 @@ def run_from(
 
     return Run(
         folder=folder,
-        config=NetAdaptConfig.from_dict(kept("config", dict[str, Any]), str(folder / "run.json")),
-        environment=kept("environment", dict[str, Any]),
+        config=NetAdaptConfig.from_dict(kept("config", dict[str, object]), str(folder / "run.json")),
+        environment=kept("environment", dict[str, object]),
         model={"class": kept("class", str), "graph": identity["graph"], "weights": identity["weights"]},
         budgets=budgets,
         start=start,
@@ -158,7 +159,7 @@ def run_from(
         original_widths=kept("widths", dict[str, int]),
         grids={name: (step, least) for name, (step, least) in kept("grids", dict[str, list[int]]).items()},
         layers=kept("layers", dict[str, tuple[str, ...]]),
-        frozen=kept("frozen", tuple[dict[str, Any], ...]),
+        frozen=kept("frozen", tuple[dict[str, object], ...]),
         outline=made(Outline, details["outline"]) if "outline" in details else None,
         data_free=not identity["evaluate"] and not identity.get("calibration"),
         evaluated=bool(identity["evaluate"]),

@@ -3,9 +3,50 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from typing import TypedDict
 
 from fxprune.io.typed_records import made
 from fxprune.training.repaired import Repaired
+from passes import Coupling
+
+
+class FrozenPart(TypedDict):
+    """What the analysis keeps of one dimension of a tensor, and why."""
+
+    tensor: str
+    dim: int
+    reason: str
+    node: str
+    source: str
+
+
+def frozen_parts(coupling: Coupling) -> list[FrozenPart]:
+    """All that the analysis keeps as it is."""
+    return [
+        {"tensor": f.tensor, "dim": f.dim, "reason": f.reason, "node": f.node, "source": f.source}
+        for f in coupling.frozen
+    ]
+
+
+class Identity(TypedDict):
+    """All that decides what a search finds, as `run.json` holds it."""
+
+    format: int
+    fxprune: str
+    torch: str
+    graph: str
+    weights: str
+    example_inputs: str
+    budgets: list[dict[str, object]]
+    seed: int
+    train: bool
+    evaluate: bool
+    form: str
+    scope: list[str]
+    config: dict[str, object]
+    calibration: str | None
+    threads: int
+    device: str
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,8 @@ import logging
 import os
 import platform
 import time
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -19,6 +17,7 @@ from fxprune.errors import JournalError
 from fxprune.io.outline import outline_of
 from fxprune.io.tensors import fingerprint
 from fxprune.journal.goals import without_goal
+from fxprune.journal.records import Identity, frozen_parts
 from fxprune.problem.blocks import modules_of_block
 from fxprune.problem.inputs import described
 from fxprune.problem.search_problem import Problem
@@ -33,7 +32,7 @@ FORMAT = 2
 FREE = ("workers", "worker_retries", "candidate_time_limit", "ray", "netadapt_dir", "input", "keep_rounds")
 
 
-def identity_of(problem: Problem) -> dict[str, Any]:
+def identity_of(problem: Problem) -> Identity:
     """All that decides what a search finds; two runs that agree in it end in the same network."""
     config = {key: value for key, value in problem.config.to_dict().items() if key not in FREE}
     return json.loads(
@@ -67,7 +66,7 @@ def device_of(problem: Problem) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def details_of(problem: Problem) -> dict[str, Any]:
+def details_of(problem: Problem) -> dict[str, object]:
     """What is worth knowing of a run later, and may differ when it is continued."""
     costs = cost(problem.coupling)
     device = next((str(p.device) for p in problem.dense.parameters()), "cpu")
@@ -94,22 +93,19 @@ def details_of(problem: Problem) -> dict[str, Any]:
                 "grids": {name: (grid.step, grid.least) for name, grid in problem.grids.items()},
                 "layers": {group.name: layers_of(group) for group in problem.coupling.groups}
                 | {name: modules_of_block(problem.coupling, name) for name in problem.coupling.blocks},
-                "frozen": [
-                    {"tensor": f.tensor, "dim": f.dim, "reason": f.reason, "node": f.node, "source": f.source}
-                    for f in problem.coupling.frozen
-                ],
+                "frozen": frozen_parts(problem.coupling),
             },
             default=_named,
         )
     )
 
 
-def adopted(identity: Mapping[str, object], stored: Mapping[str, object]) -> dict[str, Any]:
+def adopted(identity: Identity, stored: Identity) -> Identity:
     """The identity of a run with the number of threads that the stored one began with: going on takes that number,
     since another would end in another network."""
     threads = stored.get("threads")
     if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1 or threads == identity["threads"]:
-        return dict(identity)
+        return identity
     log.warning(
         "the run began with torch.get_num_threads() == %d and goes on with as many; here it was %d",
         threads, identity["threads"],
@@ -117,9 +113,9 @@ def adopted(identity: Mapping[str, object], stored: Mapping[str, object]) -> dic
     return {**identity, "threads": threads}
 
 
-def check_same(folder: Path, stored: Mapping[str, object], now: Mapping[str, object]) -> None:
+def check_same(folder: Path, recorded: Identity, asked: Identity) -> None:
     """Refuse to go on with a run that is not this one, or only by its goal; every difference is named."""
-    stored, now = without_goal(stored), without_goal(now)
+    stored, now = without_goal(recorded), without_goal(asked)
     said = {
         "format": "the journal's format", "fxprune": "fxprune's version", "torch": "torch's version",
         "graph": "the model's graph", "weights": "the model's weights", "train": "whether there is a train function",

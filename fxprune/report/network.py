@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 import passes
+from fxprune.journal.records import frozen_parts
 from fxprune.problem.inputs import Analysed, described
 from fxprune.problem.width_grids import layers_of
 from fxprune.report import sections
@@ -43,10 +44,6 @@ def network_page(given: Analysed) -> str:
         (str(len({item.tensor for item in coupling.frozen})), "tensors with a dimension that stays"),
     ]
     tiles = (element("div", element("b", b), element("span", t), class_="tile") for b, t in figures)
-    frozen = [
-        {"tensor": f.tensor, "dim": f.dim, "reason": f.reason, "node": f.node, "source": f.source}
-        for f in coupling.frozen
-    ]
     return document(
         title,
         joined(
@@ -56,7 +53,7 @@ def network_page(given: Analysed) -> str:
                 element("div", *tiles, class_="tiles"),
                 picture(given),
                 groups(coupling.groups, costs),
-                sections.frozen(frozen),
+                sections.frozen(frozen_parts(coupling)),
             ]
         ),
     )

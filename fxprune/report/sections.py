@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any
 
 from fxprune.journal.read_run import Run
-from fxprune.journal.records import Candidate, Round
+from fxprune.journal.records import Candidate, FrozenPart, Round
 from fxprune.journal.rounds_table import round_rows, shares
 from fxprune.report.html import Markup, amount, element, escape, facts, folded, joined, score, seconds, table
 
@@ -151,7 +150,7 @@ def _note(candidate: Candidate, chosen: int | None) -> Markup:
     return escape("not tried: candidates_per_round" if screened is None else f"screened out: {screened:.4g}")
 
 
-def frozen(found: Sequence[dict[str, Any]]) -> Markup:
+def frozen(found: Sequence[FrozenPart]) -> Markup:
     """What the analysis keeps as it is, by reason; of each entry its tensor, dim, reason, node and source."""
     tensors: dict[str, dict[str, None]] = defaultdict(dict)
     nodes: dict[str, dict[str, None]] = defaultdict(dict)

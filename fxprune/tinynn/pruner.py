@@ -6,7 +6,6 @@ import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -84,7 +83,7 @@ class NetAdaptPruner:
         search_functions(self._names, context, self.config.netadapt_lr)
 
     @classmethod
-    def load_config(cls, path: str | Path) -> dict[str, Any]:
+    def load_config(cls, path: str | Path) -> dict[str, object]:
         """The keys of a YAML file, checked, as a dict that a script may read and change."""
         config = NetAdaptConfig.from_yaml(path)
         given, _ = read_yaml(Path(path))
@@ -227,7 +226,7 @@ def become(model: nn.Module, network: nn.Module) -> None:
         model.graph = network.graph  # type: ignore[assignment]  # it now belongs to the model
 
 
-def _arguments(dummy_input: Any) -> object:
+def _arguments(dummy_input: object) -> object:
     return tuple(dummy_input) if isinstance(dummy_input, list) else dummy_input
 
 

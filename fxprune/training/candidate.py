@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -241,7 +240,7 @@ class FineTune:
     >>> train(nn.Linear(3, 2), steps=5)
     """
 
-    batches: Iterable[Any]
+    batches: Iterable[object]
     lr: float = 0.01
     momentum: float = 0.9
     weight_decay: float = 1e-4
@@ -274,7 +273,7 @@ class Accuracy:
     more dimensions (of tokens, of pixels); a causal language model's are those of the next token.
     """
 
-    batches: Iterable[Any]
+    batches: Iterable[object]
 
     def __call__(self, model: nn.Module) -> float:
         is_a(model, nn.Module, "Accuracy", "the network to evaluate, a torch.nn.Module", InputError)

@@ -37,7 +37,7 @@ class Ending:
 
     raised: BaseException | None = None
     late: bool = False
-    handler: Any = None
+    handler: object = None
 
     def is_interruption(self, error: BaseException) -> bool:
         """Whether an exception ends the search: a real Ctrl-C does, a KeyboardInterrupt that a function raises itself
@@ -73,7 +73,7 @@ def watched(limit_s: float | None = None) -> Iterator[Ending]:
 
 
 def _noting(found: Ending, handler: Callable[[int, Any], Any]) -> Callable[[int, object], object]:
-    def noting(number: int, frame: object) -> Any:
+    def noting(number: int, frame: object) -> object:
         try:
             return handler(number, frame)
         except BaseException as error:

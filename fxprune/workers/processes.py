@@ -48,7 +48,7 @@ class _Worker:
     process: Any
     pipe: Connection
     round: int = -1
-    repair: Any = None
+    repair: object = None
     task: Task | None = None
     spent_s: float = 0.0
 
@@ -71,7 +71,7 @@ class Processes:
     retries: int = 1
     limit_s: float | None = None
     _functions: bytes = b""
-    _settings: dict[str, Any] = field(default_factory=dict)
+    _settings: dict[str, object] = field(default_factory=dict)
     _workers: list[_Worker] = field(default_factory=list)
     _rounds: int = 0
     _repair: tuple[Repair, bytes] | None = None

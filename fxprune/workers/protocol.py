@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 from torch import nn
 
@@ -98,7 +98,7 @@ class Job:
     count: int = 1
     retries: int = 1
     limit_s: float | None = None
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, object] = field(default_factory=dict)
 
     def do(self, network: nn.Module, task: Task, repair: Repair | None = None) -> Outcome:
         """Cut, repair, train and evaluate one candidate in this process."""

@@ -63,9 +63,9 @@ class OnRay:
     evaluate: Evaluate | None
     retries: int = 1
     limit_s: float | None = None
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    _functions: Any = None
-    _repair: tuple[Repair, Any] | None = None
+    settings: Mapping[str, object] = field(default_factory=dict)
+    _functions: object = None
+    _repair: tuple[Repair, object] | None = None
     _cluster: _OwnCluster | None = None
     _joined: bool = False
 
@@ -110,7 +110,7 @@ class OnRay:
         weights, settings = ray.put(to_bytes(tensors_of(network))), computing_settings()
         tries = {task.index: 0 for task in tasks}
 
-        def submit(task: Task) -> Any:
+        def submit(task: Task) -> object:
             packed = pack(network, coupling, task.plan)
             return remote.remote(self._functions, weights, packed, task, stored, settings)
 
@@ -183,7 +183,7 @@ class _OwnCluster:
         self._switch = os.environ.get(CLUSTER_SWITCH)
         self._guard: subprocess.Popen | None = None
 
-    def start(self, given: Mapping[str, Any]) -> None:
+    def start(self, given: Mapping[str, object]) -> None:
         before = _children()
         self._guard = subprocess.Popen(
             [sys.executable, "-I", "-S", process_guard.__file__, str(os.getpid()), *map(str, before)],

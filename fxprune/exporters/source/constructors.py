@@ -180,9 +180,9 @@ def _arguments(module: nn.Module, what: str) -> list[tuple[str | None, object]]:
                 )
             continue
         if required and parameter.kind is not parameter.KEYWORD_ONLY:
-            found.append((None, _short(module, name, value)))
-        elif required or not _is_default(module, name, value, parameter.default):
-            found.append((name, _short(module, name, value)))
+            found.append((None, _short(module, value)))
+        elif required or not _is_default(module, value, parameter.default):
+            found.append((name, _short(module, value)))
     return found
 
 
@@ -195,18 +195,19 @@ def _attribute(module: nn.Module, name: str) -> object:
     return _Missing if isinstance(value, torch.Tensor) else value
 
 
-def _is_default(module: nn.Module, name: str, value: object, default: object) -> bool:
-    return _same(value, default) or _same(_short(module, name, value), default)
+def _is_default(module: nn.Module, value: object, default: object) -> bool:
+    return _same(value, default) or _same(_short(module, value), default)
 
 
-def _short(module: nn.Module, name: str, value: Any) -> object:
+def _short(module: nn.Module, value: object) -> object:
     """A convolution keeps (3, 3) where its author wrote 3; so does a layer norm keep (64,)."""
-    uniform = isinstance(value, tuple) and len(value) > 0 and len(set(value)) == 1 and isinstance(value[0], int)
-    single = isinstance(module, nn.LayerNorm) and uniform and len(value) == 1
-    return value[0] if single or (uniform and isinstance(module, ConvNd)) else value
+    if not isinstance(value, tuple) or len(set(value)) != 1 or not isinstance(value[0], int):
+        return value
+    single = isinstance(module, nn.LayerNorm) and len(value) == 1
+    return value[0] if single or isinstance(module, ConvNd) else value
 
 
-def _rnn(module: Any) -> list[tuple[str | None, object]]:
+def _rnn(module: nn.RNNBase) -> list[tuple[str | None, object]]:
     named = {
         "num_layers": (module.num_layers, 1),
         "nonlinearity": (getattr(module, "nonlinearity", "tanh"), "tanh"),
@@ -223,7 +224,7 @@ def _rnn(module: Any) -> list[tuple[str | None, object]]:
     ]
 
 
-def _attention(module: Any) -> list[tuple[str | None, object]]:
+def _attention(module: nn.MultiheadAttention) -> list[tuple[str | None, object]]:
     named = {
         "dropout": (module.dropout, 0.0),
         "bias": (module.in_proj_bias is not None, True),
@@ -240,7 +241,9 @@ def _attention(module: Any) -> list[tuple[str | None, object]]:
     ]
 
 
-def _transformer_layer(module: Any) -> list[tuple[str | None, object]]:
+def _transformer_layer(
+    module: nn.TransformerEncoderLayer | nn.TransformerDecoderLayer,
+) -> list[tuple[str | None, object]]:
     activation: Callable[..., object] = getattr(module, "activation", torch.nn.functional.relu)
     return [
         (None, module.self_attn.embed_dim),
@@ -260,7 +263,7 @@ def _by_weight(module: Any) -> list[tuple[str | None, object]]:
 
 
 # By name, for torchvision's class is not to be imported for this.
-_RECIPES: dict[str, Callable[[object], list[tuple[str | None, object]]]] = {
+_RECIPES: dict[str, Callable[[Any], list[tuple[str | None, object]]]] = {
     "RNNBase": _rnn,
     "MultiheadAttention": _attention,
     "TransformerEncoderLayer": _transformer_layer,

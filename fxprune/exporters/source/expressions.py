@@ -5,9 +5,8 @@ from __future__ import annotations
 import inspect
 import operator
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -117,7 +116,7 @@ class Writer:
         base = self._operand(node.args[0], node)
         return self._call(f"{base}.{name}", node.args[1:], node.kwargs, node)
 
-    def _call(self, callee: str, args: Any, kwargs: Any, node: fx.Node) -> Expression:
+    def _call(self, callee: str, args: Iterable[object], kwargs: Mapping[str, object], node: fx.Node) -> Expression:
         given = [self.argument(value, node) for value in args]
         plain = {name: value for name, value in kwargs.items() if is_plain(name)}
         given += [f"{name}={self.argument(value, node)}" for name, value in plain.items()]
@@ -131,7 +130,7 @@ class Writer:
         if isinstance(target, OpOverload):
             return self._aten(target, node)
         if node.kwargs or not args:
-            return self._call(self._named(target, node), args, _spoken(target, node.kwargs), node)
+            return self._call(self._named(node), args, _spoken(target, node.kwargs), node)
         if target in _INFIX and len(args) == 2:
             return self._infix(_INFIX[target], node)
         if target in _PREFIX and len(args) == 1:
@@ -143,10 +142,11 @@ class Writer:
             return Expression(f"{place} = {self.argument(args[2], node)}", atomic=False)
         if target is getattr and len(args) == 2 and isinstance(args[1], str) and is_plain(args[1]):
             return Expression(f"{self._operand(args[0], node)}.{args[1]}")
-        return self._call(self._named(target, node), args, _spoken(target, node.kwargs), node)
+        return self._call(self._named(node), args, _spoken(target, node.kwargs), node)
 
-    def _named(self, target: Any, node: fx.Node) -> str:
-        return function_name(target, self.imports, f"{node.name} ({node.op})")
+    def _named(self, node: fx.Node) -> str:
+        assert callable(node.target), "only functions are named"
+        return function_name(node.target, self.imports, f"{node.name} ({node.op})")
 
     def _infix(self, sign: str, node: fx.Node) -> Expression:
         left, right = (self._operand(value, node) for value in node.args)
@@ -168,14 +168,14 @@ class Writer:
         given: tuple[object, ...] = node.args
         x, dim, start, stop, step = given + (0, None, None, 1)[len(given) - 1 :]
         if not isinstance(dim, int) or dim < 0:
-            return self._call(self._named(node.target, node), node.args, node.kwargs, node)
+            return self._call(self._named(node), node.args, node.kwargs, node)
         whole = slice(None)
         stop = None if isinstance(stop, int) and stop == _END else stop
         part = slice(None if start == 0 else start, stop, None if step == 1 else step)
         index = ", ".join(self._index_part(item, node) for item in [*[whole] * dim, part])
         return Expression(f"{self._operand(x, node)}[{index}]")
 
-    def _aten(self, target: Any, node: fx.Node) -> Expression:
+    def _aten(self, target: OpOverload, node: fx.Node) -> Expression:
         """An ATen operator under the name that torch gives it, where that takes the same arguments."""
         namespace, name = target.namespace, target.overloadpacket.__name__
         if name == "sym_size":
@@ -195,7 +195,7 @@ class Writer:
                 return self._call(f"{self.imports.torch_home('F')}.{plain}", node.args, kwargs, node)
             if isinstance(getattr(torch.Tensor, name, None), types.MethodDescriptorType) and node.args:
                 return self._method(name, node)
-        return self._call(self._named(target, node), node.args, node.kwargs, node)
+        return self._call(self._named(node), node.args, node.kwargs, node)
 
 
 def _spoken(target: object, kwargs: Mapping[str, object]) -> dict[str, object]:

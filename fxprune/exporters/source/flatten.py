@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -79,7 +79,7 @@ def _copied(gm: fx.GraphModule, prefix: str, graph: fx.Graph, known: dict[fx.Nod
     raise ExportError(f"{prefix or 'the graph'} returns nothing")
 
 
-def _inlined(gm: fx.GraphModule, place: str, path: str, args: Any, graph: fx.Graph) -> object:
+def _inlined(gm: fx.GraphModule, place: str, path: str, args: Iterable[object], graph: fx.Graph) -> object:
     inner = gm.get_submodule(path)
     assert isinstance(inner, fx.GraphModule), "only the paths of graphs come here"
     if getattr(codegen_of(inner.graph), "pytree_info", None) is not None:

@@ -7,9 +7,8 @@ import enum
 import math
 import operator
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -132,7 +131,7 @@ def quoted(text: str) -> str:
     return f'"{plain[1:-1]}"' if plain[0] == "'" and '"' not in plain else plain
 
 
-def sequence(value: Any, render: Callable[[object], str], imports: Imports, what: str) -> str:
+def sequence(value: Iterable[object], render: Callable[[object], str], imports: Imports, what: str) -> str:
     """A list, tuple (named or torch.Size too), dict or set, its items written by `render`."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{literal(key, imports, what)}: {render(item)}" for key, item in value.items()) + "}"

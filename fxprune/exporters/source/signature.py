@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeAlias
 
 from torch import fx
 
 from fxprune.errors import ExportError
 from fxprune.exporters.source.expressions import Writer
 from fxprune.exporters.source.literals import quoted
-from passes.process.torch_private import codegen_of
+from passes.process.torch_private import codegen_of, pytree
+
+# None for a leaf, else the keys (None for a tuple or list) and the name and tree of each part.
+Tree: TypeAlias = "tuple[list[str] | None, list[tuple[str, Tree]]] | None"
 
 
 @dataclass(frozen=True)
@@ -24,9 +27,9 @@ class Signature:
 
     names: tuple[str, ...]
     leaves: dict[fx.Node, str]
-    trees: dict[str, Any]
+    trees: dict[str, Tree]
     keyword_only: int = 0
-    out_spec: Any = None
+    out_spec: pytree.TreeSpec | None = None
 
     @staticmethod
     def of(gm: fx.GraphModule) -> Signature:
@@ -80,7 +83,7 @@ class Signature:
         return _pack(self.out_spec, iter([writer.argument(item, output) for item in flat]))
 
 
-def _halves(spec: object, count: int) -> tuple[list[Any], list[Any]]:
+def _halves(spec: pytree.TreeSpec, count: int) -> tuple[list[pytree.TreeSpec], list[pytree.TreeSpec]]:
     children = _children(spec)
     has_both = len(children) == 2 and children[0].type is tuple and children[1].type is dict
     if has_both and len(_children(children[0])) + len(_children(children[1])) == count:
@@ -88,12 +91,12 @@ def _halves(spec: object, count: int) -> tuple[list[Any], list[Any]]:
     return children, []
 
 
-def _children(spec: Any) -> list[Any]:
+def _children(spec: pytree.TreeSpec) -> list[pytree.TreeSpec]:
     return [spec.child(index) for index in range(spec.num_children)]
 
 
-def _leaves(spec: Any, name: str, rest: Iterator[fx.Node], leaves: dict[fx.Node, str]) -> object:
-    """Name the leaves below one parameter; returns None for a leaf, else (keys or None, [(name, subtree), ...])."""
+def _leaves(spec: pytree.TreeSpec, name: str, rest: Iterator[fx.Node], leaves: dict[fx.Node, str]) -> Tree:
+    """Name the leaves below one parameter."""
     if spec.is_leaf():
         leaves[next(rest)] = name
         return None
@@ -108,7 +111,7 @@ def _leaves(spec: Any, name: str, rest: Iterator[fx.Node], leaves: dict[fx.Node,
     return keys, [(part, _leaves(child, part, rest, leaves)) for part, child in parts]
 
 
-def _unpack(name: str, tree: Any) -> list[str]:
+def _unpack(name: str, tree: Tree) -> list[str]:
     if tree is None:
         return []
     keys, parts = tree
@@ -119,7 +122,7 @@ def _unpack(name: str, tree: Any) -> list[str]:
     return lines + [line for part, subtree in parts for line in _unpack(part, subtree)]
 
 
-def _pack(spec: Any, items: Iterator[str]) -> str:
+def _pack(spec: pytree.TreeSpec, items: Iterator[str]) -> str:
     if spec.is_leaf():
         return next(items)
     parts = [_pack(child, items) for child in _children(spec)]
@@ -137,7 +140,7 @@ def _pack(spec: Any, items: Iterator[str]) -> str:
     raise ExportError(f"forward: the output is a {spec.type.__name__}, which plain source cannot build; return tensors")
 
 
-def _mapping_keys(spec: Any) -> list[str] | None:
+def _mapping_keys(spec: pytree.TreeSpec) -> list[str] | None:
     context = spec.context
     while isinstance(context, tuple | list) and context and isinstance(context[0], tuple | list):
         context = context[0]

@@ -17,7 +17,7 @@ from fxprune.exporters.files import check_free, staged
 from fxprune.exporters.inputs import Inputs, call
 from fxprune.exporters.outcome import ExportReport
 from fxprune.exporters.protocol import Job
-from fxprune.exporters.source.constructors import Constructors
+from fxprune.exporters.source.constructors import Built, Constructors
 from fxprune.exporters.source.containers import (
     Container,
     assignments,
@@ -148,7 +148,7 @@ def _modules(gm: fx.GraphModule, constructors: Constructors) -> tuple[Container,
     """The tree of called modules and tensors, and the statements that correct what constructors cannot say."""
     called = dict.fromkeys(used_targets(gm, "call_module"))
     root, corrections = Container(), []
-    leaves: dict[str, Any] = {}
+    leaves: dict[str, Built] = {}
     for path, module in gm.named_modules(remove_duplicate=False):
         if path in called and not any(path.startswith(f"{leaf}.") for leaf in leaves):
             leaves[path] = constructors.build(module, path)

@@ -66,7 +66,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     text = report(figures, failed, seconds, about, options.quick)
     data = {"machine": about, "quick": options.quick, "seconds": seconds, "failed": failed}
     write(options.out, "benchmarks", text, data | {"figures": [asdict(figure) for figure in figures]})
-    print(text)
     return 1 if failed or any(figure.met is False for figure in figures) else 0
 
 

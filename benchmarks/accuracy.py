@@ -19,7 +19,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +26,7 @@ from torch import nn
 
 from benchmarks import cifar, machine
 from benchmarks.checks import count_flops
+from benchmarks.options import command_line
 from benchmarks.report import table, write
 from fxprune import Budget, FineTune, NetAdaptConfig, netadapt
 
@@ -96,25 +96,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     results, data = measure(options)
     text = report(results, data["machine"], options)
     write(options.out, "accuracy", text, data)
-    print(text)
     return 0
 
 
 def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy", description=__doc__)
-    parser.add_argument("--depth", type=int, choices=(20, 56), default=20)
+    parser = command_line("accuracy", __doc__, "depth rate candidates short long train-images search-images device")
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.5], help="shares of the MACs that remain")
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--rate", type=float, default=0.1, help="share of the MACs that a round removes")
-    parser.add_argument("--candidates", type=int, default=6, help="candidates that a round of netadapt trains")
-    parser.add_argument("--short", type=int, default=10, help="fine-tuning steps between rounds")
-    parser.add_argument("--long", type=int, default=200, help="fine-tuning steps at the end")
     parser.add_argument("--batch", type=int, default=64, help="images of a short step; long ones take twice as many")
-    parser.add_argument("--train-images", type=int, default=10_000)
-    parser.add_argument("--search-images", type=int, default=1_000, help="validation images that rank candidates")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     return parser.parse_args(arguments)
 
 

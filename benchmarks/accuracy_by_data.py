@@ -15,7 +15,6 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +22,7 @@ from torch import nn
 
 from benchmarks import cifar, machine
 from benchmarks.checks import count_flops
+from benchmarks.options import command_line
 from benchmarks.report import table, write
 from fxprune import Budget, netadapt
 from fxprune.training.distillation import distil
@@ -54,13 +54,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows, data = measure(options)
     text = report(rows, data, options)
     write(options.out, f"accuracy_by_data_{options.depth}", text, data)
-    print(text)
     return 0
 
 
 def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy_by_data", description=__doc__)
-    parser.add_argument("--depth", type=int, choices=(20, 56), default=20)
+    parser = command_line("accuracy_by_data", __doc__, "depth")
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.75, 0.5, 0.35], help="shares of the MACs kept")
     parser.add_argument("--steps", type=int, nargs="+", default=[0, 30, 90, 270, 2000])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
@@ -70,7 +68,6 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     starts = ("data", "sliced", *PEERS)
     parser.add_argument("--starts", nargs="+", choices=starts, default=["data"], help="how it is pruned")
     parser.add_argument("--no-test", action="store_true", help="leave the test images alone")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     return parser.parse_args(arguments)
 
 

@@ -25,6 +25,7 @@ from typing import Any
 
 from benchmarks import machine
 from benchmarks.networks import networks
+from benchmarks.options import command_line
 from benchmarks.peers import NOT_COMPARED
 from benchmarks.report import geometric_mean, table, write
 from benchmarks.zoo import choose
@@ -47,19 +48,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{len(rows)}/{len(names)} {name}: {1000 * mine:.1f} ms, {1000 * other:.1f} ms", file=sys.stderr)
     text = report(rows, about, "" if options.against == HERE else " of the older version")
     write(options.out, "analysis_speed", text, {"machine": about, "summary": summary(rows), "rows": rows})
-    print(text)
     return 0
 
 
 def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.analysis_speed", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--only", nargs="+", metavar="NAME", default=["*"], help="networks, * and ? as in file names")
+    parser = command_line("analysis_speed", __doc__, "only repeats", repeats=5)
     parser.add_argument("--peers", action="store_true", help="of these, the 73 that benchmarks.peers compares")
-    parser.add_argument("--repeats", type=int, default=5, help="timed runs of each analysis; the least counts")
     parser.add_argument("--against", type=Path, default=HERE, metavar="FOLDER", help="whose graphs are analysed")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder for the page and figures")
     return parser.parse_args(arguments)
 
 

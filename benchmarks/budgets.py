@@ -7,16 +7,15 @@ Random weights (seeded), batch 1. Each network is searched once: to 75 %, and fr
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks import machine, report
+from benchmarks.options import command_line
 from fxprune import Budget, netadapt
 from fxprune.torchvision_support import ensure_torchvision
 
@@ -76,17 +75,14 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = command_line("budgets", __doc__)
     parser.add_argument("networks", nargs="*", default=list(NETWORKS))
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args()
     ensure_torchvision()
     machine.one_thread()
     rows = [row for name in options.networks for row in landed(name)]
     header = ("network", *(f"{ratio:.0%}" for ratio in RATIOS))
-    cells = (
-        [name, *(f"{row['used']:.2%}" for row in rows if row["network"] == name)] for name in options.networks
-    )
+    cells = ([name, *(f"{row['used']:.2%}" for row in rows if row["network"] == name)] for name in options.networks)
     text = "\n".join(["# Share of a budget of the MACs that is used", "", *report.table(header, cells)])
     report.write(options.out, "budgets", text, {"machine": machine.describe(), "rows": rows})
 

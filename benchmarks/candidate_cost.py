@@ -8,16 +8,15 @@ share of that of the weights.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
 from torch import nn
 
 from benchmarks import machine
+from benchmarks.options import command_line
 from benchmarks.report import table, write
 from fxprune.torchvision_support import ensure_torchvision
 from passes import apply_plan, compensate, couple, observe
@@ -28,11 +27,9 @@ from passes.statistics.divergence import divergence, outputs_of
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure; print and write the table."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.candidate_cost", description=__doc__)
+    parser = command_line("candidate_cost", __doc__, "repeats")
     parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--size", type=int, default=224)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args(arguments)
     machine.one_thread()
     ensure_torchvision()
@@ -75,7 +72,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ]
     )  # fmt: skip
     write(options.out, "candidate_cost", text, {"seconds": seconds, "statistics": share, **machine.describe()})
-    print(text)
     return 0
 
 

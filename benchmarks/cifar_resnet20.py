@@ -13,12 +13,12 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks import cifar, machine
+from benchmarks.options import command_line
 from benchmarks.report import table, write
 from fxprune import Budget, FineTune, NetAdaptConfig, NetAdaptResult, netadapt
 
@@ -50,24 +50,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found, data = measure(options)
     text = report(found, data["machine"], options)
     write(options.out, f"cifar_resnet{options.depth}", text, data)
-    print(text)
     return 0
 
 
 def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.cifar_resnet20", description=__doc__)
-    parser.add_argument("--depth", type=int, choices=(20, 56), default=20)
+    parser = command_line(
+        "cifar_resnet20", __doc__, "depth rate candidates short long train-images search-images device"
+    )
     parser.add_argument("--ratio", type=float, default=0.5, help="share of the MACs that remains")
-    parser.add_argument("--rate", type=float, default=0.1, help="share of the MACs that each round removes")
     parser.add_argument("--rounds", type=int, default=-1, help="most rounds; -1: as many as it takes")
-    parser.add_argument("--candidates", type=int, default=6, help="candidates that each round trains")
-    parser.add_argument("--short", type=int, default=10, help="fine-tuning steps of a candidate")
-    parser.add_argument("--long", type=int, default=200, help="fine-tuning steps after the search")
-    parser.add_argument("--train-images", type=int, default=10_000)
-    parser.add_argument("--search-images", type=int, default=1_000, help="validation images that rank candidates")
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     return parser.parse_args(arguments)
 
 

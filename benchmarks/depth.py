@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks import machine
+from benchmarks.options import command_line
 from benchmarks.report import table, write
 from fxprune import Budget, netadapt
 from passes.statistics import Batch
@@ -143,7 +144,7 @@ def _batches(images: Tensor) -> list[Batch]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the searches, print and write the table."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.depth", description=__doc__)
+    parser = command_line("depth", __doc__)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--ratio", type=float, default=0.5, help="share of the milliseconds that remains")
     parser.add_argument("--backend", default="onnxruntime")
@@ -152,7 +153,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--judging", type=int, default=1000, help="images of ResNet-56 that judge")
     parser.add_argument("--steps", type=int, default=600, help="training steps of the ViT")
     parser.add_argument("--refine", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args(arguments)
     machine.one_thread()
     found = [one for name in options.networks for one in compare(options, name)]
@@ -160,7 +160,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     data = {"machine": machine.describe(), "settings": settings, "rows": [asdict(one) for one in found]}
     text = report(found, data["machine"], options)
     write(options.out, "depth", text, data)
-    print(text)
     return 0
 
 

@@ -7,11 +7,9 @@ and again; a process each, and the memory that the analysis adds beside the weig
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +19,7 @@ from torch import nn
 from benchmarks import machine
 from benchmarks.checks import analyse
 from benchmarks.networks import build, networks
+from benchmarks.options import command_line
 from benchmarks.processes import each
 from benchmarks.report import table, write
 from benchmarks.zoo import warm_up
@@ -60,17 +59,12 @@ class Width:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure both curves."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.growth", description=__doc__)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument(
-        "--out", type=Path, default=Path("benchmarks/results"), help="folder for growth.md, growth.json"
-    )
+    parser = command_line("growth", __doc__, "repeats", repeats=5)
     options = parser.parse_args(arguments)
     machine.one_thread()
     depths, widths, data = measure(options.repeats)
     text = report(depths, widths, data)
     write(options.out, "growth", text, data)
-    print(text)
     return 0
 
 

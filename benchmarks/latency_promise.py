@@ -11,7 +11,6 @@ as fast. Weights are random (seeded): no figure here depends on what a network h
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import time
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import machine, report
+from benchmarks.options import command_line
 
 NETWORKS = ("mobilenet_v2", "resnet18", "efficientnet_b0")
 RATIO, VECTORS = 0.5, 30
@@ -29,9 +29,8 @@ PAIRS = 150  # runs of a network in turns with the dense one, where two networks
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = command_line("latency_promise", __doc__)
     parser.add_argument("networks", nargs="*", default=NETWORKS)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--backend", help="another backend: only the search and what its network takes")
     parser.add_argument("--size", type=int, default=64, help="pixels of the images, with --backend")
     options = parser.parse_args()

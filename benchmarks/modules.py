@@ -23,6 +23,7 @@ from torch import nn
 
 import passes
 from benchmarks import machine
+from benchmarks.options import command_line
 from benchmarks.processes import each
 from benchmarks.report import table
 
@@ -141,16 +142,12 @@ def _notable(line: Mapping[str, Any]) -> Iterator[str]:
 
 
 def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.modules", description=__doc__)
+    parser = command_line(
+        "modules", __doc__, "only repeats jobs seconds memory", repeats=1, out=Path("benchmarks/results/modules.jsonl")
+    )
     parser.add_argument("source", nargs="+", choices=sorted(SOURCES))
-    parser.add_argument("--only", nargs="+", metavar="NAME", default=["*"], help="networks, * and ? as in file names")
     parser.add_argument("--failed", action="store_true", help="run again what is in the file and was not right")
     parser.add_argument("--show", action="store_true", help="run nothing; say what the file holds")
-    parser.add_argument("--repeats", type=int, default=1, help="timed runs of each analysis; the least counts")
-    parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=300, help="limit for one network, of the processor")
-    parser.add_argument("--memory", type=float, default=12, help="limit for one network, GiB of address space")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/modules.jsonl"))
     return parser.parse_args(arguments)
 
 

@@ -18,7 +18,6 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +26,7 @@ from torch import nn
 from benchmarks import judge, machine
 from benchmarks.checks import analyse, count_flops, train_once
 from benchmarks.networks import Network, build, networks
+from benchmarks.options import command_line
 from benchmarks.processes import each
 from benchmarks.report import geometric_mean, table, write
 from benchmarks.zoo import choose, warm_up
@@ -99,18 +99,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows, data = compare(QUICK if options.quick else options.only, options.repeats, options.seconds, options.memory)
     text = report(rows, data["machine"])
     write(options.out, "peers", text, data)
-    print(text)
     return 0
 
 
 def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=__doc__)
-    parser.add_argument("--only", nargs="+", metavar="NAME", default=["*"], help="networks, * and ? as in file names")
+    parser = command_line("peers", __doc__, "only repeats seconds memory", seconds=600)
     parser.add_argument("--quick", action="store_true", help=f"only {', '.join(QUICK)}")
-    parser.add_argument("--repeats", type=int, default=3, help="timed runs of each pruner")
-    parser.add_argument("--seconds", type=float, default=600, help="limit for one network, of the processor")
-    parser.add_argument("--memory", type=float, default=12, help="limit for one network, GiB of address space")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder for peers.md, peers.json")
     return parser.parse_args(arguments)
 
 

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import machine
+from benchmarks.options import command_line
 from benchmarks.report import table, write
 from fxprune import Budget, netadapt
 
@@ -71,18 +72,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(rows[-1], flush=True)
     text = report(rows)
     write(options.out, "real_networks", text, {"machine": machine.describe(), "rows": [asdict(row) for row in rows]})
-    print(text)
     return 0
 
 
 def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.real_networks", description=__doc__)
+    parser = command_line("real_networks", __doc__)
     parser.add_argument("--networks", nargs="+", choices=sorted(TASKS), default=sorted(TASKS))
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.9, 0.75, 0.5])
     parser.add_argument("--methods", nargs="+", choices=("data", "weights"), default=["data", "weights"])
     parser.add_argument("--crops", type=int, default=192, help="calibration crops of photographs")
     parser.add_argument("--tones", type=int, default=1000, help="calibration tones")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     return parser.parse_args(arguments)
 
 

@@ -20,7 +20,8 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def write(folder: Path, name: str, text: str, data: dict[str, Any]) -> None:
-    """Write ``name.md`` and ``name.json`` into `folder`."""
+    """Print the text and write ``name.md`` and ``name.json`` into `folder`."""
+    print(text)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.md").write_text(text.rstrip("\n") + "\n", encoding="utf-8")
     (folder / f"{name}.json").write_text(lines_of(data), encoding="utf-8")

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ import torch
 from torch import nn
 
 from benchmarks import cifar, machine
+from benchmarks.options import command_line
 from benchmarks.report import table, write
 from fxprune.criteria.registry import rank
 from fxprune.criteria.weight_norms import keep_units
@@ -56,19 +56,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ]
     )  # fmt: skip
     write(options.out, "score_ranking", text, {"machine": machine.describe(), "rows": rows, "correlation": found})
-    print(text)
     return 0
 
 
 def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.score_ranking", description=__doc__)
-    parser.add_argument("--depth", type=int, choices=(20, 56), default=20)
+    parser = command_line("score_ranking", __doc__, "depth")
     parser.add_argument("--ratio", type=float, default=0.5, help="share of the MACs kept")
     parser.add_argument("--vectors", type=int, default=30, help="networks a seed")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=100, help="distilled steps of 128 images")
     parser.add_argument("--calibration", type=int, default=1250, help="training images, without labels")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     return parser.parse_args(arguments)
 
 

@@ -11,13 +11,13 @@ import fnmatch
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 from benchmarks import machine
 from benchmarks.checks import TOLERANCE, Row, check
 from benchmarks.networks import FAMILIES, Network, networks
+from benchmarks.options import command_line
 from benchmarks.processes import each
 from benchmarks.report import table, write
 
@@ -45,18 +45,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     data = {"machine": about, "wall_seconds": wall_seconds, "rows": [row.to_dict() for row in rows]}
     text = report(rows, about, wall_seconds)
     write(options.out, "zoo", text, data)
-    print(text)
     return 0 if all(row.exact for row in rows) else 1
 
 
 def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.zoo", description=__doc__)
-    parser.add_argument("--only", nargs="+", metavar="NAME", default=["*"], help="networks, * and ? as in file names")
+    parser = command_line("zoo", __doc__, "only jobs seconds memory")
     parser.add_argument("--family", nargs="+", choices=FAMILIES, default=FAMILIES)
-    parser.add_argument("--jobs", type=int, default=1, help="networks at a time; more than 1 spoils the seconds")
-    parser.add_argument("--seconds", type=float, default=300, help="limit for one network, of the processor")
-    parser.add_argument("--memory", type=float, default=12, help="limit for one network, GiB of address space")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder for zoo.md and zoo.json")
     return parser.parse_args(arguments)
 
 

@@ -149,14 +149,17 @@ def name_sets() -> Rule:
     return Rule("a list of names, or of lists of names", read, {"type": "array"})
 
 
+def _table_of(value: object) -> Mapping[object, object]:
+    """What is written as a table; an empty one where nothing is. Raises ValueError for anything else."""
+    if value is not None and not isinstance(value, Mapping):
+        raise ValueError
+    return value or {}
+
+
 def table(values: Rule | None = None) -> Rule:
     def read(value: object) -> dict[str, Any]:
-        if value is None:
-            return {}
-        if not isinstance(value, Mapping):
-            raise ValueError
         found = {}
-        for key, item in value.items():
+        for key, item in _table_of(value).items():
             try:
                 found[str(key)] = values.read(item) if values else item
             except (ValueError, TypeError, OverflowError):
@@ -172,12 +175,8 @@ def entries(known: Mapping[str, Entry], others: Collection[str] = ()) -> Rule:
     """A table of known names. others: names that are allowed and not looked into."""
 
     def read(value: object) -> dict[str, Any]:
-        if value is None:
-            return {}
-        if not isinstance(value, Mapping):
-            raise ValueError
         found = {}
-        for key, item in value.items():
+        for key, item in _table_of(value).items():
             name = str(key)
             if name not in known and name not in others:
                 near = get_close_matches(name, [*known, *others], n=1, cutoff=0.5)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -49,8 +48,8 @@ class Setting:
 
 
 @cache
-def _processor() -> tuple[str, str, int]:
-    """Name, vector instruction sets and number of cores of this machine's processor."""
+def _processor() -> tuple[str, str]:
+    """Name and vector instruction sets of this machine's processor."""
     name, flags = platform.processor() or platform.machine(), ""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
@@ -63,12 +62,12 @@ def _processor() -> tuple[str, str, int]:
         if label.strip() in ("flags", "Features"):
             found = set(value.split())
             flags = " ".join(v for v in _VECTORS if v in found)
-    return name, flags, os.cpu_count() or 1
+    return name, flags
 
 
 def cpu() -> dict[str, Any]:
     """This machine's processor, by what decides how fast it computes. No host name, nothing personal."""
-    name, vectors, _ = _processor()
+    name, vectors = _processor()
     return {"processor": name, "architecture": platform.machine(), "vectors": vectors}
 
 

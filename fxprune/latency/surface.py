@@ -151,7 +151,6 @@ def _stairs(points: np.ndarray, ms: np.ndarray) -> tuple[int, ...]:
     steps = [1] * axes
     if len(points) < 4 * axes + 4:
         return tuple(steps)
-    error = _misfit(points, ms, tuple(steps))
     for _ in range(2):  # the axes one after the other, and once more since they are fitted together
         before = list(steps)
         for axis in range(axes):
@@ -165,7 +164,6 @@ def _stairs(points: np.ndarray, ms: np.ndarray) -> tuple[int, ...]:
             plain = tried[1]
             step = min(tried, key=lambda s: (tried[s], s))
             steps[axis] = step if tried[step] < _BETTER * plain else 1
-            error = min(error, tried[steps[axis]])
         if steps == before:
             break
     return tuple(steps)

@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -208,10 +209,7 @@ def merge_files(paths: Iterable[str | Path]) -> LatencyTable:
     tables = [LatencyTable.load(path) for path in paths]
     if not tables:
         raise TableError("no table to merge; name at least one file")
-    result = tables[0].copy()
-    for table in tables[1:]:
-        result = result.merged(table)
-    return result
+    return reduce(LatencyTable.merged, tables)
 
 
 def _checksum(content: object) -> str:

@@ -2,7 +2,8 @@
 
 from passes.analyse import couple
 from passes.analysis.cost_model import Cost, cost
-from passes.analysis.coupling import Coupling, Coverage, Frozen, Group, Slice
+from passes.analysis.coupling import Coupling
+from passes.analysis.groups import Coverage, Frozen, Group, Slice
 from passes.analysis.residual_blocks import Block
 from passes.apply.cut_module import apply_plan, plan_of
 from passes.apply.prune_channels import PruneChannels

@@ -19,7 +19,7 @@ from passes.process.garbage import collector_paused
 from passes.process.state import leaves_no_trace
 from passes.process.torch_patches import quiet_graphs
 from passes.stream.call_arguments import bound, example_of
-from passes.stream.inference import infer
+from passes.stream.graph_stream import infer
 from passes.trial.graph_blocks import graph_blocks
 from passes.trial.graph_trial import trial
 from passes.trial.module_blocks import module_blocks

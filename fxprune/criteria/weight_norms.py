@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fxprune.errors import ConfigError, WeightError
 from fxprune.io.checkpoint import Values
 from passes import Group
-from passes.analysis.coupling import Slice
+from passes.analysis.groups import Slice
 
 log = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -42,15 +42,7 @@ from fxprune.io.storage import (
     write_json,
 )
 from fxprune.journal.goals import Asked, ask, earlier, read_goals
-from fxprune.journal.records import (
-    Candidate,
-    Identity,
-    Round,
-    candidate_from_dict,
-    candidate_to_dict,
-    round_from_dict,
-    round_to_dict,
-)
+from fxprune.journal.records import Candidate, Identity, Round, candidate_to_dict, read_record, round_to_dict
 from fxprune.journal.run_identity import adopted, check_same, details_of, identity_of
 from fxprune.problem.search_problem import Problem
 from fxprune.resources.models import MeasuredResource
@@ -315,7 +307,7 @@ class Folder:
         try:
             found = read_json(path)
             if found is not None and found.get("run") == self._run:
-                return _understood(path, found, keys)
+                return read_record(path, found, keys)
         except Damaged as damage:
             self._found(f"{damage}; {then}")
             return None
@@ -326,57 +318,6 @@ class Folder:
 
 def _name_of(index: int) -> str:
     return f"candidate-{index:03d}.json"
-
-
-def _result_of(accepted: object) -> int:
-    if type(accepted) is not int or accepted < 0:
-        raise ValueError(f"'accepted' is {accepted!r}, expected the number of a round")
-    return accepted
-
-
-def _flag_of(found: object) -> bool:
-    if not isinstance(found, bool):
-        raise ValueError(f"'met' is {found!r}, expected true or false")
-    return found
-
-
-def _certificate_of(found: object) -> dict[str, object]:
-    if not isinstance(found, dict) or not isinstance(found.get("max_error"), int | float):
-        raise ValueError("'certificate' has no largest error")
-    return found
-
-
-def _rounds_of(found: object) -> set[int]:
-    if not isinstance(found, list) or not all(type(number) is int for number in found):
-        raise ValueError("'rounds' is no list of numbers")
-    return set(found)
-
-
-def _curves_of(found: object) -> dict[str, Curve]:
-    if not isinstance(found, dict):
-        raise ValueError("'curves' is no table of groups")
-    return {str(name): Curve.from_dict(str(name), entry) for name, entry in found.items()}
-
-
-_READERS: dict[str, Callable[[Any], object]] = {
-    "curves": _curves_of, "candidate": candidate_from_dict, "round": round_from_dict, "score": float,
-    "accepted": _result_of, "certificate": _certificate_of, "met": _flag_of,
-    "rounds": _rounds_of,
-}  # fmt: skip
-
-
-def _understood(path: Path, found: dict[str, object], keys: tuple[str, ...]) -> dict[str, object]:
-    """The record with its candidate or round built. Raises Damaged where an entry is missing or of a wrong form."""
-    try:
-        return {**found, **{key: _READERS.get(key, _as_it_is)(found[key]) for key in keys}}
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise Damaged(f"{path}: the record has not the form that this version writes ({error})") from None
-
-
-def _as_it_is(value: object) -> object:
-    if value is not None and not isinstance(value, str):
-        raise ValueError(f"expected text or null, got {value!r}")
-    return value
 
 
 def open_folder(workdir: str | os.PathLike, problem: Problem, resume: bool | None) -> Folder:

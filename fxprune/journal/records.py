@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import TypedDict
+from pathlib import Path
+from typing import Any, TypedDict
 
-from fxprune.io.typed_records import made
+from fxprune.criteria.curves import Curve
+from fxprune.io.storage import Damaged
+from fxprune.io.typed_records import made, typed
 from fxprune.training.repaired import Repaired
 from passes import Coupling
 
@@ -133,3 +137,43 @@ def round_from_dict(data: object) -> Round:
     if found.chosen not in {candidate.index for candidate in found.candidates}:
         raise ValueError(f"Round.chosen is {found.chosen}, which is none of its candidates")
     return found
+
+
+def _accepted_of(found: object) -> int:
+    number: int = typed(int, found, "accepted")
+    if number < 0:
+        raise ValueError(f"accepted is {number}, expected the number of a round")
+    return number
+
+
+def _certificate_of(found: object) -> dict[str, object]:
+    if not isinstance(found, dict) or not isinstance(found.get("max_error"), int | float):
+        raise ValueError("certificate has no largest error")
+    return found
+
+
+def _curves_of(found: object) -> dict[str, Curve]:
+    if not isinstance(found, dict):
+        raise ValueError("curves is no table of groups")
+    return {str(name): Curve.from_dict(str(name), entry) for name, entry in found.items()}
+
+
+_READERS: dict[str, Callable[[Any], object]] = {
+    "curves": _curves_of, "candidate": candidate_from_dict, "round": round_from_dict, "score": float,
+    "accepted": _accepted_of, "certificate": _certificate_of, "met": lambda found: typed(bool, found, "met"),
+    "rounds": lambda found: set(typed(tuple[int, ...], found, "rounds")),
+}  # fmt: skip
+
+
+def read_record(path: Path, found: dict[str, object], keys: tuple[str, ...]) -> dict[str, object]:
+    """A record with its entries `keys` built of JSON; those without a reader are a text or null.
+
+    Raises Damaged where an entry is missing or of a wrong form.
+    """
+    try:
+        built = {
+            key: _READERS[key](found[key]) if key in _READERS else typed(str | None, found[key], key) for key in keys
+        }
+        return {**found, **built}
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise Damaged(f"{path}: the record has not the form that this version writes ({error})") from None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from functools import cached_property
 
 import networkx as nx
@@ -12,14 +11,16 @@ import numpy as np
 import torch
 from torch import fx
 
+from passes.analysis.groups import Coverage, Frozen, Group, Slice, in_order
 from passes.analysis.module_facts import ModuleFacts
 from passes.analysis.plan_arguments import checked_blocks, checked_units, unknown
 from passes.analysis.residual_blocks import NO_BLOCKS, Blocks
 from passes.analysis.tape import Structure, map_values
+from passes.analysis.ties import ties_of, why_tied
 from passes.analysis.without_blocks import without
 from passes.analysis.zero_propagation import unmasked_sums
 from passes.arguments import is_a
-from passes.axes.expressions import Axis, Reason, Variable, constants, leaves
+from passes.axes.expressions import Axis, Variable, constants, leaves
 from passes.axes.index_sets import BlockMask, Mask, kept, length, positions
 from passes.axes.outer_blocks import block_of, outer_variables
 from passes.documents.described_values import Described
@@ -27,91 +28,6 @@ from passes.documents.plan import Plan
 from passes.errors import PlanError
 from passes.graph.annotations import facts_of, note
 from passes.graph.fingerprint import fingerprint
-from passes.ops import Value, spelled
-
-
-@dataclass(frozen=True)
-class Slice:
-    """Where a group occurs in one dimension of one tensor.
-
-    tensor: qualified name in the module's state_dict. index: integer array (size, k), row u holds the positions that
-    unit u takes in dimension `dim`. blocks: where the group has outer blocks (conv groups, heads) the block of each of
-    the k columns, an integer array (k,), else None.
-    role: "output" (a weight produces it), "input" (a weight sums over it), "carried" (it enters and leaves a weighted
-    operator: the channels of a depthwise convolution), "scale" (the weight of a normalisation) or "other" (biases,
-    running statistics, elementwise parameters).
-    """
-
-    tensor: str
-    dim: int
-    index: np.ndarray
-    role: str = "other"
-    blocks: np.ndarray | None = None
-
-
-@dataclass(frozen=True)
-class Group:
-    """Units that are removed together everywhere: `size` units, unit u being row u of every slice.
-
-    mixed: some operator takes statistics over the units (layer normalisation, a mean over channels), or sums them
-    where a zeroed unit is no longer zero (after a sigmoid). The pruned network then equals the dense one with that
-    operator applied to the surviving units; of every other group it equals the dense one with zeroed slices.
-    blocks: in how many outer blocks (heads, convolution groups) the units may be chosen apart (see `Coupling.formed`);
-    1 where they may not. least: how many have to stay: as many experts as a router chooses for each token. multiple:
-    how many stay has to be a multiple of it, for kernels that take no other sizes.
-    """
-
-    name: str
-    size: int
-    slices: tuple[Slice, ...]
-    mixed: bool = False
-    blocks: int = 1
-    least: int = 1
-    multiple: int = 1
-
-    def __repr__(self) -> str:
-        return f"Group({self.name!r}, size={self.size}, slices={len(self.slices)}{', mixed' if self.mixed else ''})"
-
-
-@dataclass(frozen=True)
-class Frozen:
-    """Positions ``start:stop`` of a parameter's dimension that stay, and why."""
-
-    tensor: str
-    dim: int
-    start: int
-    stop: int
-    why: Reason
-
-    @property
-    def reason(self) -> str:
-        """What forbids it, in words."""
-        return self.why.text
-
-    @property
-    def node(self) -> str:
-        """The graph node that forbids it."""
-        return self.why.node
-
-    @property
-    def source(self) -> str:
-        """The user's source line of that node, ``file.py:line``, where the graph knows it."""
-        return self.why.source
-
-    def __str__(self) -> str:
-        return f"{self.tensor} dim {self.dim} [{self.start}:{self.stop}]: {self.why}"
-
-
-@dataclass(frozen=True)
-class Coverage:
-    """Shares (0 to 1) of MACs and of parameters that shrink with at least one group, and what holds back the rest.
-
-    missing: for each reason the number of parameter elements that it alone keeps.
-    """
-
-    macs: float
-    params: float
-    missing: Mapping[str, int]
 
 
 class Coupling:
@@ -155,7 +71,7 @@ class Coupling:
             apart = self.outers[v].size if v in self.outers and v not in mixed else 1
             limits = self.least.get(v, 1), self.multiple.get(v, 1)
             group = Group(name, v.size, tuple(slices[v]), v in mixed, apart, *limits)
-            groups.append(_in_order(group, self.orders[name]) if name in self.orders else group)
+            groups.append(in_order(group, self.orders[name]) if name in self.orders else group)
         return tuple(groups)
 
     @cached_property
@@ -303,46 +219,14 @@ class Coupling:
 
         A shortest path answers "why is conv3 tied to conv7?"; see `explain`.
         """
-        graph = nx.Graph()
-        grouped = {v: name for name, v in self.variables.items()}
-
-        def add(value: Value) -> dict[str, set[Variable]]:
-            found = {}
-            for dim, axis in enumerate(value.axes):
-                here = {v for v in leaves(axis) if v in grouped}
-                if here:
-                    key = f"{value.label}:{dim}"
-                    graph.add_node(key, axis=str(axis), groups=sorted(grouped[v] for v in here))
-                    found[key] = here
-            return found
-
-        for record in self.structure.records:
-            ends: dict[str, set[Variable]] = {}
-            for value in (*record.inputs, *record.outputs):
-                ends.update(add(value))
-            keys = list(ends)
-            for number, key in enumerate(keys):
-                for other in keys[number + 1 :]:
-                    if ends[key] & ends[other]:
-                        graph.add_edge(key, other, node=record.node, op=spelled(record.func))
-        return graph
+        return ties_of(self.structure.records, self.variables)
 
     def explain(self, first: str, second: str) -> list[str]:
         """Why two axes (``"conv1.weight:0"``) shrink together: the operators on the shortest path between them.
 
         Raises PlanError where an axis is unknown or they are independent.
         """
-        for end in (first, second):
-            is_a(end, str, "explain", "an axis, such as 'conv1.weight:0'", PlanError)
-            if end not in self.graph:
-                raise PlanError(f"{end!r} is no prunable axis of this network; axes look like 'conv1.weight:0'")
-        if not nx.has_path(self.graph, first, second):
-            raise PlanError(f"{first} and {second} are not coupled")
-        path = nx.shortest_path(self.graph, first, second)
-        return [
-            f"{a} ~ {b} by {self.graph.edges[a, b]['op']} at {self.graph.edges[a, b]['node']}"
-            for a, b in zip(path, path[1:], strict=False)
-        ]
+        return why_tied(self.graph, first, second)
 
     def plan(self, keep: Mapping[str, Sequence[int]], removed_blocks: Iterable[str] = ()) -> Plan:
         """A plan that keeps the given units, sorted, of the named groups, and everything of the others.
@@ -454,16 +338,6 @@ def _fewest(axis: Axis, variable: Variable, count: int) -> int:
     widths = np.arange(variable.size)
     lengths = length(axis, lambda other: widths if other is variable else 1)
     return int(np.searchsorted(lengths, count))
-
-
-def _in_order(group: Group, order: np.ndarray) -> Group:
-    """`group` with unit u made of what was unit ``order[b, u]`` in block b."""
-    slices = []
-    for item in group.slices:
-        assert item.blocks is not None, "a group with blocks has them in every slice"
-        columns = np.arange(item.index.shape[1])
-        slices.append(replace(item, index=item.index[order[item.blocks].T, columns]))
-    return replace(group, slices=tuple(slices))
 
 
 def remember(gm: fx.GraphModule, coupling: Coupling, digest: str = "") -> None:

@@ -13,7 +13,7 @@ from passes.axes.expressions import Axis, Variable
 from passes.axes.index_sets import Mask, rename
 from passes.ops import Record, Value
 from passes.process.torch_private import pytree
-from passes.stream.inference import Inferred
+from passes.stream.graph_stream import Inferred
 from passes.stream.module_run import Lifetimes, ModuleInferred
 
 T = TypeVar("T")

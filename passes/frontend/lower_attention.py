@@ -29,7 +29,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.modules import transformer
 
-from passes.frontend.tracer import Unresolved, ValueProxy, is_opened
+from passes.frontend.leaf_modules import is_opened
+from passes.frontend.tracer import Unresolved, ValueProxy
 from passes.process.torch_private import canonical_mask, encoder_blocks
 
 LOWERED: dict[type[nn.Module], Callable[..., object]] = {}

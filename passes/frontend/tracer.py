@@ -16,6 +16,7 @@ from torch import fx, nn
 from torch.fx.proxy import Attribute, Scope, TraceError
 
 from passes.frontend.callers import describe, stack_trace, unpacked_into, user_frame
+from passes.frontend.leaf_modules import stays_whole
 from passes.frontend.node_values import Unknown, Values, one_more
 from passes.graph.module_copies import PLAIN, attributes_of, modules_of
 from passes.graph.nodes import give_arguments
@@ -23,7 +24,6 @@ from passes.process.torch_patches import originals_back, replace_while_tracing, 
 from passes.process.torch_private import (
     CONSTANT_TYPES,
     buffers_of,
-    children_of,
     parameters_of,
     set_grad_enabled,
     torch_assert,
@@ -271,7 +271,7 @@ class Tracer(fx.Tracer):
             return True
         if isinstance(m, nn.Sequential) or "forward" in m.__dict__:
             return False
-        return (_defined_in_torch(type(m)) and not is_opened(type(m))) or _only_reads_mode(m)
+        return stays_whole(m)
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         return bool(self.resolve(obj))
@@ -439,24 +439,3 @@ def _resolved(how: Callable[[fx.Node], object], node: fx.Node) -> object:
 def _as_decided(value: object) -> object:
     """What of a value can have decided anything: of a collection, how many parts it has."""
     return len(value) if hasattr(value, "__len__") and not isinstance(value, str) else value
-
-
-def _defined_in_torch(kind: type) -> bool:
-    """Whether the forward of this class is one of torch.nn's: a subclass that keeps it is the same operator."""
-    owner = next(base for base in kind.__mro__ if "forward" in vars(base))
-    module = getattr(vars(owner)["forward"], "__module__", None) or owner.__module__
-    return owner is not nn.Module and module.startswith(("torch.nn", "torch.ao.nn"))
-
-
-def is_opened(kind: type) -> bool:
-    """Whether the forward of this class, though torch's, is plain Python around attention modules."""
-    return getattr(kind, "forward", None) in _OPENED
-
-
-_OPENED = (nn.TransformerDecoderLayer.forward, nn.TransformerDecoder.forward, nn.Transformer.forward)
-
-
-def _only_reads_mode(module: nn.Module) -> bool:
-    if children_of(module) or parameters_of(module) or buffers_of(module):
-        return False
-    return "training" in getattr(type(module).forward, "__code__", _only_reads_mode.__code__).co_names

@@ -29,7 +29,8 @@ from passes.statistics.batches import Batch, batches_of
 from passes.statistics.observing import evaluating, inputs_of, plain_recurrence
 from passes.statistics.sites import Site
 from passes.statistics.watching import Watcher
-from passes.stream.inference import as_arguments, composite_attention
+from passes.stream.graph_stream import as_arguments
+from passes.stream.inference import composite_attention
 
 log = logging.getLogger(__name__)
 READINGS, SAMPLES = 200, 512  # a segment is fitted to so many readings for each column, and at least so many samples

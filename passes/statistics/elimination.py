@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from passes.analysis.coupling import Coupling, Group
+from passes.analysis.coupling import Coupling
+from passes.analysis.groups import Group
 from passes.statistics.moments import Moments
 from passes.statistics.record import Statistics
 from passes.statistics.sites import Site

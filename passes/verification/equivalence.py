@@ -42,7 +42,7 @@ from passes.ops import Value
 from passes.ops.references import narrowed
 from passes.process.state import leaves_no_trace
 from passes.process.torch_private import codegen_of, pytree
-from passes.stream.inference import as_arguments
+from passes.stream.graph_stream import as_arguments
 from passes.verification.evidence import Evidence
 from passes.verification.module_equivalence import verify_module
 

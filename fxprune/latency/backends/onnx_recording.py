@@ -13,7 +13,8 @@ from passes.graph.module_copies import copy_with, like
 from passes.nested_values import tree_leaves_only
 from passes.ops import traits_of
 from passes.process.torch_private import OpOverload, TorchDispatchMode
-from passes.stream.inference import as_arguments, composite_attention, to_meta
+from passes.stream.graph_stream import as_arguments, to_meta
+from passes.stream.inference import composite_attention
 
 
 def record(gm: fx.GraphModule, example_inputs: object, fold: bool = True) -> Graph:

@@ -23,7 +23,7 @@ from fxprune.latency.errors import BackendError
 from fxprune.latency.timing import Reference
 from passes import capture
 from passes.nested_values import tree_leaves_only
-from passes.stream.inference import as_arguments
+from passes.stream.graph_stream import as_arguments
 
 log = logging.getLogger(__name__)
 _TICK_MS = 1e-3  # the profile's clock counts whole microseconds, and rounds down

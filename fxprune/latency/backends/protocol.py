@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from fxprune.latency.device import Setting
 from fxprune.latency.timing import Pace, Reference, Timing, pace
 from passes.process.torch_private import pytree
-from passes.stream.inference import as_arguments
+from passes.stream.graph_stream import as_arguments
 
 Run = Callable[[], object]
 

@@ -10,7 +10,7 @@ from torch.utils import _pytree as pytree
 
 from passes import capture
 from passes.graph import emitted_layers as emitting
-from passes.stream.inference import Inferred, infer
+from passes.stream.graph_stream import Inferred, infer
 
 X4, X3, X2 = torch.empty(2, 8, 6, 6), torch.empty(2, 5, 8), torch.empty(2, 8)
 LAST = X4.to(memory_format=torch.channels_last)

@@ -24,7 +24,8 @@ from passes.masked.masked_graph import MaskedOperators
 from passes.masked.proof_weights import dense_weights
 from passes.ops import table, traits_of, unregister
 from passes.ops import zeros as traits
-from passes.stream.inference import as_arguments, tensors_in
+from passes.stream.graph_stream import as_arguments
+from passes.stream.inference import tensors_in
 
 aten: Any = torch.ops.aten
 

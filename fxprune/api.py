@@ -34,7 +34,7 @@ from fxprune.resources.budgets import Budget, parse_budget
 from fxprune.resources.kinds import Subject, unit_of
 from fxprune.resources.models import Resource
 from fxprune.search.expected_size import said_size
-from fxprune.search.progress import Progress, make_progress, telling
+from fxprune.search.progress import Progress, make_progress, reporting
 from fxprune.search.proof import prove_halves
 from fxprune.search.proposals import evaluate, least_widths
 from fxprune.search.result import NetAdaptResult, Timings
@@ -128,8 +128,8 @@ def netadapt(
     check_resources(resources)
     if workdir is not None:
         is_a(workdir, str | os.PathLike, "netadapt: workdir", "the name of a folder", InputError)
-    with telling(make_progress(progress)) as told:
-        told.stage("analysing the network")
+    with reporting(make_progress(progress)) as shown:
+        shown.stage("analysing the network")
         given = analysed(model, example_inputs, form, settings.depth)
         if checkpoint is not None:
             take_values_from(given.network, checkpoint)
@@ -138,11 +138,11 @@ def netadapt(
         names = scope_names(unwrapped(model)[0], scope)
         data = None
         if calibration is not None:
-            told.stage("reading calibration data")
+            shown.stage("reading calibration data")
             with seeded(seed or settings.seed):  # a loader that shuffles gives the same batches when the run is resumed
                 begin_anew(calibration)
                 data = calibration_of(given.network, given.coupling, calibration, settings.calibration_samples)
-        told.stage("counting and measuring what is budgeted")
+        shown.stage("counting and measuring what is budgeted")
         problem = make_problem(given, budgets, settings, seed, train, evaluate, resources, progress, names, data)
         ready = time.perf_counter()
 
@@ -152,19 +152,19 @@ def netadapt(
         journal = open_journal(workdir, resume, problem) if not within else Memory()
         problem = journal.resumed(problem)
         if workdir is not None and not within and journal.recorded_result() is None:
-            told.told(said_size(problem, Path(workdir)))
+            shown.message(said_size(problem, Path(workdir)))
         workers = Timed(make_workers(problem, train, evaluate))
         try:
             with torch_threads(problem.threads), processes_end_here():
                 if not within:
                     start(problem, workers)
-                    told.started(problem)
-                baseline = 0.0 if evaluate is None else score_dense(problem, evaluate, journal, workers, told)
+                    shown.started(problem)
+                baseline = 0.0 if evaluate is None else score_dense(problem, evaluate, journal, workers, shown)
                 if within:
                     found = Found((), 0, "the network is within its budget already", True)
                 else:
-                    found = search(problem, baseline, workers, journal, told)
-                told.stage("building and proving the pruned network")
+                    found = search(problem, baseline, workers, journal, shown)
+                shown.stage("building and proving the pruned network")
                 return finish(problem, given, found, baseline, journal, workers, begun, ready - begun)
         except KeyboardInterrupt:
             if workdir is not None:

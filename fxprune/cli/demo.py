@@ -149,7 +149,7 @@ def latency_backend() -> Backend:
 
 
 def latencies_ms(backend: Backend, models: list[nn.Module], images: Tensor, repeats: int = 60) -> list[float]:
-    """Median milliseconds of a forward pass of each model; the models take turns, so that noise meets all alike."""
+    """Median milliseconds of a forward pass of each model, timed in turn so that noise affects all alike."""
     runs, times = [backend.prepare(model, images) for model in models], [list[float]() for _ in models]
     for turn in range(repeats + 10):
         for run, spent in zip(runs, times, strict=True):

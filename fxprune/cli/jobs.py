@@ -78,7 +78,7 @@ class Job:
         return example_inputs(self.inputs)
 
     def with_inputs(self, model: nn.Module, found: object, calibration: object) -> Job:
-        """The job with its inputs' shapes, which are looked for in the data where none are written, and told."""
+        """The job with its inputs' shapes, taken from the data where none are written; they are printed."""
         shapes = shapes_of(self.inputs, self.model, model, found if first_batch(found) else calibration)
         echo(f"inputs: {shapes}", err=True)
         return replace(self, inputs=shapes.texts)

@@ -53,18 +53,20 @@ def main(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version and end")
     ] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="also what is only told when asked for")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="also messages that inform, not only warnings")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="errors alone, no warnings")] = False,
 ) -> None:
     """Structured pruning for PyTorch."""
     if logging.lastResort is not None:  # what prints warnings where nobody set up logging
         logging.lastResort.setFormatter(EscapingFormatter())
     if verbose or quiet:
-        told = logging.StreamHandler()
-        told.setFormatter(EscapingFormatter("%(name)s: %(message)s"))
+        handler = logging.StreamHandler()
+        handler.setFormatter(EscapingFormatter("%(name)s: %(message)s"))
         for name in ("fxprune", "passes"):
             logger = logging.getLogger(name)
-            logger.handlers = [told]
+            logger.handlers = [handler]
             logger.setLevel(logging.INFO if verbose else logging.ERROR)
             logger.propagate = False
 

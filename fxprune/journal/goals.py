@@ -72,7 +72,7 @@ def read_goals(folder: Path, identity: Identity | None) -> tuple[Asked, ...]:
 def ask(folder: Path, known: Sequence[Asked], now: Asked) -> tuple[Asked, ...]:
     """The goals with the one of now, which are written where they differ from the known ones.
 
-    A goal under which no round was finished is forgotten. The result in the folder is that of another goal, and goes.
+    A goal under which no round was finished is dropped. A result in the folder belongs to another goal and is removed.
     """
     goals = list(known)
     if len(goals) > 1 and goals[-1].after == now.after:

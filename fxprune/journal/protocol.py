@@ -44,7 +44,7 @@ class Journal(Protocol):
     def candidate_weights(self, round: int, index: int) -> bytes | None: ...
 
     def drop_candidate_weights(self, round: int, index: int) -> None:
-        """Forget the weights of a candidate that lost."""
+        """Delete the weights of a candidate that was not chosen."""
 
     def round(self, round: int) -> Round | None:
         """A finished round that continues the one before it."""
@@ -56,7 +56,7 @@ class Journal(Protocol):
         """The weights of the network that a round chose; None where its plan and the unpruned network tell them."""
 
     def keep_weights(self, rounds: Collection[int]) -> None:
-        """Forget the weights of all other rounds; a journal in memory need not."""
+        """Delete the weights of all other rounds; a journal in memory may keep them."""
 
     def recorded_result(self) -> dict[str, Any] | None:
         """How the search ended, if it did."""

@@ -1,4 +1,4 @@
-"""A finished or interrupted run as its folder tells it: for tables, reports and restoring; no model, no lock."""
+"""A finished or interrupted run, read from its folder for tables, reports and restoring; no model, no lock."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def read_run(workdir: str | Path) -> Run:
 
 
 def _check_together(run: Run) -> None:
-    """ValueError where records do not speak of one search: each is intact, and somebody put them together."""
+    """ValueError where the records, each of them intact, are not all of one search."""
     names, groups = set(run.limits), set(run.original_widths)
     if not names or not all(isinstance(run.start.get(name), int | float) and run.start[name] > 0 for name in names):
         raise ValueError("the start of the search does not say what each budgeted resource was")

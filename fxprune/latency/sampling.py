@@ -40,7 +40,7 @@ _POOL = 160
 
 Grid = Mapping[str, Sequence[int]]
 Report = Callable[[int, int, float], None]
-"""Told after each measurement: how many are done, how many there may be, and the uncertainty (a share)."""
+"""Called after each measurement: how many are done, how many there may be, and the uncertainty (a share)."""
 
 
 @dataclass(frozen=True)

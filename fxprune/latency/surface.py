@@ -77,7 +77,7 @@ class Surface:
 
 
 def fit(points: np.ndarray, ms: np.ndarray, noise: np.ndarray) -> Surface:
-    """The surface through samples: points (n, d), ms (n,) > 0, noise (n,) relative. Repeated points are welcome."""
+    """The surface through samples: points (n, d), ms (n,) > 0, noise (n,) relative. Points may repeat."""
     points = np.atleast_2d(np.asarray(points, dtype=np.int64))
     ms = np.maximum(np.asarray(ms, dtype=float), 1e-6)
     noise = np.maximum(np.asarray(noise, dtype=float), _LEAST_NOISE)

@@ -1,7 +1,7 @@
 """Latency tables: what was measured, by the keys of units, in one JSON file a setting.
 
 A file holds a format version, the setting (backend, its version, threads, device) and for each key its samples, under a
-checksum. It is written as a whole to a temporary file and renamed, so that a reader never meets half of one.
+checksum. It is written as a whole to a temporary file and renamed, so that a reader never finds half of one.
 """
 
 from __future__ import annotations

@@ -85,7 +85,7 @@ CLOCK = Clock()
 
 @dataclass
 class Reference:
-    """A fixed workload that tells how fast the machine is at the moment."""
+    """A fixed workload, timed to know how fast the machine is at the moment."""
 
     run: Callable[[], object]
     times_ms: list[float] = field(default_factory=list)

@@ -37,7 +37,7 @@ def no_model(found: object, who: str = "netadapt") -> InputError:
 
 
 def of_inputs(found: object) -> str:
-    """What to do about inputs that a network does not take, where that can be told; else ""."""
+    """What to do about inputs that a network does not take, where that is known; else ""."""
     if isinstance(found, torch.utils.data.DataLoader | torch.utils.data.Dataset):
         return "example_inputs is a whole data set: pass one batch of inputs without labels, next(iter(loader))[0]"
     values = tuple(found.values()) if isinstance(found, Mapping) else found

@@ -174,7 +174,7 @@ class _Search:
             bundle, places = found
             apart = [name for name in bundle if shares[name] != shares[layer[0]]]
             if apart:
-                return f"{layer[0]} and {apart[0]} hang on the same numbers, and the plan cuts them differently"
+                return f"{layer[0]} and {apart[0]} depend on the same numbers, and the plan cuts them differently"
             bundles[bundle] = places
         try:
             config = self._stock(bundles).configured(self.network.config, plan.widths)

@@ -1,7 +1,7 @@
 """The widths of least total error under all budgets: an integer programme over the groups' curves, by SciPy's HiGHS.
 
 A resource is any function of the widths. Along one group, the others as they are, it is a table; the programme adds up
-these tables, which is exact where no two shrinking groups meet in one operator, and is solved again around its own
+these tables, which is exact where no operator takes two shrinking groups, and is solved again around its own
 solution where they do. What comes out is checked against the resource itself.
 """
 

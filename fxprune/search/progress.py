@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 class Progress(Protocol):
-    """What a search tells of itself while it runs."""
+    """What a search reports while it runs."""
 
     def begun(self) -> None:
         """First of all, before anything is known of the network."""
@@ -32,7 +32,7 @@ class Progress(Protocol):
     def stage(self, text: str, far: str = "") -> None:
         """What is done from now on, outside of candidates ("evaluating the unpruned network"), and how far it is."""
 
-    def told(self, text: str) -> None:
+    def message(self, text: str) -> None:
         """A line before it starts."""
 
     def started(self, problem: Problem) -> None: ...
@@ -56,7 +56,7 @@ class Quiet:
     def stage(self, text: str, far: str = "") -> None:
         pass
 
-    def told(self, text: str) -> None:
+    def message(self, text: str) -> None:
         pass
 
     def started(self, problem: Problem) -> None:
@@ -76,7 +76,7 @@ class Quiet:
 
 
 @contextmanager
-def telling(progress: Progress) -> Iterator[Progress]:
+def reporting(progress: Progress) -> Iterator[Progress]:
     """Progress from the first step of a search to its end, however that comes."""
     progress.begun()
     try:
@@ -114,7 +114,7 @@ class Bars:
         if self._bars.tasks:
             self._bars.reset(self._candidates, total=None, description=text, note=far)
 
-    def told(self, text: str) -> None:
+    def message(self, text: str) -> None:
         self._bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def started(self, problem: Problem) -> None:
@@ -163,7 +163,7 @@ class Lines:
             self._since = time.perf_counter()
         self._doing = f"{text}: {far}" if far else text
 
-    def told(self, text: str) -> None:
+    def message(self, text: str) -> None:
         log.info("%s", text)
 
     def started(self, problem: Problem) -> None:

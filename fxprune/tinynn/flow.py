@@ -125,7 +125,7 @@ def device_here(context: DLContext) -> torch.device:
 def iterations(context: DLContext, steps: int) -> int:
     """How many iterations a call of train_func made: as it counted itself, else the optimizer's steps.
 
-    Where neither tells (it made an optimizer of its own), as many as the loader holds and the context allowed.
+    Where neither is known (it made an optimizer of its own), as many as the loader holds and the context allowed.
     """
     if counted := context.iteration or steps:
         return counted

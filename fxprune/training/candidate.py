@@ -234,7 +234,7 @@ class FineTune:
     of torch.nn gets the network's scores and the targets, any other all its outputs and the targets; None: the
     network's own loss where it computes one (Hugging Face models given `labels`), else the cross entropy. A new
     optimizer each call, and a loader with generators of its own begins anew from torch's seed, so that no candidate
-    sees the state of another. Data, model and loss meet on the model's device.
+    sees the state of another. Data and loss are moved to the model's device.
 
     >>> train = FineTune([(torch.randn(4, 3), torch.tensor([0, 1, 0, 1]))], lr=0.1)
     >>> train(nn.Linear(3, 2), steps=5)

@@ -1,4 +1,4 @@
-"""No process outlives its search: what a search starts ends when the search does, however that dies.
+"""No process outlives its search: what a search starts ends when the search does, however that ends.
 
 On Linux the kernel sees to it (PR_SET_PDEATHSIG), so that even a stopped or hung process ends. Elsewhere a thread of
 each worker waits for the end of the search, which a worker hung in compiled code cannot follow.

@@ -50,7 +50,7 @@ class Coupling:
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:
-        """The groups, in the order in which the network meets them."""
+        """The groups, in the order of the network."""
         roles = self.structure.roles
         mixed = {v for r in self.structure.all_records for a in r.mixed for v in leaves(a)}
         mixed.update(*self.unmasked.values())

@@ -39,7 +39,7 @@ class Structure:
 
     records: the tape, or what makes it when it is first asked for: of the last of a chain of networks nobody does.
     beside: calls of other runs (the other mode, another size), which say what must go together but count for no cost.
-    lifetimes: of the tensors, where a module was run; a graph tells them by its nodes.
+    lifetimes: of the tensors, where a module was run; in a graph they follow from its nodes.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class Structure:
                 for r in records
             ]
 
-        # `numbers` also tells of nodes that rewriting has put in.
+        # `numbers` also has nodes that rewriting has added.
         values = {**numbers, **{name: map_values(value, v) for name, v in self.values.items()}}
         vals = {name: map_together(shrink, val, values[name]) for name, val in self.vals.items()}
         tensors = {name: tuple(map(change, axes)) for name, axes in self.tensors.items()}

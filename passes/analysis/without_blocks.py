@@ -66,7 +66,7 @@ def _instead_in(record: Record, instead: Mapping[int, Value]) -> Record:
 
 
 def _lifetimes(lifetimes: Lifetimes, instead: Mapping[int, Value], stale: set[int], place: Sequence[int]) -> Lifetimes:
-    """When tensors were freed, counted in the calls that are left; what stands for a sum lives as long as that did."""
+    """When tensors were freed, counted in the calls that are left; what replaces a sum, as that was."""
     ends = {key: place[made] for made, key in lifetimes.freed}
     together: dict[int, set[int]] = {}
     for key, value in instead.items():

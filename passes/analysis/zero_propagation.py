@@ -215,7 +215,7 @@ def _tried(record: Record, variable: Variable, pattern: tuple[bool, ...], output
                     gone[places] = False
                     if bool((result.index_select(dim, gone.nonzero().flatten()) != 0).any()):
                         return False
-    except Exception:  # an operator that does not run here, or on fewer units, tells nothing: not zero
+    except Exception:  # an operator that does not run here, or on fewer units, shows nothing: not zero
         return False
     return True
 
@@ -285,6 +285,6 @@ def _probe(func: OpOverload, key: str, zero: tuple[bool, ...], template: _Templa
     kwargs.pop("pin_memory", None)
     try:
         results = tree_leaves_only(torch.Tensor, func(*args, **kwargs))
-    except Exception:  # an operator that does not run on a handful of numbers tells nothing: count it as not zero
+    except Exception:  # an operator that does not run on a few numbers shows nothing: count it as not zero
         return _Effect(zero=False, finite=True)
     return _Effect(all(bool((t == 0).all()) for t in results), all(bool(torch.isfinite(t).all()) for t in results))

@@ -80,7 +80,7 @@ def kept(mask: Mask) -> int:
 def survivors(axis: Axis, keep: Mapping[Variable, Mask]) -> np.ndarray:
     """Which positions of a resolved axis remain, a boolean array (size,), given boolean masks of kept units.
 
-    An axis that holds a variable without the outer one that its blocks belong to tells the first block's positions:
+    An axis that holds a variable without the outer one that its blocks belong to gives the first block's positions:
     their number is right, and no parameter is sliced by it.
     """
     if isinstance(axis, Variable):

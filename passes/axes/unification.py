@@ -59,7 +59,7 @@ class Space:
         return Variable(self._count - 1, size)
 
     def start_at(self, number: int) -> None:
-        """Number new variables from `number` on: where two meet, the one with the lower number stays."""
+        """Number new variables from `number` on: where two are tied, the one with the lower number stays."""
         self._count = number
 
     def forget(self) -> None:
@@ -98,7 +98,7 @@ class Space:
                 self._bound[variable] = Constant(variable.size, made)
 
     def freeze_unless_routed(self, axis: Axis, reason: Reason) -> None:
-        """Freeze `axis` when the run is over (`settle`), but for what `route` was told of by then."""
+        """Freeze `axis` when the run is over (`settle`), but for the axes that `route` was called with by then."""
         if leaves(self.resolve(axis)):
             self._chosen.append((axis, reason))
 
@@ -185,7 +185,7 @@ class Space:
         if isinstance(left.variable, Variable):
             self.unify(left.variable, permute(right, inverse), reason)
         else:
-            raise Inexpressible("a reordered axis meets one of another structure")
+            raise Inexpressible("a reordered axis is tied to one of another structure")
 
     def _unify_sums(self, left: Axis, right: Axis, reason: Because) -> None:
         rest_left, rest_right = [left], [right]

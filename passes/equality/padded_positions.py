@@ -58,7 +58,7 @@ def check_padding(module: nn.Module, arguments: Arguments, error: type[PassError
     )
     if not any(one.padded for one in watched):
         raise error(
-            f"{where} in which no position is padded, so nothing tells whether padded ones are read: there torch gives "
+            f"{where} in which no position is padded, so it is unknown whether padded ones are read: there torch gives "
             "zeros in evaluation without gradients, and other numbers in train mode, in a graph and once it is cut. "
             f"Give example inputs with padding, or {remedy}"
         )

@@ -3,7 +3,7 @@
 A hook, a region of another precision or a number that Python took from a parameter may be lost while a module is
 traced, and every later proof starts from the graph. So the two are compared, as they are (mode, precision), on copies
 whose parameters are changed a little: a number that was taken from them does not follow. A second run, with gradients
-and from another seed, tells what the graph was specialised to: the grad mode, state that forward keeps, numbers that
+and from another seed, shows what the graph was specialised to: the grad mode, state that forward keeps, numbers that
 Python draws. Large networks are compared when the first pass makes something of the graph.
 """
 

@@ -178,7 +178,7 @@ def _spelt_out(
 
 
 def _rank(x: Tensor) -> int | None:
-    """Number of dimensions; None where nothing tells (then a mask counts as (L, S), the input as batched)."""
+    """Number of dimensions; None where it is unknown (then a mask counts as (L, S), the input as batched)."""
     if not isinstance(x, fx.Proxy):
         return x.dim()
     try:

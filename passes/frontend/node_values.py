@@ -18,7 +18,7 @@ from passes.process.torch_private import OpOverload, pytree
 
 
 class Unknown(Exception):
-    """A value that cannot be told from shapes and types; its text says why."""
+    """A value that does not follow from shapes and types; its text says why."""
 
 
 class Values:
@@ -90,7 +90,7 @@ class Values:
     def _run(self, node: fx.Node) -> None:
         try:
             self._known[node] = self._compute(node)
-        except Exception as error:  # whatever user code raises on a meta tensor: told to whoever asks
+        except Exception as error:  # whatever user code raises on a meta tensor: the reason for whoever asks
             self._unknown[node] = error
 
     def _compute(self, node: fx.Node) -> Any:

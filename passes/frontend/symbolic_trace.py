@@ -42,7 +42,7 @@ def trace(model: nn.Module, inputs: dict[str, object] | None) -> fx.GraphModule:
         with attributes_restored(model), lowered(), _wrapped_functions_open(opaque, inputs is not None) as opened:
             try:
                 graph = tracer.trace(model)
-            except Exception as error:  # user code may raise anything when it meets a proxy
+            except Exception as error:  # user code may raise anything when it gets a proxy
                 stuck = _innermost(error, opened)
                 if stuck is None:
                     raise _capture_error(error, tracer, model) from None

@@ -54,7 +54,7 @@ class Note:
 
 
 class Unresolved(TraceError):
-    """Control flow that hangs on something which the tracer does not know."""
+    """Control flow that depends on something which the tracer does not know."""
 
 
 class ValueProxy(fx.Proxy):
@@ -148,7 +148,7 @@ class Tracer(fx.Tracer):
     Modules that read `training` and hold neither children nor tensors (DropPath, StochasticDepth) are leaves, as are
     those in `leaves` (paths) and the functions in `functions`; everywhere else `training` becomes a
     node that reads the flag of the module it belongs to. `inputs` (by placeholder name) gives the sizes that
-    control flow asks for; `notes` tells what was decided from sizes or from the mode. `flipped` traces as if
+    control flow asks for; `notes` lists what was decided from sizes or from the mode. `flipped` traces as if
     every module were in its other mode.
     """
 

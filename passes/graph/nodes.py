@@ -39,7 +39,7 @@ def call(node: fx.Node, args: Sequence[Any], kwargs: Mapping[str, object]) -> An
 
 
 def give_arguments(node: fx.Node, args: tuple[Argument, ...], kwargs: dict[str, Argument]) -> None:
-    """Set the arguments of a node that was made without any; no place in the graph's table of nodes hangs on them."""
+    """Set the arguments of a node that was made without any; a graph's table of nodes does not use them."""
     if args:
         object.__setattr__(node, "args", args)
     if kwargs:

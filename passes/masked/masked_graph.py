@@ -18,7 +18,7 @@ from passes.ops.references import Masked, narrowed
 
 
 class OtherCalls(Exception):
-    """A node makes other calls than on the example (a recurrent layer on a longer input): no record tells of them."""
+    """A node makes other calls than on the example (a recurrent layer on a longer input): no record describes them."""
 
 
 class MaskedOperators(LightMode):

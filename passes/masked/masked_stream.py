@@ -22,7 +22,7 @@ from passes.process.torch_private import OpOverload, schema_of
 from passes.stream.inference import tensors_in
 from passes.stream.module_stream import ModuleInference
 
-_LATER = 1 << 40  # new variables are numbered after those of the coupling, which therefore stay when they meet
+_LATER = 1 << 40  # new variables are numbered after those of the coupling, which therefore stay when two are tied
 
 
 class MaskedInference(ModuleInference):
@@ -87,7 +87,7 @@ class MaskedInference(ModuleInference):
 
     def _mixes(self, record: Record) -> bool:
         """Whether statistics are taken over units of which the coupling says so: over others, which only this run
-        meets (a branch that the analysis has not seen), zeros count and the cut module differs."""
+        has (a branch that the analysis has not seen), zeros count and the cut module differs."""
         pruned = [axis for axis in record.mixed if narrowed(axis, self.masks)]
         return any(v in self._summed for axis in pruned for v in leaves(axis) if v in self.masks)
 

@@ -113,7 +113,7 @@ def drawn(coupling: Coupling, name: str, tensor: torch.Tensor) -> torch.Tensor:
     """
     if not tensor.is_floating_point():
         raise EquivalenceError(
-            f"{name} holds whole numbers on the meta device, so nothing tells what is computed; make the network under "
+            f"{name} holds whole numbers on the meta device, so it is unknown what is computed; make the network under "
             "fxprune.empty_weights(), which leaves values to what a constructor computes"
         )
     first = coupling.aliases.get(name, name)

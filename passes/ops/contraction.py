@@ -125,7 +125,7 @@ def grouped_product(call: Call) -> list[list[Axis]]:
         return [call.fixed()]
     (result,), solved = solve(call, "s k, e k n -> s n", [rows, matrices])
     call.freeze(solved["s"], "rows are given to experts by their places")
-    call.record.contracted.remove(solved["e"])  # a row meets one matrix
+    call.record.contracted.remove(solved["e"])  # a row is multiplied by one matrix
     call.tie(solved["e"], call.axes(places)[0])
     call.space.freeze_unless_routed(solved["e"], call.reason("rows are given to experts by their places"))
     if bias is not None:

@@ -46,7 +46,7 @@ class Traits:
     sizeless: no argument is a size, so that the result's shape follows of itself. Left out, the node is run.
     meta: results on the meta device for a call's arguments, or None where torch is to say. Left out, torch says.
     roles: by argument, what a parameter's units are there: "output", "scale" (see `Slice`). Left out, rows and columns
-    of a contraction are told apart by what is contracted.
+    of a contraction are distinguished by what is contracted.
     picks: which positions of its first operand a call takes (passes/ops/picked_positions.py).
     reads: how a contraction reads its weight and its data (passes/ops/operands.py). Left out, it is not observed.
     fuses: a backend runs it as a part of the operator before it. Left out, it takes time of its own.
@@ -174,15 +174,15 @@ def _stated_of(func: OpOverload) -> dict[str, Any]:
 def packet_traits(operator: object) -> Traits:
     """What is stated of the operator that a node of a graph names, which may be a packet or a Python function.
 
-    Of a packet: what is stated of it, and beside that of the first of its overloads whose arguments are spoken of.
+    Of a packet: what is stated of it; all else is that of its first overload with stated `literals` or `values`.
     """
     if isinstance(operator, OpOverload):
         return traits_of(operator)
     if not isinstance(operator, OpOverloadPacket):
         return Traits(**_stated.get(operator, {}))
     overloads = [getattr(operator, name) for name in operator.overloads()]
-    spoken = (o for o in overloads if {"literals", "values"} & _stated_of(o).keys())
-    return Traits(**{**_stated_of(next(spoken, overloads[0])), **_stated.get(operator, {})})
+    described = (o for o in overloads if {"literals", "values"} & _stated_of(o).keys())
+    return Traits(**{**_stated_of(next(described, overloads[0])), **_stated.get(operator, {})})
 
 
 def _keys(func: OpOverload) -> list[object]:

@@ -144,7 +144,7 @@ _DENORMAL = 1e-310
 
 
 def _read_denormals() -> bool:
-    """Whether the smallest numbers are taken for 0 (torch tells it nowhere)."""
+    """Whether the smallest numbers are taken for 0 (torch has no getter for it)."""
     return _DENORMAL * 1.0 == 0.0  # the flag of the processor holds for Python's numbers as for torch's
 
 

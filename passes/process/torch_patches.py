@@ -112,7 +112,7 @@ def _telling_classes(tracer: TracesModules, proxies: type[fx.Proxy]) -> Callable
 
 
 def _keeping_tensors(proxies: type[fx.Proxy]) -> Callable[[nn.Module, str, object], None]:
-    """Putting another tensor in the place of a buffer is refused: the graph would forget it."""
+    """Putting another tensor in the place of a buffer is refused: the graph would not contain it."""
     original = nn.Module.__setattr__
 
     def set_attribute(module: nn.Module, name: str, value: Any) -> None:
@@ -185,10 +185,10 @@ def _checkpoints_refused() -> Iterator[_Replaced]:
 
 @contextmanager
 def gradients_refused() -> Iterator[None]:
-    """Inside, what makes gradients of its own raises NotInAGraph: torch.export would trace through and forget them."""
+    """Inside, what makes gradients of its own raises NotInAGraph: torch.export would trace through and lose them."""
 
     def apply(cls: object, *args: object, **kwargs: object) -> Any:
-        raise _refused(cls, "has a gradient of its own, which torch.export forgets")
+        raise _refused(cls, "has a gradient of its own, which torch.export loses")
 
     replaced = [_Replaced(torch.autograd.Function, "apply", classmethod(apply)), *_checkpoints_refused()]
     for one in replaced:

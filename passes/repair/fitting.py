@@ -142,7 +142,7 @@ def inverse(moment: Tensor, damping: float) -> Tensor:
 
 
 class _Marked(fx.Interpreter):
-    """Runs a segment, tells the watcher which node runs, and keeps the results of some nodes."""
+    """Runs a segment, sets the node that the watcher counts calls to, and keeps the results of some nodes."""
 
     def __init__(self, module: fx.GraphModule, watcher: Watcher | None = None, keep: Sequence[str] = ()) -> None:
         super().__init__(module)
@@ -254,7 +254,7 @@ def _write(problem: Problem, parameters: Parameters) -> None:
 
 
 def _linear_step(problem: Problem, parameters: Parameters, precondition: Preconditioner, iterations: int) -> Parameters:
-    """The change of the parameters that makes the linearised outputs meet the targets, by conjugate gradients."""
+    """The change of the parameters that brings the linearised outputs to the targets, by conjugate gradients."""
     count = len(problem.inputs)
     residuals: list[list[Tensor]] = []
     with torch.no_grad():

@@ -12,7 +12,7 @@ from passes.process.torch_private import children_of
 
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-_SMALLEST = 1e-6  # of the largest scale of a norm: below it a row's weight could not be told from its product
+_SMALLEST = 1e-6  # of the largest scale of a norm: below it a row's weight could not be recovered from its product
 
 
 @dataclass

@@ -38,7 +38,7 @@ def observe(
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> Statistics:
-    """Second moments of the contracted operand of every operator that meets a parameter, over all `batches`.
+    """Second moments of the contracted operand of every operator that takes a parameter, over all `batches`.
 
     model: the network that `coupling` was made of, a graph or any module; it runs in eval mode and is left as it was.
     batches: tensors, tuples or dicts of inputs, with or without labels. gradients: a loss of ``(output, labels)``, or

@@ -1,4 +1,4 @@
-"""Where weights meet data: for each use of a parameter by a contracting operator, which elements stand where."""
+"""Uses of weights on data: for each contraction with a parameter, at which positions which of its elements are."""
 
 from __future__ import annotations
 

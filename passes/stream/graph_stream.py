@@ -125,7 +125,7 @@ class GraphInference(fx.Interpreter):
     def _opaque(self, n: fx.Node, error: Exception) -> object:
         """A node that cannot run on meta: run it to learn its shapes, and freeze what it touches.
 
-        Its sizes may hang on values (`x[mask]`), so it is run on those of the example, where that has some; else on
+        Its sizes may depend on values (`x[mask]`), so it is run on those of the example, where that has some; else on
         zeros, and where nothing comes of these, on ones.
         """
         args, kwargs = self.fetch_args_kwargs_from_env(n)
@@ -188,7 +188,7 @@ class Inferred:
 def infer(gm: fx.GraphModule, example_inputs: object) -> Inferred:
     """Infer the axes of every tensor of `gm` for inputs of these shapes and dtypes; `gm` is not changed.
 
-    Values of the example are read only where a size hangs on them.
+    Values of the example are read only where a size depends on them.
 
     Raises PassError where the inputs do not fit the graph.
     """

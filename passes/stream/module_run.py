@@ -297,7 +297,7 @@ def infer_module(module: nn.Module, arguments: Arguments) -> ModuleInferred:
         try:
             found = run.run(arguments)
             break
-        except Exception as error:  # the user's own code may raise anything; the second run tells what is wrong
+        except Exception as error:  # the user's own code may raise anything; the second run shows what is wrong
             _own_tensors_alone(module, run.mode)
             problem = problem or said(error)
             if real:

@@ -117,7 +117,7 @@ class ModuleInference(Inference):
             tensor._fxprune_lifetime = _Lifetime(self, value.key, tensor)  # type: ignore[attr-defined]
 
     def hold(self, tensor: torch.Tensor, value: Value) -> None:
-        """`attach` for a tensor that lives as long as the runs do."""
+        """`attach` for a tensor that is kept as long as the runs are."""
         self.keep.append(tensor)
         if self._is_constant(tensor):
             self.attach(tensor, value)
@@ -197,7 +197,7 @@ class ModuleInference(Inference):
                 self.space.freeze(axis, reason)
 
     def constants_among(self, operands: Sequence[torch.Tensor]) -> dict[int, list[object]]:
-        """The values of small constants that meet data in a call, by their number among its operands."""
+        """The values of small constants that are combined with data in a call, by their number among its operands."""
         if all([tensor.is_meta for tensor in operands]):
             return {}
         data = [self.holds_data(tensor) for tensor in operands]

@@ -20,7 +20,7 @@ Sizes = tuple[float, ...]
 
 
 class Watcher(Protocol):
-    """Is told what the program asks of sizes; `frame` is where it does."""
+    """Called with what the program asks of sizes; `frame` is where it does."""
 
     def compare(self, sizes: Sizes, answer: bool, frame: FrameType) -> bool:
         """The answer that the program gets to a comparison into which these sizes enter."""

@@ -132,7 +132,7 @@ class Rewriting:
         return pruned
 
     def refuse(self, node: fx.Node, text: str) -> None:
-        """Note that `node` cannot follow; the axes that meet there must stay."""
+        """Note that `node` cannot follow; the axes that occur there must stay."""
         touching = [self.coupling.structure.values.get(node.name)]
         seen, stack = set(), list(node.all_input_nodes)
         while stack:
@@ -250,7 +250,7 @@ class _Run(fx.Interpreter):
     def _old(self, argument: fx.Node) -> Any:
         """The dense network's number, or shape, where `argument` is another one now; None for all others.
 
-        A literal, or nodes that compute it where it hangs on a size that may vary as well (``c * h * w``).
+        A literal, or nodes that compute it where it depends on a size that may vary as well (``c * h * w``).
         """
         dense, now = self.rewriting.coupling.structure.vals.get(argument.name), self.env.get(argument)
         if type(dense) not in (int, float, torch.Size) or type(now) is not type(dense) or dense == now:

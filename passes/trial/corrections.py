@@ -258,10 +258,10 @@ def _combinations(path: str, choices: list[tuple[Key, list[Axis]]]) -> Iterator[
 
 
 def refused_axes(trial: Trial, failure: Failure) -> list[tuple[Axis, Reason]]:
-    """The axes that meet where the module cannot follow, with the reason that they stay.
+    """The axes that occur where the module cannot follow, with the reason that they stay.
 
-    Where none meets there, those of the module that ran stay, or the nearest before it: what an analysis loses sight of
-    (a function that torch.jit runs) fails where its result is used.
+    Where none occurs there, those of the module that ran stay, or the nearest before it: what no analysis follows (a
+    function that torch.jit runs) fails where its result is used.
     """
     slicing, tape = trial.slicing, trial.tape
 

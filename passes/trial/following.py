@@ -160,7 +160,7 @@ class Following(Watching):
 
         Where a size becomes one, programs and torch leave out copies and repetitions, or make some: such calls are
         passed over. What a program makes of sizes alone may follow them, as long as its axes promise nothing; it is
-        compared where it meets data.
+        compared where it is combined with data.
         """
         alike = self.place < len(self.tape) and _alike(self.tape[self.place].func, func)
         if alike and self._expected(self.place) == got:
@@ -202,7 +202,7 @@ class Following(Watching):
     def _compare_numbers(
         self, record: Record, func: OpOverload, args: tuple, kwargs: dict[str, object], operands: list
     ) -> None:
-        """A number that was made of a size must remain what it was where it meets data."""
+        """A number that was made of a size must remain what it was where it is combined with data."""
         before = self.promised.numbers(self.place)
         if before is None or not (any(map(self.holds_data, operands)) or any(map(is_data, record.inputs))):
             return
@@ -258,7 +258,7 @@ class AtOtherSizes(Following):
     It has to make the same calls, with the same tensors of the module, and to cut these at the same positions. Axes of
     units are as long as promised, and so is all that no data of the inputs enters; other axes of constants may be
     longer, where their length follows from the inputs'. A length that is stated in a call may have been computed from a
-    pruned size: such must have been met before. Where an axis is made of units and of constants, no run tells anything:
+    pruned size: such must have occurred before. Where an axis is made of units and of constants, no run decides:
     ValueError.
 
     inputs: of each dimension of the inputs, its length on the tape and here.

@@ -130,7 +130,7 @@ def look_at_later_calls(inferred: ModuleInferred, arguments: Arguments) -> None:
 def _changed_arguments(module: nn.Module, arguments: Arguments) -> Iterator[tuple[str, object, str, Arguments]]:
     """Each argument that is a flag or a number: its name and value, where that is from, and others for the call.
 
-    Without those of which forward tells no name.
+    Without those that forward takes under no name.
     """
     try:
         signature: Any = inspect.signature(module.forward)

@@ -265,7 +265,7 @@ def _run_forward(pruned: fx.GraphModule, root: nn.Module, inputs: tuple) -> obje
 
 
 class _Nodes(fx.Interpreter):
-    """Runs a graph over given modules, tells the mode which node runs, and keeps results if asked to."""
+    """Runs a graph over given modules, sets the mode's running node, and keeps results if asked to."""
 
     def __init__(self, root, graph: fx.Graph, mode: MaskedOperators | None, keep: dict[str, object] | None) -> None:
         super().__init__(root, graph=graph)

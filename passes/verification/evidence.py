@@ -66,8 +66,8 @@ class Evidence:
     def on_either(self, small: Draw | None, whole: Draw, proves: Callable[[Draw], bool]) -> None:
         """Compare on the smaller example; on the whole one where that proves nothing, or where the two differ.
 
-        Statistics over the few values of a smaller example can be so near to zero variance that rounding alone tells
-        two equal networks apart: what differs there is decided by the example itself.
+        Statistics over the few values of a smaller example can be so near to zero variance that rounding alone makes
+        two equal networks differ: what differs there is decided by the example itself.
         """
         said_before = len(self.notes)
         if small is not None:

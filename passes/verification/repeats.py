@@ -86,7 +86,7 @@ class Repeats:
         return self._is_the_same("train mode: the calls of evaluation", training=True)
 
     def with_gradients(self) -> bool:
-        """Whether nothing hangs on gradients being recorded."""
+        """Whether nothing depends on gradients being recorded."""
         return self._is_the_same("with gradients: the calls without", gradients=True)
 
     def _is_the_same(self, said: str, **mode: bool) -> bool:

@@ -40,12 +40,12 @@ class Call:
 
     @property
     def at_any_size(self) -> tuple[Any, tuple[str, ...]]:
-        """What does not hang on sizes."""
+        """What does not depend on sizes."""
         return self.func, self.operands
 
     @property
     def at_any_width(self) -> tuple[Any, tuple[str, ...], tuple[Any, ...]]:
-        """What does not hang on the sizes of the module's tensors."""
+        """What does not depend on the sizes of the module's tensors."""
         return self.func, self.operands, self.plain
 
 
@@ -128,7 +128,7 @@ def _arguments(args: Any, kwargs: dict[str, Any]) -> Iterator[Any]:
 
 
 def _content(tensor: torch.Tensor) -> Any:
-    """What tells a constant from another one."""
+    """What distinguishes a constant from another one."""
     if tensor.is_meta:
         return tuple(tensor.shape)
     data = tensor.detach().cpu().contiguous().flatten()

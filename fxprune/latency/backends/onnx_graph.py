@@ -84,7 +84,7 @@ class Graph:
         return self.array(np.asarray(values, dtype=np.int64))
 
     def scalar(self, value: float, dtype: torch.dtype = torch.float32) -> str:
-        """A scalar constant of the dtype of the tensor that it meets."""
+        """A scalar constant of the dtype of the tensor that it is combined with."""
         return self.array(np.asarray(value, dtype=numpy_dtype_of(dtype)))
 
     def array(self, array: np.ndarray) -> str:

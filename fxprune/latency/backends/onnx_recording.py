@@ -46,7 +46,7 @@ def record(gm: fx.GraphModule, example_inputs: object, fold: bool = True) -> Gra
 
 
 class _ScopedInterpreter(fx.Interpreter):
-    """Runs the graph and tells the recorder which fx node is at work."""
+    """Runs the graph and sets the fx node to which the recorder counts what is emitted."""
 
     def __init__(self, root: torch.nn.Module, graph: fx.Graph, onnx: Graph) -> None:
         super().__init__(root, graph=graph)

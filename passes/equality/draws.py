@@ -153,7 +153,7 @@ def tensors_of(tree: object) -> list[torch.Tensor]:
     return list({id(leaf): leaf for leaf in leaves_of(tree) if isinstance(leaf, torch.Tensor)}.values())
 
 
-def leaves_of(tree: object) -> list[Any]:
+def leaves_of(tree: object) -> list[object]:
     """What `tree` holds, in order: tensors and everything else that is no container; to compare two outputs."""
     found: list[object] = []
 

@@ -93,7 +93,7 @@ class Values:
         except Exception as error:  # whatever user code raises on a meta tensor: the reason for whoever asks
             self._unknown[node] = error
 
-    def _compute(self, node: fx.Node) -> Any:
+    def _compute(self, node: fx.Node) -> object:
         if node.op == "placeholder":
             return self._input(node)
         if node.op == "get_attr":
@@ -109,7 +109,7 @@ class Values:
         with torch.device("meta"), OnMeta():
             return self._called(node, args, kwargs)
 
-    def _called(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
+    def _called(self, node: fx.Node, args: Any, kwargs: Any) -> object:
         if node.op == "call_module":
             return self._meta_module(str(node.target))(*args, **kwargs)
         if node.target is getattr and args[1:] in (("device",), ("is_meta",), ("is_cpu",), ("is_cuda",)):

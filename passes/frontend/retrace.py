@@ -63,7 +63,7 @@ class _Replay(Tracer):
         kind: Any = type(self._given)
 
         @functools.wraps(kind.forward)
-        def replayed(_: nn.Module, *args: object) -> Any:
+        def replayed(_: nn.Module, *args: fx.Proxy) -> object:
             return self._replay(args)
 
         kind._fxprune_replayed = replayed
@@ -73,7 +73,7 @@ class _Replay(Tracer):
             del kind._fxprune_replayed
 
     def create_node(
-        self, kind: str, target: object, args: object, kwargs: object, name: Any = None, type_expr: object = None
+        self, kind: str, target: Any, args: object, kwargs: object, name: Any = None, type_expr: object = None
     ) -> Any:
         if kind not in ("placeholder", "output"):  # a node of the given graph must not lose its name to one of ours
             wanted = name or spelled_target(self.graph, target)
@@ -84,7 +84,7 @@ class _Replay(Tracer):
     def _present(self, arg: object) -> object:
         return arg
 
-    def _replay(self, inputs: tuple[Any, ...]) -> object:
+    def _replay(self, inputs: tuple[fx.Proxy, ...]) -> object:
         values: dict[fx.Node, Any] = {}
         for placeholder, proxy in zip(self._given.graph.find_nodes(op="placeholder"), inputs, strict=True):
             proxy.node.meta.update(placeholder.meta)

@@ -50,7 +50,7 @@ class Note:
     kind: str
     module: str
     source: str
-    function: Callable[..., Any] | None = None
+    function: Callable[..., object] | None = None
 
 
 class Unresolved(TraceError):
@@ -102,7 +102,7 @@ class ValueProxy(fx.Proxy):
 def _in_place(method: str) -> Callable[[ValueProxy, object], object]:
     """`buffer += x` writes into the buffer; on what is computed it may as well make a new value, as torch.fx does."""
 
-    def write(proxy: ValueProxy, other: object) -> Any:
+    def write(proxy: ValueProxy, other: object) -> object:
         if proxy.node.op != "get_attr":
             return NotImplemented
         proxy.tracer.create_proxy("call_method", method, (proxy, other), {})
@@ -213,13 +213,13 @@ class Tracer(fx.Tracer):
 
     def create_args_for_root(
         self, root_fn: Callable[..., object], is_module: bool, concrete_args: Any = None
-    ) -> tuple[Any, list[Any]]:
+    ) -> tuple[Callable[..., object], list[object]]:
         self.root, self.submodule_paths, self.tensor_attrs = self._model, self._paths, self._constants
         function, args = super().create_args_for_root(root_fn, True, concrete_args)
         self._values = Values(self.graph, self.inputs, self._attribute, self.root.get_submodule)
 
         @functools.wraps(function)
-        def traced(*args: object) -> Any:
+        def traced(*args: object) -> object:
             replace_while_tracing(self, ValueProxy)
             return function(*args)
 
@@ -228,7 +228,7 @@ class Tracer(fx.Tracer):
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return ValueProxy(node, self)
 
-    def getattr(self, attr: str, attr_val: object, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
+    def getattr(self, attr: str, attr_val: object, parameter_proxy_cache: dict[str, fx.Proxy]) -> object:
         if not isinstance(attr_val, torch.Tensor) or threading.get_ident() != self._thread:
             return attr_val
         name = self._tensor_names.get(id(attr_val))

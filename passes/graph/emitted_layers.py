@@ -215,10 +215,10 @@ def _joined(args: tuple, kwargs: Mapping[str, object], emit: Emit) -> object:
     return emit(aten.cat.default, *_without_defaults(aten.cat.default, list(args[0]), args[1]))
 
 
-def _with_sizes(func: Any) -> Callable[..., Any]:
+def _with_sizes(func: OpOverload) -> Callable[..., object]:
     """A tensor seen otherwise, by whole numbers that are given one by one or in a list: sizes, or dimensions."""
 
-    def entry(args: tuple, kwargs: Mapping[str, object], emit: Emit) -> Any:
+    def entry(args: tuple, kwargs: Mapping[str, object], emit: Emit) -> object:
         if kwargs or len(args) < 2 or not _is_plain(args[0]):
             return NotImplemented
         given = args[1] if len(args) == 2 and isinstance(args[1], (tuple, list)) else args[1:]
@@ -229,10 +229,10 @@ def _with_sizes(func: Any) -> Callable[..., Any]:
     return entry
 
 
-def _with_dims(func: Any, count: int) -> Callable[..., Any]:
+def _with_dims(func: OpOverload, count: int) -> Callable[..., object]:
     """A tensor seen otherwise, by `count` dimensions."""
 
-    def entry(args: tuple, kwargs: Mapping[str, object], emit: Emit) -> Any:
+    def entry(args: tuple, kwargs: Mapping[str, object], emit: Emit) -> object:
         if kwargs or len(args) != 1 + count or not _is_plain(args[0]) or {*map(type, args[1:])} != {int}:
             return NotImplemented
         return emit(func, *args)
@@ -240,20 +240,20 @@ def _with_dims(func: Any, count: int) -> Callable[..., Any]:
     return entry
 
 
-def _reshaped(args: tuple, kwargs: Mapping[str, object], emit: Emit) -> Any:
+def _reshaped(args: tuple, kwargs: Mapping[str, object], emit: Emit) -> object:
     return _viewed(args, kwargs, emit) if _is_plain(args[0]) and args[0].is_contiguous() else NotImplemented
 
 
-def _contiguous(args: tuple, kwargs: Mapping[str, object], emit: Emit) -> Any:
+def _contiguous(args: tuple, kwargs: Mapping[str, object], emit: Emit) -> object:
     return args[0] if not kwargs and len(args) == 1 and args[0].is_contiguous() else NotImplemented
 
 
-def _dropped(args: tuple, kwargs: Mapping[str, object], emit: Emit) -> Any:
+def _dropped(args: tuple, kwargs: Mapping[str, object], emit: Emit) -> object:
     given = {**dict(zip(("input", "p", "training"), args, strict=False)), **kwargs}
     return args[0] if args and given.get("training") is False and 0 <= given.get("p", 0.5) <= 1 else NotImplemented
 
 
-def _softmax(args: tuple, kwargs: Mapping[str, object], emit: Emit) -> Any:
+def _softmax(args: tuple, kwargs: Mapping[str, object], emit: Emit) -> object:
     given = {**dict(zip(("input", "dim"), args, strict=False)), **kwargs}
     if given.keys() != {"input", "dim"} or type(given["dim"]) is not int or not _is_plain(given["input"]):
         return NotImplemented

@@ -37,7 +37,7 @@ def owned_tensors(root: nn.Module, skipped: Mapping[int, object] | None = None) 
 
 
 def _add_tensors(
-    module: nn.Module, prefix: str, skipped: Mapping[int, Any], found: list[tuple[str, torch.Tensor]]
+    module: nn.Module, prefix: str, skipped: Mapping[int, object], found: list[tuple[str, torch.Tensor]]
 ) -> None:
     for held in (_kept(module, "_parameters"), _kept(module, "_buffers"), module.__dict__):
         if held and not _NO_TENSORS.issuperset(map(type, held.values())):
@@ -126,7 +126,7 @@ class Copies:
         """The copy of `original`, the same one each time."""
         return _copied(original, self._memo)
 
-    def attributes(self, original: nn.Module) -> dict[str, Any]:
+    def attributes(self, original: nn.Module) -> dict[str, object]:
         """Copies of the attributes of `original`, in which what `instead` named stands for it."""
         for child in original.children():
             self.module(child)

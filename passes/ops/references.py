@@ -74,14 +74,14 @@ class Masked:
             return survive[found]
         return (found[0], survive[found[1]])
 
-    def of_surviving(self) -> Any:
+    def of_surviving(self) -> object:
         """What the operator gives where removed positions are zero in its first operand."""
         cleared = torch.where(self.present(self._mixed_dims()).bool(), self._args[0], 0)
         return self.func(cleared, *self._args[1:], **self._kwargs)
 
-    def among_surviving(self) -> Any:
+    def among_surviving(self) -> torch.Tensor:
         """What the operator gives on surviving positions alone, each at its own place; zero elsewhere."""
-        found = self.without_removed()
+        found: torch.Tensor = self.without_removed()
         for dim, survive in self._mixed_dims().items():
             shape = [*found.shape[:dim], self._args[0].shape[dim], *found.shape[dim + 1 :]]
             found = found.new_zeros(shape).index_copy_(dim, survive, found)

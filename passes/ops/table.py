@@ -59,11 +59,11 @@ class Traits:
     """
 
     zeros: Zeros | None = None
-    reference: Callable[[Masked], Any] | None = None
+    reference: Callable[[Masked], object] | None = None
     literals: Callable[[Site], None] | None = None
     values: tuple[str, ...] | None = None
     sizeless: bool = False
-    meta: Callable[..., Any] | None = None
+    meta: Callable[..., object] | None = None
     roles: Mapping[str, str] | None = None
     picks: Callable[[dict[str, Any], list[int], NumbersOf], Picked | None] | None = None
     reads: Callable[..., Any] | None = None

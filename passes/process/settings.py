@@ -31,7 +31,7 @@ class Setting:
     """
 
     name: str
-    read: Callable[[], Any]
+    read: Callable[[], object]
     put: Callable[[Any], Any]
     computes: bool = True
 
@@ -63,7 +63,7 @@ def torch_threads(count: int) -> Iterator[None]:
             torch.set_num_threads(before)
 
 
-def computing_settings() -> dict[str, Any]:
+def computing_settings() -> dict[str, object]:
     """The settings here that can change what a network computes, for another process to take over."""
     return _read(tuple(setting for setting in SETTINGS if setting.computes))
 
@@ -83,7 +83,7 @@ def put_settings(values: Mapping[str, object], why: str) -> None:
             log.warning("%s: %s cannot be put back: %s", why, setting.name, error)
 
 
-def _read(settings: tuple[Setting, ...]) -> dict[str, Any]:
+def _read(settings: tuple[Setting, ...]) -> dict[str, object]:
     """The values; one that cannot be read (torch refuses where old and new switches for TF32 were mixed) is left
     out."""
     values = {}

@@ -41,9 +41,9 @@ class TracesModules(Protocol):
 class _Replaced:
     """`holder.name` is `new`, in the form of fx's patches; a module that lacks the name gets it for the while."""
 
-    holder: Any
+    holder: object
     name: str
-    new: Any
+    new: object
     original: Any = field(init=False)
 
     def __post_init__(self) -> None:
@@ -175,7 +175,7 @@ def _refused(function: Any, why: str) -> NotInAGraph:
 def _checkpoints_refused() -> Iterator[_Replaced]:
     """The form of torch.utils.checkpoint that is no autograd.Function; torch 2.14 gave it another name."""
 
-    def generator(*args: object, **kwargs: object) -> Any:
+    def generator(*args: object, **kwargs: object) -> object:
         raise NotInAGraph(_CHECKPOINT)
 
     for name in list(vars(torch.utils.checkpoint)):
@@ -187,7 +187,7 @@ def _checkpoints_refused() -> Iterator[_Replaced]:
 def gradients_refused() -> Iterator[None]:
     """Inside, what makes gradients of its own raises NotInAGraph: torch.export would trace through and lose them."""
 
-    def apply(cls: object, *args: object, **kwargs: object) -> Any:
+    def apply(cls: object, *args: object, **kwargs: object) -> object:
         raise _refused(cls, "has a gradient of its own, which torch.export loses")
 
     replaced = [_Replaced(torch.autograd.Function, "apply", classmethod(apply)), *_checkpoints_refused()]
@@ -274,7 +274,7 @@ def root_function(root: nn.Module, name: str) -> FunctionType:
         return function
 
     @functools.wraps(function)
-    def between_hooks(self: nn.Module, *args: object, **kwargs: object) -> Any:
+    def between_hooks(self: nn.Module, *args: object, **kwargs: object) -> object:
         return call_of(nn.Module)(self, *args, **kwargs)
 
     return between_hooks  # type: ignore[return-value]

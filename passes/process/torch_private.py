@@ -46,7 +46,7 @@ def schema_of(operator: object) -> Any:
     return getattr(operator, "_schema", None)
 
 
-def qualified_operator(packet: Any) -> str:
+def qualified_operator(packet: OpOverloadPacket) -> str:
     """``namespace::name`` of an overload packet."""
     name: str = packet._qualified_op_name
     return name
@@ -100,7 +100,7 @@ def transient_of(module: nn.Module) -> set[str]:
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
-def hooks_of(module: nn.Module) -> list[Any]:
+def hooks_of(module: nn.Module) -> list[Callable[..., object]]:
     """The hooks around a call of a module."""
     return [hook for name in _HOOKS for hook in module.__dict__[name].values()]
 
@@ -110,7 +110,7 @@ def has_global_hooks() -> bool:
     return bool(module_hooks._global_forward_pre_hooks or module_hooks._global_forward_hooks)
 
 
-def call_of(kind: type[nn.Module]) -> Any:
+def call_of(kind: type[nn.Module]) -> Callable[..., object]:
     """The function that runs hooks and forward when a module of this class is called."""
     return kind._call_impl
 
@@ -133,13 +133,16 @@ def program_tensors(program: torch.export.ExportedProgram) -> tuple[dict[str, An
     return program._state_dict, program._constants
 
 
-def set_example_inputs(program: torch.export.ExportedProgram, inputs: Any) -> None:
+def set_example_inputs(
+    program: torch.export.ExportedProgram, inputs: tuple[tuple[object, ...], dict[str, object]]
+) -> None:
     """Replace the inputs that a program was exported with."""
     program._example_inputs = inputs
 
 
-def output_tree(exported: fx.GraphModule) -> Any:
+def output_tree(exported: fx.GraphModule) -> pytree.TreeSpec:
     """How the flat results of an exported module's graph are arranged."""
+    assert exported._out_spec is not None, "exported with a tree"
     return exported._out_spec
 
 
@@ -171,12 +174,12 @@ def set_codegen(graph: fx.Graph, codegen: CodeGen) -> None:
     graph._codegen = codegen
 
 
-def tracer_class(graph: fx.Graph) -> Any:
+def tracer_class(graph: fx.Graph) -> type[fx.Tracer] | None:
     """The class of the tracer that made a graph, or None."""
     return graph._tracer_cls
 
 
-def tracer_extras(graph: fx.Graph) -> Any:
+def tracer_extras(graph: fx.Graph) -> dict[str, object] | None:
     """What a graph keeps of its tracer, or None."""
     return graph._tracer_extras
 
@@ -191,12 +194,12 @@ def placed_first(graph: fx.Graph, node: fx.Node) -> None:
     graph._root.append(node)
 
 
-def spelled_target(graph: fx.Graph, target: Any) -> str:
+def spelled_target(graph: fx.Graph, target: Callable[..., object] | str) -> str:
     """The name that a node of this target is given."""
     return graph._target_to_str(target)
 
 
-def wrapped_functions() -> dict[tuple[int, str], dict[str, Any]]:
+def wrapped_functions() -> dict[tuple[int, str], dict[str, object]]:
     """What `fx.wrap` has registered, by (identity of the namespace, name): namespaces. To read and to write."""
     return fx._symbolic_trace._wrapped_fns_to_patch
 

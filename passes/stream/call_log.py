@@ -81,7 +81,7 @@ class LastCall(Functions):
         return dict(_numbers({**dict(enumerate(args)), **kwargs}, (), self.mode))
 
 
-def _numbers(value: Any, position: Position, mode: ModuleInference) -> Iterator[tuple[Position, object]]:
+def _numbers(value: Any, position: Position, mode: ModuleInference) -> Iterator[tuple[Position, Any]]:
     """Each number among the arguments of a call, constants with few elements included, with its position."""
     if isinstance(value, torch.Tensor):
         with no_dispatch_modes():  # what is looked at here is no call of the program

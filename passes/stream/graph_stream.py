@@ -153,7 +153,7 @@ class GraphInference(fx.Interpreter):
                 self.mode.space.freeze(axis, reason)
         return to_meta(result)
 
-    def _on_made_values(self, n: fx.Node, args: Any, kwargs: Any, value: int) -> object:
+    def _on_made_values(self, n: fx.Node, args: tuple, kwargs: dict[str, object], value: int) -> object:
         """What a node gives on tensors that are `value` everywhere."""
 
         def real(tensor: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -70,7 +70,7 @@ class ModuleInference(Inference):
         self.reached: dict[str, str] = {}  # tensors of the caller's module that its copy uses, and the line that does
         self.keep: list[torch.Tensor] = []  # tensors of the module and of its inputs
         self.attentions = 0
-        self._constants: dict[int, tuple[Any, Value]] = {}
+        self._constants: dict[int, tuple[Callable[[], object], Value]] = {}
         self._on_meta: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._written: set[int] = set()  # storages of constants into which data was written
 
@@ -175,7 +175,7 @@ class ModuleInference(Inference):
             known = self._on_meta[id(tensor)] = tensor, made
         return known[1]
 
-    def all_on_meta(self, func: OpOverload, args: tuple, kwargs: dict[str, object], error: Exception) -> Any:
+    def all_on_meta(self, func: OpOverload, args: tuple, kwargs: dict[str, object], error: Exception) -> object:
         """Call a function again that wants its tensors on one device; its constants go to where the data are."""
         given = [tensor for tensor in tensors_of((args, kwargs)) if not tensor.is_meta]
         if not given:
@@ -209,7 +209,7 @@ class ModuleInference(Inference):
             if not holds and tensor.numel() <= FEW
         }
 
-    def opaque(self, label: str, inputs: Sequence[torch.Tensor], outputs: Any, macs: int) -> None:
+    def opaque(self, label: str, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor], macs: int) -> None:
         """A scripted part that runs where no mode sees it: what enters stays, what leaves is made of constants."""
         reason = self.reason(label, "a scripted module, whose code cannot be read")
         for tensor in inputs:
@@ -265,7 +265,7 @@ class Watching(ModuleInference):
         """One call was made."""
         self.place += 1
 
-    def opaque(self, label: str, inputs: Sequence[torch.Tensor], outputs: Any, macs: int) -> None:
+    def opaque(self, label: str, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor], macs: int) -> None:
         for tensor in outputs:
             self.attach(tensor, Value(label, ()))
         self.place += 1
@@ -275,16 +275,16 @@ def is_data(value: Value) -> bool:
     return value.from_inputs or bool(value.parameters) or any(True for axis in value.axes for _ in leaves(axis))
 
 
-def _keep(call: Any, tensor: torch.Tensor, *args: object) -> object:
+def _keep(call: Callable[..., object], tensor: torch.Tensor, *args: object) -> object:
     """Dropout that drops nothing, and its mask."""
     return call(aten.clone.default, (tensor,), {}), call(aten.ones_like.default, (tensor,), {"dtype": torch.bool})
 
 
-def _keep_flags(call: Any, tensor: torch.Tensor, p: Any = 0.5, *args: object) -> object:
+def _keep_flags(call: Callable[..., object], tensor: torch.Tensor, p: float = 0.5, *args: object) -> object:
     return call(aten.fill_.Scalar, (tensor, p if isinstance(p, float) else 1.0), {})
 
 
-_DROPS: dict[Any, Any] = {aten.native_dropout: _keep, aten.bernoulli_: _keep_flags}
+_DROPS: dict[object, Callable[..., object]] = {aten.native_dropout: _keep, aten.bernoulli_: _keep_flags}
 
 
 def _swapped(item: object, tensors: dict[int, torch.Tensor]) -> Any:

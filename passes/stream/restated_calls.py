@@ -11,7 +11,7 @@ import inspect
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import FrameType, MethodType
 from typing import Any
@@ -63,17 +63,17 @@ class RestatedForward:
     def __init__(self, module: nn.Module, restated: Sequence[Restated], method: str = "forward") -> None:
         before = module.__dict__.get(method)
         self.module, self.method = module, method
-        self.forward: object = before.forward if isinstance(before, RestatedForward) else before
+        self.forward: Callable[..., object] | None = before.forward if isinstance(before, RestatedForward) else before
         self.restated = list(restated)
 
-    def __call__(self, *args: object, **kwargs: object) -> Any:
+    def __call__(self, *args: object, **kwargs: object) -> object:
         if self.method != "forward" and _is_restated(self.module, sys._getframe(1)):
             return self._original(*args, **kwargs)
         with _Restating(self.module, self.restated):
             return self._original(*args, **kwargs)
 
     @property
-    def _original(self) -> Any:
+    def _original(self) -> Callable[..., object]:
         if self.forward is not None:
             return self.forward
         return MethodType(getattr(type(self.module), self.method), self.module)

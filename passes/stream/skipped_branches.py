@@ -7,7 +7,7 @@ left of `g`. Where a module does more, those that its branch is made of are repl
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import reduce
 from types import MethodType
@@ -39,7 +39,7 @@ class Step:
 
     module: str = ""
     operator: str = ""
-    arguments: tuple[Any, ...] = ()
+    arguments: tuple[object, ...] = ()
 
 
 class Result:
@@ -61,7 +61,7 @@ class Silenced:
 
     path: str
     given: Given
-    result: Any
+    result: object
     whole: bool = False
 
 
@@ -76,7 +76,7 @@ class Shortened:
     path: str
     given: Given
     steps: tuple[Step, ...]
-    result: Any
+    result: object
     gone: tuple[str, ...] = ()
 
 
@@ -90,7 +90,7 @@ class Silent(nn.Module):
         super().__init__()
         self.silenced, self.kind = silenced, kind
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, *args: object, **kwargs: object) -> object:
         """Zero."""
         like = self.silenced.given.of(args, kwargs)
         zero = torch.zeros_like(like) if self.silenced.whole else torch.zeros((), dtype=like.dtype, device=like.device)
@@ -106,7 +106,7 @@ class WithoutBranch:
     def __init__(self, module: nn.Module, shortened: Shortened) -> None:
         self.module, self.shortened = module, shortened
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: object, **kwargs: object) -> object:
         value = self.shortened.given.of(args, kwargs)
         for step in self.shortened.steps:
             run = self.module.get_submodule(step.module) if step.module else _operator(step.operator)
@@ -114,7 +114,7 @@ class WithoutBranch:
         return _filled(self.shortened.result, value)
 
     @property
-    def _original(self) -> Any:
+    def _original(self) -> Callable[..., object]:
         return MethodType(type(self.module).forward, self.module)
 
     @property

@@ -172,7 +172,7 @@ class _Run(fx.Interpreter):
     def fetch_args_kwargs_from_env(self, n: fx.Node) -> Any:
         return fx.map_arg((n.args, n.kwargs), self.env.__getitem__)
 
-    def fetch_attr(self, target: str) -> Any:
+    def fetch_attr(self, target: str) -> object:
         return self.rewriting.on_meta(target)
 
     def run_node(self, n: fx.Node) -> object:
@@ -318,10 +318,10 @@ def _refusal(error: Exception) -> str:
     return f"the operator cannot follow a smaller size: {str(error).splitlines()[0] if str(error) else error!r}"
 
 
-class _Results(dict[fx.Node, Any]):
+class _Results(dict[fx.Node, object]):
     """Results by node; those that nobody has put in are made when they are asked for."""
 
-    def __init__(self, make: Callable[[fx.Node], Any]) -> None:
+    def __init__(self, make: Callable[[fx.Node], object]) -> None:
         super().__init__()
         self._make = make
 

@@ -221,10 +221,10 @@ class Following(Watching):
         if wrong:
             self._differ(f"a number that is made of a size changes from {wrong[0][0]} to {wrong[0][1]}", True)
 
-    def _left_of(self, value: Value, numbers: Sequence[Any]) -> list[Any]:
+    def _left_of(self, value: Value, numbers: Sequence[object]) -> list[object]:
         """What is left of a constant where units of its axes are removed."""
         whole = np.array(numbers, dtype=object).reshape([axis.size for axis in value.axes])
-        left: list[Any] = whole[np.ix_(*map(self.slicing.remain, value.axes))].flatten().tolist()
+        left: list[object] = whole[np.ix_(*map(self.slicing.remain, value.axes))].flatten().tolist()
         return left
 
     def _compare_strides(self, record: Record, tensor: torch.Tensor) -> None:

@@ -7,9 +7,8 @@ same calls gave, compute the same function: in train mode as in evaluation, on a
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import nn
@@ -33,18 +32,18 @@ class Call:
     cut widths change.
     """
 
-    func: Any
+    func: object
     operands: tuple[str, ...]
-    plain: tuple[Any, ...] = field(repr=False)
+    plain: tuple[object, ...] = field(repr=False)
     sizes: tuple[int, ...] = field(repr=False)
 
     @property
-    def at_any_size(self) -> tuple[Any, tuple[str, ...]]:
+    def at_any_size(self) -> tuple[object, tuple[str, ...]]:
         """What does not depend on sizes."""
         return self.func, self.operands
 
     @property
-    def at_any_width(self) -> tuple[Any, tuple[str, ...], tuple[Any, ...]]:
+    def at_any_width(self) -> tuple[object, tuple[str, ...], tuple[object, ...]]:
         """What does not depend on the sizes of the module's tensors."""
         return self.func, self.operands, self.plain
 
@@ -68,19 +67,19 @@ class MetaRuns:
         return mode.calls
 
 
-def in_types_of(arguments: Arguments, drawn: Any) -> Arguments:
+def in_types_of(arguments: Arguments, drawn: object) -> Arguments:
     """What was drawn, in the types of the example."""
     pairs = zip(tensors_of(arguments), tensors_of(drawn), strict=True)
     made: Arguments = replaced(drawn, {id(there): there.to(here.dtype) for here, there in pairs})
     return made
 
 
-def of_any_size(calls: Calls | None) -> list[Any] | None:
+def of_any_size(calls: Calls | None) -> list[object] | None:
     """A run, without what another size of the inputs changes."""
     return None if calls is None else [call.at_any_size for call in calls]
 
 
-def of_any_width(calls: Calls | None) -> list[Any] | None:
+def of_any_width(calls: Calls | None) -> list[object] | None:
     """A run, without what cut widths change."""
     return None if calls is None else [call.at_any_width for call in calls]
 
@@ -118,7 +117,7 @@ class _Tape(Watching):
                 self.attach(tensor, Value(f"{label}.{number}", ()))
 
 
-def _arguments(args: Any, kwargs: dict[str, Any]) -> Iterator[Any]:
+def _arguments(args: Iterable[object], kwargs: Mapping[str, object]) -> Iterator[object]:
     """The arguments of a call that are no tensors, lists taken apart."""
     for value in (*args, *(part for item in sorted(kwargs.items()) for part in item)):
         if isinstance(value, (tuple, list)):
@@ -127,7 +126,7 @@ def _arguments(args: Any, kwargs: dict[str, Any]) -> Iterator[Any]:
             yield value
 
 
-def _content(tensor: torch.Tensor) -> Any:
+def _content(tensor: torch.Tensor) -> object:
     """What distinguishes a constant from another one."""
     if tensor.is_meta:
         return tuple(tensor.shape)

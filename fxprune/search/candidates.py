@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 def as_candidates(
-    problem: Problem, position: Position, number: int, proposals: list[Proposal], lost: Mapping[str, np.ndarray]
+    problem: Problem, number: int, proposals: list[Proposal], lost: Mapping[str, np.ndarray]
 ) -> tuple[Candidate, ...]:
     """The records of a round's proposals; `trained` marks those that are to be trained."""
     candidates = [

@@ -118,7 +118,7 @@ def run_round(
     targets = round_targets(problem, position, number)
     position, scores, lost = rankings(problem, position, journal, progress)
     proposals = make_proposals(problem, position, targets, lost)
-    candidates = as_candidates(problem, position, number, proposals, lost)
+    candidates = as_candidates(problem, number, proposals, lost)
     if not any(candidate.feasible for candidate in candidates):
         return None
     progress.round_started(number, targets, sum(candidate.trained for candidate in candidates))

@@ -19,7 +19,7 @@ def without(
     records = structure.records
     chosen = sorted((blocks[name] for name in dict.fromkeys(removed)), key=lambda block: block.sum)
     gone = {number for block in chosen for number in (*block.calls, block.sum)}
-    instead = _instead(records, chosen, gone)
+    instead = _instead(records, chosen)
     dropped = {name for block in chosen for name in block.tensors}
     kept = [number for number in range(len(records)) if number not in gone]
     made = [_instead_in(records[number], instead) for number in kept]
@@ -45,7 +45,7 @@ def without(
     return left, {name: _numbered(block, place, gone) for name, block in blocks.items() if block.sum not in gone}
 
 
-def _instead(records: Sequence[Record], chosen: Sequence[Block], gone: set[int]) -> dict[int, Value]:
+def _instead(records: Sequence[Record], chosen: Sequence[Block]) -> dict[int, Value]:
     """By the key of a sum that is not added up any more, the addend that stands for it."""
     instead: dict[int, Value] = {}
     for block in chosen:

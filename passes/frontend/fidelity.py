@@ -134,7 +134,7 @@ class _Comparison:
                 return said
         except Exception as error:
             return (*said, f"in another grad mode the module does not run: {_line(error)}")
-        return (*said, *self._why_otherwise(expected))
+        return (*said, *self._why_otherwise())
 
     def _of_defaults(self, expected: object) -> tuple[str, ...]:
         """Flags and numbers that were left at their defaults, and on which the module depends."""
@@ -213,7 +213,7 @@ class _Comparison:
             if not self._agree(expected, other):
                 yield name
 
-    def _why_otherwise(self, expected: object) -> list[str]:
+    def _why_otherwise(self) -> list[str]:
         """What a second run of the module depends on that the graph does not follow."""
         found = []
         module, graph = self._module(), self._graph()

@@ -13,7 +13,7 @@ import keyword
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from types import FunctionType
 from typing import Any, Protocol
@@ -57,6 +57,12 @@ class _Replaced:
             delattr(self.holder, self.name)
         else:
             setattr(self.holder, self.name, self.original)
+
+    def __enter__(self) -> None:
+        self.patch()
+
+    def __exit__(self, *error: object) -> None:
+        self.revert()
 
 
 _replaced_nothing = object()
@@ -190,14 +196,10 @@ def gradients_refused() -> Iterator[None]:
     def apply(cls: object, *args: object, **kwargs: object) -> object:
         raise _refused(cls, "has a gradient of its own, which torch.export loses")
 
-    replaced = [_Replaced(torch.autograd.Function, "apply", classmethod(apply)), *_checkpoints_refused()]
-    for one in replaced:
-        one.patch()
-    try:
+    with ExitStack() as replaced:
+        for one in (_Replaced(torch.autograd.Function, "apply", classmethod(apply)), *_checkpoints_refused()):
+            replaced.enter_context(one)
         yield
-    finally:
-        for one in replaced:
-            one.revert()
 
 
 def _importing(original: Callable[..., object]) -> Callable[..., object]:
@@ -229,12 +231,8 @@ def quiet_graphs() -> Iterator[None]:
 
     For one who holds the lock of the process, as the next.
     """
-    patch = _Replaced(fx.graph_module, "print", lambda *what, **where: None)
-    patch.patch()
-    try:
+    with _Replaced(fx.graph_module, "print", lambda *what, **where: None):
         yield
-    finally:
-        patch.revert()
 
 
 @contextmanager
@@ -250,12 +248,8 @@ def sizes_by_len() -> Iterator[None]:
             return of.shape[0]
         return original(of)
 
-    patch = _Replaced(builtins, "len", length)
-    patch.patch()
-    try:
+    with _Replaced(builtins, "len", length):
         yield
-    finally:
-        patch.revert()
 
 
 def root_function(root: nn.Module, name: str) -> FunctionType:

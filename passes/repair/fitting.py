@@ -181,7 +181,7 @@ def sites_and_reads(
     return dict(watcher.sites), moments
 
 
-def writes_of(problem: Problem, layers: Sequence[Layer], parameters: Parameters, seed: int) -> dict[str, Tensor]:
+def writes_of(problem: Problem, layers: Sequence[Layer], seed: int) -> dict[str, Tensor]:
     """The inverse second moments of what random signs at the outputs become at each layer's output, per reading."""
     generator = torch.Generator().manual_seed(seed)
     wanted = {layer.site.node: layer for layer in layers}
@@ -224,7 +224,7 @@ def fit(
         full = full if layer.bias else full[:, :-1, :-1]
         reads[layer.weight] = inverse(full, 1e-3) / max(m.count, 1.0)
     for number in range(rounds):
-        writes = writes_of(problem, layers, current, seed + number)
+        writes = writes_of(problem, layers, seed + number)
         step = _linear_step(problem, current, Preconditioner(layers, reads, writes), iterations)
         best = None
         for length in (1.0, 0.5, 0.25):

@@ -45,7 +45,7 @@ class Watcher(LightMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         found = contraction_of(func, args, kwargs, lambda t: self._owner(t) is not None)
-        name = self._noticed(func, found) if found is not None else None
+        name = self._noticed(found) if found is not None else None
         if traits_of(func).running_statistics:
             self._norm(func, args, kwargs)
         result = func(*args, **kwargs)
@@ -86,7 +86,7 @@ class Watcher(LightMode):
         offset = int(tensor.storage_offset()) - int(base.storage_offset())
         return Layout(tuple(base.shape), tuple(base.stride()), tuple(tensor.shape), tuple(tensor.stride()), offset)
 
-    def _noticed(self, func: OpOverload, found: Contraction) -> str | None:
+    def _noticed(self, found: Contraction) -> str | None:
         owner, layout = self._owner(found.weight), self._layout(found.weight)
         if owner is None or layout is None or not found.data.is_floating_point():
             return None

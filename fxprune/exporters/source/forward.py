@@ -41,7 +41,7 @@ class _Forward:
         self.nodes = [node for node in _needed(gm) if node.op != "placeholder"]
         self.place = {node: index for index, node in enumerate(gm.graph.nodes)}
         self.inlined = self._inline()
-        self.last = self._last_uses(gm)
+        self.last = self._last_uses()
         self.written: dict[fx.Node, Expression] = {}
         self.holder: dict[str, fx.Node] = {}
         self.signature = Signature.of(gm)
@@ -177,7 +177,7 @@ class _Forward:
                 return False
         return False
 
-    def _last_uses(self, gm: fx.GraphModule) -> dict[fx.Node, int]:
+    def _last_uses(self) -> dict[fx.Node, int]:
         """The position of the last statement that reads each node."""
         last: dict[fx.Node, int] = {}
         for node in reversed(self.nodes):

@@ -23,7 +23,7 @@ def tensor_lines(gm: fx.GraphModule, root: Container, state: State, imports: Imp
     untied = {name: tensor for name, tensor in own.items() if first[id(tensor)] == name}
     tied = {name: first[id(tensor)] for name, tensor in tensors.items() if first[id(tensor)] != name}
     return [
-        *(_registration(name, tensor, gm, root, state, imports) for name, tensor in untied.items()),
+        *(_registration(name, tensor, root, state, imports) for name, tensor in untied.items()),
         *_dtype_lines(tensors, own, root),
         *_layout_lines(gm),
         *(f"{reference(root, name)} = {reference(root, source)}" for name, source in tied.items()),
@@ -31,9 +31,7 @@ def tensor_lines(gm: fx.GraphModule, root: Container, state: State, imports: Imp
     ]
 
 
-def _registration(
-    name: str, tensor: Tensor, gm: fx.GraphModule, root: Container, state: State, imports: Imports
-) -> str:
+def _registration(name: str, tensor: Tensor, root: Container, state: State, imports: Imports) -> str:
     owner, _, attribute = name.rpartition(".")
     holder = reference(root, owner) if owner else "self"
     kind = "" if tensor.dtype == torch.float32 else f", dtype={tensor.dtype}"

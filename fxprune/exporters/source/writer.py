@@ -71,10 +71,9 @@ _UNKNOWN = "sha256 of the weights"
 
 @dataclass(frozen=True)
 class Source:
-    """A source file: its text, the name of its network class, and the state that belongs beside it."""
+    """A source file: its text, and the state that belongs beside it."""
 
     text: str
-    class_name: str
     state: State
     notes: tuple[str, ...] = ()
 
@@ -127,7 +126,7 @@ def network_source(gm: fx.GraphModule, inputs: Inputs, stem: str) -> Source:
     after = [*tensor_lines(gm, root, state, imports), *after]
     name = _class_name(gm, imports, constructors)
     forward = forward_lines(gm, root, imports, "    ")
-    check = list(_check_lines(name, inputs, imports))
+    check = list(_check_lines(inputs, imports))
     parts = [
         _docstring(name, stem),
         "\n".join(
@@ -141,7 +140,7 @@ def network_source(gm: fx.GraphModule, inputs: Inputs, stem: str) -> Source:
     ]
     head, imported, *rest = (part.strip("\n") for part in parts)
     text = f"{head}\n\n{imported}\n\n\n" + "\n\n\n".join(rest) + f"\n\n# {UNSEALED}\n"
-    return Source(text, name, state, _notes(state))
+    return Source(text, state, _notes(state))
 
 
 def _modules(gm: fx.GraphModule, constructors: Constructors) -> tuple[Container, list[str]]:
@@ -197,7 +196,7 @@ def _class_lines(name: str, root: Container, after: list[str]) -> Iterator[str]:
     yield from (f"        {line}" for line in after)
 
 
-def _check_lines(name: str, inputs: Inputs, imports: Imports) -> Iterator[str]:
+def _check_lines(inputs: Inputs, imports: Imports) -> Iterator[str]:
     """Run as a program the file calls its network on zeros of the example's shapes and says what comes out."""
 
     def text(value: object) -> str:

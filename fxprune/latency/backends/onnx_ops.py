@@ -11,46 +11,58 @@ from typing import Any
 import numpy as np
 import torch
 
-from fxprune.latency.backends.onnx_graph import Call, rule
-from passes.process.torch_private import schema_of
+from fxprune.latency.backends.onnx_graph import Call, Rule, rule
+from passes.process.torch_private import OpOverloadPacket, schema_of
 
 aten = torch.ops.aten
 
 # ---- elementwise -----------------------------------------------------------------------------------------------------
 
-for _packets, _op in {
-    (aten.relu,): "Relu",
-    (aten.sigmoid,): "Sigmoid",
-    (aten.tanh,): "Tanh",
-    (aten.hardswish,): "HardSwish",
-    (aten.exp,): "Exp",
-    (aten.log,): "Log",
-    (aten.sqrt,): "Sqrt",
-    (aten.abs,): "Abs",
-    (aten.neg,): "Neg",
-    (aten.erf,): "Erf",
-    (aten.sin,): "Sin",
-    (aten.cos,): "Cos",
-    (aten.reciprocal,): "Reciprocal",
-    (aten.bitwise_not, aten.logical_not): "Not",
-}.items():
+# The ATen operators that one ONNX operator computes: its name, its inputs by the names of the arguments, and for each
+# attribute an argument with its type.
+_ALIKE: tuple[tuple[tuple[OpOverloadPacket, ...], str, str, dict[str, tuple[str, type]]], ...] = (
+    ((aten.relu,), "Relu", "self", {}),
+    ((aten.sigmoid,), "Sigmoid", "self", {}),
+    ((aten.tanh,), "Tanh", "self", {}),
+    ((aten.hardswish,), "HardSwish", "self", {}),
+    ((aten.mish,), "Mish", "self", {}),
+    ((aten.exp,), "Exp", "self", {}),
+    ((aten.log,), "Log", "self", {}),
+    ((aten.sqrt,), "Sqrt", "self", {}),
+    ((aten.abs,), "Abs", "self", {}),
+    ((aten.neg,), "Neg", "self", {}),
+    ((aten.erf,), "Erf", "self", {}),
+    ((aten.sin,), "Sin", "self", {}),
+    ((aten.cos,), "Cos", "self", {}),
+    ((aten.reciprocal,), "Reciprocal", "self", {}),
+    ((aten.bitwise_not, aten.logical_not), "Not", "self", {}),
+    ((aten.mul,), "Mul", "self other", {}),
+    ((aten.div,), "Div", "self other", {}),
+    ((aten.maximum,), "Max", "self other", {}),
+    ((aten.minimum,), "Min", "self other", {}),
+    ((aten.pow,), "Pow", "self exponent", {}),
+    ((aten.where,), "Where", "condition self other", {}),
+    ((aten._prelu_kernel,), "PRelu", "self weight", {}),
+    ((aten.gelu,), "Gelu", "self", {"approximate": ("approximate", str)}),
+    ((aten.leaky_relu,), "LeakyRelu", "self", {"alpha": ("negative_slope", float)}),
+    ((aten.elu,), "Elu", "self", {"alpha": ("alpha", float)}),
+    ((aten._softmax, aten._safe_softmax), "Softmax", "self", {"axis": ("dim", int)}),
+    ((aten._log_softmax,), "LogSoftmax", "self", {"axis": ("dim", int)}),
+    ((aten.addmm,), "Gemm", "mat1 mat2 self", {}),
+    ((aten.mm, aten.bmm), "MatMul", "self mat2", {}),
+)
 
-    def _unary(call: Call, op: str = _op) -> str:
-        return call.graph.emit(op, call.onnx("self"))
 
-    rule(*_packets)(_unary)
+def _alike(op: str, inputs: str, attributes: dict[str, tuple[str, type]]) -> Rule:
+    def one_node(call: Call) -> str:
+        given = {name: kind(call.arg(argument)) for name, (argument, kind) in attributes.items()}
+        return call.graph.emit(op, *map(call.onnx, inputs.split()), **given)
 
-for _packets, _op in {
-    (aten.mul,): "Mul",
-    (aten.div,): "Div",
-    (aten.maximum,): "Max",
-    (aten.minimum,): "Min",
-}.items():
+    return one_node
 
-    def _binary(call: Call, op: str = _op) -> str:
-        return call.graph.emit(op, call.onnx("self"), call.onnx("other"))
 
-    rule(*_packets)(_binary)
+for _packets, _op, _inputs, _attributes in _ALIKE:
+    rule(*_packets)(_alike(_op, _inputs, _attributes))
 
 
 @rule(aten.add, aten.sub, aten.rsub)
@@ -64,11 +76,6 @@ def _add(call: Call) -> str:
     return call.graph.emit(op, first, second)
 
 
-@rule(aten.pow)
-def _pow(call: Call) -> str:
-    return call.graph.emit("Pow", call.onnx("self"), call.onnx("exponent"))
-
-
 @rule(aten.rsqrt)
 def _rsqrt(call: Call) -> str:
     return call.graph.emit("Reciprocal", call.graph.emit("Sqrt", call.onnx("self")))
@@ -78,16 +85,6 @@ def _rsqrt(call: Call) -> str:
 def _silu(call: Call) -> str:
     value = call.onnx("self")
     return call.graph.emit("Mul", value, call.graph.emit("Sigmoid", value))
-
-
-@rule(aten.gelu)
-def _gelu(call: Call) -> str:
-    return call.graph.emit("Gelu", call.onnx("self"), approximate=call.arg("approximate"))
-
-
-@rule(aten.mish)
-def _mish(call: Call) -> str:
-    return call.graph.emit("Mish", call.onnx("self"))
 
 
 @rule(aten.hardsigmoid)
@@ -109,26 +106,6 @@ def _clamp(call: Call) -> str:
 def _clip(call: Call, low: float | None, high: float | None) -> str:
     bounds = ["" if bound is None else call.graph.scalar(bound, call.dtype) for bound in (low, high)]
     return call.graph.emit("Clip", call.onnx("self"), *bounds)
-
-
-@rule(aten.leaky_relu)
-def _leaky_relu(call: Call) -> str:
-    return call.graph.emit("LeakyRelu", call.onnx("self"), alpha=float(call.arg("negative_slope")))
-
-
-@rule(aten.elu)
-def _elu(call: Call) -> str:
-    return call.graph.emit("Elu", call.onnx("self"), alpha=float(call.arg("alpha")))
-
-
-@rule(aten._prelu_kernel)
-def _prelu(call: Call) -> str:
-    return call.graph.emit("PRelu", call.onnx("self"), call.onnx("weight"))
-
-
-@rule(aten.where)
-def _where(call: Call) -> str:
-    return call.graph.emit("Where", call.onnx("condition"), call.onnx("self"), call.onnx("other"))
 
 
 # ---- convolutions, matrix products, normalisations -------------------------------------------------------------------
@@ -198,30 +175,10 @@ def _group_norm(call: Call) -> tuple[str, ...]:
     return (value, "", "")
 
 
-@rule(aten.addmm)
-def _addmm(call: Call) -> str:
-    return call.graph.emit("Gemm", call.onnx("mat1"), call.onnx("mat2"), call.onnx("self"))
-
-
-@rule(aten.mm, aten.bmm)
-def _matmul(call: Call) -> str:
-    return call.graph.emit("MatMul", call.onnx("self"), call.onnx("mat2"))
-
-
 @rule(aten.baddbmm)
 def _baddbmm(call: Call) -> str:
     product = call.graph.emit("MatMul", call.onnx("batch1"), call.onnx("batch2"))
     return call.graph.emit("Add", product, call.onnx("self"))
-
-
-@rule(aten._softmax, aten._safe_softmax)
-def _softmax(call: Call) -> str:
-    return call.graph.emit("Softmax", call.onnx("self"), axis=call.arg("dim"))
-
-
-@rule(aten._log_softmax)
-def _log_softmax(call: Call) -> str:
-    return call.graph.emit("LogSoftmax", call.onnx("self"), axis=call.arg("dim"))
 
 
 @rule(aten.embedding)

@@ -321,11 +321,12 @@ def _name_of(index: int) -> str:
 
 
 def open_folder(workdir: str | os.PathLike, problem: Problem, resume: bool | None) -> Folder:
-    """Begin a journal in `workdir`, or go on with the one that is there. The folder's Lock, held, stands for it.
+    """Begin a journal in `workdir`, or go on with the one that is there.
 
-    resume: True goes on (or begins, where the run was killed before it wrote anything), False refuses a folder that
-    holds a run, None does what is called for. A journal of another model, configuration or version is refused, with
-    the difference named; with another budget or number of rounds the search goes on from its last round.
+    workdir: the folder, or its Lock, held already. resume: True goes on (or begins, where the run was killed before it
+    wrote anything), False refuses a folder that holds a run, None does what is called for. A journal of another model,
+    configuration or version is refused, with the difference named; with another budget or number of rounds the search
+    goes on from its last round.
     """
     folder = Path(workdir)
     lock = workdir if isinstance(workdir, Lock) else Lock(folder)

@@ -1,4 +1,4 @@
-"""What a search needs of a place to remember, and the plainest such place: this process's memory."""
+"""What a search needs of a place to remember, and the simplest such place: this process's memory."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Journal(Protocol):
         """Remember a finished round with the weights of the chosen network; its candidates' weights may go."""
 
     def weights(self, round: int) -> bytes | None:
-        """The weights of the network that a round chose; None where its plan and the unpruned network tell them."""
+        """The weights of the network that a round chose; None where they follow from its plan and the unpruned one."""
 
     def keep_weights(self, rounds: Collection[int]) -> None:
         """Delete the weights of all other rounds; a journal in memory may keep them."""

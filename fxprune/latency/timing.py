@@ -124,7 +124,7 @@ class Pace:
         return timing(times_ms / self.around_ms)
 
     def part(self, times_ms: np.ndarray) -> tuple[Timing, bool]:
-        """As `relative`, for a part of each run by the world's clock; and whether it was spared often enough to tell.
+        """As `relative`, for a part of each run by the world's clock; and whether enough runs were undisturbed.
 
         An interruption lasts about a millisecond or more and falls into one part or another. A part that took longer
         than its quickest runs by half of that, in a run that lost as much, holds one and does not count. Where hardly

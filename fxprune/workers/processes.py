@@ -231,7 +231,7 @@ class _held_back:
 
 
 def work(pipe: Connection, functions: bytes, settings: dict[str, object], number: int) -> None:
-    """The life of a worker process: weights of a round, then candidates of it, until the pipe says or is the end."""
+    """The loop of a worker process: weights of a round, then its candidates, until the pipe sends the end or closes."""
     end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the search's to handle
     if hasattr(signal, "pthread_sigmask"):

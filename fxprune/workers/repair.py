@@ -1,4 +1,4 @@
-"""How a sliced candidate is made good without training: compensated, its norms estimated anew, and refined if it is
+"""How a sliced candidate is repaired without training: compensated, its norms estimated anew, and refined if it is
 kept; and how far its outputs then are from the dense ones."""
 
 from __future__ import annotations

@@ -127,7 +127,7 @@ class Coupling:
 
     @cached_property
     def least(self) -> dict[Variable, int]:
-        """How many units have to stay of those of which calls choose some, whatever stays of all other variables."""
+        """How many units must stay where calls choose some of them (experts), whatever stays of other variables."""
         found: dict[Variable, int] = {}
         for axis, count in (need for record in self.structure.all_records for need in record.needs):
             fewest = {v: _fewest(axis, v, count) for v in leaves(axis)}
@@ -138,7 +138,7 @@ class Coupling:
 
     @cached_property
     def multiple(self) -> dict[Variable, int]:
-        """Of what the number of units that stay has to be a multiple, whatever stays of all other variables."""
+        """The factor of a variable: as many of its units as stay are a multiple of it, whatever stays of others."""
         found: dict[Variable, int] = {}
         for axis, count in (item for record in self.structure.all_records for item in record.multiples):
             for v in leaves(axis):
@@ -271,7 +271,7 @@ class Coupling:
     def axes_of(self, name: str, tensor: torch.Tensor) -> tuple[Axis, ...] | None:
         """The axes of a tensor of the network; None for one that is not what was coupled.
 
-        A module may keep tensors of its calls: such have come up since, or have another shape.
+        None also for one that a module has kept of a call since then, or whose shape has changed.
         """
         is_a(tensor, torch.Tensor, "axes_of: tensor", "the tensor of the network that has the name")
         axes = self.structure.tensors[self.aliases[name]] if isinstance(name, str) and name in self.aliases else None

@@ -26,7 +26,7 @@ def layer_of(tensor: str) -> str:
 def roles_of(
     records: Iterable[Record], tensors: Mapping[str, tuple[Axis, ...]]
 ) -> dict[tuple[str, Variable, int], str]:
-    """The role (see `Slice`) of a variable in a dimension of a parameter; the first operator that says counts."""
+    """The role (see `Slice`) of a variable in a dimension of a parameter; the first operator that states one counts."""
     uses: dict[tuple[str, Variable], str] = {}
     for record in records:
         for place, value in enumerate(record.inputs):

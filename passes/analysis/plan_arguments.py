@@ -13,7 +13,7 @@ from passes.errors import PlanError
 
 
 def unknown(name: str, known: Iterable[str], kind: str = "group") -> str:
-    """That there is no such group or block, with the nearest name."""
+    """The text of an error: there is no such group or block; the nearest name is given."""
     near = difflib.get_close_matches(name, list(known), n=1) if isinstance(name, str) else []
     hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(list(known)[:10]) or 'none'}"
     return f"no {kind} is called {name!r}; {hint}"
@@ -40,7 +40,7 @@ def checked_units(name: str, units: Sequence[int], size: int) -> tuple[int, ...]
 
 
 def checked_blocks(names: Iterable[str], known: Blocks) -> tuple[str, ...]:
-    """The names of blocks to remove, in the order of the network. Raises PlanError for one that cannot be."""
+    """The names of blocks to remove, in the order of the network. Raises PlanError for one that cannot be removed."""
     if isinstance(names, str):
         raise PlanError(f"plan: removed_blocks: got {got(names)}; expected a list of names")
     chosen = set(names)

@@ -37,7 +37,7 @@ def resolve_axes(change: Callable[[Axis], Axis], values: Iterable[Value], record
 class Structure:
     """Axes of tensors by name, of node results by node, the tape of operator calls, and node results on meta.
 
-    records: the tape, or what makes it when it is first asked for: of the last of a chain of networks nobody does.
+    records: the tape, or a function that makes it when it is first read; that of a chain's last network never is.
     beside: calls of other runs (the other mode, another size), which say what must go together but count for no cost.
     lifetimes: of the tensors, where a module was run; in a graph they follow from its nodes.
     """

@@ -1,4 +1,4 @@
-"""Double precision whatever a network names: rounding then makes 1e-16 of what would be 1e-8."""
+"""Double precision whatever type a network names: rounding errors are then 1e-16, not 1e-8."""
 
 from __future__ import annotations
 

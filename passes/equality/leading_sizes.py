@@ -1,6 +1,6 @@
-"""Inputs of another size that are none of a network's: sizes that stand in it make other examples of them.
+"""Inputs of a size that a network cannot take: sizes written into its program mix the examples of a batch.
 
-``x.view(-1, 64)`` on rows of 128 gives twice as many rows and no error: what was one unit's is another row's then.
+``x.view(-1, 64)`` on rows of 128 gives twice as many rows and no error: half of a row is taken for another example.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from passes.equality.draws import Draw, tensors_of
 
 @dataclass
 class LeadingSizes:
-    """Remembers the leading dimension of each output on the example, and says where another size of inputs moves it."""
+    """The leading dimension of each output on the example, and whether another size of inputs changes it wrongly."""
 
     on_example: list[int | None] = field(default_factory=list)
 

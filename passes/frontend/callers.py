@@ -1,4 +1,4 @@
-"""Where in the user's code the tracer was called from, and what that line wants."""
+"""Where in the user's code the tracer was called from, and how many values that line takes."""
 
 from __future__ import annotations
 

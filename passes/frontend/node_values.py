@@ -1,4 +1,4 @@
-"""What a node of a graph under construction holds, computed on the meta device when somebody asks."""
+"""What a node of a graph under construction holds, computed on the meta device when it is asked for."""
 
 from __future__ import annotations
 

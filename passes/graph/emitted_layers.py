@@ -1,8 +1,8 @@
-"""Layers and functions that come to ATen calls which are plain to see: these are emitted without running them.
+"""Layers and functions whose ATen calls are known beforehand: these are made without running torch's Python code.
 
-On its way a layer passes hooks, torch.nn.functional, argument parsers and the dispatcher, which takes longer than all
-that inference does with the call. An entry knows the plain case of one layer in eval mode; it answers NotImplemented
-for any other, which then is run as ever. `test_emitting.py` holds each against what running it records.
+A call of a layer goes through hooks, torch.nn.functional, argument parsers and the dispatcher, which takes longer than
+all that inference does with it. An entry knows the plain case of one layer in eval mode; it answers NotImplemented
+for any other, which is then run as usual. `test_emitting.py` holds each against what running it records.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Using a model without leaving a trace in it: attributes put back, modules doubled over shared weights."""
+"""Using a model without leaving a trace in it: attributes put back, modules copied over shared weights."""
 
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""The closed form: what removed summands contributed, given back by those that stay.
+"""The closed form: what removed summands contributed, fitted by those that stay.
 
 A weight W (rows, columns) reads u; of its columns S remain. The least squares estimate of W u from u_S is
 ``W' = (W G[:, S] + lam W[:, S]) (G[S, S] + lam I)^-1`` with G = E[u u^T] and the constant 1 as one more column, whose

@@ -1,4 +1,4 @@
-"""What the weights of a network read, summed over data: the ground of ranking, of repair and of curves."""
+"""What the weights of a network read, summed over data: the basis of ranking, of repair and of curves."""
 
 from passes.statistics.batches import Batch, batches_of
 from passes.statistics.moments import Moments

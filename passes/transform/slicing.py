@@ -69,7 +69,7 @@ class Slicing:
     def kept(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         """`sliced`, with the attributes that a user's program set on the tensor.
 
-        What a module keeps of a call since it was coupled, which has come up or has another shape, is copied as it is.
+        A tensor that a module has kept of a call since it was coupled, new or of another shape, is copied as it is.
         """
         known = self.coupling.axes_of(name, tensor) is not None
         made = self.sliced(name, tensor) if known else like(tensor, tensor.detach().clone())

@@ -34,10 +34,10 @@ _OTHER_VALUES = 3  # seeds of other values, where a program asks for values
 
 
 def look_at_other_sizes(inferred: ModuleInferred, arguments: Arguments) -> bool:
-    """Run the module with other sizes of its inputs; whether that said something which the example did not.
+    """Run the module with other sizes of its inputs; whether that showed something which the example did not.
 
     Where it calls other operators, what these state holds as well. So does what it calls where a condition that
-    compares such sizes is answered otherwise.
+    compares such sizes gets the other answer.
     """
     sizes = other_sizes(arguments)
     for resized in sizes:

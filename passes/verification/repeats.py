@@ -82,7 +82,7 @@ class Repeats:
         return found
 
     def in_train_mode(self) -> bool:
-        """Whether train mode is evaluation."""
+        """Whether train mode computes what evaluation mode does."""
         return self._is_the_same("train mode: the calls of evaluation", training=True)
 
     def with_gradients(self) -> bool:

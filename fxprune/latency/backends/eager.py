@@ -1,4 +1,4 @@
-"""PyTorch as it is: whole networks, and every node by a stopwatch."""
+"""PyTorch as it is: whole networks, and every node timed by itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A quick ONNX graph of a GraphModule, for the clock alone: right in operators and shapes, random in its weights.
+"""An ONNX graph of a GraphModule, made quickly and for timing alone: its weights are random.
 
 `torch.onnx.export` takes seconds; a latency table wants dozens of networks. Here the graph runs once on the meta device
 under a dispatch mode, and each ATen operator becomes the ONNX operators that the real exporter writes for it. The names

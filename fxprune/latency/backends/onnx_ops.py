@@ -1,4 +1,4 @@
-"""ATen operators as ONNX operators: one small function a rule: elementwise, contractions, attention.
+"""ATen operators as ONNX operators: a table of those that are one operator, and functions for others.
 
 A rule gets a `Call` and returns the name of the ONNX value (a tuple of names where the operator returns several).
 Weights are random here (see onnx_graph.py), so a rule owes shapes and cost, not numbers.

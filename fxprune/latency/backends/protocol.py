@@ -28,7 +28,7 @@ Run = Callable[[], object]
 class Profile:
     """How long each fx node took in each run: ms (runs, nodes), with the pace of these runs.
 
-    whole: the network without anyone looking into it, in units of the reference.
+    whole: the network without a profile being taken, in units of the reference.
     """
 
     nodes: tuple[str, ...]

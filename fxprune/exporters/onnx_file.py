@@ -53,17 +53,8 @@ def _written(
         opset = _checked(folder / path.name)
         found = agreement(module, _session(folder / path.name), inputs, exported.sizes, tolerance)
         files = tuple(sorted((path.parent / file.name for file in folder.iterdir()), key=lambda file: file != path))
-    return ExportReport(
-        "onnx",
-        path,
-        files,
-        static_reason=exported.static_reason,
-        batch_sizes=exported.sizes,
-        max_abs_error=found.absolute,
-        max_rel_error=found.relative,
-        tolerance=tolerance,
-        opset=opset,
-    )
+    reason = exported.static_reason
+    return ExportReport.compared("onnx", path, files, found, exported.sizes, reason, tolerance, opset)
 
 
 def seal_model(path: Path) -> None:

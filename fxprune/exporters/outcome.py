@@ -55,6 +55,15 @@ class ExportReport:
     opset: int | None = None
     notes: tuple[str, ...] = ()
 
+    @classmethod
+    def compared(
+        cls, format: str, path: Path, files: tuple[Path, ...], found: Difference, sizes: tuple[int, ...],
+        static_reason: str | None, tolerance: float, opset: int | None = None, notes: tuple[str, ...] = (),
+    ) -> ExportReport:  # fmt: skip
+        """The report of a form that was run beside the network at batches of these sizes."""
+        errors = found.absolute, found.relative
+        return cls(format, path, files, static_reason, sizes, *errors, tolerance, opset, notes)
+
     @property
     def dynamic_batch(self) -> bool:
         """Whether the written network takes any batch size."""

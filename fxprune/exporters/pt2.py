@@ -101,16 +101,7 @@ def _written(
         _seal_archive(folder / path.name)
         loaded = torch.export.load(folder / path.name).module()
         found = agreement(module, lambda given: _run(loaded, given), inputs, exported.sizes, tolerance)
-    return ExportReport(
-        "pt2",
-        path,
-        (path,),
-        static_reason=exported.static_reason,
-        batch_sizes=exported.sizes,
-        max_abs_error=found.absolute,
-        max_rel_error=found.relative,
-        tolerance=tolerance,
-    )
+    return ExportReport.compared("pt2", path, (path,), found, exported.sizes, exported.static_reason, tolerance)
 
 
 def _run(loaded: nn.Module, inputs: Inputs) -> object:

@@ -22,7 +22,7 @@ from passes.graph.annotations import note
 from passes.graph.module_copies import modules_of, owned_tensors
 from passes.repair.closed_form import RIDGES, LayerRepair, Solved, solve
 from passes.statistics.record import Statistics
-from passes.statistics.sites import Kept, Site, kept_of
+from passes.statistics.sites import Kept, Site, kept_of, remaining_elements
 
 _repairs: weakref.WeakKeyDictionary[nn.Module, tuple[LayerRepair, ...]] = weakref.WeakKeyDictionary()
 
@@ -221,12 +221,7 @@ def _rank(remain: list[np.ndarray] | None, site: Site, whole: Tensor, kept: Kept
 def _places(site: Site, kept: Kept, remain: list[np.ndarray]) -> Tensor:
     """The element of the pruned parameter (flat) at each kept group, row and column."""
     positions = site.positions()
-    mask = torch.ones(site.layout.shape, dtype=torch.bool)
-    for dim, left in enumerate(remain):
-        view = [1] * mask.dim()
-        view[dim] = -1
-        mask &= torch.from_numpy(np.asarray(left, dtype=bool)).reshape(view)
-    rank = torch.cumsum(mask.flatten(), 0) - 1
+    rank = torch.cumsum(remaining_elements(site, remain).flatten(), 0) - 1
     parts = []
     for group in np.flatnonzero(kept.groups):
         rows = torch.from_numpy(np.flatnonzero(kept.rows[group]))

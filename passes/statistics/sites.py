@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -92,16 +92,20 @@ class Kept:
         return not bool(self.columns[self.groups].all())
 
 
-def kept_of(site: Site, survivors: Mapping[str, list[np.ndarray]]) -> Kept | None:
-    """What remains of `site`, given which positions remain in each dimension of each parameter; None where no matrix
-    remains of each group (units chosen apart by row)."""
-    remain = survivors[site.parameter]
+def remaining_elements(site: Site, remain: Sequence[np.ndarray]) -> Tensor:
+    """Which elements of a site's parameter remain, a boolean tensor of its shape, given flags for each dimension."""
     mask = torch.ones(site.layout.shape, dtype=torch.bool)
     for dim, positions in enumerate(remain):
         view = [1] * mask.dim()
         view[dim] = -1
         mask &= torch.from_numpy(np.asarray(positions, dtype=bool)).reshape(view)
-    matrix = site.matrix(mask)
+    return mask
+
+
+def kept_of(site: Site, survivors: Mapping[str, list[np.ndarray]]) -> Kept | None:
+    """What remains of `site`, given which positions remain in each dimension of each parameter; None where no matrix
+    remains of each group (units chosen apart by row)."""
+    matrix = site.matrix(remaining_elements(site, survivors[site.parameter]))
     rows, columns = matrix.any(2), matrix.any(1)
     if not torch.equal(rows[:, :, None] & columns[:, None, :], matrix):
         return None

@@ -100,17 +100,8 @@ def write_source(
         device = next((tensor.device for _, tensor in owned_tensors(gm)), torch.device("cpu"))
         network.to(device)
         found = agreement(gm, lambda given: call(network, given), inputs, sizes, tolerance)
-    return ExportReport(
-        "py",
-        path,
-        (path, weights),
-        static_reason=reason,
-        batch_sizes=sizes,
-        max_abs_error=found.absolute,
-        max_rel_error=found.relative,
-        tolerance=tolerance,
-        notes=source.notes,
-    )
+    files = path, weights
+    return ExportReport.compared("py", path, files, found, sizes, reason, tolerance, notes=source.notes)
 
 
 def network_source(gm: fx.GraphModule, inputs: Inputs, stem: str) -> Source:

@@ -68,6 +68,7 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     starts = ("data", "sliced", *PEERS)
     parser.add_argument("--starts", nargs="+", choices=starts, default=["data"], help="how it is pruned")
     parser.add_argument("--no-test", action="store_true", help="leave the test images alone")
+    parser.add_argument("--journals", type=Path, help="folder of the searches, which are then not made twice")
     return parser.parse_args(arguments)
 
 
@@ -85,9 +86,8 @@ def measure(options: argparse.Namespace) -> tuple[list[Row], dict[str, Any]]:
             begun = time.perf_counter()
             result = netadapt(
                 dense, Budget("macs", ratio=ratio), example_inputs=images[:2], calibration=batches, seed=seed,
-                progress=False, config={"netadapt_min_feature_size": 1},
+                progress=False, config={"netadapt_min_feature_size": 1}, workdir=journal(options, ratio, seed),
             )  # fmt: skip
-            kept = result.achieved["macs"] / result.start["macs"]
             pruned_in = time.perf_counter() - begun
             for start in options.starts:
                 network = result.model if start == "data" else apply_plan(dense, result.plan)
@@ -95,6 +95,7 @@ def measure(options: argparse.Namespace) -> tuple[list[Row], dict[str, Any]]:
                     network = by_torch_pruning(dense, data.first(256), ratio, start)
                 if start != "data":
                     network = reestimated(network, [Batch((b,)) for b in batches[:4]])
+                kept = count_flops(network, images[:1]) / count_flops(dense, images[:1])
                 for steps in options.steps:
                     begun = time.perf_counter()
                     student = copy.deepcopy(network)
@@ -113,6 +114,13 @@ def measure(options: argparse.Namespace) -> tuple[list[Row], dict[str, Any]]:
         rows = [Row(**{**asdict(row), "test": score(network)}) for row, network in made]
     about = {"machine": machine.describe(), "depth": options.depth, "rows": [asdict(row) for row in rows]}
     return rows, about
+
+
+def journal(options: argparse.Namespace, ratio: float, seed: int) -> Path | None:
+    """The folder of one search, or None where none is kept."""
+    if options.journals is None:
+        return None
+    return Path(options.journals / f"resnet{options.depth}-{ratio:g}-seed{seed}-{options.calibration}")
 
 
 def by_torch_pruning(dense: nn.Module, data: cifar.Images, ratio: float, name: str) -> nn.Module:

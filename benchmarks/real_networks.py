@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -100,6 +101,10 @@ def one(task: Task, method: str, ratio: float) -> Row:
 
 def crepe(options: argparse.Namespace) -> Task:
     """CREPE tiny and tones of random pitch, harmonics, loudness and noise."""
+    try:
+        import torchaudio  # noqa: F401
+    except (ImportError, OSError):  # built for another torch; torchcrepe only reads sound files with it
+        sys.modules["torchaudio"] = ModuleType("torchaudio")
     import torchcrepe
 
     network = torchcrepe.Crepe("tiny")

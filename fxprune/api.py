@@ -16,7 +16,7 @@ from fxprune.config.keys import NetAdaptConfig
 from fxprune.config.schedule import check_feasible
 from fxprune.errors import BudgetError, InputError
 from fxprune.io.checkpoint import take_values_from
-from fxprune.io.tensors import clone
+from fxprune.io.tensors import clone, named_tensors
 from fxprune.journal.protocol import Journal, Memory
 from fxprune.journal.rebuilding import rebuild
 from fxprune.problem.blocks import block_grids
@@ -44,7 +44,7 @@ from fxprune.workers.lifetime import processes_end_here
 from fxprune.workers.protocol import Job, Timed, Workers
 from fxprune.workers.transport import pack
 from passes import Plan, cost, verify
-from passes.arguments import got, is_a
+from passes.arguments import file_name, flag, got, is_a
 from passes.process.settings import torch_threads
 
 log = logging.getLogger(__name__)
@@ -127,7 +127,9 @@ def netadapt(
         )
     check_resources(resources)
     if workdir is not None:
-        is_a(workdir, str | os.PathLike, "netadapt: workdir", "the name of a folder", InputError)
+        file_name(workdir, "netadapt: workdir", "the name of a folder", InputError)
+    if resume is not None:
+        flag(resume, "netadapt: resume", InputError)
     with reporting(make_progress(progress)) as shown:
         shown.stage("analysing the network")
         given = analysed(model, example_inputs, form, settings.depth)
@@ -319,6 +321,11 @@ def open_journal(workdir: str | os.PathLike | None, resume: bool | None, problem
         if resume:
             raise InputError("netadapt: resume=True needs the workdir of the run that it should continue.")
         return Memory()
+    if without := [name for name, tensor in named_tensors(problem.dense) if tensor.is_meta]:
+        raise InputError(
+            f"netadapt: {without[0]} is on the meta device, and a workdir keeps the weights of each round; load some "
+            "(model.to_empty(device='cpu') makes room), or search without a workdir."
+        )
     from fxprune.journal.folder import open_folder
 
     return open_folder(workdir, problem, resume)

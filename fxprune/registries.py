@@ -17,6 +17,7 @@ from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
 from fxprune.errors import ConfigError, PluginWarning
+from passes.arguments import flag, quoted
 
 T = TypeVar("T")
 
@@ -61,8 +62,9 @@ class Registry:
             raise ConfigError(
                 f"register: the name is a {type(name).__name__}; expected a text by which a {self.kind} is asked for."
             )
+        flag(override, f"register: {quoted(name)}: override", ConfigError)
         if not self.fits(item):
-            raise ConfigError(f"register: {name}: got {_said(item)}; expected {self.expected}.")
+            raise ConfigError(f"register: {quoted(name)}: got {_said(item)}; expected {self.expected}.")
         if name in self._items and not override:
             raise ConfigError(f"register: there is a {self.kind} {name!r} already; pass override=True to replace it.")
         self._items[name] = item
@@ -92,7 +94,7 @@ class Registry:
         if given not in self:
             near = get_close_matches(given, self._items, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise ConfigError(f"no {self.kind} is called {given!r}; there are {', '.join(self.list())}.{hint}")
+            raise ConfigError(f"no {self.kind} is called {quoted(given)}; there are {', '.join(self.list())}.{hint}")
         item = self._items[given]
         if isinstance(item, str):
             module, _, attribute = item.partition(":")

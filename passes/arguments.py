@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from numbers import Integral, Real
 from pathlib import Path
 from types import UnionType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
 from passes.errors import ArgumentError, PassError
+from passes.process.source_lines import said
 from passes.process.torch_private import buffers_of, parameters_of
 
 _WITH_VALUES = frozenset({torch.Tensor, nn.Parameter, type(None)})
+T = TypeVar("T")
 Kind = type | UnionType | tuple[type, ...]
 
 
@@ -75,10 +78,65 @@ def number(
     return found
 
 
+def flag(value: object, where: str, error: type[Exception] = ArgumentError) -> bool:
+    """`value` as it is. Raises unless it is True or False: an array or an object of one's own may not say which."""
+    is_a(value, bool, where, "True or False", error)
+    return bool(value)
+
+
+def choice(value: object, known: Sequence[str], where: str, error: type[Exception] = ArgumentError) -> str:
+    """`value` as it is. Raises unless it is one of these texts."""
+    if not isinstance(value, str) or value not in known:
+        raise error(f"{where}: got {got(value)}; expected one of {', '.join(map(repr, known))}")
+    return value
+
+
+def read_from(items: Iterable[T], where: str, error: type[Exception] = ArgumentError) -> Iterator[T]:
+    """The items of somebody else's iterable; what it raises on the way is told with its number and line."""
+    number = 0
+    try:
+        for item in items:
+            yield item
+            number += 1
+    except Exception as raised:
+        if type(raised).__module__.partition(".")[0] in ("passes", "fxprune"):
+            raise  # it says itself what is wrong
+        raise error(f"{where}: reading number {number} of {got(items)} failed: {said(raised)}") from raised
+
+
+def tell(progress: Callable[[T], object] | None, value: T, where: str) -> None:
+    """Call the caller's progress function, if there is one; what it raises is told with its line."""
+    if progress is None:
+        return
+    try:
+        progress(value)
+    except Exception as raised:
+        raise ArgumentError(f"{where}: progress failed on {got(value)}: {said(raised)}") from raised
+
+
+def listed(value: object, where: str, expected: str, error: type[Exception] = ArgumentError) -> list[Any]:
+    """An iterable of the caller's as a list. Raises for text, mappings, what cannot be iterated, and what it raises."""
+    if isinstance(value, str | bytes | Mapping | nn.Module) or not isinstance(value, Iterable):
+        raise error(f"{where}: got {got(value)}; expected {expected}")
+    return list(read_from(value, where, error))
+
+
+def file_name(
+    path: object, where: str, expected: str = "the name of a file", error: type[Exception] = ArgumentError
+) -> Path:
+    """`path` as a Path. Raises for what is no name, or none that the file system takes."""
+    is_a(path, str | os.PathLike, where, expected, error)
+    if not is_file_name(path):  # type: ignore[arg-type]
+        raise error(f"{where}: got {got(str(path))}, which the file system does not take; expected {expected}")
+    return Path(path)  # type: ignore[arg-type]
+
+
 def is_file_name(path: str | os.PathLike[str]) -> bool:
     """Whether the file system takes a name: without zero bytes, and not too long."""
     try:
-        Path(path).exists()
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return True  # such a file may be made, or the disk says why not
     except (OSError, ValueError):
         return False
     return True
@@ -89,9 +147,9 @@ def got(value: object) -> str:
     if value is None or isinstance(value, bool):
         return str(value)
     if isinstance(value, str):
-        return f"the text {_short(value)}"
+        return f"the text {quoted(value)}"
     if isinstance(value, Integral | Real):
-        return _short(value)
+        return quoted(value)
     if isinstance(value, torch.Tensor):
         return f"a {type(value).__name__} of shape {tuple(value.shape)}, {value.dtype} on {value.device}"
     if isinstance(value, type):
@@ -101,7 +159,7 @@ def got(value: object) -> str:
     if isinstance(value, tuple | list | set | frozenset):
         kinds = ", ".join(sorted({type(item).__name__ for item in value}))
         return f"a {type(value).__name__} of {len(value)} ({kinds})"
-    return f"{'an' if type(value).__name__[:1] in 'aeiouAEIOU' else 'a'} {type(value).__name__}"
+    return _article(value)
 
 
 def refused(error: Exception, where: str, expected: str) -> PassError:
@@ -110,9 +168,21 @@ def refused(error: Exception, where: str, expected: str) -> PassError:
     return ArgumentError(f"{where}: {type(error).__name__}: {said}; expected {expected}")
 
 
-def _short(value: object) -> str:
+def quoted(value: object) -> str:
+    """A value as an error shows it: its repr, cut where it is long; its kind where that says nothing or fails.
+
+    >>> quoted("net"), quoted(object()), len(quoted("n" * 5000))
+    ("'net'", 'an object', 80)
+    """
     try:
         text = repr(value)
-    except ValueError:  # an integer of more digits than Python writes
-        return f"a very large {type(value).__name__}"
+    except Exception:  # an integer of more digits than Python writes, a list that holds itself, a class of the user's
+        return f"{_article(value)} that cannot be shown"
+    if re.search(r" at 0x[0-9a-f]+>", text):
+        return _article(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _article(value: object) -> str:
+    name = type(value).__name__
+    return f"{'an' if name[:1] in 'aeiouAEIOU' else 'a'} {name}"

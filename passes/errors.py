@@ -26,6 +26,10 @@ class NotInAGraph(CaptureError):
     """What the model does is nothing that this kind of graph can say; another front end is tried, if there is one."""
 
 
+class DoesNotRun(PassError):
+    """A module that fails on the example inputs, before anything is known of it."""
+
+
 class PlanError(PassError, ValueError):
     """A plan that does not fit its network."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -55,6 +55,55 @@ NO_INPUTS = {
     "too many": (torch.zeros(2, 3, 8, 8), torch.zeros(2)), "name": {"y": torch.zeros(2, 3, 8, 8)},
     "meta": torch.zeros(2, 3, 8, 8, device="meta").long(), "too small": torch.zeros(2, 3, 2, 2), "set": {1, 2},
     "no rows": torch.zeros(0, 3, 8, 8)[:, :2],
+}  # fmt: skip
+
+
+class Unspoken:
+    """Has no words for itself."""
+
+    def __repr__(self) -> str:
+        raise RuntimeError("no words")
+
+    __str__ = __repr__
+
+
+class Incomparable:
+    """Is neither equal to anything nor true or false."""
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __eq__(self, other: object) -> bool:
+        raise RuntimeError("cannot be compared")
+
+    def __bool__(self) -> bool:
+        raise RuntimeError("neither true nor false")
+
+
+class FailsLater:
+    """Batches whose source fails after `count` of them."""
+
+    def __init__(self, count: int, *item: torch.Tensor) -> None:
+        self.count, self.item = count, item
+
+    def __iter__(self) -> Iterator[object]:
+        for _ in range(self.count):
+            yield self.item[0] if len(self.item) == 1 else self.item
+        raise OSError("the disk is gone")
+
+
+# What no argument takes that is a number, a text, or True or False.
+ODD: dict[str, Any] = {
+    "object": object(), "no words": Unspoken(), "incomparable": Incomparable(), "array": np.zeros((2, 2)),
+    "set": {1, 2}, "complex": 1j, "meta": torch.zeros(2, device="meta"), "module": Net(),
+    "generator": (number for number in [1]),
+}  # fmt: skip
+# What no file or folder is called.
+ODD_FILES: dict[str, Any] = {
+    **ODD, "long": "n" * 5000, "zero byte": "a\0b", "no Unicode": "\ud800", "bytes": b"x", "number": 3,
+}  # fmt: skip
+ODD_BATCHES: dict[str, Any] = {
+    "fails": FailsLater(0), "fails later": FailsLater(1, torch.zeros(2, 3, 8, 8)), "one number": np.array(3),
+    "fails after a pair": FailsLater(1, torch.zeros(2, 3, 8, 8), torch.zeros(2).long()),
 }  # fmt: skip
 NO_PLANS: dict[str, Any] = {"None": None, "text": "{}", "dict": {"conv1": (0,)}, "number": 3, "coupling": ...}
 

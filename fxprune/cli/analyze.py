@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 import passes
+from fxprune.io.printed_text import counted
 from fxprune.problem.inputs import Analysed, analysed, check_kind
 
 if TYPE_CHECKING:
@@ -106,21 +107,23 @@ def print_analysis(analysis: Analysis, console: Console, inputs: str) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    groups = Table(title=escape(f"{analysis.model}: {len(analysis.groups)} groups of units that can be removed"))
+    def line(text: str) -> None:
+        console.print(text, soft_wrap=True, markup=False, highlight=False)
+
+    groups = Table()
     groups.add_column("group", no_wrap=True, min_width=max((len(row.name) for row in analysis.groups), default=0))
     for column in ("size", "slices", "mixed", "MACs"):
         groups.add_column(column, justify="left" if column == "mixed" else "right")
     for row in analysis.groups:
         share = f"{row.macs_share:.1%}"
         groups.add_row(escape(row.name), f"{row.size:,}", str(row.slices), "yes" if row.mixed else "", share)
-    console.print(groups)
+    line(f"{analysis.model}: {counted(len(analysis.groups), 'group')} of units that can be removed")
+    if analysis.groups:
+        console.print(groups)
     console.print(
         "slices: dimensions of parameters and buffers that shrink together. mixed: a normalisation or mean runs over "
         "the units, so removing one changes the others. MACs: the share that the group's width has a part in."
     )
-
-    def line(text: str) -> None:
-        console.print(text, soft_wrap=True, markup=False, highlight=False)
 
     line("\nWhat stays as it is, and why:" if analysis.frozen else "\nNothing stays as it is.")
     for entry in analysis.frozen:

@@ -9,6 +9,11 @@ import typer
 
 from fxprune.io.printed_text import echo
 
+INPUTS = (
+    "Here their shapes are --input 1,3,224,224 (once for each input; 2,16:int64 for token numbers), or the key `input` "
+    "of a configuration."
+)
+
 
 @contextmanager
 def reported_errors() -> Iterator[None]:
@@ -17,7 +22,7 @@ def reported_errors() -> Iterator[None]:
     Exit code 2: the command line names what is not there (as typer does for a wrong option); 1: all else.
     """
     from fxprune.errors import FxpruneError, SourceError
-    from passes.errors import PassError
+    from passes.errors import DoesNotRun, PassError
 
     try:
         yield
@@ -25,5 +30,8 @@ def reported_errors() -> Iterator[None]:
         typer.secho(f"fxprune: code of the model or the data called sys.exit({error.code!r})", fg="red", err=True)
         raise typer.Exit(1) from error
     except (FxpruneError, PassError, ModuleNotFoundError) as error:
-        echo(f"fxprune: {error}", err=True, color=typer.colors.RED)
+        text = str(error).removeprefix("netadapt: ")  # the name of the Python function, which was not called by name
+        if isinstance(error.__cause__, DoesNotRun):
+            text += f" {INPUTS}"
+        echo(f"fxprune: {text}", err=True, color=typer.colors.RED)
         raise typer.Exit(2 if isinstance(error, SourceError) else 1) from error

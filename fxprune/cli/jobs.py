@@ -64,13 +64,15 @@ class Job:
             write_json(path, json.loads(json.dumps(asdict(self))))
 
     def build(self, device: torch.device | str | None = None) -> nn.Module:
-        """The model, with its weights, on a device."""
+        """The model, with its weights, on a device; one on the meta device, which has none, stays there."""
         torch.manual_seed(self.seed)  # weights that are drawn are the same when the search is resumed
         model = load_model(self.model)
         if self.weights is not None:
             load_weights(model, Path(self.weights))
         elif self.model.startswith(("torchvision:", "timm:")):
             log.warning("%s has random weights; --weights FILE.safetensors loads trained ones", self.model)
+        if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
+            return model  # without values nothing can be moved; the search says what to do
         return model.to(device or get_device())
 
     def example(self) -> object:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import logging
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -15,7 +16,7 @@ from fxprune.cli import commands
 from fxprune.cli.errors import reported_errors
 from fxprune.cli.init import init
 from fxprune.cli.latency import app as latency
-from fxprune.io.printed_text import EscapingFormatter, echo, terminal
+from fxprune.io.printed_text import EscapingFormatter, echo, shown_warning, terminal
 
 app = typer.Typer(
     name="fxprune",
@@ -59,6 +60,9 @@ def main(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="errors alone, no warnings")] = False,
 ) -> None:
     """Structured pruning for PyTorch."""
+    warnings.showwarning = shown_warning
+    if quiet:
+        warnings.simplefilter("ignore")
     if logging.lastResort is not None:  # what prints warnings where nobody set up logging
         logging.lastResort.setFormatter(EscapingFormatter())
     if verbose or quiet:

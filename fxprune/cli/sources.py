@@ -28,7 +28,7 @@ from typing import Any
 from torch import nn
 
 from fxprune.cli.refused_imports import may_hold_modules
-from fxprune.errors import SourceError, TrustError
+from fxprune.errors import FxpruneError, SourceError, TrustError
 from fxprune.io.empty_networks import empty_weights
 
 log = logging.getLogger(__name__)
@@ -37,6 +37,12 @@ FORMS = (
     "torchvision:NAME, timm:NAME, hf:CONFIG_OR_FOLDER, package.module:function, path/to/file.py:function, "
     "or function(arguments)"
 )
+_WEIGHTS = "a file of weights (load them in that function)"
+FILES = {
+    ".pt": _WEIGHTS, ".pth": _WEIGHTS, ".ckpt": _WEIGHTS, ".bin": _WEIGHTS, ".safetensors": _WEIGHTS,
+    ".pt2": "an exported program", ".onnx": "an exported network", ".py": "a file of code, without the function in it",
+}  # fmt: skip
+"""What files are that are named in the place of a model."""
 _CALL = re.compile(r"(?P<name>[A-Za-z_]\w*)(?P<arguments>\(.*\))?(?:\.(?P<part>[\w.]+))?\Z", re.DOTALL)
 
 
@@ -54,6 +60,11 @@ def load_model(spec: str) -> nn.Module:
     """
     place, _, rest = spec.partition(":")
     if not place or not rest:
+        if Path(spec).suffix in FILES or Path(spec).is_file():
+            raise SourceError(
+                f"{spec!r} is {FILES.get(Path(spec).suffix, 'a file')}, and a model is made by code: write a function "
+                "that builds the network, and name it as path/to/file.py:function"
+            )
         raise SourceError(f"{spec!r} is no model: write {FORMS}")
     if place == "hf":
         return _transformers_model(rest)
@@ -183,7 +194,17 @@ def load_object(place: str, name: str) -> object:
     The module may import torchvision, now or when it is used: that is made possible first.
     """
     _make_torchvision_importable()
-    module = _file(Path(place), name) if place.endswith(".py") else _module(place, name)
+    try:
+        module = _file(Path(place), name) if place.endswith(".py") else _module(place, name)
+    except (FxpruneError, ModuleNotFoundError):
+        raise
+    except Exception as error:  # code of the user's, whose own words say most
+        log.info("%s cannot be imported", place, exc_info=True)
+        where = "" if isinstance(error, SyntaxError) else _place(error)  # which says where itself
+        raise SourceError(
+            f"{place}: importing it raised {type(error).__name__}: {str(error)[:500]}{where}. "
+            "`fxprune --verbose ...` shows the whole traceback."
+        ) from error
     if not hasattr(module, name):
         raise SourceError(f"{place} has no {name!r}{_nearest(name, vars(module))}")
     return getattr(module, name)
@@ -193,6 +214,8 @@ def _module(place: str, name: str) -> ModuleType:
     # An installed command does not look for modules where it is called; `python -m` does.
     if os.getcwd() not in sys.path and may_hold_modules(os.getcwd()):
         sys.path.insert(0, os.getcwd())
+    if not place.strip(".") or place.startswith("."):  # ..module, a path
+        raise SourceError(f"{place!r} is no name of a module: write {FORMS}")
     try:
         return importlib.import_module(place)
     except ModuleNotFoundError as error:
@@ -200,8 +223,6 @@ def _module(place: str, name: str) -> ModuleType:
             raise  # the module exists and fails on an import of its own: its traceback says where
         hint = f"; a file is named with its ending: {place}.py:{name}" if Path(f"{place}.py").is_file() else ""
         raise SourceError(f"no module {error.name!r} here or installed (looking for {place}:{name}){hint}") from error
-    except (TypeError, ValueError) as error:  # ..module, a path
-        raise SourceError(f"{place!r} is no name of a module: write {FORMS}") from error
 
 
 def _file(path: Path, name: str) -> ModuleType:

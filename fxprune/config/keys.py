@@ -3,7 +3,6 @@ it."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
@@ -17,7 +16,7 @@ from fxprune.errors import BudgetError, ConfigError
 from fxprune.io.strict_yaml import Place, read_yaml, write_yaml
 from fxprune.registries import CRITERIA, STRATEGIES, WORKERS
 from fxprune.resources.budgets import Budget, parse_budget, resource_name
-from passes.arguments import is_a
+from passes.arguments import file_name, is_a, quoted
 
 
 def _key(default: object, check: rule.Rule, doc: str) -> Any:
@@ -180,8 +179,8 @@ class NetAdaptConfig:
     @classmethod
     def from_yaml(cls, path: str | Path) -> NetAdaptConfig:
         """Read a YAML file; errors name the file and the line."""
-        is_a(path, str | os.PathLike, "NetAdaptConfig.from_yaml", "the name of a YAML file", ConfigError)
-        values, lines = read_yaml(Path(path))
+        file = file_name(path, "NetAdaptConfig.from_yaml", "the name of a YAML file", ConfigError)
+        values, lines = read_yaml(file)
         return cls(**_checked(values, str(path), lines))
 
     def to_dict(self) -> dict[str, Any]:
@@ -191,9 +190,9 @@ class NetAdaptConfig:
         """Every key with its meaning as YAML; written to `path` if there is one."""
         text = write_yaml({f.name: (rule.plain(getattr(self, f.name)), f.metadata["doc"]) for f in fields(self)})
         if path is not None:
-            is_a(path, str | os.PathLike, "NetAdaptConfig.to_yaml", "the name of the file to write", ConfigError)
+            file = file_name(path, "NetAdaptConfig.to_yaml", "the name of the file to write", ConfigError)
             try:
-                Path(path).write_text(text, encoding="utf-8")
+                file.write_text(text, encoding="utf-8")
             except OSError as error:
                 raise ConfigError(f"{path}: the configuration cannot be written: {error}.") from error
         return text
@@ -228,9 +227,10 @@ def _checked(values: Mapping[str, object], source: str, lines: Mapping[Place, in
     checked = {}
     for key, value in values.items():
         if key not in known:
-            near = get_close_matches(str(key), known, n=1, cutoff=0.5)
+            is_a(key, str, f"{source}: a key", "a text, one of those that fxprune init writes", ConfigError)
+            near = get_close_matches(key, known, n=1, cutoff=0.5)
             hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}."
-            raise ConfigError(f"{at(key)}: unknown key {key!r}; {hint}")
+            raise ConfigError(f"{at(key)}: unknown key {quoted(key)}; {hint}")
         check: rule.Rule = known[key].metadata["check"]
         try:
             checked[key] = check.read(value)
@@ -238,8 +238,7 @@ def _checked(values: Mapping[str, object], source: str, lines: Mapping[Place, in
             raise ConfigError(f"{at(key, error.entry)}: {key}: {error}.") from None
         except (ValueError, TypeError, OverflowError) as error:
             reason = f" ({str(error)[:200]})" if str(error) else ""
-            got = rule.short(value)
-            raise ConfigError(f"{at(key)}: {key}: got {got}, expected {check.expected}{reason}.") from None
+            raise ConfigError(f"{at(key)}: {key}: got {quoted(value)}, expected {check.expected}{reason}.") from None
     given = [key for key in ("budget", "budget_ratio", "budgets") if checked.get(key) is not None]
     if len(given) > 1:
         raise ConfigError(f"{at(given[1])}: got both {given[0]} and {given[1]}; keep one of them.")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fxprune.registries import Registry, name_of
+from passes.arguments import quoted
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def integer(*, least: int, most: int | None = None, also: int | None = None) -> 
 
 def choice(*names: str) -> Rule:
     def read(value: object) -> str:
-        if value not in names:
+        if not isinstance(value, str) or value not in names:
             raise ValueError
         return value
 
@@ -164,7 +165,7 @@ def table(values: Rule | None = None) -> Rule:
                 found[str(key)] = values.read(item) if values else item
             except (ValueError, TypeError, OverflowError):
                 assert values is not None, "only a rule refuses"
-                raise WrongEntry(str(key), f"{key}: {short(item)} is not {values.expected}") from None
+                raise WrongEntry(str(key), f"{key}: {quoted(item)} is not {values.expected}") from None
         return found
 
     schema = {"type": "object", **({"additionalProperties": dict(values.schema)} if values else {})}
@@ -181,7 +182,7 @@ def entries(known: Mapping[str, Entry], others: Collection[str] = ()) -> Rule:
             if name not in known and name not in others:
                 near = get_close_matches(name, [*known, *others], n=1, cutoff=0.5)
                 hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
-                raise WrongEntry(name, f"unknown key {name!r}; {hint}")
+                raise WrongEntry(name, f"unknown key {quoted(name)}; {hint}")
             unset = name in known and item is None and known[name].default is None
             check = known[name].check if name in known and not unset else None
             try:
@@ -191,7 +192,7 @@ def entries(known: Mapping[str, Entry], others: Collection[str] = ()) -> Rule:
             except (ValueError, TypeError, OverflowError) as error:
                 assert check is not None, "only a rule refuses"
                 reason = f" ({str(error)[:200]})" if str(error) else ""
-                raise WrongEntry(name, f"{name}: got {short(item)}, expected {check.expected}{reason}") from None
+                raise WrongEntry(name, f"{name}: got {quoted(item)}, expected {check.expected}{reason}") from None
         return found
 
     schema = {
@@ -247,15 +248,6 @@ def anything(expected: str) -> Rule:
 
 def _given(limits: Mapping[str, object]) -> dict[str, object]:
     return {name: limit for name, limit in limits.items() if limit is not None}
-
-
-def short(value: object) -> str:
-    """A value as an error shows it."""
-    try:
-        text = repr(value)
-    except (ValueError, RecursionError):  # an integer of more digits than Python writes, a list that holds itself
-        return f"a {type(value).__name__}"
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def plain(value: object) -> Any:

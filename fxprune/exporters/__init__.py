@@ -18,7 +18,7 @@ from fxprune.io.tensors import sharing
 from fxprune.problem.wrappers import unwrapped
 from fxprune.registries import EXPORTERS
 from passes import Plan, plan_of
-from passes.arguments import integer, is_a, number
+from passes.arguments import flag, integer, is_a, number
 
 __all__ = ["ExportError", "ExportReport", "check_files", "export", "load", "register_exporter"]
 
@@ -57,7 +57,8 @@ def export(
     target = checked_suffix(checked_target(path))
     if not isinstance(gm, nn.Module):
         raise ExportError(f"export: got a {type(gm).__name__}; expected a GraphModule or another nn.Module")
-    check_free(target, overwrite=overwrite)
+    flag(dynamic_batch, "export: dynamic_batch", ExportError)
+    check_free(target, overwrite=flag(overwrite, "export: overwrite", ExportError))
     if plan is not None:
         is_a(plan, Plan, "export: plan", "the Plan of a search, result.plan", ExportError)
     if tolerance is not None:

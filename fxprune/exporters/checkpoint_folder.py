@@ -29,7 +29,7 @@ from fxprune.io.storage import write_json
 from fxprune.problem.stock_widths import stated_config
 from passes import Coupling, Plan
 from passes.apply.cut_module import module_coupling_for
-from passes.arguments import is_a
+from passes.arguments import file_name, is_a
 from passes.stream.call_arguments import example_of
 from passes.transform.slicing import Slicing
 from passes.trial.module_groups import remember_module
@@ -55,7 +55,8 @@ def prune_checkpoint(
     """
     is_a(model, nn.Module, "prune_checkpoint: model", "the network before pruning, with weights or without", InputError)
     is_a(plan, Plan, "prune_checkpoint: plan", "a Plan: result.plan, or Plan.from_json(text)", InputError)
-    checkpoint, target = read_checkpoint(folder), Path(out)
+    checkpoint = read_checkpoint(folder)
+    target = file_name(out, "prune_checkpoint: out", "the name of the folder to write", ExportError)
     _check_target(target, checkpoint.folder)
     coupling = module_coupling_for(model, plan)
     plan.check(coupling)

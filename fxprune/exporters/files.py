@@ -13,7 +13,7 @@ from fxprune.errors import ExportError
 from fxprune.io.seal import is_sealed, mentions, sha256_of
 from fxprune.registries import EXPORTERS
 from passes import Plan, PlanError
-from passes.arguments import got, is_a, is_file_name
+from passes.arguments import file_name, is_a
 from passes.documents.whole_files import move_whole
 
 DATA = ".data"  # what torch.onnx adds to the name of the file of large weights
@@ -21,12 +21,7 @@ DATA = ".data"  # what torch.onnx adds to the name of the file of large weights
 
 def checked_target(path: str | os.PathLike[str]) -> Path:
     """The path, once its parent folder is known to exist and to be a folder."""
-    try:
-        target = Path(path)
-    except TypeError:
-        raise ExportError(f"path: got a {type(path).__name__}; expected the name of the file to write") from None
-    if not is_file_name(path):
-        raise ExportError(f"path: got {got(str(path))}, which the file system does not take; choose another name")
+    target = file_name(path, "path", "the name of the file to write", ExportError)
     if not target.parent.is_dir():
         raise ExportError(f"{target}: the folder {target.parent} does not exist; create it first")
     if target.is_dir():

@@ -12,7 +12,7 @@ from fxprune.exporters.source.writer import WEIGHTS
 from fxprune.integrations.huggingface import PLAN, written_in
 from fxprune.io.module_state import read_state
 from fxprune.io.seal import is_sealed, mentions, sha256_of
-from passes.arguments import is_a
+from passes.arguments import file_name
 
 
 def check_files(path: str | os.PathLike[str]) -> tuple[Path, ...]:
@@ -21,8 +21,7 @@ def check_files(path: str | os.PathLike[str]) -> tuple[Path, ...]:
     Raises ExportError that names the file, and for weights the tensors, that are damaged, changed or missing. Nothing
     is executed: what does not pass need not be loaded.
     """
-    is_a(path, str | os.PathLike, "check_files", "the name of a file that export wrote", ExportError)
-    file = Path(path)
+    file = file_name(path, "check_files", "the name of a file that export wrote", ExportError)
     if file.is_dir():
         return tuple(file / name for name in (PLAN, *written_in(file)["weights"]))
     if not file.is_file():

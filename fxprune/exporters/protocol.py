@@ -14,6 +14,7 @@ from fxprune.exporters.inputs import Inputs
 from fxprune.exporters.outcome import ExportReport
 from fxprune.registries import EXPORTERS
 from passes import CaptureError, Plan, capture
+from passes.arguments import quoted
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def register_exporter(suffix: str, write: Callable[[Job], object], *, override: 
     >>> register_exporter(".npz", npz, override=True)
     """
     if not isinstance(suffix, str) or not suffix.startswith(".") or len(suffix) < 2:
-        raise ExportError(f"register_exporter: got the suffix {suffix!r}; expected one such as '.npz'")
+        raise ExportError(f"register_exporter: got the suffix {quoted(suffix)}; expected one such as '.npz'")
     if not callable(write):
         raise ExportError(f"register_exporter: {suffix}: got a {type(write).__name__}; expected a function of a Job")
     EXPORTERS.register(suffix, Simple(write), override=override)

@@ -29,6 +29,7 @@ from fxprune.io.module_state import (
 from fxprune.io.tensors import clone, modes_of, put_modes, sharing
 from fxprune.problem.wrappers import unwrapped
 from passes import CaptureError, PassError, Plan, PlanError, apply_plan, capture, couple, plan_of
+from passes.arguments import file_name
 from passes.documents.described_values import examples
 from passes.graph.fingerprint import fingerprint
 from passes.graph.module_copies import owned_tensors
@@ -171,10 +172,7 @@ def _zeros(model: nn.Module, plan: Plan) -> tuple[object, ...]:
 
 
 def _pair(given: str | os.PathLike[str]) -> tuple[Path, Path]:
-    try:
-        path = Path(given)
-    except TypeError:
-        raise ExportError(f"load: path is a {type(given).__name__}; expected the name of a .safetensors file") from None
+    path = file_name(given, "load", "the name of a .safetensors file", ExportError)
     if path.suffix not in (".safetensors", ".json"):
         raise ExportError(
             f"{path}: load takes the .safetensors file of an export (or the .json beside it); a .pt2 is read by "

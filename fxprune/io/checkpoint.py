@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from fxprune.errors import ExportError
+from passes.arguments import file_name
 from passes.graph.module_copies import owned_tensors
 
 INDEX = "model.safetensors.index.json"
@@ -73,7 +74,7 @@ def read_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
     """What a checkpoint folder holds, without its values. Raises ExportError that says what is missing or damaged."""
     from safetensors import SafetensorError, safe_open
 
-    place = Path(folder)
+    place = file_name(folder, "checkpoint", f"the name of a folder that holds {SINGLE} or {INDEX}", ExportError)
     if not place.is_dir():
         raise ExportError(f"{place}: there is no such folder; name the one that holds {SINGLE} or {INDEX}")
     index = _index_of(place)

@@ -36,11 +36,25 @@ def _character(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
 
 
+def counted(number: int, name: str) -> str:
+    """
+    >>> counted(1, "group"), counted(1200, "group")
+    ('1 group', '1,200 groups')
+    """
+    return f"{number:,} {name}{'' if number == 1 else 's'}"
+
+
 def echo(text: object, err: bool = False, color: str | None = None) -> None:
     """Print a line."""
     import typer
 
     typer.secho(printed(text), fg=color, err=err)
+
+
+def shown_warning(message: Warning | str, category: type[Warning], *where: object, **more: object) -> None:
+    """A warning as one line; where in the code it was given says nothing to somebody who runs a command."""
+    lines = str(message).strip().splitlines() or [""]
+    echo(f"{category.__name__}: {lines[0]}", err=True)
 
 
 def terminal(stderr: bool = False) -> Console:

@@ -19,6 +19,7 @@ from fxprune.journal.protocol import Journal
 from fxprune.journal.records import Candidate, FrozenPart, Identity, Round
 from fxprune.resources.budgets import Budget, parse_budget
 from fxprune.resources.layer_costs import LayerCosts
+from passes.arguments import file_name
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ class Run:
 
 def read_run(workdir: str | Path) -> Run:
     """Read the folder of a search without searching in it."""
-    folder = Path(workdir)
+    folder = file_name(workdir, "workdir", "the name of the folder of a search", JournalError)
     if folder.exists() and not folder.is_dir():
         raise JournalError(f"{folder} is a file; expected the workdir of a search, a folder with run.json.")
     try:

@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from torch import fx, nn
 
+from fxprune.config.rules import WrongEntry, entries
+from fxprune.config.tables import LATENCY
+from fxprune.errors import FxpruneError
 from fxprune.io.printed_text import terminal
 from fxprune.latency.backends.protocol import Backend
 from fxprune.latency.backends.registry import find
@@ -23,11 +26,14 @@ from fxprune.latency.table import LatencyTable, require_setting
 from fxprune.latency.timing import Timing
 from fxprune.problem.width_grids import default_step
 from passes import Coupling, capture, couple
+from passes.arguments import file_name, flag, integer
+from passes.process.source_lines import said
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 log = logging.getLogger(__name__)
+_KEYS = entries(LATENCY)
 
 Measure = Callable[[fx.GraphModule, Any], float]
 Grid = Mapping[str, Sequence[int]]
@@ -108,7 +114,9 @@ def latency_resource(
 ) -> LatencyModel:  # fmt: skip
     """As `latency_model`, for a coupled network; a configuration's table `latency:` has these names as its keys."""
     job = _Job(gm, coupling, example_inputs, how)
-    if foreign:
+    if table is not None and not isinstance(table, LatencyTable):
+        file_name(table, "latency: table", "a LatencyTable, or the name of its file", LatencyError)
+    if flag(foreign, "latency: foreign", LatencyError):
         return _elsewhere(job.network, table, how.get("measure"), how.get("device", "cpu"))
     if isinstance(table, LatencyTable):
         require_setting(table.setting, job.backend.setting, "the given table")
@@ -120,8 +128,16 @@ def latency_resource(
 
 def measure_latency_ms(gm: nn.Module, example_inputs: object, *, repeats: int = 25, **on: Unpack[On]) -> Timing:
     """How long a whole network takes: the median of its runs, with its 95 % interval. on: see `On`."""
+    repeats = integer(repeats, "measure_latency_ms: repeats", least=1, error=LatencyError)
     gm = gm if isinstance(gm, fx.GraphModule) else capture(gm, example_inputs)
-    return find(**on).time(gm, example_inputs, None, repeats)
+    _check(on)
+    backend = find(**on)
+    try:
+        return backend.time(gm, example_inputs, None, repeats)
+    except FxpruneError:
+        raise
+    except Exception as error:  # the user's network, on inputs that it may not take
+        raise LatencyError(f"measure_latency_ms: the network does not run on these inputs: {said(error)}") from error
 
 
 class _Job:
@@ -131,6 +147,7 @@ class _Job:
         unknown = how.keys() - How.__annotations__.keys()
         if unknown:
             raise TypeError(f"latency: there is no {sorted(unknown)[0]!r}; there are {', '.join(How.__annotations__)}")
+        _check(how)
         grid = width_grid(coupling, _grid_step(how.get("step")), how.get("least"))
         self.network = Network(gm, coupling, example_inputs, grid)
         limits = how.get("limits", DEFAULT)
@@ -150,17 +167,21 @@ class _Job:
             return build(self.network, self.backend, table, path=path, limits=self.limits, report=report)
 
 
+def _check(how: Mapping[str, Any]) -> None:
+    """Refuse what a configuration's table `latency:` refuses; null stands for what is left out."""
+    try:
+        _KEYS.read({name: value for name, value in how.items() if value is not None})
+    except WrongEntry as error:
+        raise LatencyError(f"latency: {error}") from None
+
+
 def _coupled(model: nn.Module, example_inputs: object) -> tuple[fx.GraphModule, Coupling]:
     gm = model if isinstance(model, fx.GraphModule) else capture(model, example_inputs)
     return gm, couple(gm, example_inputs)
 
 
 def _grid_step(step: int | str | None) -> int | None:
-    if step == "auto":
-        return 4
-    if step is None or (isinstance(step, int) and step > 0):
-        return step
-    raise LatencyError(f'latency: step={step!r}; expected a number of channels, or "auto"')
+    return 4 if isinstance(step, str) else step  # "auto", the one text that is let in
 
 
 def _elsewhere(

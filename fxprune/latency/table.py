@@ -19,6 +19,7 @@ from fxprune.io.storage import write_bytes
 from fxprune.latency.device import Setting
 from fxprune.latency.errors import CorruptedTable, ForeignTable, TableError, TableVersionError
 from fxprune.latency.timing import Timing
+from passes.arguments import file_name
 from passes.documents.strict_json import parse
 
 FORMAT, VERSION = "fxprune latency table", 1
@@ -128,7 +129,7 @@ class LatencyTable:
 
     def save(self, path: str | Path) -> None:
         """Write the file as a whole: a temporary file beside it, fsync, rename."""
-        path = Path(path)
+        path = file_name(path, "LatencyTable.save", error=TableError)
         content = {
             "setting": self.setting.to_dict(),
             "entries": {
@@ -148,7 +149,7 @@ class LatencyTable:
 
         Raises CorruptedTable, TableVersionError or ForeignTable, each naming the file and the difference.
         """
-        path = Path(path)
+        path = file_name(path, "LatencyTable.load", error=TableError)
         try:
             text = path.read_bytes()
             data = parse(text)

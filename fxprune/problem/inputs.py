@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -18,6 +19,8 @@ from fxprune.problem.wrappers import BARE, Wrapping, unwrapped
 from passes import Coupling, PassError, capture, couple
 from passes.analyse import with_blocks
 from passes.analysis.residual_blocks import Blocks
+from passes.arguments import choice
+from passes.errors import DoesNotRun
 from passes.process.torch_private import buffers_of, parameters_of
 
 log = logging.getLogger(__name__)
@@ -60,8 +63,7 @@ def analysed(model: object, example_inputs: object, form: str = "auto", depth: b
 
 
 def _analysed(model: object, example_inputs: object, form: str) -> Analysed:
-    if form not in FORMS:
-        raise InputError(f"netadapt: form is {form!r}; expected one of {', '.join(map(repr, FORMS))}.")
+    choice(form, FORMS, "netadapt: form", InputError)
     if not isinstance(model, nn.Module):
         raise no_model(model)
     check_kind(model)
@@ -113,10 +115,14 @@ def check_kind(model: nn.Module, who: str = "netadapt") -> None:
 
 def _captured_instead(model: nn.Module, example_inputs: object, refused: PassError) -> Analysed:
     try:
-        network, coupling = _graph(model, example_inputs)
+        with warnings.catch_warnings(record=True) as told:
+            network, coupling = _graph(model, example_inputs)
     except (PassError, InputError):
-        way = of_inputs(example_inputs) or 'It cannot be captured either; form="graph" says why'
-        raise InputError(f"netadapt: {refused}. {way}.") from refused
+        known = "" if isinstance(refused, DoesNotRun) else 'It cannot be captured either; form="graph" says why'
+        way = of_inputs(example_inputs) or known
+        raise InputError(f"netadapt: {refused}." + (f" {way}." if way else "")) from refused
+    for warned in told:  # of a graph that nobody gets they would be noise
+        warnings.warn_explicit(warned.message, warned.category, warned.filename, warned.lineno)
     note = f"{type(model).__name__} cannot be analysed as a module, so its graph is searched and returned: {refused}"
     log.warning("%s", note)
     return Analysed(network, coupling, example_inputs, "graph", modes_of(model), note=note)

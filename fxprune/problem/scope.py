@@ -10,7 +10,7 @@ from torch import nn
 
 from fxprune.errors import InputError
 from passes import Coupling, Group
-from passes.arguments import got
+from passes.arguments import got, quoted
 
 
 def scope_names(model: nn.Module, scope: str | Sequence[str] | None) -> tuple[str, ...]:
@@ -26,7 +26,9 @@ def scope_names(model: nn.Module, scope: str | Sequence[str] | None) -> tuple[st
     for name in names:
         if name not in known:
             near = ", ".join(map(repr, get_close_matches(str(name), known, 3, 0.5) or known[:5]))
-            raise InputError(f"netadapt: scope {name!r} is no submodule of the model; among those that are: {near}.")
+            raise InputError(
+                f"netadapt: scope {quoted(name)} is no submodule of the model; among those that are: {near}."
+            )
     return tuple(dict.fromkeys(names))
 
 

@@ -16,6 +16,7 @@ from fxprune.report.network import network_page
 from fxprune.report.page import GENERATOR, page_of
 from fxprune.report.plots import tradeoff_figure
 from fxprune.search.result import NetAdaptResult
+from passes.arguments import choice, file_name
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,7 +31,7 @@ def write_analysis(model: object, example_inputs: object, out: str | Path, overw
     of fxprune (`overwrite` insists).
     """
     given = model if isinstance(model, Analysed) else analysed(model, example_inputs)
-    return _put(network_page(given), Path(out), overwrite)
+    return _put(network_page(given), _file(out), overwrite)
 
 
 def write_report(workdir: str | Path, out: str | Path | None = None, overwrite: bool = False) -> Path:
@@ -41,20 +42,18 @@ def write_report(workdir: str | Path, out: str | Path | None = None, overwrite: 
     is missing.
     """
     run = read_run(workdir)
-    return _write(run, Path(out) if out is not None else run.folder / "report.html", overwrite)
+    return _write(run, _file(out) if out is not None else run.folder / "report.html", overwrite)
 
 
 def write_result(result: NetAdaptResult, out: str | Path, overwrite: bool = False) -> Path:
     """As `write_report`, for a result in memory: `result.report(out)`."""
-    return _write(_run_of(result, Path(out).parent), Path(out), overwrite)
+    return _write(_run_of(result, _file(out).parent), _file(out), overwrite)
 
 
 def figure_of(result: NetAdaptResult, resource: str | None = None) -> Figure:
     """The score over a resource, as a figure: `result.plot(resource)`. Raises InputError for one without a budget."""
     run = _run_of(result, Path())
-    chosen = resource or next(iter(run.limits))
-    if chosen not in run.limits:
-        raise InputError(f"plot: got {chosen!r}; expected a resource with a budget: {', '.join(run.limits)}.")
+    chosen = choice(resource, tuple(run.limits), "plot", InputError) if resource is not None else next(iter(run.limits))
     return tradeoff_figure(run, chosen)
 
 
@@ -77,6 +76,10 @@ def _check(path: Path, overwrite: bool) -> None:
             f"{path} exists, and is no report of fxprune; nothing was written. Choose another name, or insist with "
             "overwrite=True (--overwrite on the command line)."
         )
+
+
+def _file(out: str | Path) -> Path:
+    return file_name(out, "report", "the name of the page to write", JournalError)
 
 
 def _put(page: str, path: Path, overwrite: bool) -> Path:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 import passes
+from fxprune.io.printed_text import counted
 from fxprune.journal.records import frozen_parts
 from fxprune.problem.inputs import Analysed, described
 from fxprune.problem.width_grids import layers_of
@@ -36,7 +37,7 @@ def network_page(given: Analysed) -> str:
     """The whole page; it loads nothing, runs no script, and is the same for the same network."""
     coupling, name = given.coupling, type(given.network).__name__
     costs, coverage = passes.cost(coupling), coupling.coverage()
-    title = f"{name}: {len(coupling.groups)} groups of units that can be removed"
+    title = f"{name}: {counted(len(coupling.groups), 'group')} of units that can be removed"
     figures = [
         (f"{coverage.macs:.1%}", f"of {amount(costs.macs(), 'macs')} can be pruned"),
         (f"{coverage.params:.1%}", f"of {costs.params():,} parameters can be pruned"),

@@ -12,7 +12,7 @@ from typing import Any
 from fxprune.errors import BudgetError, BudgetTypeError
 from fxprune.registries import RESOURCES
 from fxprune.resources.kinds import unit_of
-from passes.arguments import got
+from passes.arguments import got, quoted
 
 ALIASES = {"weights": "params"}
 
@@ -75,7 +75,7 @@ def resource_name(name: object) -> str:
     if name not in RESOURCES:
         near = get_close_matches(name, (*RESOURCES.list(), *ALIASES), n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise BudgetError(f"Budget: unknown resource {name!r}; expected one of {_known()}.{hint}")
+        raise BudgetError(f"Budget: unknown resource {quoted(name)}; expected one of {_known()}.{hint}")
     return name
 
 

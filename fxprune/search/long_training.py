@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.data.loops import autocast, placed, shown
-from fxprune.errors import InputError
+from fxprune.errors import FxpruneError, InputError
 from fxprune.io.storage import write_bytes
 from fxprune.io.tensors import clone, modes_of, put_modes, put_tensors, tensors_of, to_bytes
 from fxprune.journal.read_run import read_run
@@ -34,6 +34,7 @@ from fxprune.training.process_group import average_buffers, average_gradients, b
 from fxprune.training.steps import optimized, rate
 from passes import Certificate, Plan, verify
 from passes.arguments import got, integer, is_a, number
+from passes.process.source_lines import said
 from passes.statistics import Batch
 from passes.statistics.divergence import tensors_out
 from passes.statistics.observing import inputs_of
@@ -276,7 +277,7 @@ def _epochs(
         losses.append(mean_of(total.item() / count, device))
         if evaluate is not None:
             network.eval()
-            scores.append(mean_of(score_of(evaluate(network)), device))
+            scores.append(mean_of(score_of(_evaluated(evaluate, network)), device))
             if best is None or scores[-1] > max(scores[:-1]):
                 best, chosen = tensors_of(network), epoch + 1
         score = f", score {scores[-1]:.6g}" if scores else ""
@@ -284,6 +285,15 @@ def _epochs(
     if best is not None:
         put_tensors(network, best)
     return chosen, scores, losses
+
+
+def _evaluated(evaluate: Evaluate, network: nn.Module) -> object:
+    try:
+        return evaluate(network)
+    except FxpruneError:
+        raise
+    except Exception as error:  # the user's own code
+        raise InputError(f"finetune: evaluate failed: {said(error)}.") from error
 
 
 def _first_batch_fails(error: Exception, batch: Batch) -> InputError:

@@ -29,6 +29,7 @@ from fxprune.resources.layer_costs import LayerCosts, layer_costs
 from fxprune.search.before_after import Compared, before_after
 from fxprune.training.repaired import Repaired
 from passes import capture
+from passes.arguments import quoted
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -108,7 +109,9 @@ class NetAdaptResult(CoupledAnew):
     def restore(self, round: int) -> nn.Module:
         """The network that a round chose, as it was then; round 0 is the unpruned one."""
         if isinstance(round, bool) or not isinstance(round, int) or not 0 <= round <= len(self.rounds):
-            raise InputError(f"restore: there is no round {round!r}; expected 0 (unpruned) to {len(self.rounds)}.")
+            raise InputError(
+                f"restore: there is no round {quoted(round)}; expected 0 (unpruned) to {len(self.rounds)}."
+            )
         network = rebuild(self.dense, self.rounds, round, self.journal, self.modes, self.wrap)
         if self.stock is not None and round:
             state_widths(unwrapped(network)[0], self.stock, self.rounds[round - 1].widths, self.example_inputs)

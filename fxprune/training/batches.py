@@ -9,12 +9,13 @@ from torch.utils.data import Dataset
 
 from fxprune.errors import InputError
 from passes import PassError
-from passes.arguments import got
+from passes.arguments import got, read_from
 from passes.statistics import Batch, batches_of
 
 
 def check_iterable(batches: object, where: str) -> None:
-    if isinstance(batches, str | bytes) or not (isinstance(batches, Iterable) or hasattr(batches, "__getitem__")):
+    iterable = isinstance(batches, Iterable) or hasattr(batches, "__getitem__")
+    if isinstance(batches, str | bytes) or not iterable or getattr(batches, "ndim", 1) == 0:
         raise InputError(
             f"{where}: got {got(batches)}; expected batches of (inputs, targets) or of dicts, such as a DataLoader."
         )
@@ -41,7 +42,7 @@ def labelled(network: nn.Module, batches: Iterable[object], where: str) -> Itera
     one mapping that holds inputs and labels by name (of a Hugging Face collator, say).
     """
     check_iterable(batches, where)
-    yield from _checked(network, (_pair(batch, where) for batch in batches), where)
+    yield from _checked(network, (_pair(batch, where) for batch in read_from(batches, where, InputError)), where)
 
 
 def unlabelled(network: nn.Module, batches: object, where: str, inputs: int | None = None) -> Iterator[Batch]:

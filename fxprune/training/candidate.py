@@ -26,7 +26,7 @@ from fxprune.training.interruption import Ending, OutOfTime, watched
 from fxprune.training.outputs import Loss, loss_of, right_ones
 from fxprune.training.repaired import Repaired
 from fxprune.training.steps import optimized, repeated
-from passes.arguments import integer, is_a, number
+from passes.arguments import got, integer, is_a, number, quoted
 from passes.process.settings import settings_kept
 from passes.process.torch_private import forget_workers
 from passes.statistics import Batch
@@ -169,7 +169,7 @@ def score_of(value: object) -> float:
             raise InputError(f"evaluate returned a tensor of shape {tuple(value.shape)}; {expected}.")
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise InputError(f"evaluate returned {value!r}, a {type(value).__name__}; {expected}.")
+        raise InputError(f"evaluate returned {got(value)}; {expected}.")
     if not math.isfinite(value):
         raise InputError(
             f"evaluate returned {float(value)}; {expected}, and networks cannot be compared by {float(value)}."
@@ -180,7 +180,7 @@ def score_of(value: object) -> float:
 def checked_seed(seed: object, where: str) -> int:
     """A seed that Python, NumPy and torch all take, as an int; anything else is an error before any work."""
     if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= int(seed) <= MOST_SEED:
-        raise InputError(f"{where}: seed is {seed!r}; expected an integer from 0 to {MOST_SEED}.")
+        raise InputError(f"{where}: seed is {quoted(seed)}; expected an integer from 0 to {MOST_SEED}.")
     return int(seed)
 
 

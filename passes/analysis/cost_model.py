@@ -18,7 +18,7 @@ from passes.analysis.parameter_roles import layer_of
 from passes.analysis.peak_memory import peak_bytes
 from passes.analysis.polynomial import Amount, Compiled, Lengths, Widths
 from passes.analysis.residual_blocks import NO_BLOCKS
-from passes.arguments import got, is_a
+from passes.arguments import got, is_a, quoted
 from passes.axes.expressions import Axis
 from passes.errors import PlanError
 from passes.ops import Record, spelled
@@ -158,7 +158,7 @@ class Cost(Lengths):
             "memory": self.memory,
         }  # fmt: skip
         if not isinstance(name, str) or name not in known:
-            raise PlanError(f"no resource is called {name!r}; there are {', '.join(known)}")
+            raise PlanError(f"no resource is called {quoted(name)}; there are {', '.join(known)}")
         return known[name]
 
     def along(self, name: str, widths: Widths | None = None) -> dict[str, np.ndarray]:
@@ -241,7 +241,9 @@ def by_blocks(costs: Cost) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def _without_device(value: object) -> object:
-    return value.detach().cpu() if isinstance(value, torch.Tensor) and not value.is_meta else value
+    if isinstance(value, torch.Tensor):
+        return got(value) if value.is_meta else value.detach().cpu()
+    return value
 
 
 def _refuse(names: Sequence[str], columns: Sequence[np.ndarray], sizes: Mapping[str, int]) -> None:

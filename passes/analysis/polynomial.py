@@ -9,7 +9,8 @@ import numpy as np
 
 from passes.analysis.coupling import Coupling
 from passes.analysis.tape import once_each
-from passes.axes.expressions import Axis, Constant, Variable
+from passes.arguments import is_a, read_from
+from passes.axes.expressions import AXES, Axis, Constant, Variable
 from passes.axes.index_sets import length
 
 Widths: TypeAlias = Mapping[str, int | np.ndarray]
@@ -135,6 +136,8 @@ class Lengths:
         return self._length(axis)
 
     def _counted(self, axis: Axis) -> Polynomial:
+        is_a(axis, AXES, "length", "an axis of this coupling, such as those of coupling.structure.tensors")
+
         def width(variable: Variable) -> Polynomial:
             number = self._number.get(variable)
             return Polynomial({(): variable.size} if number is None else {(number,): 1})
@@ -144,7 +147,10 @@ class Lengths:
     def compile(self, products: Iterable[Sequence[Axis]]) -> Compiled:
         """The sum over `products` of the product of their axes' lengths, ready to evaluate."""
         total: dict[tuple[int, ...], int] = {}
-        for axes in products:
+        expected = "an iterable of sequences of axes, each a product of their lengths"
+        is_a(products, Iterable, "compile", expected)
+        for axes in read_from(products, "compile"):
+            is_a(axes, Sequence, "compile: one product", expected)
             for key, value in self.polynomial(axes).terms.items():
                 total[key] = total.get(key, 0) + value
         return Compiled(Polynomial(total), len(self.names))

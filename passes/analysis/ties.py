@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 import networkx as nx
 
-from passes.arguments import is_a
+from passes.arguments import is_a, quoted
 from passes.axes.expressions import Variable, leaves
 from passes.errors import PlanError
 from passes.ops import Record, Value, spelled
@@ -47,7 +47,7 @@ def why_tied(ties: nx.Graph, first: str, second: str) -> list[str]:
     for end in (first, second):
         is_a(end, str, "explain", "an axis, such as 'conv1.weight:0'", PlanError)
         if end not in ties:
-            raise PlanError(f"{end!r} is no prunable axis of this network; axes look like 'conv1.weight:0'")
+            raise PlanError(f"{quoted(end)} is no prunable axis of this network; axes look like 'conv1.weight:0'")
     if not nx.has_path(ties, first, second):
         raise PlanError(f"{first} and {second} are not coupled")
     path = nx.shortest_path(ties, first, second)

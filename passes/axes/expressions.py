@@ -129,6 +129,7 @@ class Permuted:
         return f"permuted({self.variable!r})"
 
 
+AXES = (Variable, Constant, Sum, Product, Permuted)
 Axis: TypeAlias = "Variable | Constant | Sum | Product | Permuted"
 ONE = Constant(1)
 

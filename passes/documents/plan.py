@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from passes.arguments import got, integer, is_a
+from passes.arguments import got, integer, is_a, quoted
 from passes.documents.described_values import Described
 from passes.documents.plan_json import read, written
 from passes.errors import PlanError
@@ -106,7 +106,7 @@ class Plan:
         is_a(name, str, "kept_in_block: name", "the name of a group of this plan", PlanError)
         block = integer(block, "kept_in_block: block", least=0, below=len(self.orders.get(name, ())) or None)
         if name not in self.keep:
-            raise PlanError(f"no group of this plan is called {name!r}; it has {', '.join(list(self.keep)[:10])}")
+            raise PlanError(f"no group of this plan is called {quoted(name)}; it has {', '.join(list(self.keep)[:10])}")
         rows = self.orders.get(name)
         return sorted(rows[block][u] for u in self.keep[name]) if rows else list(self.keep[name])
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from passes.arguments import got, is_a
+from passes.arguments import got, is_a, quoted
 from passes.axes.expressions import Axis, nest
 from passes.errors import ArgumentError
 from passes.ops.call import Call
@@ -218,24 +218,26 @@ def _check(operators: object, equation: Any, operands: object, macs: Any, sizes:
         raise ArgumentError(f"equation_rule: sizes: got {got(sizes)}; expected a function of the call, or None")
     if equation.count("->") != 1 or re.sub(_TOKEN, "", equation).replace("->", "").strip(" ,?"):
         raise ArgumentError(
-            f"equation_rule: {equation!r} is no equation; expected names, products (g o), *s, ..., commas and one '->'"
+            f"equation_rule: {quoted(equation)} is no equation; expected names, products (g o), *s, ..., commas and "
+            "one '->'"
         )
     parsed = _parse(equation)
     if len(parsed.left) != len(operands):
         raise ArgumentError(
-            f"equation_rule: {equation!r} has {len(parsed.left)} operands on its left, and {len(operands)} are named: "
+            f"equation_rule: {quoted(equation)} has {len(parsed.left)} operands on its left, and {len(operands)} "
+            "are named: "
             f"{', '.join(operands)}; name one argument for each"
         )
     dims = [dim for operand in (*parsed.left, *parsed.right) for dim in operand.dims]
     known = {name for dim in dims for name in dim.names}
     unknown = [name for name in macs.split() if name not in known]
     if unknown:
-        raise ArgumentError(f"equation_rule: macs names {unknown[0]!r}, which is no axis of {equation!r}")
+        raise ArgumentError(f"equation_rule: macs names {quoted(unknown[0])}, which is no axis of {quoted(equation)}")
     for operator in operators:
         schema = schema_of(operator)
         arguments = [a.name for a in schema.arguments] if schema is not None else None
         missing = [o for o in operands if arguments is not None and not set(o.split("|")) & set(arguments)]
         if missing:
             raise ArgumentError(
-                f"equation_rule: {operator} has no argument {missing[0]!r}; it has {', '.join(arguments or ())}"
+                f"equation_rule: {operator} has no argument {quoted(missing[0])}; it has {', '.join(arguments or ())}"
             )

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from passes.arguments import got, is_a
+from passes.arguments import flag, got, is_a
 from passes.axes.expressions import Axis
 from passes.errors import ArgumentError, PassError
 from passes.ops.call import Call
@@ -96,6 +96,7 @@ def rule(*operators: object, override: bool = False, **traits: object) -> Callab
         if not (isinstance(operator, str) and (operator == "pointwise" or "::" in operator)):
             is_a(operator, _KINDS, "rule", "an operator such as torch.ops.aten.relu or torch.ops.aten.relu.default")
     _check(operators, traits, "rule")
+    flag(override, "rule: override")
 
     def register(function: Rule) -> Rule:
         if not callable(function):

@@ -8,7 +8,8 @@ Where torch has a public way that does the same as fast, that is taken instead.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from operator import attrgetter
 from typing import Any
 
@@ -226,6 +227,17 @@ def float32_precision(backend: str, operators: str) -> str | None:
 def set_float32_precision(backend: str, operators: str, precision: str) -> None:
     """Have them computed so."""
     torch._C._set_fp32_precision_setter(backend, operators, precision)
+
+
+@contextmanager
+def without_onednn() -> Iterator[None]:
+    """Inside, nothing runs in kernels of oneDNN; the public switch sets TF32 as well, and warns of it (torch 2.13)."""
+    before = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(before)
 
 
 def fused_recurrence() -> tuple[bool, bool]:

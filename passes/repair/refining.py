@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from passes.analysis.coupling import Coupling, recall
-from passes.arguments import got, integer, is_a
+from passes.arguments import got, integer, is_a, tell
 from passes.axes.index_sets import survivors
 from passes.documents.plan import Plan
 from passes.errors import PassError, PlanError
@@ -103,8 +103,7 @@ def refine(
             run = _Run(dense, made, coupling, plan, fitted, judged, rounds, iterations, rows, seed)
             for repair in run.all():
                 done.append(repair)
-                if progress is not None:
-                    progress(repair)
+                tell(progress, repair, "refine")
         finally:
             unfold(made, folded)
     return Refined(made, tuple(done))

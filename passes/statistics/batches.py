@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from passes.arguments import read_from
 from passes.errors import PassError
 from passes.nested_values import tree_leaves_only
 from passes.process.source_lines import said
@@ -85,16 +86,21 @@ def batches_of(network: nn.Module, batches: object, inputs: int | None = None) -
     """
     if isinstance(batches, (Tensor, Mapping)):
         batches = [batches]
-    if not isinstance(batches, Iterable) or isinstance(batches, (str, bytes, IOBase, nn.Module)):
+    if not isinstance(batches, Iterable) or isinstance(batches, (str, bytes, IOBase, nn.Module)) or _no_rows(batches):
         raise PassError(f"batches: got a {type(batches).__name__}; pass a list of batches, a DataLoader or a tensor")
     signature = inspect.signature(network.forward)
     device = next((t.device for t in [*network.parameters(), *network.buffers()]), torch.device("cpu"))
-    for number, item in enumerate(batches):
+    for number, item in enumerate(read_from(batches, "batches", PassError)):
         if any(isinstance(part, Tensor) and part.is_meta for part in pytree.tree_leaves(item)):
             raise PassError(f"batch {number}: a tensor on the meta device has no values; pass one that has")
         made = item if isinstance(item, Batch) else _batch(signature, item, inputs, number)
         move = partial(_moved, device=device)
         yield Batch(*pytree.tree_map(move, (made.args, dict(made.kwargs), made.labels)))
+
+
+def _no_rows(batches: object) -> bool:
+    """Whether it is an array of numpy that is a single number."""
+    return getattr(batches, "ndim", None) == 0
 
 
 def _moved(leaf: Any, device: torch.device) -> Any:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from passes.analysis.coupling import Coupling
-from passes.arguments import got, has_weights, integer, is_a
+from passes.arguments import got, has_weights, integer, is_a, tell
 from passes.errors import PassError
 from passes.graph.module_copies import modules_of, owned_tensors
 from passes.ops.operands import Contraction
@@ -90,8 +90,7 @@ def observe(
                 if sums is not None and not is_held:
                     sums.add(model, part)
             samples += max(batch.size, 1)
-            if progress is not None:
-                progress(samples)
+            tell(progress, samples, "observe")
     if not samples:
         raise PassError("observe: there is no batch; pass at least one")
     made = Statistics(

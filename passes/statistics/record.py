@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from passes.analysis.coupling import Coupling
-from passes.arguments import is_a
+from passes.arguments import file_name, is_a
 from passes.errors import PassError
 from passes.statistics.moments import Moments
 from passes.statistics.sites import Site
@@ -114,8 +114,7 @@ class Statistics:
 
 
 def _path(path: str | os.PathLike[str], call: str) -> Path:
-    is_a(path, str | os.PathLike, f"Statistics.{call}: path", "the name of a file")
-    return Path(path)
+    return file_name(path, f"Statistics.{call}: path")
 
 
 def _added(first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from passes.arguments import got, is_file_name
 from passes.documents.whole_files import write_whole
 from passes.errors import PassError
 from passes.ops.operands import Form
@@ -65,8 +64,6 @@ def write(statistics: Summed, path: Path) -> None:
         at += len(block)
         data.append(block)
     head = _head(table, json.dumps(facts, sort_keys=True), data)
-    if not is_file_name(path):
-        raise PassError(f"{got(str(path))} is no name that the file system takes; give another path")
     if not path.name or path.is_dir():
         raise PassError(f"{path}: this is a folder; give the name of a file")
     try:

@@ -15,14 +15,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from passes.axes.expressions import Axis, Constant, Reason
-from passes.errors import PassError
+from passes.errors import DoesNotRun, PassError
 from passes.graph.left_behind import Plain, much_later
 from passes.graph.module_copies import Replace, like, modules_of, owned_tensors
 from passes.ops import Record, Value
 from passes.ops import constant_indices as numbers
 from passes.ops.call import COMPUTED
 from passes.process.source_lines import said
-from passes.process.torch_private import no_dispatch_modes, no_torch_function
+from passes.process.torch_private import no_dispatch_modes, no_torch_function, without_onednn
 from passes.stream.call_arguments import Arguments, replaced, tensors_of
 from passes.stream.conditions import SizeConditions, Turned
 from passes.stream.function_mode import Functions
@@ -265,7 +265,7 @@ def recording(mode: ModuleInference, functions: Functions | None = None) -> Iter
         stack.enter_context(composite_attention())
         if mode.real:
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-            stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
+            stack.enter_context(without_onednn())
         stack.enter_context(functions or Functions(mode))
         stack.enter_context(mode)
         yield
@@ -301,7 +301,7 @@ def infer_module(module: nn.Module, arguments: Arguments) -> ModuleInferred:
             _own_tensors_alone(module, run.mode)
             problem = problem or said(error)
             if real:
-                raise PassError(
+                raise DoesNotRun(
                     f"{type(module).__name__} does not run on the example inputs: {said(error)}; "
                     "pass inputs that it takes: a tensor, a tuple of positional arguments, or a dict of keywords"
                 ) from error

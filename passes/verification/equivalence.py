@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from passes.analysis.coupling import Coupling
 from passes.apply.cut_module import module_coupling_for
 from passes.apply.prune_channels import coupling_for
-from passes.arguments import integer, is_a, number
+from passes.arguments import has_weights, integer, is_a, number
 from passes.axes.expressions import Axis
 from passes.axes.index_sets import survivors
 from passes.documents.certificate import Certificate
@@ -33,7 +34,7 @@ from passes.equality.streamed import Streamed
 from passes.errors import EquivalenceError, PassError, PlanError
 from passes.frontend.fidelity import settle
 from passes.graph.annotations import note, specialised_in
-from passes.graph.module_copies import copy_with, owned_tensors
+from passes.graph.module_copies import copy_with, modules_of, owned_tensors
 from passes.graph.nodes import source_of
 from passes.masked.masked_graph import MaskedOperators
 from passes.masked.proof_weights import dense_weights, equal_elements, finite_parameters, pruned_weights
@@ -73,13 +74,15 @@ def verify(
     return verify_module(network, pruned, coupling, plan, example_inputs, tol, trained=trained, seed=seed, runs=runs)
 
 
-def _check_arguments(network: object, pruned: object, plan: object, tol: object, seed: object, runs: object) -> None:
+def _check_arguments(network: Any, pruned: Any, plan: object, tol: object, seed: object, runs: object) -> None:
     is_a(network, nn.Module, "verify: network", "the network before pruning")
     is_a(pruned, nn.Module, "verify: pruned", "the network after pruning")
     is_a(plan, Plan, "verify: plan", "the Plan that made one of the other", PlanError)
     number(tol, "verify: tol", least=0)
     integer(seed, "verify: seed", least=0, below=2**63)
-    integer(runs, "verify: runs", least=1)
+    integer(runs, "verify: runs", least=1, below=2**31)
+    for name, given in (("network", network), ("pruned", pruned)):
+        has_weights(modules_of(given), f"verify: {name}")
 
 
 def verify_graph(

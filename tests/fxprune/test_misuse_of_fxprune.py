@@ -7,7 +7,18 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from misuse import NO_INPUTS, NO_MODULES, NO_PLANS, Net, Table, everything, fault
+from misuse import (
+    NO_INPUTS,
+    NO_MODULES,
+    NO_PLANS,
+    ODD,
+    ODD_BATCHES,
+    ODD_FILES,
+    Net,
+    Table,
+    everything,
+    fault,
+)
 
 from fxprune import (
     Accuracy,
@@ -22,8 +33,13 @@ from fxprune import (
     finetune,
     load,
     netadapt,
+    prune_checkpoint,
+    register_criterion,
+    register_exporter,
     train,
 )  # fmt: skip
+from fxprune.latency import LatencyTable, latency_model, measure_latency_ms
+from fxprune.report import write_report
 
 MISUSES = Table()
 
@@ -299,10 +315,63 @@ MISUSES.each(
 MISUSES.each("prune pass graph", NO_MODULES, lambda e, v: PrunePass(0.5, e.x)(v))
 MISUSES.each("prune pass before", {"None": None, "number": 3}, lambda e, v: PrunePass(0.5, e.x).before(v))
 
+NAMES = {**ODD, "long": "n" * 5000}
+
+
+def search(e: SimpleNamespace, **given: object) -> object:
+    return netadapt(**{"model": Net(), "budget": 0.7, "example_inputs": e.x, "progress": False, **given})
+
+
+MISUSES.each("odd form", {**NAMES, "list": ["graph"], "None": None}, lambda e, v: search(e, form=v))
+MISUSES.each("odd scope", NAMES, lambda e, v: search(e, scope=v))
+MISUSES.each("odd seed", NAMES, lambda e, v: search(e, seed=v))
+MISUSES.each("odd resume", {**NAMES, "number": 1, "text": "yes"}, lambda e, v: search(e, resume=v))
+MISUSES.each("odd calibration", ODD_BATCHES, lambda e, v: search(e, calibration=v))
+MISUSES.each("odd workdir", ODD_FILES, lambda e, v: search(e, workdir=v))
+MISUSES.each("odd checkpoint", ODD_FILES, lambda e, v: search(e, checkpoint=v))
+MISUSES.each("odd configuration", ODD_FILES, lambda e, v: search(e, config=v))
+MISUSES.each("odd key", NAMES, lambda e, v: search(e, config={v: 1} if getattr(type(v), "__hash__", None) else v))
+CALLABLE = ("criterion", "workers", "strategy")  # may be a function of the user's, as which a module passes
+for key in ("budget_ratio", "exclude", "depth", "latency", "step", *CALLABLE):
+    WRONG = {name: value for name, value in ODD.items() if name != "module" or key not in CALLABLE}
+    MISUSES.each(f"odd {key}", WRONG, lambda e, v, key=key: NetAdaptConfig.from_dict({key: v}))
+MISUSES.each("odd budget", NAMES, lambda e, v: Budget(v, ratio=0.5))
+MISUSES.each("odd ratio", ODD, lambda e, v: Budget("macs", ratio=v))
+MISUSES.each("odd batches", ODD_BATCHES, lambda e, v: finetune(Net(), v, epochs=1, progress=False))
+MISUSES.each("odd accuracy", ODD_BATCHES, lambda e, v: Accuracy(v)(Net()))
+MISUSES.each("odd fine tune", ODD_BATCHES, lambda e, v: FineTune(v)(Net(), 3))
+FAILING = {"fails": lambda model: 1 / 0, "class": Net, "module": Net(), "text": lambda model: "x"}
+MISUSES.each("odd evaluate", FAILING, lambda e, v: finetune(Net(), e.pairs, epochs=1, evaluate=v, progress=False))
+MISUSES.each("odd evaluate of a search", FAILING, lambda e, v: search(e, evaluate=v))
+MISUSES.each("odd export", ODD_FILES, lambda e, v: export(e.pruned, e.x, v))
+MISUSES.each("odd overwrite", ODD, lambda e, v: export(e.pruned, e.x, e.folder / "odd.pt2", overwrite=v))
+MISUSES.each("odd dynamic batch", ODD, lambda e, v: export(e.pruned, e.x, e.folder / "odd.pt2", dynamic_batch=v))
+MISUSES.each("odd load", ODD_FILES, lambda e, v: load(Net(), v))
+MISUSES.each("odd check files", ODD_FILES, lambda e, v: check_files(v))
+MISUSES.each("odd checkpoint folder", ODD_FILES, lambda e, v: prune_checkpoint(Net(), e.plan, v, e.folder / "out"))
+MISUSES.each("odd report", ODD_FILES, lambda e, v: e.result.report(v))
+MISUSES.each("odd report of a folder", ODD_FILES, lambda e, v: write_report(v))
+MISUSES.each("odd plot", NAMES, lambda e, v: e.result.plot(v))
+MISUSES.each("odd round", NAMES, lambda e, v: e.result.restore(v))
+MISUSES.each("odd criterion name", NAMES, lambda e, v: register_criterion(v, "not a function"))
+MISUSES.each("odd exporter", NAMES, lambda e, v: register_exporter(v, print))
+MISUSES.each("odd registered", ODD, lambda e, v: register_criterion("mine", print, override=v))
+for key in ("threads", "step", "least", "limits", "foreign", "progress", "table", "measure"):
+    WRONG = {name: value for name, value in ODD.items() if (name, key) != ("module", "measure")}
+    MISUSES.each(
+        f"odd latency {key}", WRONG, lambda e, v, key=key: latency_model(e.gm, e.x, backend="eager", **{key: v})
+    )
+MISUSES.each("odd table", ODD_FILES, lambda e, v: LatencyTable.load(v))
+MISUSES.each("odd measured", NO_INPUTS, lambda e, v: measure_latency_ms(e.gm, v, backend="eager", repeats=1))
+MISUSES.each("odd repeats", ODD, lambda e, v: measure_latency_ms(e.gm, e.x, backend="eager", repeats=v))
+
 
 @pytest.fixture(scope="module")
 def e(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
-    return everything(tmp_path_factory.mktemp("misuse"))
+    found = everything(tmp_path_factory.mktemp("misuse"))
+    found.result = netadapt(Net(), 0.7, example_inputs=found.x, progress=False)
+    found.pairs = [(found.x, torch.randint(5, (2, 4, 4)))]
+    return found
 
 
 @pytest.mark.parametrize("name", MISUSES.calls)

@@ -9,7 +9,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from misuse import NO_INPUTS, NO_MODULES, NO_PLANS, Net, Table, everything, fault
+from misuse import (
+    NO_INPUTS,
+    NO_MODULES,
+    NO_PLANS,
+    ODD,
+    ODD_BATCHES,
+    ODD_FILES,
+    FailsLater,
+    Net,
+    Table,
+    everything,
+    fault,
+)
 from torch import nn
 
 from passes import (
@@ -269,11 +281,57 @@ MISUSES.each("statistics merge", NO_STATISTICS, lambda e, v: e.statistics.merge(
 MISUSES.each("statistics bound", NO_MODULES, lambda e, v: e.statistics.bound(v, e.coupling))
 MISUSES.each("statistics bound to", NO_COUPLINGS, lambda e, v: e.statistics.bound(e.gm, e.plan if v is ... else v))
 
+NAMES = {**ODD, "long": "n" * 5000}
+UNITS = {**ODD, "fails": FailsLater(0), "fails later": FailsLater(1, torch.zeros(1))}
+for name in ("set", "generator"):  # give units
+    del UNITS[name]
+MISUSES.each("odd resource", NAMES, lambda e, v: e.costs.resource(v))
+MISUSES.each("odd along", NAMES, lambda e, v: e.costs.along(v))
+MISUSES.each("odd width", ODD, lambda e, v: e.costs.macs({"conv1": v}))
+MISUSES.each("odd widths of a call", ODD, lambda e, v: e.costs.operators[0].macs(v))
+MISUSES.each("odd widths of a layer", ODD, lambda e, v: e.costs.layers[0].params(v))
+MISUSES.each("odd axis", {**ODD, "text": "x", "None": None}, lambda e, v: e.costs.length(v))
+MISUSES.each("odd axes", {**ODD, "text": "x", "None": None}, lambda e, v: e.costs.polynomial([v]))
+MISUSES.each("odd products", {**ODD, "None": None, "fails": FailsLater(0)}, lambda e, v: e.costs.compile(v))
+MISUSES.each("odd group", NAMES, lambda e, v: e.coupling.group(v))
+MISUSES.each("odd explained", NAMES, lambda e, v: e.coupling.explain(v, "conv1.weight:0"))
+MISUSES.each("odd units", UNITS, lambda e, v: e.coupling.plan({"conv1": v}))
+MISUSES.each(
+    "odd blocks",
+    {**UNITS, "text": "x", "nested": [["a"]], "None": None},
+    lambda e, v: e.coupling.plan({}, removed_blocks=v),
+)
+MISUSES.each("odd kept", NAMES, lambda e, v: e.plan.kept_in_block(v, 0))
+MISUSES.each("odd override", ODD, lambda e, v: rule(torch.ops.aten.special_i1.default, override=v)(print))
+MISUSES.each(
+    "odd equation", NAMES, lambda e, v: equation_rule([torch.ops.aten.special_i1.default], v, ["self"], override=True)
+)
+NO_WEIGHTS = {"lazy": nn.LazyConv2d(3, 1), "lazy inside": nn.Sequential(nn.Conv2d(3, 8, 3), nn.LazyConv2d(5, 1))}
+MISUSES.each("verify dense", NO_WEIGHTS, lambda e, v: verify(v, e.pruned_module, e.module_plan, e.x))
+MISUSES.each("verify pruned", NO_WEIGHTS, lambda e, v: verify(e.module, v, e.module_plan, e.x))
+MISUSES.one(
+    "verify", meta=lambda e: verify(Net().to("meta"), e.pruned_module, e.module_plan, e.x),
+    pruned_on_meta=lambda e: verify(e.module, Net().to("meta"), e.module_plan, e.x),
+    endless=lambda e: verify(e.gm, e.pruned, e.plan, e.x, runs=10**30),
+)  # fmt: skip
+MISUSES.each("observe", ODD_BATCHES, lambda e, v: observe(e.gm, e.coupling, v))
+MISUSES.each("refine", ODD_BATCHES, lambda e, v: refine(e.pruned, e.plan, e.gm, v))
+MISUSES.each("refine held", ODD_BATCHES, lambda e, v: refine(e.pruned, e.plan, e.gm, [e.x], held=v))
+FAILING = {"fails": lambda value: 1 / 0, "class": Net, "module": Net()}
+MISUSES.each("refine progress", FAILING, lambda e, v: refine(e.pruned, e.plan, e.gm, [e.x], progress=v))
+del FAILING["class"]  # takes a number
+MISUSES.each("observe progress", FAILING, lambda e, v: observe(e.gm, e.coupling, [e.x], progress=v))
+MISUSES.each("odd statistics load", ODD_FILES, lambda e, v: Statistics.load(v))
+MISUSES.each("odd statistics save", ODD_FILES, lambda e, v: e.statistics.save(v))
+
 
 @pytest.fixture(scope="module")
 def e(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     found = everything(tmp_path_factory.mktemp("misuse"))
     found.statistics = observe(found.gm, found.coupling, [found.x])
+    found.module = Net().eval()
+    found.module_plan = couple(found.module, found.x).plan({"conv1": range(4)})
+    found.pruned_module = apply_plan(found.module, found.module_plan)
     return found
 
 

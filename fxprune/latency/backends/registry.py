@@ -10,6 +10,7 @@ from fxprune.latency.backends.callback import Callback
 from fxprune.latency.backends.protocol import Backend
 from fxprune.latency.errors import BackendError
 from fxprune.registries import BACKENDS
+from passes.arguments import integer, quoted
 
 
 def find(
@@ -24,8 +25,7 @@ def find(
         if not callable(measure):
             raise BackendError(f"measure is a {type(measure).__name__}; expected a function (gm, example_inputs) -> ms")
         return Callback(measure, "" if device == "cpu" else device)
-    if threads < 1:
-        raise BackendError(f"threads={threads}; expected at least one")
+    threads = integer(threads, "threads", least=1, error=BackendError)
     if not isinstance(backend, str) and hasattr(backend, "setting"):
         return backend
     try:
@@ -37,7 +37,7 @@ def find(
         return made
     if not callable(made):
         raise BackendError(
-            f"backend {backend!r}: its maker gave a {type(made).__name__}; expected a backend, or a function "
+            f"backend {quoted(backend)}: its maker gave a {type(made).__name__}; expected a backend, or a function "
             "(gm, example_inputs) -> ms"
         )
     return Callback(made, str(backend) if isinstance(backend, str) else "")

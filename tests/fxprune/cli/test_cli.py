@@ -207,7 +207,7 @@ def test_a_model_of_ones_own_may_import_torchvision(tmp_path: Path) -> None:
     )
     command = [sys.executable, "-m", "fxprune", "analyze", "own_vision:small", "--input", "2,3,8,8"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0 and "1 groups" in done.stdout, done.stderr[-2000:]
+    assert done.returncode == 0 and "1 group of" in done.stdout, done.stderr[-2000:]
 
 
 def test_starting_up_imports_nothing_heavy() -> None:

@@ -20,6 +20,10 @@ def small(width=8):
 def needs_width(width):
     return small(width)
 
+def on_meta():
+    with torch.device("meta"):
+        return small()
+
 def broken():
     raise RuntimeError("the weights are on another machine")
 
@@ -58,6 +62,8 @@ GOOD = "budget_ratio: 0.5\nmodel: first_nets:small\ninput: 1,3,8,8\nnetadapt_dir
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
     (tmp_path / "first_nets.py").write_text(NETS)
+    (tmp_path / "no_syntax.py").write_text("\ndef small(:\n")
+    (tmp_path / "raises.py").write_text("raise ValueError('not today')\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setenv("COLUMNS", "100")
@@ -91,7 +97,13 @@ def answered(shown, said: str) -> None:  # type: ignore[no-untyped-def]
         (("hf:no/such/folder",), "hf:no/such/folder"),
         (("first_net:small",), "no module 'first_net'"),
         (("first_nets:smal",), "did you mean small"),
-        (("first_nets.py",), "write torchvision:NAME"),
+        (("first_nets.py",), "a file of code, without the function in it"),
+        (
+            ("weights.pt",),
+            "a file of weights (load them in that function), and a model is made by code",
+        ),
+        (("net.pt2",), "name it as path/to/file.py:function"),
+        (("net.onnx",), "an exported network"),
         (("first_net.py:small",), "there is no such file"),
         (("first_nets:small",), "nothing says what the model takes. Pass its shape, --input 1,3,32,32"),
         (("first_nets:needs_width", "--input", "1,3,8,8"), "missing a required argument: 'width'"),
@@ -102,6 +114,11 @@ def answered(shown, said: str) -> None:  # type: ignore[no-untyped-def]
         (("first_nets:lazy", "--input", "1,3"), "has no weights yet"),
         (("first_nets:broken", "--input", "1,3"), "the weights are on another machine"),
         (("first_nets:quantised", "--input", "1,8"), "is quantised"),
+        (("first_nets:small", "--input", "3,9,9"), "does not run on the example inputs: RuntimeError: mat1 and mat2"),
+        (("first_nets:small", "--input", "3,9,9"), "Here their shapes are --input 1,3,224,224"),
+        (("no_syntax:small",), "no_syntax: importing it raised SyntaxError"),
+        (("no_syntax.py:small",), "no_syntax.py, line 2"),
+        (("raises:small",), "importing it raised ValueError: not today (raises.py, line 1)"),
     ],
 )
 def test_analyze(run, arguments: tuple[str, ...], said: str) -> None:  # type: ignore[no-untyped-def]
@@ -121,6 +138,7 @@ def test_analyze(run, arguments: tuple[str, ...], said: str) -> None:  # type: i
         (GOOD + "data: first_nets:none_at_all\n", "expected (train, evaluate)"),
         (GOOD + "data: cifar10:no_such_folder\n", "no_such_folder"),
         (GOOD + "calibration: train\n", "gives none"),
+        (GOOD.replace(":small", ":on_meta"), "0.weight is on the meta device, and a workdir keeps the weights"),
         (GOOD + "calibration: first_nets:none_at_all\n", "gives None; expected batches"),
         (GOOD + "data: first_nets:dataset\n", "DataLoader(dataset"),
         (GOOD + "workers: 0\n", "at least 1"),

@@ -67,7 +67,7 @@ def test_an_exported_program_is_no_model() -> None:
         (loader(), "next(iter(loader))[0]"),
         (loader().dataset, "next(iter(loader))[0]"),
         ((EXAMPLE, torch.zeros(1, dtype=torch.int64)), "if the second are labels"),
-        (EXAMPLE.to(torch.uint8), 'form="graph" says why'),
+        (EXAMPLE.to(torch.uint8), "pass inputs that it takes"),
     ],
 )
 def test_no_inputs(inputs: Any, way: str) -> None:

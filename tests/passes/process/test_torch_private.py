@@ -96,6 +96,13 @@ def _fused_is_put_back() -> bool:
     return off == (False, False) and private.fused_recurrence() == before
 
 
+def _onednn_is_off_inside() -> bool:
+    before = private.fused_recurrence()
+    with private.without_onednn():
+        inside = private.fused_recurrence()
+    return inside == (False, before[1]) and private.fused_recurrence() == before
+
+
 def _precision_is_put_back() -> bool:
     kind = ("mkldnn", "matmul")
     before = private.float32_precision(*kind)
@@ -163,6 +170,7 @@ RELIED_ON: dict[str, Callable[[], bool]] = {
     "forget_workers": _loader,
     "function_modes": lambda: isinstance(private.function_modes(), list),
     "fused_recurrence": _fused_is_put_back,
+    "without_onednn": _onednn_is_off_inside,
     "has_global_hooks": lambda: private.has_global_hooks() is False,
     "has_tensor_hooks": _tensor_hooks,
     "hooks_of": lambda: len(private.hooks_of(_hooked())) == 1 and not private.hooks_of(nn.Identity()),
@@ -210,6 +218,7 @@ def test_torch_has_it_and_it_is_as_relied_on(name: str) -> None:
 
 
 def test_every_name_has_its_test() -> None:
-    modules = {"annotations", "Any", "Callable", "attrgetter", "torch", "fx", "nn", "module_hooks"}
+    modules = {"annotations", "Any", "Callable", "Iterator", "attrgetter", "contextmanager"}
+    modules |= {"torch", "fx", "nn", "module_hooks"}
     names = {name for name in vars(private) if not name.startswith("_")} - modules
     assert names == set(RELIED_ON) | WITH_ANOTHER

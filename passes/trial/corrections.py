@@ -13,6 +13,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from math import prod
 
+import torch
+
 from passes.analysis.module_facts import Edit, Literal
 from passes.axes.expressions import Axis, Reason, leaves
 from passes.graph.module_copies import modules_of
@@ -24,6 +26,7 @@ from passes.trial.following import Failure, positions_of
 from passes.trial.module_trial import Changes, Trial
 from passes.trial.stated_sizes import edits_of_sources
 
+aten = torch.ops.aten
 _MOST_TRIES = 45  # of edits at one failure
 _AXES = 3  # how many axes of one size an integer is tried as
 _NEAR = 6  # calls before a failure whose axes may explain an integer
@@ -45,6 +48,30 @@ def changes_that_follow(trial: Trial, known: Changes) -> tuple[Changes, Failure 
             if further is None or further.place >= failure.place:
                 changes, failure = changes + others, further
     return changes, None
+
+
+def stated_splits(trials: Sequence[Trial]) -> Changes:
+    """Calls that split by one number into pieces of different groups: what fits at some widths may not at others."""
+    found = []
+    for trial in trials:
+        for place, record in enumerate(trial.tape):
+            if record.func is aten.split.Tensor and _uneven(trial, record):
+                call = call_at(trial.log, place)
+                if call is not None and is_split(call):
+                    found += [literals[0] for literals in _sizes_of_pieces(trial, call)]
+    return Changes((), tuple(dict.fromkeys(found)))
+
+
+def _uneven(trial: Trial, record: Record) -> bool:
+    dims = zip(*(value.axes for value in record.outputs), strict=True)
+    return any(len(set(axes)) > 1 and trial.slicing.narrowed(axes) for axes in dims)
+
+
+def _sizes_of_pieces(trial: Trial, call: LoggedCall) -> Iterator[tuple[Literal]]:
+    pieces = [value.axes for record in trial.tape[call.start : call.stop] for value in record.outputs]
+    for axes in zip(*pieces, strict=True):
+        if trial.slicing.narrowed(axes):
+            yield (Literal(call.path, call.site, SIZES, axes),)
 
 
 def _elsewhere(trial: Trial, added: Changes, known: Changes) -> Changes:
@@ -162,10 +189,7 @@ def _literals_of(trial: Trial, call: LoggedCall, failure: Failure) -> Iterator[t
     for position, order, axis in _orders(trial, call, failure):
         yield (Literal(call.path, call.site, position, (axis,), order=tuple(order)),)
     if is_split(call):
-        pieces = [value.axes for record in records for value in record.outputs]
-        for dim in range(len(pieces[0])):
-            if trial.slicing.narrowed(axes[dim] for axes in pieces):
-                yield (Literal(call.path, call.site, SIZES, tuple(axes[dim] for axes in pieces)),)
+        yield from _sizes_of_pieces(trial, call)
     shape = records[-1].outputs[0].axes if records[-1].outputs else ()
     exact = list(_as_shape(call, shape))
     lacking = [position for position, axis in exact if failure.lacks(position, trial.slicing.size(axis))]

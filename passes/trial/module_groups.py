@@ -29,7 +29,7 @@ from passes.stream.call_arguments import Arguments, bound, describe_call, tensor
 from passes.stream.module_run import Beside, ModuleInferred, infer_module
 from passes.stream.other_sizes import other_sizes
 from passes.transform.slicing import Slicing
-from passes.trial.corrections import changes_that_follow, refused_axes
+from passes.trial.corrections import changes_that_follow, refused_axes, stated_splits
 from passes.trial.following import Failure
 from passes.trial.module_trial import Changes, RealTrial, Trial
 from passes.trial.other_runs import (
@@ -169,6 +169,7 @@ def _tried(trials_at: Callable[[int], list[Trial]], changes: Changes) -> tuple[C
     trials = trials_at(0)
     if not trials:
         return changes, []
+    changes = stated_splits(trials) + changes
     if not changes:
         unread = trials[0].unread(changes)
         splits = any(record.func is torch.ops.aten.split.Tensor for trial in trials for record in trial.tape)

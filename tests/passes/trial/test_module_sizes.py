@@ -328,3 +328,25 @@ def test_halves_of_a_chunk_have_widths_of_their_own(left: int, right: int) -> No
     halves = [group.name for group in coupling.groups if group.size == 16]
     plan = coupling.plan({name: range(width) for name, width in zip(halves, (left, right), strict=True)})
     verify(net, apply_plan(net, plan), plan, x)
+
+
+class Thirds(nn.Module):
+    """A chunk whose pieces are alike at the widths of both trials, and at others are not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.product, self.rest = nn.Linear(4, 24), nn.Linear(6, 5), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        a, b, c = self.first(x).chunk(3, 1)
+        return a[:, :2] + b[:, :2], self.product(a[:, 2:] * b[:, 2:]) + self.rest(c.relu())
+
+
+@pytest.mark.parametrize(("product", "rest"), [(5, 5), (4, 6), (2, 7), (5, 3)])
+def test_thirds_of_a_chunk_have_widths_of_their_own(product: int, rest: int) -> None:
+    net, x = Thirds().eval(), torch.randn(3, 4)
+    coupling = couple(net, x)
+    assert sorted(coupling.widths.values()) == [6, 8]
+    widths = {6: product, 8: rest}
+    plan = coupling.plan({name: range(widths[size]) for name, size in coupling.widths.items()})
+    verify(net, apply_plan(net, plan), plan, x)

@@ -21,6 +21,7 @@ from passes.graph.module_copies import Replace, like, modules_of, owned_tensors
 from passes.ops import Record, Value
 from passes.ops import constant_indices as numbers
 from passes.ops.call import COMPUTED
+from passes.process.memoised import emptied, memoised
 from passes.process.source_lines import said
 from passes.process.torch_private import no_dispatch_modes, no_torch_function, without_onednn
 from passes.stream.call_arguments import Arguments, replaced, tensors_of
@@ -127,6 +128,7 @@ class ModuleRun:
             self.copy.eval()
         self.names = copies.names
         self._state = State(self._modules)
+        self._memoised = memoised({type(part) for part in module.modules()})
         for name, tensor in _tensors_of(scripted):
             reason = Reason("it belongs to a scripted module, whose code cannot be changed", name)
             self.tensors[name] = tuple(Constant(int(s), reason) for s in tensor.shape)
@@ -216,7 +218,8 @@ class ModuleRun:
             self.copy.train(training)
         args, kwargs = arguments
         asked = conditions or turning(turned)
-        with recording(mode, functions), torch.set_grad_enabled(gradients), asked, self._innermost:
+        forgetful = emptied(self._memoised)
+        with forgetful, recording(mode, functions), torch.set_grad_enabled(gradients), asked, self._innermost:
             return self.copy(*args, **kwargs)
 
     def _opaque(self, path: str, original: nn.Module, args: tuple, kwargs: dict[str, object]) -> object:

@@ -22,6 +22,48 @@ from fxprune.torchvision_support import ensure_torchvision
 RATIOS = (0.75, 0.5, 0.4, 0.25)
 
 
+class Attention(nn.Module):
+    """Causal attention of heads of 32, from three projections."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.query, self.key, self.value = nn.Linear(width, width), nn.Linear(width, width), nn.Linear(width, width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = (
+            part(x).unflatten(-1, (-1, 32)).transpose(1, 2) for part in (self.query, self.key, self.value)
+        )
+        mixed = nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+
+class DecoderBlock(nn.Module):
+    """Attention and a feed-forward network, each behind a layer normalisation and added to what came in."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first, self.attention, self.second = nn.LayerNorm(width), Attention(width), nn.LayerNorm(width)
+        self.feed_forward = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(self.first(x))
+        return x + self.feed_forward(self.second(x))
+
+
+class Decoder(nn.Module):
+    """A language model of four blocks over tokens (n, length): learned positions, logits of each next token."""
+
+    def __init__(self, tokens: int = 500, width: int = 128, length: int = 64) -> None:
+        super().__init__()
+        self.tokens, self.positions = nn.Embedding(tokens, width), nn.Parameter(torch.randn(length, width) / 50)
+        self.blocks = nn.Sequential(*(DecoderBlock(width) for _ in range(4)))
+        self.last, self.head = nn.LayerNorm(width), nn.Linear(width, tokens, bias=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(self.last(self.blocks(self.tokens(tokens) + self.positions[: tokens.shape[1]])))
+
+
 class Block(nn.Sequential):
     """Two 3x3 convolutions with group normalisation."""
 
@@ -67,10 +109,24 @@ def _small_vit() -> nn.Module:
     )
 
 
-NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
-    **{name: (_torchvision(name), 64) for name in ("shufflenet_v2_x0_5", "efficientnet_b0", "convnext_tiny")},
-    "small_vit": (_small_vit, 64),
-    "unet_groupnorm": (UNet, 32),
+def _images(size: int) -> Callable[[], Tensor]:
+    return lambda: torch.randn(1, 3, size, size)
+
+
+def _tokens() -> Tensor:
+    return torch.randint(500, (1, 64))
+
+
+TORCHVISION = (
+    "shufflenet_v2_x0_5", "efficientnet_b0", "convnext_tiny",
+    "mobilenet_v3_small", "resnet18", "regnet_y_400mf", "densenet121",
+)  # fmt: skip
+# A network, and the inputs that its costs are counted for.
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
+    **{name: (_torchvision(name), _images(64)) for name in TORCHVISION},
+    "small_vit": (_small_vit, _images(64)),
+    "unet_groupnorm": (UNet, _images(32)),
+    "small_decoder": (Decoder, _tokens),
 }
 
 
@@ -89,9 +145,9 @@ def main() -> None:
 
 def landed(name: str) -> Iterator[dict[str, Any]]:
     """A row a budget: the share of it that the network uses, at most 1, and the rounds so far."""
-    make, size = NETWORKS[name]
+    make, inputs = NETWORKS[name]
     torch.manual_seed(0)
-    model, x = make().eval(), torch.randn(1, 3, size, size)
+    model, x = make().eval(), inputs()
     with tempfile.TemporaryDirectory() as folder:
         for ratio in RATIOS:
             result = netadapt(

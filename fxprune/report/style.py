@@ -116,7 +116,9 @@ details > table, details > .scroll { margin: 0.5rem 0 0.7rem; }
   display: block; position: relative; height: 1.25rem; min-width: 1.1rem; border-radius: 3px; overflow: hidden;
 }
 .network .bar span { position: absolute; top: 0; bottom: 0; overflow: hidden; text-align: center; }
-.network td:first-child { width: 26%; } .network td:nth-child(2) { width: 12%; white-space: nowrap; }
+.network td:first-child { width: 24%; } .network td:nth-child(2) { width: 14%; white-space: nowrap; }
+/* Bars of both dimensions are compared by their length. */
+.network td:nth-child(n + 3) { width: 31%; }
 .g, .chip { font-size: 0.78rem; line-height: 1.25rem; font-weight: 600; color: var(--on); background: var(--fill); }
 .chip { display: inline-block; min-width: 1.9rem; text-align: center; border-radius: 3px; }
 .frozen { background: repeating-linear-gradient(45deg, var(--line) 0 4px, var(--surface) 4px 8px); }

@@ -96,4 +96,4 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     shown = CliRunner().invoke(app, ["analyze", "pictured:net", "--input", "3,4", "--html", "net.html"])
     assert shown.exit_code == 0 and "net.html" in shown.output
-    assert "Sequential: 1 groups" in (tmp_path / "net.html").read_text(encoding="utf-8")
+    assert "Sequential: 1 group of" in (tmp_path / "net.html").read_text(encoding="utf-8")

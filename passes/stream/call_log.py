@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -41,6 +42,7 @@ class Logging(Functions):
         super().__init__(mode)
         self.paths, self.log = paths, list[LoggedCall]()
         self._times: dict[tuple[int, str, str, int], int] = {}
+        self._seen: Counter[tuple[str, tuple[str, str, int]]] = Counter()
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         start = self.mode.place
@@ -51,6 +53,8 @@ class Logging(Functions):
             methods = methods_running(found[0], sys._getframe(1))
             site = Site(key[1], key[2], key[3], self._times.get(key, 0), methods)
             self._times[key] = site.times + 1
+            place = self.paths[id(found[0])], site.line_of_code
+            self._seen[place] = max(self._seen[place], site.times + 1)
         result = super().__torch_function__(func, types, args, kwargs)
         if site is not None and found is not None and self.mode.place > start:
             given = {**dict(enumerate(args)), **(kwargs or {})}
@@ -62,6 +66,10 @@ class Logging(Functions):
             indices = tuple(_indices(given, ()))
             self.log.append(LoggedCall(self.paths[id(found[0])], site, start, stop, numbers, indices, head))
         return result
+
+    def calls(self) -> list[LoggedCall]:
+        """The calls, each with how often its line called that function, at most, in a run of its module."""
+        return [replace(c, site=replace(c.site, seen=self._seen[c.path, c.site.line_of_code])) for c in self.log]
 
 
 class LastCall(Functions):

@@ -32,7 +32,8 @@ class Site:
     """One call in a module's program: the function, the line below the head of the code that calls it, which time.
 
     times: how often that line had called the function before, within one run of the module's forward. methods: those
-    of the module that were running then, which may be called by themselves as well; they make no difference.
+    of the module that were running then, which may be called by themselves as well; seen: how often the line called it
+    in all. Neither makes a difference.
     """
 
     function: str
@@ -40,6 +41,12 @@ class Site:
     line: int
     times: int
     methods: tuple[str, ...] = field(default=(), compare=False)
+    seen: int = field(default=0, compare=False)
+
+    @property
+    def line_of_code(self) -> tuple[str, str, int]:
+        """What all calls of a loop have in common."""
+        return self.function, self.code, self.line
 
 
 @dataclass(frozen=True)
@@ -104,6 +111,7 @@ class _Restating(TorchFunctionMode):
         self.by_site: dict[Site, list[Restated]] = {}
         for item in restated:
             self.by_site.setdefault(item.site, []).append(item)
+        self.later = _of_later_calls(self.by_site)
         self.times: Counter[tuple[str, str, int]] = Counter()
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
@@ -116,7 +124,31 @@ class _Restating(TorchFunctionMode):
         key = (name, *found[1])
         site = Site(*key, self.times[key])
         self.times[key] += 1
-        return called(func, args, kwargs or {}, self.by_site.get(site, ()))
+        seen, later = self.later.get(key, (0, ()))
+        restated = later if seen and site.times >= seen else self.by_site.get(site, ())
+        return called(func, args, kwargs or {}, restated)
+
+
+def _of_later_calls(
+    by_site: Mapping[Site, Sequence[Restated]],
+) -> dict[tuple[str, str, int], tuple[int, Sequence[Restated]]]:
+    """By line what a call is given that comes after all that were seen there, and how many those were.
+
+    A loop over pieces of an input turns more often on a longer one. Only where all calls that were seen are given the
+    same, nothing else can be meant.
+    """
+    lines: dict[tuple[str, str, int], dict[int, list[Restated]]] = {}
+    seen: Counter[tuple[str, str, int]] = Counter()
+    for site, restated in by_site.items():
+        line = site.line_of_code
+        lines.setdefault(line, {})[site.times] = [item for item in restated if item.ratio != (1, 1)]  # that change some
+        seen[line] = max(seen[line], site.seen)
+    found: dict[tuple[str, str, int], tuple[int, Sequence[Restated]]] = {}
+    for line, calls in lines.items():
+        given = [[(r.position, r.value, r.ratio) for r in calls.get(times, ())] for times in range(seen[line])]
+        if given and given[0] and all(one == given[0] for one in given):
+            found[line] = seen[line], calls[0]
+    return found
 
 
 def called(func: Any, args: tuple, kwargs: Mapping[str, object], restated: Sequence[Restated]) -> Any:

@@ -96,7 +96,8 @@ def _elsewhere(trial: Trial, added: Changes, known: Changes) -> Changes:
                 value = head_size**-0.5
             if axes and literal.position != SIZES and value != prod(axis.size for axis in axes):
                 continue
-            literals.append(replace(literal, path=path, axes=axes, value=None if axes else value))
+            site = calls[path].site
+            literals.append(replace(literal, path=path, site=site, axes=axes, value=None if axes else value))
     return Changes(tuple(edits), tuple(literals))
 
 

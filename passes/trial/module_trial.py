@@ -178,7 +178,7 @@ class Trial:
         functions = Logging(mode, paths_of(modules_of(self.copy.copy)))
         with self.settings():
             self.copy.again(mode, self.arguments, self.training, functions, prepare=prepare, turned=self.turned)
-        return functions.log
+        return functions.calls()
 
 
 @dataclass

@@ -78,19 +78,25 @@ def _kinds(calls: Sequence[Any]) -> set[Any]:
 
 
 def look_at_views(inferred: ModuleInferred, arguments: Arguments) -> None:
-    """Freeze units that a view joins to a size of the inputs and cuts across: at another size it cuts elsewhere."""
+    """Run the module at other sizes too where a view joins units with a size of the inputs: it may cut elsewhere there.
+
+    What it states at these sizes holds as well.
+    """
     records = [record for record in inferred.records if record.func in VIEWS]
     if inferred.real or not any(record.crossed for record in records):
         return
     for resized in other_sizes(arguments):
         mode = _Views()
-        if not _ran(inferred.run, mode, resized):
+        if not _ran(inferred.run, mode, resized) or len(records) != len(mode.shapes):
             continue
-        for record, shape in zip(records, mode.shapes, strict=False) if len(records) == len(mode.shapes) else ():
-            axes = [record.inputs[0].axes[dim] for dim in record.crossed]
-            if [axis.size for axis in axes] != [shape[dim] for dim in record.crossed if dim < len(shape)]:
-                reason = Reason("a view cuts across it by a size of the inputs", record.node, spelled(record.func))
-                _frozen(inferred, [(axis, reason) for axis in axes])
+        if any(_moves_across(record, shape) for record, shape in zip(records, mode.shapes, strict=True)):
+            inferred.run_beside(resized)
+
+
+def _moves_across(record: Record, shape: Sequence[int]) -> bool:
+    """Whether dimensions that a view cuts across have other sizes in this shape of its operand."""
+    sizes = [axis.size for axis in record.inputs[0].axes]
+    return len(sizes) != len(shape) or any(sizes[dim] != shape[dim] for dim in record.crossed)
 
 
 class _Views(Watching):

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from module_law import proven
+from tiny import TABLE
 from torch import Tensor, nn
 
 from passes import CaptureError, Certificate, Coupling, EquivalenceError, PassError, apply_plan, capture, couple, verify
@@ -304,7 +305,10 @@ class Mixing(nn.Module):
 @pytest.mark.parametrize("crossing", [True, False])
 def test_a_view_that_cuts_across_channels_by_an_image_size_keeps_them(crossing: bool) -> None:
     groups = "key 4, out 6" if crossing else "stem 8, key 4, out 6"
-    _, coupling, certificate = proven(Mixing(crossing), torch.randn(2, 3, 2, 2), groups)
+    certificate = proven(Mixing(crossing), torch.randn(2, 3, 2, 2), groups)[2]
     assert any("length" in size for size in certificate.sizes)
-    reasons = {item.reason for item in coupling.frozen}
-    assert ("a view cuts across it by a size of the inputs" in reasons) == crossing
+
+
+def test_a_view_that_joins_units_with_the_batch_and_cuts_them_alike_at_any_keeps_none() -> None:
+    row = TABLE["ConditionalConv"]
+    proven(row.make(), row.inputs(), "route 4, experts 6, experts#2 8")

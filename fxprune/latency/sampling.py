@@ -100,11 +100,15 @@ class Network:
             found.setdefault(unit.key, []).append(np.broadcast_to(value, (len(vectors), value.shape[1])))
         return found
 
+    @property
+    def ends(self) -> list[dict[str, int]]:
+        """The network at its full and at its least widths."""
+        return [{name: widths[end] for name, widths in self.grid.items()} for end in (-1, 0)]
+
     def spans(self, tolerance: float) -> dict[str, Span]:
         """For each key the box of widths that the grid can reach."""
-        ends = [{n: w[0] for n, w in self.grid.items()}, {n: w[-1] for n, w in self.grid.items()}]
         found = {}
-        for key, arrays in self.points([*ends, *spread(self.grid, 64, 1)]).items():
+        for key, arrays in self.points([*self.ends, *spread(self.grid, 64, 1)]).items():
             columns = np.concatenate(arrays).T
             axes = ((int(c.min()), int(c.max()), gcd(*(int(v) for v in c - c.min())) or 1) for c in columns)
             found[key] = Span(tuple(axes), tolerance)
@@ -178,8 +182,7 @@ class _Building:
         network, limits = self.network, self.limits
         self._start_reference(self.backend.prepare(network.gm, network.example_inputs))
         self._call_ms()
-        ends = [{n: w[-1] for n, w in network.grid.items()}, {n: w[0] for n, w in network.grid.items()}]
-        first = [*ends, *spread(network.grid, FIRST - len(ends), self.seed)]
+        first = [*network.ends, *spread(network.grid, FIRST - 2, self.seed)]
         often = {key: sum(unit.key == key for unit in network.units) for key in self.pending}
         done = min(self.table.entry(key).unfinished // often[key] for key in self.pending)
         uncertainty = np.inf
@@ -237,8 +240,7 @@ class _Building:
         if isinstance(self.backend, Timed):
             eager = Eager(self.backend.setting.threads, _device(network.gm))
             self._start_reference(eager.prepare(network.gm, network.example_inputs))
-        ends = [{n: w[-1] for n, w in network.grid.items()}, {n: w[0] for n, w in network.grid.items()}]
-        vectors = [*ends, *self.pool]
+        vectors = [*network.ends, *self.pool]
         points = network.points(vectors)
         call_ms = self._call_ms()
         for key in self.pending:

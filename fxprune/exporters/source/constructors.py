@@ -162,11 +162,8 @@ def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
 
 def _arguments(module: nn.Module, what: str) -> list[tuple[str | None, object]]:
     """(name, value) for the constructor; name None by position. What equals the default is left out."""
-    recipe = next((_RECIPES[cls.__name__] for cls in type(module).__mro__ if cls.__name__ in _RECIPES), None)
-    if recipe is not None:
-        return recipe(module)
     found: list[tuple[str | None, object]] = []
-    for name, parameter in list(inspect.signature(plain_class(module).__init__).parameters.items())[1:]:
+    for name, parameter in _parameters(plain_class(module)).items():
         if name in _SKIPPED_PARAMETERS or name.startswith("_"):
             continue
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
@@ -186,7 +183,20 @@ def _arguments(module: nn.Module, what: str) -> list[tuple[str | None, object]]:
     return found
 
 
+def _parameters(cls: type[nn.Module]) -> dict[str, inspect.Parameter]:
+    """What a constructor takes; those of recurrent layers pass on all that they are given."""
+    if not issubclass(cls, nn.RNNBase):
+        return dict(list(inspect.signature(cls.__init__).parameters.items())[1:])
+    found = dict(list(inspect.signature(nn.RNNBase.__init__).parameters.items())[2:])  # without self and mode
+    if issubclass(cls, nn.RNN):
+        found["nonlinearity"] = inspect.Parameter("nonlinearity", inspect.Parameter.KEYWORD_ONLY, default="tanh")
+    return found
+
+
 def _attribute(module: nn.Module, name: str) -> object:
+    reader = next((_READ[c.__name__][name] for c in type(module).__mro__ if name in _READ.get(c.__name__, ())), None)
+    if reader is not None:
+        return reader(module)
     value = getattr(module, name, _Missing)
     if name == "bias" and not isinstance(value, bool):
         # A norm without any parameters has no bias to speak of.
@@ -207,67 +217,26 @@ def _short(module: nn.Module, value: object) -> object:
     return value[0] if single or isinstance(module, ConvNd) else value
 
 
-def _rnn(module: nn.RNNBase) -> list[tuple[str | None, object]]:
-    named = {
-        "num_layers": (module.num_layers, 1),
-        "nonlinearity": (getattr(module, "nonlinearity", "tanh"), "tanh"),
-        "bias": (module.bias, True),
-        "batch_first": (module.batch_first, False),
-        "dropout": (module.dropout, 0.0),
-        "bidirectional": (module.bidirectional, False),
-        "proj_size": (module.proj_size, 0),
-    }
-    return [
-        (None, module.input_size),
-        (None, module.hidden_size),
-        *((name, value) for name, (value, default) in named.items() if value != default),
-    ]
-
-
-def _attention(module: nn.MultiheadAttention) -> list[tuple[str | None, object]]:
-    named = {
-        "dropout": (module.dropout, 0.0),
-        "bias": (module.in_proj_bias is not None, True),
-        "add_bias_kv": (module.bias_k is not None, False),
-        "add_zero_attn": (module.add_zero_attn, False),
-        "kdim": (module.kdim, module.embed_dim),
-        "vdim": (module.vdim, module.embed_dim),
-        "batch_first": (module.batch_first, False),
-    }
-    return [
-        (None, module.embed_dim),
-        (None, module.num_heads),
-        *((name, value) for name, (value, default) in named.items() if value != default),
-    ]
-
-
-def _transformer_layer(
-    module: nn.TransformerEncoderLayer | nn.TransformerDecoderLayer,
-) -> list[tuple[str | None, object]]:
-    activation: Callable[..., object] = getattr(module, "activation", torch.nn.functional.relu)
-    return [
-        (None, module.self_attn.embed_dim),
-        (None, module.self_attn.num_heads),
-        ("dim_feedforward", module.linear1.out_features),
-        ("dropout", module.dropout.p),
-        *([] if activation is torch.nn.functional.relu else [("activation", activation)]),
-        ("layer_norm_eps", module.norm1.eps),
-        ("batch_first", module.self_attn.batch_first),
-        ("norm_first", module.norm_first),
-        *([] if module.linear1.bias is not None else [("bias", False)]),
-    ]
-
-
-def _by_weight(module: Any) -> list[tuple[str | None, object]]:
-    return [(None, module.weight.shape[0]), *([("eps", module.eps)] if module.eps != 1e-5 else [])]
-
-
-# By name, for torchvision's class is not to be imported for this.
-_RECIPES: dict[str, Callable[[Any], list[tuple[str | None, object]]]] = {
-    "RNNBase": _rnn,
-    "MultiheadAttention": _attention,
-    "TransformerEncoderLayer": _transformer_layer,
-    "TransformerDecoderLayer": _transformer_layer,
-    "FrozenBatchNorm2d": _by_weight,
-    "Identity": lambda module: [],
+# What the constructor of a class takes and the module keeps under another name. By name of the class: torchvision's is
+# not to be imported for this.
+_LAYER: dict[str, Callable[[Any], object]] = {
+    "d_model": lambda layer: layer.self_attn.embed_dim,
+    "nhead": lambda layer: layer.self_attn.num_heads,
+    "dim_feedforward": lambda layer: layer.linear1.out_features,
+    "dropout": lambda layer: layer.dropout.p,
+    "activation": lambda layer: getattr(layer, "activation", torch.nn.functional.relu),
+    "layer_norm_eps": lambda layer: layer.norm1.eps,
+    "batch_first": lambda layer: layer.self_attn.batch_first,
+    "bias": lambda layer: layer.linear1.bias is not None,
+}
+_READ: dict[str, dict[str, Callable[[Any], object]]] = {
+    "MultiheadAttention": {
+        "bias": lambda attention: attention.in_proj_bias is not None,
+        "add_bias_kv": lambda attention: attention.bias_k is not None,
+        "kdim": lambda attention: None if attention.kdim == attention.embed_dim else attention.kdim,
+        "vdim": lambda attention: None if attention.vdim == attention.embed_dim else attention.vdim,
+    },
+    "TransformerEncoderLayer": _LAYER,
+    "TransformerDecoderLayer": _LAYER,
+    "FrozenBatchNorm2d": {"num_features": lambda norm: norm.weight.shape[0]},
 }

@@ -28,7 +28,7 @@ from fxprune.exporters.source.containers import (
 )
 from fxprune.exporters.source.flatten import flattened
 from fxprune.exporters.source.forward import forward_lines, used_targets
-from fxprune.exporters.source.literals import Imports, literal, quoted
+from fxprune.exporters.source.literals import Imports, literal, sequence
 from fxprune.exporters.source.tensors import tensor_lines
 from fxprune.io.module_state import State, check_same_form, state_of, write_state
 from fxprune.io.seal import UNSEALED, seal, sha256_of
@@ -194,11 +194,8 @@ def _check_lines(inputs: Inputs, imports: Imports) -> Iterator[str]:
         if isinstance(value, Tensor):
             dtype = "" if value.dtype == torch.float32 else f", dtype={value.dtype}"
             return f"torch.zeros({', '.join(map(str, value.shape)) if value.dim() else '()'}{dtype})"
-        if isinstance(value, tuple | list):
-            inner = ", ".join(map(text, value))
-            return f"[{inner}]" if isinstance(value, list) else f"({inner}{',' if len(value) == 1 else ''})"
-        if isinstance(value, dict):
-            return "{" + ", ".join(f"{quoted(key)}: {text(item)}" for key, item in value.items()) + "}"
+        if isinstance(value, tuple | list | dict):
+            return sequence(value, text, imports, "an example input")
         return literal(value, imports, "an example input")
 
     yield 'if __name__ == "__main__":'

@@ -19,12 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.errors import ExportError
-from fxprune.io.outline import captured_by, memory_order
+from fxprune.io.outline import captured_by, memory_order, plain_in, ties_of, transient_in
 from fxprune.io.seal import UNSEALED, is_sealed, seal
 from fxprune.io.typed_records import made
 from passes.documents.strict_json import parse
 from passes.graph.module_copies import owned_tensors
-from passes.process.torch_private import transient_of
 
 _HEADER = "fxprune"
 _MOST_WRITTEN_OUT = 64
@@ -59,35 +58,20 @@ class State:
 
 def transient_names(module: nn.Module) -> tuple[str, ...]:
     """The names of the tensors that a state_dict leaves out (non-persistent buffers, plain attributes), sorted."""
-    return tuple(
-        sorted(
-            f"{path}.{name}" if path else name
-            for path, child in module.named_modules(remove_duplicate=False)
-            for name in [*transient_of(child), *_plain(child)]
-            if getattr(child, name) is not None
-        )
-    )
-
-
-def _plain(module: nn.Module) -> dict[str, Tensor]:
-    return {name: value for name, value in vars(module).items() if isinstance(value, Tensor)}
+    return tuple(sorted([*transient_in(module), *plain_in(module)]))
 
 
 def state_of(module: nn.Module) -> State:
     """The tensors of `module`, each once; the first name, in the order of the modules, is the stored one."""
-    tensors: dict[str, Tensor] = {}
-    ties: dict[str, str] = {}
-    stored: dict[int, str] = {}
-    for name, tensor in owned_tensors(module):
+    owned = owned_tensors(module)
+    for name, tensor in owned:
         if tensor.is_meta:
             raise ExportError(f"{name} has no values (device meta); load the weights before exporting")
         if tensor.layout is not torch.strided or tensor.is_quantized:
             kind = "quantized" if tensor.is_quantized else tensor.layout
             raise ExportError(f"{name}: a {kind} tensor has no dense values to store")
-        if id(tensor) in stored:
-            ties[name] = stored[id(tensor)]
-        else:
-            tensors[name], stored[id(tensor)] = tensor, name
+    ties = ties_of(owned)
+    tensors = {name: tensor for name, tensor in owned if name not in ties}
     order = {name: permutation for name, tensor in tensors.items() if (permutation := memory_order(tensor))}
     return State(tensors, ties, order, transient_names(module), *captured_by(module))
 

@@ -5,11 +5,13 @@ A journal keeps it, so that the weights of a round can be exported from the fold
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import Tensor, fx, nn
 
 from fxprune.io.tensors import named_tensors
+from passes.graph.module_copies import attributes_of
 from passes.process.torch_private import transient_of
 
 
@@ -30,18 +32,29 @@ class Outline:
 
 
 def outline_of(network: nn.Module) -> Outline:
+    tensors = _in_order(network)
+    ties = ties_of(tensors)
+    orders = ((name, memory_order(tensor)) for name, tensor in tensors if name not in ties)
+    order = {name: dims for name, dims in orders if dims is not None}
+    transient, plain = sorted(transient_in(network)), sorted(plain_in(network))
+    return Outline(ties, order, tuple(transient), tuple(plain), *captured_by(network))
+
+
+def ties_of(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, str]:
+    """Further name -> first name of one tensor."""
     first: dict[int, str] = {}
-    ties: dict[str, str] = {}
-    order: dict[str, list[int]] = {}
-    for name, tensor in _in_order(network):
-        if first.setdefault(id(tensor), name) != name:
-            ties[name] = first[id(tensor)]
-        elif (permutation := memory_order(tensor)) is not None:
-            order[name] = permutation
-    modules = list(network.named_modules(remove_duplicate=False))
-    transient = [_name(p, n) for p, m in modules for n in transient_of(m) if getattr(m, n) is not None]
-    plain = [_name(p, n) for p, m in modules for n, value in vars(m).items() if isinstance(value, Tensor)]
-    return Outline(ties, order, tuple(sorted(transient)), tuple(sorted(plain)), *captured_by(network))
+    return {name: known for name, tensor in tensors if (known := first.setdefault(id(tensor), name)) != name}
+
+
+def transient_in(network: nn.Module) -> list[str]:
+    """The names of the buffers that a state_dict leaves out."""
+    modules = network.named_modules(remove_duplicate=False)
+    return [_name(path, n) for path, module in modules for n in transient_of(module) if getattr(module, n) is not None]
+
+
+def plain_in(network: nn.Module) -> list[str]:
+    """The names of the tensors that are neither parameters nor buffers."""
+    return [name for name, _ in attributes_of(dict(network.named_modules(remove_duplicate=False)), (Tensor,))]
 
 
 def _in_order(network: nn.Module) -> list[tuple[str, Tensor]]:

@@ -9,6 +9,7 @@ from fxprune.exporters.source.containers import Container, is_plain, reference
 from fxprune.exporters.source.forward import used_targets
 from fxprune.exporters.source.literals import Imports, literal, quoted
 from fxprune.io.module_state import State
+from fxprune.io.outline import ties_of
 from passes.graph.module_copies import owned_tensors
 
 
@@ -17,11 +18,8 @@ def tensor_lines(gm: fx.GraphModule, root: Container, state: State, imports: Imp
     leaves = tuple(used_targets(gm, "call_module"))
     tensors = dict(owned_tensors(gm))
     own = {name: tensor for name, tensor in tensors.items() if not any(name.startswith(f"{leaf}.") for leaf in leaves)}
-    first: dict[int, str] = {}
-    for name, tensor in tensors.items():
-        first.setdefault(id(tensor), name)
-    untied = {name: tensor for name, tensor in own.items() if first[id(tensor)] == name}
-    tied = {name: first[id(tensor)] for name, tensor in tensors.items() if first[id(tensor)] != name}
+    tied = ties_of(tensors.items())
+    untied = {name: tensor for name, tensor in own.items() if name not in tied}
     return [
         *(_registration(name, tensor, root, state, imports) for name, tensor in untied.items()),
         *_dtype_lines(tensors, own, root),

@@ -15,6 +15,7 @@ import typer
 from fxprune.cli import commands
 from fxprune.cli.errors import reported_errors
 from fxprune.cli.init import init
+from fxprune.cli.latency import Model
 from fxprune.cli.latency import app as latency
 from fxprune.io.printed_text import EscapingFormatter, echo, shown_warning, terminal
 
@@ -27,9 +28,6 @@ app = typer.Typer(
 )
 app.add_typer(latency, name="latency")
 
-Model = Annotated[
-    str, typer.Argument(help="torchvision:NAME, timm:NAME, hf:FOLDER, package.module:function, file.py:function")
-]
 Inputs = Annotated[
     list[str] | None,
     typer.Option(

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +18,7 @@ from fxprune.exporters.outcome import ExportReport
 from fxprune.exporters.protocol import Job
 from fxprune.exporters.pt2 import Exported, exported_program, or_fixed, without_user_data
 from fxprune.io.seal import UNSEALED, seal, sha256_of
+from fxprune.latency.backends.onnx_runtime import quiet_export
 from passes.nested_values import tree_leaves_only
 from passes.process.torch_private import pytree
 
@@ -42,7 +40,7 @@ def _written(
 ) -> ExportReport:
     without_user_data(exported.program)
     with staged(path, overwrite) as folder:
-        with _quiet():
+        with quiet_export():
             try:
                 program = torch.onnx.export(exported.program, (), dynamo=True, verbose=False)
                 assert program is not None, "torch.onnx.export returns no program only without dynamo"
@@ -147,20 +145,6 @@ def _cause(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     return f"{type(error).__name__}: {first_line(error)}"
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep torch.onnx's progress and version talk out of the user's log; its errors are raised."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 def write(job: Job) -> ExportReport:

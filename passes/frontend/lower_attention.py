@@ -32,6 +32,7 @@ from torch.nn.modules import transformer
 from passes.frontend.leaf_modules import is_opened
 from passes.frontend.tracer import Unresolved, ValueProxy
 from passes.process.torch_private import canonical_mask, encoder_blocks
+from passes.stream.head_attention import by_head, merged_mask, with_row
 
 LOWERED: dict[type[nn.Module], Callable[..., object]] = {}
 _LOOKS_AT_MASKS = "_detect_is_causal_mask"  # of torch's transformers: whether a mask is causal, by its values
@@ -81,14 +82,15 @@ def attend(
     """The output, and the weights: a proxy that adds itself to the graph only when it is used."""
     if is_causal and attn_mask is None:
         raise RuntimeError("is_causal is a hint about attn_mask, which is missing")
-    q, k, v = (_heads_out(self, projected) for projected in _project(self, query, key, value))
+    heads, size = self.num_heads, self.head_dim
+    q, k, v = (by_head(x, heads, size, self.batch_first) for x in _project(self, query, key, value))
     added = (self.bias_k is not None) + bool(self.add_zero_attn)
-    if self.bias_k is not None:
-        k, v = _with_row(self, k, self.bias_k), _with_row(self, v, self.bias_v)
+    if self.bias_k is not None and self.bias_v is not None:
+        k, v = with_row(k, self.bias_k, heads, size), with_row(v, self.bias_v, heads, size)
     if self.add_zero_attn:
         k, v = (torch.cat([rows, torch.zeros_like(rows[..., :1, :])], -2) for rows in (k, v))
     hint = is_causal and key_padding_mask is None and not need_weights
-    mask = None if hint else _merged_mask(self, query, attn_mask, key_padding_mask, added)
+    mask = None if hint else _mask(self, query, attn_mask, key_padding_mask, added)
     dropout = self.dropout * self.training if self.dropout else 0.0
     scale = self.head_dim**-0.5
     fused = {"attn_mask": mask, "dropout_p": dropout, "is_causal": hint, "scale": scale}
@@ -123,34 +125,15 @@ def _project(self: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Ten
     return q, k, v
 
 
-def _heads_out(self: nn.MultiheadAttention, x: Tensor) -> Tensor:
-    """(N, L, E) or, with the length first, (L, N, E) to (N, heads, L, head_dim)."""
-    split = x.unflatten(-1, (self.num_heads, self.head_dim))
-    return split.transpose(-3, -2) if self.batch_first else split.movedim(0, -2)
-
-
-def _with_row(self: nn.MultiheadAttention, rows: Tensor, row: Tensor | None) -> Tensor:
-    """The learned extra key or value (1, 1, E) behind `rows` (N, heads, S, head_dim)."""
-    assert row is not None, "a learned key comes with a learned value"
-    row = row.flatten().unflatten(0, (self.num_heads, self.head_dim)).unsqueeze(-2)
-    return torch.cat([rows, row.expand_as(rows[..., :1, :])], -2)
-
-
-def _merged_mask(
-    self: nn.MultiheadAttention, query: Tensor, attn_mask: Tensor | None, key_padding_mask: Tensor | None, added: int
+def _mask(
+    self: nn.MultiheadAttention, query: Tensor, attn_mask: Tensor | None, padding: Tensor | None, added: int
 ) -> Tensor | None:
-    """One additive mask that broadcasts against (N, heads, L, S), or None; `added` rows are open to all."""
-    masks = []
-    if attn_mask is not None:
-        mask = _additive(query, attn_mask, "attn_mask")
-        per_head = _rank(attn_mask) == 3 and _rank(query) != 2
-        masks.append(mask.unflatten(0, (-1, self.num_heads)) if per_head else mask)
-    if key_padding_mask is not None:
-        masks.append(_additive(query, key_padding_mask, "key_padding_mask")[..., None, None, :])
-    if not masks:
-        return None
-    merged = masks[0] if len(masks) == 1 else masks[0] + masks[1]
-    return F.pad(merged, (0, added)) if added else merged
+    mask, padded = (
+        None if given is None else _additive(query, given, name)
+        for given, name in ((attn_mask, "attn_mask"), (padding, "key_padding_mask"))
+    )
+    per_head = attn_mask is not None and _rank(attn_mask) == 3 and _rank(query) != 2
+    return merged_mask(mask, padded, self.num_heads if per_head else 0, added)
 
 
 def _additive(query: Tensor, mask: Tensor, name: str) -> Any:

@@ -40,12 +40,12 @@ class HeadAttention(nn.MultiheadAttention):
         """The attended values (as `query`), and the weights (N, L, S), a head apart (N, heads, L, S), or None."""
         if is_causal and attn_mask is None:
             raise RuntimeError("is_causal is a hint about attn_mask, which is missing")
-        q, k, v = self._projected(query, key, value)
-        q, k = self._by_head(q, self.head_dim), self._by_head(k, self.head_dim)
-        v = self._by_head(v, self.value_head_dim)
+        heads, size, value_size = self.num_heads, self.head_dim, self.value_head_dim
+        projected = zip(self._projected(query, key, value), (size, size, value_size), strict=True)
+        q, k, v = (by_head(x, heads, own, self.batch_first) for x, own in projected)
         added = 0
         if self.bias_k is not None and self.bias_v is not None:
-            k, v = self._with_row(k, self.bias_k, self.head_dim), self._with_row(v, self.bias_v, self.value_head_dim)
+            k, v = with_row(k, self.bias_k, heads, size), with_row(v, self.bias_v, heads, value_size)
             added += 1
         if self.add_zero_attn:
             k, v = (torch.cat([rows, torch.zeros_like(rows[..., :1, :])], -2) for rows in (k, v))
@@ -78,29 +78,39 @@ class HeadAttention(nn.MultiheadAttention):
             weights = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
         return tuple(F.linear(x, w, b) for x, w, b in zip((query, key, value), weights, biases, strict=True))
 
-    def _by_head(self, x: Tensor, size: int) -> Tensor:
-        """(N, L, heads * size), or with the length first, to (N, heads, L, size)."""
-        split = x.unflatten(-1, (self.num_heads, size))
-        return split.transpose(-3, -2) if self.batch_first else split.movedim(0, -2)
-
-    def _with_row(self, rows: Tensor, row: Tensor, size: int) -> Tensor:
-        """The learned extra key or value (1, 1, heads * size) behind `rows` (N, heads, S, size)."""
-        row = row.flatten().unflatten(0, (self.num_heads, size)).unsqueeze(-2)
-        return torch.cat([rows, row.expand_as(rows[..., :1, :])], -2)
-
     def _mask(self, query: Tensor, attn_mask: Tensor | None, padding: Tensor | None, added: int) -> Tensor | None:
-        """One additive mask that broadcasts against (N, heads, L, S), or None; `added` keys are open to all."""
-        masks = []
-        if attn_mask is not None:
-            mask = _additive(attn_mask, query.dtype, "attn_mask")
-            per_head = attn_mask.dim() == 3 and query.dim() != 2
-            masks.append(mask.unflatten(0, (-1, self.num_heads)) if per_head else mask)
-        if padding is not None:
-            masks.append(_additive(padding, query.dtype, "key_padding_mask")[..., None, None, :])
-        if not masks:
-            return None
-        merged = masks[0] if len(masks) == 1 else masks[0] + masks[1]
-        return F.pad(merged, (0, added)) if added else merged
+        mask, padded = (
+            None if given is None else _additive(given, query.dtype, name)
+            for given, name in ((attn_mask, "attn_mask"), (padding, "key_padding_mask"))
+        )
+        per_head = attn_mask is not None and attn_mask.dim() == 3 and query.dim() != 2
+        return merged_mask(mask, padded, self.num_heads if per_head else 0, added)
+
+
+def by_head(x: Tensor, heads: int, size: int, batch_first: bool) -> Tensor:
+    """(N, L, heads * size), or with the length first, to (N, heads, L, size)."""
+    split = x.unflatten(-1, (heads, size))
+    return split.transpose(-3, -2) if batch_first else split.movedim(0, -2)
+
+
+def with_row(rows: Tensor, row: Tensor, heads: int, size: int) -> Tensor:
+    """The learned extra key or value (1, 1, heads * size) behind `rows` (N, heads, S, size)."""
+    row = row.flatten().unflatten(0, (heads, size)).unsqueeze(-2)
+    return torch.cat([rows, row.expand_as(rows[..., :1, :])], -2)
+
+
+def merged_mask(mask: Tensor | None, padding: Tensor | None, heads: int, added: int) -> Tensor | None:
+    """One additive mask that broadcasts against (N, heads, L, S), or None; `added` keys are open to all.
+
+    mask: additive, (L, S) or (N * heads, L, S); heads: of the latter, else 0. padding: additive, (N, S).
+    """
+    masks = [] if mask is None else [mask.unflatten(0, (-1, heads)) if heads else mask]
+    if padding is not None:
+        masks.append(padding[..., None, None, :])
+    if not masks:
+        return None
+    merged = masks[0] if len(masks) == 1 else masks[0] + masks[1]
+    return F.pad(merged, (0, added)) if added else merged
 
 
 def _additive(mask: Tensor, dtype: torch.dtype, name: str) -> Tensor:

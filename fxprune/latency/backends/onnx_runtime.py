@@ -7,7 +7,8 @@ import json
 import logging
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -142,19 +143,27 @@ def translated(gm: fx.GraphModule, example_inputs: object) -> bytes:
 def exported(gm: fx.GraphModule, example_inputs: object) -> bytes:
     """The network as torch.onnx.export writes it."""
     gm.eval()
+    try:
+        with quiet_export(), torch.no_grad():
+            program = torch.onnx.export(gm, as_arguments(example_inputs, gm), dynamo=True, verbose=False)
+    except torch.onnx.OnnxExporterError as error:
+        raise BackendError(f"torch.onnx cannot translate the network: {str(error).splitlines()[0]}") from error
+    assert program is not None, "torch.onnx.export returns no program only without dynamo"
+    return program.model_proto.SerializeToString()
+
+
+@contextmanager
+def quiet_export() -> Iterator[None]:
+    """Keep torch.onnx's progress and version talk out of the user's log; its errors are raised."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), torch.no_grad():
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            program = torch.onnx.export(gm, as_arguments(example_inputs, gm), dynamo=True, verbose=False)
-    except torch.onnx.OnnxExporterError as error:
-        raise BackendError(f"torch.onnx cannot translate the network: {str(error).splitlines()[0]}") from error
+            yield
     finally:
         logger.setLevel(level)
-    assert program is not None, "torch.onnx.export returns no program only without dynamo"
-    return program.model_proto.SerializeToString()
 
 
 def by_node(events: list[dict[str, Any]], graph: Graph, runs: int) -> tuple[tuple[str, ...], np.ndarray]:

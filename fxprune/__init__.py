@@ -8,35 +8,44 @@ from typing import TYPE_CHECKING
 from fxprune.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from fxprune import data
-    from fxprune.api import netadapt
-    from fxprune.config.keys import NetAdaptConfig
-    from fxprune.errors import FxpruneError, InfeasibleBudget
-    from fxprune.exporters import ExportError, ExportReport, check_files, export, load, register_exporter
-    from fxprune.exporters.checkpoint_folder import prune_checkpoint
-    from fxprune.exporters.int8_stages import export_int8
-    from fxprune.integrations.huggingface import from_pretrained, save_pretrained
-    from fxprune.integrations.prune_pass import PrunePass
-    from fxprune.io.empty_networks import empty_weights
-    from fxprune.registries import (
-        list_backends,
-        list_criteria,
-        list_exporters,
-        list_resources,
-        list_strategies,
-        list_workers,
-        register_backend,
-        register_criterion,
-        register_strategy,
-        register_workers,
-    )
-    from fxprune.resources.budgets import Budget
-    from fxprune.resources.kinds import register_resource
-    from fxprune.search.long_training import FineTuned, finetune, train
-    from fxprune.search.result import NetAdaptResult
-    from fxprune.tinynn.pruner import NetAdaptPruner
-    from fxprune.training.candidate import Accuracy, FineTune
-    from fxprune.training.context import DLContext, get_device
+    from fxprune import data as data
+    from fxprune.api import netadapt as netadapt
+    from fxprune.config.keys import NetAdaptConfig as NetAdaptConfig
+    from fxprune.errors import FxpruneError as FxpruneError
+    from fxprune.errors import InfeasibleBudget as InfeasibleBudget
+    from fxprune.exporters import ExportError as ExportError
+    from fxprune.exporters import ExportReport as ExportReport
+    from fxprune.exporters import check_files as check_files
+    from fxprune.exporters import export as export
+    from fxprune.exporters import load as load
+    from fxprune.exporters import register_exporter as register_exporter
+    from fxprune.exporters.checkpoint_folder import prune_checkpoint as prune_checkpoint
+    from fxprune.exporters.int8_stages import export_int8 as export_int8
+    from fxprune.integrations.huggingface import from_pretrained as from_pretrained
+    from fxprune.integrations.huggingface import save_pretrained as save_pretrained
+    from fxprune.integrations.prune_pass import PrunePass as PrunePass
+    from fxprune.io.empty_networks import empty_weights as empty_weights
+    from fxprune.registries import list_backends as list_backends
+    from fxprune.registries import list_criteria as list_criteria
+    from fxprune.registries import list_exporters as list_exporters
+    from fxprune.registries import list_resources as list_resources
+    from fxprune.registries import list_strategies as list_strategies
+    from fxprune.registries import list_workers as list_workers
+    from fxprune.registries import register_backend as register_backend
+    from fxprune.registries import register_criterion as register_criterion
+    from fxprune.registries import register_strategy as register_strategy
+    from fxprune.registries import register_workers as register_workers
+    from fxprune.resources.budgets import Budget as Budget
+    from fxprune.resources.kinds import register_resource as register_resource
+    from fxprune.search.long_training import FineTuned as FineTuned
+    from fxprune.search.long_training import finetune as finetune
+    from fxprune.search.long_training import train as train
+    from fxprune.search.result import NetAdaptResult as NetAdaptResult
+    from fxprune.tinynn.pruner import NetAdaptPruner as NetAdaptPruner
+    from fxprune.training.candidate import Accuracy as Accuracy
+    from fxprune.training.candidate import FineTune as FineTune
+    from fxprune.training.context import DLContext as DLContext
+    from fxprune.training.context import get_device as get_device
 
 # Where each public name lives; imported when it is first asked for, so that `import fxprune` is instant.
 _HOMES = {
@@ -80,46 +89,7 @@ _HOMES = {
     "train": "fxprune.search.long_training",
 }
 
-__all__ = [
-    "Accuracy",
-    "Budget",
-    "DLContext",
-    "ExportError",
-    "ExportReport",
-    "FineTune",
-    "FineTuned",
-    "FxpruneError",
-    "InfeasibleBudget",
-    "NetAdaptConfig",
-    "NetAdaptPruner",
-    "NetAdaptResult",
-    "PrunePass",
-    "check_files",
-    "data",
-    "empty_weights",
-    "export",
-    "export_int8",
-    "finetune",
-    "from_pretrained",
-    "get_device",
-    "list_backends",
-    "list_criteria",
-    "list_exporters",
-    "list_resources",
-    "list_strategies",
-    "list_workers",
-    "load",
-    "netadapt",
-    "prune_checkpoint",
-    "register_backend",
-    "register_criterion",
-    "register_exporter",
-    "register_resource",
-    "register_strategy",
-    "register_workers",
-    "save_pretrained",
-    "train",
-]
+__all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> object:

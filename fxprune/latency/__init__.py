@@ -12,57 +12,31 @@ A budget alone is enough: `netadapt(model, Budget("latency", ratio=0.5), ...)` d
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from fxprune.latency.device import Setting
-    from fxprune.latency.errors import (
-        BackendError,
-        CorruptedTable,
-        ForeignTable,
-        LatencyError,
-        TableError,
-        TableVersionError,
-        UncoveredTable,
-    )
-    from fxprune.latency.measuring import (
-        build_table,
-        default_path,
-        latency_model,
-        latency_resource,
-        measure_latency_ms,
-        width_grid,
-    )
-    from fxprune.latency.predict import LatencyModel, MeasuredLatency
-    from fxprune.latency.sampling import Limits
-    from fxprune.latency.table import LatencyTable, merge_files
-    from fxprune.latency.timing import Timing
-
-# Loaded when first asked for: the command line shows its help without importing torch.
-_HOMES = {
-    "measuring": "build_table default_path latency_model latency_resource measure_latency_ms width_grid",
-    "device": "Setting",
-    "errors": "BackendError CorruptedTable ForeignTable LatencyError TableError TableVersionError UncoveredTable",
-    "predict": "LatencyModel MeasuredLatency",
-    "sampling": "Limits",
-    "table": "LatencyTable merge_files",
-    "timing": "Timing",
-}
+from fxprune.latency.device import Setting
+from fxprune.latency.errors import (
+    BackendError,
+    CorruptedTable,
+    ForeignTable,
+    LatencyError,
+    TableError,
+    TableVersionError,
+    UncoveredTable,
+)
+from fxprune.latency.measuring import (
+    build_table,
+    default_path,
+    latency_model,
+    latency_resource,
+    measure_latency_ms,
+    width_grid,
+)
+from fxprune.latency.predict import LatencyModel, MeasuredLatency
+from fxprune.latency.sampling import Limits
+from fxprune.latency.table import LatencyTable, merge_files
+from fxprune.latency.timing import Timing
 
 __all__ = [
     "BackendError", "CorruptedTable", "ForeignTable", "LatencyError", "LatencyModel", "LatencyTable", "Limits",
     "MeasuredLatency", "Setting", "TableError", "TableVersionError", "Timing", "UncoveredTable", "build_table",
     "default_path", "latency_model", "latency_resource", "measure_latency_ms", "merge_files", "width_grid",
 ]  # fmt: skip
-
-
-def __getattr__(name: str) -> object:
-    for home, names in _HOMES.items():
-        if name in names.split():
-            return getattr(importlib.import_module(f"fxprune.latency.{home}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)

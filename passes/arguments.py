@@ -92,7 +92,7 @@ def choice(value: object, known: Sequence[str], where: str, error: type[Exceptio
 
 
 def read_from(items: Iterable[T], where: str, error: type[Exception] = ArgumentError) -> Iterator[T]:
-    """The items of somebody else's iterable; what it raises on the way is told with its number and line."""
+    """The items of somebody else's iterable; what it raises on the way is reported with its number and line."""
     number = 0
     try:
         for item in items:
@@ -105,7 +105,7 @@ def read_from(items: Iterable[T], where: str, error: type[Exception] = ArgumentE
 
 
 def tell(progress: Callable[[T], object] | None, value: T, where: str) -> None:
-    """Call the caller's progress function, if there is one; what it raises is told with its line."""
+    """Call the caller's progress function, if there is one; what it raises is reported with its line."""
     if progress is None:
         return
     try:
@@ -163,7 +163,7 @@ def got(value: object) -> str:
 
 
 def refused(error: Exception, where: str, expected: str) -> PassError:
-    """The words for what somebody else's code raised on an argument."""
+    """The text for what code of the caller raised on an argument."""
     said = (str(error).strip().splitlines() or ["without words"])[0][:500]
     return ArgumentError(f"{where}: {type(error).__name__}: {said}; expected {expected}")
 

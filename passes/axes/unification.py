@@ -103,7 +103,7 @@ class Space:
             self._chosen.append((axis, reason))
 
     def route(self, axis: Axis) -> None:
-        """Positions of `axis` (experts) are chosen by value, and what stands there is looked up and nothing else."""
+        """Positions of `axis` (experts) are chosen by value, and used only to look up what is there."""
         self._routed.append(axis)
 
     def settle(self) -> None:

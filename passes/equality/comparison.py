@@ -85,7 +85,7 @@ def _gap(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def _compared(output: object) -> list[Any]:
-    """Tensors, and the plain values that can be told apart."""
+    """Tensors, and the plain values that can be compared."""
     found = [leaf for leaf in leaves_of(output) if isinstance(leaf, (torch.Tensor, int, float, complex, str))]
     return [_strided(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in found]
 

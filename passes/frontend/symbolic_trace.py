@@ -89,7 +89,7 @@ def _drop_idle_queries(graph: fx.Graph) -> None:
 
 
 def _keep_side_effects(graph: fx.Graph) -> None:
-    """Let dead-code elimination, which takes methods for pure, see an in-place one whose result nobody uses."""
+    """Let dead-code elimination, which takes methods for pure, keep an in-place one whose result is unused."""
     for node in graph.find_nodes(op="call_method"):
         name = str(node.target)
         if node.users or not name.endswith("_") or name.endswith("__"):

@@ -181,7 +181,7 @@ def moved_slice(site: Site, axis: Axis, item: slice) -> slice:
         return bound if bound >= 0 else max(0, axis.size + bound)
 
     def first(start: int) -> int:
-        """The place of the first position of the slice that is left: blocks before it may be gone."""
+        """The place of the first position of the slice that is left: blocks before it may be removed."""
         taken = range(positive(start), axis.size, item.step if isinstance(item.step, int) else 1)
         remain = site.survivors(axis)
         return site.before(axis, next((p for p in taken if remain[p]), positive(start)))

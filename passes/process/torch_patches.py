@@ -104,7 +104,7 @@ def replace_while_tracing(tracer: TracesModules, proxies: type[fx.Proxy]) -> Non
 def _telling_classes(tracer: TracesModules, proxies: type[fx.Proxy]) -> Callable[[object, object], bool]:
     """`isinstance` for Python code: a proxy counts as what it stands for, where that is known.
 
-    What asks in C++ reads memory by the answer; it calls no builtin and sees a proxy.
+    Checks in C++, which read memory by the answer, do not call it, and see the proxy.
     """
     original = builtins.isinstance
 
@@ -220,7 +220,7 @@ def _importing(original: Callable[..., object]) -> Callable[..., object]:
 
 
 def _is_loaded(name: str, _: object = None, __: object = None, names: Any = (), level: int = 0) -> bool:
-    """Whether `from name import names` finds all that it wants loaded."""
+    """Whether `from name import names` finds all its names loaded already."""
     module = None if level else sys.modules.get(name)
     return module is not None and all(one in vars(module) for one in names or ())
 

@@ -41,7 +41,7 @@ class Elimination:
 
     @property
     def ranks(self) -> np.ndarray:
-        """A score for each unit, the higher the later it goes."""
+        """A score for each unit, the higher the later it is removed."""
         scores = np.empty(len(self.order))
         scores[list(self.order)] = np.arange(len(self.order))
         return scores
@@ -146,7 +146,7 @@ def _narrowed(weight: Tensor, moment: Tensor, units: Tensor, size: int) -> tuple
 
 
 class _Independent:
-    """A reader too wide for the inverse of its moment: each unit costs what it contributes, whatever else goes."""
+    """A reader too wide for the inverse of its moment: a unit costs what it contributes, whatever else is removed."""
 
     def __init__(self, weight: Tensor, moments: Moments, columns: Tensor, size: int, biased: bool) -> None:
         found = torch.zeros(size, dtype=torch.float64)

@@ -196,7 +196,7 @@ class ModuleRun:
         self._called(mode, replaced(arguments, given), training, functions, turned, gradients, conditions)
 
     def forget(self) -> None:
-        """Undo what runs have left in attributes: a cache, a counter, a size that was met first."""
+        """Undo what runs have left in attributes: a cache, a counter, a size of the first call."""
         self._state.restore()
 
     def changed(self) -> dict[str, Plain]:

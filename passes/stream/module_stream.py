@@ -38,7 +38,7 @@ class ValuesNeeded(Exception):
 
 
 class _Lifetime:
-    """Belongs to a tensor, and says when that is gone."""
+    """Held by a tensor; records when that is freed."""
 
     __slots__ = ("before", "freed", "key", "records")
 
@@ -176,7 +176,7 @@ class ModuleInference(Inference):
         return known[1]
 
     def all_on_meta(self, func: OpOverload, args: tuple, kwargs: dict[str, object], error: Exception) -> object:
-        """Call a function again that wants its tensors on one device; its constants go to where the data are."""
+        """Call a function again that needs all tensors on one device, its constants moved to that of the data."""
         given = [tensor for tensor in tensors_of((args, kwargs)) if not tensor.is_meta]
         if not given:
             raise error

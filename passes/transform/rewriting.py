@@ -32,7 +32,7 @@ from passes.transform.slicing import Masks, Slicing
 class Rewriting:
     """One rewriting: the new graph is run on meta as it is made, so that every size is known and checked.
 
-    Only nodes that may take sizes are run; of the others, which are most, the axes tell what they give. With `whole`
+    Only nodes that may take sizes are run; of the others, which are most, the axes give the shapes. With `whole`
     unset the new graph holds no more than the former, and a placeholder for each of the others that they read.
     """
 
@@ -303,7 +303,7 @@ class _Run(fx.Interpreter):
         return f"its size does not follow: expected {expected}, got {got}"
 
     def _promised(self, n: fx.Node) -> object:
-        """What the axes of a node's result tell of it."""
+        """What follows from the axes of a node's result."""
         structure = self.rewriting.coupling.structure
 
         def made(val: Any, known: Any) -> Any:
@@ -319,7 +319,7 @@ def _refusal(error: Exception) -> str:
 
 
 class _Results(dict[fx.Node, object]):
-    """Results by node; those that nobody has put in are made when they are asked for."""
+    """Results by node; missing ones are made when they are asked for."""
 
     def __init__(self, make: Callable[[fx.Node], object]) -> None:
         super().__init__()

@@ -227,7 +227,8 @@ def _checked(values: Mapping[str, object], source: str, lines: Mapping[Place, in
     checked = {}
     for key, value in values.items():
         if key not in known:
-            is_a(key, str, f"{source}: a key", "a text, one of those that fxprune init writes", ConfigError)
+            where = at(key) if isinstance(key, str | int | float) else source  # of YAML; else any object
+            is_a(key, str, f"{where}: a key", "a text, one of those that fxprune init writes", ConfigError)
             near = get_close_matches(key, known, n=1, cutoff=0.5)
             hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}."
             raise ConfigError(f"{at(key)}: unknown key {quoted(key)}; {hint}")

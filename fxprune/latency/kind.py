@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch.fx import GraphModule
 
+from fxprune.latency.measuring import latency_resource
 from fxprune.problem.inputs import graph_like
 from fxprune.problem.width_grids import grid_of
 from fxprune.resources.kinds import Kind, Subject
@@ -12,8 +13,6 @@ from fxprune.resources.models import Resource
 
 def make(subject: Subject) -> Resource:
     """The measured latency of a network, with the settings of the table `latency` of the configuration."""
-    from fxprune.latency.measuring import latency_resource
-
     network, coupling = subject.network, subject.coupling
     if not isinstance(network, GraphModule):
         network, coupling = graph_like(network, coupling, subject.example_inputs)

@@ -170,7 +170,7 @@ class _Job:
 def _check(how: Mapping[str, Any]) -> None:
     """Refuse what a configuration's table `latency:` refuses; null stands for what is left out."""
     try:
-        _KEYS.read({name: value for name, value in how.items() if value is not None})
+        _KEYS.read({name: v for name, v in how.items() if v is not None and not isinstance(v, Limits)})
     except WrongEntry as error:
         raise LatencyError(f"latency: {error}") from None
 

@@ -37,6 +37,7 @@ from fxprune.problem.config_numbers import (
 from fxprune.problem.equal_widths import Sets, block_sets, smallest_unit
 from fxprune.problem.stock_equality import differs
 from passes import Coupling, Plan, apply_plan
+from passes.axes.expressions import leaves
 from passes.transform.slicing import Slicing
 
 log = logging.getLogger(__name__)
@@ -252,7 +253,7 @@ class _Search:
             built = self.built(dict.fromkeys(chosen, ratio))
             if built is None or not self._changed_in(built):
                 continue
-            for bundle in self._bundles(layer, used, self._changed_in(built), ratio):
+            for bundle in self._bundles(layer, used, built, ratio):
                 if self._target(bundle, ratio) != built:
                     continue
                 plan = self._plan(bundle, ratio)
@@ -280,9 +281,13 @@ class _Search:
         return tuple(sorted({*some, *equal}))
 
     def _bundles(
-        self, layer: tuple[str, ...], used: set[str], changed: set[str], ratio: Fraction
+        self, layer: tuple[str, ...], used: set[str], built: Shapes, ratio: Fraction
     ) -> Iterator[tuple[str, ...]]:
-        """`layer` with up to two, or with all, other layers that have a part in what has changed."""
+        """`layer` with what has to follow, and with up to two, or all, other layers that have a part in what changed.
+
+        Those have to follow whose units alone are a dimension that has changed.
+        """
+        changed = self._changed_in(built)
         others = [
             other
             for other in self.layers
@@ -290,9 +295,20 @@ class _Search:
             and all(self._fits(name, ratio) for name in other)
         ]  # fmt: skip
         same = [other for other in others if self.coupling.widths[other[0]] == self.coupling.widths[layer[0]]]
-        tried = [list(some) for count in range(3) for some in itertools.combinations(others, count)]
+        needed = [other for other in others if any(self._alone_in(name, built) for name in other)]
+        rest = [other for other in others if other not in needed]
+        tried = [[*needed, *some] for count in range(3) for some in itertools.combinations(rest, count)]
         for some in [*tried, same, others]:
             yield tuple(itertools.chain(layer, *some))
+
+    def _alone_in(self, name: str, built: Shapes) -> bool:
+        """Whether a dimension that has changed is made of the units of this group alone."""
+        variable, axes = self.coupling.variables[name], self.coupling.structure.tensors
+        return any(
+            built[item.tensor][item.dim] != self.shapes[item.tensor][item.dim]
+            for item in self.coupling.group(name).slices
+            if item.tensor in built and set(leaves(axes[item.tensor][item.dim])) == {variable}
+        )
 
     def _fits(self, name: str, ratio: Fraction) -> bool:
         group = self.coupling.group(name)

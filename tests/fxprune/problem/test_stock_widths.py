@@ -31,6 +31,7 @@ def _models() -> dict[str, tuple[Any, Any, dict, dict]]:
     narrow = {**SMALL, "hidden_size": 24, "num_key_value_heads": 2, "head_dim": 6}
     experts = {**grouped, "num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
     bloom = {"vocab_size": 64, "hidden_size": 32, "n_layer": 2, "n_head": 4}
+    seen = {"text_config": {**SMALL, "projection_size": 32}, "vision_config": image, "num_labels": 3}
     t5 = {"vocab_size": 64, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
     return {
         "llama": (hf.LlamaForCausalLM, hf.LlamaConfig, grouped, TOKENS),
@@ -41,6 +42,7 @@ def _models() -> dict[str, tuple[Any, Any, dict, dict]]:
         "gpt2": (hf.GPT2LMHeadModel, hf.GPT2Config, gpt2, TOKENS),
         "bert": (hf.BertModel, hf.BertConfig, SMALL, TOKENS),
         "t5": (hf.T5ForConditionalGeneration, hf.T5Config, t5, {**TOKENS, "decoder_input_ids": TOKENS["input_ids"]}),
+        "siglip": (hf.SiglipForImageClassification, hf.SiglipConfig, seen, IMAGES),
         "vit": (hf.ViTModel, hf.ViTConfig, image, IMAGES),
     }
 
@@ -65,10 +67,14 @@ def test_saved_and_loaded_by_the_stock_class(name: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "numbers"),
-    [("phi", ("hidden_size", "num_attention_heads")), ("qwen3-moe", ("num_local_experts", "moe_intermediate_size"))],
+    [
+        ("phi", ("hidden_size", "num_attention_heads")),
+        ("siglip", ("hidden_size", "num_attention_heads", "intermediate_size")),
+        ("qwen3-moe", ("num_local_experts", "moe_intermediate_size")),
+    ],
 )
 def test_numbers_that_follow(name: str, numbers: tuple[str, ...]) -> None:
-    """Heads that are as many as key-value heads; experts beside their widths."""
+    """Heads that are as many as key-value heads; a head of another kind beside the layers; experts and their widths."""
     pytest.importorskip("transformers")
     kind, config, sizes, inputs = _models()[name]
     model = kind(config(**sizes)).eval()

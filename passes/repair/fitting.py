@@ -266,9 +266,10 @@ def _linear_step(problem: Problem, parameters: Parameters, precondition: Precond
     def transposed() -> Parameters:
         total = {n: torch.zeros_like(p) for n, p in parameters.items()}
         for number in range(count):
-            with torch.no_grad():  # nothing is recorded for the parameters that are not fitted
+            with torch.no_grad():  # nothing is recorded for other parameters, nor for gradients of the gradient
                 back = vjp(lambda p, number=number: problem.outputs(p, number), parameters)[1]
-            (part,) = back(tuple(r * w for r, w in zip(residuals[number], roots[number], strict=True)))
+                (part,) = back(tuple(r * w for r, w in zip(residuals[number], roots[number], strict=True)))
+            del back
             for name in total:
                 total[name] += part[name]
         return total

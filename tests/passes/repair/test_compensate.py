@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from passes import PassError, PlanError, PruneChannels, apply_plan, capture, couple, verify
-from passes.repair import refine
+from passes.repair import fitting, refine
 from passes.repair.batch_norms import reestimated
 from passes.repair.compensation import Compensate, compensate, repairs_of
 from passes.statistics import Batch, observe
@@ -157,6 +157,23 @@ def test_refinement_changes_neither_network_and_repeats_itself():
     assert all(torch.equal(before[k], after[k]) for k in before)
     assert flags == [p.requires_grad for p in pruned.parameters()]
     assert list(first) == list(pruned.state_dict())
+
+
+def test_a_step_of_refinement_holds_no_record_of_how_it_was_found():
+    """Such a record holds the values of every batch and iteration, until memory is full."""
+
+    class Pair(nn.Sequential):
+        def forward(self, x):
+            return (super().forward(x),)
+
+    torch.manual_seed(0)
+    net, x = Pair(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2)), torch.randn(20, 3)
+    parameters = {name: p.detach() for name, p in net.named_parameters() if name.startswith("0.")}  # not all are fitted
+    problem = fitting.Problem(net, [(x,)], [[fitting.Target(torch.randn(20, 2))]], [0])
+    step = fitting._linear_step(problem, parameters, lambda gradient: gradient, 3)
+    assert step.keys() == parameters.keys() and not any(change.requires_grad for change in step.values())
+    found = {name: p + step[name] for name, p in parameters.items()}
+    assert problem.error(found) < problem.error(parameters)
 
 
 def test_norms_are_estimated_in_a_copy_and_kept_only_where_better():

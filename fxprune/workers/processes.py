@@ -21,7 +21,7 @@ from torch import nn
 
 from fxprune.errors import WorkerError
 from fxprune.io.tensors import from_bytes, tensors_of, to_bytes
-from fxprune.training.candidate import Evaluate, Train, Trained, out_of_time, said
+from fxprune.training.candidate import Trained, out_of_time, said
 from fxprune.workers.lifetime import EndingProcess, end_with_parent, processes_end_here
 from fxprune.workers.protocol import Job, Outcome, Task, sent
 from fxprune.workers.repair import Repair
@@ -55,9 +55,9 @@ class _Worker:
 
 @dataclass
 class Processes:
-    """`count` processes. Started anew (spawn), so that each has its own CUDA context.
+    """The processes of a job. Started anew (spawn), so that each has its own CUDA context.
 
-    The candidate of a process that dies, or is at it for longer than `limit_s` seconds and then killed, is given to
+    The candidate of a process that dies, or is at it for longer than the job's limit and then killed, is given to
     another up to `retries` times, then reported as failed. Threads of torch are as many as in this process, because
     their number can change the last bits of a result: where processes and threads are more than there are cores, lower
     `torch.set_num_threads` first. So are all other settings that a result depends on.
@@ -65,11 +65,7 @@ class Processes:
 
     sends = True  # candidates go to other processes, so they must be such as can be sent
 
-    count: int
-    train: Train | None
-    evaluate: Evaluate | None
-    retries: int = 1
-    limit_s: float | None = None
+    job: Job
     _functions: bytes = b""
     _settings: dict[str, object] = field(default_factory=dict)
     _workers: list[_Worker] = field(default_factory=list)
@@ -78,8 +74,8 @@ class Processes:
     _answers: queue.SimpleQueue = field(default_factory=queue.SimpleQueue)
 
     def start(self) -> None:
-        self._functions, self._settings = pack_functions(self.train, self.evaluate), computing_settings()
-        for number in range(self.count):
+        self._functions, self._settings = pack_functions(self.job.train, self.job.evaluate), computing_settings()
+        for number in range(self.job.count):
             self._spawn(number)
         for worker in self._workers:
             self._await_ready(worker)
@@ -104,7 +100,7 @@ class Processes:
             if found is None:
                 what, reason = self._replace(worker)
                 tries[done.index] += 1
-                if tries[done.index] <= self.retries:
+                if tries[done.index] <= self.job.retries:
                     log.warning("candidate %d: its worker %s (%s); it is tried again", done.index, what, reason)
                     waiting.append(done)
                     continue
@@ -145,7 +141,7 @@ class Processes:
     def _await_ready(self, worker: _Worker) -> None:
         """Wait until it can be given work. One that a signal ends, or that is not ready in time (it may be stopped), is
         started anew as often as a candidate is tried again."""
-        for tries_left in range(self.retries, -1, -1):
+        for tries_left in range(self.job.retries, -1, -1):
             limit_s = STARTING_S[tries_left == 0]
             text, is_late = "", False
             with suppress(EOFError, OSError):
@@ -203,16 +199,16 @@ class Processes:
                 if worker.task is None:
                     continue
                 worker.spent_s += passed
-                if self.limit_s is not None and worker.spent_s > self.limit_s:
+                if self.job.limit_s is not None and worker.spent_s > self.job.limit_s:
                     worker.process.kill()
 
     def _replace(self, worker: _Worker) -> tuple[str, str]:
         """Put another process in the place of one that ended; what it did, and why."""
         worker.process.join()
         worker.pipe.close()
-        code, was_late = worker.process.exitcode, self.limit_s is not None and worker.spent_s > self.limit_s
+        code, was_late = worker.process.exitcode, self.job.limit_s is not None and worker.spent_s > self.job.limit_s
         self._await_ready(self._spawn(worker.number))
-        return ("was stopped", out_of_time(self.limit_s)) if was_late else ("died", f"exit code {code}")
+        return ("was stopped", out_of_time(self.job.limit_s)) if was_late else ("died", f"exit code {code}")
 
 
 class _held_back:
@@ -260,4 +256,4 @@ def work(pipe: Connection, functions: bytes, settings: dict[str, object], number
 
 def of_job(job: Job) -> Processes:
     """Workers for a search."""
-    return Processes(job.count, job.train, job.evaluate, job.retries, job.limit_s)
+    return Processes(job)

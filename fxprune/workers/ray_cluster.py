@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import nn
 
 from fxprune.errors import WorkerError
 from fxprune.io.tensors import from_bytes, tensors_of, to_bytes
-from fxprune.training.candidate import Evaluate, Train, Trained, out_of_time, said
+from fxprune.training.candidate import Trained, out_of_time, said
 from fxprune.workers import process_guard
 from fxprune.workers.protocol import Job, Outcome, Task, sent
 from fxprune.workers.repair import Repair
@@ -48,29 +48,26 @@ class _Running:
 
 @dataclass
 class OnRay:
-    """Candidates as Ray tasks. `settings`: num_cpus, num_gpus, resources, memory of one candidate; all else goes to
-    `ray.init`.
+    """Candidates as Ray tasks.
+
+    The job's `settings`: num_cpus, num_gpus, resources, memory of one candidate; all else goes to `ray.init`.
 
     Without an `address` (or $RAY_ADDRESS) a cluster of its own is started on this machine: it listens on the loopback
     interface alone, and ends with the search, however that dies. A candidate whose worker or node is lost, or that
-    takes longer than `limit_s` seconds and is then killed, is tried again up to `retries` times, then reported as
+    takes longer than the job's limit and is then killed, is tried again up to `retries` times, then reported as
     failed.
     """
 
     sends = True  # candidates go to other processes, so they must be such as can be sent
 
-    train: Train | None
-    evaluate: Evaluate | None
-    retries: int = 1
-    limit_s: float | None = None
-    settings: Mapping[str, object] = field(default_factory=dict)
+    job: Job
     _functions: object = None
     _repair: tuple[Repair, object] | None = None
     _cluster: _OwnCluster | None = None
     _joined: bool = False
 
     def start(self) -> None:
-        given = {key: value for key, value in self.settings.items() if key not in OPTIONS}
+        given = {key: value for key, value in self.job.settings.items() if key not in OPTIONS}
         given = {"include_dashboard": False, "logging_level": logging.ERROR, **given}
         own = "address" not in given and "RAY_ADDRESS" not in os.environ
         if own and "ray" not in sys.modules and "_node_ip_address" not in given:
@@ -89,7 +86,7 @@ class OnRay:
                 ray.init(**given)
             self._joined = True
         try:
-            self._functions = ray.put(ray.cloudpickle.dumps((self.train, self.evaluate)))
+            self._functions = ray.put(ray.cloudpickle.dumps((self.job.train, self.job.evaluate)))
         except Exception as error:  # pickling runs the code of whatever is in there
             raise WorkerError(
                 f"workers: train and evaluate cannot be sent to Ray: {type(error).__name__}: {error}. Keep open "
@@ -105,7 +102,7 @@ class OnRay:
             self._repair = repair, ray.put(pack_repair(repair))
         stored = self._repair[1] if repair is not None and self._repair is not None else None
 
-        options = {"num_cpus": 1, **{key: self.settings[key] for key in OPTIONS if key in self.settings}}
+        options = {"num_cpus": 1, **{key: self.job.settings[key] for key in OPTIONS if key in self.job.settings}}
         remote = ray.remote(_candidate).options(max_retries=0, num_returns="streaming", **options)
         weights, settings = ray.put(to_bytes(tensors_of(network))), computing_settings()
         tries = {task.index: 0 for task in tasks}
@@ -126,7 +123,7 @@ class OnRay:
                 task = running.pop(stream).task
                 if isinstance(found, str):
                     tries[task.index] += 1
-                    if tries[task.index] <= self.retries:
+                    if tries[task.index] <= self.job.retries:
                         log.warning("candidate %d: its worker was lost (%s); it is tried again", task.index, found)
                         running[submit(task)] = _Running(task)
                         continue
@@ -150,14 +147,14 @@ class OnRay:
             if known.process is None:
                 continue
             known.spent_s += passed_s
-            if self.limit_s is not None and known.spent_s > self.limit_s:
+            if self.job.limit_s is not None and known.spent_s > self.job.limit_s:
                 node, process = known.process
                 if node == ray.get_runtime_context().get_node_id():  # one that is stopped answers no cancelling
                     with suppress(ProcessLookupError):
                         os.kill(process, signal.SIGKILL)
                 with suppress(ray.exceptions.RayError):
                     ray.cancel(stream, force=True)
-                late.append((stream, out_of_time(self.limit_s)))
+                late.append((stream, out_of_time(self.job.limit_s)))
         return late
 
 
@@ -248,4 +245,4 @@ def _candidate(
 
 def of_job(job: Job) -> OnRay:
     """Workers for a search."""
-    return OnRay(job.train, job.evaluate, job.retries, job.limit_s, job.settings)
+    return OnRay(job)

@@ -21,6 +21,7 @@ from fxprune.errors import WorkerError
 from fxprune.io.tensors import named_tensors, tensors_of
 from fxprune.workers import processes, transport
 from fxprune.workers.lifetime import EndingProcess
+from fxprune.workers.protocol import Job
 from fxprune.workers.ray_cluster import CLUSTER_SWITCH, _OwnCluster
 from passes import PruneChannels, capture, couple
 
@@ -152,7 +153,7 @@ def test_a_worker_that_is_lost_while_it_starts_is_started_again(
     marker = tmp_path / "marker"
     if limits[0] == 0:
         marker.touch()
-    workers = processes.Processes(1, None, DiesOnce(marker), retries=1)
+    workers = processes.Processes(Job(None, DiesOnce(marker), retries=1))
     workers.start()
     try:
         assert said in caplog.text and "it is started again" in caplog.text
@@ -161,7 +162,7 @@ def test_a_worker_that_is_lost_while_it_starts_is_started_again(
         workers.close()
     marker.unlink()
     with pytest.raises(WorkerError, match="exit code -9 before it was ready"):
-        processes.Processes(1, None, DiesOnce(marker), retries=0).start()
+        processes.Processes(Job(None, DiesOnce(marker), retries=0)).start()
 
 
 def test_functions_that_do_not_load_in_the_worker() -> None:

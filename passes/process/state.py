@@ -70,3 +70,8 @@ def _random_states() -> Iterator[Callable[[], object]]:
         yield functools.partial(torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all())
     if torch.backends.mps.is_available():
         yield functools.partial(torch.mps.set_rng_state, torch.mps.get_rng_state())
+
+
+def drawn_in_python() -> tuple[object, ...]:
+    """The states of the generators of Python and NumPy: another one says that numbers were drawn in between."""
+    return random.getstate(), *(np.asarray(part).tobytes() for part in np.random.get_state(legacy=True))

@@ -25,6 +25,7 @@ from passes.equality.padded_positions import check_padding
 from passes.errors import PassError, SpecialisedWarning
 from passes.graph.left_behind import left_behind
 from passes.graph.module_copies import modules_of, parameters_of
+from passes.process.state import drawn_in_python
 from passes.stream.call_arguments import Arguments, bound, describe_call, tensors_of
 from passes.stream.module_run import Beside, ModuleInferred, infer_module
 from passes.stream.other_sizes import other_sizes
@@ -51,7 +52,13 @@ def couple_module(module: nn.Module, example_inputs: object) -> Coupling:
     if not isinstance(module, nn.Module):
         raise PassError(f"couple: got a {type(module).__name__}; expected a torch.nn.Module")
     arguments = bound(module, example_inputs)
+    before = drawn_in_python()
     inferred = infer_module(module, arguments)
+    if drawn_in_python() != before:
+        inferred.specialised.append(
+            "forward draws random numbers of Python or NumPy, and was followed with some of them: what others lead to "
+            "is not proven"
+        )
     if not any(tensor.is_meta for tensor in tensors_of(arguments)):
         check_padding(module, arguments)
     look_at_views(inferred, arguments)

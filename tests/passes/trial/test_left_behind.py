@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import random
 import warnings
 import weakref
 from collections.abc import Callable
 from types import MethodType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from passes import PassError, apply_plan, capture, couple, verify
+from passes.errors import SpecialisedWarning
 from passes.graph.annotations import specialised_in
 
 X = torch.randn(3, 6, generator=torch.Generator().manual_seed(0))
@@ -148,3 +151,15 @@ def test_a_warning_says_it() -> None:
         warnings.simplefilter("always")
         couple(net, X)
     assert any("left behind" in str(warning.message) for warning in caught)
+
+
+@pytest.mark.parametrize("draw", [random.random, np.random.rand])
+def test_numbers_that_forward_draws_in_python_are_said(draw: Any) -> None:
+    class Tosses(Two):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * (2.0 if draw() < 0.5 else 3.0)
+
+    before = random.getstate(), np.random.get_state()[1].tobytes()
+    with pytest.warns(SpecialisedWarning, match="draws random numbers of Python or NumPy"):
+        couple(Tosses(), X)
+    assert before == (random.getstate(), np.random.get_state()[1].tobytes())

@@ -156,7 +156,7 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     if known is not None:
         return known
     kind: Any = type(module)
-    if not _copies_as_module(kind) or "__deepcopy__" in module.__dict__:
+    if not copies_as_module(kind) or "__deepcopy__" in module.__dict__:
         return _copied_by_itself(module, memo)
     made: nn.Module = kind.__new__(kind)
     memo[id(module)] = made
@@ -200,7 +200,8 @@ def copied_or_shared(value: object, memo: dict[int, object]) -> Any:
 
 
 @cache
-def _copies_as_module(kind: type[nn.Module]) -> bool:
+def copies_as_module(kind: type[nn.Module]) -> bool:
+    """Whether modules of this class are copied attribute by attribute, and not by a method of their own."""
     changed = [name for name in _OWN_COPYING if getattr(kind, name, None) is not getattr(nn.Module, name, None)]
     # Those of torch's layers add what old checkpoints lack; that of recurrent ones refers to the weights anew.
     settled = kind.__setstate__.__module__.startswith("torch.nn.modules.") and not issubclass(kind, nn.RNNBase)

@@ -16,7 +16,8 @@ from torch import nn
 
 from passes.analysis.module_facts import Edit
 from passes.axes.expressions import Axis, Permuted, Product, Sum, Variable, concat, nest
-from passes.graph.module_copies import OF_TORCH, modules_of
+from passes.errors import PassError
+from passes.graph.module_copies import OF_TORCH, copies_as_module, copy_module, modules_of
 from passes.stream.call_arguments import attributes_of
 from passes.transform.resize_modules import SIZED
 
@@ -170,6 +171,42 @@ def edits_of_unread(
         if len(nearest) == 1 and narrowed(nearest):
             found.append(Edit(path, key, (nearest[0],)))
     return found
+
+
+def edits_of_copied_state(root: nn.Module, known: Sequence[Edit]) -> list[Edit]:
+    """The edits without which copies and pickles of a module that rebuilds itself would have the old integer again.
+
+    Such a module (``__setstate__`` that calls ``__init__``, as einops' layers have) keeps an integer twice: where its
+    forward reads it, and where its copies are made from.
+    """
+    modules = modules_of(root)
+    taken = {(edit.path, edit.attribute) for edit in known}
+    found = []
+    for edit in known:
+        module = modules[edit.path]
+        kind: Any = type(module)
+        if copies_as_module(kind) or _is_copied(module, edit.attribute, edit.attribute):
+            continue
+        number = prod(axis.size for axis in edit.axes)
+        for key, other in integers_of(module):
+            same = other == number and (edit.path, key) not in taken
+            if same and _is_copied(module, key, edit.attribute):
+                found.append(Edit(edit.path, key, edit.axes))
+                taken.add((edit.path, key))
+                break
+    return found
+
+
+def _is_copied(module: nn.Module, changed: Key, read: Key) -> bool:
+    """Whether a copy of `module` has at `read` what the module was given at `changed`."""
+    probe = copy_module(module, lambda _, tensor: tensor)
+    number = dict(integers_of(probe))[changed] + 1
+    set_integer(probe, changed, number)
+    try:
+        copied = copy_module(probe, lambda _, tensor: tensor)
+    except PassError:  # it cannot be rebuilt with that number alone
+        return False
+    return dict(integers_of(copied)).get(read) == number
 
 
 def _around(name: str) -> Iterator[str]:

@@ -29,6 +29,7 @@ from passes.process.state import drawn_in_python
 from passes.stream.call_arguments import Arguments, bound, describe_call, tensors_of
 from passes.stream.module_run import Beside, ModuleInferred, infer_module
 from passes.stream.other_sizes import other_sizes
+from passes.transform.size_attributes import edits_of_copied_state
 from passes.transform.slicing import Slicing
 from passes.trial.corrections import changes_that_follow, refused_axes, stated_splits
 from passes.trial.following import Failure
@@ -190,6 +191,7 @@ def _tried(trials_at: Callable[[int], list[Trial]], changes: Changes) -> tuple[C
             if failure is not None:
                 return changes, _refused(trial, failure)
     trials = [trial for shift in shifts for trial in trials_at(shift)]
+    changes += Changes(tuple(edits_of_copied_state(trials[0].module, changes.edits)))
     unread = trials[0].unread(changes)
     at_root = Changes(tuple(edit for edit in unread.edits if not edit.path))
     for further in (changes + unread, changes + at_root):

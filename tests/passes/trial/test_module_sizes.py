@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 from dataclasses import dataclass
 
 import pytest
@@ -248,6 +250,33 @@ def test_recurrent_layers_make_their_own_zeros(kind: type[nn.Module]) -> None:
 
     cut, _, _ = proven(Read(), torch.randn(2, 5, 6), "rnn 10")
     assert cut.rnn.hidden_size == 5
+
+
+class Folded(nn.Module):
+    """A view whose copies are made from what it was given, as einops' layers are: the number of heads is kept twice."""
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.given = {"heads": heads}
+        self.lengths = tuple(self.given.items())
+
+    def __getstate__(self) -> dict[str, int]:
+        return self.given
+
+    def __setstate__(self, state: dict[str, int]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads = dict(self.lengths)["heads"]
+        return x.reshape(*x.shape[:2], heads, x.shape[-1] // heads).softmax(-1).flatten(2)
+
+
+def test_a_layer_that_its_copies_rebuild_has_the_new_size_in_them_too() -> None:
+    net = nn.Sequential(nn.Linear(5, 24), Folded(4), nn.Linear(24, 20), Folded(4), nn.Linear(20, 3))
+    cut, coupling, _ = proven(net, torch.randn(2, 7, 5))
+    assert sorted(g.size for g in coupling.groups) == [4, 4]
+    for part in (cut[1], copy.deepcopy(cut)[1], pickle.loads(pickle.dumps(cut))[3]):
+        assert part.lengths == (("heads", 2),)
 
 
 def test_a_stored_size_of_a_view_layer_follows() -> None:

@@ -63,7 +63,8 @@ class HeadAttention(nn.MultiheadAttention):
             weights = weights.mean(-3) if average_attn_weights else weights
         else:
             attended = F.scaled_dot_product_attention(q, k, v, mask, dropout, hint, scale=self.scale)
-        moved = attended.transpose(-3, -2) if self.batch_first else attended.movedim(-2, 0)
+        # The dimension is counted from the front: torch.onnx (2.13, by trace) writes a negative one into Transpose.
+        moved = attended.transpose(-3, -2) if self.batch_first else attended.movedim(attended.dim() - 2, 0)
         return self.out_proj(moved.flatten(-2)), weights
 
     def _projected(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:

@@ -139,14 +139,16 @@ class Following(Watching):
     def __init__(self, promised: Promised, real: bool) -> None:
         super().__init__(real)
         self.moved = False
+        self._passed: list[int] = []  # places of the tape whose calls were not made when their turn came
         self.promised, self._expected = promised, promised.shapes
         self.tape, self.slicing = promised.tape, promised.slicing
 
     def watch(self, func, args, kwargs, operands, outputs) -> None:
-        record = self._same_call(func, operands, [tensor.shape for tensor in outputs])
-        if record is not None:
-            self._compare(record, func, args, kwargs, operands, outputs)
-            self.place += 1
+        place = self._same_call(func, operands, [tensor.shape for tensor in outputs])
+        if place is not None:
+            following, self.place = max(self.place, place + 1), place
+            self._compare(self.tape[place], func, args, kwargs, operands, outputs)
+            self.place = following
         for number, tensor in enumerate(outputs):
             if any([tensor is operand for operand in operands]):
                 self.rewritten |= schema_of(func).is_mutable and not tensor.is_floating_point()
@@ -155,28 +157,33 @@ class Following(Watching):
                 found = numbers.computed(func, args, kwargs, tensor, self.numbers_of, number)
                 self.attach(tensor, Value("", (), numbers=found))
 
-    def _same_call(self, func: OpOverload, operands: list[torch.Tensor], got: Shapes) -> Record | None:
-        """The call of the tape that this one is, with `place` at it; None for one that moves data and is not there.
+    def _same_call(self, func: OpOverload, operands: list[torch.Tensor], got: Shapes) -> int | None:
+        """The place on the tape of the call that this one is; None for one that moves data and is not there.
 
         Where a size becomes one, programs and torch leave out copies and repetitions, or make some: such calls are
-        passed over. What a program makes of sizes alone may follow them, as long as its axes promise nothing; it is
-        compared where it is combined with data.
+        passed over. Where two sizes are alike, or are not, a program may make its calls in another order. What a
+        program makes of sizes alone may follow them, as long as its axes promise nothing; it is compared where it meets
+        data.
         """
         alike = self.place < len(self.tape) and _alike(self.tape[self.place].func, func)
         if alike and self._expected(self.place) == got:
-            return self.tape[self.place]
+            return self.place
         if alike and self._is_of_sizes(self.tape[self.place], operands):
             self.moved = True
-            return self.tape[self.place]
+            return self.place
         for place in range(self.place, min(self.place + _SKIPPED, len(self.tape))):
             record = self.tape[place]
             if _alike(record.func, func) and self._expected(place) == got:
-                self.place = place
-                return record
+                self._passed += range(self.place, place)
+                return place
             if alike and record.func not in _MOVES:
                 break
+        for place in self._passed:
+            if _alike(self.tape[place].func, func) and self._expected(place) == got:
+                self._passed.remove(place)
+                return place
         if alike and _moves_ones(func, self._expected(self.place), got):
-            return self.tape[self.place]
+            return self.place
         if self.place >= len(self.tape):
             self._differ(f"{spelled(func)} is called, which was not before")
         record = self.tape[self.place]
@@ -280,7 +287,7 @@ class AtOtherSizes(Following):
         """Whether all calls of the tape were made."""
         return all(record.func in COPIES for record in self.tape[self.place :])
 
-    def _same_call(self, func: OpOverload, operands: list[torch.Tensor], got: Shapes) -> Record | None:
+    def _same_call(self, func: OpOverload, operands: list[torch.Tensor], got: Shapes) -> int | None:
         record = self._at_place()
         if record is None or record.func is not func:
             if func in COPIES:
@@ -290,7 +297,7 @@ class AtOtherSizes(Following):
                 record = self._at_place()
         if record is None or not _alike(record.func, func) or not _fit(self._lengths[self.place], got):
             self._differ("another call is made at another size of the inputs")
-        return record
+        return self.place
 
     def _at_place(self) -> Record | None:
         return self.tape[self.place] if self.place < len(self.tape) else None

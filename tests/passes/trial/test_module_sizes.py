@@ -379,3 +379,24 @@ def test_thirds_of_a_chunk_have_widths_of_their_own(product: int, rest: int) -> 
     widths = {6: product, 8: rest}
     plan = coupling.plan({name: range(widths[size]) for name, size in coupling.widths.items()})
     verify(net, apply_plan(net, plan), plan, x)
+
+
+class OrderByWidths(nn.Module):
+    """Calls in one order where two widths are alike, and in another where they are not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.c, self.d = nn.Linear(6, 16), nn.Linear(6, 16), nn.Linear(16, 4), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = self.a(x), self.b(x)
+        if left.shape[-1] == right.shape[-1]:
+            left, right = left * 2, right.tanh()
+        else:
+            right, left = right.tanh(), left * 2
+        return self.c(left) + self.d(right)
+
+
+def test_calls_may_come_in_another_order_where_widths_are_no_longer_alike() -> None:
+    proven(OrderByWidths(), torch.randn(2, 6), "a 16, b 16")

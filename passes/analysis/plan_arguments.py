@@ -42,7 +42,7 @@ def checked_units(name: str, units: Sequence[int], size: int) -> tuple[int, ...]
 def checked_blocks(names: Iterable[str], known: Blocks) -> tuple[str, ...]:
     """The names of blocks to remove, in the order of the network. Raises PlanError for one that cannot be removed."""
     expected = "a list of names of residual blocks"
-    given = listed(names, "plan: removed_blocks", expected, PlanError)
+    given = listed(list(names) if isinstance(names, Mapping) else names, "plan: removed_blocks", expected, PlanError)
     if wrong := [name for name in given if not isinstance(name, str)]:
         raise PlanError(f"plan: removed_blocks: one is {got(wrong[0])}; expected {expected}")
     chosen = set(given)

@@ -97,7 +97,7 @@ def test_a_graph_stays_a_graph_and_may_be_asked_for() -> None:
     asked = search(form="graph", evaluate=evaluate, config=STEPS)
     assert isinstance(asked.model, fx.GraphModule) and asked.graph_module is asked.model and asked.form == "graph"
     assert all(issubclass(kind, fx.GraphModule) for kind in seen)
-    with pytest.raises(InputError, match="form is 'onnx'; expected one of 'auto', 'module', 'graph'"):
+    with pytest.raises(InputError, match="form: got the text 'onnx'; expected one of 'auto', 'module', 'graph'"):
         search(form="onnx")
 
 

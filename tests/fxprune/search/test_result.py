@@ -93,5 +93,5 @@ def test_a_plot_shows_the_rounds_over_a_budget() -> None:
     assert [tuple(point) for point in line] == [(100.0, result.baseline)] + [
         (100 * r.achieved["macs"] / result.start["macs"], r.score) for r in result.rounds
     ]
-    with pytest.raises(InputError, match="got 'latency'; expected a resource with a budget: macs"):
+    with pytest.raises(InputError, match="got the text 'latency'; expected one of 'macs'"):
         result.plot("latency")

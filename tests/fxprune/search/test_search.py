@@ -182,11 +182,11 @@ def test_all_candidates_failing_is_fatal_with_the_reasons() -> None:
     [
         (float("nan"), "evaluate returned nan"),
         (float("inf"), "evaluate returned inf"),
-        (None, "evaluate returned None, a NoneType"),
+        (None, "evaluate returned None;"),
         ((0.5, 0.1), "a tuple"),
         (torch.zeros(2), "shape"),
-        ("0.5", "a str"),
-        (True, "a bool"),
+        ("0.5", "evaluate returned the text '0.5'"),
+        (True, "evaluate returned True"),
     ],
 )
 def test_scores_that_are_no_number(value: Any, said: str) -> None:

@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing import spawn, util
 from multiprocessing.connection import wait
@@ -26,10 +26,13 @@ _AT_ONCE = (
     "import ctypes, os, signal; ctypes.CDLL(None).prctl({pdeathsig}, signal.SIGKILL, 0, 0, 0); "
     "os.getppid() == {parent} or os._exit(1); "
 )
+# The tracker of multiprocessing's resources cleans up once the search is gone; a stopped one has to go on for that.
+_TRACKER = "from multiprocessing.resource_tracker import main"
+_GOES_ON = f"import ctypes, signal; ctypes.CDLL(None).prctl({_PDEATHSIG}, signal.SIGCONT, 0, 0, 0); "
 _libc = ctypes.CDLL(None) if LINUX else None
 _lock = threading.Lock()
 _users = 0
-_plain_command_line = spawn.get_command_line
+_plain_command_line, _plain_spawn = spawn.get_command_line, util.spawnv_passfds
 _searching: tuple[int, int | None] | None = None
 _here = threading.local()
 
@@ -93,14 +96,14 @@ def _ending_command_lines() -> Iterator[None]:
     global _users
     with _lock:
         _users += 1
-        spawn.get_command_line = _command_line
+        spawn.get_command_line, util.spawnv_passfds = _command_line, _spawn
     try:
         yield
     finally:
         with _lock:
             _users -= 1
             if not _users:
-                spawn.get_command_line = _plain_command_line
+                spawn.get_command_line, util.spawnv_passfds = _plain_command_line, _plain_spawn
 
 
 def _command_line(**given: object) -> list[str]:
@@ -109,6 +112,12 @@ def _command_line(**given: object) -> list[str]:
     if LINUX and ends and line[-3:-2] == ["-c"]:  # else a program that was frozen
         line[-2] = _AT_ONCE.format(pdeathsig=_PDEATHSIG, parent=os.getpid()) + line[-2]
     return line
+
+
+def _spawn(path: bytes, args: Sequence[Any], passfds: Sequence[int]) -> int:
+    if LINUX and str(args[-1]).startswith(_TRACKER):
+        args = [*args[:-1], _GOES_ON + args[-1]]
+    return _plain_spawn(path, args, passfds)
 
 
 def _in_forked() -> None:

@@ -55,7 +55,7 @@ if __name__ == "__main__":
 @pytest.mark.parametrize(
     ("state", "number"),
     [("serial", signal.SIGKILL), ("workers", signal.SIGKILL), ("workers", signal.SIGTERM), ("stopped", signal.SIGKILL),
-     ("workers", signal.SIGINT), ("stopped", signal.SIGINT), ("starts", signal.SIGKILL)],
+     ("workers", signal.SIGINT), ("stopped", signal.SIGINT), ("starts", signal.SIGKILL), ("tracker", signal.SIGKILL)],
 )  # fmt: skip
 def test_no_process_outlives_a_search(state: str, number: signal.Signals, tmp_path: Path) -> None:
     script, token = tmp_path / "script.py", f"FXPRUNE_TEST={tmp_path}"
@@ -69,6 +69,8 @@ def test_no_process_outlives_a_search(state: str, number: signal.Signals, tmp_pa
     while len(list(tmp_path.glob("trains.*"))) < wanted and time.monotonic() < until:
         time.sleep(0.02)
     assert len(group_of(token)) >= 1 + wanted, "the search and what it started"
+    for tracker in [pid for pid, line in group_of(token).items() if "resource_tracker" in line and state == "tracker"]:
+        os.kill(tracker, signal.SIGSTOP)
     search.send_signal(number)
     search.wait(timeout=60)
     assert search.returncode != 0

@@ -13,7 +13,7 @@ from fxprune.latency.backends.protocol import Profile
 from fxprune.latency.device import Setting
 from fxprune.latency.timing import Pace, Reference, Timing, timing
 
-INPUT = torch.randn(1, 3, 12, 12)
+INPUT = torch.randn(1, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 
 
 class Net(nn.Module):

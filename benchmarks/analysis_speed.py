@@ -40,13 +40,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     names = [network.name for network in choose(networks(), options.only, ("classification",))]
     names = [name for name in names if not (options.peers and name in NOT_COMPARED)]
     about, rows = machine.describe(), list[dict[str, Any]]()
-    with Analysis("module", HERE) as ours, Analysis("graph", options.against) as theirs:
+    with Analysis(options.route, HERE) as ours, Analysis("graph", options.against) as theirs:
         for name in names:
             pairs = [(ours.seconds(name), theirs.seconds(name)) for _ in range(options.repeats)]
             mine, other = (min(seconds) for seconds in zip(*pairs, strict=True))
-            rows.append({"name": name, "module": mine, "graph": other, "ratio": mine / other})
+            rows.append({"name": name, options.route: mine, "against": other, "ratio": mine / other})
             print(f"{len(rows)}/{len(names)} {name}: {1000 * mine:.1f} ms, {1000 * other:.1f} ms", file=sys.stderr)
-    text = report(rows, about, "" if options.against == HERE else " of the older version")
+    text = report(rows, about, options.route, "" if options.against == HERE else " of the older version")
     write(options.out, "analysis_speed", text, {"machine": about, "summary": summary(rows), "rows": rows})
     return 0
 
@@ -54,6 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = command_line("analysis_speed", __doc__, "only repeats", repeats=5)
     parser.add_argument("--peers", action="store_true", help="of these, the 73 that benchmarks.peers compares")
+    parser.add_argument("--route", choices=("module", "graph"), default="module", help="what is analysed here")
     parser.add_argument("--against", type=Path, default=HERE, metavar="FOLDER", help="whose graphs are analysed")
     return parser.parse_args(arguments)
 
@@ -132,10 +133,10 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def report(rows: Sequence[dict[str, Any]], about: dict[str, Any], whose: str) -> str:
+def report(rows: Sequence[dict[str, Any]], about: dict[str, Any], route: str, whose: str) -> str:
     """The Markdown page."""
     found = summary(rows)
-    cells = [[r["name"], f"{1000 * r['module']:.1f}", f"{1000 * r['graph']:.1f}", f"{r['ratio']:.2f}"] for r in rows]
+    cells = [[r["name"], f"{1000 * r[route]:.1f}", f"{1000 * r['against']:.1f}", f"{r['ratio']:.2f}"] for r in rows]
     most = ", ".join(f"{name} {ratio:.2f}" for name, ratio in found["most"])
     return "\n".join(
         [
@@ -143,10 +144,10 @@ def report(rows: Sequence[dict[str, Any]], about: dict[str, Any], whose: str) ->
             "",
             f"{machine.sentence(about)}.",
             "",
-            f"**couple(module) takes {found['geometric_mean_ratio']:.2f} times as long as capture and couple{whose}**, "
-            f"in the geometric mean of {found['networks']} networks (most: {most}).",
+            f"**The analysis from the {route} takes {found['geometric_mean_ratio']:.2f} times as long as capture and "
+            f"couple{whose}**, in the geometric mean of {found['networks']} networks (most: {most}).",
             "",
-            *table(("network", "module ms", f"graph{whose} ms", "ratio"), cells),
+            *table(("network", f"{route} ms", f"graph{whose} ms", "ratio"), cells),
         ]
     )
 

@@ -63,7 +63,7 @@ _SPLITS = frozenset({aten.split.Tensor, aten.split_with_sizes.default})
 CUTS = frozenset({aten.slice.Tensor, aten.select.int, aten.narrow.default, aten.split_with_sizes.default})
 _MOVES = VIEWS | {
     aten.clone.default, aten.expand.default, aten.unsqueeze.default, aten.squeeze.dim, aten.slice.Tensor,
-    aten.permute.default,
+    aten.permute.default, aten._to_copy.default,
 }  # fmt: skip
 
 
@@ -161,9 +161,9 @@ class Following(Watching):
         """The place on the tape of the call that this one is; None for one that moves data and is not there.
 
         Where a size becomes one, programs and torch leave out copies and repetitions, or make some: such calls are
-        passed over. Where two sizes are alike, or are not, a program may make its calls in another order. What a
-        program makes of sizes alone may follow them, as long as its axes promise nothing; it is compared where it meets
-        data.
+        passed over, and conversions of what they give, which may come before or after them. Where two sizes are alike,
+        or are not, a program may make its calls in another order. What a program makes of sizes alone may follow them,
+        as long as its axes promise nothing; it is compared where it meets data.
         """
         alike = self.place < len(self.tape) and _alike(self.tape[self.place].func, func)
         if alike and self._expected(self.place) == got:
@@ -187,7 +187,7 @@ class Following(Watching):
         if self.place >= len(self.tape):
             self._differ(f"{spelled(func)} is called, which was not before")
         record = self.tape[self.place]
-        if _alike(record.func, func):
+        if _alike(record.func, func) and func is not aten._to_copy.default:
             expected, found = ([list(shape) for shape in shapes] for shapes in (self._expected(self.place), got))
             self._differ(f"its size does not follow: expected {expected}, got {found}")
         if func not in _MOVES:

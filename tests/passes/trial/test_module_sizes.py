@@ -400,3 +400,23 @@ class OrderByWidths(nn.Module):
 
 def test_calls_may_come_in_another_order_where_widths_are_no_longer_alike() -> None:
     proven(OrderByWidths(), torch.randn(2, 6), "a 16, b 16")
+
+
+class RepeatedByWidths(Heads):
+    """Heads are repeated by attention itself, which converts first, or before it where keys and values differ."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        shape = (*x.shape[:-1], -1, self.head_dim)
+        q, k, v = (layer(x).view(shape).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        alike = k.shape[-1] == v.shape[-1]
+        if not alike:
+            k, v = self.repeated(k, self.repeats), self.repeated(v, self.repeats)
+        attended = F.scaled_dot_product_attention(q, k, v, scale=0.4, enable_gqa=alike)
+        return self.o(attended.transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_a_conversion_may_come_before_or_after_heads_are_repeated(dtype: torch.dtype) -> None:
+    net = nn.Sequential(nn.Linear(5, 24), RepeatedByWidths(heads=8), nn.Linear(24, 3)).to(dtype)
+    _, coupling, _ = proven(net, torch.randn(2, 7, 5, dtype=dtype))
+    assert sorted(coupling.widths.values()) == [2, 3, 3, 4, 24, 24], "heads, their repeats, two sizes, two layers"

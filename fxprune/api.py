@@ -384,7 +384,7 @@ def finish(
     plan = Plan.from_json(accepted.plan) if accepted else problem.coupling.plan({})
     model = rebuild(problem.dense, found.rounds, found.accepted, journal, given.modes, given.wrap)
     if problem.stock is not None and accepted:
-        state_widths(unwrapped(model)[0], problem.stock, accepted.widths, problem.example_inputs)
+        state_widths(unwrapped(model)[0], problem.stock, plan, problem.example_inputs)
     verifying = time.perf_counter()
     with seeded(problem.seed):  # verification draws inputs, and the caller's random state is not its own
         trained = (problem.trains or problem.calibration is not None) and accepted is not None

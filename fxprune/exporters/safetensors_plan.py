@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -28,11 +29,12 @@ from fxprune.io.module_state import (
 )
 from fxprune.io.tensors import clone, modes_of, put_modes, sharing
 from fxprune.problem.wrappers import unwrapped
-from passes import CaptureError, PassError, Plan, PlanError, apply_plan, capture, couple, plan_of
+from passes import CaptureError, Coupling, PassError, Plan, PlanError, apply_plan, capture, couple, plan_of
+from passes.apply.cut_module import module_coupling_for
 from passes.arguments import file_name
 from passes.documents.described_values import examples
 from passes.graph.fingerprint import fingerprint
-from passes.graph.module_copies import owned_tensors
+from passes.graph.module_copies import like, owned_tensors
 from passes.trial.module_groups import module_fingerprint
 
 _MOST_LISTED = 20
@@ -128,9 +130,19 @@ def _cut(model: nn.Module, example_inputs: object, plan: Plan, state: State, pla
         if example_inputs is not None:
             couple(dense, example_inputs)
         cut = apply_plan(dense, plan)
-        return clone(dense) if cut is dense else cut
+        made = clone(dense) if cut is dense else cut
+        _take_unused(made, module_coupling_for(dense, plan), state)
+        return made
     except PassError as error:
         raise _foreign(plan_path, error, dense, state) from error
+
+
+def _take_unused(cut: nn.Module, coupling: Coupling, state: State) -> None:
+    """Parameters that no run uses follow no plan; where a configuration states the widths, its class has them cut."""
+    for name in coupling.unused & state.tensors.keys():
+        path, _, leaf = name.rpartition(".")
+        owner: Any = cut.get_submodule(path)
+        setattr(owner, leaf, like(getattr(owner, leaf), state.tensors[name].clone()))
 
 
 def _pruned(model: nn.Module, example_inputs: object, plan: Plan, state: State, plan_path: Path) -> nn.Module:

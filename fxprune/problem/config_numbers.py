@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from fractions import Fraction
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import nn
 
 log = logging.getLogger(__name__)
 Place = tuple[str, ...]
+Powers = Mapping[Place, int]  # of a width's share in numbers: 1 grows with it, -1 shrinks as it grows (a ratio to it)
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -34,6 +36,48 @@ def shapes_or_none(network: nn.Module, explicit: Mapping[Place, int]) -> Shapes 
     except Exception as error:  # a constructor may refuse sizes in any way
         log.debug("%s: %s", explicit, said(error))
         return None
+
+
+def implied_numbers(network: nn.Module, shapes: Shapes, values: Iterable[int]) -> dict[Place, int]:
+    """Numbers that the configuration leaves open, or has not although its class asks for them (the size of a head), as
+    far as one of `values` can be stated for each without a change of `shapes`."""
+    config, found, tried = network.config, dict[Place, int](), sorted(values)
+    for place in dict.fromkeys([*places_in(config, type(None)), *asked_in_vain(network)]):
+        if shapes_or_none(network, {**found, place: tried[-1] + 1}) == shapes:
+            continue  # no size
+        for value in tried:
+            trial = [shapes_or_none(network, {**found, place: v}) for v in (value, value + 1)]
+            if trial[0] == shapes and trial[1] != shapes:
+                found[place] = value
+                break
+    return found
+
+
+def asked_in_vain(network: nn.Module) -> list[Place]:
+    """Names that the class of `network` reads from its configuration, and from those inside of it, which has none."""
+    found: dict[Place, None] = {}
+    config: Any = copy.deepcopy(network.config)
+    for path in [(), *_configs_in(config)]:
+        holder = value_at(config, path)
+
+        def missing(_: object, name: str, path: Place = path) -> object:
+            if not name.startswith("_"):
+                found[(*path, name)] = None
+            raise AttributeError(name)
+
+        holder.__class__ = type(type(holder).__name__, (type(holder),), {"__getattr__": missing})
+    try:
+        built_on_meta(network, config)
+    except Exception as error:  # a constructor may look for the exact class of a configuration
+        log.debug("%s: %s", type(network).__name__, said(error))
+    return list(found)
+
+
+def _configs_in(config: object, path: Place = ()) -> Iterator[Place]:
+    for name, value in sorted(vars(config).items()):
+        if callable(getattr(value, "to_dict", None)):
+            yield (*path, name)
+            yield from _configs_in(value, (*path, name))
 
 
 def with_numbers(config: Any, explicit: Mapping[Place, int], scales: Mapping[Place, Fraction]) -> object:
@@ -69,12 +113,22 @@ def value_at(config: Any, place: Place) -> Any:
 
 
 def scaled_at(config: object, place: Place, scale: Fraction) -> int | float | None:
-    """A number of the configuration, scaled; None where it would be no whole one any more, or zero."""
+    """A number of the configuration, scaled; None where it would be zero, or no whole one any more and has to be."""
     value: int | float | None = value_at(config, place)
-    if isinstance(value, float):
-        return value * float(scale)
+    if isinstance(value, float) and not math.isfinite(value):
+        return value
     made = Fraction(value or 0) * scale
+    if isinstance(value, float) or (made.denominator > 1 and _may_be_float(config, place)):
+        near = float(made)  # above rather than below: int(size * ratio) drops what is missing to a whole number
+        return near if Fraction(near) >= made else math.nextafter(near, math.inf)
     return int(made) if made.denominator == 1 and made > 0 else None
+
+
+def _may_be_float(config: object, place: Place) -> bool:
+    """Whether the class of the configuration says so where it names the types of its numbers."""
+    names = [number for number, name in enumerate(place) if not name.isdigit()]
+    holder, name = value_at(config, place[: names[-1]]), place[names[-1]]
+    return any("float" in str(vars(kind).get("__annotations__", {}).get(name, "")) for kind in type(holder).__mro__)
 
 
 def put(config: object, place: Place, value: int | float) -> None:

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
@@ -24,25 +25,29 @@ from torch import nn
 from fxprune.errors import InputError
 from fxprune.problem.config_numbers import (
     Place,
+    Powers,
     Shapes,
     built_on_meta,
+    implied_numbers,
     places_in,
     said,
     scaled_at,
     shapes_of,
-    shapes_or_none,
     value_at,
     with_numbers,
 )
 from fxprune.problem.equal_widths import Sets, block_sets, smallest_unit
 from fxprune.problem.stock_equality import differs
+from fxprune.problem.unused_tensors import Followed, cut_unused, followed
 from passes import Coupling, Plan, apply_plan
 from passes.axes.expressions import leaves
 from passes.transform.slicing import Slicing
 
 log = logging.getLogger(__name__)
+Bundles = dict[tuple[str, ...], Powers]  # groups in proportion, and the numbers that state them
 PRESET = "huggingface"
 _STEPS = (1, 2, 4, 8, 16, 32, 64)
+_FEW = 8  # widths of a group: with fewer it may be better off with another one's numbers
 _DRAWS = 3  # of widths of all bundles together, at which the configuration must be accepted
 
 
@@ -51,24 +56,27 @@ class StockWidths:
     """Which groups a configuration can state.
 
     sets: bundles of groups whose widths stay in proportion. places: for the first group of each, where the
-    configuration holds numbers that are proportional to its width. sizes: of these groups before. steps: what their
-    widths must be multiples of. explicit: numbers that the configuration implied, and has to state now. excluded:
-    groups that keep their size, and why.
+    configuration holds numbers that are proportional to its width, or (power -1) to its inverse: the ratio to it of a
+    width that stays. sizes: of these groups before. steps: what their widths must be multiples of. explicit: numbers
+    that the configuration implied, and has to state now. excluded: groups that keep their size, and why. unused:
+    parameters that the example inputs do not use, with the groups that they follow in the stock class.
     """
 
     sets: Sets = ()
-    places: Mapping[str, tuple[Place, ...]] = field(default_factory=dict)
+    places: Mapping[str, Powers] = field(default_factory=dict)
     sizes: Mapping[str, int] = field(default_factory=dict)
     steps: Mapping[str, int] = field(default_factory=dict)
     explicit: Mapping[Place, int] = field(default_factory=dict)
     excluded: Mapping[str, str] = field(default_factory=dict)
+    unused: Followed = field(default_factory=dict)
 
     def configured(self, config: object, widths: Mapping[str, int]) -> Any:
         """A new configuration that states `widths`. Raises what its class raises for numbers that it refuses."""
         scales: dict[Place, Fraction] = {}
         for first, places in self.places.items():
-            for place in places:  # heads are the product of key-value heads and of queries for each
-                scales[place] = scales.get(place, Fraction(1)) * Fraction(widths[first], self.sizes[first])
+            for place, power in places.items():  # heads are the product of key-value heads and of queries for each
+                share = Fraction(widths[first], self.sizes[first])
+                scales[place] = scales.get(place, Fraction(1)) * share**power
         return with_numbers(config, self.explicit, scales)
 
 
@@ -100,13 +108,14 @@ def stated_config(network: nn.Module, coupling: Coupling, plan: Plan, example_in
     return search.stated(plan)
 
 
-def state_widths(model: nn.Module, stock: StockWidths, widths: Mapping[str, int], example_inputs: object) -> None:
-    """Write `widths` into the model's configuration.
+def state_widths(model: nn.Module, stock: StockWidths, plan: Plan, example_inputs: object) -> None:
+    """Write the widths of `plan` into the configuration of the cut model, and cut what the example inputs do not use.
 
     Raises InputError where the stock class of these widths computes something else.
     """
+    cut_unused(model, stock.unused, plan)
     try:
-        config = stock.configured(model.config, widths)
+        config = stock.configured(model.config, plan.widths)
         why = differs(model, config, example_inputs)
     except Exception as error:  # a constructor may refuse sizes in any way
         why = said(error)
@@ -121,6 +130,10 @@ def state_widths(model: nn.Module, stock: StockWidths, widths: Mapping[str, int]
             part.config = config
 
 
+def _same_list(one: Place, other: Place) -> bool:
+    return one[-1].isdigit() and other[-1].isdigit() and one[:-1] == other[:-1]
+
+
 class _Search:
     """Finds bundles one after the other; a group belongs to one at most."""
 
@@ -128,31 +141,37 @@ class _Search:
         self.network, self.coupling, self.example = network, coupling, example_inputs
         self.shapes = shapes_of(network)
         self.explicit: dict[Place, int] = {}
+        self.followed: Followed = {}
         self._built: dict[tuple[object, ...], Shapes | None] = {}
         named = block_sets(coupling)
         alone = [(name,) for name in coupling.widths if not any(name in names for names in named)]
-        self.layers: list[tuple[str, ...]] = [*named, *alone]
+        self.layers = sorted([*named, *alone], key=self._parameters, reverse=True)
 
     def run(self) -> StockWidths:
         self.explicit = self._implied()
         excluded: dict[str, str] = {}
-        bundles: dict[tuple[str, ...], tuple[Place, ...]] = {}
-        for layer in sorted(self.layers, key=self._parameters, reverse=True):
+        bundles: Bundles = {}
+        waiting = [(layer, False) for layer in self.layers]
+        while waiting:
+            layer, again = waiting.pop(0)
             if any(layer[0] in bundle for bundle in bundles):
                 continue
-            found = self._bundle(layer, {name for bundle in bundles for name in bundle}, self._ratio(layer))
+            found = self._bundle(layer, bundles, self._ratio(layer))
             if isinstance(found, str):
                 excluded.update(dict.fromkeys(layer, found))
                 continue
             bundle, places = found
             step = self._step({**bundles, bundle: places}, bundle)
-            if step is None:
+            if not again and (step or math.inf) * _FEW > self.coupling.widths[bundle[0]]:
+                self.steps.pop(bundle[0], None)
+                waiting.append((layer, True))  # it may follow the hidden size, whose multiple it has to be
+            elif step is None:
                 excluded.update(dict.fromkeys(layer, "the configuration refuses it together with other widths"))
-                continue
-            bundles[bundle] = places
-            self.steps[bundle[0]] = step
-            for name in bundle:
-                excluded.pop(name, None)
+            else:
+                bundles[bundle] = places
+                self.steps[bundle[0]] = step
+                for name in bundle:
+                    excluded.pop(name, None)
         for name, why in excluded.items():
             log.info("%s keeps its size: %s", name, why)
         return self._stock(bundles, excluded)
@@ -164,12 +183,28 @@ class _Search:
             if len({shares[name] for name in layer}) > 1:
                 return f"{layer[0]} and the same layer of other blocks have different widths, and it has one for all"
         self.explicit = self._implied()
-        bundles: dict[tuple[str, ...], tuple[Place, ...]] = {}
-        for layer in sorted(self.layers, key=self._parameters, reverse=True):
-            used = {name for bundle in bundles for name in bundle}
-            if layer[0] in used or shares[layer[0]] == 1:
+        cut = [layer for layer in self.layers if shares[layer[0]] < 1]
+        bundles, first, why = self._bundles_of(cut, shares), 0, ""
+        while isinstance(bundles, str) and first < len(cut):  # one that takes a multiple of it along may be missing it
+            first, why = first + 1, why or bundles
+            bundles = self._bundles_of(sorted(cut, key=lambda layer: layer != cut[first - 1]), shares)
+        if isinstance(bundles, str):
+            return why
+        if self.followed:
+            return f"{', '.join(self.followed)}: not used by the example inputs, so that the plan leaves them whole"
+        try:
+            config = self._stock(bundles).configured(self.network.config, plan.widths)
+            return differs(apply_plan(self.network, plan), config, self.example) or config
+        except Exception as error:  # a constructor may refuse sizes in any way
+            return said(error)
+
+    def _bundles_of(self, layers: Sequence[tuple[str, ...]], shares: Mapping[str, Fraction]) -> Bundles | str:
+        """What states these shares of their units for the layers, found in this order; or why there is no such."""
+        bundles: Bundles = {}
+        for layer in layers:
+            if any(layer[0] in bundle for bundle in bundles):
                 continue
-            found = self._bundle(layer, used, shares[layer[0]])
+            found = self._bundle(layer, bundles, shares[layer[0]])
             if isinstance(found, str):
                 return f"{layer[0]}: {found}"
             bundle, places = found
@@ -177,23 +212,21 @@ class _Search:
             if apart:
                 return f"{layer[0]} and {apart[0]} depend on the same numbers, and the plan cuts them differently"
             bundles[bundle] = places
-        try:
-            config = self._stock(bundles).configured(self.network.config, plan.widths)
-            return differs(apply_plan(self.network, plan), config, self.example) or config
-        except Exception as error:  # a constructor may refuse sizes in any way
-            return said(error)
+        return bundles
 
     @cached_property
     def steps(self) -> dict[str, int]:
         return {}
 
-    def _stock(
-        self, bundles: Mapping[tuple[str, ...], tuple[Place, ...]], excluded: Mapping[str, str] | None = None
-    ) -> StockWidths:
+    def _stock(self, bundles: Bundles, excluded: Mapping[str, str] | None = None) -> StockWidths:
         places = {bundle[0]: found for bundle, found in bundles.items()}
         sizes = {first: self.coupling.widths[first] for first in places}
         sets = tuple(bundle for bundle in bundles if len(bundle) > 1)
-        return StockWidths(sets, places, sizes, dict(self.steps), self.explicit, excluded or {})
+        kept = {name for bundle in bundles for name in bundle}
+        unused = {
+            name: {dim: group for dim, group in dims.items() if group in kept} for name, dims in self.followed.items()
+        }
+        return StockWidths(sets, places, sizes, dict(self.steps), self.explicit, excluded or {}, unused)
 
     def _parameters(self, layer: tuple[str, ...]) -> int:
         tensors = {item.tensor for name in layer for item in self.coupling.group(name).slices}
@@ -212,16 +245,11 @@ class _Search:
         return self._built[key]
 
     def _implied(self) -> dict[Place, int]:
-        """Numbers that the configuration leaves open, where they can be stated without a change."""
-        config, found = self.network.config, dict[Place, int]()
+        """Numbers that can be stated without a change of the network; rotations may read one otherwise than layers."""
         values = {self.coupling.widths[name] * factor for name in self.coupling.widths for factor in (1, 2)}
-        for place in places_in(config, type(None)):
-            for value in sorted(values):
-                trial = [shapes_or_none(self.network, {**found, place: v}) for v in (value, value + 1)]
-                if trial[0] == self.shapes and trial[1] != self.shapes:
-                    found[place] = value
-                    break
-        return found
+        found = implied_numbers(self.network, self.shapes, values) if values else {}
+        stated = ((place, with_numbers(self.network.config, {place: value}, {})) for place, value in found.items())
+        return {place: found[place] for place, config in stated if not differs(self.network, config, self.example)}
 
     def _ratio(self, layer: tuple[str, ...]) -> Fraction | str:
         """A share of its units that `layer` can keep, about half where there is such a one; or why there is none."""
@@ -234,35 +262,77 @@ class _Search:
         return "it must keep all of its units" if ratio is None else ratio
 
     def _bundle(
-        self, layer: tuple[str, ...], used: set[str], ratio: Fraction | str
-    ) -> tuple[tuple[str, ...], tuple[Place, ...]] | str:
+        self, layer: tuple[str, ...], bundles: Bundles, ratio: Fraction | str
+    ) -> tuple[tuple[str, ...], Powers] | str:
         """The groups that follow the numbers by which `layer` is cut to `ratio`, and where these stand; or why there
-        are none."""
+        are none. Groups of `bundles` keep their sizes."""
         if isinstance(ratio, str):
             return ratio
-        mine = self._touched(layer)
+        mine, used = self._touched(layer), {name for bundle in bundles for name in bundle}
         stated = with_numbers(self.network.config, self.explicit, {})
         places = [place for place in places_in(stated, (int, float)) if scaled_at(stated, place, ratio)]
         promising = [p for p in places if (b := self.built({p: ratio})) is None or self._changed_in(b) & mine]
         tried = ", ".join(".".join(place) for place in promising[:4])
-        why = "no numbers of the configuration give these shapes" + (f" (tried {tried})" if tried else "")
+        why = ""
         # The second may change no shape: how many heads there are of one hidden size.
         pairs = [(one, two) for one in promising for two in places if two != one]
         few = [*((one,) for one in promising), *pairs]
-        for chosen in dict.fromkeys([*few, *(self._with_equals(stated, some, places, ratio) for some in few)]):
-            built = self.built(dict.fromkeys(chosen, ratio))
+        lists = [tuple(p for p in places if any(p == o or _same_list(p, o) for o in some)) for some in few]
+        equals = [self._with_equals(stated, some, places, ratio) for some in few]
+        for chosen in dict.fromkeys([*few, *lists, *equals]):
+            powers = self._with_taken_back(dict.fromkeys(chosen, 1), bundles, ratio)
+            scales = {place: ratio**power for place, power in powers.items()}
+            built = self.built(scales)
             if built is None or not self._changed_in(built):
                 continue
             for bundle in self._bundles(layer, used, built, ratio):
-                if self._target(bundle, ratio) != built:
+                follow = self._followed(bundle, built, ratio)
+                if follow is None:
                     continue
-                plan = self._plan(bundle, ratio)
-                config = with_numbers(self.network.config, self.explicit, dict.fromkeys(chosen, ratio))
-                why = differs(apply_plan(self.network, plan), config, self.example)
-                if not why:
-                    return bundle, chosen
-                why = f"{', '.join('.'.join(place) for place in chosen)}: {why}"
-        return why
+                other = self._other(bundle, follow, scales, ratio)
+                if not other:
+                    for name, dims in follow.items():
+                        self.followed.setdefault(name, {}).update(dims)
+                    return bundle, self._without_others(bundle, follow, powers, ratio)
+                why = why or f"{', '.join('.'.join(place) for place in chosen)}: {other}"
+        return why or "no numbers of the configuration give these shapes" + (f" (tried {tried})" if tried else "")
+
+    def _followed(self, bundle: tuple[str, ...], built: Shapes, ratio: Fraction) -> Followed | None:
+        """The unused tensors that follow the bundle where its cut has the shapes of `built`; None where it has not."""
+        sizes = {name: self.coupling.widths[name] for name in bundle}
+        follow = followed(self.shapes, built, self.coupling.unused, sizes, ratio)
+        if follow is None or self._target(bundle, ratio) | {name: built[name] for name in follow} != built:
+            return None
+        return follow
+
+    def _other(
+        self, bundle: tuple[str, ...], follow: Followed, scales: Mapping[Place, Fraction], ratio: Fraction
+    ) -> str:
+        """Why the stock class with these numbers is another function than the network with its bundle cut, or ""."""
+        config, plan = with_numbers(self.network.config, self.explicit, scales), self._plan(bundle, ratio)
+        cut = apply_plan(self.network, plan)
+        cut_unused(cut, follow, plan)
+        return differs(cut, config, self.example)
+
+    def _without_others(self, bundle: tuple[str, ...], follow: Followed, powers: Powers, ratio: Fraction) -> Powers:
+        """`powers` without numbers that only have the same value, as those of tokens."""
+        left = dict(powers)
+        for place in list(powers) if len(powers) > 1 else ():
+            fewer = {other: ratio**power for other, power in left.items() if other != place}
+            built = self.built(fewer)
+            alike = built is not None and self._followed(bundle, built, ratio) == follow
+            if alike and not self._other(bundle, follow, fewer, ratio):
+                del left[place]
+        return left
+
+    def _with_taken_back(self, powers: Powers, bundles: Bundles, ratio: Fraction) -> Powers:
+        """`powers`, and the inverse of the numbers of all earlier bundles that these change: ratios to what shrinks."""
+        built = self.built({place: ratio**power for place, power in powers.items()}) or {}
+        made = dict(powers)
+        for bundle, others in bundles.items():
+            if built.keys() == self.shapes.keys() and any(self._alone_in(name, built) for name in bundle):
+                made.update({place: made.get(place, 0) - power for place, power in others.items()})
+        return {place: power for place, power in made.items() if power}
 
     def _with_equals(
         self, stated: object, some: tuple[Place, ...], places: list[Place], ratio: Fraction
@@ -333,12 +403,13 @@ class _Search:
             for name, shape in self.shapes.items()
         }
 
-    def _step(self, bundles: Mapping[tuple[str, ...], tuple[Place, ...]], bundle: tuple[str, ...]) -> int | None:
+    def _step(self, bundles: Bundles, bundle: tuple[str, ...]) -> int | None:
         """The least step of the bundle's widths at which the configuration takes them beside all others."""
         draw, widths = random.Random(0), self.coupling.widths
         unit = smallest_unit([widths[name] for name in bundle])
-        for step in _STEPS:
-            if unit * step >= widths[bundle[0]]:
+        most = widths[bundle[0]] // unit
+        for step in sorted({*_STEPS, *(step for step in range(1, most) if most % step == 0)}):
+            if step >= most:
                 return None
             self.steps[bundle[0]] = unit * step
             stock = self._stock(bundles)

@@ -28,7 +28,7 @@ from fxprune.resources.kinds import amount, unit_of
 from fxprune.resources.layer_costs import LayerCosts, layer_costs
 from fxprune.search.before_after import Compared, before_after
 from fxprune.training.repaired import Repaired
-from passes import capture
+from passes import Plan, capture
 from passes.arguments import quoted
 
 if TYPE_CHECKING:
@@ -114,7 +114,8 @@ class NetAdaptResult(CoupledAnew):
             )
         network = rebuild(self.dense, self.rounds, round, self.journal, self.modes, self.wrap)
         if self.stock is not None and round:
-            state_widths(unwrapped(network)[0], self.stock, self.rounds[round - 1].widths, self.example_inputs)
+            plan = Plan.from_json(self.rounds[round - 1].plan)
+            state_widths(unwrapped(network)[0], self.stock, plan, self.example_inputs)
         return network
 
     @property

@@ -187,6 +187,18 @@ class Coupling:
                         found.append(Frozen(tensor, dim, start, start + constant.size, constant.reason))
         return tuple(found)
 
+    @cached_property
+    def unused(self) -> frozenset[str]:
+        """The parameters that no run used at all (a token that stands for what is masked): they keep their shape, and
+        what a cut network computes does not depend on them."""
+        tensors = self.structure.tensors
+        return frozenset(
+            name
+            for name in self.trainable
+            if not any(True for axis in tensors.get(name, ()) for _ in leaves(axis))
+            and any(c.reason and c.reason.node == name for axis in tensors.get(name, ()) for c, _ in constants(axis))
+        )
+
     def coverage(self) -> Coverage:
         """Which share of MACs and parameters is in prunable groups."""
         grouped = set(self.variables.values())

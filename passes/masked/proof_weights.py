@@ -74,7 +74,7 @@ def dense_weights(coupling: Coupling, plan: Plan, pruned: nn.Module, trained: bo
 
     def masked(name: str, tensor: torch.Tensor, copied: Copied = double) -> torch.Tensor:
         data = copied(drawn(coupling, name, tensor) if tensor.is_meta else tensor)
-        if coupling.axes_of(name, tensor) is None:
+        if coupling.axes_of(name, tensor) is None or name in coupling.unused:
             return data
         if name in small and not small[name].is_meta:
             remain = _remaining(coupling, masks, name)
@@ -98,7 +98,7 @@ def pruned_weights(coupling: Coupling, masks: Mapping[Variable, Mask], noise: No
             index = np.ix_(*_remaining(coupling, masks, name))
             return copied(drawn(coupling, name, tensor)[tuple(map(torch.from_numpy, index))])
         data = copied(tensor)
-        if name in noise and coupling.axes_of(name, noise[name]) is not None:
+        if name in noise and coupling.axes_of(name, noise[name]) is not None and name not in coupling.unused:
             index = np.ix_(*_remaining(coupling, masks, name))
             data += noise[name][tuple(torch.from_numpy(i).to(data.device) for i in index)]
         return data

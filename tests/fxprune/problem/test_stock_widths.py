@@ -12,7 +12,7 @@ from torch import nn
 from fxprune import Budget, netadapt
 from fxprune.errors import InputError
 from fxprune.problem.stock_widths import stock_widths
-from passes import couple
+from passes import couple, verify
 
 TOKENS = {"input_ids": torch.randint(3, 60, (2, 9), generator=torch.Generator().manual_seed(0))}
 IMAGES = {"pixel_values": torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))}
@@ -32,6 +32,10 @@ def _models() -> dict[str, tuple[Any, Any, dict, dict]]:
     experts = {**grouped, "num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
     bloom = {"vocab_size": 64, "hidden_size": 32, "n_layer": 2, "n_head": 4}
     seen = {"text_config": {**SMALL, "projection_size": 32}, "vision_config": image, "num_labels": 3}
+    ratio = {k: v for k, v in image.items() if k != "intermediate_size"} | {"num_labels": 3}
+    swin = {"image_size": 16, "patch_size": 2, "embed_dim": 12, "depths": [1, 1], "num_heads": [2, 4], "window_size": 4}
+    mamba = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 5, "num_heads": 8,
+             "head_dim": 8, "n_groups": 2, "chunk_size": 4, "pad_token_id": 0, "eos_token_id": 2}  # fmt: skip
     t5 = {"vocab_size": 64, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
     return {
         "llama": (hf.LlamaForCausalLM, hf.LlamaConfig, grouped, TOKENS),
@@ -44,11 +48,22 @@ def _models() -> dict[str, tuple[Any, Any, dict, dict]]:
         "t5": (hf.T5ForConditionalGeneration, hf.T5Config, t5, {**TOKENS, "decoder_input_ids": TOKENS["input_ids"]}),
         "siglip": (hf.SiglipForImageClassification, hf.SiglipConfig, seen, IMAGES),
         "vit": (hf.ViTModel, hf.ViTConfig, image, IMAGES),
+        "dinov2": (hf.Dinov2ForImageClassification, hf.Dinov2Config, ratio, IMAGES),
+        "dinov2-fixed": (hf.Dinov2Model, hf.Dinov2Config, ratio, IMAGES),
+        "mgp": (hf.MgpstrForSceneTextRecognition, hf.MgpstrConfig, {**ratio, "image_size": [16, 16]}, IMAGES),
+        "swin": (hf.SwinForImageClassification, hf.SwinConfig, {**swin, "num_labels": 3}, IMAGES),
+        "neox-japanese": (
+            hf.GPTNeoXJapaneseForCausalLM,
+            hf.GPTNeoXJapaneseConfig,
+            {**{k: v for k, v in SMALL.items() if k != "intermediate_size"}, "intermediate_multiple_size": 2},
+            TOKENS,
+        ),
+        "mamba2": (hf.Mamba2ForCausalLM, hf.Mamba2Config, mamba, TOKENS),
     }
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["llama", "llama-narrow", "gpt2", "bert", "t5", "vit"])
+@pytest.mark.parametrize("name", ["llama", "llama-narrow", "gpt2", "bert", "t5", "vit", "dinov2", "mgp", "swin"])
 def test_saved_and_loaded_by_the_stock_class(name: str, tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     kind, config, sizes, inputs = _models()[name]
@@ -61,7 +76,12 @@ def test_saved_and_loaded_by_the_stock_class(name: str, tmp_path: Path) -> None:
     loaded = kind.from_pretrained(tmp_path).eval()
     with torch.no_grad():
         torch.testing.assert_close(loaded(**inputs)[0], result.model.eval()(**inputs)[0])
-    assert sum(p.numel() for p in loaded.parameters()) == result.achieved["params"]
+    unused = model.dinov2.embeddings.mask_token.numel() if name == "dinov2" else 0  # follows without being counted
+    cut = sum(p.numel() for p in loaded.parameters())
+    assert cut == sum(p.numel() for p in result.model.parameters())
+    assert result.achieved["params"] - unused <= cut <= result.achieved["params"] - (unused > 0)
+    certificate = verify(model, result.model, result.plan, inputs)
+    assert certificate.max_error < certificate.tol
 
 
 @pytest.mark.slow
@@ -71,15 +91,48 @@ def test_saved_and_loaded_by_the_stock_class(name: str, tmp_path: Path) -> None:
         ("phi", ("hidden_size", "num_attention_heads")),
         ("siglip", ("hidden_size", "num_attention_heads", "intermediate_size")),
         ("qwen3-moe", ("num_local_experts", "moe_intermediate_size")),
+        ("dinov2", ("hidden_size", "num_attention_heads")),
+        ("dinov2-fixed", ("mlp_ratio", "num_attention_heads")),
+        ("swin", ("embed_dim", "mlp_ratio")),
+        ("neox-japanese", ("hidden_size", "num_attention_heads")),
     ],
 )
 def test_numbers_that_follow(name: str, numbers: tuple[str, ...]) -> None:
-    """Heads that are as many as key-value heads; a head of another kind beside the layers; experts and their widths."""
+    """Heads that are as many as key-value heads; a head of another kind beside the layers; experts and their widths;
+    ratios to widths that shrink or stay; heads in the layers of all stages; the size of a head, which is stated where
+    the configuration has none, but not where rotations read it otherwise."""
     pytest.importorskip("transformers")
     kind, config, sizes, inputs = _models()[name]
     model = kind(config(**sizes)).eval()
     stock = stock_widths(model, couple(model, inputs), inputs)
     assert set(numbers) <= {place[-1] for places in stock.places.values() for place in places}
+
+
+@pytest.mark.slow
+def test_no_number_that_only_has_the_same_value() -> None:
+    """The token that ends a text, which is 2 as the groups of a Mamba2 layer are."""
+    pytest.importorskip("transformers")
+    kind, config, sizes, inputs = _models()["mamba2"]
+    model = kind(config(**sizes)).eval()
+    places = {
+        place for places in stock_widths(model, couple(model, inputs), inputs).places.values() for place in places
+    }
+    assert ("num_heads",) in places and ("eos_token_id",) not in places
+
+
+@pytest.mark.slow
+def test_ratios_that_must_be_whole_and_such_that_need_not(tmp_path: Path) -> None:
+    """`mlp_ratio` is a whole number of DINOv2, and any of MGP-STR, where a width that no float gives exactly is met."""
+    pytest.importorskip("transformers")
+    for name, whole in (("dinov2-fixed", True), ("mgp", False)):
+        kind, config, sizes, inputs = _models()[name]
+        model = kind(config(**sizes)).eval()
+        stock = stock_widths(model, couple(model, inputs), inputs)
+        (first,) = (first for first, places in stock.places.items() if places.get(("mlp_ratio",)) == 1)
+        assert stock.steps[first] == (32 if whole else 1)
+        for width in range(stock.steps[first], 129, stock.steps[first]):
+            made = kind(stock.configured(model.config, {**stock.sizes, first: width}))
+            assert made.get_submodule(first).out_features == width
 
 
 @pytest.mark.slow

@@ -75,11 +75,11 @@ def literal(node: fx.Node | None, tensor: torch.Tensor) -> torch.Tensor | None:
 
 
 def as_positions(
-    args: tuple[Any, ...], numbers_of: NumbersOf, meta: bool = True
+    args: tuple[Any, ...], numbers_of: NumbersOf
 ) -> tuple[tuple[Any, ...], list[tuple[torch.Tensor, torch.Tensor]]]:
     """The arguments of an indexing call with flags that are known replaced by positions, whose number is then known.
 
-    Returns the arguments, and the new tensors (on `meta`, or with their values) with their numbers.
+    Returns the arguments, and the new tensors (on the device of the flags) with their numbers.
     """
     made: list[tuple[torch.Tensor, torch.Tensor]] = []
 
@@ -90,8 +90,7 @@ def as_positions(
         if numbers is None:
             return index
         places = numbers.nonzero().flatten()
-        stands = torch.empty(places.shape, dtype=torch.int64, device="meta") if meta else places.to(index.device)
-        made.append((stands, places))
+        made.append((places.to(index.device), places))
         return made[-1][0]
 
     return (args[0], [position(index) for index in args[1]], *args[2:]), made

@@ -121,9 +121,8 @@ class _Group:
             self.variance = float((self.dense - self.dense.mean(0)).square().mean(0).sum())
         else:
             self.moment = moments.matrix(group)
-            mean = self.moment[:-1, -1]
-            covariance = self.moment[:-1, :-1] - mean[:, None] * mean[None]
-            self.variance = float(((weight @ covariance) * weight).sum())
+            mean = weight @ self.moment[:-1, -1]
+            self.variance = float(((weight @ self.moment[:-1, :-1]) * weight).sum() - mean.square().sum())
 
     @cached_property
     def normal(self) -> tuple[Tensor, Tensor, float]:

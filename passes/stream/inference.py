@@ -97,7 +97,6 @@ def is_silent(func: Any) -> bool:
 class Inference(LightMode):
     """The dispatch mode: attaches axes to tensors as they pass, and keeps the tape of calls."""
 
-    on_values = False  # whether calls are computed, and not on the meta device
 
     def __init__(self) -> None:
         super().__init__()
@@ -188,7 +187,7 @@ class Inference(LightMode):
 
     def with_positions(self, args: tuple) -> tuple:
         """The arguments of an indexing call, flags whose values are known as positions."""
-        args, positions = numbers.as_positions(args, self.numbers_of, not self.on_values)
+        args, positions = numbers.as_positions(args, self.numbers_of)
         for index, places in positions:
             self.value(index).numbers = places
         return args

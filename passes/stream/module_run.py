@@ -110,15 +110,16 @@ class ModuleRun:
         self._innermost = innermost or nullcontext()
         self.tensors: dict[str, tuple[Axis, ...]] = {}
         self.originals: dict[str, torch.Tensor] = {}  # the module's own tensors by name, tied ones once
-        self._held: list[tuple[str, torch.Tensor, torch.Tensor]] = []  # of each the name, its copy, and what that holds
+        self._held: list[tuple[str, torch.Tensor, torch.Tensor, Value]] = []  # the name, its copy, what both stand for
 
         def stand_in(name: str, tensor: torch.Tensor) -> torch.Tensor:
             made = replace(name, tensor)
             self.tensors[name] = axes_of(name, tensor)
-            mode.hold(made, Value(name, self.tensors[name], frozenset([name]), numbers=numbers.stated(tensor)))
+            value = Value(name, self.tensors[name], frozenset([name]), numbers=numbers.stated(tensor))
+            mode.hold(made, value)
             mode.names[id(tensor)] = made
             self.originals[name] = tensor
-            self._held.append((name, made, made.data))
+            self._held.append((name, made, made.data, value))
             return made
 
         scripted = scripted_modules(module)
@@ -146,6 +147,9 @@ class ModuleRun:
         """
         mode = self.mode
         mode.begin()
+        for _, made, data, value in self._held:
+            made.data = data
+            mode.restate(made, value)
         given: dict[int, torch.Tensor] = {}
         inputs: list[Value] = []
         for tensor in tensors_of(arguments):
@@ -181,7 +185,7 @@ class ModuleRun:
         """
         mode.stack, mode.device, mode.names = self.mode.stack, self.mode.device, self.mode.names
         self._state.restore()
-        for name, made, data in self._held:
+        for name, made, data, _ in self._held:
             now = cut.get(name, data)
             if not made.is_floating_point():
                 stated = numbers.stated(now if name in cut else self.originals[name])

@@ -58,7 +58,7 @@ class ModuleInference(Inference):
 
     def __init__(self, real: bool) -> None:
         super().__init__()
-        self.real = self.on_values = real
+        self.real = real
         self.training = False  # dropout keeps everything then: what it drops is drawn anew for any width
         self.device = torch.device("cpu")
         self.names: dict[int, torch.Tensor] = {}  # the caller's tensor, by its id -> what stands for it
@@ -123,6 +123,11 @@ class ModuleInference(Inference):
             self.attach(tensor, value)
         else:
             super().attach(tensor, value)
+
+    def restate(self, tensor: torch.Tensor, value: Value) -> None:
+        """State again what a tensor that is kept was held as: runs under other modes say otherwise."""
+        if not self._is_constant(tensor):
+            setattr(tensor, ATTRIBUTE, value)
 
     def _is_constant(self, tensor: torch.Tensor) -> bool:
         return self.real or not tensor.is_meta

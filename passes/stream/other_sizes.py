@@ -1,7 +1,11 @@
-"""Sizes beside those of the example at which a module is run: without values, so that large ones cost no more."""
+"""Sizes beside those of the example at which a module is run: without values, so that large ones cost no more.
+
+Whole numbers and flags keep theirs (masks, places, lengths), repeated, as long as they are not very many.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -12,6 +16,7 @@ _FAR = 4  # times as long, so that a threshold that a program has lies between, 
 _LONG = 512  # a longer one is made half as long again
 _MORE = 100  # samples
 _MOST = 2**24  # elements of a table that a program may make for all pairs of positions of all samples
+_VALUES = 2**22  # elements of an input that keeps its values
 
 
 def other_sizes(arguments: Arguments) -> Iterator[Arguments]:
@@ -45,7 +50,8 @@ def _other(tensor: torch.Tensor, batch: int, more: int, sizes: dict[int, int]) -
         shape[0] += more
     for dim in _lengths(tensor):
         shape[dim] = sizes.get(shape[dim], shape[dim])
-    if tensor.is_floating_point() or tensor.is_complex() or tensor.is_meta or not tensor.numel():
+    valued = not (tensor.is_floating_point() or tensor.is_complex() or tensor.is_meta) and tensor.numel()
+    if not valued or math.prod(shape) > _VALUES:
         return torch.empty(shape, dtype=tensor.dtype, device="meta")
     for dim, (old, new) in enumerate(zip(tensor.shape, shape, strict=True)):
         tensor = tensor.index_select(dim, (torch.arange(new) % old).to(tensor.device))

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from module_law import proven
 from torch import Tensor, nn
 
 from passes import couple
@@ -112,3 +113,38 @@ def test_a_length_that_a_pruned_size_gives_is_not_taken_for_one_of_the_inputs(ki
     coupling, at_once = runs(module, monkeypatch)
     assert at_once == [False] and coupling.widths == {}, "at the second trial's widths it does not run, or gives less"
     assert any("follow" in frozen.why.text for frozen in coupling.frozen)
+
+
+class Positions(nn.Module):
+    """Heads by an attribute, learned positions by a buffer of places, and a condition on the length."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.into, self.out = 3, nn.Linear(4, 12), nn.Linear(12, 3)
+        self.register_buffer("places", torch.arange(64)[None])
+        self.learned = nn.Embedding(64, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.into(x) + self.learned(self.places[:, : x.shape[1]])
+        x = x.view(*x.shape[:2], self.heads, -1).tanh().flatten(2)
+        return self.out(x * 2 if x.shape[1] > 40 else x)
+
+
+class KnownFlags(nn.Module):
+    """Heads by an attribute, and flags that the program makes itself, as an index of what it then asks for values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.into, self.out = 3, nn.Linear(4, 12), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        there = torch.arange(x.shape[1])[torch.ones(x.shape[1]) == 1]
+        if not bool((there >= 0).all()):
+            raise ValueError("a place below zero")
+        x = self.into(x)[:, there]
+        return self.out(x.view(*x.shape[:2], self.heads, -1).tanh().flatten(2))
+
+
+@pytest.mark.parametrize("kind", [Positions, KnownFlags])
+def test_what_one_run_says_of_a_tensor_is_not_left_to_the_next(kind: type[nn.Module]) -> None:
+    proven(kind(), torch.randn(2, 7, 4), "into 3, into#2 4")

@@ -288,6 +288,9 @@ class _Search:
             for bundle in self._bundles(layer, used, built, ratio):
                 follow = self._followed(bundle, built, ratio)
                 if follow is None:
+                    unread = self.coupling.unread & built.keys()
+                    if self._target(bundle, ratio) | {name: built[name] for name in unread} == built:
+                        return f"the example inputs do not use {min(unread)}; give such as lead to it, too"
                     continue
                 other = self._other(bundle, follow, scales, ratio)
                 if not other:

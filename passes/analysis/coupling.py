@@ -188,9 +188,8 @@ class Coupling:
         return tuple(found)
 
     @cached_property
-    def unused(self) -> frozenset[str]:
-        """The parameters that no run used at all (a token that stands for what is masked): they keep their shape, and
-        what a cut network computes does not depend on them."""
+    def unread(self) -> frozenset[str]:
+        """The parameters that no run of the analysis used at all."""
         tensors = self.structure.tensors
         return frozenset(
             name
@@ -198,6 +197,12 @@ class Coupling:
             if not any(True for axis in tensors.get(name, ()) for _ in leaves(axis))
             and any(c.reason and c.reason.node == name for axis in tensors.get(name, ()) for c, _ in constants(axis))
         )
+
+    @property
+    def unused(self) -> frozenset[str]:
+        """Those of `unread` on which nothing depends that the network computes of arguments like the example's: a token
+        that stands for what is masked, but not an expert to which other values lead."""
+        return frozenset() if self.module is not None and self.module.real else self.unread
 
     def coverage(self) -> Coverage:
         """Which share of MACs and parameters is in prunable groups."""

@@ -36,6 +36,7 @@ from passes.trial.following import Failure
 from passes.trial.module_trial import Changes, RealTrial, Trial
 from passes.trial.other_runs import (
     look_at_later_calls,
+    look_at_more_values,
     look_at_other_arguments,
     look_at_other_branches,
     look_at_other_sizes,
@@ -108,12 +109,16 @@ def _freeze(inferred: ModuleInferred, axes: Frozen) -> None:
 def _reach_the_rest(
     inferred: ModuleInferred, arguments: Arguments, trainable: frozenset[str]
 ) -> tuple[Structure, Frozen]:
-    """Where evaluation mode left parameters unused (auxiliary heads), run in train mode as well.
+    """Where evaluation mode left parameters unused (auxiliary heads), run in train mode as well; where values decide
+    what is used (experts), on other values.
 
     Returns what `_unused` does.
     """
     structure, unused = _unused(inferred, trainable)
     problem = ""
+    if inferred.real and unused:
+        look_at_more_values(inferred, arguments, lambda: len(_unused(inferred, trainable)[1]))
+        structure, unused = _unused(inferred, trainable)
     if any(not reason.node.startswith("_") for _, reason in unused):
         problem = inferred.run_beside(arguments, training=True)
         if not problem:

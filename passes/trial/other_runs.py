@@ -7,7 +7,7 @@ they state holds beside what the example stated, and the branch is named.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -31,6 +31,8 @@ from passes.trial.following import cut_at, owned, without_tensors
 aten = torch.ops.aten
 _MOST_CONDITIONS = 8
 _OTHER_VALUES = 3  # seeds of other values, where a program asks for values
+_MOST_VALUES = 20  # of these, where each shows more
+_IN_VAIN = 10  # runs that show no more, after which no others are made
 
 
 def look_at_other_sizes(inferred: ModuleInferred, arguments: Arguments) -> bool:
@@ -264,6 +266,22 @@ def look_at_other_values(inferred: ModuleInferred, arguments: Arguments) -> None
             branches |= not problem and [r.func for r in inferred.runs_beside[-1].records] != expected
     if branches:
         inferred.specialised.append("its program branches on the values of the inputs")
+
+
+def look_at_more_values(inferred: ModuleInferred, arguments: Arguments, unused: Callable[[], int]) -> None:
+    """Run a module whose program asks for values on still others, while these use more of its parameters: experts to
+    which no token went before. unused: how many are not used so far."""
+    left, in_vain = unused(), 0
+    drawn = (draw for seed in range(_OTHER_VALUES, _MOST_VALUES) for draw in draws(arguments, seed, runs=2))
+    for draw in drawn:
+        if not left or in_vain == _IN_VAIN:
+            return
+        if draw.required or inferred.run_beside(_in_own_types(arguments, draw.inputs)):
+            continue
+        now = unused()
+        if now == left:
+            inferred.runs_beside.pop()
+        left, in_vain = now, in_vain + 1 if now == left else 0
 
 
 class _Calls(Watching):

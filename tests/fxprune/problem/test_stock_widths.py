@@ -46,6 +46,12 @@ def _models() -> dict[str, tuple[Any, Any, dict, dict]]:
         "gpt2": (hf.GPT2LMHeadModel, hf.GPT2Config, gpt2, TOKENS),
         "bert": (hf.BertModel, hf.BertConfig, SMALL, TOKENS),
         "t5": (hf.T5ForConditionalGeneration, hf.T5Config, t5, {**TOKENS, "decoder_input_ids": TOKENS["input_ids"]}),
+        "switch": (
+            hf.SwitchTransformersEncoderModel,
+            hf.SwitchTransformersConfig,
+            {**t5, "num_experts": 4, "num_sparse_encoder_layers": 1, "expert_capacity": 8},
+            TOKENS,
+        ),
         "siglip": (hf.SiglipForImageClassification, hf.SiglipConfig, seen, IMAGES),
         "vit": (hf.ViTModel, hf.ViTConfig, image, IMAGES),
         "dinov2": (hf.Dinov2ForImageClassification, hf.Dinov2Config, ratio, IMAGES),
@@ -63,7 +69,9 @@ def _models() -> dict[str, tuple[Any, Any, dict, dict]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["llama", "llama-narrow", "gpt2", "bert", "t5", "vit", "dinov2", "mgp", "swin"])
+@pytest.mark.parametrize(
+    "name", ["llama", "llama-narrow", "gpt2", "bert", "t5", "vit", "dinov2", "mgp", "swin", "switch"]
+)
 def test_saved_and_loaded_by_the_stock_class(name: str, tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     kind, config, sizes, inputs = _models()[name]
@@ -91,6 +99,7 @@ def test_saved_and_loaded_by_the_stock_class(name: str, tmp_path: Path) -> None:
         ("phi", ("hidden_size", "num_attention_heads")),
         ("siglip", ("hidden_size", "num_attention_heads", "intermediate_size")),
         ("qwen3-moe", ("num_local_experts", "moe_intermediate_size")),
+        ("switch", ("d_ff", "num_heads")),
         ("dinov2", ("hidden_size", "num_attention_heads")),
         ("dinov2-fixed", ("mlp_ratio", "num_attention_heads")),
         ("swin", ("embed_dim", "mlp_ratio")),

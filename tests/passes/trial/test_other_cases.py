@@ -312,3 +312,39 @@ def test_a_view_that_cuts_across_channels_by_an_image_size_keeps_them(crossing: 
 def test_a_view_that_joins_units_with_the_batch_and_cuts_them_alike_at_any_keeps_none() -> None:
     row = TABLE["ConditionalConv"]
     proven(row.make(), row.inputs(), "route 4, experts 6, experts#2 8")
+
+
+class Routed(nn.Module):
+    """Each input goes to one of twelve experts, of which only those run to which one goes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.router = nn.Linear(6, 12, bias=False)
+        self.router.weight = nn.Parameter(torch.cat([torch.eye(6), -torch.eye(6)]))
+        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4)) for _ in range(12))
+
+    def forward(self, x: Tensor) -> Tensor:
+        chosen = self.router(x).argmax(-1)
+        y = x.new_zeros(len(x), 4)
+        for expert in chosen.unique().tolist():
+            here = (chosen == expert).nonzero()[:, 0]
+            y = y.index_add(0, here, self.experts[expert](x[here]))
+        return y
+
+
+def test_experts_to_which_the_example_does_not_lead_are_found_on_other_values() -> None:
+    inputs = torch.randn(2, 6, generator=torch.Generator().manual_seed(1))
+    coupling = halved(Routed().eval(), inputs)[0]
+    assert set(coupling.widths) == {f"experts.{number}.0" for number in range(12)}
+    assert not coupling.unread
+
+
+def test_what_no_run_uses_and_what_other_values_may() -> None:
+    class Never(Base):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.hidden(x)) * (float(x.sum()) if asks else 2.0)
+
+    for asks in (False, True):
+        coupling = couple(Never(token=nn.Parameter(torch.ones(16))).eval(), X)
+        assert coupling.unread == {"token"} and coupling.unused == (set() if asks else {"token"})

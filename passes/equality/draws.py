@@ -74,7 +74,7 @@ def draws(
     example = _Example(arguments, device)
     yield Draw(name if example.real else "normal random numbers", example.own(seed), True)
     for number, size in enumerate(_sizes(example.tensors)):
-        if not any(draw.varies == size.name for draw in taken):
+        if not any(draw.varies == size.name or _is_length(draw) and draw.places >= size.places for draw in taken):
             inputs = example.resized(seed + runs + number, [*_smaller(example, taken), size])
             yield Draw(size.label, inputs, False, size.name, size.before, size.after, places=size.places)
     small = _smaller(example, taken)
@@ -130,6 +130,10 @@ def _smaller(example: _Example, taken: Iterable[Draw]) -> list[_Size]:
             made.append(_Size(draw.varies, draw.label, places, draw.before, draw.after))
             free -= places
     return made
+
+
+def _is_length(draw: Draw) -> bool:
+    return bool(draw.varies) and not draw.of_batch
 
 
 def extremes(arguments: object, device: torch.device | str | None = None) -> Iterator[Draw]:
@@ -268,17 +272,23 @@ def _places(
 def _lengths(
     tensors: list[torch.Tensor], length: int, where: list[tuple[int, int]], large: bool
 ) -> Iterator[_Size]:  # fmt: skip
-    """Other lengths for the dimensions of one length: one dimension by itself first (an image need not be square)."""
+    """Other lengths for the dimensions of one length.
+
+    The last one by itself first, as an image need not be square; then the others, unless all have varied already.
+    """
     first = [2 * length]
     if large and length > 3:
         first = [length // part for part in (4, 2) if length >= 16 * part or part == 2]
-    dims = sorted({dim - tensors[number].dim() for number, dim in where}, reverse=True)
-    single = [frozenset((n, d) for n, d in where if d - tensors[n].dim() == dim) for dim in dims[:2]]
-    every = [frozenset(where)] if len(single[0]) < len(where) else []
-    chosen = [(places, after) for after in first for places in (*single, *every)]
-    for places, after in (*chosen, (single[0], length + 1)):
-        some = "" if len(places) == len(where) else " in one dimension"
+    last = max(dim - tensors[number].dim() for number, dim in where)
+    alone = frozenset((n, d) for n, d in where if d - tensors[n].dim() == last)
+    every, others = frozenset(where), frozenset(where) - alone
+    chosen = [(places, after) for after in first for places in dict.fromkeys((alone, every))]
+    for places, after in (*chosen, (alone, length + 1)):
+        some = " in one dimension" if places < every else ""
         yield _Size(f"length {length}", f"length {after} instead of {length}{some}", places, length, after)
+    for after in first if others else ():
+        label = f"length {after} instead of {length} in the other dimensions"
+        yield _Size(f"length {length} in the other dimensions", label, others, length, after)
 
 
 def _smaller_sizes(tensors: list[torch.Tensor]) -> Iterator[list[_Size]]:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from passes.process.torch_private import no_dispatch_modes
+from passes.stream.call_arguments import tensors_of
 from passes.stream.function_mode import Functions
 from passes.stream.module_stream import FEW, ModuleInference, Watching
 from passes.stream.restated_calls import Position, Site, calling, methods_running, name_of
@@ -80,7 +81,9 @@ class LastCall(Functions):
         self._last: tuple[tuple, Mapping[str, object]] = (), {}
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        self._last = args, kwargs or {}
+        clears_up = sys.exc_info()[1] is not None and next(tensors_of((args, kwargs)), None) is None
+        if not clears_up:  # leaving torch.no_grad after an error is a call as well
+            self._last = args, kwargs or {}
         return super().__torch_function__(func, types, args, kwargs)
 
     def numbers(self) -> dict[Position, Any]:

@@ -183,8 +183,10 @@ def _literals_of(trial: Trial, call: LoggedCall, failure: Failure) -> Iterator[t
         return
     given = dict(call.numbers)
 
-    def moved(position: Position) -> bool:
-        return failure.lacks(position, given.get(position, 0)) and position in failure.numbers
+    def whole(position: Position) -> bool:
+        """Whether a number has to be stated as it is: it has moved with a size already, and with no input's."""
+        moved = position in failure.numbers and failure.lacks(position, given.get(position, 0))
+        return moved and not trial.is_of_inputs(call, position)
 
     records = trial.tape[call.start : call.stop]
     for position, order, axis in _orders(trial, call, failure):
@@ -195,16 +197,16 @@ def _literals_of(trial: Trial, call: LoggedCall, failure: Failure) -> Iterator[t
     exact = list(_as_shape(call, shape))
     lacking = [position for position, axis in exact if failure.lacks(position, trial.slicing.size(axis))]
     stated = tuple(
-        Literal(call.path, call.site, position, (axis,), absolute=moved(position))
+        Literal(call.path, call.site, position, (axis,), absolute=whole(position))
         for position, axis in exact
         if position in lacking or leaves(axis)  # what is right may be so at these widths alone
     )
-    if lacking:
+    if lacking and all(literal.absolute or leaves(literal.axes[0]) for literal in stated):
         yield stated
     sizes = _sizes_near(trial, records)
     options = [
         [
-            Literal(call.path, call.site, position, (axis,), negative=number < 0, absolute=moved(position))
+            Literal(call.path, call.site, position, (axis,), negative=number < 0, absolute=whole(position))
             for axis in sizes.of(abs(number))
             if failure.lacks(position, trial.slicing.size(axis) * (-1 if number < 0 else 1))
         ]

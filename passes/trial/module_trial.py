@@ -29,6 +29,8 @@ from passes.stream.call_log import LastCall, LoggedCall, Logging, paths_of
 from passes.stream.conditions import SizeConditions
 from passes.stream.module_run import ModuleRun
 from passes.stream.module_stream import Watching
+from passes.stream.other_sizes import other_sizes
+from passes.stream.restated_calls import Position
 from passes.transform.module_sizes import fit
 from passes.transform.size_attributes import edits_of_unread
 from passes.transform.slicing import Slicing
@@ -169,15 +171,38 @@ class Trial:
     def log(self) -> list[LoggedCall]:
         """The calls of the module's program before anything was cut."""
         try:
-            return self._logged(state_sources)
+            return self._logged(self.arguments, state_sources)
         except Exception:  # a program may refuse integers of another class; it ran on its own
-            return self._logged(lambda root: None)
+            return self._logged(self.arguments)
 
-    def _logged(self, prepare: Callable[[nn.Module], None]) -> list[LoggedCall]:
+    def is_of_inputs(self, call: LoggedCall, position: Position) -> bool:
+        """Whether the number that `call` is given there is another where the inputs have other sizes."""
+        given = dict(call.numbers).get(position)
+        return any(
+            dict(other.numbers).get(position) != given
+            for calls in self._elsewhere
+            for other in calls
+            if other.path == call.path and other.site == call.site
+        )
+
+    @cached_property
+    def _elsewhere(self) -> list[list[LoggedCall]]:
+        """The calls at those other sizes of the inputs that the module takes."""
+        found = []
+        for resized in other_sizes(self.arguments) if not self.real else ():
+            try:
+                found.append(self._logged(resized))
+            except Exception:  # a size that it does not take
+                continue
+        return found
+
+    def _logged(
+        self, arguments: Arguments, prepare: Callable[[nn.Module], None] = lambda root: None
+    ) -> list[LoggedCall]:
         mode = Watching(self.real)
         functions = Logging(mode, paths_of(modules_of(self.copy.copy)))
         with self.settings():
-            self.copy.again(mode, self.arguments, self.training, functions, prepare=prepare, turned=self.turned)
+            self.copy.again(mode, arguments, self.training, functions, prepare=prepare, turned=self.turned)
         return functions.calls()
 
 

@@ -248,4 +248,4 @@ def test_units_stay_that_the_other_answer_joins_by_the_arguments_of_calls_alone(
 
 def test_what_the_two_answers_restate_otherwise_is_said() -> None:
     coupling = couple(Arguments(in_blocks).eval(), X)
-    assert any("on both sides of its conditions" in str(frozen.why) for frozen in coupling.frozen)
+    assert any("its size does not follow" in str(frozen.why) for frozen in coupling.frozen)

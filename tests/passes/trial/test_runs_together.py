@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from module_law import proven
 from torch import Tensor, nn
 
-from passes import couple
+from passes import apply_plan, couple, verify
 from passes.trial import module_groups
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -57,19 +57,35 @@ class Strided(Convolutions):
 class InPieces(Convolutions):
     """Into how many pieces the image is cut is computed from a size that may be pruned; the image makes up for it."""
 
+    def pieces(self, x: Tensor) -> int:
+        return 16
+
     def forward(self, x: Tensor) -> Tensor:
         features = F.relu(self.first(x))
-        pieces = x.reshape(x.shape[0], 16 - features.shape[1], -1).amax(2).sum(1, keepdim=True)
+        pieces = x.reshape(x.shape[0], self.pieces(x) - features.shape[1], -1).amax(2).sum(1, keepdim=True)
         return self.second(features).mean((2, 3)) * pieces
+
+
+class InPiecesByHeight(InPieces):
+    def pieces(self, x: Tensor) -> int:
+        return x.shape[2] + 8
 
 
 class OnAGrid(Convolutions):
     """As large as a pruned size says, and no output tells how large."""
 
+    def size(self, x: Tensor) -> int:
+        return 16
+
     def forward(self, x: Tensor) -> Tensor:
         features = F.relu(self.first(x))
-        size = 16 - features.shape[1]
+        size = self.size(x) - features.shape[1]
         return F.interpolate(self.second(features), size=(size, size)).amax((2, 3))
+
+
+class OnAGridByHeight(OnAGrid):
+    def size(self, x: Tensor) -> int:
+        return x.shape[2] + 8
 
 
 def test_what_a_run_leaves_in_a_module_is_gone_before_the_next():
@@ -108,11 +124,19 @@ def test_a_copy_that_a_stride_needs_is_no_other_program(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", [InPieces, OnAGrid])
-def test_a_length_that_a_pruned_size_gives_is_not_taken_for_one_of_the_inputs(kind, monkeypatch):
+def test_a_number_that_a_pruned_size_gives_keeps_its_old_value(kind, monkeypatch):
     module = kind().eval()
     coupling, at_once = runs(module, monkeypatch)
-    assert at_once == [False] and coupling.widths == {}, "at the second trial's widths it does not run, or gives less"
-    assert any("follow" in frozen.why.text for frozen in coupling.frozen)
+    assert at_once == [False] and coupling.widths == {"first": 8}, "at other widths it does not run, or gives less"
+    for kept in (range(3), range(1, 8)):
+        plan = coupling.plan({"first": kept})
+        assert len(verify(module, apply_plan(module, plan), plan, X).sizes) == 4, "both lengths and two batches"
+
+
+@pytest.mark.parametrize("kind", [InPiecesByHeight, OnAGridByHeight])
+def test_a_number_of_a_pruned_size_and_one_of_the_inputs_has_no_old_value(kind: type[nn.Module]) -> None:
+    coupling = couple(kind().eval(), X)
+    assert coupling.widths == {} and any("follow" in frozen.why.text for frozen in coupling.frozen)
 
 
 class Positions(nn.Module):
@@ -148,3 +172,27 @@ class KnownFlags(nn.Module):
 @pytest.mark.parametrize("kind", [Positions, KnownFlags])
 def test_what_one_run_says_of_a_tensor_is_not_left_to_the_next(kind: type[nn.Module]) -> None:
     proven(kind(), torch.randn(2, 7, 4), "into 3, into#2 4")
+
+
+class Merged(nn.Module):
+    """Heads are merged into the width of the input, which is another group."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.inner, self.merge = 3, nn.Linear(24, 24), nn.Linear(24, 24)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, length, width = x.shape
+        by_head = self.inner(x).reshape(n, length, self.heads, -1).tanh()
+        return self.merge(by_head.reshape(n, length, width))
+
+
+@pytest.mark.parametrize("width", [24, 12, 8])
+def test_a_number_that_has_moved_already_is_stated_whole(width: int) -> None:
+    net, x = nn.Sequential(nn.Linear(5, 24), Merged(), nn.Linear(24, 3)).eval(), torch.randn(2, 7, 5)
+    coupling = couple(net, x)
+    assert sorted(coupling.widths.values()) == [3, 8, 24, 24]
+    assert coupling.module is not None and any(literal.absolute for literal in coupling.module.literals)
+    heads, size = (next(name for name, units in coupling.widths.items() if units == wide) for wide in (3, 8))
+    plan = coupling.plan({heads: [0, 2], size: range(4), coupling.groups[0].name: range(width)})
+    verify(net, apply_plan(net, plan), plan, x)

@@ -14,7 +14,18 @@ from tiny import TABLE
 from tiny.table import Stem
 from torch import Tensor, fx, nn
 
-from passes import Certificate, Coupling, EquivalenceError, Plan, PlanError, PruneChannels, capture, couple, verify
+from passes import (
+    Certificate,
+    Coupling,
+    EquivalenceError,
+    Plan,
+    PlanError,
+    PruneChannels,
+    apply_plan,
+    capture,
+    couple,
+    verify,
+)
 from passes.axes.expressions import Axis, concat, nest, permute
 from passes.ops import Call, table
 
@@ -45,10 +56,11 @@ def test_a_certificate_says_what_was_done() -> None:
     certificate = verify(gm, pruned, plan, INPUTS, seed=3)
     assert isinstance(certificate, Certificate)
     assert certificate.max_error <= certificate.tol == 1e-9
-    assert certificate.batch_sizes == (2, 3, 1) and certificate.runs == len(certificate.inputs) == 6
+    assert certificate.batch_sizes == (2, 3, 1) and certificate.runs == len(certificate.inputs) == 7
     assert certificate.inputs == ("the example", *certificate.sizes, "like the example", "normal random numbers")
     assert certificate.sizes == (
         "length 16 instead of 8 in one dimension",
+        "length 16 instead of 8 in the other dimensions",
         "batch of 3 instead of 2",
         "batch of 1 instead of 2",
     )
@@ -376,3 +388,24 @@ def test_precision_that_a_network_names_is_raised_in_both() -> None:
         coupling = couple(gm, inputs)
         plan = random_plan(coupling, 1 / 2, 0)
         assert plan.narrows and verify(gm, pruned_by(gm, plan), plan, inputs).max_error < 1e-13
+
+
+class BySize(nn.Module):
+    """A network that is another one where images are higher, or wider, than the example and it is narrower."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.dim, self.first, self.second = dim, nn.Conv2d(3, 8, 3), nn.Conv2d(8, 6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        more = x.shape[self.dim] > 8 and self.first.out_channels < 8
+        return self.second(self.first(x).relu() * (2 if more else 1)).mean((2, 3))
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+def test_every_dimension_of_an_image_has_another_size_in_a_proof(dim: int) -> None:
+    net, x = BySize(dim).eval(), torch.randn(2, 3, 8, 8)
+    plan = couple(net, x).plan({"first": range(5)})
+    with pytest.raises(EquivalenceError, match="on length 16 instead of 8 in"):
+        verify(net, apply_plan(net, plan), plan, x)

@@ -201,30 +201,47 @@ def saves(model: nn.Module, cut: Any, inputs: Any) -> None:
 
 
 def generates(model: nn.Module, cut: Any, inputs: Any) -> None:
-    """Greedy generation with the cache gives what one forward a token gives; beams are the same with it and without."""
+    """Greedy generation with the cache gives the tokens and logits of one forward a token; beams are the same with it
+    and without."""
     saves(model, cut, inputs)
     prompt = inputs["input_ids"][:1]
-    options = {**_TOKENS, "attention_mask": torch.ones_like(prompt)}
-    made = cut.generate(prompt, **options)
-    by_hand = prompt
-    with torch.no_grad():
-        for _ in range(_TOKENS["max_new_tokens"]):
-            step = cut(input_ids=by_hand, attention_mask=torch.ones_like(by_hand), use_cache=False).logits
-            by_hand = torch.cat([by_hand, step[:, -1:].argmax(-1)], 1)
-    if not torch.equal(made, by_hand):
-        raise AssertionError(f"generate gives {made.tolist()}, step by step it is {by_hand.tolist()}")
-    _same_without_cache(cut, prompt, {**options, "num_beams": 3})
+    given = {"attention_mask": torch.ones_like(prompt)}
+
+    def logits(tokens: torch.Tensor) -> torch.Tensor:
+        return cut(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False).logits
+
+    _same_step_by_step(cut, prompt, given, logits)
+    _same_without_cache(cut, prompt, {**_TOKENS, **given, "num_beams": 3})
 
 
 def generates_from_encoder(model: nn.Module, cut: Any, inputs: Any) -> None:
-    """For an encoder with a decoder: greedy generation and beams are the same with the cache and without."""
+    """The same of an encoder with a decoder."""
     saves(model, cut, inputs)
     name = "input_ids" if "input_ids" in inputs else "input_features"
-    for beams in (1, 3):
-        _same_without_cache(cut, inputs[name][:1], {**_TOKENS, "num_beams": beams})
+    source = inputs[name][:1]
+
+    def logits(tokens: torch.Tensor) -> torch.Tensor:
+        return cut(**{name: source}, decoder_input_ids=tokens, use_cache=False).logits
+
+    _same_step_by_step(cut, source, {}, logits)
+    _same_without_cache(cut, source, {**_TOKENS, "num_beams": 3})
 
 
 _TOKENS: dict[str, Any] = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+
+
+def _same_step_by_step(
+    cut: Any, prompt: torch.Tensor, given: dict[str, Any], logits: Callable[[torch.Tensor], torch.Tensor]
+) -> None:
+    """logits: without the cache, of all tokens so far."""
+    made = cut.generate(prompt, **given, **_TOKENS, output_logits=True, return_dict_in_generate=True)
+    begun = made.sequences.shape[1] - len(made.logits)
+    with torch.no_grad():
+        for step, found in enumerate(made.logits, begun):
+            expected = logits(made.sequences[:, :step])[:, -1]
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+            if expected.argmax(-1).tolist() != made.sequences[:, step].tolist():
+                raise AssertionError(f"generate gives token {made.sequences[:, step].tolist()}, step {step}")
 
 
 def _same_without_cache(cut: Any, prompt: torch.Tensor, options: dict[str, Any]) -> None:

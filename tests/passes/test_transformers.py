@@ -1,7 +1,7 @@
 """Families of transformers, tiny and random: cut by half as they are, proven, saved, and used as their users do.
 
-What is asked of each stands in `benchmarks.module_networks`: `generate` gives what one forward a token gives, beams are
-the same with the cache and without, `save_pretrained` writes the cut weights, longer inputs are taken.
+What is asked of each stands in `benchmarks.module_networks`: `generate` gives the tokens and logits of one forward a
+token, beams are the same with the cache and without, `save_pretrained` writes the cut weights, longer inputs are taken.
 """
 
 from __future__ import annotations
@@ -15,7 +15,18 @@ from benchmarks.modules import TOLERANCE, check  # noqa: E402
 
 CASES = {case.name: case for case in transformers_cases()}
 FAMILIES = (
-    *("llama-labels", "qwen3", "gemma", "gpt2", "bert-labels", "modernbert", "t5-labels", "vit-classes", "dinov2"),
+    *(
+        "llama-labels",
+        "mistral",
+        "qwen3",
+        "gemma",
+        "gpt2",
+        "bert-labels",
+        "modernbert",
+        "t5-labels",
+        "vit-classes",
+        "dinov2",
+    ),
     *("clip", "siglip", "whisper", "swin", "segformer", "detr", "mamba2"),
 )
 EXPERTS = ("mixtral", "qwen3-moe", "qwen3-moe-loop", "qwen3-moe-batched")

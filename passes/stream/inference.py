@@ -97,7 +97,6 @@ def is_silent(func: Any) -> bool:
 class Inference(LightMode):
     """The dispatch mode: attaches axes to tensors as they pass, and keeps the tape of calls."""
 
-
     def __init__(self) -> None:
         super().__init__()
         self.space = Space()

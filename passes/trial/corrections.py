@@ -9,7 +9,7 @@ which equal an old size there are changed until the run gets further; where none
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from math import prod
 
@@ -27,27 +27,56 @@ from passes.trial.module_trial import Changes, Trial
 from passes.trial.stated_sizes import edits_of_sources
 
 aten = torch.ops.aten
+Attribute = tuple[str, Key]  # the path of a module, and the integer in it
 _MOST_TRIES = 45  # of edits at one failure
 _AXES = 3  # how many axes of one size an integer is tried as
 _NEAR = 6  # calls before a failure whose axes may explain an integer
 
 
-def changes_that_follow(trial: Trial, known: Changes) -> tuple[Changes, Failure | None]:
-    """What has to be changed, and where even so the module cannot follow (None: it can)."""
+def changes_that_follow(
+    trial: Trial, known: Changes, settled: Collection[Attribute] = ()
+) -> tuple[Changes, Failure | None]:
+    """What has to be changed, and where even so the module cannot follow (None: it can).
+
+    settled: attributes that follow their axes, whatever fails.
+    """
     changes = known
     failure = trial.run(changes)
     while failure is not None:
-        step = next(_steps(trial, changes, failure), None)
+        step, stated = next(_steps(trial, changes, failure, settled), None), changes
+        if step is None and not settled:
+            step = next(_otherwise(trial, changes, failure), None)
+            stated = _without(changes, step[0]) if step is not None else changes
         if step is None:
             return changes, failure
         added, failure = step
-        changes = changes + added
-        others = _elsewhere(trial, added, changes)
-        if failure is not None and (others.edits or others.literals):
+        changes, others = changes + added, _elsewhere(trial, added, stated + added)
+        if failure is not None and others:
             further = trial.run(changes + others)
             if further is None or further.place >= failure.place:
                 changes, failure = changes + others, further
     return changes, None
+
+
+def _otherwise(trial: Trial, changes: Changes, failure: Failure) -> Iterator[tuple[Changes, Failure | None]]:
+    """Changes with an attribute that follows another axis of its length: the one with which a program compares it.
+
+    Calls that had its number before get arguments of their own, as one attribute is the size of two groups.
+    """
+    for key, axes in _choices(trial, failure.path, failure.place, changes.edits, again=True):
+        for axis in axes[:_AXES]:
+            edit = Edit(failure.path, key, (axis,))
+            begun = changes + Changes((edit,))
+            found, after = changes_that_follow(trial, begun, [(edit.path, edit.attribute)])
+            if after is None or after.place > failure.place:
+                edits = tuple(edit for edit in found.edits if edit not in changes.edits)
+                yield Changes(edits, tuple(item for item in found.literals if item not in changes.literals)), after
+
+
+def _without(changes: Changes, added: Changes) -> Changes:
+    """`changes` without what they say of attributes of the names in `added`, which other modules may need as well."""
+    names = {edit.attribute for edit in added.edits}
+    return Changes(tuple(edit for edit in changes.edits if edit.attribute not in names), changes.literals)
 
 
 def stated_splits(trials: Sequence[Trial]) -> Changes:
@@ -101,7 +130,9 @@ def _elsewhere(trial: Trial, added: Changes, known: Changes) -> Changes:
     return Changes(tuple(edits), tuple(literals))
 
 
-def _steps(trial: Trial, changes: Changes, failure: Failure) -> Iterator[tuple[Changes, Failure | None]]:
+def _steps(
+    trial: Trial, changes: Changes, failure: Failure, settled: Collection[Attribute]
+) -> Iterator[tuple[Changes, Failure | None]]:
     """Sets of further changes with which the module gets further, the likeliest first."""
     around = list(_stack(failure.path))
     candidates = itertools.chain(
@@ -117,6 +148,8 @@ def _steps(trial: Trial, changes: Changes, failure: Failure) -> Iterator[tuple[C
         _attributes(trial, changes, failure, around[:1], deep=True, again=True),
     )
     for added in itertools.chain(itertools.islice(candidates, _MOST_TRIES), *replaced):
+        if any((edit.path, edit.attribute) in settled for edit in added.edits):
+            continue
         after = trial.run(changes + added)
         if after is None or after.place > failure.place:
             yield _fewest(trial, changes, added, after), after
@@ -183,10 +216,12 @@ def _literals_of(trial: Trial, call: LoggedCall, failure: Failure) -> Iterator[t
         return
     given = dict(call.numbers)
 
+    def moved(position: Position) -> bool:
+        return position in failure.numbers and failure.lacks(position, given.get(position, 0))
+
     def whole(position: Position) -> bool:
         """Whether a number has to be stated as it is: it has moved with a size already, and with no input's."""
-        moved = position in failure.numbers and failure.lacks(position, given.get(position, 0))
-        return moved and not trial.is_of_inputs(call, position)
+        return moved(position) and not trial.is_of_inputs(call, position)
 
     records = trial.tape[call.start : call.stop]
     for position, order, axis in _orders(trial, call, failure):
@@ -199,7 +234,8 @@ def _literals_of(trial: Trial, call: LoggedCall, failure: Failure) -> Iterator[t
     stated = tuple(
         Literal(call.path, call.site, position, (axis,), absolute=whole(position))
         for position, axis in exact
-        if position in lacking or leaves(axis)  # what is right may be so at these widths alone
+        # What is right may be so at these widths alone, unless a size of the inputs and of a group have made it so.
+        if position in lacking or (leaves(axis) and (whole(position) or not moved(position)))
     )
     if lacking and all(literal.absolute or leaves(literal.axes[0]) for literal in stated):
         yield stated

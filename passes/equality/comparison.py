@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from passes.equality.draws import leaves_of
+from passes.equality.trees import leaves_of
 
 _NOISE = 1e-4  # of the largest element: what is smaller may be the rounding of larger numbers that cancelled
 

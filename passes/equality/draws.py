@@ -9,17 +9,18 @@ state.
 
 from __future__ import annotations
 
-import copy
-import dataclasses
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from passes.process.torch_private import pytree
+from passes.equality.trees import map_tensors, tensors_of
 
-_BATCH_OF_ONE = "batch of one"
+Places = frozenset[tuple[int, int]]
+"""Dimensions of inputs, as (number of the tensor, dimension)."""
+
+_BATCH, _BATCH_OF_ONE = "batch", "batch of one"
 _LARGE = 1 << 13  # elements: an input of more is made smaller, not larger, where another size is tried
 _CLASSES = 4  # how many different lengths are varied at most, the batch not counted
 
@@ -43,7 +44,7 @@ class Draw:
     before: int = 0
     after: int = 0
     random: bool = False
-    places: frozenset[tuple[int, int]] = field(default=frozenset(), repr=False)
+    places: Places = field(default=frozenset(), repr=False)
 
     @property
     def of_batch(self) -> bool:
@@ -53,7 +54,7 @@ class Draw:
 
 def draws(
     arguments: object, seed: int = 0, runs: int = 2, device: torch.device | str | None = None,
-    taken: Collection[Draw] = (), name: str = "the example",
+    taken: Collection[Draw] = (), name: str = "the example", at_once: bool = False, varied: Places = frozenset(),
 ) -> Iterator[Draw]:  # fmt: skip
     """Inputs like `arguments` (any tree of tensors and other values), the same ones for the same seed.
 
@@ -62,6 +63,8 @@ def draws(
     normal random, and ones where they are integers. What is no tensor stays as it is. device: where the tensors are
     put. taken: what the caller adds to while it goes through them, those at another size that a network took. Of such
     a size no more are drawn, and of a large example what follows has the smaller ones. name: of the arguments.
+    at_once: all kinds of values come as samples of one batch, where that is free. varied: dimensions in which all have
+    another size than the caller's inputs; of an image one of these is varied further, not every.
 
     Raises ValueError where runs is not positive: then nothing would be proven.
 
@@ -73,16 +76,21 @@ def draws(
         raise ValueError(f"runs is {runs}; a proof takes at least one run")
     example = _Example(arguments, device)
     yield Draw(name if example.real else "normal random numbers", example.own(seed), True)
-    for number, size in enumerate(_sizes(example.tensors)):
+    mixed = None
+    for number, size in enumerate(_sizes(example.tensors, varied)):
         if not any(draw.varies == size.name or _is_length(draw) and draw.places >= size.places for draw in taken):
-            inputs = example.resized(seed + runs + number, [*_smaller(example, taken), size])
-            yield Draw(size.label, inputs, False, size.name, size.before, size.after, places=size.places)
-    small = _smaller(example, taken)
-    for run in range(1, runs):
+            sizes, several = [*_smaller(example, taken), size], at_once and size.name == _BATCH and size.after > 2
+            inputs = (example.mixed if several else example.resized)(seed + runs + number, sizes)
+            label = f"{size.label}: {example.kinds}" if several else size.label
+            made = Draw(label, inputs, False, size.name, size.before, size.after, places=size.places)
+            mixed = made if several else mixed
+            yield made
+    small, is_mixed = _smaller(example, taken), any(draw is mixed for draw in taken)
+    for run in range(1 + is_mixed, runs):
         label = "like the example" + (f", {run}" if runs > 2 else "") + _SMALLER * bool(small)
         label = label if example.real else f"{label} (normal random numbers)"
         yield Draw(label, example.resampled(seed + run, small))
-    if example.real and any(map(_has_points, example.tensors)):
+    if example.has_random and not is_mixed:
         yield Draw(f"normal random numbers{_SMALLER * bool(small)}", example.random(seed, small), random=True)
 
 
@@ -96,23 +104,29 @@ def smaller_example(
 
 
 def shrunk(
-    arguments: Any, seed: int, device: torch.device | str | None, fits: Callable[[Any], bool]
+    arguments: Any, seed: int, device: torch.device | str | None, fits: Callable[[Any], bool], several: bool = False
 ) -> Draw | None:  # fmt: skip
     """The example with its sizes as much smaller as a network leaves them free: an eighth, a quarter or half of each.
 
-    fits: whether smaller inputs are as good as the example. None where no smaller ones are.
+    fits: whether smaller inputs are as good as the example. several: two samples where it is one, if that fits:
+    statistics over smaller inputs need them. None where no smaller ones are.
     """
     example = _Example(arguments, device)
     sizes: list[_Size] = []
+    batch, leading, _ = _places(example.tensors)
+    two = _Size(_BATCH, "batch of 2 instead of 1", leading, 1, 2)
+    if several and batch == 1 and fits(example.resized(seed, [two])):
+        sizes.append(two)
     for same in _smaller_sizes(example.tensors):
         for size in same:
             if fits(example.resized(seed, [*sizes, size])):
                 sizes.append(size)
                 break
-    if not sizes:
+    if not any(size.after < size.before for size in sizes):
         return None
     said = ", ".join(size.label for size in sizes)
-    return Draw(f"the example{_SMALLER} ({said})", example.resized(seed, sizes), required=True)
+    places = frozenset().union(*(size.places for size in sizes))
+    return Draw(f"the example{_SMALLER} ({said})", example.resized(seed, sizes), required=True, places=places)
 
 
 _SMALLER = ", made smaller"
@@ -147,90 +161,18 @@ def extremes(arguments: object, device: torch.device | str | None = None) -> Ite
         yield Draw(label, example.scaled(factor))
 
 
-def map_tensors(function: Callable[[torch.Tensor], object], tree: object) -> Any:
-    """`tree` with `function` applied to every tensor: in containers, data classes and mappings of any class."""
-    return _mapped(function, tree, {})
-
-
-def tensors_of(tree: object) -> list[torch.Tensor]:
-    """Every tensor of `tree` once, in the order in which `map_tensors` changes them."""
-    return list({id(leaf): leaf for leaf in leaves_of(tree) if isinstance(leaf, torch.Tensor)}.values())
-
-
-def leaves_of(tree: object) -> list[object]:
-    """What `tree` holds, in order: tensors and everything else that is no container; to compare two outputs."""
-    found: list[object] = []
-
-    def visit(value: object) -> None:
-        parts = _parts(value)
-        if parts is None:
-            found.append(value)
-        else:
-            for part in parts:
-                visit(part)
-
-    visit(tree)
-    return found
-
-
-def _is_container(value: object) -> bool:
-    return type(value) in pytree.SUPPORTED_NODES or (isinstance(value, tuple) and hasattr(value, "_fields"))
-
-
-def _parts(value: object) -> list[object] | None:
-    if isinstance(value, torch.Tensor):
-        return None
-    if _is_container(value):
-        return list(pytree.tree_flatten(value, is_leaf=lambda part: part is not value)[0])
-    if isinstance(value, Mapping):
-        return list(value.values())
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return [getattr(value, field.name) for field in dataclasses.fields(value)]
-    return None
-
-
-def _mapped(function: Callable[[torch.Tensor], object], value: object, memo: dict[int, object]) -> object:
-    if isinstance(value, torch.Tensor):
-        if id(value) not in memo:  # a tensor given twice is one tensor afterwards, too
-            memo[id(value)] = function(value)
-        return memo[id(value)]
-    change = lambda part: _mapped(function, part, memo)  # noqa: E731
-    if _is_container(value):
-        parts, spec = pytree.tree_flatten(value, is_leaf=lambda part: part is not value)
-        return pytree.tree_unflatten([change(part) for part in parts], spec) if parts else value
-    if isinstance(value, Mapping):
-        return _refilled(value, {key: change(part) for key, part in value.items()})
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        copied = copy.copy(value)
-        for field in dataclasses.fields(value):
-            object.__setattr__(copied, field.name, change(getattr(value, field.name)))
-        return copied
-    return value
-
-
-def _refilled(value: Mapping, entries: dict[object, object]) -> object:
-    copied: Any = copy.copy(value)
-    if not hasattr(copied, "__setitem__"):
-        return entries
-    if getattr(copied, "data", None) is getattr(value, "data", ...):  # UserDict's copy may share what it holds
-        copied.data = {}
-    for key, entry in entries.items():
-        copied[key] = entry
-    return copied
-
-
 @dataclass(frozen=True)
 class _Size:
     """Another length for some dimensions: `places` holds (number of the tensor, dimension)."""
 
     name: str
     label: str
-    places: frozenset[tuple[int, int]]
+    places: Places
     before: int
     after: int
 
 
-def _sizes(tensors: list[torch.Tensor]) -> Iterator[_Size]:
+def _sizes(tensors: list[torch.Tensor], varied: Places) -> Iterator[_Size]:
     """The sizes to try, for each of those that differ in the example; smaller ones where the inputs are large."""
     batch, leading, by_length = _places(tensors)
     if not leading:
@@ -238,13 +180,13 @@ def _sizes(tensors: list[torch.Tensor]) -> Iterator[_Size]:
     large = _is_large(tensors)
     some = 3 if large else batch // 2 + 1
     batches = [
-        _Size("batch", f"batch of {after} instead of {batch}", leading, batch, after)
+        _Size(_BATCH, f"batch of {after} instead of {batch}", leading, batch, after)
         for after in dict.fromkeys((some if batch > 3 else batch + 1 + (batch == 1), batch + 1))
     ]
     if batch > 3:  # what makes the inputs smaller comes first
         yield from batches
     for length, where in by_length.items():
-        yield from _lengths(tensors, length, where, large)
+        yield from _lengths(tensors, length, where, large, varied)
     if batch <= 3:
         yield from batches
     if batch > 1:  # programs treat it apart: they squeeze it away, or ask for it
@@ -253,7 +195,7 @@ def _sizes(tensors: list[torch.Tensor]) -> Iterator[_Size]:
 
 def _places(
     tensors: list[torch.Tensor],
-) -> tuple[int, frozenset[tuple[int, int]], dict[int, list[tuple[int, int]]]]:
+) -> tuple[int, Places, dict[int, list[tuple[int, int]]]]:
     """The batch (0 without one), the dimensions that are it, and those that are a length, by that length."""
     shaped = [t for t in tensors if t.dim()]
     if not shaped:
@@ -270,7 +212,7 @@ def _places(
 
 
 def _lengths(
-    tensors: list[torch.Tensor], length: int, where: list[tuple[int, int]], large: bool
+    tensors: list[torch.Tensor], length: int, where: list[tuple[int, int]], large: bool, varied: Places
 ) -> Iterator[_Size]:  # fmt: skip
     """Other lengths for the dimensions of one length.
 
@@ -286,7 +228,7 @@ def _lengths(
     for places, after in (*chosen, (alone, length + 1)):
         some = " in one dimension" if places < every else ""
         yield _Size(f"length {length}", f"length {after} instead of {length}{some}", places, length, after)
-    for after in first if others else ():
+    for after in first if others - varied else ():
         label = f"length {after} instead of {length} in the other dimensions"
         yield _Size(f"length {length} in the other dimensions", label, others, length, after)
 
@@ -295,7 +237,7 @@ def _smaller_sizes(tensors: list[torch.Tensor]) -> Iterator[list[_Size]]:
     """For the batch, and for each length that may be free, the smaller ones, the smallest first."""
     batch, leading, by_length = _places(tensors)
     if batch > 2:
-        yield [_Size("batch", f"batch of 2 instead of {batch}", leading, batch, 2)]
+        yield [_Size(_BATCH, f"batch of 2 instead of {batch}", leading, batch, 2)]
     for length, where in by_length.items():
         made = []
         for after in [length // part for part in (8, 4, 2) if length >= 4 * part]:
@@ -311,6 +253,8 @@ class _Example:
         self.arguments, self.tensors = arguments, tensors_of(arguments)
         self.real = all(t.device.type != "meta" for t in self.tensors)
         self.large = _is_large(self.tensors)
+        self.has_random = self.real and any(map(_has_points, self.tensors))
+        self.kinds = "like the example" + ", and normal random numbers" * self.has_random
         self._device = device
 
     def own(self, seed: int) -> Any:
@@ -360,6 +304,21 @@ class _Example:
         def made(number: int, tensor: torch.Tensor) -> torch.Tensor:
             values = self._cut(number, tensor, sizes, orders, generator)
             return values if tensor.is_meta or not tensor.numel() else _moved(values, generator)
+
+        return self._made(made)
+
+    def mixed(self, seed: int, sizes: Sequence[_Size]) -> Any:
+        """One batch of all kinds, sample by sample; the last of the sizes is that of the batch."""
+        kinds = [self.resized(seed, sizes), self.resampled(seed, sizes)]
+        if self.has_random:
+            kinds.append(self.random(seed, sizes))
+        values = list(zip(*map(tensors_of, kinds), strict=True))
+
+        def made(number: int, _: torch.Tensor) -> torch.Tensor:
+            first, *others = values[number]
+            for place, other in enumerate(others, 1) if (number, 0) in sizes[-1].places else ():
+                first[place :: len(kinds)] = other[place :: len(kinds)]
+            return first
 
         return self._made(made)
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from passes.equality.draws import Draw, tensors_of
+from passes.equality.draws import Draw
+from passes.equality.trees import tensors_of
 
 
 @dataclass

@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from passes.equality.comparison import compare
 from passes.equality.constant_double import nothing_random
-from passes.equality.draws import map_tensors
+from passes.equality.trees import map_tensors
 from passes.errors import PassError
 from passes.graph.module_copies import copy_module, like, modules_of
 from passes.stream.call_arguments import Arguments, tensors_of

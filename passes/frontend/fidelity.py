@@ -29,8 +29,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from passes.equality.comparison import compare
 from passes.equality.constant_double import NothingRandom
-from passes.equality.draws import draws, map_tensors, tensors_of
+from passes.equality.draws import draws
 from passes.equality.padded_positions import check_padding
+from passes.equality.trees import map_tensors, tensors_of
 from passes.errors import CaptureError, SpecialisedWarning
 from passes.frontend.far_sizes import differs_at_far_sizes
 from passes.graph.annotations import facts_of, note

@@ -29,8 +29,9 @@ from passes.documents.certificate import Certificate
 from passes.documents.plan import Plan
 from passes.equality.comparison import compare
 from passes.equality.double import double, in_double
-from passes.equality.draws import Draw, draws, map_tensors, smaller_example
+from passes.equality.draws import Draw, draws, smaller_example
 from passes.equality.streamed import Streamed
+from passes.equality.trees import map_tensors
 from passes.errors import EquivalenceError, PassError, PlanError
 from passes.frontend.fidelity import settle
 from passes.graph.annotations import note, specialised_in

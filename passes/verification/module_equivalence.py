@@ -6,6 +6,7 @@ replaced by a constant), on the example, on values like it, on random ones and a
 
 from __future__ import annotations
 
+import logging
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,8 +21,9 @@ from passes.documents.plan import Plan
 from passes.equality.comparison import compare, distance
 from passes.equality.constant_double import constant_double, nothing_random
 from passes.equality.double import double
-from passes.equality.draws import Draw, draws, extremes, map_tensors, smaller_example
+from passes.equality.draws import Draw, draws, extremes, smaller_example
 from passes.equality.streamed import Copied, Streamed
+from passes.equality.trees import map_tensors
 from passes.errors import EquivalenceError, PassError
 from passes.graph.module_copies import copy_module, owned_tensors
 from passes.masked.masked_stream import MaskedInference
@@ -42,8 +44,11 @@ from passes.stream.stream_copies import scripted_modules
 from passes.verification.evidence import Evidence, mixed_groups
 from passes.verification.repeats import Repeats, is_costly
 
+log = logging.getLogger(__name__)
+
 # How far apart rounding may bring two outputs: the norm of the difference over the norm.
 _ROUNDING = {torch.float64: 1e-6, torch.float32: 1e-2, torch.float16: 0.2, torch.bfloat16: 0.5}
+_WITH_NOISE = "noise in the place of equal weights"
 NOT_TAKEN = ", which the dense module does not take"
 
 
@@ -60,25 +65,27 @@ def verify_module(
     known = Repeats(module, pruned, arguments, seed, device) if is_costly(coupling) else None
     proof = _Proof(module, pruned, coupling, plan, trained, tol, known)
     less = None if known is None else known.smaller()
-    given, name = (arguments, "the example") if less is None else (less.inputs, less.label)
+    start = less or Draw("the example", arguments)
     first: Draw | None = None
-    pair = proof.pair()
-    for draw in draws(given, seed, runs, device, proof.seen.taken, name):
-        proof.on(draw, pair)
+    pair, alike, with_noise = proof.pair(), equal_elements(module, pruned, seed), False
+    for draw in draws(start.inputs, seed, runs, device, proof.seen.taken, start.label, known is not None, start.places):
+        if known is not None and alike and draw.varies == "batch" and proof.agrees(draw, alike):
+            with_noise = True
+        else:
+            proof.on(draw, pair)
         first = first or draw
-    for draw in extremes(given, device) if facts is not None and facts.real else ():
+    for draw in extremes(start.inputs, device) if facts is not None and facts.real else ():
         proof.on(draw, pair)
     assert first is not None, "there is one draw at least"
-    small, whole = smaller_example(given, seed, device, proof.seen.taken), first
+    small, whole = smaller_example(start.inputs, seed, device, proof.seen.taken), first
     if less is not None:
         small, whole = small or first, next(draws(arguments, seed, runs, device))
     if known is None or not known.in_train_mode():
         proof.on_either(small if known is None else known.smaller(training=True), whole, training=True)
     if known is None or not known.with_gradients():
         proof.on_either(small, whole, gradients=True)
-    alike = equal_elements(module, pruned, seed)
-    if alike:
-        proof.on_either(small, whole, alike, label="noise in the place of equal weights")
+    if alike and not with_noise:
+        proof.on_either(small, whole, alike, label=_WITH_NOISE)
     del pair
     for line in facts.turned if facts is not None else ():
         proof.on_either(small, whole, label=f"the example, with the other answer at {line}", turned=line)
@@ -158,6 +165,14 @@ class _Proof:
     def on_either(self, small: Draw | None, whole: Draw, noise: Noise | None = None, **how: Any) -> None:
         """Compare fresh copies of the two on the smaller example, else on the whole one."""
         self.seen.on_either(small, whole, lambda draw: self.on(draw, self.pair(noise), **how))
+
+    def agrees(self, draw: Draw, noise: Noise) -> bool:
+        """Whether the two are shown to be equal with noise; if not, it is left to runs that show why."""
+        try:
+            return self.on(draw, self.pair(noise), label=f"{draw.label}, {_WITH_NOISE}")
+        except EquivalenceError as error:
+            log.info("compared again without noise: %s", error)
+            return False
 
     def on(
         self, draw: Draw, pair: _Pair, label: str = "", training: bool = False, gradients: bool = False,

@@ -76,7 +76,7 @@ class Repeats:
         def fits(inputs: Any) -> bool:
             return of_any_size(self._runs[0].calls(in_types_of(self._arguments, inputs), training)) == wanted
 
-        found = shrunk(self._arguments, self._seed, self._device, fits)
+        found = shrunk(self._arguments, self._seed, self._device, fits, several=training)
         if found is not None:
             self.said.append(f"the example at its own sizes{', in train mode' * training}: the calls of smaller ones")
         return found

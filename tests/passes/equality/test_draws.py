@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from passes.equality.draws import Draw, draws, leaves_of, map_tensors, smaller_example, tensors_of
+from passes.equality.draws import Draw, draws, smaller_example
+from passes.equality.trees import leaves_of, map_tensors, tensors_of
 
 
 @dataclasses.dataclass
@@ -124,3 +125,26 @@ def test_of_sizes_that_meet_in_one_dimension_one_holds(batch: int) -> None:
     assert small is not None
     images, rows = tensors_of(small.inputs)
     assert images.shape[3] == rows.shape[1] == 16 and len(images) == len(rows) == min(batch, 3)
+
+
+def test_all_kinds_of_values_may_come_in_one_batch() -> None:
+    example, taken = (torch.rand(2, 3, 4) + 5, torch.tensor([3, 1]), torch.rand(3)), list[Draw]()
+    labels = []
+    for draw in draws(example, taken=taken, at_once=True):
+        labels.append(draw.label)
+        taken += [draw] if draw.varies == "batch" else []
+    assert "batch of 3 instead of 2: like the example, and normal random numbers" in labels
+    assert "like the example" not in labels and "normal random numbers" not in labels
+    values, numbers, other = tensors_of(taken[0].inputs)
+    assert values[:2].min() > 4 and values[2].min() < 4, "two samples like the example, and a normal random one"
+    assert numbers.tolist() != [] and set(numbers.tolist()) <= {1, 3} and other.shape == (3,) and other.min() >= 0
+    refused = [draw.label for draw in draws(example, at_once=True)]
+    assert refused[-2:] == ["like the example", "normal random numbers"], "where a network takes no other batch"
+
+
+def test_an_image_that_differs_from_the_example_in_all_dimensions_is_varied_in_one() -> None:
+    example = (torch.rand(1, 3, 8, 8),)
+    every = frozenset({(0, 2), (0, 3)})
+    assert any("other dimensions" in draw.label for draw in draws(example))
+    assert not any("other dimensions" in draw.label for draw in draws(example, varied=every))
+    assert any("in one dimension" in draw.label for draw in draws(example, varied=every))

@@ -18,7 +18,7 @@ from passes.analysis.zero_propagation import followed
 from passes.axes.expressions import leaves
 from passes.axes.index_sets import survivors
 from passes.equality.double import in_double
-from passes.equality.draws import map_tensors
+from passes.equality.trees import map_tensors
 from passes.graph.module_copies import copy_with, like
 from passes.masked.masked_graph import MaskedOperators
 from passes.masked.proof_weights import dense_weights

@@ -26,7 +26,7 @@ def proof(net: nn.Module, x: torch.Tensor, spoil: str = "") -> Certificate:
     pruned = apply_plan(net, plan)
     if spoil:
         with torch.no_grad():
-            dict(pruned.named_parameters())[spoil].view(-1)[-1] += 1e-3
+            pruned.state_dict()[spoil].view(-1)[-1] += 1e-3
     return verify(net, pruned, plan, x)
 
 
@@ -105,3 +105,19 @@ def test_a_program_that_asks_for_values_is_given_the_whole_example() -> None:
             return super().forward(x) * (2.0 if bool(x.sum() > 0) else 1.0)
 
     assert proof(Asking(), X).inputs[0] == WHOLE
+
+
+def test_a_small_image_has_two_samples_where_statistics_need_them() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 6, stride=6), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 1))
+    found = proof(net, X)
+    assert "the example, made smaller (batch of 2 instead of 1, length 6 instead of 48), in train mode" in found.inputs
+
+
+def test_noise_comes_with_another_batch() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 3))
+    label = "batch of 3 instead of 1: like the example, and normal random numbers"
+    found = proof(net, X)
+    assert f"{label}, noise in the place of equal weights" in found.inputs and found.perturbed > 0
+    assert not any(other.startswith("noise") for other in found.inputs)
+    with pytest.raises(EquivalenceError, match="differ"):
+        proof(net, X, "1.running_var")

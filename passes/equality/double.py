@@ -38,6 +38,8 @@ class InDouble(LightMode):
         kwargs = kwargs or {}
         if kwargs.get("dtype") in _DOUBLE:
             kwargs = {**kwargs, "dtype": _DOUBLE[kwargs["dtype"]]}
+        if func in _FILLED and kwargs.get("dtype") is None and isinstance(args[-1], float):
+            kwargs = {**kwargs, "dtype": torch.float64}  # the least double is no number of the default type
         if func in _CONVERTING and args[1] in _DOUBLE:
             args = (args[0], _DOUBLE[args[1]], *args[2:])
         known = _IN_DOUBLE.get(func) if args and getattr(args[0], "dtype", None) is torch.float64 else None
@@ -54,6 +56,7 @@ def _of_integers(args: Sequence[object]) -> bool:
     return bool(given) and not any(tensor.dtype in _DOUBLE for tensor in given)
 
 
+_FILLED = frozenset({torch.ops.aten.full.default, torch.ops.aten.scalar_tensor.default})
 _CONVERTING = frozenset({torch.ops.prims.convert_element_type.default})
 
 

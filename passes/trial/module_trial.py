@@ -18,6 +18,7 @@ from passes.analysis.tape import once_each, resolve_axes
 from passes.axes.expressions import Axis, leaves
 from passes.equality.constant_double import constant_double
 from passes.equality.double import double
+from passes.equality.draws import draws
 from passes.errors import PassError
 from passes.graph.module_copies import like, modules_of
 from passes.masked.masked_stream import MaskedInference
@@ -189,7 +190,8 @@ class Trial:
     def _elsewhere(self) -> list[list[LoggedCall]]:
         """The calls at those other sizes of the inputs that the module takes."""
         found = []
-        for resized in other_sizes(self.arguments) if not self.real else ():
+        drawn = (draw.inputs for draw in draws(self.arguments, runs=1) if draw.varies)
+        for resized in drawn if self.real else other_sizes(self.arguments):
             try:
                 found.append(self._logged(resized))
             except Exception:  # a size that it does not take

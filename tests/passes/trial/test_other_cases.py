@@ -376,3 +376,27 @@ def test_a_size_that_a_program_compares_follows_the_group_that_it_is_compared_wi
     model = nn.Sequential(nn.Linear(7, 24), *(CheckedAttention() for _ in range(3)), nn.Linear(24, 5))
     layers = ", ".join(f"{n}.q 4, {n}.q#2 6, {n}.v 6, {n}.out 24" for n in (1, 2, 3))
     proven(model, torch.randn(2, 5, 7), f"0 24, {layers}")
+
+
+class Asking(nn.Module):
+    """Asks for a value, and passes on what it is given."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 1.0 if float(x.abs().sum()) else x
+
+
+def test_a_number_made_of_the_batch_and_of_heads_follows_both_in_a_program_that_asks_for_values() -> None:
+    model = nn.Sequential(Asking(), nn.Linear(7, 24), CheckedAttention(), nn.Linear(24, 5))
+    proven(model, torch.randn(2, 5, 7), "1 24, 2.q 4, 2.q#2 6, 2.v 6, 2.out 24")
+
+
+class Bounded(Base):
+    """Bounds what it computes by the least number of its type, which no lower type holds."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.hidden(x)
+        return self.b(torch.max(h, torch.full((), torch.finfo(h.dtype).min)))
+
+
+def test_the_least_number_of_a_type_is_one_in_double_precision_too() -> None:
+    proven(Bounded(), X, "a 16")

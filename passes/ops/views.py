@@ -11,7 +11,8 @@ from passes.ops.table import rule, states
 from passes.ops.zeros import CARRIED
 
 VIEWS = frozenset({aten.view.default, aten._unsafe_view.default, aten._reshape_alias.default, aten.alias.default})
-COPIES = frozenset({aten.clone.default, aten.alias.default})  # whether reshape copies is a matter of strides
+# Whether reshape copies is a matter of strides, and whether something is detached one of the mode of gradients.
+COPIES = frozenset({aten.clone.default, aten.alias.default, aten.detach.default})
 
 
 def segments(before: Sequence[int], after: Sequence[int]) -> Iterator[tuple[list[int], list[int]]]:

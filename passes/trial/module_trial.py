@@ -181,22 +181,19 @@ class Trial:
         given = dict(call.numbers).get(position)
         return any(
             dict(other.numbers).get(position) != given
-            for calls in self._elsewhere
-            for other in calls
+            for other in self._elsewhere
             if other.path == call.path and other.site == call.site
         )
 
     @cached_property
-    def _elsewhere(self) -> list[list[LoggedCall]]:
-        """The calls at those other sizes of the inputs that the module takes."""
-        found = []
-        drawn = (draw.inputs for draw in draws(self.arguments, runs=1) if draw.varies)
-        for resized in drawn if self.real else other_sizes(self.arguments):
+    def _elsewhere(self) -> list[LoggedCall]:
+        """The calls on inputs whose sizes are all others, or those of them that the module takes."""
+        for resized in other_sizes(self.arguments) if not self.real else ():
             try:
-                found.append(self._logged(resized))
+                return self._logged(resized)
             except Exception:  # a size that it does not take
                 continue
-        return found
+        return []
 
     def _logged(
         self, arguments: Arguments, prepare: Callable[[nn.Module], None] = lambda root: None

@@ -187,13 +187,17 @@ class Trial:
 
     @cached_property
     def _elsewhere(self) -> list[LoggedCall]:
-        """The calls on inputs whose sizes are all others, or those of them that the module takes."""
-        for resized in other_sizes(self.arguments) if not self.real else ():
+        """The calls at other sizes of the inputs: one size after the other, or, without values, all at once."""
+        found: list[LoggedCall] = []
+        drawn = (draw.inputs for draw in draws(self.arguments, runs=1) if draw.varies)
+        for resized in drawn if self.real else other_sizes(self.arguments):
             try:
-                return self._logged(resized)
-            except Exception:  # a size that it does not take
+                found += self._logged(resized)
+            except Exception:  # a size that the module does not take
                 continue
-        return []
+            if not self.real:
+                break
+        return found
 
     def _logged(
         self, arguments: Arguments, prepare: Callable[[nn.Module], None] = lambda root: None

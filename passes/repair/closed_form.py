@@ -155,9 +155,11 @@ class _Group:
     def solution(self, ridge: float) -> tuple[Tensor, Tensor]:
         """W' and the constant: the slice, and what W' adds to it, which is ``W[:, R] G[R, S] (G[S, S] + lam I)^-1``."""
         small, lost, size = self.normal
-        damped = small.clone()
-        damped.diagonal()[: len(self.columns)] += ridge * size + 1e-12
-        factor, failed = torch.linalg.cholesky_ex(damped)
+        diagonal = small.diagonal()[: len(self.columns)]
+        before = diagonal.clone()
+        diagonal += ridge * size + 1e-12  # in place, for the factor alone: the matrix may be large
+        factor, failed = torch.linalg.cholesky_ex(small)
+        diagonal.copy_(before)
         if int(failed):
             return self.sliced, self.weight.new_full((len(self.weight),), torch.inf)
         gain = torch.cholesky_solve(lost.T, factor).T

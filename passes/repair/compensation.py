@@ -60,14 +60,14 @@ class Compensate:
 @torch.no_grad()
 def compensate(
     pruned: nn.Module, statistics: Statistics, plan: Plan, dense: nn.Module | None = None, *,
-    ridges: tuple[float, ...] = RIDGES,
+    ridges: tuple[float, ...] = RIDGES, inplace: bool = False,
 ) -> nn.Module:  # fmt: skip
     """A copy of `pruned` (a graph or any module) with repaired weights; `pruned` itself where there is nothing to do.
 
     dense: the network that `statistics` and `plan` are of; may be left out where `observe` made the statistics.
     Biases, and running means of batch norms that read an output directly, take up the constants. A layer whose repaired
     weights would explain no more of the dense output on held-out data than its slice does, keeps the slice, and
-    `repairs_of` says so.
+    `repairs_of` says so. inplace: repair `pruned` itself, for which no second copy of its weights is needed.
 
     Raises PlanError where statistics, plan and networks do not belong together.
     """
@@ -91,7 +91,7 @@ def compensate(
     }
     weights, small = dict(owned_tensors(dense)), dict(owned_tensors(pruned))
     repairs: list[LayerRepair] = []
-    changes: dict[str, Tensor] = {}
+    made, own = pruned, dict[str, Tensor]()
     for site in sites:
         if all(positions.all() for positions in remain[site.parameter]):
             continue
@@ -104,15 +104,14 @@ def compensate(
             whole = site.matrix(weights[site.parameter].detach())
             solved = solve(whole, statistics.of(site), kept, takes != "", ridges)
             repairs.append(_said(site, solved))
-            if solved.ridge is not None:
-                _put(changes, site, kept, solved, remain, small, takes)
-    if not changes:
-        return pruned
-    made = copied_network(pruned)
-    own = dict(owned_tensors(made))
-    for name, data in changes.items():
-        own[name].copy_(data)
-    _repairs[made] = tuple(repairs)
+            if solved.ridge is None:
+                continue
+            if not own:
+                made = forgetting_proofs(pruned) if inplace else copied_network(pruned)
+                own = {name: tensor.detach() for name, tensor in owned_tensors(made)}
+            _put(own, site, kept, solved, remain, takes)
+    if own:
+        _repairs[made] = tuple(repairs)
     return made
 
 
@@ -131,10 +130,14 @@ def _checked_ridges(ridges: Iterable[float]) -> tuple[float, ...]:
 
 def copied_network(network: nn.Module) -> nn.Module:
     """A deep copy for other weights: known by the same plan and coupling, no longer by a proof."""
-    made = copy.deepcopy(network)
-    if isinstance(made, fx.GraphModule):
-        note(made, certificate=None)
-    return made
+    return forgetting_proofs(copy.deepcopy(network))
+
+
+def forgetting_proofs(network: nn.Module) -> nn.Module:
+    """The network itself, whose weights are about to change: no proof of it holds any longer."""
+    if isinstance(network, fx.GraphModule):
+        note(network, certificate=None)
+    return network
 
 
 _UNEVEN = "its units are chosen apart by row, so no one matrix remains"
@@ -180,18 +183,18 @@ def _said(site: Site, solved: Solved) -> LayerRepair:
 
 
 def _put(
-    changes: dict[str, Tensor], site: Site, kept: Kept, solved: Solved, remain: Mapping[str, list[np.ndarray]],
-    small: Mapping[str, Tensor], takes: str,
+    own: Mapping[str, Tensor], site: Site, kept: Kept, solved: Solved, remain: Mapping[str, list[np.ndarray]],
+    takes: str,
 ) -> None:  # fmt: skip
     """Write solved weights where the pruned parameter holds them, and constants into what takes them up."""
     places = _places(site, kept, remain[site.parameter])
-    weight = changes.setdefault(site.parameter, small[site.parameter].detach().clone())
+    weight = own[site.parameter]
     flat = weight.contiguous().flatten()
     flat[places.flatten().to(flat.device)] = solved.weight.flatten().to(flat.device, flat.dtype)
-    changes[site.parameter] = flat.reshape(weight.shape)
+    weight.copy_(flat.reshape(weight.shape))
     if not takes:
         return
-    held = changes.setdefault(takes, small[takes].detach().clone())
+    held = own[takes]
     shift = solved.shift.flatten().to(held.device, held.dtype)
     where = torch.arange(len(shift))
     if site.bias and site.bias_layout is not None:

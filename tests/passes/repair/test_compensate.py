@@ -71,6 +71,17 @@ def test_a_running_mean_takes_the_constant_where_there_is_no_bias():
     assert (got - wanted).square().mean() < 0.2 * (sliced - wanted).square().mean()
 
 
+def test_a_module_is_repaired_in_place():
+    net, x = Redundant("linear").eval(), torch.randn(60, 3)
+    coupling = couple(net, x[:2])
+    plan = coupling.plan({"first": (0, 1, 2, 3)})
+    pruned, statistics = apply_plan(net, plan), observe(net, coupling, [x])
+    copied = compensate(pruned, statistics, plan)
+    assert compensate(pruned, statistics, plan, inplace=True) is pruned and copied is not pruned
+    assert all(torch.equal(a, b) for a, b in zip(copied.parameters(), pruned.parameters(), strict=True))
+    assert repairs_of(pruned) == repairs_of(copied) and repairs_of(pruned)
+
+
 def test_never_worse_than_slicing_on_held_out_data():
     """Sixteen units seen on four samples: a fit to so little would be worse than the slice, which is kept."""
     torch.manual_seed(1)

@@ -15,7 +15,8 @@ from passes.ops import Record
 def variables_used(records: Sequence[Record]) -> set[Variable]:
     """The variables of all operands of the calls into which data of the inputs enters.
 
-    Of calls on parameters alone whose results enter such a call, also those that they sum over.
+    Of calls on parameters alone whose results enter such a call, also those that they sum over, unless to a single
+    number: a sum of a whole parameter that is added as zero only shows it to what looks for unused ones.
     """
     used: set[Variable] = set()
     needed: set[int] = set()
@@ -28,7 +29,8 @@ def variables_used(records: Sequence[Record]) -> set[Variable]:
                         used.update(leaves(axis))
         elif any(value.key in needed for value in record.outputs):
             needed.update(value.key for value in record.inputs)
-            for axis in (*record.contracted, *record.mixed):
+            alone = not any(value.axes for value in record.outputs)
+            for axis in () if alone else (*record.contracted, *record.mixed):
                 used.update(leaves(axis))
     return used
 

@@ -136,7 +136,7 @@ def _steps(
     """Sets of further changes with which the module gets further, the likeliest first."""
     around = list(_stack(failure.path))
     candidates = itertools.chain(
-        _sources(trial, changes, failure),
+        itertools.islice(_sources(trial, changes, failure), 2 * _MOST_TRIES // 3),  # others have their turn, too
         _attributes(trial, changes, failure, around[:1], deep=False),
         _literals(trial, changes, failure),
         _attributes(trial, changes, failure, around[:1], deep=True),
@@ -172,9 +172,17 @@ def _sources(trial: Trial, changes: Changes, failure: Failure) -> Iterator[Chang
     if call is not None and not failure.is_number:
         records = trial.tape[call.start : call.stop]
         shape = records[-1].outputs[0].axes if records and records[-1].outputs else ()
-        exact, sizes = dict(_as_shape(call, shape)), _sizes_near(trial, records)
+        exact, sizes = {**dict(_as_shape(call, shape)), **_as_pieces(trial, call)}, _sizes_near(trial, records)
         for edits in edits_of_sources(call.numbers, exact, sizes, trial.slicing, changes.edits):
             yield Changes(edits)
+
+
+def _as_pieces(trial: Trial, call: LoggedCall) -> dict[Position, Axis]:
+    """Of a call that is given the size of each piece: which axis each has to be as long as."""
+    stated = [position for position, number in call.numbers if len(position) == 2 and isinstance(number, int)]
+    pieces = [literals[0].axes for literals in _sizes_of_pieces(trial, call)] if is_split(call) else []
+    fitting = [axes for axes in pieces if len(axes) == len(stated)]
+    return dict(zip(stated, fitting[0], strict=True)) if fitting else {}
 
 
 def _sizes_near(trial: Trial, records: Sequence[Record]) -> Sizes:

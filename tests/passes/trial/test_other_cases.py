@@ -400,3 +400,34 @@ class Bounded(Base):
 
 def test_the_least_number_of_a_type_is_one_in_double_precision_too() -> None:
     proven(Bounded(), X, "a 16")
+
+
+class Split(nn.Module):
+    """Cuts its channels into four by sizes that it keeps in a tuple, all of them alike."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes = (8, 8, 8, 8)
+        self.parts = nn.ModuleList(nn.Conv2d(8, 8, 3, padding=1, groups=8) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, *others = torch.split(x, self.sizes, 1)
+        return torch.cat([first, *(part(other) for part, other in zip(self.parts, others, strict=True))], 1)
+
+
+def test_pieces_of_one_size_that_a_program_states_one_by_one_follow_their_groups() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 32, 1), Split(), Split(), nn.Conv2d(32, 2, 1))
+    cut = proven(model, torch.randn(2, 3, 6, 6), "0 8, 0#2 8, 0#3 8, 0#4 8")[0]
+    assert cut[1].sizes == (4, 4, 4, 4)
+
+
+class Touched(Base):
+    """Adds nothing of a parameter, so that what looks for unused ones finds none."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.hidden(x)) + 0 * self.table.weight.sum()  # type: ignore[operator,union-attr]
+
+
+def test_a_parameter_that_is_only_touched_is_not_used() -> None:
+    coupling = proven(Touched(table=nn.Embedding(9, 16)), X, "a 16")[1]
+    assert coupling.unread == {"table.weight"}

@@ -22,7 +22,7 @@ def activation(network: nn.Module, group: Group, statistics: Statistics | None =
     for site in seen.sites.values():
         columns = unit_columns(site, group, seen.coupled())
         moments = seen.of(site)
-        if columns is None or not moments.tiles:
+        if columns is None or moments.is_empty:
             continue
         sizes = np.zeros(group.size)
         for number, units in enumerate(columns):

@@ -54,7 +54,7 @@ def observed(
         statistics, made = known[0].bound(network, coupling), known[1]
         device = next((p.device for p in network.parameters()), torch.device("cpu"))
         for moments in statistics.moments.values():
-            moments.tiles = [tile.to(device) for tile in moments.tiles]
+            moments.to(device)
     else:
         with seeded(problem.seed):
             gradients = "sampled" if config.criterion in GRADIENTS else None

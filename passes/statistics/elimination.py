@@ -104,7 +104,7 @@ def _readers(
     if columns is None:
         return []
     moments = statistics.of(site)
-    if not moments.tiles:
+    if moments.is_empty:
         return []
     weight = site.matrix(weights[site.parameter].detach()).double()
     biased = bool(site.bias or site.norm)

@@ -93,9 +93,10 @@ class Statistics:
         for name in sorted(self.moments):
             moments = self.moments[name]
             counts = torch.tensor([moments.count, moments.held_seen], dtype=torch.float64)
-            if moments.tiles:
-                counts = counts.to(moments.tiles[0].device)
-            for tensor in [*moments.tiles, counts]:
+            moments.sum_up()
+            if moments.summed:
+                counts = counts.to(moments.summed[0].device)
+            for tensor in [*moments.summed, counts]:
                 distributed.all_reduce(tensor)
             moments.count, moments.held_seen = float(counts[0]), int(counts[1])
         for sums in (self.fisher, self.taylor):

@@ -19,7 +19,7 @@ from passes.ops.operands import Form
 from passes.statistics.moments import Moments
 from passes.statistics.sites import Layout, Norm, Site
 
-FORMAT = "fxprune-statistics-2"
+FORMAT = "fxprune-statistics-3"
 _DTYPES = {"F64": torch.float64, "F32": torch.float32}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
@@ -43,9 +43,11 @@ def write(statistics: Summed, path: Path) -> None:
     for name, moments in statistics.moments.items():
         described[name] = {
             "groups": moments.groups, "columns": moments.columns, "count": moments.count, "seen": moments.held_seen,
-            "tiles": len(moments.tiles), "held": moments.held is not None,
+            "tiles": len(moments.summed), "held": moments.held is not None,
+            "kept": [weight for _, weight in moments.kept],
         }  # fmt: skip
-        tensors.update({f"{name}/tile{n}": tile for n, tile in enumerate(moments.tiles)})
+        tensors.update({f"{name}/tile{n}": tile for n, tile in enumerate(moments.summed)})
+        tensors.update({f"{name}/kept{n}": rows for n, (rows, _) in enumerate(moments.kept)})
         if moments.held is not None:
             tensors[f"{name}/held"] = moments.held
     for kind, sums in (("fisher", statistics.fisher), ("taylor", statistics.taylor)):
@@ -114,7 +116,8 @@ def _fields(facts: Any, tensors: dict[str, Tensor]) -> dict[str, object]:
     for name, entry in facts["moments"].items():
         tiles = [tensors[f"{name}/tile{n}"] for n in range(entry["tiles"])]
         held = tensors[f"{name}/held"] if entry["held"] else None
-        moments[name] = Moments(entry["groups"], entry["columns"], entry["count"], tiles, held, entry["seen"])
+        kept = [(tensors[f"{name}/kept{n}"], float(weight)) for n, weight in enumerate(entry["kept"])]
+        moments[name] = Moments(entry["groups"], entry["columns"], entry["count"], tiles, held, entry["seen"], kept)
     sums = {kind: {n: tensors[f"{kind}/{n}"].numpy() for n in facts[kind]} for kind in ("fisher", "taylor")}
     sites = {entry["name"]: _site(entry) for entry in facts["sites"]}
     plain = {name: facts[name] for name in ("fingerprint", "samples", "gradients")}

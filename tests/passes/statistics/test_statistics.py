@@ -229,6 +229,29 @@ def test_blocks_of_a_moment_are_those_of_the_whole(monkeypatch):
                 assert torch.allclose(moments.block(group, rows, columns), expected, rtol=1e-12)
 
 
+def _wide(statistics: Statistics) -> Moments:
+    return statistics.of(next(site for site in statistics.sites.values() if site.columns == 600))
+
+
+def test_few_rows_of_many_columns_are_kept_as_they_are(tmp_path):
+    net = nn.Sequential(nn.Linear(6, 600), nn.Linear(600, 3))
+    batches = [torch.randn(20, 6) for _ in range(12)]
+    found = observe(net, couple(net, batches[0]), batches[:3])
+    moments = _wide(found)
+    assert moments.kept and not moments.summed and moments.size_bytes < 601**2
+    before = [tile.clone() for tile in moments.tiles]
+    found.save(tmp_path / "s.safetensors")
+    loaded = Statistics.load(tmp_path / "s.safetensors")
+    assert _wide(loaded).kept and loaded.size_bytes == found.size_bytes
+    moments.sum_up()
+    for same in (moments, _wide(loaded)):
+        assert all(torch.equal(a, b) for a, b in zip(before, same.tiles, strict=True)), "the same sums, bit by bit"
+    more = observe(net, couple(net, batches[0]), batches)
+    assert not _wide(more).kept, "of more rows the sums are smaller"
+    _wide(loaded).merge(moments)
+    assert torch.allclose(_wide(loaded).matrix(), moments.matrix(), rtol=1e-12)
+
+
 def test_no_flipped_bit_and_no_part_of_a_file_is_loaded(tmp_path):
     net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
     x, path = torch.randn(16, 6), tmp_path / "s.safetensors"

@@ -159,6 +159,12 @@ def _clipped(x: Tensor) -> Tensor:
     return x
 
 
+def _rows_written(x: Tensor) -> Tensor:
+    """(n, length, 6), where rows of the second half take the place of those of the first."""
+    x = x.flatten(2).mT
+    return x.masked_scatter((torch.arange(x.shape[1]) < 8)[:, None].expand_as(x), x[:, 8:])
+
+
 def heads(x: Tensor) -> Tensor:
     """(n, 6, 4, 4) as (n, 2 heads, 16 places, 3)."""
     return x.flatten(2).unflatten(1, (2, 3)).transpose(2, 3).contiguous()
@@ -303,6 +309,7 @@ row("scatter_add scatter_reduce", lambda x, op: op(x, 2, *_written(x, op)))
 row("index_add index_copy", lambda x, op: op(x, 2, torch.tensor([1, 0]), x[:, :, :2]))
 row("index_put", _clipped)
 row("_unsafe_index_put", lambda x, op: op(x, [None, None, torch.tensor([0, 2])], x[:, :, :2]))
+row("masked_scatter", _rows_written, read=2)
 row("index_fill", lambda x: x.index_fill(2, torch.tensor([1]), 0.5))
 row("index_reduce", lambda x: x.index_reduce(2, torch.tensor([1, 0]), x[:, :, :2], "amax"))
 row("gather", lambda x: torch.gather(x, 2, (x > 0).long()))

@@ -12,7 +12,7 @@ from passes.axes.expressions import Axis
 from passes.ops.call import Call, aten, listed
 from passes.ops.literals import Site, moved_slice, picked, placed, renumbered
 from passes.ops.table import NumbersOf, Picked, rule, states
-from passes.ops.zeros import NEVER, taken
+from passes.ops.zeros import CARRIED, NEVER, Zeros, taken
 
 _PICKED = "positions of this axis are picked by an index"
 
@@ -216,6 +216,29 @@ def index_put(call: Call) -> list[list[Axis]]:
             call.tie(axis, value)
         else:
             call.freeze(value, "values are written at listed places")
+    return [[call.space.resolve(axis) for axis in axes]]
+
+
+_OF_BOTH = Zeros(lambda unit: unit.zero("self") and unit.zero("source"), CARRIED.summed)
+
+
+@rule(aten.masked_scatter, zeros=_OF_BOTH)
+def masked_scatter(call: Call) -> list[list[Axis]]:
+    """Values written one after the other where flags say: whole rows, where flags are expanded along the last axis.
+
+    So embeddings of images enter those of a text.
+    """
+    axes, flags, source = call.axes("self"), call.axes("mask"), call.axes("source")
+    places, why = call["mask"], "values are written one after the other"
+    rows = bool(axes and flags and source) and axes[-1].size == source[-1].size
+    rows = rows and (places.shape[-1] == 1 or places.stride(-1) == 0)
+    call.freeze([*axes[:-1], *flags[:-1], *source[:-1]], why)
+    if rows:
+        call.tie(axes[-1], source[-1])
+        if flags[-1].size == axes[-1].size:
+            call.tie(axes[-1], flags[-1])
+    else:
+        call.freeze([*axes[-1:], *flags[-1:], *source[-1:]], why)
     return [[call.space.resolve(axis) for axis in axes]]
 
 

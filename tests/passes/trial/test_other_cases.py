@@ -431,3 +431,24 @@ class Touched(Base):
 def test_a_parameter_that_is_only_touched_is_not_used() -> None:
     coupling = proven(Touched(table=nn.Embedding(9, 16)), X, "a 16")[1]
     assert coupling.unread == {"table.weight"}
+
+
+class Entered(Base):
+    """Flags of single numbers, or of rows, say where others are written, one after the other."""
+
+    def __init__(self, rows: bool) -> None:
+        super().__init__()
+        self.rows = rows
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.hidden(x)
+        flags = (x[:, :1] > 0).expand_as(h) if self.rows else h > 0.1
+        return self.b(h.masked_scatter(flags, h.flip(0) + 1))
+
+
+@pytest.mark.parametrize("rows", [True, False])
+def test_rows_written_where_flags_say_are_cut_and_single_numbers_are_not(rows: bool) -> None:
+    if rows:
+        proven(Entered(rows), X, "a 16")
+    else:
+        assert not couple(Entered(rows).eval(), X).groups

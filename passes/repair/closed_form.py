@@ -136,6 +136,33 @@ class _Group:
         lost = self.weight.index_select(1, removed) @ self.moments.block(self.number, removed, index)
         return small, lost, float(self.moments.diagonal(self.number)[:-1].mean())
 
+    @cached_property
+    def few(self) -> Tensor | None:
+        """The rows that were seen, where there are fewer of them than columns."""
+        rows = self.moments.rows(self.number)
+        return rows if rows is not None and len(rows) < len(self.columns) else None
+
+    def _of_few(self, rows: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
+        """`solution` from the rows U themselves: ``W[:, R] U[:, R]^T (U[:, S] U[:, S]^T + lam I)^-1 U[:, S]``.
+
+        The constant, which no ridge draws to zero, is taken out of all rows before, and follows from what is left.
+        """
+        ones = rows[:, -1:]
+        kept = rows.index_select(1, self.columns)
+        lost = self.weight @ rows[:, :-1].T - self.sliced @ kept.T
+        apart = torch.eye(len(rows), dtype=rows.dtype, device=rows.device)
+        if self.constant:
+            apart -= ones @ ones.T / ones.square().sum()
+        centred = apart @ kept
+        size = float(rows[:, :-1].square().sum(0).mean())
+        inner = centred @ centred.T
+        inner.diagonal().add_(ridge * size + 1e-12)
+        gain = torch.linalg.solve(inner, apart @ lost.T).T @ centred
+        shift = gain.new_zeros(len(gain))
+        if self.constant:
+            shift = ((lost - gain @ kept.T) @ ones / ones.square().sum())[:, 0]
+        return self.sliced + gain, shift
+
     def slice_error(self) -> float:
         return self.error(self.sliced, self.weight.new_zeros(len(self.weight)))
 
@@ -154,6 +181,8 @@ class _Group:
 
     def solution(self, ridge: float) -> tuple[Tensor, Tensor]:
         """W' and the constant: the slice, and what W' adds to it, which is ``W[:, R] G[R, S] (G[S, S] + lam I)^-1``."""
+        if self.few is not None:
+            return self._of_few(self.few, ridge)
         small, lost, size = self.normal
         diagonal = small.diagonal()[: len(self.columns)]
         before = diagonal.clone()

@@ -116,6 +116,13 @@ class Moments:
             full[at:, at : at + tile.shape[1]] = tile[group].mT
         return full / max(self.count, 1.0)
 
+    def rows(self, group: int = 0) -> Tensor | None:
+        """U (rows, columns + 1), float64, of which ``U.T @ U`` is `matrix(group)`; None where rows are in sums only."""
+        if self.summed or not self.kept:
+            return None
+        count = max(self.count, 1.0)
+        return torch.cat([rows[group].double() * (weight / count) ** 0.5 for rows, weight in self.kept])
+
     def diagonal(self, group: int = 0) -> Tensor:
         """The mean of u^2 of one group, (columns + 1,)."""
         return torch.cat([tile[group].diagonal() for tile in self.tiles]) / max(self.count, 1.0)

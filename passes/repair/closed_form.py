@@ -10,7 +10,7 @@ Source: the optimal brain surgeon's update of all weights (Hassibi and Stork, 19
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -22,6 +22,7 @@ from passes.statistics.sites import Kept
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)  # of the mean of the diagonal of G
 _FIRST = 1e-3
+_MOST = 1 << 24  # elements of a weight that are solved for at once: some arrays in double precision are as large
 _LARGE = 1024  # columns above which one ridge is tried: each costs the cube
 
 
@@ -45,28 +46,63 @@ class LayerRepair:
 
 @dataclass(frozen=True)
 class Solved:
-    """New weights (groups, rows, columns) and biases (groups, rows; zeros where no bias can take them)."""
+    """New weights (groups, rows, columns) and biases (groups, rows; zeros where no bias can take them).
+
+    variance: of the dense output, of which `before` and `after` are shares.
+    """
 
     weight: Tensor
     shift: Tensor
     before: float
     after: float
     ridge: float | None
+    variance: float = 0.0
 
 
 def solve(weight: Tensor, moments: Moments, kept: Kept, biased: bool, ridges: Sequence[float] = RIDGES) -> Solved:
     """The best weights for the kept columns of `weight` (groups, rows, columns), judged on held-out rows.
 
     biased: whether a constant can be added to the output. `ridge` of the result is None where no solution explains more
-    of the held-out rows than the slice; the weights are then the slice.
+    of the held-out rows than the slice; the weights are then the slice. Very many rows (of a vocabulary) are solved
+    some at a time, each lot with its own ridge, and come in the type of `weight`.
     """
+    lots, weight = _lots(weight, kept), weight.detach()
+    if len(lots) == 1:
+        return _solved(weight, moments, lots[0], biased, ridges)
+    found = []
+    for lot in lots:
+        part = _solved(weight, moments, lot, biased, ridges)
+        found.append(replace(part, weight=part.weight.to(weight.dtype)))
+    total = sum(part.variance for part in found)
+    before, after = (
+        sum(share * part.variance for part, share in zip(found, shares, strict=True)) / total if total > 0 else 1.0
+        for shares in ([part.before for part in found], [part.after for part in found])
+    )
+    return Solved(
+        torch.cat([part.weight for part in found], 1), torch.cat([part.shift for part in found], 1),
+        before, after, max((part.ridge for part in found if part.ridge is not None), default=None), total,
+    )  # fmt: skip
+
+
+def _lots(weight: Tensor, kept: Kept) -> list[Kept]:
+    """`kept` in lots of rows of one group."""
+    most = max(1, _MOST // weight.shape[2])
+    if len(kept.groups) > 1 or weight.shape[1] <= most:
+        return [kept]
+    starts = range(0, weight.shape[1], most)
+    places = np.arange(weight.shape[1])
+    lots = [kept.rows & ((places >= start) & (places < start + most)) for start in starts]
+    return [Kept(kept.groups, rows, kept.columns) for rows in lots if rows.any()]
+
+
+def _solved(weight: Tensor, moments: Moments, kept: Kept, biased: bool, ridges: Sequence[float]) -> Solved:
     device = moments.tiles[0].device if moments.tiles else torch.device("cpu")
-    weight = weight.detach().to(device, torch.float64)
     parts = []
     for group in np.flatnonzero(kept.groups):
-        rows = torch.from_numpy(np.flatnonzero(kept.rows[group])).to(device)
+        rows = torch.from_numpy(np.flatnonzero(kept.rows[group])).to(weight.device)
         columns = torch.from_numpy(np.flatnonzero(kept.columns[group])).to(device)
-        parts.append(_Group(weight[group].index_select(0, rows), columns, moments, int(group), biased))
+        own = weight[group].index_select(0, rows).to(device, torch.float64)
+        parts.append(_Group(own, columns, moments, int(group), biased))
     before, total = sum(p.slice_error() for p in parts), sum(p.variance for p in parts)
     best = _best(parts, ridges if moments.columns <= _LARGE else (_FIRST,), before) if moments.count and parts else None
     sliced = [(p.sliced, p.weight.new_zeros(len(p.weight))) for p in parts]
@@ -74,7 +110,7 @@ def solve(weight: Tensor, moments: Moments, kept: Kept, biased: bool, ridges: Se
     return Solved(
         torch.stack([w for w, _ in chosen]), torch.stack([s for _, s in chosen]),
         _explained(before, total), _explained(before if best is None else best[0], total),
-        None if best is None else best[1],
+        None if best is None else best[1], total,
     )  # fmt: skip
 
 

@@ -187,11 +187,14 @@ def _put(
     takes: str,
 ) -> None:  # fmt: skip
     """Write solved weights where the pruned parameter holds them, and constants into what takes them up."""
-    places = _places(site, kept, remain[site.parameter])
     weight = own[site.parameter]
-    flat = weight.contiguous().flatten()
-    flat[places.flatten().to(flat.device)] = solved.weight.flatten().to(flat.device, flat.dtype)
-    weight.copy_(flat.reshape(weight.shape))
+    if site.is_plain:
+        weight.copy_(solved.weight[0])
+    else:
+        places = _places(site, kept, remain[site.parameter])
+        flat = weight.contiguous().flatten()
+        flat[places.flatten().to(flat.device)] = solved.weight.flatten().to(flat.device, flat.dtype)
+        weight.copy_(flat.reshape(weight.shape))
     if not takes:
         return
     held = own[takes]

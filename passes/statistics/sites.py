@@ -69,6 +69,15 @@ class Site:
         """A tensor of the parameter's shape as (groups, rows, columns)."""
         return self.form.matrix(self.layout.of(parameter))
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether the matrix is the parameter as it is, (rows, columns)."""
+        if len(self.layout.shape) != 2 or self.groups != 1:
+            return False
+        found = self.matrix(torch.empty(self.layout.shape, device="meta"))[0]
+        seen = tuple(found.shape), found.stride(), found.storage_offset()
+        return seen == (self.layout.shape, self.layout.own, 0)
+
     def positions(self) -> Tensor:
         """Which element (flat, in logical order) of the parameter stands where, (groups, rows, columns), int64."""
         count = int(np.prod(self.layout.shape, dtype=np.int64))

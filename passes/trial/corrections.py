@@ -220,7 +220,8 @@ def _literals_of(trial: Trial, call: LoggedCall, failure: Failure) -> Iterator[t
         if call.head_size is not None:
             known.append((("scale",), call.head_size**-0.5))
         for position, number in known:
-            yield (Literal(call.path, call.site, position, (), number),)
+            if not trial.is_of_inputs(call, position):  # at other sizes it has to be another one
+                yield (Literal(call.path, call.site, position, (), number),)
         return
     given = dict(call.numbers)
 

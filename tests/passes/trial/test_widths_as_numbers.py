@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from passes import PruneChannels, capture, couple, verify
+from passes import PruneChannels, apply_plan, capture, couple, verify
 
 Use = Callable[[Tensor, Tensor, int], Any]
 
@@ -105,3 +105,32 @@ def test_a_number_of_an_unknown_operator_is_no_reason_to_fail() -> None:
 
     x = torch.randn(2, 3, 5, 5)
     assert couple(capture(Net().eval(), x), x).groups == ()
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        lambda y: min(y.shape[2], y.shape[1]),
+        lambda y: y[0].numel(),
+        lambda y: y.shape[1] * y.shape[2] / 192,
+        lambda y: y.shape[2] + y.shape[0],
+    ],
+)
+def test_a_number_of_a_width_and_of_an_inputs_size_cannot_be_kept(number: Callable[[Tensor], float]) -> None:
+    """The number of the example's sizes would be wrong at all others, whatever is cut."""
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(6, 16), nn.Linear(16, 8), nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = torch.relu(self.a(x))
+            return self.c(torch.relu(self.b(y / number(y))))
+
+    net, x = Scaled().eval(), torch.randn(2, 8, 6)
+    coupling = couple(net, x)
+    assert coupling.widths == {"b": 8}
+    plan = coupling.plan({"b": (0, 3, 4)})
+    certificate = verify(net, apply_plan(net, plan), plan, x)
+    assert {"length 16 instead of 8", "batch of 3 instead of 2"} <= set(certificate.inputs)

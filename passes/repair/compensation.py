@@ -21,6 +21,7 @@ from passes.errors import ArgumentError, PassError, PlanError
 from passes.graph.annotations import note
 from passes.graph.module_copies import modules_of, owned_tensors
 from passes.repair.closed_form import RIDGES, LayerRepair, Solved, solve
+from passes.repair.uses import Uses
 from passes.statistics.record import Statistics
 from passes.statistics.sites import Kept, Site, kept_of, remaining_elements
 
@@ -66,8 +67,9 @@ def compensate(
 
     dense: the network that `statistics` and `plan` are of; may be left out where `observe` made the statistics.
     Biases, and running means of batch norms that read an output directly, take up the constants. A layer whose repaired
-    weights would explain no more of the dense output on held-out data than its slice does, keeps the slice, and
-    `repairs_of` says so. inplace: repair `pruned` itself, for which no second copy of its weights is needed.
+    weights would explain no more of the dense output on held-out data than its slice does, keeps the slice, and so does
+    a weight that something else reads as well (an embedding tied to it); `repairs_of` says so. inplace: repair `pruned`
+    itself, for which no second copy of its weights is needed.
 
     Raises PlanError where statistics, plan and networks do not belong together.
     """
@@ -89,7 +91,7 @@ def compensate(
     remain = {
         site.parameter: [survivors(axis, masks) for axis in axes[coupling.aliases[site.parameter]]] for site in sites
     }
-    weights, small = dict(owned_tensors(dense)), dict(owned_tensors(pruned))
+    weights, small, uses = dict(owned_tensors(dense)), dict(owned_tensors(pruned)), Uses(coupling, sites)
     repairs: list[LayerRepair] = []
     made, own = pruned, dict[str, Tensor]()
     for site in sites:
@@ -97,10 +99,12 @@ def compensate(
             continue
         _check_size(site, remain[site.parameter], small)
         kept = kept_of(site, remain)
-        if kept is None:
-            repairs.append(LayerRepair(site.name, site.parameter, np.nan, np.nan, False, None, _UNEVEN))
+        elsewhere = uses.elsewhere(site) if kept is not None and kept.narrows else ""
+        if kept is None or elsewhere:
+            why = f"{elsewhere}, for which repaired weights would be other ones" if elsewhere else _UNEVEN
+            repairs.append(LayerRepair(site.name, site.parameter, np.nan, np.nan, False, None, why))
         elif kept.narrows:
-            takes = _bias_of(site)
+            takes = uses.takes_constants(site)
             whole = site.matrix(weights[site.parameter].detach())
             solved = solve(whole, statistics.of(site), kept, takes != "", ridges)
             repairs.append(_said(site, solved))
@@ -170,11 +174,6 @@ def _check_size(site: Site, remain: list[np.ndarray], small: Mapping[str, Tensor
         )
 
 
-def _bias_of(site: Site) -> str:
-    """The tensor that takes up constants: a bias, else the running mean of the norm that follows; "" for none."""
-    return site.bias or (site.norm.mean if site.norm is not None else "")
-
-
 def _said(site: Site, solved: Solved) -> LayerRepair:
     why = "" if solved.ridge is not None else "repaired weights explain no more of held-out outputs than the slice"
     return LayerRepair(
@@ -200,7 +199,7 @@ def _put(
     held = own[takes]
     shift = solved.shift.flatten().to(held.device, held.dtype)
     where = torch.arange(len(shift))
-    if site.bias and site.bias_layout is not None:
+    if takes == site.bias and site.bias_layout is not None:
         mask = torch.zeros(site.bias_layout.shape, dtype=torch.bool)
         mask[:] = True
         whole = site.bias_layout.of(torch.arange(int(np.prod(site.bias_layout.shape))).reshape(site.bias_layout.shape))

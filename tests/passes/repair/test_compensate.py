@@ -200,3 +200,79 @@ def test_norms_are_estimated_in_a_copy_and_kept_only_where_better():
     assert torch.equal(net[1].running_mean, torch.zeros(4))
     plain = nn.Sequential(nn.Linear(3, 2))
     assert reestimated(plain, [Batch((torch.randn(4, 3),))]) is plain
+
+
+def normed(kind, x):
+    """One convolution or linear layer in several places, each with a norm or bias that is its own, or with none."""
+
+    class Several(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.a, self.b, self.c = nn.Conv2d(3, 12, 1), nn.Conv2d(12, 6, 3, bias=kind == "bias"), nn.Conv2d(6, 5, 1)
+            self.one, self.two = nn.BatchNorm2d(6), nn.BatchNorm2d(6)
+            self.d = nn.Conv2d(12, 6, 3)
+            if kind == "bias":
+                self.d.bias = self.b.bias
+
+        def forward(self, x):
+            y = torch.relu(self.a(x) + 1)
+            if kind == "bias":
+                return self.b(y), self.d(2 * y)
+            z = self.b(y)
+            return (self.one(z), self.two(self.b(3 * y))) if kind == "norms" else (self.one(z), self.c(z))
+
+    return Several().eval(), x
+
+
+@pytest.mark.parametrize("kind", ["bias", "norms", "read"])
+def test_constants_go_only_where_all_of_a_product_gets_them(kind):
+    net, x = normed(kind, torch.randn(80, 3, 5, 5))
+    coupling = couple(net, x[:2])
+    plan = coupling.plan({"a": range(0, 12, 2)})
+    pruned = apply_plan(net, plan)
+    repaired = compensate(pruned, observe(net, coupling, [x]), plan)
+    assert any(repair.repaired for repair in repairs_of(repaired))
+    for name, before in pruned.state_dict().items():
+        assert name.endswith("weight") or torch.equal(before, repaired.state_dict()[name]), name
+    for wanted, sliced, got in zip(net(x), pruned(x), repaired(x), strict=True):
+        assert (got - wanted).square().mean() < (sliced - wanted).square().mean()
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.e, self.f, self.g = nn.Embedding(11, 24), nn.Linear(24, 24), nn.Linear(24, 11)
+        self.g.weight = self.e.weight
+
+    def forward(self, x):
+        return self.g(torch.relu(self.f(self.e(x))) + self.e(x))
+
+
+class There(nn.Module):
+    """There by a matrix, and back by its transpose."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a = nn.Linear(6, 24)
+
+    def forward(self, x):
+        return torch.relu(self.a(x)) @ self.a.weight
+
+
+@pytest.mark.parametrize("form", ["graph", "module"])
+def test_a_weight_that_something_else_reads_keeps_its_slice(form):
+    for net, x, tied in ((Tied().eval(), torch.randint(0, 11, (200, 4)), "e"), (There(), torch.randn(200, 6), "a")):
+        dense = capture(net, x[:2]) if form == "graph" else net
+        coupling = couple(dense, x[:2])
+        plan = coupling.plan({name: range(0, size, 2) for name, size in coupling.widths.items()})
+        pruned = apply_plan(dense, plan)
+        repaired = compensate(pruned, observe(dense, coupling, [x]), plan)
+        assert torch.equal(pruned.get_parameter(f"{tied}.weight"), repaired.get_parameter(f"{tied}.weight"))
+        said = {repair.name: (repair.repaired, repair.why) for repair in repairs_of(repaired)}
+        if tied == "a":
+            assert repaired is pruned
+            continue
+        assert said["e.weight"][1].startswith("aten.embedding.default reads it as well") and said["f.weight"][0]

@@ -50,12 +50,15 @@ class Changes:
         return bool(self.edits or self.literals)
 
     def resolved(self, resolve: Callable[[Axis], Axis]) -> Changes:
-        """These changes with their axes as they stand now; those of frozen ones are left out."""
+        """These changes with their axes as they stand now; those of frozen ones are left out.
+
+        So are numbers that are kept as they were: whether the sizes that they are made of still move is found anew.
+        """
         edits = [replace(edit, axes=tuple(map(resolve, edit.axes))) for edit in self.edits]
         literals = [replace(item, axes=tuple(map(resolve, item.axes))) for item in self.literals]
 
         def moves(axes: tuple[Axis, ...]) -> bool:
-            return not axes or any(map(leaves, axes))
+            return any(map(leaves, axes))
 
         return Changes(tuple(e for e in edits if moves(e.axes)), tuple(i for i in literals if moves(i.axes)))
 

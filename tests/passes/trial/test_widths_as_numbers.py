@@ -134,3 +134,22 @@ def test_a_number_of_a_width_and_of_an_inputs_size_cannot_be_kept(number: Callab
     plan = coupling.plan({"b": (0, 3, 4)})
     certificate = verify(net, apply_plan(net, plan), plan, x)
     assert {"length 16 instead of 8", "batch of 3 instead of 2"} <= set(certificate.inputs)
+
+
+def test_a_number_is_not_kept_where_no_width_moves_any_longer() -> None:
+    """What was found for groups that had to stay later is left out: an empty plan changes nothing."""
+
+    class Chosen(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 16), nn.Linear(16, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = torch.relu(self.a(x))
+            return self.b(y * (3 if y.element_size() * y.numel() > 1000 else 1))
+
+    net, x = Chosen().eval(), torch.randn(2, 8, 6)
+    coupling = couple(net, x)
+    assert not coupling.widths
+    same = apply_plan(net, coupling.plan({}))
+    assert torch.equal(same(x[:, :4]), net(x[:, :4])) and verify(net, same, coupling.plan({}), x).max_error == 0

@@ -327,8 +327,9 @@ class AtOtherSizes(Following):
         super()._compare_positions(record, func, args, kwargs, operands)
         known = [getattr(tensor, ATTRIBUTE, None) for tensor in operands]
         own = tuple([v.label if v is not None and _is_own(v) else "" for v in known])
-        before = cut_at(record.func, record.inputs, record.template[0])
-        if own != owned(record.inputs) or (before and before != cut_at(record.func, record.inputs, args)):
+        before = cut_at(record.func, record.template[0])
+        moves = before != cut_at(record.func, args) and cuts_units(record)
+        if own != owned(record.inputs) or moves:
             self._differ("a call takes something else at another size of the inputs")
 
 
@@ -350,10 +351,22 @@ def _is_own(value: Value) -> bool:
     return value.label in value.parameters and len(value.parameters) == 1
 
 
-def cut_at(func: OpOverload, operands: Sequence[Value], args: tuple) -> tuple[str, ...]:
-    """Where a call cuts what is made of the module's tensors alone."""
-    static = bool(operands) and all([value.parameters for value in operands]) and func in CUTS
-    return tuple(map(str, args[1:])) if static else ()
+def cut_at(func: OpOverload, args: tuple) -> tuple[str, ...]:
+    """Where a call cuts its operand."""
+    return tuple(map(str, args[1:])) if func in CUTS else ()
+
+
+def cuts_units(record: Record) -> bool:
+    """Whether a call of the tape cuts a tensor of the module, or a dimension with units."""
+    value = record.inputs[0]
+    return bool(value.parameters) or bool(leaves(value.axes[cut_dimension(record)]))
+
+
+def cut_dimension(record: Record) -> int:
+    """The dimension that a call cuts."""
+    args, kwargs = record.template
+    place = 2 if record.func is aten.split_with_sizes.default else 1
+    return int(kwargs.get("dim", args[place] if len(args) > place else 0))
 
 
 def _has_units(axis: Axis) -> bool:

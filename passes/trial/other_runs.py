@@ -26,9 +26,10 @@ from passes.stream.conditions import SizeConditions
 from passes.stream.module_run import ModuleInferred, ModuleRun
 from passes.stream.module_stream import Watching, input_on_meta
 from passes.stream.other_sizes import other_sizes
-from passes.trial.following import cut_at, owned, without_tensors
+from passes.trial.following import cut_at, cut_dimension, cuts_units, owned, without_tensors
 
 aten = torch.ops.aten
+_SIZE = "the size of the inputs"
 _MOST_CONDITIONS = 8
 _OTHER_VALUES = 3  # seeds of other values, where a program asks for values
 _MOST_VALUES = 20  # of these, where each shows more
@@ -49,7 +50,7 @@ def look_at_other_sizes(inferred: ModuleInferred, arguments: Arguments) -> bool:
             conditions, found = SizeConditions(), _calls_at(inferred.run, resized)
         if found is None:
             continue
-        moving = _moving(inferred, found, "the size of the inputs")
+        moving = _moving(inferred, found, _SIZE)
         if moving is None and _run_at_others(inferred, sizes, resized, found):
             inferred.specialised.append("its program calls other operators at other sizes of the inputs")
         turned = _look_at_conditions(inferred, arguments, conditions)
@@ -65,9 +66,13 @@ def _run_at_others(inferred: ModuleInferred, sizes: Iterable[Arguments], far: Ar
     nearest, calls = far, found
     for near in sizes:
         others = _calls_at(inferred.run, near)
-        if others is not None and _moving(inferred, others, "") is None:
+        if others is None:
+            continue
+        moving = _moving(inferred, others, _SIZE)
+        if moving is None:
             nearest, calls = near, others
             break
+        _frozen(inferred, moving)
     runs = not inferred.run_beside(nearest)
     if not _kinds(found) <= _kinds(calls) | _kinds(_calls_of(inferred)):
         runs |= not inferred.run_beside(far)
@@ -171,7 +176,7 @@ def _on_meta(arguments: Arguments) -> Arguments:
 
 
 def _moving(inferred: ModuleInferred, found: Sequence[Any], with_what: str) -> list[tuple[Axis, Reason]] | None:
-    """The axes of parameters of which an input uses as many positions as it is long, and why they keep all of them.
+    """The axes of units of which a run uses as many as an input is long, or as an argument says, and why all stay.
 
     None where a run did not make the calls of the tape, with the same tensors of the module, and as many others.
     """
@@ -180,9 +185,9 @@ def _moving(inferred: ModuleInferred, found: Sequence[Any], with_what: str) -> l
         return None
     text = f"it is cut at a position that moves with {with_what}"
     return [
-        (record.inputs[0].axes[_dimension(record)], Reason(text, record.node, spelled(record.func)))
+        (record.inputs[0].axes[cut_dimension(record)], Reason(text, record.node, spelled(record.func)))
         for record, before, call in zip(records, known, found, strict=True)
-        if call != before
+        if call != before and cuts_units(record)
     ]
 
 
@@ -197,13 +202,6 @@ def _are_alike(inferred: ModuleInferred, found: Sequence[object] | None, with_wh
     moving = None if found is None else _moving(inferred, found, with_what)
     _frozen(inferred, moving or [])
     return moving is not None
-
-
-def _dimension(record: Record) -> int:
-    """The dimension that a call cuts."""
-    args, kwargs = record.template
-    place = 2 if record.func is aten.split_with_sizes.default else 1
-    return int(kwargs.get("dim", args[place] if len(args) > place else 0))
 
 
 def look_at_other_branches(inferred: ModuleInferred, arguments: Arguments) -> None:
@@ -285,7 +283,7 @@ def look_at_more_values(inferred: ModuleInferred, arguments: Arguments, unused: 
 
 
 class _Calls(Watching):
-    """Keeps which operators are called, and where they cut parameters; infers no axes."""
+    """Keeps which operators are called, and where they cut; infers no axes."""
 
     def __init__(self, real: bool) -> None:
         super().__init__(real)
@@ -305,8 +303,8 @@ class _Calls(Watching):
 
 
 def _call(func: OpOverload, operands: Sequence[Value], args: tuple) -> Any:
-    """What is compared of a call: its operator, the module's tensors among its operands, where it cuts these."""
-    return aten.view.default if func in VIEWS else func, owned(operands), cut_at(func, operands, args)
+    """What is compared of a call: its operator, the module's tensors among its operands, where it cuts."""
+    return aten.view.default if func in VIEWS else func, owned(operands), cut_at(func, args)
 
 
 def _compared(inferred: ModuleInferred) -> list[Record]:

@@ -153,3 +153,34 @@ def test_a_number_is_not_kept_where_no_width_moves_any_longer() -> None:
     assert not coupling.widths
     same = apply_plan(net, coupling.plan({}))
     assert torch.equal(same(x[:, :4]), net(x[:, :4])) and verify(net, same, coupling.plan({}), x).max_error == 0
+
+
+def by_length(y: Tensor, place: int) -> Tensor:
+    return torch.cat([y[..., : y.shape[1]] * 2, y[..., y.shape[1] :]], -1)
+
+
+def by_batch(y: Tensor, place: int) -> Tensor:
+    return torch.cat([y[..., : y.shape[0]] * 2, y[..., y.shape[0] :]], -1)
+
+
+def by_argument(y: Tensor, place: int) -> Tensor:
+    return y * y[..., place : place + 1]
+
+
+def by_half(y: Tensor, place: int) -> Tensor:
+    return torch.cat([y[..., : y.shape[-1] // 2] * 2, y[..., y.shape[-1] // 2 :]], -1)
+
+
+@pytest.mark.parametrize("cut", [by_length, by_batch, by_argument, by_half])
+def test_units_that_are_cut_where_an_inputs_size_or_an_argument_says_stay(cut: Callable[[Tensor, int], Tensor]) -> None:
+    class Cutting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(6, 16), nn.Linear(16, 8), nn.Linear(8, 4)
+
+        def forward(self, x: Tensor, place: int = 3) -> Tensor:
+            return self.c(torch.relu(self.b(cut(torch.relu(self.a(x)), place))))
+
+    net = Cutting().eval()
+    coupling = couple(net, torch.randn(2, 8, 6))
+    assert coupling.widths == ({"a": 8, "a#2": 8, "b": 8} if cut is by_half else {"b": 8})

@@ -78,7 +78,7 @@ def draws(
     yield Draw(name if example.real else "normal random numbers", example.own(seed), True)
     mixed = None
     for number, size in enumerate(_sizes(example.tensors, varied)):
-        if not any(draw.varies == size.name or _is_length(draw) and draw.places >= size.places for draw in taken):
+        if not any(draw.varies == size.name or _covers(draw, size) for draw in taken):
             sizes, several = [*_smaller(example, taken), size], at_once and size.name == _BATCH and size.after > 2
             inputs = (example.mixed if several else example.resized)(seed + runs + number, sizes)
             label = f"{size.label}: {example.kinds}" if several else size.label
@@ -146,8 +146,10 @@ def _smaller(example: _Example, taken: Iterable[Draw]) -> list[_Size]:
     return made
 
 
-def _is_length(draw: Draw) -> bool:
-    return bool(draw.varies) and not draw.of_batch
+def _covers(draw: Draw, size: _Size) -> bool:
+    """Whether lengths of the same dimensions were longer, or shorter, already."""
+    longer = draw.after > draw.before
+    return bool(draw.varies) and not draw.of_batch and draw.places >= size.places and longer == (size.after > size.before)
 
 
 def extremes(arguments: object, device: torch.device | str | None = None) -> Iterator[Draw]:
@@ -216,7 +218,8 @@ def _lengths(
 ) -> Iterator[_Size]:  # fmt: skip
     """Other lengths for the dimensions of one length.
 
-    The last one by itself first, as an image need not be square; then the others, unless all have varied already.
+    The last one by itself first, as an image need not be square; then the others, unless all have varied already; and
+    shorter ones.
     """
     first = [2 * length]
     if large and length > 3:
@@ -231,6 +234,9 @@ def _lengths(
     for after in first if others - varied else ():
         label = f"length {after} instead of {length} in the other dimensions"
         yield _Size(f"length {length} in the other dimensions", label, others, length, after)
+    if not large and length > 3:
+        half = length // 2
+        yield _Size(f"length below {length}", f"length {half} instead of {length}", every, length, half)
 
 
 def _smaller_sizes(tensors: list[torch.Tensor]) -> Iterator[list[_Size]]:

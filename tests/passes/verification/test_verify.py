@@ -56,11 +56,12 @@ def test_a_certificate_says_what_was_done() -> None:
     certificate = verify(gm, pruned, plan, INPUTS, seed=3)
     assert isinstance(certificate, Certificate)
     assert certificate.max_error <= certificate.tol == 1e-9
-    assert certificate.batch_sizes == (2, 3, 1) and certificate.runs == len(certificate.inputs) == 7
+    assert certificate.batch_sizes == (2, 3, 1) and certificate.runs == len(certificate.inputs) == 8
     assert certificate.inputs == ("the example", *certificate.sizes, "like the example", "normal random numbers")
     assert certificate.sizes == (
         "length 16 instead of 8 in one dimension",
         "length 16 instead of 8 in the other dimensions",
+        "length 4 instead of 8",
         "batch of 3 instead of 2",
         "batch of 1 instead of 2",
     )
@@ -408,4 +409,24 @@ def test_every_dimension_of_an_image_has_another_size_in_a_proof(dim: int) -> No
     net, x = BySize(dim).eval(), torch.randn(2, 3, 8, 8)
     plan = couple(net, x).plan({"first": range(5)})
     with pytest.raises(EquivalenceError, match="on length 16 instead of 8 in"):
+        verify(net, apply_plan(net, plan), plan, x)
+
+
+class ByWidth(nn.Module):
+    """Asks whether there are more units than places: the cut network answers otherwise on some inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.into, self.out = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.into(x)
+        return self.out(y.flip(1) if y.shape[2] > x.shape[1] else y).mean(1) * (1 if y.shape[2] > x.shape[1] else 2)
+
+
+def test_shorter_inputs_than_the_example_are_in_a_proof() -> None:
+    net, x = ByWidth().eval(), torch.randn(2, 9, 4)
+    plan = couple(net, x).plan({"into": range(3)})
+    with pytest.raises(EquivalenceError, match="on length 4 instead of 9"):
         verify(net, apply_plan(net, plan), plan, x)

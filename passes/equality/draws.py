@@ -148,8 +148,8 @@ def _smaller(example: _Example, taken: Iterable[Draw]) -> list[_Size]:
 
 def _covers(draw: Draw, size: _Size) -> bool:
     """Whether lengths of the same dimensions were longer, or shorter, already."""
-    longer = draw.after > draw.before
-    return bool(draw.varies) and not draw.of_batch and draw.places >= size.places and longer == (size.after > size.before)
+    alike = (draw.after > draw.before) == (size.after > size.before)
+    return bool(draw.varies) and not draw.of_batch and alike and draw.places >= size.places
 
 
 def extremes(arguments: object, device: torch.device | str | None = None) -> Iterator[Draw]:

@@ -59,7 +59,7 @@ class Evidence:
         batch = batch_of(draw)
         if batch is not None and (draw.of_batch or not draw.varies):
             self.batches.append(batch)
-        if draw.varies:
+        if draw.varies and not any(known is draw for known in self.taken):
             self.taken.append(draw)
         return True
 

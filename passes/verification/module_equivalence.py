@@ -82,6 +82,9 @@ def verify_module(
         small, whole = small or first, next(draws(arguments, seed, runs, device))
     if known is None or not known.in_train_mode():
         proof.on_either(small if known is None else known.smaller(training=True), whole, training=True)
+        of_batch = next((draw for draw in proof.seen.taken if draw.of_batch and draw.after > draw.before), None)
+        if known is None and of_batch is not None:
+            proof.on(of_batch, proof.pair(), training=True)
     if known is None or not known.with_gradients():
         proof.on_either(small, whole, gradients=True)
     if alike and not with_noise:

@@ -430,3 +430,23 @@ def test_shorter_inputs_than_the_example_are_in_a_proof() -> None:
     plan = couple(net, x).plan({"into": range(3)})
     with pytest.raises(EquivalenceError, match="on length 4 instead of 9"):
         verify(net, apply_plan(net, plan), plan, x)
+
+
+class ByBatch(nn.Module):
+    """Another network in train mode, for more samples than the example has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.into, self.out = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.into(x)
+        return self.out(y.flip(1) if self.training and len(x) > 2 else y)
+
+
+def test_another_batch_is_in_a_proof_of_train_mode_too() -> None:
+    net, x = ByBatch().eval(), torch.randn(2, 4)
+    plan = couple(net, x).plan({"into": range(3)})
+    with pytest.raises(EquivalenceError, match="on batch of 3 instead of 2, in train mode"):
+        verify(net, apply_plan(net, plan), plan, x)

@@ -71,8 +71,9 @@ def verify_module(
     for draw in draws(start.inputs, seed, runs, device, proof.seen.taken, start.label, known is not None, start.places):
         if known is not None and alike and draw.varies == "batch" and proof.agrees(draw, alike):
             with_noise = True
-        else:
-            proof.on(draw, pair)
+        else:  # programs keep what they made of a size that is small for them (a window's): not for the next draw
+            keeps = known is None and draw.after < draw.before and not draw.of_batch
+            proof.on(draw, proof.pair() if keeps else pair)
         first = first or draw
     for draw in extremes(start.inputs, device) if facts is not None and facts.real else ():
         proof.on(draw, pair)

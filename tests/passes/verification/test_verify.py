@@ -450,3 +450,25 @@ def test_another_batch_is_in_a_proof_of_train_mode_too() -> None:
     plan = couple(net, x).plan({"into": range(3)})
     with pytest.raises(EquivalenceError, match="on batch of 3 instead of 2, in train mode"):
         verify(net, apply_plan(net, plan), plan, x)
+
+
+class Windowed(nn.Module):
+    """Makes its window smaller for good where an input is smaller than it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.window, self.into, self.out = 8, nn.Linear(4, 6), nn.Linear(6, 3)
+        self.weight = nn.Parameter(torch.randn(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.window = min(self.window, x.shape[1])
+        y = self.into(x).unflatten(1, (-1, self.window)) * self.weight[:, None]
+        return self.out(y.flatten(1, 2))
+
+
+def test_what_a_program_keeps_of_a_small_input_is_not_there_for_the_next() -> None:
+    net, x = Windowed().eval(), torch.randn(2, 8, 4)
+    plan = couple(net, x).plan({"into": range(3)})
+    certificate = verify(net, apply_plan(net, plan), plan, x)
+    assert certificate.batch_sizes == (2, 3, 1) and "like the example" in certificate.inputs

@@ -234,6 +234,7 @@ def _same_step_by_step(
     cut: Any, prompt: torch.Tensor, given: dict[str, Any], logits: Callable[[torch.Tensor], torch.Tensor]
 ) -> None:
     """logits: without the cache, of all tokens so far."""
+    cut.generation_config.forced_eos_token_id = None  # BART's last token, whatever the logits are
     made = cut.generate(prompt, **given, **_TOKENS, output_logits=True, return_dict_in_generate=True)
     begun = made.sequences.shape[1] - len(made.logits)
     with torch.no_grad():

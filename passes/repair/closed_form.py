@@ -96,8 +96,7 @@ def _lots(weight: Tensor, kept: Kept) -> list[Kept]:
 
 
 def _solved(weight: Tensor, moments: Moments, kept: Kept, biased: bool, ridges: Sequence[float]) -> Solved:
-    device = moments.tiles[0].device if moments.tiles else torch.device("cpu")
-    parts = []
+    parts, device = [], moments.device
     for group in np.flatnonzero(kept.groups):
         rows = torch.from_numpy(np.flatnonzero(kept.rows[group])).to(weight.device)
         columns = torch.from_numpy(np.flatnonzero(kept.columns[group])).to(device)

@@ -152,7 +152,7 @@ class _Independent:
         found = torch.zeros(size, dtype=torch.float64)
         for number in range(len(weight)):
             for unit in range(size):
-                index = torch.nonzero(columns[number] == unit)[:, 0].to(moments.tiles[0].device)
+                index = torch.nonzero(columns[number] == unit)[:, 0].to(moments.device)
                 part = weight[number].to(index.device)[:, index]
                 moment = moments.block(number, index, index)
                 if biased:  # a constant is made good

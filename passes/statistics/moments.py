@@ -43,6 +43,12 @@ class Moments:
         return not self.summed and not self.kept
 
     @property
+    def device(self) -> torch.device:
+        """Where the sums are, or the rows that are kept."""
+        held = next(iter([*self.summed, *(rows for rows, _ in self.kept)]), None)
+        return torch.device("cpu") if held is None else held.device
+
+    @property
     def tiles(self) -> list[Tensor]:
         """The sums over all rows, as `summed`; with rows that are kept, at hand until those of others are asked for."""
         if not self.kept:

@@ -412,54 +412,49 @@ def test_every_dimension_of_an_image_has_another_size_in_a_proof(dim: int) -> No
         verify(net, apply_plan(net, plan), plan, x)
 
 
-class ByWidth(nn.Module):
-    """Asks whether there are more units than places: the cut network answers otherwise on some inputs."""
+class TwoLayers(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.into, self.out = nn.Linear(4, 6), nn.Linear(6, 3)
+
+
+class ByWidth(TwoLayers):
+    """Asks whether there are more units than places: the cut network answers otherwise on some inputs."""
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.into(x)
         return self.out(y.flip(1) if y.shape[2] > x.shape[1] else y).mean(1) * (1 if y.shape[2] > x.shape[1] else 2)
 
 
-def test_shorter_inputs_than_the_example_are_in_a_proof() -> None:
-    net, x = ByWidth().eval(), torch.randn(2, 9, 4)
-    plan = couple(net, x).plan({"into": range(3)})
-    with pytest.raises(EquivalenceError, match="on length 4 instead of 9"):
-        verify(net, apply_plan(net, plan), plan, x)
-
-
-class ByBatch(nn.Module):
+class ByBatch(TwoLayers):
     """Another network in train mode, for more samples than the example has."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.into, self.out = nn.Linear(4, 6), nn.Linear(6, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.into(x)
         return self.out(y.flip(1) if self.training and len(x) > 2 else y)
 
 
-def test_another_batch_is_in_a_proof_of_train_mode_too() -> None:
-    net, x = ByBatch().eval(), torch.randn(2, 4)
+@pytest.mark.parametrize(
+    ("kind", "shape", "label"),
+    [(ByWidth, (2, 9, 4), "length 4 instead of 9"), (ByBatch, (2, 4), "batch of 3 instead of 2, in train mode")],
+)
+def test_shorter_inputs_and_another_batch_in_train_mode_are_in_a_proof(
+    kind: type[TwoLayers], shape: tuple[int, ...], label: str
+) -> None:
+    net, x = kind().eval(), torch.randn(shape)
     plan = couple(net, x).plan({"into": range(3)})
-    with pytest.raises(EquivalenceError, match="on batch of 3 instead of 2, in train mode"):
+    with pytest.raises(EquivalenceError, match=f"on {label}"):
         verify(net, apply_plan(net, plan), plan, x)
 
 
-class Windowed(nn.Module):
+class Windowed(TwoLayers):
     """Makes its window smaller for good where an input is smaller than it."""
 
     def __init__(self) -> None:
         super().__init__()
-        torch.manual_seed(0)
-        self.window, self.into, self.out = 8, nn.Linear(4, 6), nn.Linear(6, 3)
-        self.weight = nn.Parameter(torch.randn(8))
+        self.window, self.weight = 8, nn.Parameter(torch.randn(8))
 
     def forward(self, x: Tensor) -> Tensor:
         self.window = min(self.window, x.shape[1])

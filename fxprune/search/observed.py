@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -73,6 +73,7 @@ def observed(
         if journal is not None:
             journal.save_observed(statistics, made)
     expected = outputs_of(problem.dense, calibration.held)
+    statistics = replace(statistics, held_inputs=())  # candidates are judged by calibration data
     repair = Repair(
         network, coupling, statistics, calibration, expected, problem.example_inputs, config.compensate, config.refine,
         problem.seed, coupling.knows_blocks,

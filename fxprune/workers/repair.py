@@ -19,9 +19,9 @@ from fxprune.problem.calibration import Calibration, first_samples
 from fxprune.problem.inputs import graph_like
 from fxprune.training.repaired import Repaired, RepairedLayer
 from passes import Coupling, Group, Plan, PruneChannels, Statistics, compensate, cost, couple, refine, repairs_of
+from passes.graph.annotations import copied_network
 from passes.repair import SegmentRepair
 from passes.repair.batch_norms import reestimated, settled
-from passes.repair.compensation import copied_network
 from passes.statistics import Batch
 from passes.statistics.divergence import divergence
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from torch import fx
+from torch import fx, nn
 
 from passes.documents.certificate import Certificate
 from passes.documents.plan import Plan
@@ -50,6 +51,18 @@ def facts_of(gm: fx.GraphModule) -> Facts:
 def note(gm: fx.GraphModule, **changes: Any) -> None:
     """Note these facts of `gm` beside what is known."""
     gm.meta[KEY] = replace(facts_of(gm), **changes)
+
+
+def copied_network(network: nn.Module) -> nn.Module:
+    """A deep copy for other weights: known by the same plan and coupling, no longer by a proof."""
+    return forgetting_proofs(copy.deepcopy(network))
+
+
+def forgetting_proofs(network: nn.Module) -> nn.Module:
+    """The network itself, whose weights are about to change: no proof of it holds any longer."""
+    if isinstance(network, fx.GraphModule):
+        note(network, certificate=None)
+    return network
 
 
 def specialised_in(gm: fx.GraphModule) -> tuple[str, ...]:

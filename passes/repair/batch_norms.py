@@ -9,10 +9,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from passes.graph.annotations import copied_network
 from passes.graph.module_copies import owned_tensors
 from passes.ops import signature, traits_of
 from passes.ops.meta_shapes import LightMode
-from passes.repair.compensation import copied_network
 from passes.statistics.batches import Batch
 from passes.statistics.observing import evaluating
 

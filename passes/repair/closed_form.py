@@ -32,7 +32,7 @@ class LayerRepair:
 
     before, after: the share (at most 1) of the variance of its dense output on held-out data that the slice and the
     repaired weight explain. repaired: whether the weight was changed. ridge: the one with the least held-out error.
-    why: of a weight that keeps its slice, the reason.
+    why: of a weight that keeps its slice, the reason. share: of the change that was applied.
     """
 
     name: str
@@ -42,6 +42,16 @@ class LayerRepair:
     repaired: bool
     ridge: float | None = None
     why: str = ""
+    share: float = 1.0
+
+    def at(self, share: float) -> LayerRepair:
+        """This repair where only a share of every change was applied; none leaves the slice."""
+        if not self.repaired or share == 1:
+            return self
+        if share:
+            return replace(self, share=share)
+        why = "all repairs together bring the outputs on held-out inputs no nearer to the dense ones"
+        return replace(self, after=self.before, repaired=False, ridge=None, why=why, share=0.0)
 
 
 @dataclass(frozen=True)

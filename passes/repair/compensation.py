@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import weakref
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -18,9 +17,10 @@ from passes.arguments import has_weights, is_a, number
 from passes.axes.index_sets import survivors
 from passes.documents.plan import Plan
 from passes.errors import ArgumentError, PassError, PlanError
-from passes.graph.annotations import note
+from passes.graph.annotations import copied_network, forgetting_proofs
 from passes.graph.module_copies import modules_of, owned_tensors
 from passes.repair.closed_form import RIDGES, LayerRepair, Solved, solve
+from passes.repair.judging import HeldInputs
 from passes.repair.uses import Uses
 from passes.statistics.record import Statistics
 from passes.statistics.sites import Kept, Site, kept_of, remaining_elements
@@ -68,8 +68,10 @@ def compensate(
     dense: the network that `statistics` and `plan` are of; may be left out where `observe` made the statistics.
     Biases, and running means of batch norms that read an output directly, take up the constants. A layer whose repaired
     weights would explain no more of the dense output on held-out data than its slice does, keeps the slice, and so does
-    a weight that something else reads as well (an embedding tied to it); `repairs_of` says so. inplace: repair `pruned`
-    itself, for which no second copy of its weights is needed.
+    a weight that something else reads as well (an embedding tied to it); `repairs_of` says so. Each layer is repaired
+    for what it reads in the dense network; that all together bring the outputs nearer to the dense ones is tried on the
+    inputs that `statistics` hold out (if they are not from a file): else half of every repair is applied, a quarter, or
+    none. inplace: repair `pruned` itself, for which at most the weights that change are held twice.
 
     Raises PlanError where statistics, plan and networks do not belong together.
     """
@@ -94,6 +96,7 @@ def compensate(
     weights, small, uses = dict(owned_tensors(dense)), dict(owned_tensors(pruned)), Uses(coupling, sites)
     repairs: list[LayerRepair] = []
     made, own = pruned, dict[str, Tensor]()
+    slices: dict[str, Tensor] = {}  # of what is changed
     for site in sites:
         if all(positions.all() for positions in remain[site.parameter]):
             continue
@@ -111,16 +114,19 @@ def compensate(
             if solved.ridge is None:
                 continue
             if not own:
+                judge = HeldInputs(statistics.held_inputs, dense, pruned)
                 made = forgetting_proofs(pruned) if inplace else copied_network(pruned)
                 own = {name: tensor.detach() for name, tensor in owned_tensors(made)}
+            changed = [name for name in (site.parameter, takes) if name and name not in slices]
+            slices |= {name: own[name].clone() if inplace else small[name] for name in changed}
             _put(own, site, kept, solved, remain, takes)
-    if own:
-        _repairs[made] = tuple(repairs)
+    share = judge.share_that_helps(made, slices) if own else 1.0
+    _repairs[made] = tuple(repair.at(share) for repair in repairs)
     return made
 
 
 def repairs_of(network: nn.Module) -> tuple[LayerRepair, ...]:
-    """What compensation did to each layer of `network`; empty for a network that it did not make."""
+    """What compensation did to each layer of `network`, or why not; empty for a network that it did not return."""
     is_a(network, nn.Module, "repairs_of", "a torch.nn.Module")
     return _repairs.get(network, ())
 
@@ -130,18 +136,6 @@ def _checked_ridges(ridges: Iterable[float]) -> tuple[float, ...]:
     if not ridges:
         raise ArgumentError("compensate: ridges: got none; expected at least one number")
     return tuple(number(ridge, "compensate: ridges", least=0) for ridge in ridges)
-
-
-def copied_network(network: nn.Module) -> nn.Module:
-    """A deep copy for other weights: known by the same plan and coupling, no longer by a proof."""
-    return forgetting_proofs(copy.deepcopy(network))
-
-
-def forgetting_proofs(network: nn.Module) -> nn.Module:
-    """The network itself, whose weights are about to change: no proof of it holds any longer."""
-    if isinstance(network, fx.GraphModule):
-        note(network, certificate=None)
-    return network
 
 
 _UNEVEN = "its units are chosen apart by row, so no one matrix remains"

@@ -17,11 +17,11 @@ from passes.arguments import got, integer, is_a, tell
 from passes.axes.index_sets import survivors
 from passes.documents.plan import Plan
 from passes.errors import PassError, PlanError
+from passes.graph.annotations import copied_network
 from passes.graph.module_copies import owned_tensors
 from passes.graph.nodes import input_nodes
 from passes.ops import Value
 from passes.process.torch_private import pytree
-from passes.repair.compensation import copied_network
 from passes.repair.fitting import Layer, Problem, Target, fit, sites_and_reads
 from passes.repair.folding import fold, unfold
 from passes.repair.segments import OUTPUT, Segment, clamped, cuts, segments

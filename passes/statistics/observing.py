@@ -8,14 +8,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from passes.analysis.coupling import Coupling
 from passes.arguments import got, has_weights, integer, is_a, tell
 from passes.errors import PassError
 from passes.graph.module_copies import modules_of, owned_tensors
 from passes.ops.operands import Contraction
-from passes.process.torch_private import fused_recurrence, set_fused_recurrence
+from passes.process.torch_private import fused_recurrence, pytree, set_fused_recurrence
 from passes.statistics.batches import Batch, batches_of
 from passes.statistics.gradients import GradientSums, Loss
 from passes.statistics.moments import Moments
@@ -25,6 +25,7 @@ from passes.statistics.watching import Watcher
 from passes.stream.inference import composite_attention
 
 HELD_SHARE = 5  # every fifth sample is held out
+_INPUTS, _INPUT_BYTES = 64, 2**26  # samples that are held out, and their bytes, of which the inputs are kept
 
 
 @torch.inference_mode(False)
@@ -47,8 +48,9 @@ def observe(
     one with more than 1,024 columns; drawn at random where there are more. progress: called with the number of samples
     so far.
 
-    A fifth of the samples is held out of all sums and only measures errors. Memory: one symmetric matrix an operand in
-    double precision, held by halves, and activations of one batch.
+    A fifth of the samples is held out of all sums and only measures errors; the inputs of some are kept, which judge
+    repairs as a whole. Memory: one symmetric matrix an operand in double precision, held by halves, and activations of
+    one batch.
 
     Raises PassError where there is no batch, or one does not fit.
 
@@ -79,14 +81,17 @@ def observe(
 
     watcher = Watcher(model, seen)
     sums = GradientSums(coupling, gradients, seed) if gradients is not None else None
-    samples = 0
+    samples, held_samples, inputs = 0, 0, _Inputs()
     with evaluating(model), composite_attention(), plain_recurrence(model):
         for batch in batches_of(model, batches, inputs_of(model, coupling)):
-            for part, is_held in _parts(batch, samples):
+            for part, is_held in _parts(batch, samples, held_samples):
                 held[0] = is_held
                 with torch.no_grad(), watcher:
                     part.run(model)
                 watcher.forget()
+                if is_held:
+                    held_samples += max(part.size, 1)
+                    inputs.add(part)
                 if sums is not None and not is_held:
                     sums.add(model, part)
             samples += max(batch.size, 1)
@@ -96,6 +101,7 @@ def observe(
     made = Statistics(
         coupling.fingerprint, dict(watcher.sites), moments, samples,
         sums.fisher if sums else {}, sums.taylor if sums else {}, sums.count if sums else 0, model, coupling,
+        inputs.batches,
     )  # fmt: skip
     made.all_reduce()
     for name, site in made.sites.items():
@@ -135,17 +141,41 @@ def inputs_of(model: nn.Module, coupling: Coupling) -> int | None:
     return len(first) if set(first[len(positional) :]) == set(named) else None
 
 
-def _parts(batch: Batch, samples: int) -> Iterator[tuple[Batch, bool]]:
-    """The samples of a batch that are summed, and those that are held out."""
-    size = batch.size
+def _parts(batch: Batch, samples: int, held: int) -> Iterator[tuple[Batch, bool]]:
+    """The samples of a batch that are summed, and those that are held out.
+
+    samples, held: how many there were before, and how many of these were held out.
+    """
+    size = max(batch.size, 1)
     if size >= HELD_SHARE:
-        cut = size - size // HELD_SHARE
-        yield batch.part(0, cut), False
-        yield batch.part(cut, size), True
-    elif size:
-        yield batch, samples // max(size, 1) % HELD_SHARE == HELD_SHARE - 1
+        out = size // HELD_SHARE
+    else:  # a fifth of all so far, but never the first sample
+        out = min(-(-(samples + size) // HELD_SHARE) - held, size - (samples == 0))
+    if out <= 0 or out == size:
+        yield batch, out > 0
     else:
-        yield batch, False
+        yield batch.part(0, size - out), False
+        yield batch.part(size - out, size), True
+
+
+class _Inputs:
+    """The first samples that are held out, up to a number of them and of bytes."""
+
+    def __init__(self) -> None:
+        self.batches: list[Batch] = []
+        self._samples, self._room = _INPUTS, float(_INPUT_BYTES)
+
+    def add(self, batch: Batch) -> None:
+        inputs = (batch.args, dict(batch.kwargs))
+        size_bytes = sum(t.numel() * t.element_size() for t in pytree.tree_leaves(inputs) if isinstance(t, Tensor))
+        size = max(batch.size, 1)
+        take = min(size, self._samples, int(size * self._room / max(size_bytes, 1)))
+        if not take:
+            return
+        self._samples, self._room = self._samples - take, self._room - size_bytes * take / size
+        part = batch.part(0, take) if take < size else batch
+        inputs = (part.args, dict(part.kwargs))
+        self.batches.append(Batch(*pytree.tree_map(lambda t: t.clone() if isinstance(t, Tensor) else t, inputs)))
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from torch import nn
 from passes.analysis.coupling import Coupling
 from passes.arguments import file_name, is_a
 from passes.errors import PassError
+from passes.statistics.batches import Batch
 from passes.statistics.moments import Moments
 from passes.statistics.sites import Site
 from passes.statistics.storing import read, write
@@ -26,7 +27,7 @@ class Statistics:
     sites: each use of a parameter by a contracting operator. moments: by the name of the site that first read the
     operand. samples: how many were seen. fisher, taylor: for each group the sums over `gradients` small batches of
     (g.w)^2 and of abs(g.w), g.w being summed over all that makes the unit; empty without a loss. network, coupling:
-    what was observed; not saved.
+    what was observed. held_inputs: some of the inputs that are in no sum. These three are not saved.
     """
 
     fingerprint: str
@@ -38,6 +39,7 @@ class Statistics:
     gradients: int = 0
     network: nn.Module | None = field(default=None, repr=False, compare=False)
     coupling: Coupling | None = field(default=None, repr=False, compare=False)
+    held_inputs: Sequence[Batch] = field(default=(), repr=False, compare=False)
 
     def coupled(self) -> Coupling:
         """The coupling of what was observed. Raises PassError for statistics of a file that were not `bound`."""
@@ -82,14 +84,18 @@ class Statistics:
         return Statistics(
             self.fingerprint, dict(self.sites), moments, self.samples + other.samples,
             _added(self.fisher, other.fisher), _added(self.taylor, other.taylor),
-            self.gradients + other.gradients, self.network, self.coupling,
+            self.gradients + other.gradients, self.network, self.coupling, self.held_inputs or other.held_inputs,
         )  # fmt: skip
 
     def all_reduce(self) -> None:
-        """Add up the sums of all processes of torch.distributed, where it is running; each then holds the whole."""
+        """Add up the sums of all processes of torch.distributed, where it is running; each then holds the whole.
+
+        No inputs are held then: what is decided by those of one process would differ from that of the others.
+        """
         distributed = torch.distributed
         if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
             return
+        self.held_inputs = ()
         for name in sorted(self.moments):
             moments = self.moments[name]
             counts = torch.tensor([moments.count, moments.held_seen], dtype=torch.float64)

@@ -1,5 +1,7 @@
 """Repair is least squares: exact where it can be, never worse than slicing on held-out data, and says what it did."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -94,12 +96,51 @@ def test_never_worse_than_slicing_on_held_out_data():
     statistics = observe(net, coupling, [x])
     pruned = apply_plan(net, plan)
     assert compensate(pruned, statistics, plan) is pruned
+    assert [repair.repaired for repair in repairs_of(pruned)] == [False] and repairs_of(pruned)[0].why
     gm = capture(net)
     coupling = couple(gm, x[:2])
     result = Compensate(observe(gm, coupling, [x]), coupling.plan({"0": tuple(range(8))}))(
         PruneChannels(coupling.plan({"0": tuple(range(8))}))(gm).graph_module
     )
     assert not result.modified
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_repairs_that_together_do_harm_are_left_out(inplace):
+    """Each gains on the rows that its layer has held out; the network is judged by inputs on which they do not hold."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 4)).eval()
+    alike, other = torch.randn(200, 1) * torch.randn(6), 9 * torch.randn(50, 6)
+    coupling = couple(net, other[:2])
+    plan = coupling.plan({"0": tuple(range(8))})
+    statistics, elsewhere = observe(net, coupling, [alike]), observe(net, coupling, [other])
+    trusting = compensate(apply_plan(net, plan), replace(statistics, held_inputs=()), plan)
+    (held,) = elsewhere.held_inputs
+    dense = outputs_of(net, [held])
+    sliced, pruned = apply_plan(net, plan), apply_plan(net, plan)
+    assert divergence(trusting, [held], dense) > divergence(sliced, [held], dense)
+    made = compensate(pruned, replace(statistics, held_inputs=[held]), plan, inplace=inplace)
+    assert divergence(made, [held], dense) <= divergence(sliced, [held], dense)
+    (repair,) = repairs_of(made)
+    assert repair.share < 1 and (repair.repaired or "all repairs together" in repair.why)
+    assert (made is pruned) == inplace
+
+
+@pytest.mark.parametrize("sizes, held", [([4], 1), ([2, 2, 2], 2), ([1] * 7, 2), ([1], 0), ([50], 10)])
+def test_a_fifth_is_held_out_of_small_batches_too_but_not_the_first_sample(sizes, held):
+    net = nn.Sequential(nn.Linear(3, 8), nn.Linear(8, 2))
+    statistics = observe(net, couple(net, torch.randn(1, 3)), [torch.randn(size, 3) for size in sizes])
+    moments = statistics.moments["0.weight"]
+    assert (moments.held_seen, moments.count) == (held, sum(sizes) - held)
+    assert sum(batch.size for batch in statistics.held_inputs) == held
+
+
+def test_of_many_inputs_a_few_are_kept():
+    net = nn.Sequential(nn.Linear(3, 8), nn.Linear(8, 2))
+    batches = [torch.randn(250, 3) for _ in range(3)]
+    statistics = observe(net, couple(net, batches[0][:2]), batches)
+    assert [batch.size for batch in statistics.held_inputs] == [50, 14]
+    assert torch.equal(statistics.held_inputs[0].args[0], batches[0][200:])
 
 
 def test_what_does_not_belong_together_is_refused():

@@ -171,10 +171,11 @@ def test_parts_merge_to_the_whole_and_a_file_holds_all_of_it(tmp_path):
 
 
 def test_gradients_measure_what_zeroing_a_unit_does_to_first_order():
+    """Of five samples the last is held out."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 3)).double()
     x = torch.randn(8, 4).double()
-    statistics = observe(net, couple(net, x[:2]), [x[:4]], gradients=lambda out, _: out.pow(2).sum())
+    statistics = observe(net, couple(net, x[:2]), [x[:5]], gradients=lambda out, _: out.pow(2).sum())
     out = net(x[:4]).pow(2).sum()
     grads = torch.autograd.grad(out, [net[0].weight, net[0].bias])
     product = (grads[0] * net[0].weight).sum(1) + grads[1] * net[0].bias

@@ -1,0 +1,53 @@
+"""Whether all repairs together help: the outputs of the whole network on inputs that were held out of all sums."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from passes.graph.module_copies import owned_tensors
+from passes.repair.batch_norms import reestimated
+from passes.statistics.batches import Batch, batches_of
+from passes.statistics.divergence import divergence, outputs_of
+
+_SHARES = (1.0, 0.5, 0.25)
+
+
+class HeldInputs:
+    """Compares networks with the dense one on `inputs`. Without these nothing is compared, and repairs stay whole.
+
+    Batch norms hold the statistics of these inputs while networks are compared: those of the dense network say nothing
+    of a slice.
+    """
+
+    def __init__(self, inputs: Sequence[Batch], dense: nn.Module, sliced: nn.Module) -> None:
+        self._inputs = list(batches_of(sliced, inputs)) if inputs else []
+        if self._inputs:
+            device = next(tensor.device for _, tensor in owned_tensors(sliced))
+            outputs = outputs_of(dense, list(batches_of(dense, inputs)))
+            self._expected = [[tensor.to(device) for tensor in tensors] for tensors in outputs]
+            self._limit = self._distance(sliced)
+
+    def share_that_helps(self, repaired: nn.Module, slices: Mapping[str, Tensor]) -> float:
+        """The share of all changes with which `repaired` is no further from the dense network than its slices are: 1, a
+        half, a quarter or 0. It is left with this share. slices: by name what was changed, as it was.
+        """
+        if not self._inputs:
+            return 1.0
+        own = {name: tensor.detach() for name, tensor in owned_tensors(repaired) if name in slices}
+        for share in _SHARES:
+            if share < 1:
+                for name, tensor in own.items():
+                    tensor.copy_(torch.lerp(tensor, slices[name].detach(), 0.5))
+            if self._distance(repaired) <= self._limit:
+                return share
+        for name, tensor in own.items():
+            tensor.copy_(slices[name])
+        return 0.0
+
+    def _distance(self, network: nn.Module) -> float:
+        found = divergence(reestimated(network, self._inputs), self._inputs, self._expected)
+        return math.inf if math.isnan(found) else found

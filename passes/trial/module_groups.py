@@ -27,6 +27,7 @@ from passes.graph.left_behind import left_behind
 from passes.graph.module_copies import modules_of, parameters_of
 from passes.process.state import drawn_in_python
 from passes.stream.call_arguments import Arguments, bound, describe_call, tensors_of
+from passes.stream.call_log import LoggedCall
 from passes.stream.module_run import Beside, ModuleInferred, infer_module
 from passes.stream.other_sizes import other_sizes
 from passes.transform.size_attributes import edits_of_copied_state
@@ -78,7 +79,7 @@ def couple_module(module: nn.Module, example_inputs: object) -> Coupling:
             _freeze(inferred, unused)
             structure = Structure.of(inferred)
         coupling = _coupling(structure, inferred, digest, describe_call(arguments), trainable)
-        trials = cache(partial(_trials, module, coupling, inferred, arguments))
+        trials = cache(partial(_trials, module, coupling, inferred, arguments, {}))
         is_stated = (
             sizes_known or _runs_at_other_sizes(trials(0), arguments) or not look_at_other_sizes(inferred, arguments)
         )
@@ -154,14 +155,15 @@ def _coupling(
 
 
 def _trials(
-    module: nn.Module, coupling: Coupling, inferred: ModuleInferred, arguments: Arguments, shift: int
-) -> list[Trial]:
-    """A trial of each run with every group reduced at once; `shift` says to which widths."""
+    module: nn.Module, coupling: Coupling, inferred: ModuleInferred, arguments: Arguments,
+    logs: dict[tuple[bool, str], list[LoggedCall]], shift: int,
+) -> list[Trial]:  # fmt: skip
+    """A trial of each run with every group reduced at once; `shift` says to which widths. logs: see `Trial`."""
     if not coupling.variables:
         return []
     kind, slicing = RealTrial if inferred.real else Trial, Slicing(coupling, _masks(coupling, shift))
     return [
-        kind(module, inferred.run, coupling, run.arguments, slicing, run.records, run.training, run.turned)
+        kind(module, inferred.run, coupling, run.arguments, slicing, run.records, run.training, run.turned, logs)
         for run in (Beside(inferred.records, arguments, False), *inferred.runs_beside)
     ]
 

@@ -74,8 +74,9 @@ class Trial:
     """One module, its coupling, and what each group is reduced to; `run` says how far a set of changes gets.
 
     copy: of the module, to be run. tape: the calls of the dense module, which those of the cut one are compared with.
-    turned: the line at which a condition gets the other answer. moved: whether in a run so far constants that the
-    program makes of sizes moved with these, which at other widths may be right or not.
+    turned: the line at which a condition gets the other answer. logs: by mode and such line, the calls at other sizes
+    of the inputs, which all trials of a module share. moved: whether in a run so far constants that the program makes
+    of sizes moved with these, which at other widths may be right or not.
     """
 
     module: nn.Module
@@ -86,6 +87,7 @@ class Trial:
     tape: Sequence[Record]
     training: bool = False
     turned: str = ""
+    logs: dict[tuple[bool, str], list[LoggedCall]] = field(default_factory=dict)
     moved: bool = field(default=False, init=False)
     real: ClassVar[bool] = False
     _known: dict[Changes, Failure | None] = field(default_factory=dict)
@@ -181,14 +183,15 @@ class Trial:
 
     def is_of_inputs(self, call: LoggedCall, position: Position) -> bool:
         """Whether the number that `call` is given there is another where the inputs have other sizes."""
-        given = dict(call.numbers).get(position)
+        given, mode = dict(call.numbers).get(position), (self.training, self.turned)
+        if mode not in self.logs:
+            self.logs[mode] = self._elsewhere()
         return any(
             dict(other.numbers).get(position) != given
-            for other in self._elsewhere
+            for other in self.logs[mode]
             if other.path == call.path and other.site == call.site
         )
 
-    @cached_property
     def _elsewhere(self) -> list[LoggedCall]:
         """The calls at other sizes of the inputs: one size after the other, or, without values, all at once."""
         found: list[LoggedCall] = []

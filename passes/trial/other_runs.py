@@ -254,14 +254,22 @@ def _look_at_conditions(inferred: ModuleInferred, arguments: Arguments, elsewher
 
 
 def look_at_other_values(inferred: ModuleInferred, arguments: Arguments) -> None:
-    """Run a module whose program asks for values on others than the example's."""
-    expected = [record.func for record in inferred.records]
+    """Run a module whose program asks for values on others than the example's.
+
+    Of runs that make the same calls, two are kept for trials: what they state is the same, sizes made of values apart.
+    """
+    expected, known = [record.func for record in inferred.records], [_calls_of(inferred)]
     branches = False
     drawn = [draw for seed in range(_OTHER_VALUES) for draw in draws(arguments, seed, runs=2)]
     for draw in (*drawn, *extremes(arguments)):
-        if not draw.required and not draw.varies:
-            problem = inferred.run_beside(_in_own_types(arguments, draw.inputs))
-            branches |= not problem and [r.func for r in inferred.runs_beside[-1].records] != expected
+        if draw.required or draw.varies or inferred.run_beside(_in_own_types(arguments, draw.inputs)):
+            continue
+        records = inferred.runs_beside[-1].records
+        calls = _calls_among(records)
+        branches |= [record.func for record in records] != expected
+        if known.count(calls) == 2:
+            inferred.runs_beside.pop()
+        known.append(calls)
     if branches:
         inferred.specialised.append("its program branches on the values of the inputs")
 
@@ -309,12 +317,20 @@ def _call(func: OpOverload, operands: Sequence[Value], args: tuple) -> Any:
 
 def _compared(inferred: ModuleInferred) -> list[Record]:
     """The calls of the tape that other runs have to make as well."""
-    return [record for record in inferred.records if record.func not in COPIES]
+    return _without_copies(inferred.records)
+
+
+def _without_copies(records: Sequence[Record]) -> list[Record]:
+    return [record for record in records if record.func not in COPIES]
 
 
 def _calls_of(inferred: ModuleInferred) -> list[Any]:
     """What is compared of the calls of the tape."""
-    return [_call(record.func, record.inputs, record.template[0]) for record in _compared(inferred)]
+    return _calls_among(inferred.records)
+
+
+def _calls_among(records: Sequence[Record]) -> list[Any]:
+    return [_call(record.func, record.inputs, record.template[0]) for record in _without_copies(records)]
 
 
 def _calls_at(

@@ -31,6 +31,13 @@ def output_loss(student: object, teacher: object, temperature: float = 4.0) -> T
             f"distillation: the teacher gives {len(wanted)} floating-point tensors and the student {len(given)}; "
             "it needs as many of both, and at least one"
         )
+    if [mine.shape for mine in given] != [theirs.shape for theirs in wanted]:
+        shapes = [[list(tensor.shape) for tensor in tensors] for tensors in (wanted, given)]
+        raise InputError(
+            f"distillation: the teacher gives tensors of shapes {shapes[0]} and the student {shapes[1]}; outputs whose "
+            "number depends on the values cannot be imitated: distil from a part of the network that gives all, or "
+            "fine-tune with a loss of your own"
+        )
     parts = []
     for mine, theirs in zip(given, wanted, strict=True):
         mine, theirs = mine.float(), theirs.detach().float()

@@ -4,7 +4,7 @@ kept; and how far its outputs then are from the dense ones."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,15 +18,29 @@ from fxprune.io.tensors import named_tensors, put_tensors, tensors_of
 from fxprune.problem.calibration import Calibration, first_samples
 from fxprune.problem.inputs import graph_like
 from fxprune.training.repaired import Repaired, RepairedLayer
-from passes import Coupling, Group, Plan, PruneChannels, Statistics, compensate, cost, couple, refine, repairs_of
+from passes import (
+    Coupling,
+    Group,
+    PassError,
+    Plan,
+    PruneChannels,
+    Statistics,
+    compensate,
+    cost,
+    couple,
+    refine,
+    repairs_of,
+)
 from passes.graph.annotations import copied_network
 from passes.repair import SegmentRepair
 from passes.repair.batch_norms import reestimated, settled
 from passes.statistics import Batch
-from passes.statistics.divergence import divergence
+from passes.statistics.divergence import divergence, outputs_of
+from passes.stream.call_arguments import tensors_of as inputs_in
 
 log = logging.getLogger(__name__)
 NORM_SAMPLES = 1024  # norms of a candidate are estimated on so many
+_ROUNDING = 1e-4  # divergence that two forms of one network may have
 ROOM_BYTES = 2 * 2**30  # of the values of all samples that a refinement holds
 
 
@@ -126,6 +140,9 @@ class Repair:
         except InputError as error:
             log.warning(only, f"refinement needs a graph. {error}")
             return start
+        if not _computes_the_same(gm, self.dense, [*fitted, *chosen["held"]]):
+            log.warning(only, "the graph, captured at the example's sizes, gives something else on calibration data")
+            return start
         own = own.formed(self.coupled.orders)
         if any(not _same(own.group(group.name), group) for group in self.coupled.groups):
             log.warning(only, "the graph has its units in other places")
@@ -151,6 +168,16 @@ class Repair:
         example = max(1, Batch(*_call(self.example_inputs)).size)
         each = max(1.0, (float(cost(self.coupled).resource("memory")(None)) - parameters) / example)
         return max(64, int(ROOM_BYTES / each))
+
+
+def _computes_the_same(gm: GraphModule, module: nn.Module, batches: Sequence[Batch]) -> bool:
+    """Whether a graph gives what its module gives, on one batch of each size."""
+    by_size = {tuple(t.shape for t in inputs_in((b.args, dict(b.kwargs)))): b for b in batches}
+    chosen = list(by_size.values())
+    try:
+        return divergence(gm, chosen, outputs_of(module, chosen)) <= _ROUNDING
+    except PassError:  # the graph does not run at one of the sizes
+        return False
 
 
 def _call(example_inputs: object) -> tuple[tuple[object, ...], dict[str, object]]:

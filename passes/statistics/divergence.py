@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import zip_longest
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 from passes.statistics.batches import Batch
 from passes.statistics.observing import evaluating
 from passes.stream.call_arguments import tensors_of
+
+_ROWS = 1024  # of results whose number differs that are compared
 
 
 def tensors_out(output: object) -> list[Tensor]:
@@ -25,11 +28,18 @@ def distance(dense: Sequence[Tensor], other: Sequence[Tensor]) -> Tensor:
     """The mean over tensors of a distance that is 0 for equal ones.
 
     Scores of classes (the last dimension, or dimension 1 of dense maps) are compared by the Kullback-Leibler divergence
-    of their softmax, whatever else by the squared difference relative to the dense one's variance.
+    of their softmax, whatever else by the squared difference relative to the dense one's variance. Where networks give
+    different numbers of results (boxes that a detector has found), each is compared with the nearest one.
     """
     parts = []
-    for a, b in zip(dense, other, strict=True):
+    for a, b in zip_longest(dense, other):
+        if a is None or b is None:
+            parts.append(torch.ones(()))
+            continue
         a, b = a.float(), b.float()
+        if a.shape != b.shape:
+            parts.append(_to_nearest(a, b))
+            continue
         dim = classes_of(a) if a.dim() >= 2 else None
         if dim is not None:
             p, q = a.log_softmax(dim), b.log_softmax(dim)
@@ -37,6 +47,22 @@ def distance(dense: Sequence[Tensor], other: Sequence[Tensor]) -> Tensor:
         else:
             parts.append((a - b).square().mean() / a.var(unbiased=False).clamp_min(1e-12))
     return torch.stack(parts).mean() if parts else torch.zeros(())
+
+
+def _to_nearest(dense: Tensor, other: Tensor) -> Tensor:
+    """The mean squared distance of each row from the nearest one of the other tensor, relative to the dense rows' mean
+    square: 1 where one has no rows. Of many rows some are compared."""
+    if not dense.numel() or not other.numel():
+        return dense.new_ones(())
+    rows = dense.dim() > 1 and dense.shape[1:] == other.shape[1:]
+    first, second = (_thinned(t.flatten(1) if rows else t.reshape(-1, 1)) for t in (dense, other))
+    apart = torch.cdist(first, second).square()
+    both = (apart.amin(1).mean() + apart.amin(0).mean()) / 2
+    return both / first.square().sum(1).mean().clamp_min(1e-12)
+
+
+def _thinned(rows: Tensor) -> Tensor:
+    return rows[torch.linspace(0, len(rows) - 1, min(len(rows), _ROWS)).long().to(rows.device)]
 
 
 def classes_of(scores: Tensor) -> int | None:

@@ -216,6 +216,29 @@ def test_units_of_heads_that_are_formed_by_rank_are_refined_too(caplog):
     assert result.repaired.kept < result.repaired.compensated < result.repaired.sliced
 
 
+class Finding(nn.Module):
+    """As a detector does: a list with an entry for each image, of as many results as stand out."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1), nn.ReLU())
+        self.head = nn.Conv2d(16, 5, 1)
+
+    def forward(self, x):
+        found = self.head(self.body(x)).flatten(2).transpose(1, 2)
+        chosen = found[..., 4] > found[..., 4].mean()
+        return [{"boxes": rows[one][:, :4], "scores": rows[one][:, 4]} for rows, one in zip(found, chosen, strict=True)]
+
+
+def test_as_many_results_as_the_values_say_are_compared_and_another_graph_is_not_refined(caplog):
+    torch.manual_seed(0)
+    net, x = Finding().eval(), torch.randn(40, 3, 8, 8)
+    result = netadapt(net, 0.5, calibration=[x], example_inputs=x[:2], progress=False, config={"refine": 1})
+    assert isinstance(result.model, Finding) and result.met
+    assert result.repaired.kept <= result.repaired.sliced
+    assert "closed form only: the graph, captured at the example's sizes, gives something else" in caplog.text
+
+
 def test_outputs_that_are_no_numbers_are_said_not_compared(monkeypatch):
     net, x = trained()
     monkeypatch.setattr("fxprune.workers.repair.divergence", lambda *a: float("nan"))

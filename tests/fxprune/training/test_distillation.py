@@ -54,5 +54,7 @@ def test_nothing_to_learn_from_is_said():
         distil(net, nn.Linear(4, 3), [], 3)
     with pytest.raises(InputError, match="floating-point tensors"):
         output_loss(torch.zeros(2, 3), (torch.zeros(2, 3), torch.zeros(2, 3)))
+    with pytest.raises(InputError, match=r"shapes \[\[5, 4\]\] and the student \[\[3, 4\]\]"):
+        output_loss({"boxes": torch.zeros(3, 4)}, {"boxes": torch.zeros(5, 4)})
     with pytest.raises(InputError, match="steps"):
         distil(net, nn.Linear(4, 3), [torch.zeros(1, 4)], -1)

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from passes import PassError, capture, couple
 from passes.statistics import Moments, Statistics, batches_of, observe
+from passes.statistics.divergence import distance
 
 
 def summed(batches):
@@ -213,6 +214,15 @@ def test_a_wrong_reading_is_seen():
     read_by(layer.weight, rows, flat)
     with pytest.raises(AssertionError):
         read_by(layer.weight, rows.flip(1), flat)
+
+
+def test_results_of_which_there_are_more_or_fewer_are_compared_with_the_nearest_ones():
+    rows = torch.tensor([[3.0, 4.0], [0.0, 0.0], [6.0, 8.0]])
+    assert float(distance([rows], [rows[[2, 0]]])) == pytest.approx(0.1)
+    assert float(distance([rows], [torch.cat([rows, rows])])) == 0.0
+    assert float(distance([rows], [rows[:0]])) == float(distance([rows[:0]], [rows])) == 1.0
+    assert float(distance([rows, rows], [rows])) == 0.5
+    assert float(distance([torch.randn(5000, 4)], [torch.randn(4000, 4)])) > 0
 
 
 def test_blocks_of_a_moment_are_those_of_the_whole(monkeypatch):

@@ -73,6 +73,12 @@ def observed(
         if journal is not None:
             journal.save_observed(statistics, made)
     expected = outputs_of(problem.dense, calibration.held)
+    if not any(tensor.numel() for tensors in expected for tensor in tensors):
+        log.warning(
+            "on the calibration data that judge (%d samples) the network gives no result at all, so that networks "
+            "cannot be compared; pass inputs in which it finds something",
+            sum(max(batch.size, 1) for batch in calibration.held),
+        )
     statistics = replace(statistics, held_inputs=())  # candidates are judged by calibration data
     repair = Repair(
         network, coupling, statistics, calibration, expected, problem.example_inputs, config.compensate, config.refine,

@@ -44,12 +44,13 @@ class Batch:
     def size(self) -> int:
         """How many samples: the length that the first dimensions of all inputs share; 0 where they share none.
 
-        A list may hold something of each sample instead (the boxes of each image, say).
+        A list may hold something of each sample instead (the boxes of each image, say, or the images themselves).
         """
         inputs = (self.args, dict(self.kwargs))
         outside = tree_leaves_only(Tensor, inputs, lambda value: isinstance(value, list))
-        tensors = outside or tree_leaves_only(Tensor, inputs)
-        sizes = {int(t.shape[0]) for t in tensors if t.dim()}
+        lengths = {len(images) for images in tree_leaves_only(list, inputs, _holds_images)}
+        tensors = outside if outside or lengths else tree_leaves_only(Tensor, inputs)
+        sizes = lengths | {int(t.shape[0]) for t in tensors if t.dim()}
         if len(sizes) != 1 or not all(t.dim() for t in tensors):
             return 0
         size = sizes.pop()
@@ -71,7 +72,16 @@ def _of_each(size: int, value: object) -> bool:
     if not isinstance(value, list) or len(value) != size:
         return False
     tensors = tree_leaves_only(Tensor, value)
-    return any(not t.dim() or t.shape[0] != size for t in tensors)
+    return _holds_images(value) or any(not t.dim() or t.shape[0] != size for t in tensors)
+
+
+def _holds_images(value: object) -> bool:
+    """Whether a value is a list of single images (channels, height, width), as detectors take them."""
+    return isinstance(value, list) and bool(value) and all(map(_is_image, value))
+
+
+def _is_image(value: object) -> bool:
+    return isinstance(value, Tensor) and value.dim() == 3 and value.shape[0] in (1, 3)
 
 
 def batches_of(network: nn.Module, batches: object, inputs: int | None = None) -> Iterator[Batch]:

@@ -219,14 +219,14 @@ def test_units_of_heads_that_are_formed_by_rank_are_refined_too(caplog):
 class Finding(nn.Module):
     """As a detector does: a list with an entry for each image, of as many results as stand out."""
 
-    def __init__(self):
+    def __init__(self, least=0.0):
         super().__init__()
         self.body = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1), nn.ReLU())
-        self.head = nn.Conv2d(16, 5, 1)
+        self.head, self.least = nn.Conv2d(16, 5, 1), least
 
     def forward(self, x):
         found = self.head(self.body(x)).flatten(2).transpose(1, 2)
-        chosen = found[..., 4] > found[..., 4].mean()
+        chosen = found[..., 4] > found[..., 4].mean() + self.least
         return [{"boxes": rows[one][:, :4], "scores": rows[one][:, 4]} for rows, one in zip(found, chosen, strict=True)]
 
 
@@ -237,6 +237,12 @@ def test_as_many_results_as_the_values_say_are_compared_and_another_graph_is_not
     assert isinstance(result.model, Finding) and result.met
     assert result.repaired.kept <= result.repaired.sliced
     assert "closed form only: the graph, captured at the example's sizes, gives something else" in caplog.text
+
+
+def test_a_network_that_finds_nothing_in_the_data_is_named(caplog):
+    net, x = Finding(least=99.0).eval(), torch.randn(40, 3, 8, 8)
+    netadapt(net, 0.8, calibration=[x], example_inputs=x[:2], progress=False, config={"refine": 0})
+    assert "the network gives no result at all" in caplog.text
 
 
 def test_outputs_that_are_no_numbers_are_said_not_compared(monkeypatch):

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from passes import PassError, capture, couple
-from passes.statistics import Moments, Statistics, batches_of, observe
+from passes.statistics import Batch, Moments, Statistics, batches_of, observe
 from passes.statistics.divergence import distance
 
 
@@ -202,6 +202,16 @@ def test_batches_in_every_usual_form_and_what_does_not_fit():
         list(batches_of(net, [(x, x, y)]))
     with pytest.raises(PassError, match="no batch"):
         observe(net, couple(net, x[:2]), [])
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_list_of_images_is_cut_between_them(count):
+    images = [torch.randn(3, 8 + number, 9) for number in range(count)]
+    batch = Batch((images, [{"boxes": torch.zeros(5, 4)} for _ in images]))
+    assert batch.size == count
+    part = batch.part(0, 1)
+    assert part.args[0][0] is images[0] and len(part.args[0]) == len(part.args[1]) == 1 and part.size == 1
+    assert Batch(([torch.zeros(6, 3, 8, 8), torch.zeros(6, 3, 4, 4)],)).size == 6
 
 
 def test_a_wrong_reading_is_seen():

@@ -37,7 +37,7 @@ def distance(dense: Sequence[Tensor], other: Sequence[Tensor]) -> Tensor:
             parts.append(torch.ones(()))
             continue
         a, b = a.float(), b.float()
-        if a.shape != b.shape:
+        if a.shape != b.shape or not a.numel():
             parts.append(_to_nearest(a, b))
             continue
         dim = classes_of(a) if a.dim() >= 2 else None
@@ -51,9 +51,9 @@ def distance(dense: Sequence[Tensor], other: Sequence[Tensor]) -> Tensor:
 
 def _to_nearest(dense: Tensor, other: Tensor) -> Tensor:
     """The mean squared distance of each row from the nearest one of the other tensor, relative to the dense rows' mean
-    square: 1 where one has no rows. Of many rows some are compared."""
+    square: 1 where one has no rows, 0 where neither has. Of many rows some are compared."""
     if not dense.numel() or not other.numel():
-        return dense.new_ones(())
+        return dense.new_tensor(float(dense.numel() != other.numel()))
     rows = dense.dim() > 1 and dense.shape[1:] == other.shape[1:]
     first, second = (_thinned(t.flatten(1) if rows else t.reshape(-1, 1)) for t in (dense, other))
     apart = torch.cdist(first, second).square()

@@ -231,6 +231,7 @@ def test_results_of_which_there_are_more_or_fewer_are_compared_with_the_nearest_
     assert float(distance([rows], [rows[[2, 0]]])) == pytest.approx(0.1)
     assert float(distance([rows], [torch.cat([rows, rows])])) == 0.0
     assert float(distance([rows], [rows[:0]])) == float(distance([rows[:0]], [rows])) == 1.0
+    assert float(distance([rows[:0]], [rows[:0]])) == 0.0
     assert float(distance([rows, rows], [rows])) == 0.5
     assert float(distance([torch.randn(5000, 4)], [torch.randn(4000, 4)])) > 0
 

@@ -240,8 +240,8 @@ def test_as_many_results_as_the_values_say_are_compared_and_another_graph_is_not
 
 
 def test_a_network_that_finds_nothing_in_the_data_is_named(caplog):
-    net, x = Finding(least=99.0).eval(), torch.randn(40, 3, 8, 8)
-    netadapt(net, 0.8, calibration=[x], example_inputs=x[:2], progress=False, config={"refine": 0})
+    net, x = Finding(least=1.0).eval(), torch.randn(40, 3, 8, 8)
+    netadapt(net, 0.8, calibration=[x / 100], example_inputs=100 * x[:2], progress=False, config={"refine": 0})
     assert "the network gives no result at all" in caplog.text
 
 

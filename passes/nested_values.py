@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
+from torch import Tensor
+
 from passes.process.torch_private import pytree
 
 T = TypeVar("T")
@@ -13,3 +15,12 @@ T = TypeVar("T")
 def tree_leaves_only(kind: type[T], tree: object, is_leaf: Callable[[object], bool] | None = None) -> list[T]:
     """The leaves of `tree` that are of class `kind`, in the order of `pytree.tree_leaves`; `is_leaf` as there."""
     return [leaf for leaf in pytree.tree_leaves(tree, is_leaf) if isinstance(leaf, kind)]
+
+
+def holds_images(value: object) -> bool:
+    """Whether a value is a list of single images (channels, height, width), as detectors take them."""
+    return isinstance(value, list) and bool(value) and all(map(_is_image, value))
+
+
+def _is_image(value: object) -> bool:
+    return isinstance(value, Tensor) and value.dim() == 3 and value.shape[0] in (1, 3)

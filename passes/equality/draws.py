@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from passes.equality.trees import map_tensors, tensors_of
+from passes.equality.trees import image_lists, map_tensors, tensors_of, with_another_image
 
 Places = frozenset[tuple[int, int]]
 """Dimensions of inputs, as (number of the tensor, dimension)."""
@@ -77,7 +77,7 @@ def draws(
     example = _Example(arguments, device)
     yield Draw(name if example.real else "normal random numbers", example.own(seed), True)
     mixed = None
-    for number, size in enumerate(_sizes(example.tensors, varied)):
+    for number, size in enumerate(_sizes(example, varied)):
         if not any(draw.varies == size.name or _covers(draw, size) for draw in taken):
             sizes, several = [*_smaller(example, taken), size], at_once and size.name == _BATCH and size.after > 2
             inputs = (example.mixed if several else example.resized)(seed + runs + number, sizes)
@@ -113,11 +113,11 @@ def shrunk(
     """
     example = _Example(arguments, device)
     sizes: list[_Size] = []
-    batch, leading, _ = _places(example.tensors)
+    batch, leading, _ = _places(example)
     two = _Size(_BATCH, "batch of 2 instead of 1", leading, 1, 2)
     if several and batch == 1 and fits(example.resized(seed, [two])):
         sizes.append(two)
-    for same in _smaller_sizes(example.tensors):
+    for same in _smaller_sizes(example):
         for size in same:
             if fits(example.resized(seed, [*sizes, size])):
                 sizes.append(size)
@@ -152,6 +152,16 @@ def _covers(draw: Draw, size: _Size) -> bool:
     return bool(draw.varies) and not draw.of_batch and alike and draw.places >= size.places
 
 
+def another_image(arguments: object, seed: int = 0, device: torch.device | str | None = None) -> Draw | None:
+    """The example with one image more, where images come in lists; None where they do not."""
+    before = next(map(len, image_lists(arguments)), 0)
+    if not before:
+        return None
+    inputs = _Example(with_another_image(arguments, before), device).resized(seed, ())
+    label = f"batch of {before + 1} images instead of {before}"
+    return Draw(label, inputs, varies=_BATCH, before=before, after=before + 1)
+
+
 def extremes(arguments: object, device: torch.device | str | None = None) -> Iterator[Draw]:
     """Inputs for a program that decides by values: real numbers at zero, turned around, and a thousand times as large.
 
@@ -174,41 +184,39 @@ class _Size:
     after: int
 
 
-def _sizes(tensors: list[torch.Tensor], varied: Places) -> Iterator[_Size]:
+def _sizes(example: _Example, varied: Places) -> Iterator[_Size]:
     """The sizes to try, for each of those that differ in the example; smaller ones where the inputs are large."""
-    batch, leading, by_length = _places(tensors)
-    if not leading:
-        return
-    large = _is_large(tensors)
+    batch, leading, by_length = _places(example)
+    large = example.large
     some = 3 if large else batch // 2 + 1
     batches = [
         _Size(_BATCH, f"batch of {after} instead of {batch}", leading, batch, after)
         for after in dict.fromkeys((some if batch > 3 else batch + 1 + (batch == 1), batch + 1))
+        if leading
     ]
     if batch > 3:  # what makes the inputs smaller comes first
         yield from batches
     for length, where in by_length.items():
-        yield from _lengths(tensors, length, where, large, varied)
+        yield from _lengths(example.tensors, length, where, large, varied)
     if batch <= 3:
         yield from batches
     if batch > 1:  # programs treat it apart: they squeeze it away, or ask for it
         yield _Size(_BATCH_OF_ONE, f"batch of 1 instead of {batch}", leading, batch, 1)
 
 
-def _places(
-    tensors: list[torch.Tensor],
-) -> tuple[int, Places, dict[int, list[tuple[int, int]]]]:
-    """The batch (0 without one), the dimensions that are it, and those that are a length, by that length."""
-    shaped = [t for t in tensors if t.dim()]
-    if not shaped:
-        return 0, frozenset(), {}
-    batch = int(shaped[0].shape[0])
+def _places(example: _Example) -> tuple[int, Places, dict[int, list[tuple[int, int]]]]:
+    """The batch (0 without one), the dimensions that are it, and those that are a length, by that length.
+
+    Of images that come in a list, each may have its own height and width; no dimension is the batch then.
+    """
+    tensors, images = example.tensors, example.images
     places = [(number, dim) for number, tensor in enumerate(tensors) for dim in range(tensor.dim())]
-    leading = frozenset((n, d) for n, d in places if d == 0 and tensors[n].shape[0] == batch)
+    batch = 0 if images else next((int(t.shape[0]) for t in tensors if t.dim()), 0)
+    leading = frozenset((n, d) for n, d in places if not images and d == 0 and tensors[n].shape[0] == batch)
     by_length: dict[int, list[tuple[int, int]]] = {}
     for number, dim in places:
         length = int(tensors[number].shape[dim])
-        if (number, dim) not in leading and length > 1:
+        if (number, dim) not in leading and length > 1 and not (dim == 0 and number in images):
             by_length.setdefault(length, []).append((number, dim))
     return batch, leading, dict(list(by_length.items())[:_CLASSES])
 
@@ -239,9 +247,9 @@ def _lengths(
         yield _Size(f"length below {length}", f"length {half} instead of {length}", every, length, half)
 
 
-def _smaller_sizes(tensors: list[torch.Tensor]) -> Iterator[list[_Size]]:
+def _smaller_sizes(example: _Example) -> Iterator[list[_Size]]:
     """For the batch, and for each length that may be free, the smaller ones, the smallest first."""
-    batch, leading, by_length = _places(tensors)
+    batch, leading, by_length = _places(example)
     if batch > 2:
         yield [_Size(_BATCH, f"batch of 2 instead of {batch}", leading, batch, 2)]
     for length, where in by_length.items():
@@ -257,6 +265,8 @@ class _Example:
 
     def __init__(self, arguments: object, device: torch.device | str | None) -> None:
         self.arguments, self.tensors = arguments, tensors_of(arguments)
+        listed = {id(image) for images in image_lists(arguments) for image in images}
+        self.images = frozenset(number for number, tensor in enumerate(self.tensors) if id(tensor) in listed)
         self.real = all(t.device.type != "meta" for t in self.tensors)
         self.large = _is_large(self.tensors)
         self.has_random = self.real and any(map(_has_points, self.tensors))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from passes.equality.draws import Draw
-from passes.equality.trees import tensors_of
+from passes.equality.trees import image_lists, tensors_of
 
 
 @dataclass
@@ -22,6 +22,8 @@ class LeadingSizes:
 
         What was computed on the example, the first draw, is remembered.
         """
+        if image_lists(draw.inputs):  # of each of these a network gives as many results as it finds
+            return ""
         leading = [int(t.shape[0]) if t.dim() else None for t in tensors_of(outputs)]
         if not draw.varies:
             self.on_example = self.on_example or leading
@@ -35,5 +37,6 @@ class LeadingSizes:
 
 
 def batch_of(draw: Draw) -> int | None:
-    """The leading size of the first input that has one."""
-    return next((int(t.shape[0]) for t in tensors_of(draw.inputs) if t.dim()), None)
+    """The leading size of the first input that has one, or how many images a list holds."""
+    listed = next(map(len, image_lists(draw.inputs)), None)
+    return listed or next((int(t.shape[0]) for t in tensors_of(draw.inputs) if t.dim()), None)

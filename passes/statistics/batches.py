@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from passes.arguments import read_from
 from passes.errors import PassError
-from passes.nested_values import tree_leaves_only
+from passes.nested_values import holds_images, tree_leaves_only
 from passes.process.source_lines import said
 from passes.process.torch_private import pytree
 
@@ -48,7 +48,7 @@ class Batch:
         """
         inputs = (self.args, dict(self.kwargs))
         outside = tree_leaves_only(Tensor, inputs, lambda value: isinstance(value, list))
-        lengths = {len(images) for images in tree_leaves_only(list, inputs, _holds_images)}
+        lengths = {len(images) for images in tree_leaves_only(list, inputs, holds_images)}
         tensors = outside if outside or lengths else tree_leaves_only(Tensor, inputs)
         sizes = lengths | {int(t.shape[0]) for t in tensors if t.dim()}
         if len(sizes) != 1 or not all(t.dim() for t in tensors):
@@ -72,16 +72,7 @@ def _of_each(size: int, value: object) -> bool:
     if not isinstance(value, list) or len(value) != size:
         return False
     tensors = tree_leaves_only(Tensor, value)
-    return _holds_images(value) or any(not t.dim() or t.shape[0] != size for t in tensors)
-
-
-def _holds_images(value: object) -> bool:
-    """Whether a value is a list of single images (channels, height, width), as detectors take them."""
-    return isinstance(value, list) and bool(value) and all(map(_is_image, value))
-
-
-def _is_image(value: object) -> bool:
-    return isinstance(value, Tensor) and value.dim() == 3 and value.shape[0] in (1, 3)
+    return holds_images(value) or any(not t.dim() or t.shape[0] != size for t in tensors)
 
 
 def batches_of(network: nn.Module, batches: object, inputs: int | None = None) -> Iterator[Batch]:

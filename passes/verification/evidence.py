@@ -34,8 +34,10 @@ class Evidence:
         """Note that nothing is proven on `draw`; `varied` says it in place of `: why` where a size was varied."""
         if not draw.varies:
             self.notes.append(f"not proven on {label}: {why}")
-        elif not any(draw.varies in note for note in self.notes):
-            self.notes.append(f"not proven for another {draw.varies}{varied or f': {why}'}")
+            return
+        what = draw.varies + label.removeprefix(draw.label)
+        if not any(what in note for note in self.notes):
+            self.notes.append(f"not proven for another {what}{varied or f': {why}'}")
 
     def agreed(self, draw: Draw, label: str, found: Comparison, must: bool, also: str = "") -> bool:
         """Take in a comparison within the tolerance, and say whether it proves something.

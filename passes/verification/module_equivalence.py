@@ -21,7 +21,7 @@ from passes.documents.plan import Plan
 from passes.equality.comparison import compare, distance
 from passes.equality.constant_double import constant_double, nothing_random
 from passes.equality.double import double
-from passes.equality.draws import Draw, draws, extremes, smaller_example
+from passes.equality.draws import Draw, another_image, draws, extremes, smaller_example
 from passes.equality.streamed import Copied, Streamed
 from passes.equality.trees import map_tensors
 from passes.errors import EquivalenceError, PassError
@@ -75,6 +75,8 @@ def verify_module(
             keeps = known is None and draw.after < draw.before and not draw.of_batch
             proof.on(draw, proof.pair() if keeps else pair)
         first = first or draw
+    if more := another_image(start.inputs, seed, device):
+        proof.on(more, pair)
     for draw in extremes(start.inputs, device) if facts is not None and facts.real else ():
         proof.on(draw, pair)
     assert first is not None, "there is one draw at least"

@@ -24,11 +24,8 @@ class HeldInputs:
     """
 
     def __init__(self, inputs: Sequence[Batch], dense: nn.Module, sliced: nn.Module) -> None:
-        self._inputs = list(batches_of(sliced, inputs)) if inputs else []
-        if self._inputs:
-            device = next(tensor.device for _, tensor in owned_tensors(sliced))
-            outputs = outputs_of(dense, list(batches_of(dense, inputs)))
-            self._expected = [[tensor.to(device) for tensor in tensors] for tensors in outputs]
+        self._dense, self._inputs = dense, inputs
+        if inputs:
             self._limit = self._distance(sliced)
 
     def share_that_helps(self, repaired: nn.Module, slices: Mapping[str, Tensor]) -> float:
@@ -49,5 +46,11 @@ class HeldInputs:
         return 0.0
 
     def _distance(self, network: nn.Module) -> float:
-        found = divergence(reestimated(network, self._inputs), self._inputs, self._expected)
-        return math.inf if math.isnan(found) else found
+        """Outputs are not kept: of a vocabulary those of one batch may be larger than the network."""
+        own = list(batches_of(network, self._inputs))
+        device = next(tensor.device for _, tensor in owned_tensors(network))
+        judged, total = reestimated(network, own), 0.0
+        for batch, given in zip(batches_of(self._dense, self._inputs), own, strict=True):
+            expected = [[tensor.to(device) for tensor in outputs_of(self._dense, [batch])[0]]]
+            total += divergence(judged, [given], expected) * max(batch.size, 1)
+        return math.inf if math.isnan(total) else total

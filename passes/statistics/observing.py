@@ -25,7 +25,7 @@ from passes.statistics.watching import Watcher
 from passes.stream.inference import composite_attention
 
 HELD_SHARE = 5  # every fifth sample is held out
-_INPUTS, _INPUT_BYTES = 64, 2**26  # samples that are held out, and their bytes, of which the inputs are kept
+_INPUTS, _INPUT_BYTES = 32, 2**26  # samples that are held out, and their bytes, of which the inputs are kept
 
 
 @torch.inference_mode(False)

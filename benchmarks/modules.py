@@ -318,8 +318,15 @@ def _others() -> list[Case]:
     return other_cases()
 
 
+def _speech() -> list[Case]:
+    from benchmarks.speech_networks import speech_cases
+
+    return speech_cases()
+
+
 SOURCES: dict[str, Callable[[], list[Case]]] = {
     "torchvision": _torchvision, "tiny": _tiny, "transformers": _transformers, "others": _others,
+    "speech": _speech,
 }  # fmt: skip
 
 

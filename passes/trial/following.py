@@ -176,7 +176,7 @@ class Following(Watching):
             if _alike(record.func, func) and self._expected(place) == got:
                 self._passed += range(self.place, place)
                 return place
-            if alike and record.func not in _MOVES:
+            if alike and (record.func not in _MOVES or func in CUTS):  # another piece of a tensor is not its next one
                 break
         for place in self._passed:
             if _alike(self.tape[place].func, func) and self._expected(place) == got:

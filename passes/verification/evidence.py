@@ -35,7 +35,7 @@ class Evidence:
         if not draw.varies:
             self.notes.append(f"not proven on {label}: {why}")
             return
-        what = draw.varies + label.removeprefix(draw.label)
+        what = draw.varies + (label.removeprefix(draw.label) if label.startswith(draw.label) else "")
         if not any(what in note for note in self.notes):
             self.notes.append(f"not proven for another {what}{varied or f': {why}'}")
 

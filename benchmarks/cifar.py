@@ -91,7 +91,7 @@ def trained(depth: int, device: torch.device) -> nn.Module:
 
 @dataclass(frozen=True)
 class Batches:
-    """Random batches without end, each image flipped or not and shifted by up to four pixels.
+    """Random batches without end: flipped image by image, shifted by up to four pixels batch by batch.
 
     Drawn from torch's global generator, which a search seeds for each candidate.
     """
@@ -108,12 +108,9 @@ class Batches:
     def _augmented(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
         images = self.data.images[chosen]
         flip = (torch.rand(len(chosen)) < 0.5).to(images.device).reshape(-1, 1, 1, 1)
-        padded = F.pad(torch.where(flip, images.flip(3), images), (4, 4, 4, 4))
-        top, left = torch.randint(0, 9, (2, len(chosen), 1), device="cpu").to(images.device)
-        at, pixels = torch.arange(len(chosen), device=images.device), torch.arange(32, device=images.device)
-        rows, columns = (top + pixels)[:, :, None], (left + pixels)[:, None, :]
-        cut = padded.permute(0, 2, 3, 1)[at[:, None, None], rows, columns]
-        return cut.permute(0, 3, 1, 2), self.data.labels[chosen]  # channels last: faster convolutions
+        top, left = torch.randint(0, 9, (2,)).tolist()
+        images = F.pad(torch.where(flip, images.flip(3), images), (4, 4, 4, 4))
+        return images[:, :, top : top + 32, left : left + 32], self.data.labels[chosen]
 
 
 def fine_tune(model: nn.Module, data: Images, steps: int, *, batch: int, peak: float, seed: int) -> None:

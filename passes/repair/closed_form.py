@@ -31,8 +31,9 @@ class LayerRepair:
     """What compensation did to one weight.
 
     before, after: the share (at most 1) of the variance of its dense output on held-out data that the slice and the
-    repaired weight explain. repaired: whether the weight was changed. ridge: the one with the least held-out error.
-    why: of a weight that keeps its slice, the reason. share: of the change that was applied.
+    whole repair explain. repaired: whether the weight was changed. ridge: the one with the least held-out error. why:
+    of a weight that keeps its slice, the reason. share: of the change that was applied, where all repairs together
+    would lead away from the dense network.
     """
 
     name: str

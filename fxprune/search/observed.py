@@ -63,6 +63,7 @@ def observed(
                 network, coupling, calibration.fitted, seed=problem.seed, gradients=gradients,
                 progress=lambda done: progress.stage("observing calibration data", f"{done} of {samples} samples"),
             )  # fmt: skip
+            statistics = replace(statistics, held_inputs=())  # candidates are judged by calibration data
             log.info("observed %d samples; %.0f MB of sums", statistics.samples, statistics.size_bytes / 1e6)
             made = curves(
                 network, coupling, statistics, first_samples(calibration.held, _judging(len(problem.grids))),
@@ -79,7 +80,6 @@ def observed(
             "cannot be compared; pass inputs in which it finds something",
             sum(max(batch.size, 1) for batch in calibration.held),
         )
-    statistics = replace(statistics, held_inputs=())  # candidates are judged by calibration data
     repair = Repair(
         network, coupling, statistics, calibration, expected, problem.example_inputs, config.compensate, config.refine,
         problem.seed, coupling.knows_blocks,

@@ -19,8 +19,8 @@ _SHARES = (1.0, 0.5, 0.25)
 class HeldInputs:
     """Compares networks with the dense one on `inputs`. Without these nothing is compared, and repairs stay whole.
 
-    Batch norms hold the statistics of these inputs while networks are compared: those of the dense network say nothing
-    of a slice.
+    A network with batch norms counts by the better of its own statistics and those of these inputs: either may be
+    what it is used with in the end.
     """
 
     def __init__(self, inputs: Sequence[Batch], dense: nn.Module, sliced: nn.Module) -> None:
@@ -47,10 +47,10 @@ class HeldInputs:
 
     def _distance(self, network: nn.Module) -> float:
         """Outputs are not kept: of a vocabulary those of one batch may be larger than the network."""
-        own = list(batches_of(network, self._inputs))
-        device = next(tensor.device for _, tensor in owned_tensors(network))
-        judged, total = reestimated(network, own), 0.0
+        own, device = list(batches_of(network, self._inputs)), next(t.device for _, t in owned_tensors(network))
+        found = dict.fromkeys((network, reestimated(network, own)), 0.0)  # one where it has no batch norms
         for batch, given in zip(batches_of(self._dense, self._inputs), own, strict=True):
             expected = [[tensor.to(device) for tensor in outputs_of(self._dense, [batch])[0]]]
-            total += divergence(judged, [given], expected) * max(batch.size, 1)
-        return math.inf if math.isnan(total) else total
+            for form in found:
+                found[form] += divergence(form, [given], expected) * max(batch.size, 1)
+        return min((total for total in found.values() if not math.isnan(total)), default=math.inf)

@@ -25,7 +25,7 @@ from passes.statistics.watching import Watcher
 from passes.stream.inference import composite_attention
 
 HELD_SHARE = 5  # every fifth sample is held out
-_INPUTS, _INPUT_BYTES = 32, 2**26  # samples that are held out, and their bytes, of which the inputs are kept
+_INPUTS, _INPUT_BYTES = 16, 5 * 2**20  # samples that are held out, and their bytes, of which the inputs are kept
 
 
 @torch.inference_mode(False)
@@ -159,7 +159,7 @@ def _parts(batch: Batch, samples: int, held: int) -> Iterator[tuple[Batch, bool]
 
 
 class _Inputs:
-    """The first samples that are held out, up to a number of them and of bytes."""
+    """The first samples that are held out, one at least, up to a number of them and of bytes."""
 
     def __init__(self) -> None:
         self.batches: list[Batch] = []
@@ -169,8 +169,8 @@ class _Inputs:
         inputs = (batch.args, dict(batch.kwargs))
         size_bytes = sum(t.numel() * t.element_size() for t in pytree.tree_leaves(inputs) if isinstance(t, Tensor))
         size = max(batch.size, 1)
-        take = min(size, self._samples, int(size * self._room / max(size_bytes, 1)))
-        if not take:
+        take = min(size, self._samples, max(int(size * self._room / max(size_bytes, 1)), not self.batches))
+        if take <= 0:
             return
         self._samples, self._room = self._samples - take, self._room - size_bytes * take / size
         part = batch.part(0, take) if take < size else batch

@@ -137,10 +137,13 @@ def test_a_fifth_is_held_out_of_small_batches_too_but_not_the_first_sample(sizes
 
 def test_of_many_inputs_a_few_are_kept():
     net = nn.Sequential(nn.Linear(3, 8), nn.Linear(8, 2))
-    batches = [torch.randn(120, 3) for _ in range(3)]
+    batches = [torch.randn(60, 3) for _ in range(3)]
     statistics = observe(net, couple(net, batches[0][:2]), batches)
-    assert [batch.size for batch in statistics.held_inputs] == [24, 8]
-    assert torch.equal(statistics.held_inputs[0].args[0], batches[0][96:])
+    assert [batch.size for batch in statistics.held_inputs] == [12, 4]
+    assert torch.equal(statistics.held_inputs[0].args[0], batches[0][48:])
+    large = torch.randn(10, 3, 700, 700)  # one image alone is larger than what is kept of small ones
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 3))
+    assert [batch.size for batch in observe(net, couple(net, large[:1]), [large]).held_inputs] == [1]
 
 
 def test_what_does_not_belong_together_is_refused():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -24,3 +24,24 @@ def holds_images(value: object) -> bool:
 
 def _is_image(value: object) -> bool:
     return isinstance(value, Tensor) and value.dim() == 3 and value.shape[0] in (1, 3)
+
+
+def image_lists(tree: object) -> list[list[Tensor]]:
+    """The lists of single images in `tree`, which hold a sample each."""
+    return tree_leaves_only(list, tree, holds_images)
+
+
+def with_another_image(tree: Any, count: int) -> Any:
+    """`tree` with an entry more, made of the last one, in each list that holds tensors for each of `count` images."""
+
+    def of_each(value: object) -> bool:
+        return isinstance(value, list) and len(value) == count and bool(tree_leaves_only(Tensor, value))
+
+    def longer(value: Any) -> Any:
+        if not of_each(value):
+            return value
+        turned = holds_images(value)
+        last = pytree.tree_map_only(Tensor, lambda tensor: tensor.flip(-1) if turned else tensor.clone(), value[-1])
+        return [*value, last]
+
+    return pytree.tree_map(longer, tree, is_leaf=of_each)

@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from passes.equality.trees import image_lists, map_tensors, tensors_of, with_another_image
+from passes.equality.trees import map_tensors, tensors_of
+from passes.nested_values import image_lists, with_another_image
 
 Places = frozenset[tuple[int, int]]
 """Dimensions of inputs, as (number of the tensor, dimension)."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from passes.equality.draws import Draw
-from passes.equality.trees import image_lists, tensors_of
+from passes.equality.trees import tensors_of
+from passes.nested_values import image_lists
 
 
 @dataclass

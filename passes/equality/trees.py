@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from passes.nested_values import holds_images, tree_leaves_only
 from passes.process.torch_private import pytree
 
 
@@ -21,26 +20,6 @@ def map_tensors(function: Callable[[torch.Tensor], object], tree: object) -> Any
 def tensors_of(tree: object) -> list[torch.Tensor]:
     """Every tensor of `tree` once, in the order in which `map_tensors` changes them."""
     return list({id(leaf): leaf for leaf in leaves_of(tree) if isinstance(leaf, torch.Tensor)}.values())
-
-
-def image_lists(tree: object) -> list[list[torch.Tensor]]:
-    """The lists of single images in `tree`, which hold a sample each."""
-    return tree_leaves_only(list, tree, holds_images)
-
-
-def with_another_image(tree: Any, count: int) -> Any:
-    """`tree` with an entry more, made of the last one, in each list that holds tensors for each of `count` images."""
-
-    def of_each(value: object) -> bool:
-        return isinstance(value, list) and len(value) == count and bool(tensors_of(value))
-
-    def longer(value: Any) -> Any:
-        if not of_each(value):
-            return value
-        turned = holds_images(value)
-        return [*value, map_tensors(lambda tensor: tensor.flip(-1) if turned else tensor.clone(), value[-1])]
-
-    return pytree.tree_map(longer, tree, is_leaf=of_each)
 
 
 def leaves_of(tree: object) -> list[object]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from passes.equality.trees import image_lists, with_another_image
+from passes.nested_values import image_lists, with_another_image
 from passes.stream.call_arguments import Arguments, replaced, tensors_of
 
 _FAR = 4  # times as long, so that a threshold that a program has lies between, whatever it makes of the size

@@ -56,7 +56,7 @@ def speech_cases() -> list[Case]:
             torch.manual_seed(0)
             return make().eval(), inputs()
 
-        return Case(name, both)
+        return Case(f"speech-{name}", both)
 
     def patches() -> torch.Tensor:
         return torch.rand(4, 1, 32, 32)

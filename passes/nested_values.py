@@ -26,13 +26,23 @@ def _is_image(value: object) -> bool:
     return isinstance(value, Tensor) and value.dim() == 3 and value.shape[0] in (1, 3)
 
 
-def image_lists(tree: object) -> list[list[Tensor]]:
-    """The lists of single images in `tree`, which hold a sample each."""
+def image_count(tree: object) -> int:
+    """How many single images, a sample each, the first list of images in `tree` holds; 0 without such a list."""
+    return next(map(len, _image_lists(tree)), 0)
+
+
+def listed_images(tree: object) -> set[int]:
+    """The ids of the images that stand in lists in `tree`."""
+    return {id(image) for images in _image_lists(tree) for image in images}
+
+
+def _image_lists(tree: object) -> list[list[Tensor]]:
     return tree_leaves_only(list, tree, holds_images)
 
 
-def with_another_image(tree: Any, count: int) -> Any:
-    """`tree` with an entry more, made of the last one, in each list that holds tensors for each of `count` images."""
+def with_another_image(tree: Any) -> Any:
+    """`tree` with an entry more, made of the last one, in each list that holds tensors for each of its images."""
+    count = image_count(tree)
 
     def of_each(value: object) -> bool:
         return isinstance(value, list) and len(value) == count and bool(tree_leaves_only(Tensor, value))

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from passes.equality.trees import map_tensors, tensors_of
-from passes.nested_values import image_lists, with_another_image
+from passes.nested_values import image_count, listed_images, with_another_image
 
 Places = frozenset[tuple[int, int]]
 """Dimensions of inputs, as (number of the tensor, dimension)."""
@@ -155,10 +155,10 @@ def _covers(draw: Draw, size: _Size) -> bool:
 
 def another_image(arguments: object, seed: int = 0, device: torch.device | str | None = None) -> Draw | None:
     """The example with one image more, where images come in lists; None where they do not."""
-    before = next(map(len, image_lists(arguments)), 0)
+    before = image_count(arguments)
     if not before:
         return None
-    inputs = _Example(with_another_image(arguments, before), device).resized(seed, ())
+    inputs = _Example(with_another_image(arguments), device).resized(seed, ())
     label = f"batch of {before + 1} images instead of {before}"
     return Draw(label, inputs, varies=_BATCH, before=before, after=before + 1)
 
@@ -266,7 +266,7 @@ class _Example:
 
     def __init__(self, arguments: object, device: torch.device | str | None) -> None:
         self.arguments, self.tensors = arguments, tensors_of(arguments)
-        listed = {id(image) for images in image_lists(arguments) for image in images}
+        listed = listed_images(arguments)
         self.images = frozenset(number for number, tensor in enumerate(self.tensors) if id(tensor) in listed)
         self.real = all(t.device.type != "meta" for t in self.tensors)
         self.large = _is_large(self.tensors)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from passes.equality.draws import Draw
 from passes.equality.trees import tensors_of
-from passes.nested_values import image_lists
+from passes.nested_values import image_count
 
 
 @dataclass
@@ -23,7 +23,7 @@ class LeadingSizes:
 
         What was computed on the example, the first draw, is remembered.
         """
-        if image_lists(draw.inputs):  # of each of these a network gives as many results as it finds
+        if image_count(draw.inputs):  # of each of these a network gives as many results as it finds
             return ""
         leading = [int(t.shape[0]) if t.dim() else None for t in tensors_of(outputs)]
         if not draw.varies:
@@ -39,5 +39,4 @@ class LeadingSizes:
 
 def batch_of(draw: Draw) -> int | None:
     """The leading size of the first input that has one, or how many images a list holds."""
-    listed = next(map(len, image_lists(draw.inputs)), None)
-    return listed or next((int(t.shape[0]) for t in tensors_of(draw.inputs) if t.dim()), None)
+    return image_count(draw.inputs) or next((int(t.shape[0]) for t in tensors_of(draw.inputs) if t.dim()), None)

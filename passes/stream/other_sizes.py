@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from passes.nested_values import image_lists, with_another_image
+from passes.nested_values import image_count, listed_images, with_another_image
 from passes.stream.call_arguments import Arguments, replaced, tensors_of
 
 _FAR = 4  # times as long, so that a threshold that a program has lies between, whatever it makes of the size
@@ -25,9 +25,8 @@ def other_sizes(arguments: Arguments) -> Iterator[Arguments]:
 
     Then with another batch alone. Of images in lists there is one more, at first.
     """
-    count = next(map(len, image_lists(arguments)), 0)
-    if count:
-        yield from _resized(with_another_image(arguments, count))
+    if image_count(arguments):
+        yield from _resized(with_another_image(arguments))
     yield from _resized(arguments)
 
 
@@ -36,7 +35,7 @@ def _resized(arguments: Arguments) -> Iterator[Arguments]:
     shaped = [t for t in tensors if t.dim()]
     if not shaped:
         return
-    images = {id(image) for listed in image_lists(arguments) for image in listed}
+    images = listed_images(arguments)
     batch = 0 if images else int(shaped[0].shape[0])
     free = {id(t): range(1, 3) if id(t) in images else _lengths(t) for t in shaped}
     lengths = {int(t.shape[dim]) for t in shaped for dim in free[id(t)]} - {1}

@@ -74,7 +74,7 @@ def _run_at_others(inferred: ModuleInferred, sizes: Iterable[Arguments], far: Ar
             break
         _frozen(inferred, moving)
     runs = not inferred.run_beside(nearest)
-    if not _kinds(found) <= _kinds(calls) | _kinds(_calls_of(inferred)):
+    if not _kinds(found) <= _kinds(calls) | _kinds(_calls_of(inferred.records)):
         runs |= not inferred.run_beside(far)
     return runs
 
@@ -180,7 +180,7 @@ def _moving(inferred: ModuleInferred, found: Sequence[Any], with_what: str) -> l
 
     None where a run did not make the calls of the tape, with the same tensors of the module, and as many others.
     """
-    records, known = _compared(inferred), _calls_of(inferred)
+    records, known = _compared(inferred.records), _calls_of(inferred.records)
     if [call[:2] for call in found] != [call[:2] for call in known]:
         return None
     text = f"it is cut at a position that moves with {with_what}"
@@ -223,8 +223,8 @@ def _turn(inferred: ModuleInferred, arguments: Arguments, lines: Sequence[str]) 
     if not lines:
         return False
     before = len(inferred.runs_beside)
-    given = [without_tensors(record.template) for record in _compared(inferred)]
-    known = list(zip(_calls_of(inferred), given, strict=True))
+    given = [without_tensors(record.template) for record in _compared(inferred.records)]
+    known = list(zip(_calls_of(inferred.records), given, strict=True))
     followed = max(0, _MOST_CONDITIONS - inferred.turned)
     for line in lines[:followed]:
         mode = _Calls(inferred.run.mode.real)
@@ -258,14 +258,14 @@ def look_at_other_values(inferred: ModuleInferred, arguments: Arguments) -> None
 
     Of runs that make the same calls, two are kept for trials: what they state is the same, sizes made of values apart.
     """
-    expected, known = [record.func for record in inferred.records], [_calls_of(inferred)]
+    expected, known = [record.func for record in inferred.records], [_calls_of(inferred.records)]
     branches = False
     drawn = [draw for seed in range(_OTHER_VALUES) for draw in draws(arguments, seed, runs=2)]
     for draw in (*drawn, *extremes(arguments)):
         if draw.required or draw.varies or inferred.run_beside(_in_own_types(arguments, draw.inputs)):
             continue
         records = inferred.runs_beside[-1].records
-        calls = _calls_among(records)
+        calls = _calls_of(records)
         branches |= [record.func for record in records] != expected
         if known.count(calls) == 2:
             inferred.runs_beside.pop()
@@ -315,22 +315,14 @@ def _call(func: OpOverload, operands: Sequence[Value], args: tuple) -> Any:
     return aten.view.default if func in VIEWS else func, owned(operands), cut_at(func, args)
 
 
-def _compared(inferred: ModuleInferred) -> list[Record]:
-    """The calls of the tape that other runs have to make as well."""
-    return _without_copies(inferred.records)
-
-
-def _without_copies(records: Sequence[Record]) -> list[Record]:
+def _compared(records: Sequence[Record]) -> list[Record]:
+    """The calls of a tape that other runs have to make as well."""
     return [record for record in records if record.func not in COPIES]
 
 
-def _calls_of(inferred: ModuleInferred) -> list[Any]:
-    """What is compared of the calls of the tape."""
-    return _calls_among(inferred.records)
-
-
-def _calls_among(records: Sequence[Record]) -> list[Any]:
-    return [_call(record.func, record.inputs, record.template[0]) for record in _without_copies(records)]
+def _calls_of(records: Sequence[Record]) -> list[Any]:
+    """What is compared of the calls of a tape."""
+    return [_call(record.func, record.inputs, record.template[0]) for record in _compared(records)]
 
 
 def _calls_at(

@@ -123,6 +123,11 @@ class NetAdaptConfig:
     compensate: bool = _key(
         True, rule.flag(), "with calibration data: the weights that stay make good for those that go"
     )
+    sweeps: int = _key(
+        3, rule.integer(least=0),
+        "allocate with calibration data: how often, at most, widths are measured around the best joint ones and "
+        "allocated anew; large networks have fewer",
+    )  # fmt: skip
     refine: int = _key(
         4, rule.integer(least=0),
         "rounds of refinement of the network that is kept, on its own inputs; 0: compensated in closed form only",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -25,9 +25,10 @@ log = logging.getLogger(__name__)
 
 
 def as_candidates(
-    problem: Problem, number: int, proposals: list[Proposal], lost: Mapping[str, np.ndarray]
+    problem: Problem, number: int, proposals: Sequence[Proposal], lost: Mapping[str, np.ndarray], first: int = 0
 ) -> tuple[Candidate, ...]:
-    """The records of a round's proposals; `trained` marks those that are to be trained."""
+    """The records of a round's proposals; `trained` marks those that are to be trained. first: the index of the first
+    one."""
     candidates = [
         Candidate(
             index,
@@ -39,41 +40,12 @@ def as_candidates(
             seed_of(problem.seed, number, proposal.name),
             problem.config.netadapt_max_iter if problem.trains else 0,
         )
-        for index, proposal in enumerate(proposals)
+        for index, proposal in enumerate(proposals, first)
     ]
     feasible = [candidate for candidate in candidates if candidate.feasible]
     feasible.sort(key=lambda candidate: candidate.lost)
     selected = {candidate.index for candidate in feasible[: problem.config.candidates_per_round]}
     return tuple(replace(candidate, trained=candidate.index in selected) for candidate in candidates)
-
-
-def train_all(
-    problem: Problem,
-    position: Position,
-    number: int,
-    candidates: tuple[Candidate, ...],
-    scores: Mapping[str, np.ndarray],
-    workers: Workers,
-    journal: Journal,
-    progress: Progress,
-) -> tuple[Candidate, ...]:
-    """The candidates with their scores. Only the weights of the best so far are kept."""
-    if not problem.scored:
-        return tuple(replace(c, score=-(position.lost + c.lost)) if c.trained else c for c in candidates)
-    if problem.screen is None:
-        return run_all(problem, position, number, candidates, scores, workers, journal, progress)
-    screening = tuple(replace(c, steps=0) for c in candidates)
-    compared = run_all(problem, position, number, screening, scores, workers, journal, progress, screens=True)
-    if not problem.screen:
-        return compared
-    ordered = sorted((c for c in compared if c.screened is not None), key=lambda c: (-(c.screened or 0.0), c.index))
-    best = {c.index for c in ordered[: problem.screen]}
-    chosen = tuple(
-        replace(c, score=None, steps=before.steps if c.index in best else 0, trained=c.index in best)
-        for c, before in zip(compared, candidates, strict=True)
-    )
-    progress.round_started(number, {}, len(best))
-    return run_all(problem, position, number, chosen, scores, workers, journal, progress)
 
 
 def run_all(
@@ -140,7 +112,8 @@ def task_of(
     few = problem.screen is not None or candidate.steps == 0
     if repair == "keep" and few and all(candidate.resources[n] <= limit for n, limit in problem.limits.items()):
         repair = "refine"
-    return Task(candidate.index, plan_of(position, candidate, scores), candidate.steps, candidate.seed, repair)
+    plan = plan_of(position, candidate, scores)
+    return Task(candidate.index, plan, candidate.steps, candidate.seed, repair, candidate.samples)
 
 
 @dataclass(frozen=True)

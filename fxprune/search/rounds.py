@@ -28,12 +28,13 @@ from fxprune.problem.search_problem import Problem
 from fxprune.problem.width_grids import Grid
 from fxprune.registries import STRATEGIES
 from fxprune.resources.models import MeasuredResource, Resource
-from fxprune.search.candidates import Kept, as_candidates, keep, train_again, train_all
+from fxprune.search.candidates import Kept, as_candidates, keep, train_again
 from fxprune.search.choosing import choose, reason_of
 from fxprune.search.observed import observed
 from fxprune.search.position import Position, Ranks, plan_of, score_of_chosen
 from fxprune.search.progress import Progress
 from fxprune.search.proposals import Proposal
+from fxprune.search.screening import train_all
 from fxprune.search.strategies.protocol import Situation, proposals_of
 from fxprune.workers.protocol import Workers
 from passes import Plan, apply_plan

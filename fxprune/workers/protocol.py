@@ -24,7 +24,7 @@ class Task:
 
     repair: "" for a candidate that stays sliced; "screen": it is repaired in closed form and only scored, so that
     its weights are not kept; "keep": it is repaired in closed form, then trained if there are steps; "refine": the same
-    with refinement.
+    with refinement. samples: one that is screened is judged on so many at most.
     """
 
     index: int
@@ -32,6 +32,7 @@ class Task:
     steps: int
     seed: int
     repair: str = ""
+    samples: int | None = None
 
     def trainer(self, train: Train | None) -> Train | None:
         """What trains it, if anything does."""
@@ -48,7 +49,7 @@ class Task:
         if repair is None or not self.repair:
             return None
         if self.repair == "screen":
-            return partial(repair.screen, plan=self.plan)
+            return partial(repair.screen, plan=self.plan, samples=self.samples)
         return partial(repair.keep, plan=self.plan, thorough=self.repair == "refine")
 
     def gives_weights(self, train: Train | None) -> bool:

@@ -81,8 +81,23 @@ class Repair:
         found = divergence(network, self.calibration.held, self.expected)
         return -found if np.isfinite(found) else -np.inf
 
-    def screen(self, candidate: nn.Module, plan: Plan) -> Repaired:
-        """Compensate a sliced candidate, in place, in closed form; its norms are estimated anew where that helps."""
+    def on(self, samples: int) -> Repair:
+        """The same on fewer samples: the first held-out batches that hold so many, and the first samples to fit to."""
+        held: list[Batch] = []
+        for batch in self.calibration.held:
+            if sum(max(one.size, 1) for one in held) < samples:
+                held.append(batch)
+        fitted = first_samples(self.calibration.fitted, samples)
+        fewer = replace(self.calibration, fitted=fitted, held=held)
+        return replace(self, coupling=self.coupled, calibration=fewer, expected=self.expected[: len(held)])
+
+    def screen(self, candidate: nn.Module, plan: Plan, samples: int | None = None) -> Repaired:
+        """Compensate a sliced candidate, in place, in closed form; its norms are estimated anew where that helps.
+
+        samples: judged on so many, where not on all.
+        """
+        if samples is not None:
+            return self.on(samples).screen(candidate, plan)
         if not self.compensates:
             return Repaired(None, None, _checked(-self.score(candidate)))
         made, found, layers = self._closed(candidate, plan)

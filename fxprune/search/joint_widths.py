@@ -1,0 +1,137 @@
+"""Joint widths made better step by step: what a width costs beside the others as they are, measured and allocated anew.
+
+The curves of the groups are measured one by one, with the rest of the network whole, and what several cost together is
+only roughly their sum. Around the best joint widths each group is therefore made a little narrower and a little wider,
+the programme is solved again within reach of these widths, and what it finds is taken if the network that it leaves is
+nearer to the dense one; else the reach shrinks: a trust region method (Conn, Gould and Toint, 2000).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fxprune.problem.width_grids import Grid
+from fxprune.resources.models import Resource
+from fxprune.search.allocation import allocate
+
+SHARE = 0.25  # by which a width is changed to measure what that costs
+REACH = 1.5  # how far the programme may go, in such shares
+TRIES = 3  # reaches that are tried, each half of the one before
+RUNS = 40_000  # samples that networks are run on for the measurements, all together
+PASSES = 3  # over the samples of one measurement: norms are estimated, and the network is judged before and after
+LEAST, MOST = 64, 512  # samples of one measurement
+
+Widths = Mapping[str, int]
+Measure = Callable[[Sequence[Widths]], "Sequence[float | None]"]
+"""The errors of the networks of some widths, on the same samples; None for one that has none."""
+
+Compare = Callable[[dict[str, int]], "float | None"]
+"""The error at widths that may be chosen, on all samples that judge."""
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How often the programme is solved anew, and on how many samples each width is measured for it."""
+
+    sweeps: int
+    samples: int
+
+
+def effort_for(groups: int, most: int) -> Effort:
+    """At most `most` sweeps; fewer, but one, where those of so many groups would take more than `RUNS` samples.
+
+    >>> effort_for(13, 3), effort_for(36, 3), effort_for(200, 3)
+    (Effort(sweeps=3, samples=164), Effort(sweeps=2, samples=91), Effort(sweeps=1, samples=64))
+    """
+    runs = PASSES * (2 * groups + 1)
+    sweeps = min(most, max(1, RUNS // (runs * LEAST)))
+    return Effort(sweeps, max(LEAST, min(MOST, RUNS // (runs * max(1, sweeps)))))
+
+
+def improve(
+    resources: Sequence[Resource], whole: Widths, limits: Mapping[str, float], grids: Mapping[str, Grid],
+    start: tuple[Widths, float], sweeps: int, measure: Measure, compare: Compare,
+) -> None:  # fmt: skip
+    """Look for widths within `limits` of less error than those of `start`; all that may be chosen goes to `compare`.
+
+    whole: the greatest widths of all groups. grids: those that may be narrower. start: widths of all, and their error.
+    """
+    widths, error, share = dict(start[0]), start[1], SHARE
+    compared = [widths]
+    choices = {name: [*grid.below(whole[name]), whole[name]] for name, grid in grids.items()}
+    for _ in range(sweeps):
+        places = [(n, w) for n, listed in choices.items() for w in neighbours(listed, widths[n], share)]
+        here, *found = measure([widths, *({**widths, name: width} for name, width in places)])
+        if here is None:
+            return
+        points = {name: {widths[name]: here} for name in grids}
+        for (name, width), value in zip(places, found, strict=True):
+            points[name][width] = np.inf if value is None else value
+        errors = {name: interpolated(known, whole[name]) for name, known in points.items()}
+        now = sum(errors[name][widths[name]] for name in grids)
+        for reach in (REACH * share / 2**i for i in range(TRIES)):
+            tried = _within_reach(resources, widths, limits, grids, choices, errors, reach)
+            if tried is None or tried in compared or sum(errors[n][tried[n]] for n in grids) >= now:
+                continue
+            compared.append(tried)
+            value = compare(tried)
+            if value is not None and value < error:
+                widths, error = tried, value
+                break
+        else:
+            share /= 2
+
+
+def neighbours(choices: Sequence[int], width: int, share: float) -> list[int]:
+    """The next narrower and wider choice that is `share` away, or the nearest one beyond `width`; ascending.
+
+    >>> neighbours([2, 4, 6, 8, 10, 12, 14, 16], 8, 0.25), neighbours([2, 4, 6, 8], 8, 0.25), neighbours([1, 2], 1, 0.1)
+    ([6, 10], [6], [2])
+    """
+    narrower, wider = [c for c in choices if c < width], [c for c in choices if c > width]
+    return [
+        min(side, key=lambda choice: abs(choice - aim))
+        for side, aim in ((narrower, width / (1 + share)), (wider, width * (1 + share)))
+        if side
+    ]
+
+
+def interpolated(points: Mapping[int, float], whole: int) -> np.ndarray:
+    """The error at every width up to `whole`, by the measured ones, never rising with the width.
+
+    Linear in the logarithm of the width between them, steeper below them, and constant above: what has not been
+    measured promises nothing. From a width with an infinite error on, away from the finite ones, it is infinite.
+
+    >>> interpolated({2: 3.0, 4: 1.0, 8: 2.0}, 8).round(2).tolist()
+    [6.0, 4.5, 3.0, 2.42, 2.0, 2.0, 2.0, 2.0, 2.0]
+    >>> interpolated({2: np.inf, 4: 1.0, 5: 0.5}, 5).round(2).tolist()
+    [inf, inf, inf, 1.97, 1.0, 0.5]
+    """
+    known = sorted(width for width, error in points.items() if np.isfinite(error))
+    values = np.maximum.accumulate(np.array([points[width] for width in known])[::-1])[::-1]
+    widths = np.arange(whole + 1)
+    at, places = np.log(np.maximum(widths, 0.5)), np.log(known)
+    errors = np.interp(at, places, values)
+    if len(known) > 1:
+        slope = 1.5 * (values[1] - values[0]) / (places[1] - places[0])
+        errors = np.where(at < places[0], values[0] + slope * (at - places[0]), errors)
+    for width in points.keys() - set(known):
+        errors = np.where(widths <= width if width < known[0] else widths >= width, np.inf, errors)
+    return errors
+
+
+def _within_reach(
+    resources: Sequence[Resource], widths: Widths, limits: Mapping[str, float], grids: Mapping[str, Grid],
+    choices: Mapping[str, Sequence[int]], errors: Mapping[str, np.ndarray], reach: float,
+) -> dict[str, int] | None:  # fmt: skip
+    """The widths of least error within the limits that are at most the share `reach` away; None where none are."""
+    least, most = {}, {}
+    for name, listed in choices.items():
+        near = [c for c in listed if widths[name] / (1 + reach) <= c <= widths[name] * (1 + reach)] or listed[-1:]
+        least[name], most[name] = near[0], near[-1]
+    narrowed = {name: Grid(name, grid.step, least[name]) for name, grid in grids.items()}
+    found = allocate(resources, {**widths, **most}, limits, narrowed, errors)
+    return None if found is None else {**widths, **most, **found}

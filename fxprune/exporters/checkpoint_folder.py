@@ -46,7 +46,8 @@ def prune_checkpoint(
 
     model: of the class of the checkpoint, with any weights or none (made under `fxprune.empty_weights()`): it says
     which positions of which tensor a unit is. At a time one tensor is in memory. `out` must not exist, or be empty.
-    Other files of the folder (configuration, tokenizer) are copied. Where the numbers of `config.json` can state the
+    Tensors of residual blocks that the plan removes are left out, and so are files that hold nothing else. Other files
+    of the folder (configuration, tokenizer) are copied. Where the numbers of `config.json` can state the
     new widths, they do, and the model's own `from_pretrained` loads `out`; why not is logged as a warning.
     `fxprune.from_pretrained(out)` loads either of a model of transformers; `fxprune.prune_checkpoint` needs none.
 
@@ -60,13 +61,10 @@ def prune_checkpoint(
     _check_target(target, checkpoint.folder)
     coupling = module_coupling_for(model, plan)
     plan.check(coupling)
-    if plan.removed_blocks:
-        raise ExportError(
-            f"prune_checkpoint: the plan removes whole blocks ({', '.join(plan.removed_blocks[:3])}), which is not "
-            "done in a folder yet; apply_plan(model, plan) does it in memory, or search with depth: false"
-        )
     _check_tensors(model, coupling, checkpoint)
     config = _stated(model, coupling, plan, checkpoint.folder)
+    gone = {tensor for name in plan.removed_blocks for tensor in coupling.blocks[name].tensors}
+    checkpoint = checkpoint.without({name for name in checkpoint.tensors if coupling.aliases[name] in gone})
     staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         written = _write(staging, checkpoint, Slicing(coupling, coupling.masks(plan)), plan, config)

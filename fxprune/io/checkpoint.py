@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
@@ -68,6 +68,16 @@ class Checkpoint:
     tensors: Mapping[str, Stored]
     files: Mapping[Path, Mapping[str, str]]
     index: Index | None
+
+    def without(self, names: Collection[str]) -> Checkpoint:
+        """The checkpoint without some tensors, and without files that hold nothing else."""
+        tensors = {name: stored for name, stored in self.tensors.items() if name not in names}
+        held = {stored.file for stored in tensors.values()}
+        index = self.index
+        if index is not None:
+            index = {**index, "weight_map": {n: f for n, f in index["weight_map"].items() if n in tensors}}
+        files = {file: about for file, about in self.files.items() if file in held}
+        return Checkpoint(self.folder, tensors, files, index)
 
 
 def read_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:

@@ -92,6 +92,46 @@ def test_each_tensor_is_that_of_the_cut_network(folder: Path, tmp_path: Path) ->
         assert tensor.dtype == everything(folder)[name].dtype
 
 
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 10), nn.Linear(10, 3)
+        self.branches = nn.ModuleList(nn.Sequential(nn.LayerNorm(10), nn.Linear(10, 10)) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        for branch in self.branches:
+            x = x + branch(x)
+        return self.last(x)
+
+
+@pytest.mark.parametrize("narrows", [False, True])
+def test_removed_blocks_are_left_out_and_so_are_shards_that_held_nothing_else(tmp_path: Path, narrows: bool) -> None:
+    torch.manual_seed(0)
+    net = Residual()
+    coupling = couple(net, X, depth=True)
+    (gone,) = (name for name, block in coupling.blocks.items() if "branches.1.1.weight" in block.tensors)
+    stream = next(group.name for group in coupling.groups if group.size == 10)
+    plan = coupling.plan({stream: range(0, 10, 3)} if narrows else {}, removed_blocks=[gone])
+    (tmp_path / "dense").mkdir()
+    index = {"metadata": {"total_parameters": 1}, "weight_map": {}}
+    for number, part in enumerate(["first", "branches.0", "branches.1", "branches.2", "last"]):
+        held = {name: t for name, t in net.state_dict().items() if name.startswith(f"{part}.")}
+        save_file(held, tmp_path / "dense" / f"model-{number}.safetensors")
+        index["weight_map"].update(dict.fromkeys(held, f"model-{number}.safetensors"))
+    (tmp_path / "dense" / "model.safetensors.index.json").write_text(json.dumps(index))
+    with fxprune.empty_weights():
+        empty = Residual()
+    written = fxprune.prune_checkpoint(empty, plan, tmp_path / "dense", tmp_path / "cut")
+    expected, got = apply_plan(net, plan).state_dict(), everything(tmp_path / "cut")
+    assert set(got) == set(expected) and all(torch.equal(got[name], expected[name]) for name in got)
+    assert [file.name for file in written] == [f"model-{number}.safetensors" for number in (0, 1, 3, 4)]
+    after = json.loads((tmp_path / "cut" / "model.safetensors.index.json").read_text())
+    assert set(after["weight_map"]) == set(got)
+    assert after["metadata"]["total_parameters"] == sum(t.numel() for t in got.values())
+    assert len(fxprune.check_files(tmp_path / "cut")) == 5
+
+
 def test_index_metadata_and_other_files_stay(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "cut"
     fxprune.prune_checkpoint(without_weights(), planned(without_weights()), folder, out)

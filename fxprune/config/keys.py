@@ -124,9 +124,9 @@ class NetAdaptConfig:
         True, rule.flag(), "with calibration data: the weights that stay make good for those that go"
     )
     sweeps: int = _key(
-        3, rule.integer(least=0),
+        4, rule.integer(least=0),
         "allocate with calibration data: how often, at most, widths are measured around the best joint ones and "
-        "allocated anew; large networks have fewer",
+        "allocated anew; large networks have fewer or none",
     )  # fmt: skip
     refine: int = _key(
         4, rule.integer(least=0),

@@ -20,9 +20,9 @@ from fxprune.search.allocation import allocate
 SHARE = 0.25  # by which a width is changed to measure what that costs
 REACH = 1.5  # how far the programme may go, in such shares
 TRIES = 3  # reaches that are tried, each half of the one before
-RUNS = 40_000  # samples that networks are run on for the measurements, all together
+WORK = 6e13  # multiplications that the measurements may take, all together: half an hour of one core
 PASSES = 3  # over the samples of one measurement: norms are estimated, and the network is judged before and after
-LEAST, MOST = 64, 512  # samples of one measurement
+LEAST, MOST = 64, 1024  # samples of one measurement
 
 Widths = Mapping[str, int]
 Measure = Callable[[Sequence[Widths]], "Sequence[float | None]"]
@@ -40,15 +40,18 @@ class Effort:
     samples: int
 
 
-def effort_for(groups: int, most: int) -> Effort:
-    """At most `most` sweeps; fewer, but one, where those of so many groups would take more than `RUNS` samples.
+def effort_for(groups: int, macs: float, most: int) -> Effort:
+    """At most `most` sweeps over so many groups; fewer, or none, where they would take more than `WORK`.
 
-    >>> effort_for(13, 3), effort_for(36, 3), effort_for(200, 3)
-    (Effort(sweeps=3, samples=164), Effort(sweeps=2, samples=91), Effort(sweeps=1, samples=64))
+    macs: multiplications for one sample.
+
+    >>> effort_for(13, 4e7, 4), effort_for(36, 4e9, 4), effort_for(90, 4e11, 4)
+    (Effort(sweeps=4, samples=1024), Effort(sweeps=1, samples=68), Effort(sweeps=0, samples=64))
     """
-    runs = PASSES * (2 * groups + 1)
-    sweeps = min(most, max(1, RUNS // (runs * LEAST)))
-    return Effort(sweeps, max(LEAST, min(MOST, RUNS // (runs * max(1, sweeps)))))
+    runs = PASSES * (2 * groups + 1)  # over one sample
+    possible = int(WORK / max(1.0, macs * runs))  # samples, of all sweeps together
+    sweeps = min(most, possible // LEAST)
+    return Effort(sweeps, max(LEAST, min(MOST, possible // max(1, sweeps))))
 
 
 def improve(

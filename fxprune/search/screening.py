@@ -67,7 +67,7 @@ def _improved(
     start = {**position.widths, **best.widths}
     grids = linked.grids(left_open(problem.last_grids, groups_within(problem.coupling), start))
     grids = {name: grid for name, grid in grids.items() if start[name] and name not in problem.coupling.blocks}
-    effort = effort_for(len(grids), problem.config.sweeps)
+    effort = effort_for(len(grids), position.observed.repair.macs, problem.config.sweeps)
     found = list(compared)
     count, lost = len(compared), position.observed.lost(position.widths)
 

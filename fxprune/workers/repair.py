@@ -180,9 +180,17 @@ class Repair:
     def _room(self) -> int:
         """How many samples a refinement may hold the values of, between two of its segments."""
         parameters = sum(t.numel() * t.element_size() for t in self.dense.parameters())
-        example = max(1, Batch(*_call(self.example_inputs)).size)
-        each = max(1.0, (float(cost(self.coupled).resource("memory")(None)) - parameters) / example)
+        each = max(1.0, (float(cost(self.coupled).resource("memory")(None)) - parameters) / self._example_size)
         return max(64, int(ROOM_BYTES / each))
+
+    @property
+    def macs(self) -> float:
+        """Multiplications of the dense network for one sample."""
+        return float(cost(self.coupled).resource("macs")(None)) / self._example_size
+
+    @property
+    def _example_size(self) -> int:
+        return max(1, Batch(*_call(self.example_inputs)).size)
 
 
 def _computes_the_same(gm: GraphModule, module: nn.Module, batches: Sequence[Batch]) -> bool:

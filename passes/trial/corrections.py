@@ -50,12 +50,33 @@ def changes_that_follow(
         if step is None:
             return changes, failure
         added, failure = step
-        changes, others = changes + added, _elsewhere(trial, added, stated + added)
+        before, changes = changes, changes + added
+        others = _elsewhere(trial, added, stated + added)
         if failure is not None and others:
             further = trial.run(changes + others)
             if further is None or further.place >= failure.place:
                 changes, failure = changes + others, further
+        if corrected := _corrected(trial, added, before, settled):
+            alike = changes + corrected
+            further = trial.run(alike)
+            if further is None or (failure is not None and further.place >= failure.place):
+                changes, failure = alike, further
     return changes, None
+
+
+def _corrected(trial: Trial, added: Changes, before: Changes, settled: Collection[Attribute]) -> Changes:
+    """What `added` says of attributes of which `before` said something else, for the other modules of their classes.
+
+    What was wrong for one may be so for those that have not failed: at these widths they may take another way.
+    """
+    said = {(edit.path, edit.attribute): edit.axes for edit in before.edits}
+    wrong = [e for e in added.edits if said.get((e.path, e.attribute), e.axes) != e.axes]
+    if not wrong:
+        return Changes()
+    names, places = {edit.attribute for edit in wrong}, {(edit.path, edit.attribute) for edit in wrong}
+    known = [e for e in before.edits if e.attribute not in names] + wrong
+    found = edits_elsewhere(trial.module, wrong, trial.coupling.structure.tensors, known)
+    return Changes(tuple(e for e in found if (e.path, e.attribute) not in {*settled, *places}))
 
 
 def _otherwise(trial: Trial, changes: Changes, failure: Failure) -> Iterator[tuple[Changes, Failure | None]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import pickle
 from dataclasses import dataclass
@@ -420,3 +421,48 @@ def test_a_conversion_may_come_before_or_after_heads_are_repeated(dtype: torch.d
     net = nn.Sequential(nn.Linear(5, 24), RepeatedByWidths(heads=8), nn.Linear(24, 3)).to(dtype)
     _, coupling, _ = proven(net, torch.randn(2, 7, 5, dtype=dtype))
     assert sorted(coupling.widths.values()) == [2, 3, 3, 4, 24, 24], "heads, their repeats, two sizes, two layers"
+
+
+class RepeatedForOddSizes(Heads):
+    """Reads the number of repeats only where keys and values differ in size, as attention of a library may.
+
+    One table of angles turns the halves of all layers' queries and keys: their sizes come in pairs.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(64, 4, 2)
+
+    def forward(self, x: Tensor, angles: Tensor) -> Tensor:
+        shape = (*x.shape[:-1], -1, self.head_dim)
+        q, k, v = (layer(x).view(shape).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        q, k = (torch.cat([-t.chunk(2, -1)[1], t.chunk(2, -1)[0]], -1) * angles.sin() + t for t in (q, k))
+        grouped = k.shape[-1] == v.shape[-1]
+        if not grouped:
+            k, v = self.repeated(k, self.repeats), self.repeated(v, self.repeats)
+        mixed = F.scaled_dot_product_attention(q, k, v, scale=0.25, enable_gqa=grouped)
+        return self.o(mixed.transpose(1, 2).reshape(*x.shape[:-1], -1))
+
+
+class Turned(nn.Module):
+    def __init__(self, layers: int) -> None:
+        super().__init__()
+        self.start, self.end = nn.Linear(5, 64), nn.Linear(64, 3)
+        self.layers = nn.ModuleList(RepeatedForOddSizes() for _ in range(layers))
+        self.register_buffer("rates", torch.rand(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        angles = torch.outer(torch.arange(x.shape[1]), self.rates)
+        angles, x = torch.cat([angles, angles], -1), self.start(x)
+        for layer in self.layers:
+            x = x + layer(x, angles)
+        return self.end(x)
+
+
+def test_each_of_many_layers_follows_whichever_way_its_sizes_lead_when_tried() -> None:
+    net, x = Turned(3), torch.randn(2, 7, 5)
+    coupling = couple(net, x)
+    middle = [name for name in coupling.variables if name.startswith("layers.1.")]
+    assert len(middle) == 3
+    for first, second in itertools.combinations(middle, 2):
+        plan = coupling.plan({name: range(coupling.widths[name] // 2) for name in (first, second)})
+        assert verify(net, apply_plan(net, plan), plan, x).max_error < 1e-9, (first, second)

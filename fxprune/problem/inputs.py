@@ -129,19 +129,16 @@ def _captured_instead(model: nn.Module, example_inputs: object, refused: PassErr
 
 
 def graph_like(network: nn.Module, coupling: Coupling, example_inputs: object) -> tuple[GraphModule, Coupling]:
-    """The graph of a module, from which a latency table is made, with the groups that the module has."""
+    """The graph of a module, with the groups that the module has. Raises InputError where there is no such graph."""
     try:
         gm, own = _graph(network, example_inputs)
     except PassError as error:
-        raise InputError(
-            f"netadapt: a latency table is made of the operators of a graph, and {type(network).__name__} cannot be "
-            f"captured; pass resources=[...] that needs none. {error}"
-        ) from error
+        raise InputError(f"netadapt: {type(network).__name__} cannot be captured as a graph. {error}") from error
     if own.widths != coupling.widths:
         differing = sorted(set(own.widths.items()) ^ set(coupling.widths.items()))
         raise InputError(
             f"netadapt: the graph of {type(network).__name__} has other groups than the module ({differing[:3]}); "
-            'search with form="graph", or pass resources=[...] that needs no graph.'
+            'search with form="graph".'
         )
     if coupling.blocks:
         own = with_blocks(gm, own)

@@ -19,8 +19,10 @@ def make(subject: Subject) -> Resource:
         try:
             network, coupling = graph_like(network, coupling, subject.example_inputs)
         except InputError as error:
-            needs = "a latency table is made of the operators of a graph; pass resources=[...] that needs none"
-            raise InputError(f"{error} ({needs})") from error
+            raise InputError(
+                "netadapt: a latency table is made of the operators of a graph; pass resources=[...] that needs none. "
+                f"Of this network there is none: {error}"
+            ) from error
     step, least = grid_of(subject.settings)
     given = {"step": step, "least": least, "progress": subject.progress, **subject.settings.latency}
     return latency_resource(network, coupling, subject.example_inputs, **given)

@@ -133,18 +133,18 @@ def graph_like(network: nn.Module, coupling: Coupling, example_inputs: object) -
     try:
         gm, own = _graph(network, example_inputs)
     except PassError as error:
-        raise InputError(f"netadapt: {type(network).__name__} cannot be captured as a graph. {error}") from error
+        raise InputError(f"{type(network).__name__} cannot be captured as a graph. {error}") from error
     if own.widths != coupling.widths:
         differing = sorted(set(own.widths.items()) ^ set(coupling.widths.items()))
         raise InputError(
-            f"netadapt: the graph of {type(network).__name__} has other groups than the module ({differing[:3]}); "
+            f"the graph of {type(network).__name__} has other groups than the module ({differing[:3]}); "
             'search with form="graph".'
         )
     if coupling.blocks:
         own = with_blocks(gm, own)
         if lacking := [name for name in coupling.blocks if name not in own.blocks]:
             raise InputError(
-                f"netadapt: the graph of {type(network).__name__} does not offer {lacking[0]}, which the module does: "
+                f"the graph of {type(network).__name__} does not offer {lacking[0]}, which the module does: "
                 f'{own.refused_blocks.get(lacking[0], "it is not there")}; search with form="graph", or exclude it.'
             )
         own = own.with_blocks(Blocks({name: own.blocks[name] for name in coupling.blocks}, own.refused_blocks))

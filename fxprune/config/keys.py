@@ -132,6 +132,10 @@ class NetAdaptConfig:
         4, rule.integer(least=0),
         "rounds of refinement of the network that is kept, on its own inputs; 0: compensated in closed form only",
     )  # fmt: skip
+    refined: int = _key(
+        3, rule.integer(least=1),
+        "with calibration data: how many of the best candidates of the last round are refined; the best is kept",
+    )  # fmt: skip
     calibration: str | None = _key(
         None, rule.optional(rule.text()),
         "the command line's calibration data: package.module:function, or train for the training batches of `data`",

@@ -128,17 +128,29 @@ class Kept:
 def keep(
     problem: Problem,
     position: Position,
-    chosen: Candidate,
+    contenders: Sequence[Candidate],
     scores: Mapping[str, np.ndarray],
     workers: Workers,
     number: int,
-) -> Kept:
-    """Repair the chosen candidate as a network that is kept, and score it."""
-    task = task_of(problem, position, replace(chosen, steps=0), scores)
-    (outcome,) = workers.run(position.network, position.coupling, [task], _repair_of(position))
-    if outcome.weights is None or outcome.trained.score is None:
-        raise SearchError(f"Round {number}, {chosen.group}: the network cannot be repaired: {outcome.trained.error}.")
-    return Kept(outcome.weights(), outcome.trained.score, outcome.trained.repaired)
+) -> tuple[Candidate, Kept]:
+    """Repair candidates as networks that are kept, score them, and keep the best; of equals the first."""
+    tasks = [task_of(problem, position, replace(candidate, steps=0), scores) for candidate in contenders]
+    order = [candidate.index for candidate in contenders]
+    best: tuple[float, int] | None = None
+    failed = dict[int, str | None]()
+    for outcome in workers.run(position.network, position.coupling, tasks, _repair_of(position)):
+        if outcome.weights is None or outcome.trained.score is None:
+            failed[outcome.index] = outcome.trained.error
+            continue
+        rank = outcome.trained.score, -order.index(outcome.index)
+        if best is None or rank > best:
+            best, kept = rank, Kept(outcome.weights(), outcome.trained.score, outcome.trained.repaired)
+    if best is None:
+        first = contenders[0]
+        raise SearchError(f"Round {number}, {first.group}: the network cannot be repaired: {failed[first.index]}.")
+    for index, error in failed.items():
+        log.warning("round %d, candidate %d: it could not be repaired: %s", number, index, error)
+    return contenders[-best[1]], kept
 
 
 def _repair_of(position: Position) -> Repair | None:

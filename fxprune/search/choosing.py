@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Sequence
 
 from fxprune.journal.records import Candidate
 from fxprune.problem.search_problem import Problem
@@ -18,6 +19,25 @@ def choose(
     if not scored:
         return None
     return max(scored, key=lambda c: (merit(problem, position, c), -c.index))
+
+
+def contenders(
+    problem: Problem, chosen: Candidate, candidates: Sequence[Candidate], proposed: Collection[int]
+) -> list[Candidate]:
+    """The chosen candidate and others that may be better once all are refined: the next ones, and of those that were
+    `proposed` at first the best, which is the least like the others.
+
+    The chosen one alone where the network of this round is not the last of the search: then it is not refined.
+    """
+    last = all(chosen.resources[name] <= limit for name, limit in problem.limits.items())
+    refines = last and problem.config.refine and problem.config.compensate
+    count = problem.config.refined if refines else 1
+    scored = [c for c in candidates if c.feasible and c.screened is not None and c.error is None and c is not chosen]
+    scored = [c for c in scored if all(c.resources[name] <= limit for name, limit in problem.limits.items())]
+    scored.sort(key=lambda c: (-(c.screened or 0.0), c.index))
+    first = [c for c in scored if c.index in proposed][: count - 1]
+    others = [c for c in scored if c not in first[:1]]
+    return [chosen, *first[:1], *others][:count]
 
 
 def by_ratio(problem: Problem) -> bool:

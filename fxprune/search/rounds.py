@@ -29,7 +29,7 @@ from fxprune.problem.width_grids import Grid
 from fxprune.registries import STRATEGIES
 from fxprune.resources.models import MeasuredResource, Resource
 from fxprune.search.candidates import Kept, as_candidates, keep, train_again
-from fxprune.search.choosing import choose, reason_of
+from fxprune.search.choosing import choose, contenders, reason_of
 from fxprune.search.observed import observed
 from fxprune.search.position import Position, Ranks, plan_of, score_of_chosen
 from fxprune.search.progress import Progress
@@ -122,27 +122,33 @@ def run_round(
     candidates = as_candidates(problem, number, proposals, lost)
     if not any(candidate.feasible for candidate in candidates):
         return None
+    proposed = {candidate.index for candidate in candidates}
     progress.round_started(number, targets, sum(candidate.trained for candidate in candidates))
     candidates = train_all(problem, position, number, candidates, scores, workers, journal, progress)
     chosen = choose(problem, position, candidates)
     if chosen is None:
         reasons = "; ".join(f"{c.group}: {c.error}" for c in candidates if c.error)
         raise SearchError(f"Round {number}: every candidate failed. {reasons}.")
+    reason = reason_of(problem, position, chosen, candidates)
+    kept: Kept | None = None
+    if problem.calibration is not None and not problem.moves:
+        rivals = contenders(problem, chosen, candidates, proposed)
+        progress.stage(f"round {number}: repairing the network that was chosen", f"the best of {len(rivals)}")
+        chosen, kept = keep(problem, position, rivals, scores, workers, number)
+        if len(rivals) > 1:
+            reason += f"; of the {len(rivals)} best, each refined, candidate {chosen.index} is nearest"
     plan = plan_of(position, chosen, scores)
     network: nn.Module | None = None  # made where somebody needs more than its costs
     if problem.moves or any(isinstance(resource, MeasuredResource) for resource in position.resources):
         network = apply_plan(position.network, plan)
-    kept: Kept | None = None
-    if problem.calibration is not None and not problem.moves:
-        progress.stage(f"round {number}: repairing the network that was chosen")
-        kept = keep(problem, position, chosen, scores, workers, number)
-        weights: bytes | None = kept.weights
+    weights: bytes | None = None
+    if kept is not None:
+        weights = kept.weights
     elif problem.trains:
         weights = journal.candidate_weights(number, chosen.index)
         if weights is None:
             weights = train_again(problem, position, chosen, scores, workers, number)
     else:
-        weights = None
         if journal.keeps_untrained and not any(p.is_meta for p in position.network.parameters()):
             weights = to_bytes(dict(named_tensors(network or apply_plan(position.network, plan))))
     if network is not None and weights is not None and (kept is not None or problem.trains):
@@ -163,7 +169,7 @@ def run_round(
         None if moved else position.ranks,
     )
     repaired = kept.repaired if kept is not None else chosen.repaired
-    reason = reason_of(problem, position, chosen, candidates) + (f"; {repaired}" if repaired is not None else "")
+    reason += f"; {repaired}" if repaired is not None else ""
     record = Round(
         number,
         targets,

@@ -7,10 +7,12 @@ from test_calibrated import states_equal
 from torch import nn
 
 from fxprune import netadapt
+from fxprune.errors import SearchError
 from fxprune.journal.folder import Folder as Journal
 from fxprune.problem.width_grids import Grid
 from fxprune.resources.models import Counted
 from fxprune.search.joint_widths import improve
+from fxprune.workers.repair import Repair
 
 WHOLE = {"a": 24, "b": 24, "c": 24}
 MACS = Counted("macs", "MACs", lambda w: w["a"] + w["a"] * w["b"] + w["b"] * w["c"] + w["c"])
@@ -105,6 +107,32 @@ def test_a_search_that_was_killed_between_two_measurements_takes_up_those_that_i
     whole = kept()
     assert states_equal(whole, again) and whole.plan == again.plan
     assert all(c.samples is None for c in again.rounds[0].candidates)
+
+
+def test_of_the_best_candidates_each_refined_the_best_is_kept():
+    one, three = (kept(config={"refine": 1, "refined": count}).rounds[0] for count in (1, 3))
+    assert one.winner.screened == max(c.screened for c in one.candidates)
+    assert three.repaired.kept <= one.repaired.kept
+    assert f"best, each refined, candidate {three.chosen} is nearest" in three.reason and "refined" not in one.reason
+    assert three.winner.widths == {n: w for n, w in three.widths.items() if w < 12}
+
+
+def test_candidates_that_cannot_be_refined_are_left_and_none_is_an_error(monkeypatch, caplog):
+    own, calls = Repair.keep, []
+
+    def fails(self, candidate, plan, *given, **named):
+        calls.append(plan)
+        if len(calls) == 1:
+            raise RuntimeError("no room")
+        return own(self, candidate, plan, *given, **named)
+
+    monkeypatch.setattr(Repair, "keep", fails)
+    found = kept(config={"refine": 1}).rounds[0]
+    assert len(calls) > 1 and found.winner is not max(found.candidates, key=lambda c: c.screened)
+    assert caplog.text.count("could not be repaired: ") == 1
+    monkeypatch.setattr(Repair, "keep", lambda *given, **named: 1 / 0)
+    with pytest.raises(SearchError, match="the network cannot be repaired: .*division by zero"):
+        kept(config={"refine": 1})
 
 
 def test_groups_of_one_width_keep_it_and_several_processes_find_the_same():

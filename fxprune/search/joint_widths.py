@@ -20,7 +20,7 @@ from fxprune.search.allocation import allocate
 SHARE = 0.25  # by which a width is changed to measure what that costs
 REACH = 1.5  # how far the programme may go, in such shares
 TRIES = 3  # reaches that are tried, each half of the one before
-WORK = 6e13  # multiplications that the measurements may take, all together: half an hour of one core
+WORK = 1.5e13  # multiplications that the measurements may take, all together: some minutes of one core
 PASSES = 3  # over the samples of one measurement: norms are estimated, and the network is judged before and after
 LEAST, MOST = 64, 1024  # samples of one measurement
 
@@ -45,8 +45,8 @@ def effort_for(groups: int, macs: float, most: int) -> Effort:
 
     macs: multiplications for one sample.
 
-    >>> effort_for(13, 4e7, 4), effort_for(36, 4e9, 4), effort_for(90, 4e11, 4)
-    (Effort(sweeps=4, samples=1024), Effort(sweeps=1, samples=68), Effort(sweeps=0, samples=64))
+    >>> effort_for(13, 4e7, 4), effort_for(30, 1.3e8, 4), effort_for(36, 4e9, 4)
+    (Effort(sweeps=4, samples=1024), Effort(sweeps=4, samples=157), Effort(sweeps=0, samples=64))
     """
     runs = PASSES * (2 * groups + 1)  # over one sample
     possible = int(WORK / max(1.0, macs * runs))  # samples, of all sweeps together

@@ -26,7 +26,7 @@ LEAST, MOST = 64, 1024  # samples of one measurement
 
 Widths = Mapping[str, int]
 Measure = Callable[[Sequence[Widths]], "Sequence[float | None]"]
-"""The errors of the networks of some widths, on the same samples; None for one that has none."""
+"""The errors of the networks of some widths, on the same samples; None for one that cannot be measured."""
 
 Compare = Callable[[dict[str, int]], "float | None"]
 """The error at widths that may be chosen, on all samples that judge."""
@@ -72,7 +72,8 @@ def improve(
             return
         points = {name: {widths[name]: here} for name in grids}
         for (name, width), value in zip(places, found, strict=True):
-            points[name][width] = np.inf if value is None else value
+            if value is not None or width < widths[name]:
+                points[name][width] = np.inf if value is None else value
         errors = {name: interpolated(known, whole[name]) for name, known in points.items()}
         now = sum(errors[name][widths[name]] for name in grids)
         for reach in (REACH * share / 2**i for i in range(TRIES)):

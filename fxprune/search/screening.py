@@ -71,21 +71,26 @@ def _improved(
     found = list(compared)
     count, lost = len(compared), position.observed.lost(position.widths)
 
+    def narrower(widths: Widths) -> dict[str, int]:
+        return {name: width for name, width in linked.widths(widths).items() if width < position.widths[name]}
+
     def candidates_of(widths: Sequence[Widths], samples: int | None = None) -> tuple[Candidate, ...]:
         """Candidates of widths of all groups; samples: they are only measured, on so many."""
         nonlocal count
-        narrower = [{n: w for n, w in linked.widths(one).items() if w < position.widths[n]} for one in widths]
-        proposals = [_proposal(problem, position, one) for one in narrower]
+        progress.round_started(number, {}, len(widths))
+        proposals = [_proposal(problem, position, narrower(one)) for one in widths]
         made = as_candidates(problem, number, proposals, lost, count)
         count += len(made)
         return screened([replace(candidate, trained=True, samples=samples) for candidate in made])
 
     def measure(widths: Sequence[Widths]) -> list[float | None]:
-        progress.round_started(number, {}, len(widths))
-        return [_error(candidate) for candidate in candidates_of(widths, effort.samples)]
+        """The network as it is, which no candidate is, is not measured."""
+        places = [place for place, one in enumerate(widths) if narrower(one)]
+        made = candidates_of([widths[place] for place in places], effort.samples)
+        errors = dict(zip(places, map(_error, made), strict=True))
+        return [errors.get(place) for place in range(len(widths))]
 
     def compare(widths: Widths) -> float | None:
-        progress.round_started(number, {}, 1)
         found.extend(candidates_of([widths]))
         return _error(found[-1])
 

@@ -66,15 +66,22 @@ def test_a_network_without_an_error_says_nothing_of_its_width(fails):
     assert not found
 
 
+def test_the_whole_network_is_no_candidate():
+    """One group alone may shrink: a little wider it would be whole."""
+    only = kept(config={"exclude": ["2", "4", "6", "8"]}, budget=0.9)
+    assert set(only.rounds[0].winner.widths) == {"0"} and only.met
+
+
 def kept(**changes):
-    """Five convolutions in a row, at 0.4 of their FLOPs."""
+    """Five convolutions in a row, at 0.4 of their FLOPs where no other share is asked for."""
     torch.manual_seed(0)
     layers = [layer for i in range(5) for layer in (nn.Conv2d(12 if i else 3, 12, 3, padding=1), nn.ReLU())]
     net, x = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 4)), torch.randn(200, 3, 8, 8)
     for layer in net[::2][:5]:
         nn.init.kaiming_normal_(layer.weight)
     config = {"netadapt_min_feature_size": 1, "refine": 0, **changes.pop("config", {})}
-    return netadapt(net, 0.4, example_inputs=x[:2], calibration=[x], progress=False, config=config, **changes)
+    budget = changes.pop("budget", 0.4)
+    return netadapt(net, budget, example_inputs=x[:2], calibration=[x], progress=False, config=config, **changes)
 
 
 def test_what_is_found_around_the_first_widths_is_compared_and_measurements_are_never_chosen():

@@ -250,8 +250,11 @@ def _literals_of(trial: Trial, call: LoggedCall, failure: Failure) -> Iterator[t
         return position in failure.numbers and failure.lacks(position, given.get(position, 0))
 
     def whole(position: Position) -> bool:
-        """Whether a number has to be stated as it is: it has moved with a size already, and with no input's."""
-        return moved(position) and not trial.is_of_inputs(call, position)
+        """Whether a number has to be stated as it is: it moves with no input's size, but maybe with a pruned one's.
+
+        Cut by about half, a quotient of two sizes is often what it was before.
+        """
+        return not trial.is_of_inputs(call, position, unknown=not moved(position))
 
     records = trial.tape[call.start : call.stop]
     for position, order, axis in _orders(trial, call, failure):

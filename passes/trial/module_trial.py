@@ -181,16 +181,16 @@ class Trial:
         except Exception:  # a program may refuse integers of another class; it ran on its own
             return self._logged(self.arguments)
 
-    def is_of_inputs(self, call: LoggedCall, position: Position) -> bool:
-        """Whether the number that `call` is given there is another where the inputs have other sizes."""
+    def is_of_inputs(self, call: LoggedCall, position: Position, unknown: bool = False) -> bool:
+        """Whether the number that `call` is given there is another where the inputs have other sizes.
+
+        unknown: the answer where the call was not made at any.
+        """
         given, mode = dict(call.numbers).get(position), (self.training, self.turned)
         if mode not in self.logs:
             self.logs[mode] = self._elsewhere()
-        return any(
-            dict(other.numbers).get(position) != given
-            for other in self.logs[mode]
-            if other.path == call.path and other.site == call.site
-        )
+        others = [other for other in self.logs[mode] if other.path == call.path and other.site == call.site]
+        return any(dict(other.numbers).get(position) != given for other in others) if others else unknown
 
     def _elsewhere(self) -> list[LoggedCall]:
         """The calls at other sizes of the inputs: one size after the other, or, without values, all at once."""

@@ -466,3 +466,32 @@ def test_each_of_many_layers_follows_whichever_way_its_sizes_lead_when_tried() -
     for first, second in itertools.combinations(middle, 2):
         plan = coupling.plan({name: range(coupling.widths[name] // 2) for name in (first, second)})
         assert verify(net, apply_plan(net, plan), plan, x).max_error < 1e-9, (first, second)
+
+
+class Quotients(nn.Module):
+    """Attention of one token, whose head sizes are quotients: cut by half, they are what they were."""
+
+    def __init__(self, dim: int = 128, heads: int = 4) -> None:
+        super().__init__()
+        self.num_heads, self.temperature = heads, nn.Parameter(torch.ones(heads))
+        self.q, self.k, self.v, self.proj = (nn.Linear(dim, dim) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, length, size = x.shape
+        temperature = self.temperature.view(self.num_heads, 1, 1)
+        q = self.q(x[:, 0]).reshape(n, self.num_heads, 1, size // self.num_heads)
+        k = self.k(x).reshape(n, length, self.num_heads, size // self.num_heads).permute(0, 2, 1, 3)
+        v = self.v(x).reshape(n, length, self.num_heads, size // self.num_heads).permute(0, 2, 1, 3)
+        weights = (q @ k.transpose(-2, -1) * temperature).softmax(-1)
+        mixed = self.proj((weights @ v).transpose(1, 2).reshape(n, 1, size))
+        return torch.cat([mixed, x[:, 1:]], 1)
+
+
+def test_a_quotient_of_sizes_follows_whatever_else_is_cut() -> None:
+    net = nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 128), Quotients(), nn.Linear(128, 3))
+    x = torch.randn(2, 7, 5)
+    coupling = couple(net, x)
+    heads = next(name for name, width in coupling.widths.items() if width == 4 and name != "0")
+    for width in (1, 2, 3):
+        plan = coupling.plan({heads: range(width)})
+        assert verify(net, apply_plan(net, plan), plan, x).max_error < 1e-9

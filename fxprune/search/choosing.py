@@ -35,9 +35,8 @@ def contenders(
     scored = [c for c in candidates if c.feasible and c.screened is not None and c.error is None and c is not chosen]
     scored = [c for c in scored if all(c.resources[name] <= limit for name, limit in problem.limits.items())]
     scored.sort(key=lambda c: (-(c.screened or 0.0), c.index))
-    first = [c for c in scored if c.index in proposed][: count - 1]
-    others = [c for c in scored if c not in first[:1]]
-    return [chosen, *first[:1], *others][:count]
+    first = [c for c in scored if c.index in proposed][:1]
+    return [chosen, *first, *(c for c in scored if c not in first)][:count]
 
 
 def by_ratio(problem: Problem) -> bool:

@@ -148,9 +148,8 @@ def run_round(
         weights = journal.candidate_weights(number, chosen.index)
         if weights is None:
             weights = train_again(problem, position, chosen, scores, workers, number)
-    else:
-        if journal.keeps_untrained and not any(p.is_meta for p in position.network.parameters()):
-            weights = to_bytes(dict(named_tensors(network or apply_plan(position.network, plan))))
+    elif journal.keeps_untrained and not any(p.is_meta for p in position.network.parameters()):
+        weights = to_bytes(dict(named_tensors(network or apply_plan(position.network, plan))))
     if network is not None and weights is not None and (kept is not None or problem.trains):
         put_tensors(network, from_bytes(weights))
     progress.stage(f"round {number}: measuring and recording the network that was chosen")

@@ -55,13 +55,14 @@ class Restated:
 
     The position `SIZES` says that the call splits its first argument: into pieces of these sizes.
     ratio: where the argument is a size, the new and the old length of what is pruned of it: ``n * heads`` is scaled, so
-    that it may grow with the inputs.
+    that it may grow with the inputs. before: how long that was before anything was removed.
     """
 
     site: Site
     position: Position
     value: Any
     ratio: tuple[int, int] | None = None
+    before: int | None = None
 
 
 class RestatedForward:
@@ -135,7 +136,7 @@ def _of_later_calls(
     """By line what a call is given that comes after all that were seen there, and how many those were.
 
     A loop over pieces of an input turns more often on a longer one. Only where all calls that were seen are given the
-    same, nothing else can be meant.
+    same in place of the same, nothing else can be meant.
     """
     lines: dict[tuple[str, str, int], dict[int, list[Restated]]] = {}
     seen: Counter[tuple[str, str, int]] = Counter()
@@ -145,7 +146,7 @@ def _of_later_calls(
         seen[line] = max(seen[line], site.seen)
     found: dict[tuple[str, str, int], tuple[int, Sequence[Restated]]] = {}
     for line, calls in lines.items():
-        given = [[(r.position, r.value, r.ratio) for r in calls.get(times, ())] for times in range(seen[line])]
+        given = [[(r.position, r.value, r.ratio, r.before) for r in calls.get(n, ())] for n in range(seen[line])]
         if given and given[0] and all(one == given[0] for one in given):
             found[line] = seen[line], calls[0]
     return found

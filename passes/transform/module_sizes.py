@@ -59,6 +59,7 @@ def fit(module: nn.Module, slicing: Slicing, edits: Sequence[Edit], literals: Se
 
 def _restated(literal: Literal, slicing: Slicing) -> Restated:
     sizes = [slicing.size(axis) for axis in literal.axes]
+    before = prod(axis.size for axis in literal.axes)
     if literal.position == SIZES:
         return Restated(literal.site, literal.position, tuple(sizes))
     if not literal.axes:
@@ -66,12 +67,12 @@ def _restated(literal: Literal, slicing: Slicing) -> Restated:
     if literal.order is not None:
         return Restated(literal.site, literal.position, (literal.left(slicing.masks).order or (), torch.int64))
     if literal.negative:
-        return Restated(literal.site, literal.position, -prod(sizes))
+        return Restated(literal.site, literal.position, -prod(sizes), before=before)
     if literal.absolute:
-        return Restated(literal.site, literal.position, prod(sizes))
+        return Restated(literal.site, literal.position, prod(sizes), before=before)
     pruned = [part for axis in literal.axes for part in _factors(axis) if not isinstance(part, Constant)]
     ratio = prod(slicing.size(part) for part in pruned), prod(part.size for part in pruned)
-    return Restated(literal.site, literal.position, prod(sizes), ratio)
+    return Restated(literal.site, literal.position, prod(sizes), ratio, before)
 
 
 def _factors(axis: Axis) -> tuple[Axis, ...]:

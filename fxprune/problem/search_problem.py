@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from torch import nn
@@ -81,6 +82,10 @@ class Problem(CoupledAnew):
     @property
     def limits(self) -> dict[str, float]:
         return {budget.resource: budget.limit(self.start[budget.resource]) for budget in self.budgets}
+
+    def is_met(self, used: Mapping[str, float]) -> bool:
+        """Whether a network that uses so much of each resource is within all budgets."""
+        return all(used[name] <= limit for name, limit in self.limits.items())
 
     @property
     def strategy(self) -> str:

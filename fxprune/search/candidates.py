@@ -110,7 +110,7 @@ def task_of(
     """What is to be done with a candidate: one that may be the last of the search is repaired with refinement."""
     repair = "" if position.observed is None else "screen" if screens else "keep"
     few = problem.screen is not None or candidate.steps == 0
-    if repair == "keep" and few and all(candidate.resources[n] <= limit for n, limit in problem.limits.items()):
+    if repair == "keep" and few and problem.is_met(candidate.resources):
         repair = "refine"
     plan = plan_of(position, candidate, scores)
     return Task(candidate.index, plan, candidate.steps, candidate.seed, repair, candidate.samples)

@@ -29,11 +29,10 @@ def contenders(
 
     The chosen one alone where the network of this round is not the last of the search: then it is not refined.
     """
-    last = all(chosen.resources[name] <= limit for name, limit in problem.limits.items())
-    refines = last and problem.config.refine and problem.config.compensate
+    refines = problem.is_met(chosen.resources) and problem.config.refine and problem.config.compensate
     count = problem.config.refined if refines else 1
     scored = [c for c in candidates if c.feasible and c.screened is not None and c.error is None and c is not chosen]
-    scored = [c for c in scored if all(c.resources[name] <= limit for name, limit in problem.limits.items())]
+    scored = [c for c in scored if problem.is_met(c.resources)]
     scored.sort(key=lambda c: (-(c.screened or 0.0), c.index))
     first = [c for c in scored if c.index in proposed][:1]
     return [chosen, *first, *(c for c in scored if c not in first)][:count]

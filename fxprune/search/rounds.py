@@ -56,7 +56,7 @@ class Found:
 
 def search(problem: Problem, baseline: float, workers: Workers, journal: Journal, progress: Progress) -> Found:
     """Run rounds until the budgets are met, or no more may be run or is feasible."""
-    config, limits = problem.config, problem.limits
+    config = problem.config
     position: Position | None = Position(
         problem.dense,
         problem.coupling,
@@ -70,7 +70,7 @@ def search(problem: Problem, baseline: float, workers: Workers, journal: Journal
     rounds: list[Round] = []
     achieved, accepted, below = dict(problem.start), 0, 0
     while True:
-        if met := all(achieved[name] <= limit for name, limit in limits.items()):
+        if met := problem.is_met(achieved):
             stopped = "the budget is met"
             break
         number = len(rounds) + 1

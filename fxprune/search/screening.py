@@ -105,7 +105,7 @@ def _improved(
 
 def _proposal(problem: Problem, position: Position, widths: dict[str, int]) -> Proposal:
     used = evaluate(position.resources, {**position.widths, **widths})
-    return Proposal(widths, used, all(used[name] <= limit for name, limit in problem.limits.items()))
+    return Proposal(widths, used, problem.is_met(used))
 
 
 def _error(candidate: Candidate) -> float | None:

@@ -73,10 +73,10 @@ def _corrected(trial: Trial, added: Changes, before: Changes, settled: Collectio
     wrong = [e for e in added.edits if said.get((e.path, e.attribute), e.axes) != e.axes]
     if not wrong:
         return Changes()
-    names, places = {edit.attribute for edit in wrong}, {(edit.path, edit.attribute) for edit in wrong}
+    names = {edit.attribute for edit in wrong}
     known = [e for e in before.edits if e.attribute not in names] + wrong
     found = edits_elsewhere(trial.module, wrong, trial.coupling.structure.tensors, known)
-    return Changes(tuple(e for e in found if (e.path, e.attribute) not in {*settled, *places}))
+    return Changes(tuple(e for e in found if (e.path, e.attribute) not in settled))
 
 
 def _otherwise(trial: Trial, changes: Changes, failure: Failure) -> Iterator[tuple[Changes, Failure | None]]:

@@ -63,7 +63,7 @@ def prune_checkpoint(
     plan.check(coupling)
     _check_tensors(model, coupling, checkpoint)
     config = _stated(model, coupling, plan, checkpoint.folder)
-    gone = {tensor for name in plan.removed_blocks for tensor in coupling.blocks[name].tensors}
+    gone = coupling.tensors_gone(plan.removed_blocks)
     checkpoint = checkpoint.without({name for name in checkpoint.tensors if coupling.aliases[name] in gone})
     staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:

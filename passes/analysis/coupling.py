@@ -118,6 +118,10 @@ class Coupling:
     def _found_blocks(self) -> Blocks:
         return Blocks(self.blocks, self.refused_blocks) if self.knows_blocks else NO_BLOCKS
 
+    def tensors_gone(self, removed_blocks: Iterable[str]) -> set[str]:
+        """The tensors that go with these residual blocks, by their first names."""
+        return {tensor for name in removed_blocks for tensor in self.blocks[name].tensors}
+
     def with_blocks(self, blocks: Blocks) -> Coupling:
         """This coupling with the residual branches that plans may remove."""
         return Coupling(

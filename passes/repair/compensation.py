@@ -88,7 +88,7 @@ def compensate(
     coupling = _coupling_of(dense, plan, statistics)
     masks = coupling.masks(plan)
     axes = coupling.structure.tensors
-    gone = {tensor for name in plan.removed_blocks for tensor in coupling.blocks[name].tensors}
+    gone = coupling.tensors_gone(plan.removed_blocks)
     sites = [site for site in statistics.sites.values() if coupling.aliases[site.parameter] not in gone]
     remain = {
         site.parameter: [survivors(axis, masks) for axis in axes[coupling.aliases[site.parameter]]] for site in sites

@@ -113,7 +113,7 @@ def _made_by(plan: Plan, coupling: Coupling, pruned: fx.GraphModule) -> None:
     """PlanError where the sizes of `pruned` are not those that the plan leaves."""
     masks, axes = coupling.masks(plan), coupling.structure.tensors
     own = dict(owned_tensors(pruned))
-    gone = {name for block in plan.removed_blocks for name in coupling.blocks[block].tensors}
+    gone = coupling.tensors_gone(plan.removed_blocks)
     missing = next((name for name in coupling.aliases if name not in own and name not in gone), None)
     if missing is not None:
         raise PlanError(f"refine: the pruned graph has no {missing}; give the one that this plan made of the dense")

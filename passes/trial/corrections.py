@@ -51,17 +51,17 @@ def changes_that_follow(
             return changes, failure
         added, failure = step
         before, changes = changes, changes + added
-        others = _elsewhere(trial, added, stated + added)
-        if failure is not None and others:
-            further = trial.run(changes + others)
-            if further is None or further.place >= failure.place:
-                changes, failure = changes + others, further
-        if corrected := _corrected(trial, added, before, settled):
-            alike = changes + corrected
-            further = trial.run(alike)
-            if further is None or (failure is not None and further.place >= failure.place):
-                changes, failure = alike, further
+        elsewhere = _elsewhere(trial, added, stated + added) if failure is not None else Changes()
+        for more in filter(None, (elsewhere, _corrected(trial, added, before, settled))):
+            further = trial.run(changes + more)
+            if _as_far(further, failure):
+                changes, failure = changes + more, further
     return changes, None
+
+
+def _as_far(after: Failure | None, before: Failure | None) -> bool:
+    """Whether a run got at least as far as the one before."""
+    return after is None or (before is not None and after.place >= before.place)
 
 
 def _corrected(trial: Trial, added: Changes, before: Changes, settled: Collection[Attribute]) -> Changes:
@@ -182,7 +182,7 @@ def _fewest(trial: Trial, changes: Changes, added: Changes, after: Failure | Non
     for edit in added.edits if len(added.edits) > 1 else ():
         fewer = Changes(tuple(other for other in kept if other is not edit))
         found = trial.run(changes + fewer)
-        if found is None or (after is not None and found.place >= after.place):
+        if _as_far(found, after):
             kept.remove(edit)
     return Changes(tuple(kept), added.literals)
 

@@ -141,6 +141,11 @@ class NetAdaptConfig:
         "the command line's calibration data: package.module:function, or train for the training batches of `data`",
     )  # fmt: skip
     calibration_samples: int = _key(4096, rule.integer(least=2), "so many samples of calibration data are used at most")
+    statistics_shards: int = _key(
+        1, rule.integer(least=1),
+        "the calibration data are observed in so many parts, which are added up; workers: ray observes them beside "
+        "each other. The sums differ in their last digits from those of another number of parts",
+    )  # fmt: skip
     joint: bool = _key(True, rule.flag(), "where no single group meets a target, propose to shrink several")
     min_accuracy: float | None = _key(
         None, rule.optional(rule.number()), "stop when a round's score is lower, and return the last that was not"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 import torch
@@ -16,8 +17,11 @@ from fxprune.problem.calibration import Calibration, first_samples
 from fxprune.problem.search_problem import Problem
 from fxprune.search.progress import Progress
 from fxprune.training.candidate import seeded
+from fxprune.workers.coupled_network import CoupledNetwork
+from fxprune.workers.observing import observed_by, shards_of
+from fxprune.workers.protocol import Workers
 from fxprune.workers.repair import Repair
-from passes import Coupling, observe
+from passes import Coupling, Statistics
 from passes.statistics.divergence import outputs_of
 
 log = logging.getLogger(__name__)
@@ -27,7 +31,7 @@ GRADIENTS = ("fisher", "taylor")  # the criteria that need them
 
 @dataclass(frozen=True, eq=False)
 class Observed:
-    """The network is `repair.dense`."""
+    """The network is that of `repair.dense`."""
 
     repair: Repair
     curves: dict[str, Curve]
@@ -43,11 +47,11 @@ class Observed:
 
 
 def observed(
-    problem: Problem, calibration: Calibration, network: nn.Module, coupling: Coupling, journal: Journal | None,
-    progress: Progress,
+    problem: Problem, calibration: Calibration, network: nn.Module, coupling: Coupling, workers: Workers,
+    journal: Journal | None, progress: Progress,
 ) -> Observed:  # fmt: skip
     """One pass over the data, and the curves; from the journal, where they are kept there."""
-    config = problem.config
+    config, dense = problem.config, CoupledNetwork.of(network, coupling, problem.example_inputs)
     progress.stage("observing calibration data")
     known = journal.observed() if journal is not None else None
     if known is not None:
@@ -56,15 +60,9 @@ def observed(
         for moments in statistics.moments.values():
             moments.to(device)
     else:
+        statistics = _statistics(problem, calibration, dense, workers, progress)
+        log.info("observed %d samples; %.0f MB of sums", statistics.samples, statistics.size_bytes / 1e6)
         with seeded(problem.seed):
-            gradients = "sampled" if config.criterion in GRADIENTS else None
-            samples = sum(max(batch.size, 1) for batch in calibration.fitted)
-            statistics = observe(
-                network, coupling, calibration.fitted, seed=problem.seed, gradients=gradients,
-                progress=lambda done: progress.stage("observing calibration data", f"{done} of {samples} samples"),
-            )  # fmt: skip
-            statistics = replace(statistics, held_inputs=())  # candidates are judged by calibration data
-            log.info("observed %d samples; %.0f MB of sums", statistics.samples, statistics.size_bytes / 1e6)
             made = curves(
                 network, coupling, statistics, first_samples(calibration.held, _judging(len(problem.grids))),
                 criterion=config.criterion,
@@ -80,11 +78,23 @@ def observed(
             "cannot be compared; pass inputs in which it finds something",
             sum(max(batch.size, 1) for batch in calibration.held),
         )
-    repair = Repair(
-        network, coupling, statistics, calibration, expected, problem.example_inputs, config.compensate, config.refine,
-        problem.seed, coupling.knows_blocks,
-    )  # fmt: skip
+    repair = Repair(dense, statistics, calibration, expected, config.compensate, config.refine, problem.seed)
     return Observed(repair, made)
+
+
+def _statistics(
+    problem: Problem, calibration: Calibration, dense: CoupledNetwork, workers: Workers, progress: Progress
+) -> Statistics:
+    """The sums over all shards of the calibration data, added in their order: the same wherever they were made."""
+    gradients = "sampled" if problem.config.criterion in GRADIENTS else None
+    shards = shards_of(calibration.fitted, problem.config.statistics_shards, problem.seed, gradients)
+    samples = sum(shard.samples for shard in shards)
+
+    def told(done: int) -> None:
+        progress.stage("observing calibration data", f"{done} of {samples} samples")
+
+    merged = reduce(Statistics.merge, observed_by(workers, dense, shards, told))
+    return merged.bound(dense.network, dense.coupling)
 
 
 def _judging(groups: int) -> int:

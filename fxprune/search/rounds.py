@@ -28,7 +28,7 @@ from fxprune.problem.search_problem import Problem
 from fxprune.problem.width_grids import Grid
 from fxprune.registries import STRATEGIES
 from fxprune.resources.models import MeasuredResource, Resource
-from fxprune.search.candidates import Kept, as_candidates, keep, train_again
+from fxprune.search.candidates import CandidateRuns, Kept, as_candidates
 from fxprune.search.choosing import choose, contenders, reason_of
 from fxprune.search.observed import observed
 from fxprune.search.position import Position, Ranks, plan_of, score_of_chosen
@@ -117,14 +117,15 @@ def run_round(
     """One round from here; None if nothing that could be proposed meets the targets."""
     begun = time.perf_counter()
     targets = round_targets(problem, position, number)
-    position, scores, lost = rankings(problem, position, journal, progress)
+    position, scores, lost = rankings(problem, position, workers, journal, progress)
     proposals = make_proposals(problem, position, targets, lost)
     candidates = as_candidates(problem, number, proposals, lost)
     if not any(candidate.feasible for candidate in candidates):
         return None
     proposed = {candidate.index for candidate in candidates}
     progress.round_started(number, targets, sum(candidate.trained for candidate in candidates))
-    candidates = train_all(problem, position, number, candidates, scores, workers, journal, progress)
+    runs = CandidateRuns(problem, position, number, scores, workers, journal, progress)
+    candidates = train_all(runs, candidates)
     chosen = choose(problem, position, candidates)
     if chosen is None:
         reasons = "; ".join(f"{c.group}: {c.error}" for c in candidates if c.error)
@@ -134,7 +135,7 @@ def run_round(
     if problem.calibration is not None and not problem.moves:
         rivals = contenders(problem, chosen, candidates, proposed)
         progress.stage(f"round {number}: repairing the network that was chosen", f"the best of {len(rivals)}")
-        chosen, kept = keep(problem, position, rivals, scores, workers, number)
+        chosen, kept = runs.keep(rivals)
         if len(rivals) > 1:
             reason += f"; of the {len(rivals)} best, each refined, candidate {chosen.index} is nearest"
     plan = plan_of(position, chosen, scores)
@@ -147,7 +148,7 @@ def run_round(
     elif problem.trains:
         weights = journal.candidate_weights(number, chosen.index)
         if weights is None:
-            weights = train_again(problem, position, chosen, scores, workers, number)
+            weights = runs.train_again(chosen)
     elif journal.keeps_untrained and not any(p.is_meta for p in position.network.parameters()):
         weights = to_bytes(dict(named_tensors(network or apply_plan(position.network, plan))))
     if network is not None and weights is not None and (kept is not None or problem.trains):
@@ -189,7 +190,7 @@ def run_round(
 
 
 def rankings(
-    problem: Problem, position: Position, journal: Journal, progress: Progress
+    problem: Problem, position: Position, workers: Workers, journal: Journal, progress: Progress
 ) -> tuple[Position, Ranks, Ranks]:
     """How much each unit of each group is needed, and what each width loses: by the data where there are some, else by
     the weights. Units in outer blocks (heads) are formed by rank."""
@@ -199,7 +200,7 @@ def rankings(
         position = replace(position, coupling=coupling)
         if problem.calibration is not None:
             kept = journal if position.network is problem.dense else None
-            found = observed(problem, problem.calibration, position.network, coupling, kept, progress)
+            found = observed(problem, problem.calibration, position.network, coupling, workers, kept, progress)
             position = replace(position, observed=found)
         else:
             groups = [coupling.group(name) for name in problem.grids if name in coupling.variables]

@@ -2,48 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
-
-from fxprune.journal.protocol import Journal
 from fxprune.journal.records import Candidate
 from fxprune.problem.blocks import groups_within, left_open
 from fxprune.problem.equal_widths import Linked
 from fxprune.problem.search_problem import Problem
-from fxprune.search.candidates import as_candidates, run_all
+from fxprune.search.candidates import CandidateRuns, as_candidates
 from fxprune.search.choosing import choose
 from fxprune.search.joint_widths import Widths, effort_for, improve
 from fxprune.search.position import Position
-from fxprune.search.progress import Progress
 from fxprune.search.proposals import Proposal, evaluate
-from fxprune.workers.protocol import Workers
 
 
-def train_all(
-    problem: Problem,
-    position: Position,
-    number: int,
-    candidates: tuple[Candidate, ...],
-    scores: Mapping[str, np.ndarray],
-    workers: Workers,
-    journal: Journal,
-    progress: Progress,
-) -> tuple[Candidate, ...]:
-    """The candidates with their scores. Only the weights of the best so far are kept."""
+def train_all(runs: CandidateRuns, candidates: tuple[Candidate, ...]) -> tuple[Candidate, ...]:
+    """The candidates of a round with their scores, and those that were found around the best of them."""
+    problem, position = runs.problem, runs.position
     if not problem.scored:
         return tuple(replace(c, score=-(position.lost + c.lost)) if c.trained else c for c in candidates)
     if problem.screen is None:
-        return run_all(problem, position, number, candidates, scores, workers, journal, progress)
-
-    def screened(proposed: Sequence[Candidate]) -> tuple[Candidate, ...]:
-        untrained = tuple(replace(candidate, steps=0) for candidate in proposed)
-        return run_all(problem, position, number, untrained, scores, workers, journal, progress, screens=True)
-
-    compared = screened(candidates)
+        return runs.run_all(candidates)
+    compared = _screened(runs, candidates)
     if problem.strategy == "allocate":
-        compared = _improved(problem, position, number, compared, screened, progress)
+        compared = _improved(runs, compared)
     if not problem.screen:
         return compared
     ordered = sorted((c for c in compared if c.screened is not None), key=lambda c: (-(c.screened or 0.0), c.index))
@@ -52,15 +34,17 @@ def train_all(
     chosen = tuple(
         replace(c, score=None, steps=steps if c.index in best else 0, trained=c.index in best) for c in compared
     )
-    progress.round_started(number, {}, len(best))
-    return run_all(problem, position, number, chosen, scores, workers, journal, progress)
+    runs.progress.round_started(runs.number, {}, len(best))
+    return runs.run_all(chosen)
 
 
-def _improved(
-    problem: Problem, position: Position, number: int, compared: tuple[Candidate, ...],
-    screened: Callable[[Sequence[Candidate]], tuple[Candidate, ...]], progress: Progress,
-) -> tuple[Candidate, ...]:  # fmt: skip
+def _screened(runs: CandidateRuns, proposed: Sequence[Candidate]) -> tuple[Candidate, ...]:
+    return runs.run_all([replace(candidate, steps=0) for candidate in proposed], screens=True)
+
+
+def _improved(runs: CandidateRuns, compared: tuple[Candidate, ...]) -> tuple[Candidate, ...]:
     """Joint candidates, with those that were found around the best of them."""
+    problem, position = runs.problem, runs.position
     best, linked = choose(problem, position, compared), Linked(problem.equal, problem.coupling.widths)
     if best is None or position.observed is None:
         return compared
@@ -77,11 +61,11 @@ def _improved(
     def candidates_of(widths: Sequence[Widths], samples: int | None = None) -> tuple[Candidate, ...]:
         """Candidates of widths of all groups; samples: they are only measured, on so many."""
         nonlocal count
-        progress.round_started(number, {}, len(widths))
+        runs.progress.round_started(runs.number, {}, len(widths))
         proposals = [_proposal(problem, position, narrower(one)) for one in widths]
-        made = as_candidates(problem, number, proposals, lost, count)
+        made = as_candidates(problem, runs.number, proposals, lost, count)
         count += len(made)
-        return screened([replace(candidate, trained=True, samples=samples) for candidate in made])
+        return _screened(runs, [replace(candidate, trained=True, samples=samples) for candidate in made])
 
     def measure(widths: Sequence[Widths]) -> list[float | None]:
         """The network as it is, which no candidate is, is not measured."""

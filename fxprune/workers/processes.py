@@ -25,7 +25,7 @@ from fxprune.training.candidate import Trained, out_of_time, said
 from fxprune.workers.lifetime import EndingProcess, end_with_parent, processes_end_here
 from fxprune.workers.protocol import Job, Outcome, Task, sent
 from fxprune.workers.repair import Repair
-from fxprune.workers.transport import pack, pack_functions, pack_repair, train_packed
+from fxprune.workers.transport import pack, pack_for_workers, pack_functions, train_packed
 from passes import Coupling
 from passes.process.settings import computing_settings, put_settings
 
@@ -85,7 +85,7 @@ class Processes:
     ) -> Iterator[Outcome]:
         self._rounds += 1
         if repair is not None and (self._repair is None or self._repair[0] is not repair):
-            self._repair = repair, pack_repair(repair)
+            self._repair = repair, pack_for_workers(repair)
         weights = to_bytes(tensors_of(network))
         waiting, tries = list(reversed(tasks)), {task.index: 0 for task in tasks}
         left = len(tasks)

@@ -12,8 +12,10 @@ from torch import nn
 
 from fxprune.io.tensors import tensors_of, to_bytes
 from fxprune.training.candidate import Evaluate, Prepare, Train, Trained, train_candidate
+from fxprune.workers.coupled_network import CoupledNetwork
+from fxprune.workers.observing import Shard, Told, observed_by
 from fxprune.workers.repair import Repair
-from passes import Coupling, Plan, apply_plan
+from passes import Coupling, Plan, Statistics, apply_plan
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +70,10 @@ class Outcome:
 
 
 class Workers(Protocol):
-    """Trains candidates, in any order and place; the same task gives the same outcome everywhere."""
+    """Trains candidates, in any order and place; the same task gives the same outcome everywhere.
+
+    Those that can also observe calibration data are `fxprune.workers.observing.Observers` as well.
+    """
 
     def start(self) -> None:
         """Get ready, before the search begins; a WorkerError says what cannot be sent, and how to fix it."""
@@ -140,6 +145,9 @@ class Timed:
             self.train += outcome.trained.seconds_train
             self.evaluate += outcome.trained.seconds_evaluate
             yield outcome
+
+    def observe(self, dense: CoupledNetwork, shards: Sequence[Shard], progress: Told) -> Iterator[Statistics]:
+        return observed_by(self.workers, dense, shards, progress)
 
     def close(self) -> None:
         self.workers.close()

@@ -1,4 +1,5 @@
-"""Workers on a Ray cluster: the weights of a round lie once in the object store, each candidate is a task."""
+"""Workers on a Ray cluster: the weights of a round lie once in the object store, each candidate is a task, and so is
+each shard of the calibration data."""
 
 from __future__ import annotations
 
@@ -21,10 +22,12 @@ from fxprune.errors import WorkerError
 from fxprune.io.tensors import from_bytes, tensors_of, to_bytes
 from fxprune.training.candidate import Trained, out_of_time, said
 from fxprune.workers import process_guard
+from fxprune.workers.coupled_network import CoupledNetwork
+from fxprune.workers.observing import Shard, Told, observe_packed
 from fxprune.workers.protocol import Job, Outcome, Task, sent
 from fxprune.workers.repair import Repair
-from fxprune.workers.transport import pack, pack_repair, train_packed
-from passes import Coupling
+from fxprune.workers.transport import pack, pack_for_workers, train_packed
+from passes import Coupling, PassError, Statistics
 from passes.process.settings import computing_settings, put_settings
 
 log = logging.getLogger(__name__)
@@ -99,11 +102,10 @@ class OnRay:
         import ray
 
         if repair is not None and (self._repair is None or self._repair[0] is not repair):
-            self._repair = repair, ray.put(pack_repair(repair))
+            self._repair = repair, ray.put(pack_for_workers(repair))
         stored = self._repair[1] if repair is not None and self._repair is not None else None
 
-        options = {"num_cpus": 1, **{key: self.job.settings[key] for key in OPTIONS if key in self.job.settings}}
-        remote = ray.remote(_candidate).options(max_retries=0, num_returns="streaming", **options)
+        remote = ray.remote(_candidate).options(max_retries=0, num_returns="streaming", **self._options)
         weights, settings = ray.put(to_bytes(tensors_of(network))), computing_settings()
         tries = {task.index: 0 for task in tasks}
 
@@ -129,6 +131,34 @@ class OnRay:
                         continue
                     found = Trained(error=f"the worker was lost {tries[task.index]} times: {found}"), None
                 yield sent(task.index, *found)
+
+    def observe(self, dense: CoupledNetwork, shards: Sequence[Shard], progress: Told) -> Iterator[Statistics]:
+        """One task a shard; the network lies once in the object store. A shard whose worker is lost is tried again."""
+        import ray
+
+        network, settings, done = ray.put(pack_for_workers(dense)), computing_settings(), 0
+        remote = ray.remote(_observed).options(max_retries=self.job.retries, **self._options)
+        found = [remote.remote(network, pack_for_workers(shard), settings) for shard in shards]
+        for number, (shard, given) in enumerate(zip(shards, found, strict=True)):
+            try:
+                statistics = pickle.loads(ray.get(given))
+            except ray.exceptions.RayTaskError as error:
+                if isinstance(error.cause, PassError):  # the data's fault, not the cluster's
+                    raise error.cause from None
+                raise WorkerError(f"workers: shard {number} of the calibration data failed: {error.cause!r}") from error
+            except ray.exceptions.RayError as error:
+                raise WorkerError(
+                    f"workers: shard {number} of the calibration data was lost with its worker "
+                    f"{1 + self.job.retries} times: {_first_line(error)}"
+                ) from error
+            done += shard.samples
+            progress(done)
+            yield statistics
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        """What one task needs."""
+        return {"num_cpus": 1, **{key: self.job.settings[key] for key in OPTIONS if key in self.job.settings}}
 
     def close(self) -> None:
         if self._joined:
@@ -163,13 +193,17 @@ def _next(ray: Any, stream: Any, known: _Running) -> tuple[Trained, bytes | None
     try:
         found = pickle.loads(ray.get(next(stream)))
     except ray.exceptions.RayError as error:
-        return (str(error).strip() or type(error).__name__).splitlines()[0]
+        return _first_line(error)
     except StopIteration:
         return "it ended without an answer"
     if known.process is None:
         known.process = found
         return None
     return found
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 class _OwnCluster:
@@ -231,8 +265,7 @@ def _candidate(
     import ray
 
     yield pickle.dumps((ray.get_runtime_context().get_node_id(), os.getpid()))
-    os.environ["OMP_NUM_THREADS"] = str(settings["threads"])
-    put_settings(settings, "as in the search")
+    _settle(settings)
     try:
         unpacked = pickle.loads(functions)
     except BaseException as error:  # whatever importing the user's modules raises there
@@ -241,6 +274,18 @@ def _candidate(
         return
     repairs = None if repair is None else pickle.loads(repair)
     yield pickle.dumps(train_packed(unpacked, from_bytes(weights), packed, task, repairs))
+
+
+def _observed(dense: bytes, shard: bytes, settings: dict[str, object]) -> bytes:
+    """What one shard gives, in a Ray worker."""
+    _settle(settings)
+    return observe_packed(dense, shard)
+
+
+def _settle(settings: dict[str, object]) -> None:
+    """Compute in this worker as the search does."""
+    os.environ["OMP_NUM_THREADS"] = str(settings["threads"])
+    put_settings(settings, "as in the search")
 
 
 def of_job(job: Job) -> OnRay:

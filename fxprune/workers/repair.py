@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from fxprune.io.tensors import named_tensors, put_tensors, tensors_of
 from fxprune.problem.calibration import Calibration, first_samples
 from fxprune.problem.inputs import graph_like
 from fxprune.training.repaired import Repaired, RepairedLayer
+from fxprune.workers.coupled_network import CoupledNetwork
 from passes import (
     Coupling,
     Group,
@@ -27,7 +29,6 @@ from passes import (
     Statistics,
     compensate,
     cost,
-    couple,
     refine,
     repairs_of,
 )
@@ -41,39 +42,30 @@ from passes.stream.call_arguments import tensors_of as inputs_in
 log = logging.getLogger(__name__)
 NORM_SAMPLES = 1024  # norms of a candidate are estimated on so many
 _ROUNDING = 1e-4  # divergence that two forms of one network may have
+_ONLY = "the weights are compensated in closed form only: %s"
 ROOM_BYTES = 2 * 2**30  # of the values of all samples that a refinement holds
 
 
 @dataclass(eq=False)
 class Repair:
-    """Repairs what plans leave of `dense`. It can be pickled: another process couples the network anew.
+    """Repairs what plans leave of `dense`. It can be pickled.
 
     expected: the outputs of the unpruned network on the held-out batches; it is `dense` itself, or what `dense` was
     pruned from. compensates: False where candidates stay sliced, and are only judged. rounds: of Gauss-Newton in the
-    refinement of a network that is kept; 0 leaves it out. depth: plans may remove residual blocks.
+    refinement of a network that is kept; 0 leaves it out.
     """
 
-    dense: nn.Module
-    coupling: Coupling | None
+    dense: CoupledNetwork
     statistics: Statistics
     calibration: Calibration
     expected: list[list[Tensor]]
-    example_inputs: object
     compensates: bool = True
     rounds: int = 4
     seed: int = 0
-    depth: bool = False
 
     def __getstate__(self) -> dict[str, object]:
-        statistics = replace(self.statistics, network=None, coupling=None)
-        return {**self.__dict__, "coupling": None, "statistics": statistics}
-
-    @property
-    def coupled(self) -> Coupling:
-        """The coupling of the dense network, made once in each process."""
-        if self.coupling is None:
-            self.coupling = couple(self.dense, self.example_inputs, depth=self.depth)
-        return self.coupling
+        state = {name: value for name, value in self.__dict__.items() if name != "_graph"}
+        return {**state, "statistics": replace(self.statistics, network=None, coupling=None)}
 
     def score(self, network: nn.Module) -> float:
         """Minus the divergence of a network's outputs from the dense ones on held-out data; minus infinity where they
@@ -89,7 +81,7 @@ class Repair:
                 held.append(batch)
         fitted = first_samples(self.calibration.fitted, samples)
         fewer = replace(self.calibration, fitted=fitted, held=held)
-        return replace(self, coupling=self.coupled, calibration=fewer, expected=self.expected[: len(held)])
+        return replace(self, calibration=fewer, expected=self.expected[: len(held)])
 
     def screen(self, candidate: nn.Module, plan: Plan, samples: int | None = None) -> Repaired:
         """Compensate a sliced candidate, in place, in closed form; its norms are estimated anew where that helps.
@@ -128,8 +120,8 @@ class Repair:
 
     def _closed(self, candidate: nn.Module, plan: Plan) -> tuple[nn.Module, float, tuple[RepairedLayer, ...]]:
         """The candidate in closed form, its norms new where they bring it nearer to the dense outputs, and how near."""
-        self.coupled  # noqa: B018 - compensation recalls the coupling of the dense network
-        closed = compensate(candidate, self.statistics, plan, self.dense)
+        self.dense.coupling  # noqa: B018 - compensation recalls the coupling of the dense network
+        closed = compensate(candidate, self.statistics, plan, self.dense.network)
         layers = tuple(RepairedLayer(r.name, _number(r.before), _number(r.after), r.why) for r in repairs_of(closed))
         found = -self.score(closed)
         renewed = reestimated(closed, first_samples(self.calibration.fitted, NORM_SAMPLES))
@@ -140,33 +132,21 @@ class Repair:
     def _refined(self, start: nn.Module, plan: Plan, progress: Callable[[SegmentRepair], None] | None) -> nn.Module:
         """`start` refined segment by segment. A module is refined in its graph, and takes the weights back.
 
-        A module whose graph cannot be captured, or has other groups, stays as it is; the log says so.
+        A module without a graph (see `_graph`) stays as it is.
         """
-        fitted = first_samples(self.calibration.fitted, self._room())
-        chosen: dict[str, Any] = {
-            "held": first_samples(self.calibration.held, max(32, self._room() // 4)), "rounds": self.rounds,
-            "seed": self.seed, "progress": progress,
-        }  # fmt: skip
-        if isinstance(self.dense, GraphModule) and isinstance(start, GraphModule):
-            return refine(start, plan, self.dense, fitted, **chosen).network
-        only = "the weights are compensated in closed form only: %s"
-        try:
-            gm, own = graph_like(self.dense, self.coupled, self.example_inputs)
-        except InputError as error:
-            log.warning(only, f"refinement needs a graph. {error}")
+        fitted, held = self._refining
+        chosen: dict[str, Any] = {"held": held, "rounds": self.rounds, "seed": self.seed, "progress": progress}
+        dense = self.dense.network
+        if isinstance(dense, GraphModule) and isinstance(start, GraphModule):
+            return refine(start, plan, dense, fitted, **chosen).network
+        if self._graph is None:
             return start
-        if not _computes_the_same(gm, self.dense, [*fitted, *chosen["held"]]):
-            log.warning(only, "the graph, captured at the example's sizes, gives something else on calibration data")
-            return start
-        own = own.formed(self.coupled.orders)
-        if any(not _same(own.group(group.name), group) for group in self.coupled.groups):
-            log.warning(only, "the graph has its units in other places")
-            return start
+        gm, own = self._graph
         same = replace(plan, fingerprint=own.fingerprint, inputs=own.inputs)
         cut = PruneChannels(same)(gm).graph_module
         mine = dict(named_tensors(start))
         if any(name not in mine or mine[name].shape != tensor.shape for name, tensor in named_tensors(cut)):
-            log.warning(only, "the graph names its tensors in another way")
+            log.warning(_ONLY, "the graph names its tensors in another way")
             return start
         put_tensors(cut, {name: mine[name] for name, _ in named_tensors(cut)})
         refined = refine(cut, same, gm, fitted, **chosen)
@@ -177,20 +157,48 @@ class Repair:
                 own_tensors[name].copy_(tensor)
         return made
 
+    @cached_property
+    def _graph(self) -> tuple[GraphModule, Coupling] | None:
+        """The graph of a dense module, with the module's groups, made once in each process.
+
+        None where it cannot be captured, gives something else, or has other groups; the log says so.
+        """
+        fitted, held = self._refining
+        dense, coupling = self.dense.network, self.dense.coupling
+        try:
+            gm, own = graph_like(dense, coupling, self.dense.example_inputs)
+        except InputError as error:
+            log.warning(_ONLY, f"refinement needs a graph. {error}")
+            return None
+        if not _computes_the_same(gm, dense, [*fitted, *held]):
+            log.warning(_ONLY, "the graph, captured at the example's sizes, gives something else on calibration data")
+            return None
+        own = own.formed(coupling.orders)
+        if any(not _same(own.group(group.name), group) for group in coupling.groups):
+            log.warning(_ONLY, "the graph has its units in other places")
+            return None
+        return gm, own
+
+    @property
+    def _refining(self) -> tuple[list[Batch], list[Batch]]:
+        """The batches that a refinement fits to, and those that judge it."""
+        room = self._room()
+        return first_samples(self.calibration.fitted, room), first_samples(self.calibration.held, max(32, room // 4))
+
     def _room(self) -> int:
         """How many samples a refinement may hold the values of, between two of its segments."""
-        parameters = sum(t.numel() * t.element_size() for t in self.dense.parameters())
-        each = max(1.0, (float(cost(self.coupled).resource("memory")(None)) - parameters) / self._example_size)
+        parameters = sum(t.numel() * t.element_size() for t in self.dense.network.parameters())
+        each = max(1.0, (float(cost(self.dense.coupling).resource("memory")(None)) - parameters) / self._example_size)
         return max(64, int(ROOM_BYTES / each))
 
     @property
     def macs(self) -> float:
         """Multiplications of the dense network for one sample."""
-        return float(cost(self.coupled).resource("macs")(None)) / self._example_size
+        return float(cost(self.dense.coupling).resource("macs")(None)) / self._example_size
 
     @property
     def _example_size(self) -> int:
-        return max(1, Batch(*_call(self.example_inputs)).size)
+        return max(1, Batch(*_call(self.dense.example_inputs)).size)
 
 
 def _computes_the_same(gm: GraphModule, module: nn.Module, batches: Sequence[Batch]) -> bool:

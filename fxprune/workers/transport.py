@@ -123,15 +123,15 @@ def pack_functions(train: object, evaluate: object) -> bytes:
             raise WorkerError(_unpicklable(train, evaluate, error)) from error
 
 
-def pack_repair(repair: Repair) -> bytes:
-    """A repair (network, statistics, calibration batches) as bytes; each process gets it once."""
+def pack_for_workers(given: object) -> bytes:
+    """What is made of the network and its calibration data, as bytes; each process gets it once."""
     try:
-        return pickle.dumps(repair)
+        return pickle.dumps(given)
     except Exception as refused:  # pickling runs the code of whatever is in there
         try:
             import cloudpickle
 
-            return cloudpickle.dumps(repair)
+            return cloudpickle.dumps(given)
         except Exception as error:
             raise WorkerError(
                 f"workers: the network and its calibration data cannot be sent to another process by pickle: {refused}."

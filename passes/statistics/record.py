@@ -70,19 +70,26 @@ class Statistics:
         return sum(m.size_bytes for m in self.moments.values())
 
     def merge(self, other: Statistics) -> Statistics:
-        """These and `other`, of the same network over other data. Raises PassError for another network."""
+        """These and `other`, of the same network over other data. Raises PassError for another network.
+
+        A weight that one of them has not seen read (an expert that no sample was sent to) has the other's sums.
+        """
         is_a(other, Statistics, "Statistics.merge: other", "other Statistics of the same network")
-        if other.fingerprint != self.fingerprint or other.sites.keys() != self.sites.keys():
+        if other.fingerprint != self.fingerprint or any(
+            not _alike(site, other.sites.get(name, site)) for name, site in self.sites.items()
+        ):
             raise PassError(
                 f"statistics of network {other.fingerprint[:12]} cannot be added to those of {self.fingerprint[:12]}; "
                 "observe the same network"
             )
-        moments = {name: Moments(m.groups, m.columns) for name, m in self.moments.items()}
+        sites = {name: self.sites.get(name, site) for name, site in {**self.sites, **other.sites}.items()}
+        moments = {name: Moments(m.groups, m.columns) for name, m in {**self.moments, **other.moments}.items()}
         for name, made in moments.items():
-            made.merge(self.moments[name])
-            made.merge(other.moments[name])
+            for known in (self.moments.get(name), other.moments.get(name)):
+                if known is not None:
+                    made.merge(known)
         return Statistics(
-            self.fingerprint, dict(self.sites), moments, self.samples + other.samples,
+            self.fingerprint, sites, moments, self.samples + other.samples,
             _added(self.fisher, other.fisher), _added(self.taylor, other.taylor),
             self.gradients + other.gradients, self.network, self.coupling, self.held_inputs or other.held_inputs,
         )  # fmt: skip
@@ -122,6 +129,11 @@ class Statistics:
 
 def _path(path: str | os.PathLike[str], call: str) -> Path:
     return file_name(path, f"Statistics.{call}: path")
+
+
+def _alike(first: Site, second: Site) -> bool:
+    """Whether two sites of a name are one: their sums then add up."""
+    return (first.moments, first.groups, first.columns) == (second.moments, second.groups, second.columns)
 
 
 def _added(first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

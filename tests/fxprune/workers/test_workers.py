@@ -21,9 +21,11 @@ from fxprune.errors import WorkerError
 from fxprune.io.tensors import named_tensors, tensors_of
 from fxprune.workers import processes, transport
 from fxprune.workers.lifetime import EndingProcess
+from fxprune.workers.observing import shards_of
 from fxprune.workers.protocol import Job
 from fxprune.workers.ray_cluster import CLUSTER_SWITCH, _OwnCluster
-from passes import PruneChannels, capture, couple
+from passes import PassError, PruneChannels, capture, couple
+from passes.statistics import Batch
 
 CONFIG = FAST.replace(netadapt_max_rounds=2)
 TRAIN = FineTune(batches(), lr=0.05)
@@ -217,6 +219,37 @@ def test_tensors_that_no_cut_makes_travel_whole_and_ties_stay() -> None:
     np.testing.assert_array_equal(rebuilt.get_parameter("a.weight").detach(), weights["a.weight"][::2])
 
 
+def test_shards_hold_every_sample_once_in_order() -> None:
+    whole = [Batch((torch.arange(size) + 100 * number,)) for number, size in enumerate((7, 1, 12))]
+    samples = torch.cat([batch.args[0] for batch in whole])
+    for count in (1, 2, 3, 7, 20, 30):
+        shards = shards_of(whole, count, seed=5)
+        assert torch.equal(torch.cat([batch.args[0] for shard in shards for batch in shard.batches]), samples)
+        sizes = [shard.samples for shard in shards]
+        assert len(shards) == min(count, 20) and max(sizes) - min(sizes) <= 1
+        assert len({shard.seed for shard in shards}) == len(shards) and shards[0].seed == 5
+    without_samples = [Batch((torch.tensor(1.0),)) for _ in range(3)]  # inputs that hold no samples are not cut
+    assert [len(shard.batches) for shard in shards_of(without_samples, 2, seed=0)] == [1, 2]
+
+
+def calibrated(workers: int | str, **changes: Any) -> NetAdaptResult:
+    torch.manual_seed(0)
+    data = [torch.randn(60, *EXAMPLE.shape[1:]), torch.randn(40, *EXAMPLE.shape[1:])]
+    return run(workers, config=FAST.replace(**changes), train=None, evaluate=None, calibration=data)
+
+
+def test_calibration_data_in_shards_find_what_they_find_as_a_whole() -> None:
+    whole, shards = calibrated(1), calibrated(1, statistics_shards=3)
+    assert shards.met and shards.widths == whole.widths
+    for name, tensor in named_tensors(whole.model):
+        torch.testing.assert_close(dict(named_tensors(shards.model))[name], tensor, rtol=0.1, atol=0.05)
+
+
+def test_a_shard_whose_data_are_no_numbers_is_refused() -> None:
+    with pytest.raises(PassError, match="no finite numbers"):
+        run(1, config=FAST.replace(statistics_shards=2), calibration=[torch.full((40, *EXAMPLE.shape[1:]), torch.nan)])
+
+
 @pytest.fixture
 def ray_cluster() -> Any:
     ray = pytest.importorskip("ray")
@@ -237,6 +270,13 @@ def test_ray_finds_the_same_and_survives_what_dies(
     errors = {c.group: c.error for c in record.candidates if c.error}
     assert set(errors) == {"tail", "branch.0"} and "the worker was lost 2 times" in str(errors["tail"])
     assert "it is tried again" in caplog.text
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_ray_observes_what_this_process_observes() -> None:
+    assert_same(calibrated("ray", statistics_shards=2), calibrated(1, statistics_shards=2))
+    with pytest.raises(PassError, match="no finite numbers"):
+        run("ray", config=FAST.replace(statistics_shards=2), calibration=[torch.full((40, 3, 8, 8), torch.nan)])
 
 
 class FakeRay:

@@ -171,6 +171,29 @@ def test_parts_merge_to_the_whole_and_a_file_holds_all_of_it(tmp_path):
         a.merge(observe(nn.Sequential(nn.Linear(5, 3)), couple(nn.Sequential(nn.Linear(5, 3)), first[:2]), [first]))
 
 
+class OneExpert(nn.Module):
+    """All samples of a batch go to one expert, which the first says."""
+
+    def __init__(self):
+        super().__init__()
+        self.experts = nn.ModuleList([nn.Linear(4, 6), nn.Linear(4, 6)])
+
+    def forward(self, x):
+        return self.experts[int(x[0, 0] > 0)](x)
+
+
+def test_a_weight_that_only_some_of_the_data_reach_has_the_sums_of_these():
+    torch.manual_seed(0)
+    net, left, right = OneExpert(), -torch.rand(20, 4), torch.rand(20, 4)
+    coupling = couple(net, left[:2])
+    parts = [observe(net, coupling, [x]) for x in (left, right)]
+    assert [list(part.sites) for part in parts] == [["experts.0.weight"], ["experts.1.weight"]]
+    both, merged = observe(net, coupling, [left, right]), parts[0].merge(parts[1])
+    assert list(merged.sites) == list(both.sites) and merged.samples == 40
+    for site in both.sites.values():
+        assert torch.allclose(merged.of(site).matrix(), both.of(site).matrix(), atol=1e-6)
+
+
 def test_gradients_measure_what_zeroing_a_unit_does_to_first_order():
     """Of five samples the last is held out."""
     torch.manual_seed(0)

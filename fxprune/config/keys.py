@@ -130,7 +130,8 @@ class NetAdaptConfig:
     )  # fmt: skip
     refine: int = _key(
         4, rule.integer(least=0),
-        "rounds of refinement of the network that is kept, on its own inputs; 0: compensated in closed form only",
+        "rounds of refinement of the network that is kept, on its own inputs; 0, or more than about 100 million "
+        "parameters: compensated in closed form only",
     )  # fmt: skip
     refined: int = _key(
         3, rule.integer(least=1),

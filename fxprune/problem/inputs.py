@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,7 +14,7 @@ from torch.fx import GraphModule
 from torch.nn.parameter import is_lazy
 
 from fxprune.errors import InputError
-from fxprune.io.tensors import modes_of
+from fxprune.io.tensors import modes_of, sharing
 from fxprune.problem.mistaken import no_model, of_inputs
 from fxprune.problem.wrappers import BARE, Wrapping, unwrapped
 from passes import Coupling, PassError, capture, couple
@@ -129,9 +130,12 @@ def _captured_instead(model: nn.Module, example_inputs: object, refused: PassErr
 
 
 def graph_like(network: nn.Module, coupling: Coupling, example_inputs: object) -> tuple[GraphModule, Coupling]:
-    """The graph of a module, with the groups that the module has. Raises InputError where there is no such graph."""
+    """The graph of a module, with the groups that the module has. Raises InputError where there is no such graph.
+
+    It gives no cache of attention back, which no front end takes.
+    """
     try:
-        gm, own = _graph(network, example_inputs)
+        gm, own = _graph(_without_cache(network), example_inputs)
     except PassError as error:
         raise InputError(f"{type(network).__name__} cannot be captured as a graph. {error}") from error
     if own.widths != coupling.widths:
@@ -149,6 +153,22 @@ def graph_like(network: nn.Module, coupling: Coupling, example_inputs: object) -
             )
         own = own.with_blocks(Blocks({name: own.blocks[name] for name in coupling.blocks}, own.refused_blocks))
     return gm, own
+
+
+def _without_cache(network: nn.Module) -> nn.Module:
+    """The network; where its Hugging Face configuration asks for a cache, a copy with its tensors that has none."""
+    if not _caching(network):
+        return network
+    copied = sharing(network)
+    for config in _caching(copied):
+        config.use_cache = False
+    return copied
+
+
+def _caching(network: nn.Module) -> list[Any]:
+    """The configurations of a network's modules that ask for a cache."""
+    configs = [getattr(module, "config", None) for module in network.modules()]
+    return [config for config in configs if getattr(config, "use_cache", False) is True]
 
 
 def _graph(model: nn.Module, example_inputs: object) -> tuple[GraphModule, Coupling]:

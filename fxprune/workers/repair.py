@@ -44,6 +44,9 @@ NORM_SAMPLES = 1024  # norms of a candidate are estimated on so many
 _ROUNDING = 1e-4  # divergence that two forms of one network may have
 _ONLY = "the weights are compensated in closed form only: %s"
 ROOM_BYTES = 2 * 2**30  # of the values of all samples that a refinement holds
+WORK = 4e13  # multiplications that a refinement may take: about half an hour of one core
+_PASSES = 25  # forward passes of each sample that a round of refinement takes as long as
+_FEWEST = 4096  # readings of each weight, on average, below which nothing is refined: there are more columns than that
 
 
 @dataclass(eq=False)
@@ -64,7 +67,7 @@ class Repair:
     seed: int = 0
 
     def __getstate__(self) -> dict[str, object]:
-        state = {name: value for name, value in self.__dict__.items() if name != "_graph"}
+        state = {name: value for name, value in self.__dict__.items() if name not in ("_graph", "_is_large")}
         return {**state, "statistics": replace(self.statistics, network=None, coupling=None)}
 
     def score(self, network: nn.Module) -> float:
@@ -132,8 +135,10 @@ class Repair:
     def _refined(self, start: nn.Module, plan: Plan, progress: Callable[[SegmentRepair], None] | None) -> nn.Module:
         """`start` refined segment by segment. A module is refined in its graph, and takes the weights back.
 
-        A module without a graph (see `_graph`) stays as it is.
+        A network that `_is_large`, and a module without a graph (see `_graph`), stay as they are.
         """
+        if self._is_large:
+            return start
         fitted, held = self._refining
         chosen: dict[str, Any] = {"held": held, "rounds": self.rounds, "seed": self.seed, "progress": progress}
         dense = self.dense.network
@@ -185,11 +190,21 @@ class Repair:
         room = self._room()
         return first_samples(self.calibration.fitted, room), first_samples(self.calibration.held, max(32, room // 4))
 
+    @cached_property
+    def _is_large(self) -> bool:
+        """Whether refinement would take too long for what it gains; the log says so."""
+        parameters = sum(t.numel() for t in self.dense.network.parameters())
+        large = WORK / (_PASSES * self.rounds * max(parameters, 1)) < _FEWEST
+        if large:
+            why = f"with {parameters / 1e6:.0f} million parameters refinement takes hours; passes.refine does it"
+            log.warning(_ONLY, why)
+        return large
+
     def _room(self) -> int:
-        """How many samples a refinement may hold the values of, between two of its segments."""
+        """How many samples a refinement may hold the values of, between two of its segments, and has the time for."""
         parameters = sum(t.numel() * t.element_size() for t in self.dense.network.parameters())
         each = max(1.0, (float(cost(self.dense.coupling).resource("memory")(None)) - parameters) / self._example_size)
-        return max(64, int(ROOM_BYTES / each))
+        return max(64, int(min(ROOM_BYTES / each, WORK / (_PASSES * self.rounds * self.macs))))
 
     @property
     def macs(self) -> float:

@@ -10,7 +10,7 @@ from torch import fx, nn
 
 from passes.arguments import got, has_weights
 from passes.errors import CaptureError
-from passes.frontend.exported_program import export
+from passes.frontend.exported_program import export, is_exported, taken_from_export
 from passes.frontend.fidelity import compare_with_module
 from passes.frontend.refusals import both
 from passes.frontend.retrace import taken_as_it_is
@@ -34,7 +34,8 @@ def capture(model: nn.Module, example_inputs: object = None, frontend: str = "au
     `torch.fx.wrap` be traced through; without them such a function stays one opaque call.
     `frontend`: "fx" traces symbolically, "export" uses torch.export (ATen calls; needs example inputs), "auto" takes
     the first and, where that fails, the second. A GraphModule is taken as it is, only its attention leaves
-    opened (see passes/frontend/lower_attention.py).
+    opened (see passes/frontend/lower_attention.py); so is what ``ExportedProgram.module()`` gives, without its checks
+    of the inputs.
 
     The result SHARES parameters and buffers with the model, as `torch.fx.symbolic_trace` does, but no module:
     what is set on it (a mode, an attribute, another parameter) does not reach the model, and names in its state_dict
@@ -71,6 +72,8 @@ def _captured(
     model: nn.Module, modules: Mapping[str, nn.Module], example: inspect.BoundArguments | None,
     inputs: dict[str, object] | None, frontend: str,
 ) -> fx.GraphModule:  # fmt: skip
+    if isinstance(model, fx.GraphModule) and is_exported(model):
+        return taken_from_export(model)
     if isinstance(model, fx.GraphModule) and frontend != "export":
         return taken_as_it_is(model, inputs)
     if frontend == "export":

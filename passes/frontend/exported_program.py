@@ -1,4 +1,4 @@
-"""The second front end: torch.export, for models whose Python cannot be traced by torch.fx.
+"""The second front end: torch.export, for models whose Python cannot be traced by torch.fx; and what it has given.
 
 An exported graph has parameters as get_attr nodes and ATen calls, in the mode that the model is in. What export fixed
 beyond that is freed where it can be: the guards and the module that refuses train() are left out; the leading
@@ -29,7 +29,7 @@ from passes.graph.lazy_codegen import any_names, graph_module
 from passes.graph.shared_weights import attributes_restored, doubled
 from passes.nested_values import tree_leaves_only
 from passes.process.torch_patches import gradients_refused
-from passes.process.torch_private import pytree
+from passes.process.torch_private import TreeCodeGen, codegen_of, hooks_of, input_tree, pytree
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +82,26 @@ def _exported(model: nn.Module, example: inspect.BoundArguments) -> _Exported:
         graph.eliminate_dead_code()
         return _Exported(graph, _constants(graph, source, model), _is_free(program))
     raise AssertionError("the export with fixed sizes returns or raises")
+
+
+def is_exported(model: nn.Module) -> bool:
+    """Whether it is what ``ExportedProgram.module()`` gives: a graph of flat values between checks of the inputs."""
+    hooks = hooks_of(model)
+    tree = isinstance(model, fx.GraphModule) and isinstance(codegen_of(model.graph), TreeCodeGen)
+    return tree and bool(hooks) and all(hook.__module__.startswith("torch.export") for hook in hooks)
+
+
+def taken_from_export(model: fx.GraphModule) -> fx.GraphModule:
+    """The graph of an exported module in plain form, over modules of its own that share their weights with it."""
+    tree = input_tree(model)
+    flat = pytree.tree_unflatten(range(tree.num_leaves), tree)
+    graph = plain_graph(model, inspect.signature(model.forward), flat)
+    graph.eliminate_dead_code()
+    gm = graph_module(doubled(model, graph), graph, type(model).__name__)
+    said = "torch.export fixed its mode, and every size that was not exported as a dynamic one"
+    gm.meta["frontend"] = {"which": "given", "why": "the model is an exported module", "specialised": (said,)}
+    note(gm, specialised=(said,))
+    return gm
 
 
 @contextmanager

@@ -141,6 +141,12 @@ def set_example_inputs(
     program._example_inputs = inputs
 
 
+def input_tree(exported: fx.GraphModule) -> pytree.TreeSpec:
+    """How the inputs of an exported module, ``(args, kwargs)``, are arranged."""
+    assert exported._in_spec is not None, "exported with a tree"
+    return exported._in_spec
+
+
 def output_tree(exported: fx.GraphModule) -> pytree.TreeSpec:
     """How the flat results of an exported module's graph are arranged."""
     assert exported._out_spec is not None, "exported with a tree"

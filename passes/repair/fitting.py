@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, fx
 from torch.func import functional_call, jvp, vjp
 
+from passes.statistics.divergence import tensors_out
 from passes.statistics.moments import Moments
 from passes.statistics.sites import Site
 from passes.statistics.watching import Watcher
@@ -48,24 +49,45 @@ class Target:
         return (wanted - found) * self.weight**0.5
 
     def error(self, found: Tensor) -> float:
-        """The weighted sum of squared differences behind the clamp."""
+        """The weighted sum of squared differences behind the clamp. Raises RuntimeError where there are others to
+        compare: as many as the values say (boxes that are found)."""
+        if found.shape != self.value.shape:
+            raise RuntimeError(f"it gives {tuple(found.shape)} values, the dense network {tuple(self.value.shape)}")
         a, b = self.value.clamp(self.low, self.high), found.clamp(self.low, self.high)
         return float((a - b).double().square().sum()) * self.weight
 
 
+Place = tuple[int, int]
+"""Which output of a segment, and which of the tensors that it holds (see `tensors_out`)."""
+
+
 class Problem:
-    """A segment's module, the batches that it reads, and the dense values of the outputs number `compared`."""
+    """A segment's module, the batches that it reads, and the dense values of the outputs at `compared`."""
 
     def __init__(
         self, module: fx.GraphModule, inputs: Sequence[Inputs], targets: Sequence[Sequence[Target]],
-        compared: Sequence[int],
+        compared: Sequence[Place],
     ) -> None:  # fmt: skip
         self.module, self.inputs, self.targets, self.compared = module, inputs, targets, tuple(compared)
 
     def outputs(self, parameters: Parameters, number: int) -> tuple[Tensor, ...]:
         """The compared outputs on one batch."""
-        given = functional_call(self.module, parameters, self.inputs[number])
-        return tuple(given[place] for place in self.compared)
+        return self.chosen(functional_call(self.module, parameters, self.inputs[number]))
+
+    def chosen(self, given: Sequence[object]) -> tuple[Tensor, ...]:
+        """Those of the outputs that are compared."""
+        return tuple(tensors_out(given[place])[leaf] for place, leaf in self.compared)
+
+    def moved(self) -> list[int]:
+        """Which of the compared outputs the parameters move that require a gradient."""
+        with torch.enable_grad():
+            found = self.chosen(self.module(*self.inputs[0]))
+        return [number for number, output in enumerate(found) if output.requires_grad]
+
+    def only(self, numbers: Sequence[int]) -> Problem:
+        """The same where only these of the compared outputs are."""
+        targets = [[row[number] for number in numbers] for row in self.targets]
+        return Problem(self.module, self.inputs, targets, [self.compared[number] for number in numbers])
 
     def error(self, parameters: Parameters) -> float:
         """The sum over batches of the squared differences."""
@@ -110,7 +132,8 @@ class Preconditioner:
                 matrix = torch.cat([matrix, shift if scale is None else shift * scale], 2)
             solved = matrix @ read
             if layer.weight in self.writes:
-                solved = self.writes[layer.weight] @ solved
+                write = self.writes[layer.weight]
+                solved = write @ solved if write.shape[-1] == solved.shape[-2] else write * solved
             if layer.bias:
                 shift = solved[..., -1:]
                 made[layer.bias] = (shift if scale is None else shift * scale).reshape(gradient[layer.bias].shape)
@@ -190,7 +213,7 @@ def writes_of(problem: Problem, layers: Sequence[Layer], seed: int) -> dict[str,
     with torch.enable_grad():
         inputs = tuple(i.detach() if isinstance(i, Tensor) else i for i in problem.inputs[0])
         given = run.run(*inputs)
-        outputs = [given[place] for place in problem.compared]
+        outputs = problem.chosen(given)
         kept = {n: t for n, t in run.kept.items() if t.requires_grad}
         signs = [(torch.randint(0, 2, o.shape, generator=generator) * 2 - 1).to(o) for o in outputs]
         found = torch.autograd.grad(outputs, list(kept.values()), signs, allow_unused=True)
@@ -200,9 +223,19 @@ def writes_of(problem: Problem, layers: Sequence[Layer], seed: int) -> dict[str,
         dim = 1 if site.form.kind in ("convolution", "transposed") else value.dim() - 1
         if gradient is None or value.shape[dim] != site.groups * site.rows:
             continue
-        rows = gradient.movedim(dim, -1).reshape(-1, site.groups, site.rows).transpose(0, 1).double()
-        made[layer.weight] = inverse(rows.mT @ rows / rows.shape[1], 1e-2)
+        rows = gradient.movedim(dim, -1).reshape(-1, site.groups, site.rows).transpose(0, 1)
+        made[layer.weight] = _inverse_moment(rows, 1e-2)
     return made
+
+
+def _inverse_moment(rows: Tensor, damping: float) -> Tensor:
+    """The inverse of the damped second moment of rows (groups, n, columns): (groups, columns, columns); of many columns
+    (the words of a language model) that of its diagonal, (groups, columns, 1)."""
+    if rows.shape[-1] <= _BLOCK:
+        rows = rows.double()
+        return inverse(rows.mT @ rows / rows.shape[1], damping)
+    diagonal = rows.square().mean(1)
+    return 1.0 / (diagonal + damping * diagonal.mean(-1, keepdim=True) + 1e-12)[..., None]
 
 
 def fit(

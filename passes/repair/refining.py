@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,10 +23,11 @@ from passes.graph.module_copies import owned_tensors
 from passes.graph.nodes import input_nodes
 from passes.ops import Value
 from passes.process.torch_private import pytree
-from passes.repair.fitting import Layer, Problem, Target, fit, sites_and_reads
+from passes.repair.fitting import Layer, Place, Problem, Target, fit, sites_and_reads
 from passes.repair.folding import fold, unfold
 from passes.repair.segments import OUTPUT, Segment, clamped, cuts, segments
 from passes.statistics.batches import Batch, batches_of
+from passes.statistics.divergence import tensors_out
 from passes.statistics.observing import evaluating, inputs_of, plain_recurrence
 from passes.statistics.sites import Site
 from passes.statistics.watching import Watcher
@@ -166,6 +168,19 @@ class _frozen:
             parameter.requires_grad_(flag)
 
 
+@contextmanager
+def _fitted(own: Mapping[str, Tensor], names: Sequence[str]) -> Iterator[None]:
+    """Gradients for these parameters inside the block; each one's own flag outside."""
+    flags = {name: own[name].requires_grad for name in names}
+    try:
+        for name in names:
+            own[name].requires_grad_(True)
+        yield
+    finally:
+        for name, flag in flags.items():
+            own[name].requires_grad_(flag)
+
+
 class _Run:
     """One refinement: the values that are needed later, of both networks, for each batch."""
 
@@ -267,43 +282,40 @@ class _Run:
                         _leave(values_of, keep)
 
     def _one(
-        self, mine: Segment, places: list[int], targets: list[list[Target]], why: str, number: int
+        self, mine: Segment, places: list[Place], targets: list[list[Target]], why: str, number: int
     ) -> SegmentRepair | None:
         last = mine.nodes[-1] if mine.nodes else ""
         inputs = [tuple(_plain(env[name]) for name in mine.takes) for env in self.mine]
-        judge = Problem(mine.module, inputs[self.cut :], targets[self.cut :], places)
         if not places:
             return SegmentRepair(last, (), np.nan, np.nan, False, why) if mine.nodes else None
+        judge = Problem(mine.module, inputs[self.cut :], targets[self.cut :], places)
         cut = self._enough(Problem(mine.module, inputs[:1], targets[:1], places))
         problem = Problem(mine.module, inputs[:cut], targets[:cut], places)
         sites, moments = sites_and_reads(problem, self.rows, self.seed + number)
         layers = self._layers(mine, sites)
-        if not layers:
-            return None
         names = tuple(name for layer in layers for name in layer.names)
         own = dict(mine.module.named_parameters(remove_duplicate=False))
         start = {n: own[n].detach().clone() for n in names}
-        total = sum(_spread(t) for targets in judge.targets for t in targets)
-        before = judge.error(start)
-        flags = {n: own[n].requires_grad for n in names}
-        try:
-            for n in names:
-                own[n].requires_grad_(True)
-            found, errors = fit(
-                problem, layers, moments, start, rounds=self.rounds, iterations=self.iterations, seed=self.seed + number
-            )
-        except (NotImplementedError, RuntimeError) as error:
+        before = total = np.nan
+        with _fitted(own, names):
+            moved = problem.moved() if names else []
+            if not moved:
+                return None
+            try:
+                judge, problem = judge.only(moved), problem.only(moved)
+                total = sum(_spread(t) for targets in judge.targets for t in targets)
+                before = judge.error(start)
+                found, _ = fit(
+                    problem, layers, moments, start, rounds=self.rounds, iterations=self.iterations,
+                    seed=self.seed + number,
+                )  # fmt: skip
+                after = judge.error(found)
+                why = "" if after < before else "fitted weights explain no more of held-out values"
+            except (NotImplementedError, RuntimeError) as error:
+                why = f"it cannot be fitted: {type(error).__name__}: {str(error).splitlines()[0]}"
+                log.debug("segment before %s: %s", last, why)
+        if why:
             self._put(own, start)
-            why = f"it cannot be fitted: {type(error).__name__}: {str(error).splitlines()[0]}"
-            log.debug("segment before %s: %s", last, why)
-            return SegmentRepair(last, names, _share(before, total), _share(before, total), False, why)
-        finally:
-            for n, flag in flags.items():
-                own[n].requires_grad_(flag)
-        after = judge.error(found)
-        if not after < before:
-            self._put(own, start)
-            why = "fitted weights explain no more of held-out values"
             return SegmentRepair(last, names, _share(before, total), _share(before, total), False, why)
         self._put(own, found)
         return SegmentRepair(last, names, _share(before, total), _share(after, total), True)
@@ -322,9 +334,9 @@ class _Run:
             for name, value in values.items():
                 own[name].copy_(value)
 
-    def _targets(self, mine: Segment, values: list[Env]) -> tuple[list[int], list[list[Target]], str]:
+    def _targets(self, mine: Segment, values: list[Env]) -> tuple[list[Place], list[list[Target]], str]:
         """Which outputs of a segment are compared, with what, and why none is."""
-        places: list[int] = []
+        places: list[Place] = []
         columns: list[list[Target]] = []
         why = "it gives nothing that both networks have"
         skipped = {source for source, _, _ in self.pre.values()}
@@ -337,23 +349,20 @@ class _Run:
                 if compared not in mine.gives:
                     compared, low, high = name, -float("inf"), float("inf")
             if name == OUTPUT:
-                parts = [self._leaf(v[OUTPUT]) for v in values]
+                leaves = list(zip(*(tensors_out(found[OUTPUT]) for found in values), strict=False))
             else:
-                parts = [self._surviving(compared, v.get(compared)) for v in values]
-            if any(p is None for p in parts):
-                why = f"{name} is no tensor whose surviving positions are known"
-                continue
-            dense = [p.detach() for p in parts if p is not None]
-            spread = sum(float((t - t.mean()).double().square().sum()) for t in dense[: self.cut])
-            count = sum(t.numel() for t in dense[: self.cut])
-            if not spread > 0:
-                continue
-            places.append(mine.gives.index(compared))
-            columns.append([Target(t, low, high, count / spread) for t in dense])
+                parts = [self._surviving(compared, found.get(compared)) for found in values]
+                leaves = [tuple(p for p in parts if p is not None)] if all(p is not None for p in parts) else []
+            if not leaves:
+                why = f"{name} holds no numbers whose surviving positions are known"
+            for leaf, dense in enumerate(leaves):
+                dense = tuple(t.detach() for t in dense)
+                spread = sum(float((t - t.mean()).double().square().sum()) for t in dense[: self.cut])
+                count = sum(t.numel() for t in dense[: self.cut])
+                if spread > 0:
+                    places.append((mine.gives.index(compared), leaf))
+                    columns.append([Target(t, low, high, count / spread) for t in dense])
         return places, [list(row) for row in zip(*columns, strict=True)] if columns else [[] for _ in values], why
-
-    def _leaf(self, output: object) -> Tensor | None:
-        return output if isinstance(output, Tensor) and output.is_floating_point() else None
 
     def _surviving(self, name: str, value: object) -> Tensor | None:
         """The dense value at the positions that the pruned network has."""

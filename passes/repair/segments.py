@@ -30,7 +30,7 @@ class Segment:
 
 
 def cuts(dense: fx.GraphModule, pruned: fx.GraphModule, weighted: Iterable[str]) -> list[str]:
-    """The nodes after which both graphs are cut; the last is the last node of both before the output.
+    """The nodes after which both graphs are cut.
 
     weighted: the nodes of `pruned` that hold a weight to be fitted. A cut is where the same values are used later in
     both graphs, and few of them.
@@ -45,6 +45,8 @@ def cuts(dense: fx.GraphModule, pruned: fx.GraphModule, weighted: Iterable[str])
         found += node.name in weights
         if node.name not in mine or mine[node.name] != theirs[node.name]:
             continue
+        if all(user.op == "output" for user in node.users):
+            continue  # what is given to the caller may be any object, which the last segment looks into
         live = len(theirs[node.name])
         if found < FEWEST:
             continue
@@ -81,9 +83,10 @@ def _uses(gm: fx.GraphModule) -> dict[str, frozenset[str]]:
 def segments(gm: fx.GraphModule, ends: Sequence[str], extra: Iterable[str] = ()) -> list[Segment]:
     """`gm` cut after each node of `ends`; what follows the last one, the output included, is the last segment.
 
+    Each reads the parameters that it uses, wherever the graph names them (an exported one names all at its beginning).
     extra: nodes whose values are given as well by the segment that makes them.
     """
-    nodes = [n for n in gm.graph.nodes if n.op not in ("placeholder", "output")]
+    nodes = [n for n in gm.graph.nodes if n.op not in ("placeholder", "get_attr", "output")]
     result = next(n for n in gm.graph.nodes if n.op == "output")
     stretches: list[list[fx.Node]] = [[]]
     remaining = list(ends)

@@ -183,7 +183,11 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode inside the block; each module's own flag outside."""
     modes = [(module, module.training) for module in model.modules()]
     try:
-        model.eval()
+        try:
+            model.eval()
+        except NotImplementedError:  # what torch.export gives refuses, and has one mode alone
+            for module, _ in modes:
+                module.training = False
         yield
     finally:
         for module, training in modes:

@@ -20,6 +20,7 @@ from passes.ops import Value
 from passes.ops import constant_indices as numbers
 from passes.ops.call import COMPUTED
 from passes.process.torch_private import buffers_of, no_dispatch_modes, parameters_of, pytree
+from passes.stream.call_arguments import tensors_of
 from passes.stream.example_values import ExampleValues
 from passes.stream.inference import Inference, composite_attention
 
@@ -112,12 +113,12 @@ class GraphInference(fx.Interpreter):
                 value = self.mode.value(tensor)
                 if "/" in value.label:
                     value.label = n.name
-                if n.op == "output":
-                    reason = self.mode.reason("", "an output of the model keeps its shape")
-                    for axis in value.axes:
-                        self.mode.space.freeze(axis, reason)
-                    for axis in value.watched:
-                        self.mode.space.freeze(axis, self.mode.reason("", COMPUTED))
+        for tensor in tensors_of(result) if n.op == "output" else ():
+            value, reason = self.mode.value(tensor), self.mode.reason("", "an output of the model keeps its shape")
+            for axis in value.axes:
+                self.mode.space.freeze(axis, reason)
+            for axis in value.watched:
+                self.mode.space.freeze(axis, self.mode.reason("", COMPUTED))
         value_of = self.mode.value
         self.vals[n.name] = result
         self.values[n.name] = value_of(result) if single else pytree.tree_map_only(torch.Tensor, value_of, result)

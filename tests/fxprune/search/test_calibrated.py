@@ -1,6 +1,7 @@
 """Pruning by data through `netadapt`: within the budget, near the dense outputs, certified, the same each time."""
 
 import pickle
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,8 +10,9 @@ from torch import nn
 from fxprune import Budget, netadapt
 from fxprune.errors import InputError, JournalError, SearchError
 from fxprune.journal.folder import Folder as Journal
+from fxprune.workers import repair
 from fxprune.workers.serial import Serial
-from fxprune.workers.transport import pack_repair
+from fxprune.workers.transport import pack_for_workers
 from passes import apply_plan
 from passes.repair.batch_norms import settled
 from passes.statistics import Batch
@@ -142,7 +144,7 @@ def test_a_search_that_was_killed_ends_in_the_same_network_and_observes_once(tmp
         patch.setattr(Journal, "save_round", killed)
         with pytest.raises(KeyboardInterrupt):
             netadapt(net, 0.5, workdir=tmp_path / "run", **kw)
-    monkeypatch.setattr("fxprune.search.observed.observe", lambda *a, **k: calls.append(a))
+    monkeypatch.setattr("fxprune.workers.observing.observe", lambda *a, **k: calls.append(a))
     again = netadapt(net, 0.5, workdir=tmp_path / "run", **kw)
     assert states_equal(whole, again) and whole.plan == again.plan and not calls
     with pytest.raises(JournalError, match="the calibration data"):
@@ -166,9 +168,9 @@ def test_a_repair_travels_to_another_process(monkeypatch):
 
     monkeypatch.setattr(Serial, "run", run)
     netadapt(net, 0.5, example_inputs=x[:2], progress=False, calibration=[x], config=ROUNDS)
-    (repair, plan), *_ = seen
-    there = pickle.loads(pack_repair(repair))
-    found = [r.screen(apply_plan(r.dense, plan), plan) for r in (repair, there)]
+    (own_repair, plan), *_ = seen
+    there = pickle.loads(pack_for_workers(own_repair))
+    found = [r.screen(apply_plan(r.dense.network, plan), plan) for r in (own_repair, there)]
     assert found[0] == found[1] and found[0].kept > 0
 
 
@@ -214,6 +216,48 @@ def test_units_of_heads_that_are_formed_by_rank_are_refined_too(caplog):
     result = netadapt(net, 0.6, calibration=[x], example_inputs=x[:2], progress=False, config={"refine": 2})
     assert any(group.blocks > 1 for group in result.coupling.groups) and "closed form only" not in caplog.text
     assert result.repaired.kept < result.repaired.compensated < result.repaired.sliced
+
+
+def test_a_network_that_takes_too_long_to_refine_is_not_refined(monkeypatch, caplog):
+    monkeypatch.setattr(repair, "WORK", 100.0)
+    net, x = trained()
+    result = netadapt(net, 0.5, calibration=[x], example_inputs=x[:2], progress=False)
+    assert caplog.text.count("closed form only: with 0 million parameters refinement takes hours") == 1
+    assert result.repaired.kept == result.repaired.compensated < result.repaired.sliced
+
+
+class Cache:
+    """What no front end takes: keys and values for later calls."""
+
+    def __init__(self, key_cache, value_cache):
+        self.key_cache, self.value_cache = key_cache, value_cache
+
+    def update(self, keys, values):
+        return keys, values
+
+    def get_seq_length(self):
+        return len(self.key_cache[0])
+
+
+class Decoding(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.config = SimpleNamespace(use_cache=True)
+        self.body = Attending()
+
+    def forward(self, x):
+        found = self.body(x)
+        return {"scores": found, "cache": Cache([x.clone()], [x.clone()]) if self.config.use_cache else None}
+
+
+def test_a_network_is_refined_in_a_graph_without_its_cache(caplog):
+    torch.manual_seed(0)
+    net, x = Decoding().eval(), torch.randn(120, 3, 16, 16)
+    result = netadapt(net, 0.6, calibration=[x], example_inputs=x[:2], progress=False, config={"refine": 2})
+    assert "closed form only" not in caplog.text
+    assert result.repaired.kept < result.repaired.compensated < result.repaired.sliced
+    for network in (net, result.model):
+        assert network.config.use_cache is True and isinstance(network(x[:2])["cache"], Cache)
 
 
 class Finding(nn.Module):

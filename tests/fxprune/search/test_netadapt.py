@@ -103,8 +103,45 @@ def test_graph_modules_and_example_inputs() -> None:
         call(small(), example_inputs=None)
     ShapeProp(traced).propagate(EXAMPLE)
     assert call(traced, example_inputs=None).achieved == call(traced).achieved
-    exported = torch.export.export(small(), (EXAMPLE,)).module()
-    assert isinstance(exported, GraphModule)
+
+
+class Several(nn.Module):
+    """Named and nested inputs, several outputs, a norm whose statistics training writes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm, self.b = nn.Conv2d(3, 12, 3, padding=1), nn.BatchNorm2d(12), nn.Conv2d(12, 8, 3)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor, *, scales: dict[str, list[torch.Tensor]]) -> dict[str, Any]:
+        y = self.b(torch.relu(self.norm(self.a(x)))).mean((2, 3)) * scales["of"][1]
+        return {"scores": self.head(y), "features": (y,)}
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_a_module_of_torch_export_is_searched_as_a_graph(training: bool, dynamic: bool) -> None:
+    torch.manual_seed(0)
+    net, x = Several().train(training), torch.randn(4, 3, 8, 8)
+    scales = {"of": [torch.ones(1), torch.full((1,), 2.0)]}
+    shapes = {"x": {0: torch.export.Dim("n", min=2, max=64)}, "scales": {"of": [None, None]}} if dynamic else None
+    exported = torch.export.export(net, (x,), {"scales": scales}, dynamic_shapes=shapes).module()
+    result = netadapt(exported, 0.5, example_inputs={"x": x, "scales": scales}, progress=False)
+    assert result.met and type(exported) is not type(result.model) and isinstance(result.model, GraphModule)
+    assert result.certificate.max_error < 1e-9 and any(
+        "torch.export fixed" in s for s in result.certificate.specialised
+    )
+    found = result.model(x=torch.randn(4 if not dynamic else 7, 3, 8, 8), scales=scales)
+    assert found["scores"].shape == (7 if dynamic else 4, 5) and found["features"][0].shape[1] == 8
+    assert exported(x, scales=scales)["scores"].shape == (4, 5), "it is left as it was"
+
+
+def test_calibration_data_of_a_module_of_torch_export() -> None:
+    torch.manual_seed(0)
+    shapes = ({0: torch.export.Dim("n", min=2, max=64)},)
+    exported = torch.export.export(small().eval(), (torch.cat([EXAMPLE] * 4),), dynamic_shapes=shapes).module()
+    result = netadapt(exported, 0.5, example_inputs=EXAMPLE, calibration=[torch.randn(40, 3, 10, 10)], progress=False)
+    assert result.met and result.repaired is not None and result.repaired.kept <= (result.repaired.sliced or 0.0)
 
 
 @pytest.mark.parametrize(

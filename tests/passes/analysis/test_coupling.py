@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import networkx as nx
@@ -14,7 +15,7 @@ from oracle import doubled
 from tiny import TABLE
 from torch import Tensor, fx, nn
 
-from passes import Coupling, Group, PlanError, PruneChannels, capture, couple, verify
+from passes import Coupling, Group, PlanError, PruneChannels, apply_plan, capture, couple, verify
 
 
 def of(model: nn.Module, inputs: Any) -> tuple[fx.GraphModule, Coupling]:
@@ -175,6 +176,37 @@ def test_half_an_axis_may_stay() -> None:
     assert where(coupling.group("conv"))["conv.weight:0"] == [[3], [4], [5], [6], [7]]
     (kept,) = [f for f in coupling.frozen if (f.tensor, f.dim) == ("conv.weight", 0)]
     assert (kept.start, kept.stop) == (0, 3)
+
+
+@dataclass
+class Answer:
+    """A class of the program's own, which no tree of torch looks into."""
+
+    scores: Tensor
+    features: Tensor
+
+
+class Answering(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Linear(3, 8), nn.Linear(8, 6), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Answer:
+        features = self.b(self.a(x).relu())
+        return Answer(self.head(features), features)
+
+
+@pytest.mark.parametrize("form", ["graph", "module"])
+def test_what_an_object_holds_is_an_output_too(form: str) -> None:
+    torch.manual_seed(0)
+    x, net = torch.randn(4, 3), Answering()
+    network = capture(net) if form == "graph" else net
+    coupling = couple(network, x)
+    assert list(coupling.widths) == ["a"]
+    plan = coupling.plan({"a": range(3)})
+    found = apply_plan(network, plan)
+    assert verify(network, found, plan, x).max_error < 1e-9
+    assert found(x).scores.shape == (4, 4) and found(x).features.shape == (4, 6)
 
 
 def test_coverage() -> None:

@@ -224,7 +224,7 @@ def test_a_step_of_refinement_holds_no_record_of_how_it_was_found():
     torch.manual_seed(0)
     net, x = Pair(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2)), torch.randn(20, 3)
     parameters = {name: p.detach() for name, p in net.named_parameters() if name.startswith("0.")}  # not all are fitted
-    problem = fitting.Problem(net, [(x,)], [[fitting.Target(torch.randn(20, 2))]], [0])
+    problem = fitting.Problem(net, [(x,)], [[fitting.Target(torch.randn(20, 2))]], [(0, 0)])
     step = fitting._linear_step(problem, parameters, lambda gradient: gradient, 3)
     assert step.keys() == parameters.keys() and not any(change.requires_grad for change in step.values())
     found = {name: p + step[name] for name, p in parameters.items()}

@@ -178,6 +178,7 @@ class _Marked(fx.Interpreter):
         result = super().run_node(n)
         if n.name in self.keep and isinstance(result, Tensor):
             self.kept[n.name] = result
+            return result.clone()  # what follows may change it in place
         return result
 
 

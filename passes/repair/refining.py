@@ -25,7 +25,7 @@ from passes.ops import Value
 from passes.process.torch_private import pytree
 from passes.repair.fitting import Layer, Place, Problem, Target, fit, sites_and_reads
 from passes.repair.folding import fold, unfold
-from passes.repair.segments import OUTPUT, Segment, clamped, cuts, segments
+from passes.repair.segments import OUTPUT, Segment, clamped, cuts, segments, with_results_named
 from passes.statistics.batches import Batch, batches_of
 from passes.statistics.divergence import tensors_out
 from passes.statistics.observing import evaluating, inputs_of, plain_recurrence
@@ -188,6 +188,7 @@ class _Run:
         self, dense: fx.GraphModule, pruned: fx.GraphModule, coupling: Coupling, plan: Plan, fitted: list[Batch],
         judged: list[Batch], rounds: int, iterations: int, rows: int, seed: int,
     ) -> None:  # fmt: skip
+        dense, pruned = with_results_named(dense), with_results_named(pruned)
         self.dense, self.pruned, self.coupling = dense, pruned, coupling
         self.masks = coupling.masks(plan)
         self.rounds, self.iterations, self.rows, self.seed = rounds, iterations, rows, seed
@@ -197,7 +198,7 @@ class _Run:
         self.theirs: list[Env] = [self._start(dense, b) for b in batches]
         self.mine: list[Env] = [dict(env) for env in self.theirs]
         weighted = self._weighted_nodes(batches[0])
-        ends = cuts(dense, pruned, weighted)
+        ends = cuts(dense, pruned, weighted, [n for n, v in coupling.structure.values.items() if isinstance(v, Value)])
         self.pre = self._pre_activations(ends)
         extra = [source for source, _, _ in self.pre.values()]
         self.dense_segments = segments(dense, ends, extra)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import inspect
+import operator
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx, nn
 
-from passes.process.torch_private import placed_first
+from passes.process.torch_private import placed_first, pytree, schema_of
 
 FEWEST, MOST = 2, 8  # weights in one segment: two can be fitted together, more than eight take long
 
@@ -29,13 +31,62 @@ class Segment:
         return dict(zip(self.gives, results, strict=True))
 
 
-def cuts(dense: fx.GraphModule, pruned: fx.GraphModule, weighted: Iterable[str]) -> list[str]:
+def with_results_named(gm: fx.GraphModule) -> fx.GraphModule:
+    """`gm` over the same weights, in which what reads a value after an in-place operator reads that operator's result.
+
+    It is the same tensor. A segment works on copies of what it takes, so that only results go on to the next.
+    """
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(gm.graph, {}))
+    place = {node: number for number, node in enumerate(graph.nodes)}
+    for node in graph.nodes:
+        written = written_by(gm, node)
+        if written is not None and node.target is not operator.setitem:
+            for user in [user for user in written.users if place[user] > place[node]]:
+                user.replace_input_with(written, node)
+    return fx.GraphModule(gm, graph)
+
+
+def written_by(gm: fx.GraphModule, node: fx.Node) -> fx.Node | None:
+    """The value that a node changes in place, if it is an in-place operator."""
+    target: Any = node.target
+    if node.op == "call_module":
+        writes = getattr(gm.get_submodule(str(target)), "inplace", False) is True
+    elif node.op == "call_method":
+        writes = str(target).endswith("_") and not str(target).endswith("__")
+    elif node.op == "call_function":
+        schema = schema_of(target)
+        name = getattr(target, "__name__", "")
+        writes = schema.is_mutable if schema is not None else target in _IN_PLACE or name.endswith("_")
+        writes = writes or _stated(node, "inplace") is True
+    else:
+        return None
+    written = node.args[0] if writes and node.args else None
+    return written if isinstance(written, fx.Node) else None
+
+
+_IN_PLACE = frozenset(
+    {operator.setitem, *(getattr(operator, f"i{name}") for name in ("add", "sub", "mul", "truediv", "floordiv", "pow"))}
+)
+
+
+def _stated(node: fx.Node, name: str) -> object:
+    """An argument of a call of a Python function, by its name; None where it is left out."""
+    try:
+        return inspect.signature(node.target).bind(*node.args, **node.kwargs).arguments.get(name)  # type: ignore[arg-type]
+    except (TypeError, ValueError):  # a builtin without a signature
+        return node.kwargs.get(name)
+
+
+def cuts(
+    dense: fx.GraphModule, pruned: fx.GraphModule, weighted: Iterable[str], tensors: Collection[str]
+) -> list[str]:  # fmt: skip
     """The nodes after which both graphs are cut.
 
-    weighted: the nodes of `pruned` that hold a weight to be fitted. A cut is where the same values are used later in
-    both graphs, and few of them.
+    weighted: the nodes of `pruned` that hold a weight to be fitted. tensors: those that give one tensor. A cut is where
+    the same values are used later in both graphs, and few of them.
     """
-    mine, theirs = _uses(dense), _uses(pruned)
+    mine, theirs, held = _uses(dense), _uses(pruned), _open_writes(pruned)
     weights = set(weighted)
     chosen: list[str] = []
     found, open_since = 0, list[tuple[int, int, str]]()
@@ -45,8 +96,8 @@ def cuts(dense: fx.GraphModule, pruned: fx.GraphModule, weighted: Iterable[str])
         found += node.name in weights
         if node.name not in mine or mine[node.name] != theirs[node.name]:
             continue
-        if all(user.op == "output" for user in node.users):
-            continue  # what is given to the caller may be any object, which the last segment looks into
+        if node.name in held or node.name not in tensors:
+            continue
         live = len(theirs[node.name])
         if found < FEWEST:
             continue
@@ -80,6 +131,18 @@ def _uses(gm: fx.GraphModule) -> dict[str, frozenset[str]]:
     }
 
 
+def _open_writes(gm: fx.GraphModule) -> set[str]:
+    """The nodes between a value and the last ``value[...] = ...`` on it, which has no result to go on with."""
+    nodes = list(gm.graph.nodes)
+    place = {node: number for number, node in enumerate(nodes)}
+    found: set[str] = set()
+    for node in gm.graph.find_nodes(op="call_function", target=operator.setitem):
+        written = written_by(gm, node)
+        if written is not None:
+            found.update(n.name for n in nodes[place[written] : place[node]])
+    return found
+
+
 def segments(gm: fx.GraphModule, ends: Sequence[str], extra: Iterable[str] = ()) -> list[Segment]:
     """`gm` cut after each node of `ends`; what follows the last one, the output included, is the last segment.
 
@@ -109,6 +172,11 @@ def segments(gm: fx.GraphModule, ends: Sequence[str], extra: Iterable[str] = ())
 OUTPUT = "__output__"
 
 
+def _copied(value: object) -> object:
+    """A value that may be changed in place: other batches, rounds and derivatives start from the same one."""
+    return pytree.tree_map_only(torch.Tensor, torch.clone, value)
+
+
 def _segment(gm: fx.GraphModule, stretch: list[fx.Node], gives: list[fx.Node], result: fx.Node | None) -> Segment:
     here, graph = set(stretch), fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
@@ -126,6 +194,9 @@ def _segment(gm: fx.GraphModule, stretch: list[fx.Node], gives: list[fx.Node], r
     ordered = [copies[n] for n in takes]
     for node in reversed(ordered):
         placed_first(graph, node)
+    if any(written_by(gm, node) is not None for node in stretch):
+        for source in takes:
+            copies[source] = graph.call_function(_copied, (copies[source],))
     for node in stretch:
         copies[node] = graph.node_copy(node, lambda n: copies[n])
     names = [n.name for n in gives]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from passes import PruneChannels, capture, couple, refine
+from passes import PruneChannels, capture, couple, refine, verify
 from passes.repair import fitting
 from passes.statistics import Batch
 from passes.statistics.divergence import divergence, outputs_of
@@ -48,11 +48,10 @@ class Stream(nn.Module):
         return scores if self.answer is None else Answer(scores, y)
 
 
-@pytest.mark.parametrize("answer", [None, dict, Answer])
-@pytest.mark.parametrize("frontend", ["fx", "export"])
-def test_every_weight_is_refined_whatever_comes_out_and_wherever_the_graph_names_it(answer, frontend):
-    if frontend == "export" and answer is Answer:
-        pytest.skip("torch.export gives no object of an unknown class")
+@pytest.mark.parametrize(
+    ("frontend", "answer"), [("fx", None), ("fx", dict), ("fx", Answer), ("export", None), ("export", dict)]
+)
+def test_every_weight_is_refined_whatever_comes_out_and_wherever_the_graph_names_it(frontend, answer):
     torch.manual_seed(0)
     net, x = Stream(answer).eval(), torch.randn(120, 3, 6)
     shapes = {"x": {0: torch.export.Dim("n", min=2, max=512)}}
@@ -67,6 +66,60 @@ def test_every_weight_is_refined_whatever_comes_out_and_wherever_the_graph_names
     batches = [Batch((x[80:],))]
     dense = outputs_of(gm, batches)
     assert divergence(refined.network, batches, dense) < 0.7 * divergence(pruned, batches, dense)
+
+
+class Residual(nn.Module):
+    """As most networks write it: every ReLU and every sum in place, here of one of several kinds."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.stem, self.head = nn.Conv2d(3, 12, 3, padding=1), nn.Linear(12, 4)
+        self.a = nn.ModuleList([nn.Conv2d(12, 16, 3, padding=1) for _ in range(3)])
+        self.b = nn.ModuleList([nn.Conv2d(16, 12, 3, padding=1) for _ in range(3)])
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for a, b in zip(self.a, self.b, strict=True):
+            x = self.after(x + b(torch.relu(a(x))))
+        return self.head(x.mean((2, 3)))
+
+    def after(self, x: Tensor) -> Tensor:
+        if self.kind == "module":
+            return self.relu(x)
+        if self.kind == "function":
+            return nn.functional.relu(x, True)
+        if self.kind == "unused result":
+            x.relu_()
+        elif self.kind == "item":
+            x[:, :, 0] = x[:, :, 0] * 0
+            return torch.relu(x)
+        return torch.relu(x)
+
+
+@pytest.mark.parametrize("kind", ["module", "function", "unused result", "item"])
+def test_what_works_in_place_is_refined_as_what_does_not(kind):
+    torch.manual_seed(0)
+    net, x = Residual(kind).eval(), torch.randn(60, 3, 6, 6)
+    plain = Residual("plain").eval()
+    plain.load_state_dict(net.state_dict())
+    found, before = {}, x.clone()
+    for name, network in (("in place", net), ("plain", plain)):
+        gm = capture(network)
+        coupling = couple(gm, x[:2])
+        plan = coupling.plan({group: range(size * 3 // 4) for group, size in coupling.widths.items()})
+        pruned = PruneChannels(plan)(gm).graph_module
+        refined = refine(pruned, plan, gm, [x[:40]], held=[x[40:]])
+        assert [s.why for s in refined.segments if "cannot be fitted" in s.why] == []
+        assert sum(s.repaired for s in refined.segments) >= 3 and torch.equal(x, before)
+        assert verify(gm, refined.network, plan, x[:2], trained=True).max_error < 1e-9
+        again = refine(pruned, plan, gm, [x[:40]], held=[x[40:]])
+        found[name] = [dict(one.network.named_parameters()) for one in (refined, again)]
+        assert all(torch.equal(tensor, found[name][1][key]) for key, tensor in found[name][0].items())
+    if kind != "item":
+        for key, tensor in found["plain"][0].items():
+            torch.testing.assert_close(found["in place"][0][key], tensor, rtol=1e-3, atol=1e-4)
 
 
 def test_other_numbers_of_results_are_not_compared():

@@ -32,6 +32,8 @@ from passes import (
     refine,
     repairs_of,
 )
+from passes.errors import CaptureError
+from passes.frontend.fidelity import settle
 from passes.graph.annotations import copied_network
 from passes.repair import SegmentRepair
 from passes.repair.batch_norms import reestimated, settled
@@ -172,7 +174,8 @@ class Repair:
         dense, coupling = self.dense.network, self.dense.coupling
         try:
             gm, own = graph_like(dense, coupling, self.dense.example_inputs)
-        except InputError as error:
+            settle(gm)
+        except (InputError, CaptureError) as error:
             log.warning(_ONLY, f"refinement needs a graph. {error}")
             return None
         if not _computes_the_same(gm, dense, [*fitted, *held]):

@@ -253,6 +253,11 @@ def make_problem(
         name = budget.resource
         chosen.append(offered[name] if name in offered else RESOURCES.find(name).of(name, subject))
     start = evaluate(chosen, coupling.widths)
+    if nothing := [budget.resource for budget in budgets if not start[budget.resource] > 0]:
+        raise BudgetError(
+            f"netadapt: the network uses 0 {unit_of(nothing[0])} of {nothing[0]}, of which nothing can be saved; "
+            "budget something else, such as params."
+        )
     for budget in budgets:
         if budget.value is not None:
             log.info(

@@ -50,6 +50,11 @@ def write_safetensors(
             "not pruned: couple(gm, example_inputs).plan({}))"
         )
     _check_plan(gm, plan, plan_of(gm))
+    if extra := [n for n, m in gm.named_modules() if type(m).get_extra_state is not nn.Module.get_extra_state]:
+        raise ExportError(
+            f"{path}: {extra[0] or type(gm).__name__} keeps a state of its own (get_extra_state), for which the file "
+            "has no place; save the network with torch.save, or search with a workdir."
+        )
     state = state_of(gm)
     return write_pair(state, plan, path, overwrite)
 

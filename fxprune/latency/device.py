@@ -11,6 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from fxprune.latency.errors import BackendError
+
 _VECTORS = ("sse4_2", "avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "asimd", "sve", "sve2", "neon")
 
 
@@ -78,5 +80,7 @@ def describe(kind: str) -> dict[str, Any]:
     import torch
 
     if kind == "cuda":
+        if not torch.cuda.is_available():
+            raise BackendError("latency: device: cuda, and torch finds no CUDA device here; measure on the cpu")
         return {"processor": torch.cuda.get_device_name(), "architecture": f"cuda {torch.version.cuda}", "vectors": ""}
     return {"processor": kind, "architecture": platform.machine(), "vectors": ""}

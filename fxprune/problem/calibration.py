@@ -15,8 +15,9 @@ from fxprune.errors import InputError
 from passes import Coupling, PassError
 from passes.process.torch_private import pytree
 from passes.statistics import Batch, batches_of
+from passes.statistics.apart import apart
 from passes.statistics.divergence import tensors_out
-from passes.statistics.observing import evaluating, inputs_of
+from passes.statistics.observing import inputs_of
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +48,7 @@ def calibration_of(dense: nn.Module, coupling: Coupling, batches: object, most: 
             samples += max(batch.size, 1)
             if samples >= most:
                 break
+        listed = first_samples(listed, most)
     except PassError as error:
         raise InputError(f"netadapt: calibration: {error}") from error
     if not listed:
@@ -102,11 +104,11 @@ class _LikeExample:
 
     @torch.no_grad()
     def _same(self, first: Batch, second: Batch) -> bool:
-        with evaluating(self.network):
-            mine, theirs = (
-                tensors_out(batch.part(0, 2).run(self.network) if batch.size else batch.run(self.network))
-                for batch in (first, second)
-            )
+        running = apart(self.network)
+        mine, theirs = (
+            tensors_out(batch.part(0, 2).run(running) if batch.size else batch.run(running))
+            for batch in (first, second)
+        )
         both = zip(mine, theirs, strict=False)
         return len(mine) == len(theirs) and all(a.shape == b.shape and torch.allclose(a, b) for a, b in both)
 

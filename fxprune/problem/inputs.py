@@ -26,7 +26,9 @@ from passes.process.torch_private import buffers_of, parameters_of
 
 log = logging.getLogger(__name__)
 
-_QUANTISED = (".ao.nn.quantized", ".ao.nn.intrinsic.quantized", ".nn.quantized")
+_QUANTISED = (
+    "torchao.quantization", "torchao.dtypes", ".ao.nn.quantized", ".ao.nn.intrinsic.quantized", ".nn.quantized",
+)  # fmt: skip
 FORMS = ("auto", "module", "graph")
 LEAVE_OUT = (
     'example_inputs may be left out only where the graph\'s placeholders carry meta["val"] or meta["tensor_meta"]'
@@ -98,7 +100,8 @@ def check_kind(model: nn.Module, who: str = "netadapt") -> None:
                 f"{who}: {name or 'the model'} ({type(module).__name__}) has no weights yet; call the model once "
                 "before it is pruned."
             )
-        if any(part in type(module).__module__ for part in _QUANTISED):
+        held = [type(t).__module__ for t in (*parameters_of(module).values(), *buffers_of(module).values())]
+        if any(part in name for name in (type(module).__module__, *held) for part in _QUANTISED):
             raise InputError(
                 f"{who}: {name or 'the model'} ({type(module).__name__}) is quantised: its scales belong to its "
                 "channels. Prune the float model, and quantise what comes out."

@@ -78,8 +78,25 @@ def loss_of(outputs: object, labels: Any, loss: Loss | None, where: str) -> Tens
 def cross_entropy(scores: Tensor, labels: Tensor, where: str) -> Tensor:
     """The mean cross entropy, whichever dimension of the scores is that of the classes."""
     if labels.is_floating_point():
-        return F.cross_entropy(scores, labels)
-    return F.cross_entropy(classes_second(scores, labels, where), labels, ignore_index=IGNORED)
+        return F.cross_entropy(scores, _shares(scores, labels, where))
+    found = classes_second(scores, labels, where)
+    if found.shape[1] == 1:
+        raise InputError(
+            f"{where}: scores of shape {tuple(scores.shape)} are of a single class, which cross entropy learns nothing "
+            "from; pass a loss, such as torch.nn.functional.binary_cross_entropy_with_logits."
+        )
+    return F.cross_entropy(found, labels, ignore_index=IGNORED)
+
+
+def _shares(scores: Tensor, labels: Tensor, where: str) -> Tensor:
+    """Labels that are a share of each class. Raises InputError for other numbers: those are values to be met."""
+    sums = labels.sum(1) if labels.dim() > 1 and labels.shape == scores.shape and labels.shape[1] > 1 else None
+    if sums is None or float(labels.min()) < 0 or not torch.allclose(sums, torch.ones_like(sums), atol=1e-2):
+        raise InputError(
+            f"{where}: labels of {labels.dtype} and shape {tuple(labels.shape)} are no classes, nor shares of the "
+            f"classes of scores of shape {tuple(scores.shape)}; pass a loss, such as torch.nn.functional.mse_loss."
+        )
+    return labels
 
 
 def classes_second(scores: Tensor, labels: Tensor, where: str) -> Tensor:

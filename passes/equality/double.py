@@ -10,6 +10,7 @@ from functools import cache
 import numpy as np
 import torch
 
+from passes.graph.module_copies import evaluate_mode
 from passes.ops.meta_shapes import LightMode
 from passes.process.state import state_kept
 from passes.process.torch_private import OpOverload, no_dispatch_modes, schema_of
@@ -97,5 +98,5 @@ def in_double(root: torch.nn.Module, seed: int = 0) -> Iterator[None]:
         torch.manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed)
-        root.eval()
+        evaluate_mode(root)
         yield

@@ -51,7 +51,8 @@ def capture(model: nn.Module, example_inputs: object = None, frontend: str = "au
     if not isinstance(frontend, str) or frontend not in FRONTENDS:
         raise CaptureError(f"frontend is {got(frontend)}; it can be one of {', '.join(FRONTENDS)}")
     if not isinstance(model, nn.Module):
-        raise CaptureError(f"capture takes an nn.Module or a GraphModule, not {type(model).__name__}")
+        way = "; pass program.module()" if isinstance(model, torch.export.ExportedProgram) else ""
+        raise CaptureError(f"capture takes an nn.Module or a GraphModule, not {type(model).__name__}{way}")
     if isinstance(model, torch.jit.ScriptModule):
         raise CaptureError(
             f"capture: {type(model).__name__} is a scripted module, whose code is no Python; pass the nn.Module that "

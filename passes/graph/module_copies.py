@@ -26,6 +26,16 @@ _TENSORS = frozenset({torch.Tensor, nn.Parameter})
 _NO_TENSORS = PLAIN | _EMPTIED | {tuple}  # asked first: isinstance of a tensor runs Python
 
 
+def evaluate_mode(network: nn.Module) -> nn.Module:
+    """The network, put in eval mode. What torch.export gives refuses `eval()`, and has one mode alone."""
+    try:
+        return network.eval()
+    except NotImplementedError:
+        for module in network.modules():
+            module.training = False
+        return network
+
+
 def owned_tensors(root: nn.Module, skipped: Mapping[int, object] | None = None) -> list[tuple[str, torch.Tensor]]:
     """Every parameter, buffer and plain tensor attribute below `root` with its qualified name; tied ones repeat.
 

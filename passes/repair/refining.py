@@ -26,6 +26,7 @@ from passes.process.torch_private import pytree
 from passes.repair.fitting import Layer, Place, Problem, Target, fit, sites_and_reads
 from passes.repair.folding import fold, unfold
 from passes.repair.segments import OUTPUT, Segment, clamped, cuts, segments, with_results_named
+from passes.statistics.apart import apart
 from passes.statistics.batches import Batch, batches_of
 from passes.statistics.divergence import tensors_out
 from passes.statistics.observing import evaluating, inputs_of, plain_recurrence
@@ -135,7 +136,7 @@ def _split(dense: fx.GraphModule, coupling: Coupling, batches: object, held: obj
         raise PassError("refine: there is no batch; pass at least one")
     with torch.no_grad():
         for first in (listed[0], *(judged or listed)[:1]):
-            first.run(dense)  # what does not run is said here, in words
+            first.run(apart(dense))  # what does not run is said here, in words
     if judged is not None:
         return listed, judged
     if len(listed) >= 5:
@@ -145,7 +146,9 @@ def _split(dense: fx.GraphModule, coupling: Coupling, batches: object, held: obj
     if size >= 2:
         cut = max(1, size - max(1, size // 5 * len(listed) if len(listed) == 1 else size // 2))
         return [*listed[:-1], listed[-1].part(0, cut)], [listed[-1].part(cut, size)]
-    return listed, listed
+    if len(listed) < 2:
+        raise PassError("refine: a single sample cannot be both fitted to and held out; pass at least two samples")
+    return listed[:-1], listed[-1:]
 
 
 def _leave(values: Env, names: set[str]) -> None:

@@ -8,8 +8,8 @@ from itertools import zip_longest
 import torch
 from torch import Tensor, nn
 
+from passes.statistics.apart import apart
 from passes.statistics.batches import Batch
-from passes.statistics.observing import evaluating
 from passes.stream.call_arguments import tensors_of
 
 _ROWS = 1024  # of results whose number differs that are compared
@@ -21,6 +21,7 @@ def tensors_out(output: object) -> list[Tensor]:
     A single number beside others (the loss that some networks compute as well) is left out; so are caches of attention.
     """
     found = [t for t in tensors_of(output, caches=False) if t.is_floating_point()]
+    found = [t if t.layout == torch.strided else t.to_dense() for t in found]
     return [t for t in found if t.dim()] or found
 
 
@@ -80,17 +81,17 @@ def classes_of(scores: Tensor) -> int | None:
 @torch.no_grad()
 def outputs_of(network: nn.Module, batches: Sequence[Batch]) -> list[list[Tensor]]:
     """The output tensors of each batch."""
-    with evaluating(network):
-        return [tensors_out(batch.run(network)) for batch in batches]
+    running = apart(network)
+    return [tensors_out(batch.run(running)) for batch in batches]
 
 
 @torch.no_grad()
 def divergence(network: nn.Module, batches: Sequence[Batch], dense: Sequence[Sequence[Tensor]]) -> float:
     """The mean distance of a network's outputs from `dense` ones (of `outputs_of`), weighted by samples."""
     total, count = 0.0, 0
-    with evaluating(network):
-        for batch, expected in zip(batches, dense, strict=True):
-            size = max(batch.size, 1)
-            total += float(distance(expected, tensors_out(batch.run(network)))) * size
-            count += size
+    running = apart(network)
+    for batch, expected in zip(batches, dense, strict=True):
+        size = max(batch.size, 1)
+        total += float(distance(expected, tensors_out(batch.run(running)))) * size
+        count += size
     return total / max(count, 1)

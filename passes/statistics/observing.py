@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from passes.analysis.coupling import Coupling
 from passes.arguments import got, has_weights, integer, is_a, tell
 from passes.errors import PassError
-from passes.graph.module_copies import modules_of, owned_tensors
+from passes.graph.module_copies import evaluate_mode, modules_of, owned_tensors
 from passes.ops.operands import Contraction
 from passes.process.torch_private import fused_recurrence, pytree, set_fused_recurrence
+from passes.statistics.apart import apart
 from passes.statistics.batches import Batch, batches_of
 from passes.statistics.gradients import GradientSums, Loss
 from passes.statistics.moments import Moments
@@ -41,7 +42,7 @@ def observe(
 ) -> Statistics:
     """Second moments of the contracted operand of every operator that takes a parameter, over all `batches`.
 
-    model: the network that `coupling` was made of, a graph or any module; it runs in eval mode and is left as it was.
+    model: the network that `coupling` was made of, a graph or any module; a copy with its weights runs in eval mode.
     batches: tensors, tuples or dicts of inputs, with or without labels. gradients: a loss of ``(output, labels)``, or
     "sampled" for labels drawn from the network's own outputs; then importance by gradients is summed as well. rows: how
     many readings of one operator are used of a batch at most (a convolution reads each place of each image), fewer of
@@ -79,21 +80,22 @@ def observe(
         if read.shape[1]:
             known.add(read, found.count / read.shape[1])
 
-    watcher = Watcher(model, seen)
+    running = apart(model)
+    watcher = Watcher(running, seen)
     sums = GradientSums(coupling, gradients, seed) if gradients is not None else None
     samples, held_samples, inputs = 0, 0, _Inputs()
-    with evaluating(model), composite_attention(), plain_recurrence(model):
+    with composite_attention(), plain_recurrence(model):
         for batch in batches_of(model, batches, inputs_of(model, coupling)):
             for part, is_held in _parts(batch, samples, held_samples):
                 held[0] = is_held
                 with torch.no_grad(), watcher:
-                    part.run(model)
+                    part.run(running)
                 watcher.forget()
                 if is_held:
                     held_samples += max(part.size, 1)
                     inputs.add(part)
                 if sums is not None and not is_held:
-                    sums.add(model, part)
+                    sums.add(running, part)
             samples += max(batch.size, 1)
             tell(progress, samples, "observe")
     if not samples:
@@ -183,11 +185,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode inside the block; each module's own flag outside."""
     modes = [(module, module.training) for module in model.modules()]
     try:
-        try:
-            model.eval()
-        except NotImplementedError:  # what torch.export gives refuses, and has one mode alone
-            for module, _ in modes:
-                module.training = False
+        evaluate_mode(model)
         yield
     finally:
         for module, training in modes:

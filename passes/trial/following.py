@@ -197,6 +197,7 @@ class Following(Watching):
     def _compare(self, record, func, args, kwargs, operands, outputs) -> None:
         """A call does with its arguments what the call of the tape did."""
         self._compare_numbers(record, func, args, kwargs, operands)
+        self._compare_sizes(record, func, args, kwargs)
         self._compare_positions(record, func, args, kwargs, operands)
         if func is aten.as_strided.default:
             self._compare_strides(record, outputs[0])
@@ -227,6 +228,15 @@ class Following(Watching):
                 wrong.append((old, new))
         if wrong:
             self._differ(f"a number that is made of a size changes from {wrong[0][0]} to {wrong[0][1]}", True)
+
+    def _compare_sizes(self, record: Record, func: OpOverload, args: tuple, kwargs: dict[str, object]) -> None:
+        """An argument that states how long an axis is (how many groups, say) must follow it."""
+        names, _ = signature(func)
+        for name, axis in record.literals.items():
+            if name in names and name in signature(record.func)[0]:
+                given = kwargs.get(name, args[names.index(name)] if names.index(name) < len(args) else None)
+                if type(given) is int and given >= 0 and given != self.slicing.size(axis):
+                    self._differ(f"its {name} does not follow: expected {self.slicing.size(axis)}, got {given}")
 
     def _left_of(self, value: Value, numbers: Sequence[object]) -> list[object]:
         """What is left of a constant where units of its axes are removed."""

@@ -10,10 +10,11 @@ from torch import nn
 from fxprune import Budget, netadapt
 from fxprune.errors import InputError, JournalError, SearchError
 from fxprune.journal.folder import Folder as Journal
+from fxprune.problem.calibration import calibration_of
 from fxprune.workers import repair
 from fxprune.workers.serial import Serial
 from fxprune.workers.transport import pack_for_workers
-from passes import apply_plan
+from passes import apply_plan, couple
 from passes.repair.batch_norms import settled
 from passes.statistics import Batch
 
@@ -224,6 +225,21 @@ def test_a_network_that_takes_too_long_to_refine_is_not_refined(monkeypatch, cap
     result = netadapt(net, 0.5, calibration=[x], example_inputs=x[:2], progress=False)
     assert caplog.text.count("closed form only: with 0 million parameters refinement takes hours") == 1
     assert result.repaired.kept == result.repaired.compensated < result.repaired.sliced
+
+
+def test_no_more_samples_are_used_than_asked_for():
+    net, x = trained()
+    for sizes in ([200], [7, 7, 7, 7, 7, 7, 158]):
+        found = calibration_of(net, couple(net, x[:2]), x.split(sizes), most=30)
+        assert sum(batch.size for batch in found.fitted + found.held) == 30
+
+
+def test_train_mode_and_its_statistics_are_left_as_they_were():
+    net, x = trained()
+    before = {name: tensor.clone() for name, tensor in net.train().state_dict().items()}
+    result = netadapt(net, 0.5, calibration=[x], example_inputs=x[:2], progress=False, config={"refine": 2})
+    assert result.met and net.n.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
 
 
 class Cache:

@@ -155,6 +155,19 @@ def test_wrong_example_inputs(wrong: Any) -> None:
     assert "input" in str(caught.value)
 
 
+def test_a_network_without_what_is_budgeted_is_refused() -> None:
+    with pytest.raises(BudgetError, match="uses 0 FLOPs of flops, of which nothing can be saved"):
+        netadapt(nn.Embedding(9, 4), 0.5, example_inputs=torch.randint(9, (2, 3)), progress=False)
+
+
+def test_weights_that_torchao_has_quantised_are_refused() -> None:
+    quantization = pytest.importorskip("torchao.quantization")
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64))
+    quantization.quantize_(model, quantization.Int8WeightOnlyConfig())
+    with pytest.raises(InputError, match="0 \\(Linear\\) is quantised"):
+        netadapt(model, 0.5, example_inputs=torch.randn(2, 64), progress=False)
+
+
 def test_a_pruned_network_can_be_pruned_again() -> None:
     first = call()
     second = call(first.model, 0.7, example_inputs=[EXAMPLE])

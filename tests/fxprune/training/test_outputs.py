@@ -131,6 +131,23 @@ def test_without_labels_there_is_nothing_to_train_by() -> None:
         finetune(Named(), [{"inputs": X}], epochs=1, progress=False)
 
 
+@pytest.mark.parametrize(
+    ("classes", "labels", "said"),
+    [(1, torch.randn(6, 1), "mse_loss"), (3, torch.randn(6, 3), "mse_loss"), (3, torch.rand(6), "mse_loss"),
+     (1, torch.randint(2, (6,)), "binary_cross_entropy_with_logits")],
+)  # fmt: skip
+def test_what_cross_entropy_cannot_learn_is_refused(classes: int, labels: torch.Tensor, said: str) -> None:
+    net, x = nn.Linear(4, classes), torch.randn(6, 4)
+    with pytest.raises(InputError, match=f"pass a loss, such as torch.nn.functional.{said}"):
+        FineTune([(x, labels)])(net, 1)
+
+
+def test_shares_of_classes_are_learnt() -> None:
+    net, x = nn.Linear(4, 3), torch.randn(6, 4)
+    FineTune([(x, torch.rand(6, 3).softmax(1))], lr=0.1)(net, 2)
+    assert torch.isfinite(net.weight).all()
+
+
 class Tokens(nn.Module):
     """Scores of each token (n, t, classes), and the loss of these labels or of the next ones."""
 

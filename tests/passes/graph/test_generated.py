@@ -110,3 +110,19 @@ def test_other_code_generators_are_left_to_torch() -> None:
     exported = torch.export.export(Net(), (torch.randn(4, 3),)).module()
     assert isinstance(exported, fx.GraphModule)
     assert generated(graph_module(exported, exported.graph, "Net"))
+
+
+@pytest.mark.parametrize("run_before", [False, True])
+def test_its_class_can_be_asked_and_scripted(run_before: bool) -> None:
+    made, x = fresh(), torch.randn(4, 3)
+    if run_before:
+        made(x)
+    names = [name for name, _ in inspect.getmembers(type(made))]
+    assert {"forward", "_code"} <= set(names)
+
+    class Below(type(made)):  # type: ignore[misc]
+        pass
+
+    assert callable(Below.forward)
+    gm = capture(nn.Sequential(nn.Linear(3, 6), nn.ReLU()))
+    torch.testing.assert_close(torch.jit.script(gm)(x), gm(x))

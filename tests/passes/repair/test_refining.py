@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from passes import PruneChannels, capture, couple, refine, verify
+from passes import PassError, PruneChannels, capture, couple, refine, verify
 from passes.repair import fitting
 from passes.statistics import Batch
 from passes.statistics.divergence import divergence, outputs_of
@@ -126,6 +126,14 @@ def test_other_numbers_of_results_are_not_compared():
     """One row would broadcast to all of them."""
     with pytest.raises(RuntimeError, match=r"gives \(1, 4\) values, the dense network \(3, 4\)"):
         fitting.Target(torch.zeros(3, 4)).error(torch.zeros(1, 4))
+
+
+def test_a_single_sample_is_not_enough_to_fit_and_to_judge():
+    net, x = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(1, 3)
+    gm = capture(net)
+    plan = couple(gm, x).plan({"0": range(4)})
+    with pytest.raises(PassError, match="pass at least two samples"):
+        refine(PruneChannels(plan)(gm).graph_module, plan, gm, [x])
 
 
 @pytest.mark.parametrize("columns", [5, fitting._BLOCK + 1])

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from passes import PassError, capture, couple
+from passes import PassError, PruneChannels, capture, couple, refine
 from passes.statistics import Batch, Moments, Statistics, batches_of, observe
-from passes.statistics.divergence import distance
+from passes.statistics.divergence import distance, divergence, outputs_of
 
 
 def summed(batches):
@@ -316,3 +316,56 @@ def test_no_flipped_bit_and_no_part_of_a_file_is_loaded(tmp_path):
             Statistics.load(path)
     path.write_bytes(whole)
     assert Statistics.load(path).samples == 16
+
+
+class Remembering(nn.Module):
+    """Counts its calls and keeps what it saw, in attributes and in a buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.norm, self.b = nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)
+        self.register_buffer("seen", torch.zeros(()))
+        self.calls, self.last = 0, None
+
+    def forward(self, x):
+        self.calls, self.last = self.calls + 1, x
+        self.seen += len(x)
+        return self.b(torch.relu(self.norm(self.a(x))))
+
+
+@pytest.mark.parametrize("form", ["module", "graph", "exported"])
+def test_data_leave_no_trace_in_the_network(form):
+    torch.manual_seed(0)
+    net, x = Remembering().train(), torch.randn(30, 4)
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    network = net
+    if form == "exported":
+        network = torch.export.export(net, (x,), dynamic_shapes=({0: torch.export.Dim("n", max=64)},)).module()
+        before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    elif form == "graph":
+        network = capture(Plain().train())
+        before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    coupling, batches = couple(network, x), [Batch((x,))]
+    observe(network, coupling, batches, gradients="sampled")
+    divergence(network, batches, outputs_of(network, batches))
+    if form != "module":
+        plan = coupling.plan({name: range(size // 2) for name, size in coupling.widths.items()})
+        refine(PruneChannels(plan)(network).graph_module, plan, network, [x], rounds=1)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+    assert (net.calls, net.last) == (0, None) and net.training and net.norm.training
+
+
+class Plain(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+
+
+def test_sparse_results_are_compared():
+    class Sparse(nn.Linear):
+        def forward(self, x):
+            return super().forward(x).to_sparse()
+
+    torch.manual_seed(0)
+    net, batches = Sparse(4, 3), [Batch((torch.randn(10, 4),))]
+    expected = outputs_of(net, batches)
+    assert divergence(net, batches, expected) == 0 and divergence(Sparse(4, 3), batches, expected) > 0.1

@@ -72,7 +72,7 @@ def curves(
         scores, local = ranking.scores, ranking.errors
         measured: dict[int, float] = {}
         for share in tried:
-            width = group.multiple * max(1, round(share * group.size / group.multiple))
+            width = group.multiple * max(-(-group.least // group.multiple), round(share * group.size / group.multiple))
             if width >= group.size or width in measured:
                 continue
             plan = coupling.plan({group.name: keep_units(scores, width)})

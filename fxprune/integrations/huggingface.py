@@ -7,6 +7,7 @@ before pruning, the pruned weights, and a plan; `from_pretrained` builds the one
 
 from __future__ import annotations
 
+import inspect
 import os
 from pathlib import Path
 from typing import Any
@@ -37,14 +38,15 @@ def save_pretrained(result: NetAdaptResult, folder: str | os.PathLike[str]) -> N
     place = Path(folder)
     if not callable(getattr(model, "save_pretrained", None)) or not hasattr(result.dense, "config"):
         raise InputError(f"save_pretrained: {type(model).__name__} is no model of transformers; use fxprune.export.")
-    model.save_pretrained(place)
-    if result.stock is not None:
-        return  # the configuration states the widths, and the stock class loads the folder
-    dense: Any = result.dense
-    dense.config.architectures = [type(model).__name__]
-    dense.config.save_pretrained(place)
+    stated = result.stock is not None  # the widths, in the configuration: the stock class loads the folder
+    renames = "save_original_format" in inspect.signature(model.save_pretrained).parameters and not stated
+    model.save_pretrained(place, **({"save_original_format": False} if renames else {}))
+    if not stated:
+        dense: Any = result.dense
+        dense.config.architectures = [type(model).__name__]
+        dense.config.save_pretrained(place)
     weights = {file.name: sha256_of(file) for file in sorted(place.glob("*.safetensors"))}
-    write_json(place / PLAN, {"plan": result.plan.to_json(), "weights": weights})
+    write_json(place / PLAN, {"plan": result.plan.to_json(), "weights": weights, "in_config": stated})
 
 
 def from_pretrained(folder: str | os.PathLike[str]) -> nn.Module:
@@ -60,13 +62,16 @@ def from_pretrained(folder: str | os.PathLike[str]) -> nn.Module:
     kind = getattr(transformers, (config.architectures or [""])[0], None)
     if kind is None:
         raise ExportError(f"{place}: config.json names the class {config.architectures}, which transformers lacks")
+    if known.get("in_config", False):  # the widths, so that the class has the pruned shapes by itself
+        own = {} if int(transformers.__version__.split(".")[0]) >= 5 else {"torch_dtype": "auto"}
+        stock: nn.Module = kind.from_pretrained(place, **own)
+        return stock.eval()
     tensors: dict[str, torch.Tensor] = {}
     for name in known["weights"]:
         tensors.update(load_file(place / name))
     with empty_weights():
         dense = kind(config).eval()
-    stated = known.get("in_config", False)  # the widths: then the class has the pruned shapes by itself
-    model = dense if stated else apply_plan(dense, Plan.from_json(known["plan"]), inplace=True)
+    model = apply_plan(dense, Plan.from_json(known["plan"]), inplace=True)
     lost = model.load_state_dict(tensors, strict=False, assign=True)
     model.tie_weights()  # type: ignore[operator]
     tied = {name for name, tensor in model.state_dict().items() if tensor.data_ptr() in _pointers(model, tensors)}

@@ -99,11 +99,13 @@ def refine(
     fitted, judged = _split(dense, coupling, batches, held)
     assert isinstance(made, fx.GraphModule), "a copy of a graph is one"
     products = sdpa_kernel(SDPBackend.MATH)  # the only form of attention that has forward derivatives
-    with evaluating(dense), evaluating(made), composite_attention(), plain_recurrence(made), products, _frozen(dense):
+    teacher = apart(dense)
+    assert isinstance(teacher, fx.GraphModule), "as the dense one"
+    with evaluating(made), composite_attention(), plain_recurrence(made), products:
         folded = fold(made)
         done = []
         try:
-            run = _Run(dense, made, coupling, plan, fitted, judged, rounds, iterations, rows, seed)
+            run = _Run(teacher, made, coupling, plan, fitted, judged, rounds, iterations, rows, seed)
             for repair in run.all():
                 done.append(repair)
                 tell(progress, repair, "refine")
@@ -155,20 +157,6 @@ def _leave(values: Env, names: set[str]) -> None:
     """Drop all values but those of `names`."""
     for name in values.keys() - names:
         del values[name]
-
-
-class _frozen:
-    """No gradients for a network's parameters inside the block."""
-
-    def __init__(self, network: torch.nn.Module) -> None:
-        self.network = network
-
-    def __enter__(self) -> None:
-        self.flags = [(p, p.requires_grad) for p in self.network.parameters()]
-
-    def __exit__(self, *_: object) -> None:
-        for parameter, flag in self.flags:
-            parameter.requires_grad_(flag)
 
 
 @contextmanager

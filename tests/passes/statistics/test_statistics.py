@@ -329,7 +329,7 @@ class Remembering(nn.Module):
 
     def forward(self, x):
         self.calls, self.last = self.calls + 1, x
-        self.seen += len(x)
+        self.seen += x.shape[0]
         return self.b(torch.relu(self.norm(self.a(x))))
 
 

@@ -35,7 +35,7 @@ from fxprune.resources.kinds import Subject, unit_of
 from fxprune.resources.models import Resource
 from fxprune.search.expected_size import said_size
 from fxprune.search.progress import Progress, make_progress, reporting
-from fxprune.search.proof import prove_halves
+from fxprune.search.proof import prove_halves, proven
 from fxprune.search.proposals import evaluate, least_widths
 from fxprune.search.result import NetAdaptResult, Timings
 from fxprune.search.rounds import Found, search
@@ -43,7 +43,7 @@ from fxprune.training.candidate import Evaluate, Train, begin_anew, checked_seed
 from fxprune.workers.lifetime import processes_end_here
 from fxprune.workers.protocol import Job, Timed, Workers
 from fxprune.workers.transport import pack
-from passes import Plan, cost, verify
+from passes import Plan, cost
 from passes.arguments import file_name, flag, got, is_a
 from passes.process.settings import torch_threads
 
@@ -391,9 +391,8 @@ def finish(
     if problem.stock is not None and accepted:
         state_widths(unwrapped(model)[0], problem.stock, plan, problem.example_inputs)
     verifying = time.perf_counter()
-    with seeded(problem.seed):  # verification draws inputs, and the caller's random state is not its own
-        trained = (problem.trains or problem.calibration is not None) and accepted is not None
-        certificate = verify(problem.dense, unwrapped(model)[0], plan, problem.example_inputs, trained=trained)
+    trained = (problem.trains or problem.calibration is not None) and accepted is not None
+    certificate = proven(problem, unwrapped(model)[0], plan, trained)
     ended = time.perf_counter()
     result = NetAdaptResult(
         model=model,

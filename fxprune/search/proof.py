@@ -1,12 +1,13 @@
-"""The proof before a search trains anything: what it may do to the network is done once, and must be exact."""
+"""The proofs of a search: of all that it may do, before it trains anything, and of the network that it ends with."""
 
 from __future__ import annotations
 
 import numpy as np
+from torch import nn
 
 from fxprune.problem.search_problem import Problem
 from fxprune.training.candidate import seeded
-from passes import Certificate, apply_plan, verify
+from passes import Certificate, EquivalenceError, Plan, apply_plan, verify
 
 
 def prove_halves(problem: Problem) -> Certificate:
@@ -20,5 +21,16 @@ def prove_halves(problem: Problem) -> Certificate:
     coupling = problem.coupling.formed(orders)
     keep = {g.name: np.sort(draw.permutation(g.size)[: (g.size + 1) // 2]) for g in groups}
     plan = coupling.plan({name: tuple(units.tolist()) for name, units in keep.items()})
-    with seeded(problem.seed):
-        return verify(problem.dense, apply_plan(problem.dense, plan), plan, problem.example_inputs)
+    return proven(problem, apply_plan(problem.dense, plan), plan)
+
+
+def proven(problem: Problem, network: nn.Module, plan: Plan, trained: bool = False) -> Certificate:
+    """`verify` for a network of the search. The EquivalenceError of one that differs says how to go on, too."""
+    try:
+        with seeded(problem.seed):  # verification draws inputs, and the caller's random state is not its own
+            return verify(problem.dense, network, plan, problem.example_inputs, trained=trained)
+    except EquivalenceError as error:
+        graph = ', or search its graph (form="graph")' if problem.form == "module" else ""
+        raise EquivalenceError(
+            f"{error}. Keep the layers before that place as they are (exclude: [names of their groups]){graph}"
+        ) from error

@@ -103,7 +103,7 @@ def module_coupling_for(module: nn.Module, plan: Plan) -> Coupling:
         known = provenance.coupling
     if known is not None and known.fingerprint == plan.fingerprint:
         return with_blocks(module, known) if plan.removed_blocks else known
-    if [next(iter(item)) for item in plan.inputs] != ["tuple", "dict"]:
+    if not plan.calls_a_module:
         raise PlanError(
             f"the plan is for graph {plan.fingerprint[:12]}, got a {type(module).__name__}; make a plan for the module "
             "itself with couple(module, example_inputs), or apply this one to its graph (capture)"

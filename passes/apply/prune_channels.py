@@ -16,6 +16,7 @@ from passes.documents.plan import Plan
 from passes.errors import PassError, PlanError
 from passes.frontend.fidelity import settle
 from passes.graph.annotations import facts_of, note
+from passes.graph.nodes import input_nodes
 from passes.process.garbage import collector_paused
 from passes.process.state import leaves_no_trace
 from passes.transform.rewriting import Rewriting
@@ -70,6 +71,11 @@ def coupling_for(gm: fx.GraphModule, plan: Plan) -> Coupling:
     """The coupling of `gm`: the known one, or one made for the input shapes that the plan carries."""
     known = recall(gm)
     if known is None or known.fingerprint != plan.fingerprint:
+        if plan.calls_a_module and len(input_nodes(gm.graph)) != len(plan.inputs):
+            raise PlanError(
+                f"the plan is for module {plan.fingerprint[:12]}, got a graph; make a plan for the graph "
+                "itself with couple(gm, example_inputs), or apply this one to the module (passes.apply_plan)"
+            )
         known = couple(gm, examples(plan.inputs, "meta"))
     return with_blocks(gm, known) if plan.removed_blocks else known
 

@@ -57,6 +57,11 @@ class Plan:
         return bool(self.removed_blocks) or any(len(units) < self.sizes[name] for name, units in self.keep.items())
 
     @property
+    def calls_a_module(self) -> bool:
+        """Whether its inputs are arguments of a call, as plans for modules have them: positional and named ones."""
+        return [next(iter(item)) for item in self.inputs] == ["tuple", "dict"]
+
+    @property
     def result_fingerprint(self) -> str:
         """Names the network that this plan makes of its graph: the first graph and the widths, by whatever steps."""
         if not self.narrows:

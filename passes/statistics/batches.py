@@ -105,7 +105,12 @@ def _no_rows(batches: object) -> bool:
 
 
 def _moved(leaf: Any, device: torch.device) -> Any:
-    """A tensor, or a container of tensors that moves them itself (a packed sequence, a tokenizer's result)."""
+    """A tensor, or a container of tensors that moves them itself (a packed sequence, a tokenizer's result).
+
+    One that inference mode made is copied: no gradient could go through it.
+    """
+    if isinstance(leaf, Tensor) and leaf.is_inference():
+        leaf = leaf.clone()
     return leaf.to(device) if isinstance(leaf, Tensor) or callable(getattr(leaf, "to", None)) else leaf
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from passes.ops import Record, Value
 from passes.ops import constant_indices as numbers
 from passes.ops.call import COMPUTED
 from passes.process.memoised import emptied, memoised
-from passes.process.source_lines import said
+from passes.process.source_lines import innermost_line, said
 from passes.process.torch_private import no_dispatch_modes, no_torch_function, without_onednn
 from passes.stream.call_arguments import Arguments, replaced, tensors_of
 from passes.stream.conditions import SizeConditions, Turned
@@ -307,6 +308,11 @@ def infer_module(module: nn.Module, arguments: Arguments) -> ModuleInferred:
         except Exception as error:  # the user's own code may raise anything; the second run shows what is wrong
             _own_tensors_alone(module, run.mode)
             problem = problem or said(error)
+            if higher := re.search(r"HigherOrderOperator (\w+)", str(error)):
+                raise PassError(
+                    f"{type(module).__name__} calls torch's higher-order operator {higher[1]} "
+                    f"({innermost_line(error)}), whose functions no analysis here follows; write it in plain operators"
+                ) from error
             if real:
                 raise DoesNotRun(
                     f"{type(module).__name__} does not run on the example inputs: {said(error)}; "

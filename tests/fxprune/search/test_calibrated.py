@@ -234,6 +234,16 @@ def test_no_more_samples_are_used_than_asked_for():
         assert sum(batch.size for batch in found.fitted + found.held) == 30
 
 
+def test_data_and_weights_of_inference_mode_are_taken():
+    torch.manual_seed(0)
+    with torch.inference_mode():
+        net, x = Net().eval(), torch.randn(40, 3, 10, 10)
+        inside = netadapt(Net().eval(), 0.6, calibration=[x], example_inputs=x[:2], progress=False)
+    outside = netadapt(net, 0.6, calibration=[x], example_inputs=torch.randn(2, 3, 10, 10), progress=False)
+    for result in (inside, outside):
+        assert result.met and result.repaired.kept <= result.repaired.sliced
+
+
 def test_train_mode_and_its_statistics_are_left_as_they_were():
     net, x = trained()
     before = {name: tensor.clone() for name, tensor in net.train().state_dict().items()}

@@ -19,7 +19,7 @@ from torch.fx.passes.shape_prop import ShapeProp
 import fxprune
 from fxprune import Budget, InfeasibleBudget, NetAdaptConfig, netadapt
 from fxprune.errors import BudgetError, BudgetTypeError, ConfigError, FxpruneError, InputError
-from passes import PassError
+from passes import EquivalenceError, PassError
 
 EXAMPLE = torch.randn(1, 3, 10, 10)
 
@@ -153,6 +153,23 @@ def test_wrong_example_inputs(wrong: Any) -> None:
     with pytest.raises((FxpruneError, PassError)) as caught:
         call(example_inputs=wrong)
     assert "input" in str(caught.value)
+
+
+class Threshold(nn.Module):
+    """Takes another way where a layer has become narrow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 5, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.a(x)
+        return self.b(x.relu() if x.shape[1] > 4 else x.tanh())
+
+
+def test_what_cannot_be_proven_says_how_to_go_on() -> None:
+    with pytest.raises(EquivalenceError, match=r'test_netadapt.py:\d+.*\(exclude: .*form="graph"'):
+        netadapt(Threshold().eval(), 0.2, example_inputs=torch.randn(2, 3, 6, 6), progress=False)
 
 
 def test_a_network_without_what_is_budgeted_is_refused() -> None:

@@ -12,7 +12,18 @@ from module_law import proven
 from tiny import TABLE
 from torch import Tensor, nn
 
-from passes import CaptureError, Certificate, Coupling, EquivalenceError, PassError, apply_plan, capture, couple, verify
+from passes import (
+    CaptureError,
+    Certificate,
+    Coupling,
+    EquivalenceError,
+    PassError,
+    PlanError,
+    apply_plan,
+    capture,
+    couple,
+    verify,
+)
 from passes.graph.annotations import specialised_in
 
 X = torch.randn(3, 6, generator=torch.Generator().manual_seed(0))
@@ -452,3 +463,27 @@ def test_rows_written_where_flags_say_are_cut_and_single_numbers_are_not(rows: b
         proven(Entered(rows), X, "a 16")
     else:
         assert not couple(Entered(rows).eval(), X).groups
+
+
+class Choosing(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cond(x.sum() > 0, lambda y: self.b(self.a(y)), lambda y: self.b(self.a(y).relu()), (x,))
+
+
+def test_higher_order_operators_are_refused_by_name() -> None:
+    with pytest.raises(
+        PassError, match=r"Choosing calls torch's higher-order operator cond \(test_other_cases.py:\d+\)"
+    ):
+        couple(Choosing(), X)
+
+
+def test_a_plan_for_the_module_says_so_to_its_graph() -> None:
+    class Net(Base):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.a(x).relu())
+
+    net = Net().eval()
+    plan, gm = couple(net, X).plan({"a": range(3)}), capture(net)
+    for call in (lambda: apply_plan(gm, plan), lambda: verify(gm, gm, plan, X)):
+        with pytest.raises(PlanError, match="the plan is for module .* make a plan for the graph itself"):
+            call()

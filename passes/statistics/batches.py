@@ -9,6 +9,7 @@ from functools import partial
 from io import IOBase
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -81,7 +82,7 @@ def batches_of(network: nn.Module, batches: object, inputs: int | None = None) -
     An item is a tensor (the only input); a mapping of keyword arguments, in which what forward does not take is left
     out, and "label(s)" or "target(s)" are the labels, whether or not it takes them; a tuple or list of positional
     inputs, with labels behind them where it has one element more than the network takes (`inputs`: how many, where the
-    example says).
+    example says). Arrays of numpy become tensors; items without any sample are passed over.
 
     Raises PassError for an item that does not fit.
     """
@@ -96,7 +97,10 @@ def batches_of(network: nn.Module, batches: object, inputs: int | None = None) -
             raise PassError(f"batch {number}: a tensor on the meta device has no values; pass one that has")
         made = item if isinstance(item, Batch) else _batch(signature, item, inputs, number)
         move = partial(_moved, device=device)
-        yield Batch(*pytree.tree_map(move, (made.args, dict(made.kwargs), made.labels)))
+        args, kwargs, labels = pytree.tree_map(move, (made.args, dict(made.kwargs), made.labels))
+        tensors = tree_leaves_only(Tensor, (args, kwargs))
+        if not tensors or any(not tensor.dim() or len(tensor) for tensor in tensors):
+            yield Batch(args, kwargs, labels)
 
 
 def _no_rows(batches: object) -> bool:
@@ -105,10 +109,12 @@ def _no_rows(batches: object) -> bool:
 
 
 def _moved(leaf: Any, device: torch.device) -> Any:
-    """A tensor, or a container of tensors that moves them itself (a packed sequence, a tokenizer's result).
+    """A tensor or array, or a container of tensors that moves them itself (a packed sequence, a tokenizer's result).
 
     One that inference mode made is copied: no gradient could go through it.
     """
+    if isinstance(leaf, np.ndarray) and leaf.dtype.kind in "biufc":
+        leaf = torch.from_numpy(leaf)
     if isinstance(leaf, Tensor) and leaf.is_inference():
         leaf = leaf.clone()
     return leaf.to(device) if isinstance(leaf, Tensor) or callable(getattr(leaf, "to", None)) else leaf

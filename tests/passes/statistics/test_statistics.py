@@ -369,3 +369,10 @@ def test_sparse_results_are_compared():
     net, batches = Sparse(4, 3), [Batch((torch.randn(10, 4),))]
     expected = outputs_of(net, batches)
     assert divergence(net, batches, expected) == 0 and divergence(Sparse(4, 3), batches, expected) > 0.1
+
+
+def test_arrays_are_batches_and_empty_ones_are_passed_over():
+    net, x = nn.Linear(4, 3), torch.randn(10, 4)
+    found = list(batches_of(net, [x.numpy(), x[:0], (x.numpy(), np.arange(10)), (x[:0], torch.arange(0))]))
+    assert [batch.size for batch in found] == [10, 10]
+    assert all(torch.equal(batch.args[0], x) for batch in found) and torch.equal(found[1].labels, torch.arange(10))

@@ -189,7 +189,7 @@ class _Run:
         self.theirs: list[Env] = [self._start(dense, b) for b in batches]
         self.mine: list[Env] = [dict(env) for env in self.theirs]
         weighted = self._weighted_nodes(batches[0])
-        ends = cuts(dense, pruned, weighted, [n for n, v in coupling.structure.values.items() if isinstance(v, Value)])
+        ends = cuts(dense, pruned, weighted, {n for n, v in coupling.structure.values.items() if isinstance(v, Value)})
         self.pre = self._pre_activations(ends)
         extra = [source for source, _, _ in self.pre.values()]
         self.dense_segments = segments(dense, ends, extra)

@@ -41,7 +41,7 @@ def with_results_named(gm: fx.GraphModule) -> fx.GraphModule:
     place = {node: number for number, node in enumerate(graph.nodes)}
     for node in graph.nodes:
         written = written_by(gm, node)
-        if written is not None and node.target is not operator.setitem:
+        if written is not None and _gives_it_back(node):
             for user in [user for user in written.users if place[user] > place[node]]:
                 user.replace_input_with(written, node)
     return fx.GraphModule(gm, graph)
@@ -50,19 +50,30 @@ def with_results_named(gm: fx.GraphModule) -> fx.GraphModule:
 def written_by(gm: fx.GraphModule, node: fx.Node) -> fx.Node | None:
     """The value that a node changes in place, if it is an in-place operator."""
     target: Any = node.target
+    place = 0
     if node.op == "call_module":
         writes = getattr(gm.get_submodule(str(target)), "inplace", False) is True
     elif node.op == "call_method":
         writes = str(target).endswith("_") and not str(target).endswith("__")
+    elif node.op == "call_function" and (schema := schema_of(target)) is not None:
+        written = [n for n, a in enumerate(schema.arguments) if a.alias_info is not None and a.alias_info.is_write]
+        writes, place = bool(written), (written or [0])[0]
     elif node.op == "call_function":
-        schema = schema_of(target)
         name = getattr(target, "__name__", "")
-        writes = schema.is_mutable if schema is not None else target in _IN_PLACE or name.endswith("_")
-        writes = writes or _stated(node, "inplace") is True
+        of_torch = target in (getattr(torch, name, None), getattr(nn.functional, name, None))
+        writes = target in _IN_PLACE or (of_torch and (name.endswith("_") or _stated(node, "inplace") is True))
     else:
         return None
-    written = node.args[0] if writes and node.args else None
-    return written if isinstance(written, fx.Node) else None
+    found = node.args[place] if writes and place < len(node.args) else None
+    return found if isinstance(found, fx.Node) else None
+
+
+def _gives_it_back(node: fx.Node) -> bool:
+    """Whether an in-place operator returns what it has changed; ``value[...] = ...`` returns nothing."""
+    schema = schema_of(node.target) if node.op == "call_function" else None
+    return node.target is not operator.setitem and (
+        schema is None or any(result.alias_info is not None for result in schema.returns)
+    )
 
 
 _IN_PLACE = frozenset(
@@ -132,13 +143,13 @@ def _uses(gm: fx.GraphModule) -> dict[str, frozenset[str]]:
 
 
 def _open_writes(gm: fx.GraphModule) -> set[str]:
-    """The nodes between a value and the last ``value[...] = ...`` on it, which has no result to go on with."""
+    """The nodes between a value and the last operator that changes it and does not return it."""
     nodes = list(gm.graph.nodes)
     place = {node: number for number, node in enumerate(nodes)}
     found: set[str] = set()
-    for node in gm.graph.find_nodes(op="call_function", target=operator.setitem):
+    for node in nodes:
         written = written_by(gm, node)
-        if written is not None:
+        if written is not None and not _gives_it_back(node) and written.op != "get_attr":
             found.update(n.name for n in nodes[place[written] : place[node]])
     return found
 

@@ -67,7 +67,7 @@ def buffer_places(network: nn.Module) -> dict[str, tuple[nn.Module, str]]:
     return {
         f"{path}.{name}" if path else name: (module, name)
         for path, module in network.named_modules(remove_duplicate=False)
-        for name in buffers_of(module)
+        for name, _ in buffers_of(module).items()  # those of a scripted part cannot be iterated
     }
 
 

@@ -191,7 +191,12 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
 
 def _copied_by_itself(module: nn.Module, memo: dict[int, object]) -> nn.Module:
     try:
-        return copy.deepcopy(module, memo)
+        with torch.no_grad():  # a scripted module clones its parameters, which would be no leaves
+            made: nn.Module = copy.deepcopy(module, memo)
+        if isinstance(module, torch.jit.ScriptModule):
+            for own, other in zip(module.parameters(), made.parameters(), strict=True):
+                other.requires_grad_(own.requires_grad)
+        return made
     except PassError:
         raise
     except Exception as error:  # the module's own copying may raise anything

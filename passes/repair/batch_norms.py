@@ -43,12 +43,18 @@ class _Sum:
         return *self.tensors, mean, (self.square / self.count - mean**2).clamp_min(0)
 
 
+def _own_tensors(network: nn.Module) -> set[int]:
+    """The ids of its tensors, without those of scripted modules: such a part stays as it is."""
+    scripted = {id(part): part for part in network.modules() if isinstance(part, torch.jit.ScriptModule)}
+    return {id(tensor) for _, tensor in owned_tensors(network, scripted)}
+
+
 class _BatchNorms(LightMode):
     """Normalises by the batch's own statistics where running ones would be used, and sums them up."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self.own = {id(t): t for _, t in owned_tensors(network)}
+        self.own = _own_tensors(network)
         self.sums: dict[int, _Sum] = {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -107,7 +113,7 @@ class _Reads(LightMode):
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self.own = {id(t) for _, t in owned_tensors(network)}
+        self.own = _own_tensors(network)
         self.sums: dict[int, _Sum] = {}
         self.affine: dict[int, tuple[Tensor, Tensor, float]] = {}
 

@@ -21,4 +21,3 @@ def apart(network: nn.Module) -> nn.Module:
         return evaluate_mode(made)
     copied = copy_module(network, lambda _, t: t if isinstance(t, nn.Parameter) else t.detach().clone())
     return copied.eval()
-

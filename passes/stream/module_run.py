@@ -100,12 +100,12 @@ class ModuleRun:
     """A copy of one module, ready to be run several times under `mode`: what each run finds is stated in one space.
 
     replace: by (name, tensor) what stands for a tensor of the module in the copy. axes_of: by the same its axes.
-    innermost: a mode that sees calls before `mode` does.
+    innermost: a mode that sees calls before `mode` does. scripted: by path, what runs in place of scripted modules.
     """
 
     def __init__(
         self, module: nn.Module, mode: ModuleInference, replace: Replace, axes_of: AxesOf,
-        innermost: AbstractContextManager[Any] | None = None,
+        innermost: AbstractContextManager[Any] | None = None, scripted: Mapping[str, nn.Module] = MappingProxyType({}),
     ) -> None:  # fmt: skip
         self.mode = self._now = mode
         self._innermost = innermost or nullcontext()
@@ -123,15 +123,15 @@ class ModuleRun:
             self._held.append((name, made, made.data, value))
             return made
 
-        scripted = scripted_modules(module)
-        self.copy, copies = stream_copy(module, scripted, stand_in, self._opaque, mode.stack)
+        self._instead, found = scripted, scripted_modules(module)
+        self.copy, copies = stream_copy(module, found, stand_in, self._opaque, mode.stack)
         self._modules = modules_of(self.copy)
         if any([part.training for part in self._modules.values()]):
             self.copy.eval()
         self.names = copies.names
         self._state = State(self._modules)
         self._memoised = memoised({type(part) for part in module.modules()})
-        for name, tensor in _tensors_of(scripted):
+        for name, tensor in _tensors_of(found):
             reason = Reason("it belongs to a scripted module, whose code cannot be changed", name)
             self.tensors[name] = tuple(Constant(int(s), reason) for s in tensor.shape)
             self.names[name] = name
@@ -228,7 +228,7 @@ class ModuleRun:
             return self.copy(*args, **kwargs)
 
     def _opaque(self, path: str, original: nn.Module, args: tuple, kwargs: dict[str, object]) -> object:
-        result, outputs, macs = run_scripted(self._now, original, args, kwargs)
+        result, outputs, macs = run_scripted(self._now, self._instead.get(path, original), args, kwargs)
         self._now.opaque(path, list(tensors_of((args, kwargs))), outputs, macs)
         return result
 
@@ -243,8 +243,9 @@ def run_scripted(
     given = list(tensors_of((args, kwargs)))
     with no_dispatch_modes(), no_torch_function():
         real = {id(t): t if mode.real else torch.zeros(t.shape, dtype=t.dtype, device=mode.device) for t in given}
+        original = copy.deepcopy(original).eval()  # what it draws in train mode nobody can hold back
         if any(t.dtype == torch.float64 for t in given):
-            original = copy.deepcopy(original).double()
+            original = original.double()
         counter = FlopCounterMode(display=False)
         with counter:
             result = original(*replaced(args, real), **replaced(kwargs, real))

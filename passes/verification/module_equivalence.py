@@ -160,7 +160,8 @@ class _Proof:
     def dense(self, weights: Streamed) -> ModuleRun:
         """The dense module with these weights, ready to run with the removed units left out."""
         mode = MaskedInference(self.coupling, self.coupling.masks(self.plan), self.plan.removed_blocks)
-        return ModuleRun(self.module, mode, weights, self._axes_of, weights)
+        scripted = scripted_modules(self.small) if self.trained else {}  # whose weights were trained, and embedded
+        return ModuleRun(self.module, mode, weights, self._axes_of, weights, scripted)
 
     def _axes_of(self, name: str, tensor: torch.Tensor) -> tuple[Axis, ...]:
         axes = self.coupling.axes_of(name, tensor)
@@ -315,6 +316,8 @@ def run_pruned(
 ) -> object:  # fmt: skip
     """What a module in double precision returns. weights: the mode that fills its parameters."""
     module.train(training)
+    for part in scripted_modules(module).values():
+        part.eval()  # as in the dense one
     args, kwargs = _cloned(arguments)
     with ExitStack() as stack:
         stack.enter_context(constant_double())

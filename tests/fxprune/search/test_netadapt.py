@@ -17,7 +17,7 @@ from torch.fx import GraphModule, symbolic_trace
 from torch.fx.passes.shape_prop import ShapeProp
 
 import fxprune
-from fxprune import Budget, InfeasibleBudget, NetAdaptConfig, netadapt
+from fxprune import Accuracy, Budget, FineTune, InfeasibleBudget, NetAdaptConfig, netadapt
 from fxprune.errors import BudgetError, BudgetTypeError, ConfigError, FxpruneError, InputError
 from passes import EquivalenceError, PassError
 
@@ -153,6 +153,32 @@ def test_wrong_example_inputs(wrong: Any) -> None:
     with pytest.raises((FxpruneError, PassError)) as caught:
         call(example_inputs=wrong)
     assert "input" in str(caught.value)
+
+
+class PartlyScripted(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        scripted = nn.Sequential(nn.Linear(16, 16), nn.BatchNorm1d(16), nn.Dropout(0.2), nn.ReLU())
+        self.a, self.scripted = nn.Linear(4, 16), torch.jit.script(scripted)
+        self.b, self.c = nn.Linear(16, 12), nn.Linear(12, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.c(self.b(self.scripted(self.a(x))).relu())
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("by", ["weights", "data", "training"])
+def test_a_scripted_part_stays_and_the_rest_is_pruned(by: str, training: bool) -> None:
+    torch.manual_seed(0)
+    net, x, y = PartlyScripted().train(training), torch.randn(60, 4), torch.randint(3, (60,))
+    given: dict[str, Any] = {"data": {"calibration": [x]}, "weights": {}}.get(by, {})
+    if by == "training":
+        config = {"netadapt_max_iter": 2}
+        given = {"train": FineTune([(x, y)]), "evaluate": Accuracy([(x, y)]), "config": config}
+    for budget in (0.8, Budget("memory", ratio=0.97)):
+        result = netadapt(net, budget, example_inputs=x[:2], progress=False, **given)
+        assert result.met and result.certificate.max_error < 1e-9
+        assert isinstance(result.model.scripted, torch.jit.ScriptModule) and result.model(x).shape == (60, 3)
 
 
 class Threshold(nn.Module):

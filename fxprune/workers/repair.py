@@ -197,7 +197,7 @@ class Repair:
     def _is_large(self) -> bool:
         """Whether refinement would take too long for what it gains; the log says so."""
         parameters = sum(t.numel() for t in self.dense.network.parameters())
-        large = WORK / (_PASSES * self.rounds * max(parameters, 1)) < _FEWEST
+        large = self._work / (_PASSES * self.rounds * max(parameters, 1)) < _FEWEST
         if large:
             why = f"with {parameters / 1e6:.0f} million parameters refinement takes hours; passes.refine does it"
             log.warning(_ONLY, why)
@@ -207,7 +207,13 @@ class Repair:
         """How many samples a refinement may hold the values of, between two of its segments, and has the time for."""
         parameters = sum(t.numel() * t.element_size() for t in self.dense.network.parameters())
         each = max(1.0, (float(cost(self.dense.coupling).resource("memory")(None)) - parameters) / self._example_size)
-        return max(64, int(min(ROOM_BYTES / each, WORK / (_PASSES * self.rounds * self.macs))))
+        return max(64, int(min(ROOM_BYTES / each, self._work / (_PASSES * self.rounds * self.macs))))
+
+    @property
+    def _work(self) -> float:
+        """Multiplications that a refinement may take: a GPU does a hundred times as many in the same time."""
+        on_gpu = any(tensor.device.type == "cuda" for tensor in self.dense.network.parameters())
+        return 100 * WORK if on_gpu else WORK
 
     @property
     def macs(self) -> float:

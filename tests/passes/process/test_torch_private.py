@@ -174,6 +174,7 @@ RELIED_ON: dict[str, Callable[[], bool]] = {
     "has_global_hooks": lambda: private.has_global_hooks() is False,
     "has_tensor_hooks": _tensor_hooks,
     "hooks_of": lambda: len(private.hooks_of(_hooked())) == 1 and not private.hooks_of(nn.Identity()),
+    "input_tree": lambda: private.input_tree(_exported().module()).num_leaves == 1,
     "mark_as_scheduled": _scheduled,
     "name_taken": lambda: _name_is_free_no_more(_graph()),
     "no_dispatch_modes": lambda: _unseen(private.no_dispatch_modes),

@@ -29,6 +29,7 @@ from passes.repair.segments import OUTPUT, Segment, clamped, cuts, segments, wit
 from passes.statistics.apart import apart
 from passes.statistics.batches import Batch, batches_of
 from passes.statistics.divergence import tensors_out
+from passes.statistics.moments import Moments
 from passes.statistics.observing import evaluating, inputs_of, plain_recurrence
 from passes.statistics.sites import Site
 from passes.statistics.watching import Watcher
@@ -36,6 +37,7 @@ from passes.stream.graph_stream import as_arguments
 from passes.stream.inference import composite_attention
 
 log = logging.getLogger(__name__)
+FEWEST = 2  # readings for each column of a weight, below which it is not fitted: it would follow noise
 READINGS, SAMPLES = 200, 512  # a segment is fitted to so many readings for each column, and at least so many samples
 VALUES = 2**24  # or to fewer samples, where those have so many values at its end: fitting holds several copies of them
 Env = dict[str, Any]
@@ -77,6 +79,7 @@ def refine(
     plan: what made `pruned` of `dense`. batches: inputs to fit to; held: others that only judge (default: the last
     fifth of the batches' samples). A segment reads what the repaired network before it gives, and its targets are the
     dense network's own values; where a stream is added, this fits the dense sum without the pruned shortcut.
+    A weight that reads fewer than twice as many values as it has columns is left as it is.
     rounds, iterations: of Gauss-Newton, and of conjugate gradients in each. A segment that gains nothing on held-out
     data keeps its weights, and says so. No label, no loss, no learning rate.
 
@@ -284,7 +287,7 @@ class _Run:
         cut = self._enough(Problem(mine.module, inputs[:1], targets[:1], places))
         problem = Problem(mine.module, inputs[:cut], targets[:cut], places)
         sites, moments = sites_and_reads(problem, self.rows, self.seed + number)
-        layers = self._layers(mine, sites)
+        layers = self._layers(mine, sites, moments)
         names = tuple(name for layer in layers for name in layer.names)
         own = dict(mine.module.named_parameters(remove_duplicate=False))
         start = {n: own[n].detach().clone() for n in names}
@@ -369,8 +372,8 @@ class _Run:
                 value = value.index_select(dim, torch.from_numpy(np.flatnonzero(remain)).to(value.device))
         return value
 
-    def _layers(self, mine: Segment, sites: dict[str, Site]) -> list[Layer]:
-        """The weights that can be fitted: used once, and by this segment alone."""
+    def _layers(self, mine: Segment, sites: dict[str, Site], moments: Mapping[str, Moments]) -> list[Layer]:
+        """The weights that can be fitted: used once, by this segment alone, on more readings than they have columns."""
         own = dict(mine.module.named_parameters(remove_duplicate=False))
         buffers = dict(mine.module.named_buffers(remove_duplicate=False))
         uses: dict[str, int] = {}
@@ -382,6 +385,8 @@ class _Run:
             weight = own.get(site.parameter)
             whole = weight is not None and site.groups * site.rows * site.columns == weight.numel()
             if weight is None or not whole or uses[site.parameter] > 1 or site.parameter in self.shared:
+                continue
+            if moments[site.name].count < FEWEST * site.columns:
                 continue
             if not weight.is_floating_point() or weight.dtype not in (torch.float32, torch.float64):
                 continue

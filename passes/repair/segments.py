@@ -107,8 +107,8 @@ def cuts(
         found += node.name in weights
         if node.name not in mine or mine[node.name] != theirs[node.name]:
             continue
-        if node.name in held or node.name not in tensors:
-            continue
+        if node.op == "get_attr" or node.name in held or node.name not in tensors:
+            continue  # a parameter is read where it is used, and ends nothing
         live = len(theirs[node.name])
         if found < FEWEST:
             continue

@@ -122,6 +122,34 @@ def test_what_works_in_place_is_refined_as_what_does_not(kind):
             torch.testing.assert_close(found["in place"][0][key], tensor, rtol=1e-3, atol=1e-4)
 
 
+class Functional(nn.Module):
+    """Parameters are named between the operators, and the size of the batch is needed at the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = [6, *([16, 20] * 10), 4]
+        pairs = zip(widths[1:], widths[:-1], strict=True)
+        self.weights = nn.ParameterList([nn.Parameter(torch.randn(a, b) * (2 / b) ** 0.5) for a, b in pairs])
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = x.size(0)
+        for weight in self.weights:
+            x = nn.functional.linear(x, weight).relu()
+        return x.view(size, -1)
+
+
+def test_a_graph_is_cut_at_operators_not_at_the_parameters_between_them():
+    torch.manual_seed(0)
+    net, x = Functional().eval(), torch.randn(200, 6)
+    gm = capture(net)
+    assert len(gm.graph.find_nodes(op="get_attr")) == 21
+    coupling = couple(gm, x[:2])
+    plan = coupling.plan({name: range(size * 3 // 4) for name, size in coupling.widths.items()})
+    refined = refine(PruneChannels(plan)(gm).graph_module, plan, gm, [x[:150]], held=[x[150:]])
+    sizes = [len(segment.parameters) for segment in refined.segments]
+    assert sum(sizes) == 21 and len(sizes) >= 3 and max(sizes) <= 9
+
+
 def test_other_numbers_of_results_are_not_compared():
     """One row would broadcast to all of them."""
     with pytest.raises(RuntimeError, match=r"gives \(1, 4\) values, the dense network \(3, 4\)"):
@@ -134,6 +162,17 @@ def test_a_single_sample_is_not_enough_to_fit_and_to_judge():
     plan = couple(gm, x).plan({"0": range(4)})
     with pytest.raises(PassError, match="pass at least two samples"):
         refine(PruneChannels(plan)(gm).graph_module, plan, gm, [x])
+
+
+@pytest.mark.parametrize("samples", [40, 400])
+def test_a_weight_with_few_readings_keeps_what_it_has(samples):
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Linear(3, 40), nn.ReLU(), nn.Linear(40, 2)), torch.randn(samples, 3)
+    gm = capture(net)
+    plan = couple(gm, x[:2]).plan({"0": range(30)})
+    (segment,) = refine(PruneChannels(plan)(gm).graph_module, plan, gm, [x]).segments
+    few = {"0.weight", "0.bias"}
+    assert set(segment.parameters) == (few if samples == 40 else few | {"2.weight", "2.bias"})
 
 
 @pytest.mark.parametrize("columns", [5, fitting._BLOCK + 1])

@@ -13,6 +13,7 @@ from torch import nn
 
 from fxprune.errors import ExportError
 from passes.process.torch_private import pytree
+from passes.statistics.observing import evaluating as in_eval_mode
 
 
 @dataclass(frozen=True)
@@ -139,17 +140,8 @@ def _keyword_names(module: nn.Module) -> frozenset[str] | None:
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
     """Run the block with every submodule in eval mode and without gradients, then give each its own mode back."""
-    modes = [(child, child.training) for child in module.modules()]
-    try:
-        module.eval()
-    except NotImplementedError:  # a graph of torch.export, which has one mode alone
-        modes = []
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for child, training in modes:
-            child.training = training
+    with in_eval_mode(module), torch.no_grad():
+        yield
 
 
 def call(module: nn.Module, inputs: Inputs) -> Any:

@@ -113,6 +113,11 @@ class _LikeExample:
         return len(mine) == len(theirs) and all(a.shape == b.shape and torch.allclose(a, b) for a, b in both)
 
 
+def count_samples(batches: Iterable[Batch]) -> int:
+    """How many samples batches hold together; one whose inputs share no length counts as one."""
+    return sum(max(batch.size, 1) for batch in batches)
+
+
 def first_samples(batches: Sequence[Batch], most: int) -> list[Batch]:
     """The first batches, the last of them cut, that hold `most` samples together."""
     taken: list[Batch] = []

@@ -13,7 +13,7 @@ from torch import nn
 
 from fxprune.criteria.curves import TRIED, Curve, curves
 from fxprune.journal.protocol import Journal
-from fxprune.problem.calibration import Calibration, first_samples
+from fxprune.problem.calibration import Calibration, count_samples, first_samples
 from fxprune.problem.search_problem import Problem
 from fxprune.search.progress import Progress
 from fxprune.training.candidate import seeded
@@ -76,7 +76,7 @@ def observed(
         log.warning(
             "on the calibration data that judge (%d samples) the network gives no result at all, so that networks "
             "cannot be compared; pass inputs in which it finds something",
-            sum(max(batch.size, 1) for batch in calibration.held),
+            count_samples(calibration.held),
         )
     repair = Repair(dense, statistics, calibration, expected, config.compensate, config.refine, problem.seed)
     return Observed(repair, made)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
+from fxprune.problem.calibration import count_samples
 from fxprune.training.candidate import seeded
 from fxprune.workers.coupled_network import CoupledNetwork
 from passes import Statistics, observe
@@ -26,7 +27,7 @@ class Shard:
 
     @property
     def samples(self) -> int:
-        return sum(max(batch.size, 1) for batch in self.batches)
+        return count_samples(self.batches)
 
     def observed(self, dense: CoupledNetwork, progress: Told | None = None) -> Statistics:
         """What these data say of the network; nothing of the network or the data themselves."""
@@ -43,7 +44,7 @@ def shards_of(batches: Sequence[Batch], count: int, seed: int, gradients: str | 
 
     A batch that goes to two shards is cut. Each shard draws from a seed of its own.
     """
-    total = sum(max(batch.size, 1) for batch in batches)
+    total = count_samples(batches)
     count = min(count, total)
     ends = [total * (number + 1) // count for number in range(count)]
     parts: list[list[Batch]] = [[] for _ in ends]

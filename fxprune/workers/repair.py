@@ -16,7 +16,7 @@ from torch.fx import GraphModule
 
 from fxprune.errors import InputError
 from fxprune.io.tensors import named_tensors, put_tensors, tensors_of
-from fxprune.problem.calibration import Calibration, first_samples
+from fxprune.problem.calibration import Calibration, count_samples, first_samples
 from fxprune.problem.inputs import graph_like
 from fxprune.training.repaired import Repaired, RepairedLayer
 from fxprune.workers.coupled_network import CoupledNetwork
@@ -82,7 +82,7 @@ class Repair:
         """The same on fewer samples: the first held-out batches that hold so many, and the first samples to fit to."""
         held: list[Batch] = []
         for batch in self.calibration.held:
-            if sum(max(one.size, 1) for one in held) < samples:
+            if count_samples(held) < samples:
                 held.append(batch)
         fitted = first_samples(self.calibration.fitted, samples)
         fewer = replace(self.calibration, fitted=fitted, held=held)

@@ -73,10 +73,11 @@ def _captured(
     model: nn.Module, modules: Mapping[str, nn.Module], example: inspect.BoundArguments | None,
     inputs: dict[str, object] | None, frontend: str,
 ) -> fx.GraphModule:  # fmt: skip
-    if isinstance(model, fx.GraphModule) and is_exported(model):
-        return taken_from_export(model)
-    if isinstance(model, fx.GraphModule) and frontend != "export":
-        return taken_as_it_is(model, inputs)
+    if isinstance(model, fx.GraphModule):
+        if is_exported(model):
+            return taken_from_export(model)
+        if frontend != "export":
+            return taken_as_it_is(model, inputs)
     if frontend == "export":
         return export(model, _needed(example), "asked for")
     try:

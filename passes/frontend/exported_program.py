@@ -84,11 +84,10 @@ def _exported(model: nn.Module, example: inspect.BoundArguments) -> _Exported:
     raise AssertionError("the export with fixed sizes returns or raises")
 
 
-def is_exported(model: nn.Module) -> bool:
+def is_exported(model: fx.GraphModule) -> bool:
     """Whether it is what ``ExportedProgram.module()`` gives: a graph of flat values between checks of the inputs."""
-    hooks = hooks_of(model)
-    tree = isinstance(model, fx.GraphModule) and isinstance(codegen_of(model.graph), TreeCodeGen)
-    return tree and bool(hooks) and all(hook.__module__.startswith("torch.export") for hook in hooks)
+    hooks, flat = hooks_of(model), isinstance(codegen_of(model.graph), TreeCodeGen)
+    return flat and bool(hooks) and all(hook.__module__.startswith("torch.export") for hook in hooks)
 
 
 def taken_from_export(model: fx.GraphModule) -> fx.GraphModule:

@@ -15,6 +15,7 @@ from passes.ops import signature, traits_of
 from passes.ops.meta_shapes import LightMode
 from passes.statistics.batches import Batch
 from passes.statistics.observing import evaluating
+from passes.stream.stream_copies import scripted_modules
 
 
 @dataclass
@@ -45,7 +46,7 @@ class _Sum:
 
 def _own_tensors(network: nn.Module) -> set[int]:
     """The ids of its tensors, without those of scripted modules: such a part stays as it is."""
-    scripted = {id(part): part for part in network.modules() if isinstance(part, torch.jit.ScriptModule)}
+    scripted = {id(part): part for part in scripted_modules(network).values()}
     return {id(tensor) for _, tensor in owned_tensors(network, scripted)}
 
 

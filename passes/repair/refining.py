@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from passes.analysis.coupling import Coupling, recall
@@ -99,10 +99,10 @@ def refine(
     plan.check(coupling)
     _made_by(plan, coupling, pruned)
     made = copied_network(pruned)
-    fitted, judged = _split(dense, coupling, batches, held)
+    teacher = apart(dense)
+    fitted, judged = _split(teacher, coupling, batches, held)
     assert isinstance(made, fx.GraphModule), "a copy of a graph is one"
     products = sdpa_kernel(SDPBackend.MATH)  # the only form of attention that has forward derivatives
-    teacher = apart(dense)
     assert isinstance(teacher, fx.GraphModule), "as the dense one"
     with evaluating(made), composite_attention(), plain_recurrence(made), products:
         folded = fold(made)
@@ -134,14 +134,14 @@ def _made_by(plan: Plan, coupling: Coupling, pruned: fx.GraphModule) -> None:
             )
 
 
-def _split(dense: fx.GraphModule, coupling: Coupling, batches: object, held: object) -> tuple[list[Batch], list[Batch]]:
+def _split(dense: nn.Module, coupling: Coupling, batches: object, held: object) -> tuple[list[Batch], list[Batch]]:
     listed = list(batches_of(dense, batches, inputs_of(dense, coupling)))
     judged = None if held is None else list(batches_of(dense, held, inputs_of(dense, coupling)))
     if not listed or judged == []:
         raise PassError("refine: there is no batch; pass at least one")
     with torch.no_grad():
         for first in (listed[0], *(judged or listed)[:1]):
-            first.run(apart(dense))  # what does not run is said here, in words
+            first.run(dense)  # what does not run is said here, in words
     if judged is not None:
         return listed, judged
     if len(listed) >= 5:

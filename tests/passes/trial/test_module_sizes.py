@@ -495,21 +495,3 @@ def test_a_quotient_of_sizes_follows_whatever_else_is_cut() -> None:
     for width in (1, 2, 3):
         plan = coupling.plan({heads: range(width)})
         assert verify(net, apply_plan(net, plan), plan, x).max_error < 1e-9
-
-
-class Shuffled(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.a, self.b = nn.Conv2d(3, 16, 1), nn.Conv2d(16, 5, 1)
-
-    def forward(self, x):
-        return self.b(F.channel_shuffle(self.a(x), 4).relu())
-
-
-def test_a_number_of_groups_follows_though_every_shape_fits_without():
-    net, x = Shuffled().eval(), torch.randn(2, 3, 6, 6)
-    coupling = couple(net, x)
-    for name, size in coupling.widths.items():
-        plan = coupling.plan({name: range(1, size - 1)})
-        assert verify(net, apply_plan(net, plan), plan, x).max_error < 1e-9
-    assert coupling.widths == {"a": 4, "a#2": 4}

@@ -12,7 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.errors import InputError
+from fxprune.problem.inputs import described
 from passes import Coupling, PassError
+from passes.documents.described_values import examples
+from passes.nested_values import tree_leaves_only
 from passes.process.torch_private import pytree
 from passes.statistics import Batch, batches_of
 from passes.statistics.apart import apart
@@ -41,10 +44,10 @@ def calibration_of(dense: nn.Module, coupling: Coupling, batches: object, most: 
     """
     listed: list[Batch] = []
     samples = 0
-    like_example = _LikeExample(dense, coupling)
+    like_example, runs = _LikeExample(dense, coupling), _Runs(dense, coupling)
     try:
         for batch in batches_of(dense, batches, inputs_of(dense, coupling)):
-            listed.append(like_example(batch))
+            listed.append(runs(like_example(batch)))
             samples += max(batch.size, 1)
             if samples >= most:
                 break
@@ -111,6 +114,36 @@ class _LikeExample:
         )
         both = zip(mine, theirs, strict=False)
         return len(mine) == len(theirs) and all(a.shape == b.shape and torch.allclose(a, b) for a, b in both)
+
+
+class _Runs:
+    """Runs the network on samples of each kind (types, and sizes of one sample), before any other work is done."""
+
+    def __init__(self, network: nn.Module, coupling: Coupling) -> None:
+        self.network, self.expected = network, described(examples(coupling.inputs))
+        self.seen = set[object]()
+
+    def __call__(self, batch: Batch) -> Batch:
+        kind = tuple((t.dtype, t.shape[1:]) for t in tree_leaves_only(Tensor, (batch.args, dict(batch.kwargs))))
+        if kind not in self.seen:
+            self.seen.add(kind)
+            if not (batch.size > 2 and self._runs(batch.part(0, 2))):
+                self._run(batch)
+        return batch
+
+    def _runs(self, batch: Batch) -> bool:
+        try:
+            self._run(batch)
+        except PassError:  # a network may take batches of one size only: the whole batch decides
+            return False
+        return True
+
+    @torch.no_grad()
+    def _run(self, batch: Batch) -> None:
+        try:
+            batch.run(apart(self.network))
+        except PassError as error:
+            raise PassError(f"{error}, which are {self.expected}") from error
 
 
 def count_samples(batches: Iterable[Batch]) -> int:

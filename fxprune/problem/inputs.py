@@ -227,7 +227,7 @@ def described(example_inputs: object) -> str:
     if isinstance(example_inputs, dict):
         return ", ".join(f"{name}={described(value)}" for name, value in example_inputs.items())
     if isinstance(example_inputs, tuple | list):
-        return ", ".join(described(value) for value in example_inputs)
+        return ", ".join(filter(None, map(described, example_inputs)))
     return type(example_inputs).__name__
 
 

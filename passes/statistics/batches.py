@@ -38,8 +38,15 @@ class Batch:
             raise
         except Exception as error:  # the user's own code, on inputs that it may not take
             raise PassError(
-                f"batches: the network does not run on one: {said(error)}; pass inputs like the example inputs"
+                f"batches: the network does not run on one of {self._in_words()}: {said(error)}; pass inputs like the "
+                "example inputs"
             ) from error
+
+    def _in_words(self) -> str:
+        """The types and shapes of its tensors, the first few."""
+        tensors = tree_leaves_only(Tensor, (self.args, dict(self.kwargs)))
+        words = [f"{str(t.dtype).removeprefix('torch.')} {tuple(t.shape)}" for t in tensors[:4]]
+        return ", ".join(words + ["..."] * (len(tensors) > 4)) or "no tensor"
 
     @property
     def size(self) -> int:
@@ -135,6 +142,8 @@ def _batch(signature: inspect.Signature, item: object, inputs: int | None, numbe
                 f"{sorted(signature.parameters)}"
             )
         return Batch((), taken, labels)
+    if item is None:
+        raise PassError(f"batch {number}: it is None; pass a tensor, a tuple of inputs, or a dict by name")
     if isinstance(item, Tensor) or not isinstance(item, (tuple, list)):
         return Batch((item,))
     needed = inputs if inputs is not None else sum(p.default is p.empty for p in positional)

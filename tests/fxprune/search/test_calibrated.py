@@ -84,6 +84,10 @@ def test_evaluate_gives_the_score_and_what_makes_no_sense_is_refused():
         netadapt(net, 0.6, calibration=[], **kw)
     with pytest.raises(InputError, match="at least two samples"):
         netadapt(net, 0.6, calibration=[x[:1]], **kw)
+    with pytest.raises(InputError, match=r"batch 0: it is None"):
+        netadapt(net, 0.6, calibration=[None], **kw)
+    with pytest.raises(InputError, match=r"one of float64 \(.*; pass inputs like the example inputs, which are \(2, "):
+        netadapt(net, 0.6, calibration=[x.double()], **kw)
     with pytest.raises(InputError, match="screen=2 compares candidates by calibration data"):
         netadapt(net, 0.6, example_inputs=x[:2], progress=False, config={"screen": 2})
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from passes.equality.trees import leaves_of
+from passes.stream.results import values_in
 
 _NOISE = 1e-4  # of the largest element: what is smaller may be the rounding of larger numbers that cancelled
 
@@ -86,8 +86,7 @@ def _gap(a: torch.Tensor, b: torch.Tensor) -> float:
 
 def _compared(output: object) -> list[Any]:
     """Tensors, and the plain values that can be compared."""
-    found = [leaf for leaf in leaves_of(output) if isinstance(leaf, (torch.Tensor, int, float, complex, str))]
-    return [_strided(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in found]
+    return [_strided(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in values_in(output)]
 
 
 def _strided(tensor: torch.Tensor) -> torch.Tensor:

@@ -16,7 +16,8 @@ from passes.equality.constant_double import nothing_random
 from passes.equality.trees import map_tensors
 from passes.errors import PassError
 from passes.graph.module_copies import copy_module, like, modules_of
-from passes.stream.call_arguments import Arguments, tensors_of
+from passes.stream.call_arguments import Arguments
+from passes.stream.results import tensors_in
 from passes.stream.inference import composite_attention
 
 _TOLERANCE = 1e-6
@@ -62,7 +63,7 @@ def check_padding(module: nn.Module, arguments: Arguments, error: type[PassError
             "zeros in evaluation without gradients, and other numbers in train mode, in a graph and once it is cut. "
             f"Give example inputs with padding, or {remedy}"
         )
-    error_of = compare(list(tensors_of(first, caches=False)), list(tensors_of(second, caches=False))).error
+    error_of = compare(tensors_in(first), tensors_in(second)).error
     if not error_of <= _TOLERANCE:
         raise error(
             f"{where}, and its result depends on padded positions: there torch gives zeros in evaluation without "

@@ -40,7 +40,6 @@ from passes.graph.module_copies import copy_module, copy_with, owned_tensors
 from passes.process.state import state_kept
 from passes.process.torch_private import FakeTensor, hooks_of
 from passes.stream.call_arguments import CHANGED
-from passes.stream.call_arguments import tensors_of as results_of
 from passes.stream.conditions import SizeConditions, Turned
 from passes.stream.inference import composite_attention
 from passes.stream.watched_sizes import Sizes
@@ -245,7 +244,7 @@ class _Comparison:
         return None
 
     def _lost(self, expected: object, got: object) -> CaptureError:
-        found = compare(list(results_of(expected)), list(results_of(got)))
+        found = compare(expected, got)
         names = [
             f"{name or 'the module itself'}" for name, part in self.model.named_modules()
             if hooks_of(part)
@@ -259,8 +258,7 @@ class _Comparison:
         )
 
     def _agree(self, expected: object, got: object) -> bool:
-        first, second = (list(results_of(output, caches=False)) for output in (expected, got))
-        return compare(first, second).error <= self.tolerance
+        return compare(expected, got).error <= self.tolerance
 
     def _module(self) -> _Named:
         return _Named(copy_module(self.model, lambda name, tensor: self._tensor(tensor)))

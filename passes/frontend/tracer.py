@@ -89,6 +89,17 @@ class ValueProxy(fx.Proxy):
     def __contains__(self, item: object) -> bool:
         return item in self.tracer.resolve(self)
 
+    def __format__(self, how: str) -> str:
+        """The text of a number, of a size say; what is written of a tensor is for people, and no part of the graph."""
+        try:
+            is_tensor = isinstance(self.tracer.value(self), torch.Tensor)
+        except Unresolved:
+            return repr(self)
+        return repr(self) if is_tensor else format(self.tracer.resolve(self), how)
+
+    def __str__(self) -> str:
+        return format(self, "")
+
     def __divmod__(self, other: Any) -> tuple[Any, Any]:
         return self // other, self % other
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from passes.statistics.apart import apart
 from passes.statistics.batches import Batch
-from passes.stream.call_arguments import tensors_of
+from passes.stream.results import tensors_in
 
 _ROWS = 1024  # of results whose number differs that are compared
 
@@ -20,7 +20,7 @@ def tensors_out(output: object) -> list[Tensor]:
 
     A single number beside others (the loss that some networks compute as well) is left out; so are caches of attention.
     """
-    found = [t for t in tensors_of(output, caches=False) if t.is_floating_point()]
+    found = [t for t in tensors_in(output) if t.is_floating_point()]
     found = [t if t.layout == torch.strided else t.to_dense() for t in found]
     return [t for t in found if t.dim()] or found
 

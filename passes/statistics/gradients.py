@@ -14,7 +14,7 @@ from passes.arguments import got
 from passes.errors import PassError
 from passes.process.source_lines import said
 from passes.statistics.batches import Batch
-from passes.stream.call_arguments import tensors_of
+from passes.stream.results import tensors_in
 
 Loss = Callable[[Any, Any], Tensor]
 SMALL = 8  # samples of one gradient: the square of a mean over many samples says little
@@ -85,7 +85,7 @@ class GradientSums:
 
 def first_logits(output: object) -> Tensor:
     """The first floating-point tensor of a network's output with at least two dimensions."""
-    for tensor in tensors_of(output, caches=False):
+    for tensor in tensors_in(output):
         if tensor.is_floating_point() and tensor.dim() > 1:
             return tensor
     raise PassError("gradients: the network's output holds no scores to draw labels from; give a loss instead")

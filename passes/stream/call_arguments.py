@@ -1,4 +1,4 @@
-"""Arguments and results of a module as they are called: bound, described as plain data, and searched for tensors."""
+"""Arguments of a module as it is called: bound, described as plain data, and searched for tensors."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -51,14 +50,10 @@ class CallInputs:
     kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def tensors_of(value: object, caches: bool = True) -> Iterator[torch.Tensor]:
-    """Every tensor inside `value`: in tuples, lists, mappings, dataclasses and plain objects, each object once.
-
-    caches: whether to look into objects that keep keys and values of attention for later calls. They are state that a
-    module hands to itself, and no result that a caller reads.
-    """
+def tensors_of(arguments: object) -> Iterator[torch.Tensor]:
+    """Every tensor of some arguments: in tuples, lists, mappings, dataclasses and plain objects, each object once."""
     seen: set[int] = set()
-    stack = [value]
+    stack = [arguments]
     while stack:
         item = stack.pop()
         if type(item) in PLAIN:
@@ -73,28 +68,8 @@ def tensors_of(value: object, caches: bool = True) -> Iterator[torch.Tensor]:
             stack.extend(reversed(list(item)))
         elif isinstance(item, Mapping):
             stack.extend(reversed(list(item.values())))
-        elif caches or not is_cache(item):
+        else:
             stack.extend(reversed(list(attributes_of(item).values())))
-
-
-def plain_values_of(value: object) -> Iterator[int | float | complex | str | torch.Tensor]:
-    """Every number and text in a result: in tuples, lists, mappings and dataclasses; arrays of NumPy as tensors."""
-    if isinstance(value, np.ndarray):
-        if value.dtype.kind in "biufc":
-            yield torch.from_numpy(np.array(value))
-    elif isinstance(value, np.generic):
-        yield value.item()
-    elif isinstance(value, (int, float, complex, str)):
-        yield value
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from plain_values_of(item)
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from plain_values_of(item)
-    elif dataclasses.is_dataclass(value) and not is_cache(value):
-        for item in attributes_of(value).values():
-            yield from plain_values_of(item)
 
 
 def attributes_of(item: object) -> Mapping[str, Any]:

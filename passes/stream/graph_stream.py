@@ -20,7 +20,7 @@ from passes.ops import Value
 from passes.ops import constant_indices as numbers
 from passes.ops.call import COMPUTED
 from passes.process.torch_private import buffers_of, no_dispatch_modes, parameters_of, pytree
-from passes.stream.call_arguments import tensors_of
+from passes.stream.results import tensors_in
 from passes.stream.example_values import ExampleValues
 from passes.stream.inference import Inference, composite_attention
 
@@ -113,7 +113,7 @@ class GraphInference(fx.Interpreter):
                 value = self.mode.value(tensor)
                 if "/" in value.label:
                     value.label = n.name
-        for tensor in tensors_of(result) if n.op == "output" else ():
+        for tensor in tensors_in(result, caches=True) if n.op == "output" else ():
             value, reason = self.mode.value(tensor), self.mode.reason("", "an output of the model keeps its shape")
             for axis in value.axes:
                 self.mode.space.freeze(axis, reason)

@@ -26,6 +26,7 @@ from passes.process.memoised import emptied, memoised
 from passes.process.source_lines import innermost_line, said
 from passes.process.torch_private import no_dispatch_modes, no_torch_function, without_onednn
 from passes.stream.call_arguments import Arguments, replaced, tensors_of
+from passes.stream.results import tensors_in
 from passes.stream.conditions import SizeConditions, Turned
 from passes.stream.function_mode import Functions
 from passes.stream.inference import composite_attention
@@ -164,7 +165,7 @@ class ModuleRun:
         mode.settle_sought()
         outputs = []
         reason = Reason("an output of the model keeps its shape", "output")
-        for tensor in tensors_of(result, caches=False):
+        for tensor in tensors_in(result):
             value = mode.value(tensor)
             outputs.append(value)
             for axis in value.axes:

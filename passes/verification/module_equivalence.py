@@ -36,10 +36,11 @@ from passes.masked.proof_weights import (
 )  # fmt: skip
 from passes.ops import spelled
 from passes.process.source_lines import innermost_line, said
-from passes.stream.call_arguments import Arguments, bound, plain_values_of, tensors_of
+from passes.stream.call_arguments import Arguments, bound
 from passes.stream.inference import composite_attention
 from passes.stream.module_run import ModuleRun, turning
 from passes.stream.module_stream import ModuleInference
+from passes.stream.results import plain_values_in, tensors_in
 from passes.stream.stream_copies import scripted_modules
 from passes.verification.evidence import Evidence, mixed_groups
 from passes.verification.repeats import Repeats, is_costly
@@ -205,7 +206,7 @@ class _Proof:
                 ) from error
             self.seen.refused(draw, label, f"the dense module does not run so: {said(error)}", NOT_TAKEN)
             return False
-        moved = self.seen.leading.moved(draw, _tensors(expected))
+        moved = self.seen.leading.moved(draw, tensors_in(expected))
         if moved:
             self.seen.refused(draw, label, moved, f", as {moved}")
             return False
@@ -216,7 +217,7 @@ class _Proof:
                 f"the pruned module fails on {label}, where the dense one runs: {said(error)}"
             ) from error
         self._same_numbers(expected, got, label)
-        found = compare(_tensors(expected), _tensors(got))
+        found = compare(tensors_in(expected), tensors_in(got))
         if not found.error <= self.tol:
             bound = pair.mode.bound_since(list(self.coupling.variables.values()))
             # elsewhere the masked network is right whatever is bound
@@ -232,7 +233,7 @@ class _Proof:
 
     def _same_numbers(self, expected: object, got: object, label: str) -> None:
         """Numbers and texts in what both return are the same; raises EquivalenceError."""
-        before, after = list(plain_values_of(expected)), list(plain_values_of(got))
+        before, after = plain_values_in(expected), plain_values_in(got)
         differing = [pair for pair in zip(before, after, strict=False) if compare(*pair).error > self.tol]
         if differing or len(before) != len(after):
             pair = differing[0] if differing else (f"{len(before)} values", f"{len(after)} values")
@@ -264,12 +265,12 @@ class _Proof:
             raise EquivalenceError(
                 f"the pruned module fails in its own precision, where the dense one runs: {said(error)}"
             ) from error
-        gap = distance(_tensors(expected), _tensors(got))
+        gap = distance(tensors_in(expected), tensors_in(got))
         if gap <= _ROUNDING.get(kind, 1e-3):
             return
         with constant_double():
             exact = self.pair().dense.run(_cloned(draw.inputs))[2]
-        if distance(_tensors(exact), _tensors(expected)) <= _ROUNDING.get(kind, 1e-3):
+        if distance(tensors_in(exact), tensors_in(expected)) <= _ROUNDING.get(kind, 1e-3):
             raise EquivalenceError(
                 f"the pruned module differs by {gap:.3g} (norm of the difference over that of the output) from the "
                 f"masked one in {kind}, although not in double precision; it must not be used"
@@ -327,9 +328,6 @@ def run_pruned(
         stack.enter_context(weights or nullcontext())
         return module(*args, **kwargs)
 
-
-def _tensors(output: object) -> list[torch.Tensor]:
-    return list(tensors_of(output, caches=False))
 
 
 def _copy(tensor: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,107 @@
+"""What a caller can read in what a network returns: tensors, numbers and texts, in containers and objects of any class."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import types
+from collections import deque
+from collections.abc import ItemsView, Iterator, KeysView, Mapping, ValuesView
+from numbers import Number
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from passes.stream.call_arguments import attributes_of, is_cache
+
+_LEAVES = (Tensor, Number, np.generic, str, bytes, bytearray, range)
+_LISTED = (list, tuple, set, frozenset, deque, KeysView, ValuesView, ItemsView)
+_CLOSED = (type, types.ModuleType, types.FrameType, types.CodeType)  # they lead to the whole program
+
+
+def tensors_in(result: object, caches: bool = False) -> list[Tensor]:
+    """Every tensor that can be read in `result`.
+
+    caches: whether to look into objects that keep keys and values of attention for later calls. They are state that a
+    module hands to itself, and no result that a caller reads.
+    """
+    return [leaf for leaf in _leaves(result, caches) if isinstance(leaf, Tensor)]
+
+
+def values_in(result: object) -> list[Any]:
+    """Every tensor, number and text that can be read in `result`; arrays of NumPy as tensors, mappings with their keys."""
+    return [value for leaf in _leaves(result, False) for value in _comparable(leaf)]
+
+
+def plain_values_in(result: object) -> list[Any]:
+    """Of `values_in`, what is no tensor in the result."""
+    return [v for leaf in _leaves(result, False) if not isinstance(leaf, Tensor) for v in _comparable(leaf)]
+
+
+def _leaves(result: object, caches: bool) -> Iterator[object]:
+    """What holds nothing else, in order; what stands in several objects once for each, each object once."""
+    seen: dict[int, object] = {}  # kept alive, so that no other object gets the id of one
+    stack = [result]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, _LEAVES):
+            yield item
+        elif id(item) not in seen:
+            seen[id(item)] = item
+            parts = _parts(item, caches)
+            if parts is None:
+                yield item
+            else:
+                stack.extend(reversed(parts))
+
+
+def _parts(item: Any, caches: bool) -> list[object] | None:
+    """What an object holds directly; None for an array of numbers."""
+    if isinstance(item, np.ndarray):
+        return list(item.flat) if item.dtype.hasobject else None
+    if isinstance(item, (nn.ParameterList, nn.ParameterDict)):
+        return list(item if isinstance(item, nn.ParameterList) else item.values())
+    if isinstance(item, (nn.Module, *_CLOSED)):
+        return []
+    if isinstance(item, types.FunctionType):
+        return [*_captured(item), *(item.__defaults__ or ()), *(item.__kwdefaults__ or {}).values()]
+    if isinstance(item, _LISTED):
+        return _with_attributes(item, list(item))
+    if isinstance(item, Mapping):
+        return _with_attributes(item, [*item.keys(), *item.values()])
+    if not caches and is_cache(item):
+        return []
+    if dataclasses.is_dataclass(item):
+        return list(attributes_of(item).values())
+    attributes = attributes_of(item)
+    own = [*attributes.values()]
+    known = {id(attributes), *map(id, own)}
+    # slots, what an iterator still has to give, the arguments of a partial, the object of a method
+    return [*own, *(held for held in gc.get_referents(item) if id(held) not in known)]
+
+
+def _with_attributes(item: object, parts: list[object]) -> list[object]:
+    """The parts of a container, and the attributes of its own class that are no other view of them."""
+    known = set(map(id, parts))
+    more = getattr(item, "__dict__", {}).values()
+    return [*parts, *(held for held in more if id(held) not in known and not isinstance(held, Mapping))]
+
+
+def _captured(function: types.FunctionType) -> Iterator[object]:
+    """What a function inside another one has of it."""
+    for cell in function.__closure__ or ():
+        try:
+            yield cell.cell_contents
+        except ValueError:  # not assigned yet
+            continue
+
+
+def _comparable(leaf: object) -> Iterator[Any]:
+    if isinstance(leaf, np.ndarray):
+        yield torch.from_numpy(np.array(leaf)) if leaf.dtype.kind in "biufc" else leaf.tobytes()
+    elif isinstance(leaf, np.generic):
+        yield leaf.item()
+    else:
+        yield leaf

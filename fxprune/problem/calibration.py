@@ -120,7 +120,7 @@ class _Runs:
     """Runs the network on samples of each kind (types, and sizes of one sample), before any other work is done."""
 
     def __init__(self, network: nn.Module, coupling: Coupling) -> None:
-        self.network, self.expected = network, described(examples(coupling.inputs))
+        self.running, self.expected = apart(network), described(examples(coupling.inputs))
         self.seen = set[object]()
 
     def __call__(self, batch: Batch) -> Batch:
@@ -141,7 +141,7 @@ class _Runs:
     @torch.no_grad()
     def _run(self, batch: Batch) -> None:
         try:
-            batch.run(apart(self.network))
+            batch.run(self.running)
         except PassError as error:
             raise PassError(f"{error}, which are {self.expected}") from error
 

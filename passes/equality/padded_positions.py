@@ -17,8 +17,8 @@ from passes.equality.trees import map_tensors
 from passes.errors import PassError
 from passes.graph.module_copies import copy_module, like, modules_of
 from passes.stream.call_arguments import Arguments
-from passes.stream.results import tensors_in
 from passes.stream.inference import composite_attention
+from passes.stream.results import tensors_in
 
 _TOLERANCE = 1e-6
 

@@ -62,7 +62,7 @@ def _mapped(function: Callable[[torch.Tensor], object], value: object, memo: dic
     change = lambda part: _mapped(function, part, memo)  # noqa: E731
     if _is_container(value):
         parts, spec = pytree.tree_flatten(value, is_leaf=lambda part: part is not value)
-        return pytree.tree_unflatten([change(part) for part in parts], spec) if parts else value
+        return pytree.tree_unflatten([change(part) for part in parts], spec) if parts else copy.copy(value)
     if isinstance(value, Mapping):
         return _refilled(value, {key: change(part) for key, part in value.items()})
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

@@ -42,6 +42,7 @@ from passes.process.torch_private import FakeTensor, hooks_of
 from passes.stream.call_arguments import CHANGED
 from passes.stream.conditions import SizeConditions, Turned
 from passes.stream.inference import composite_attention
+from passes.stream.results import called
 from passes.stream.watched_sizes import Sizes
 
 log = logging.getLogger(__name__)
@@ -290,7 +291,7 @@ class _Comparison:
             np.random.seed(how.seed)
             if gradients:  # what forward may write into is no leaf
                 inputs = map_tensors(lambda t: t * 1 if t.requires_grad else t, inputs)
-            return function(inputs)
+            return called(function, (inputs,), {})
 
 
 @dataclass(frozen=True)

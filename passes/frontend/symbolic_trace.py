@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import operator
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FunctionType
 
@@ -21,7 +21,7 @@ from passes.graph.annotations import note
 from passes.graph.lazy_codegen import graph_module
 from passes.graph.shared_weights import attributes_restored, doubled
 from passes.process.garbage import collector_paused
-from passes.process.torch_private import wrapped_functions
+from passes.process.torch_private import OpOverload, schema_of, wrapped_functions
 
 log = logging.getLogger(__name__)
 
@@ -94,13 +94,25 @@ def _keep_side_effects(graph: fx.Graph) -> None:
         name = str(node.target)
         if node.users or not name.endswith("_") or name.endswith("__"):
             continue
-        overloads = getattr(torch.ops.aten, name, None)
-        second = "Tensor" if len(node.args) > 1 and isinstance(node.args[1], fx.Node) else "Scalar"
-        found = next((getattr(overloads, kind) for kind in ("default", second) if hasattr(overloads, kind)), None)
+        packet = getattr(torch.ops.aten, name, None)
+        overloads = [getattr(packet, kind) for kind in packet.overloads()] if packet is not None else []
+        found = next((overload for overload in overloads if _takes(overload, node.args, node.kwargs)), None)
         if found is not None:
             with graph.inserting_before(node):
                 graph.call_function(found, node.args, node.kwargs).meta.update(node.meta)
             graph.erase_node(node)
+
+
+def _takes(overload: OpOverload, args: Sequence[object], kwargs: Mapping[str, object]) -> bool:
+    """Whether an overload takes these arguments: tensors are nodes, and what is no node is a number or a text."""
+    declared = schema_of(overload).arguments
+    left = declared[len(args) :]
+    given = [*zip(declared, args, strict=False), *((one, kwargs[one.name]) for one in left if one.name in kwargs)]
+    return (
+        len(given) == len(args) + len(kwargs)
+        and all(one.has_default_value() or one.name in kwargs for one in left)
+        and all(isinstance(value, fx.Node) == (str(one.type) in ("Tensor", "Optional[Tensor]")) for one, value in given)
+    )
 
 
 _PURE = {

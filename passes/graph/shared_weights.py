@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from passes.graph.module_copies import modules_of
 from passes.process.torch_private import buffers_of, children_of, transient_of
@@ -35,6 +36,26 @@ def attributes_restored(model: nn.Module) -> Iterator[None]:
             for container, contents in containers:
                 if container or contents:
                     _refill(container, contents)
+
+
+@contextmanager
+def parametrizations_kept(module: nn.Module) -> Iterator[None]:
+    """Inside the block parametrized tensors of the module can be read, which runs code that may write into its state.
+
+    A spectral norm makes a step of its power iteration each time in train mode.
+    """
+    if not is_parametrized(module):
+        yield
+        return
+    held = module.parametrizations
+    assert isinstance(held, nn.Module), "it is parametrized"
+    before = [(tensor, tensor.detach().clone()) for tensor in (*held.parameters(), *held.buffers())]
+    with torch.no_grad():
+        with attributes_restored(held):
+            yield
+        for tensor, values in before:
+            if not tensor.is_meta:
+                tensor.copy_(values)
 
 
 def sharing_weights(module: nn.Module) -> nn.Module:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,7 @@ from passes.apply.cut_module import module_coupling_for
 from passes.arguments import has_weights, is_a, number
 from passes.axes.index_sets import survivors
 from passes.documents.plan import Plan
-from passes.errors import ArgumentError, PassError, PlanError
+from passes.errors import ArgumentError, PlanError
 from passes.graph.annotations import copied_network, forgetting_proofs
 from passes.graph.module_copies import modules_of, owned_tensors
 from passes.repair.closed_form import RIDGES, LayerRepair, Solved, solve
@@ -90,9 +90,8 @@ def compensate(
     axes = coupling.structure.tensors
     gone = coupling.tensors_gone(plan.removed_blocks)
     sites = [site for site in statistics.sites.values() if coupling.aliases[site.parameter] not in gone]
-    remain = {
-        site.parameter: [survivors(axis, masks) for axis in axes[coupling.aliases[site.parameter]]] for site in sites
-    }
+    read = {name for site in sites for name in (site.parameter, site.bias) if name is not None}
+    remain = {name: [survivors(axis, masks) for axis in axes[coupling.aliases[name]]] for name in read}
     weights, small, uses = dict(owned_tensors(dense)), dict(owned_tensors(pruned)), Uses(coupling, sites)
     repairs: list[LayerRepair] = []
     made, own = pruned, dict[str, Tensor]()
@@ -194,33 +193,22 @@ def _put(
     shift = solved.shift.flatten().to(held.device, held.dtype)
     where = torch.arange(len(shift))
     if takes == site.bias and site.bias_layout is not None:
-        mask = torch.zeros(site.bias_layout.shape, dtype=torch.bool)
-        mask[:] = True
-        whole = site.bias_layout.of(torch.arange(int(np.prod(site.bias_layout.shape))).reshape(site.bias_layout.shape))
+        shape = site.bias_layout.shape
+        whole = site.bias_layout.of(torch.arange(int(np.prod(shape))).reshape(shape))
         chosen = whole.reshape(site.groups, site.rows)[torch.from_numpy(kept.rows)]
-        rank = _rank(remain.get(site.bias), site, whole, kept)
-        where = rank[chosen]
+        where = _ranks(shape, remain[takes])[chosen]
     held.view(-1)[where.to(held.device)] += shift if site.bias else -shift
 
 
-def _rank(remain: list[np.ndarray] | None, site: Site, whole: Tensor, kept: Kept) -> Tensor:
-    """For each element of the dense bias its place in the pruned one, rows that stay being in order."""
-    assert site.bias_layout is not None, "a site with a bias knows its layout"
-    count = int(np.prod(site.bias_layout.shape))
-    if remain is not None:
-        mask = torch.from_numpy(np.asarray(remain[0], dtype=bool))
-    elif count == site.groups * site.rows:
-        mask = torch.zeros(count, dtype=torch.bool)
-        mask[whole.reshape(site.groups, site.rows)[torch.from_numpy(kept.rows)]] = True
-    else:
-        raise PassError(f"{site.bias}: a part of it is added at {site.name}, and what remains of the rest is unknown")
-    return torch.cumsum(mask, 0) - 1
+def _ranks(shape: Sequence[int], remain: list[np.ndarray]) -> Tensor:
+    """For each element of a dense tensor (flat) its place in the pruned one, elements that stay being in order."""
+    return torch.cumsum(remaining_elements(shape, remain).flatten(), 0) - 1
 
 
 def _places(site: Site, kept: Kept, remain: list[np.ndarray]) -> Tensor:
     """The element of the pruned parameter (flat) at each kept group, row and column."""
     positions = site.positions()
-    rank = torch.cumsum(remaining_elements(site, remain).flatten(), 0) - 1
+    rank = _ranks(site.layout.shape, remain)
     parts = []
     for group in np.flatnonzero(kept.groups):
         rows = torch.from_numpy(np.flatnonzero(kept.rows[group]))

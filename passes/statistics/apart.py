@@ -1,23 +1,32 @@
-"""A second module over the weights of a network, so that running it leaves no trace in the network."""
+"""A copy of a network, so that running it leaves no trace in the network: programs write into what they hold."""
 
 from __future__ import annotations
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from passes.graph.module_copies import copy_module, evaluate_mode
 from passes.graph.shared_weights import sharing_weights
 
 
 def apart(network: nn.Module) -> nn.Module:
-    """A copy in eval mode that shares the parameters of `network`, and nothing that a run may write.
+    """A copy in eval mode, with tensors and attributes of its own; ties and gradient flags as in `network`.
 
-    Buffers and attributes are its own: counters, caches, states that a program hands from call to call.
+    What programs write: counters, caches, running means, and parameters as well (an embedding with a greatest norm,
+    weights that are clamped before they are used).
     """
-    if isinstance(network, fx.GraphModule):  # its class and its code hold no state
-        made = sharing_weights(network)
-        for module in made.modules():
-            for name, buffer in module.named_buffers(recurse=False):
-                setattr(module, name, buffer.clone())
-        return evaluate_mode(made)
-    copied = copy_module(network, lambda _, t: t if isinstance(t, nn.Parameter) else t.detach().clone())
-    return copied.eval()
+    made: dict[int, Tensor] = {}
+
+    def own(tensor: Tensor) -> Tensor:
+        if id(tensor) not in made:
+            copied = tensor.detach().clone()
+            is_parameter = isinstance(tensor, nn.Parameter)
+            made[id(tensor)] = nn.Parameter(copied, tensor.requires_grad) if is_parameter else copied
+        return made[id(tensor)]
+
+    if not isinstance(network, fx.GraphModule):
+        return copy_module(network, lambda _, tensor: own(tensor)).eval()
+    doubled = sharing_weights(network)  # its class and its code hold no state
+    for module in doubled.modules():
+        for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+            setattr(module, name, own(tensor))
+    return evaluate_mode(doubled)

@@ -101,9 +101,9 @@ class Kept:
         return not bool(self.columns[self.groups].all())
 
 
-def remaining_elements(site: Site, remain: Sequence[np.ndarray]) -> Tensor:
-    """Which elements of a site's parameter remain, a boolean tensor of its shape, given flags for each dimension."""
-    mask = torch.ones(site.layout.shape, dtype=torch.bool)
+def remaining_elements(shape: Sequence[int], remain: Sequence[np.ndarray]) -> Tensor:
+    """Which elements of a tensor remain, a boolean tensor of its shape, given flags for each dimension."""
+    mask = torch.ones(shape, dtype=torch.bool)
     for dim, positions in enumerate(remain):
         view = [1] * mask.dim()
         view[dim] = -1
@@ -114,7 +114,7 @@ def remaining_elements(site: Site, remain: Sequence[np.ndarray]) -> Tensor:
 def kept_of(site: Site, survivors: Mapping[str, list[np.ndarray]]) -> Kept | None:
     """What remains of `site`, given which positions remain in each dimension of each parameter; None where no matrix
     remains of each group (units chosen apart by row)."""
-    matrix = site.matrix(remaining_elements(site, survivors[site.parameter]))
+    matrix = site.matrix(remaining_elements(site.layout.shape, survivors[site.parameter]))
     rows, columns = matrix.any(2), matrix.any(1)
     if not torch.equal(rows[:, :, None] & columns[:, None, :], matrix):
         return None

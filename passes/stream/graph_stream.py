@@ -5,7 +5,7 @@ Nothing is computed and no weight is read or copied.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,9 +20,9 @@ from passes.ops import Value
 from passes.ops import constant_indices as numbers
 from passes.ops.call import COMPUTED
 from passes.process.torch_private import buffers_of, no_dispatch_modes, parameters_of, pytree
-from passes.stream.results import tensors_in
 from passes.stream.example_values import ExampleValues
 from passes.stream.inference import Inference, composite_attention
+from passes.stream.results import Left, tensors_in
 
 
 def as_arguments(example_inputs: object, gm: fx.GraphModule) -> tuple[Any, ...]:
@@ -31,6 +31,11 @@ def as_arguments(example_inputs: object, gm: fx.GraphModule) -> tuple[Any, ...]:
     Raises PassError naming the placeholder that has no value, or a name that is no placeholder.
     """
     placeholders = input_nodes(gm.graph)
+    gathered = [str(n.target) for n in gm.graph.nodes if n.op == "placeholder" and n not in placeholders]
+    gathers = (
+        f", and gathers others in {' and '.join(gathered)}, which no analysis of a graph follows: give them names in "
+        "forward, or use the module itself" if gathered else ""
+    )  # fmt: skip
     if isinstance(example_inputs, Mapping):
         named = dict(example_inputs)
         values = []
@@ -45,7 +50,7 @@ def as_arguments(example_inputs: object, gm: fx.GraphModule) -> tuple[Any, ...]:
         if named:
             raise PassError(
                 f"example inputs name {sorted(named)}, which the graph does not take; "
-                f"it takes {[str(p.target) for p in placeholders]}"
+                f"it takes {[str(p.target) for p in placeholders]}{gathers}"
             )
         return tuple(values)
     values = list(example_inputs) if isinstance(example_inputs, (tuple, list)) else [example_inputs]
@@ -54,7 +59,8 @@ def as_arguments(example_inputs: object, gm: fx.GraphModule) -> tuple[Any, ...]:
         raise PassError(
             f"{len(values)} example inputs given, but the graph takes {len(needed)}"
             + (f" to {len(placeholders)}" if len(needed) != len(placeholders) else "")
-            + f": {[str(p.target) for p in placeholders]}; pass a tensor, a tuple in that order, or a dict by name"
+            + f": {[str(p.target) for p in placeholders]}"
+            + (gathers or "; pass a tensor, a tuple in that order, or a dict by name")
         )
     return tuple(values) + tuple(node.args[0] for node in placeholders[len(values) :])
 
@@ -74,6 +80,12 @@ class GraphInference(fx.Interpreter):
         self.vals: dict[str, object] = {}
         self.values: dict[str, object] = {}
         self._originals, self._copies = {**modules_of(gm), "": shell(gm)}, copies
+        self._left = Left(())
+
+    def on(self, arguments: Sequence[object]) -> None:
+        """Run once on a value for each placeholder."""
+        self._left = Left(arguments)
+        self.run(*arguments, enable_io_processing=False)
 
     def run_node(self, n: fx.Node) -> object:
         self.mode.enter_node(n)
@@ -113,15 +125,20 @@ class GraphInference(fx.Interpreter):
                 value = self.mode.value(tensor)
                 if "/" in value.label:
                     value.label = n.name
-        for tensor in tensors_in(result, caches=True) if n.op == "output" else ():
-            value, reason = self.mode.value(tensor), self.mode.reason("", "an output of the model keeps its shape")
+        if n.op == "output":
+            self._freeze([*tensors_in(result, caches=True), *self._left.tensors()])
+        value_of = self.mode.value
+        self.vals[n.name] = result
+        self.values[n.name] = value_of(result) if single else pytree.tree_map_only(torch.Tensor, value_of, result)
+
+    def _freeze(self, given: Iterable[torch.Tensor]) -> None:
+        """What a caller can read keeps its shape."""
+        reason = self.mode.reason("", "an output of the model keeps its shape")
+        for value in map(self.mode.value, given):
             for axis in value.axes:
                 self.mode.space.freeze(axis, reason)
             for axis in value.watched:
                 self.mode.space.freeze(axis, self.mode.reason("", COMPUTED))
-        value_of = self.mode.value
-        self.vals[n.name] = result
-        self.values[n.name] = value_of(result) if single else pytree.tree_map_only(torch.Tensor, value_of, result)
 
     def _opaque(self, n: fx.Node, error: Exception) -> object:
         """A node that cannot run on meta: run it to learn its shapes, and freeze what it touches.
@@ -214,5 +231,5 @@ def infer(gm: fx.GraphModule, example_inputs: object) -> Inferred:
     example = ExampleValues(gm, dict(zip(placeholders, given, strict=True)))
     run = GraphInference(gm, copies, mode, example)
     with torch.no_grad(), composite_attention():
-        run.run(*arguments, enable_io_processing=False)
+        run.on(arguments)
     return Inferred(mode, run, axes, copies.names)

@@ -26,11 +26,11 @@ from passes.process.memoised import emptied, memoised
 from passes.process.source_lines import innermost_line, said
 from passes.process.torch_private import no_dispatch_modes, no_torch_function, without_onednn
 from passes.stream.call_arguments import Arguments, replaced, tensors_of
-from passes.stream.results import tensors_in
 from passes.stream.conditions import SizeConditions, Turned
 from passes.stream.function_mode import Functions
 from passes.stream.inference import composite_attention
 from passes.stream.module_stream import ModuleInference, Watching, input_on_meta, on_meta_device
+from passes.stream.results import Left, tensors_in
 from passes.stream.stream_copies import State, scripted_modules, stream_copy
 
 
@@ -143,7 +143,9 @@ class ModuleRun:
         self, arguments: Arguments, training: bool = False, functions: Functions | None = None,
         gradients: bool = False, turned: str = "",
     ) -> tuple[list[Value], list[Value], Any]:  # fmt: skip
-        """Run once; the values of inputs and outputs, and what the module returned. gradients: in that mode.
+        """Run once; the values of inputs and outputs, and what the module returned, with what it left in its arguments.
+
+        gradients: in that mode.
 
         turned: the line at which a condition gets the other answer.
         """
@@ -161,7 +163,9 @@ class ModuleRun:
                 axes = tuple(Constant(int(s), reason) for s in tensor.shape)
                 inputs.append(Value("input", axes, from_inputs=True))
                 mode.hold(made, inputs[-1])
-        result = self._called(mode, replaced(arguments, given), training, functions, turned, gradients)
+        called_with = replaced(arguments, given)
+        left = Left(called_with)
+        result = left.beside(self._called(mode, called_with, training, functions, turned, gradients))
         mode.settle_sought()
         outputs = []
         reason = Reason("an output of the model keeps its shape", "output")

@@ -1,4 +1,4 @@
-"""What a caller can read in what a network returns: tensors, numbers and texts, in containers and objects of any class."""
+"""What a caller can read once a network has run: tensors, numbers and texts, in containers and objects."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 import gc
 import types
 from collections import deque
-from collections.abc import ItemsView, Iterator, KeysView, Mapping, ValuesView
+from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, Sequence, ValuesView
 from numbers import Number
 from typing import Any
 
@@ -31,13 +31,40 @@ def tensors_in(result: object, caches: bool = False) -> list[Tensor]:
 
 
 def values_in(result: object) -> list[Any]:
-    """Every tensor, number and text that can be read in `result`; arrays of NumPy as tensors, mappings with their keys."""
+    """Every tensor, number and text that can be read in `result`; arrays of NumPy as tensors, keys of mappings too."""
     return [value for leaf in _leaves(result, False) for value in _comparable(leaf)]
 
 
 def plain_values_in(result: object) -> list[Any]:
     """Of `values_in`, what is no tensor in the result."""
     return [v for leaf in _leaves(result, False) if not isinstance(leaf, Tensor) for v in _comparable(leaf)]
+
+
+class Left:
+    """What a call leaves in its arguments, where its caller reads it: tensors put there, and values written over."""
+
+    def __init__(self, arguments: object) -> None:
+        self._arguments = arguments
+        self._before = {id(t): (t, None if t.is_meta else t.detach().clone()) for t in tensors_in(arguments)}
+
+    def tensors(self) -> list[Tensor]:
+        """After the call, in order; of what was written over, none on the meta device, where sizes are all there is."""
+        return [t for t in tensors_in(self._arguments) if id(t) not in self._before or self._is_written(t)]
+
+    def beside(self, result: object) -> object:
+        """All that the caller can read: the result, and, where there are some, these tensors with it."""
+        left = self.tensors()
+        return (result, left) if left else result
+
+    def _is_written(self, tensor: Tensor) -> bool:
+        before = self._before[id(tensor)][1]
+        return before is not None and tensor.layout == torch.strided and not torch.equal(before, tensor)
+
+
+def called(function: Callable[..., object], args: Sequence[Any], kwargs: Mapping[str, Any]) -> object:
+    """Call it; all that its caller can read, as by `Left.beside`."""
+    left = Left((args, kwargs))
+    return left.beside(function(*args, **kwargs))
 
 
 def _leaves(result: object, caches: bool) -> Iterator[object]:

@@ -14,6 +14,7 @@ from torch import nn
 from passes.analysis.module_facts import Edit, Literal
 from passes.axes.expressions import Axis, Constant, Product
 from passes.graph.module_copies import modules_of
+from passes.graph.shared_weights import parametrizations_kept
 from passes.stream.head_attention import HeadAttention, is_torchs_attention, with_heads
 from passes.stream.restated_calls import SIZES, Restated, RestatedForward
 from passes.stream.skipped_branches import Silent, WithoutBranch
@@ -27,7 +28,8 @@ def fit(module: nn.Module, slicing: Slicing, edits: Sequence[Edit], literals: Se
     modules = modules_of(module)
     for path, part in modules.items():
         if isinstance(part, SIZED):
-            weightless = getattr(part, "weight", None) is None  # else the weight says how many channels there are
+            with parametrizations_kept(part):
+                weightless = getattr(part, "weight", None) is None  # else the weight says how many channels there are
             shape = slicing.first_inputs.get(path) if weightless else None
             channels = None
             if shape is not None and len(shape) > 1:

@@ -15,6 +15,7 @@ from passes.analysis.tape import once_each
 from passes.axes.expressions import Axis, Constant, Variable
 from passes.axes.index_sets import Mask, kept, length, survivors
 from passes.graph.module_copies import like, owned_tensors
+from passes.graph.shared_weights import parametrizations_kept
 from passes.ops import Value
 from passes.process.torch_private import children_of, parameters_of
 from passes.transform.resize_modules import COUNTING, resize_module
@@ -108,4 +109,5 @@ class Slicing:
             inner = [name for name, _ in owned_tensors(module)] if children_of(module) else parameters_of(module)
             for name in inner:
                 counts.update(self._counts.get(f"{path}.{name}" if path else name, {}))
-        resize_module(module, counts.get("groups"), counts.get("num_groups"), channels)
+        with parametrizations_kept(module):
+            resize_module(module, counts.get("groups"), counts.get("num_groups"), channels)

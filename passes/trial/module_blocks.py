@@ -25,9 +25,9 @@ from passes.ops import Record, Slot, Value, spelled
 from passes.process.source_lines import said
 from passes.process.torch_private import hooks_of, no_torch_function, pytree
 from passes.stream.call_arguments import Arguments
-from passes.stream.results import tensors_in
 from passes.stream.module_run import ModuleRun, analysing_run
 from passes.stream.restated_calls import RestatedForward
+from passes.stream.results import tensors_in
 from passes.stream.skipped_branches import (
     Detached,
     Given,
@@ -145,7 +145,7 @@ def observed(
         _watch(part, path, run, calls)
     _, outputs, result = run.run(arguments, training)
     mode = run.mode
-    returned = [*outputs, *(mode.value(tensor) for tensor in tensors_in(result, caches=True))]  # the caches of a result as well
+    returned = [*outputs, *map(mode.value, tensors_in(result, caches=True))]  # the caches of a result as well
     kept = {n: mode.value(tensor).key for n, tensor in owned_tensors(run.copy) if id(tensor) not in owned}
     after = plain_state(run.copy)
     changed = {name for name in after if after[name] != before.get(name, after[name])}

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,7 @@ from passes.ops.references import narrowed
 from passes.process.state import leaves_no_trace
 from passes.process.torch_private import codegen_of, pytree
 from passes.stream.graph_stream import as_arguments
+from passes.stream.results import called
 from passes.verification.evidence import Evidence
 from passes.verification.module_equivalence import verify_module
 
@@ -225,7 +227,7 @@ class _Proof:
         # the tape knows attention by the products it is made of, so the masked network runs these
         products = sdpa_kernel(SDPBackend.MATH) if mode is not None else nullcontext()
         with products, mode or nullcontext(), in_double(root):
-            result = run.run(*map_tensors(torch.clone, inputs), enable_io_processing=False)
+            result = called(partial(run.run, enable_io_processing=False), map_tensors(torch.clone, inputs), {})
         if mode is not None:
             mode.enter("")
         return result
@@ -265,7 +267,7 @@ def _run_forward(pruned: fx.GraphModule, root: nn.Module, inputs: tuple) -> obje
         if len(args) == 2 and isinstance(args[0], tuple) and isinstance(args[1], dict):
             args, kwargs = args
     with in_double(root):
-        return type(pruned).forward(root, *args, **kwargs)
+        return called(partial(type(pruned).forward, root), args, kwargs)
 
 
 class _Nodes(fx.Interpreter):

@@ -40,7 +40,7 @@ from passes.stream.call_arguments import Arguments, bound
 from passes.stream.inference import composite_attention
 from passes.stream.module_run import ModuleRun, turning
 from passes.stream.module_stream import ModuleInference
-from passes.stream.results import plain_values_in, tensors_in
+from passes.stream.results import called, plain_values_in, tensors_in
 from passes.stream.stream_copies import scripted_modules
 from passes.verification.evidence import Evidence, mixed_groups
 from passes.verification.repeats import Repeats, is_costly
@@ -260,7 +260,7 @@ class _Proof:
             return
         try:
             with nothing_random(), torch.no_grad(), cut:  # attention by the path that a user's call takes
-                got = copied(*_cloned(own)[0], **_cloned(own)[1])
+                got = called(copied, *_cloned(own))
         except Exception as error:
             raise EquivalenceError(
                 f"the pruned module fails in its own precision, where the dense one runs: {said(error)}"
@@ -315,7 +315,7 @@ def run_pruned(
     module: nn.Module, arguments: Arguments, training: bool, gradients: bool = False, turned: str = "",
     weights: AbstractContextManager[Any] | None = None,
 ) -> object:  # fmt: skip
-    """What a module in double precision returns. weights: the mode that fills its parameters."""
+    """What a module in double precision gives: `ModuleRun.run`. weights: the mode that fills its parameters."""
     module.train(training)
     for part in scripted_modules(module).values():
         part.eval()  # as in the dense one
@@ -326,8 +326,7 @@ def run_pruned(
         stack.enter_context(composite_attention())
         stack.enter_context(turning(turned))
         stack.enter_context(weights or nullcontext())
-        return module(*args, **kwargs)
-
+        return called(module, args, kwargs)
 
 
 def _copy(tensor: torch.Tensor) -> torch.Tensor:

@@ -313,3 +313,35 @@ def test_hooks_that_a_call_registers_are_registered_once_a_run() -> None:
     coupling = couple(net, torch.randn(2, 5))
     assert [(g.name, g.size) for g in coupling.groups] == [("first", 12), ("second", 12)]
     assert not net.first._forward_hooks
+
+
+class Counted(nn.Module):
+    """A parametrization that counts its calls, as a spectral norm makes a step with each, in train mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+        self.seen = 0
+
+    def forward(self, weight: Tensor) -> Tensor:
+        if self.training:
+            self.calls += 1
+            self.seen += 1
+        return weight * 2
+
+
+def test_cutting_runs_no_parametrization_that_would_change_the_cut_module() -> None:
+    x = torch.randn(8, 6)
+    net = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 10), nn.ReLU(), nn.Linear(10, 4)).train()
+    torch.nn.utils.parametrize.register_parametrization(net[0], "weight", Counted())
+    torch.nn.utils.parametrizations.spectral_norm(net[2])
+    counted, spectral = net[0].parametrizations.weight[0], net[2].parametrizations.weight[0]
+    before, vector = (float(counted.calls), counted.seen), spectral._u.clone()
+    coupling = couple(net, x)
+    plan = coupling.plan({"0": range(6), "2": (0, 2, 4, 6)})
+    cut = apply_plan(net, plan)
+    cut_counted = cut[0].parametrizations.weight[0]
+    assert (float(cut_counted.calls), cut_counted.seen) == (float(counted.calls), counted.seen) == before
+    assert torch.equal(cut[2].parametrizations.weight[0]._u, vector[[0, 2, 4, 6]])
+    assert (cut[0].out_features, cut[2].in_features, cut[2].out_features) == (6, 6, 4)
+    verify(net, cut, plan, x)

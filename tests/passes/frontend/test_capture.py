@@ -266,3 +266,40 @@ class Scaled(nn.Module):
 def test_a_weight_is_asked_for_its_own_attributes(marked: bool) -> None:
     model, x = Scaled(marked), torch.randn(2, 3)
     assert torch.equal(capture(model, x)(x), model(x))
+
+
+class WritesOver(nn.Module):
+    """A buffer that one operation writes into, whose result nothing uses."""
+
+    def __init__(self, write: Callable[[Tensor, Tensor], object]) -> None:
+        super().__init__()
+        self.layer, self.write = nn.Linear(6, 8), write
+        self.register_buffer("kept", torch.zeros(3, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.write(self.kept, self.layer(x))
+        return self.kept * 2
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda b, h: b.lerp_(h, 0.1),
+        lambda b, h: b.lerp_(h, h),
+        lambda b, h: b.masked_fill_(h > 0, 0.5),
+        lambda b, h: b.masked_fill_(h > 0, h.sum()),
+        lambda b, h: b.add_(h, alpha=0.5),
+        lambda b, h: b.add_(h).clamp_(max=1),
+        lambda b, h: b.copy_(h).div_(2, rounding_mode="floor"),
+        lambda b, h: b.addcmul_(h, h, value=0.3),
+    ],
+    ids=range(8),
+)
+def test_writes_in_place_are_kept_with_the_arguments_that_they_have(write: Callable[[Tensor, Tensor], object]) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(3, 6)
+    model = WritesOver(write)
+    graph = capture(copy.deepcopy(model), x)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    assert torch.equal(graph(x), model(x))

@@ -320,3 +320,30 @@ def test_a_weight_that_something_else_reads_keeps_its_slice(form):
             assert repaired is pruned
             continue
         assert said["e.weight"][1].startswith("aten.embedding.default reads it as well") and said["f.weight"][0]
+
+
+class Packed(nn.Module):
+    """Queries, keys and values of three layers, whose projections share one weight and one bias."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.q, self.k, self.v = (nn.Linear(6, 16) for _ in range(3))
+        self.attention, self.out = nn.MultiheadAttention(16, 4, batch_first=True), nn.Linear(16, 3)
+
+    def forward(self, x):
+        return self.out(self.attention(self.q(x), self.k(x), self.v(x))[0])
+
+
+@pytest.mark.parametrize("route", [lambda net, _: net, capture], ids=["module", "graph"])
+def test_parts_of_one_packed_weight_and_bias_are_repaired_apart(route):
+    x, data = torch.randn(4, 5, 6), [torch.randn(64, 5, 6)]
+    net = route(Packed().eval(), x)
+    coupling = couple(net, x)
+    plan = coupling.plan({group.name: range(group.size // 2) for group in coupling.groups})
+    cut = apply_plan(net, plan)
+    made = compensate(cut, observe(net, coupling, data), plan, net)
+    assert sum(repair.parameter.endswith("in_proj_weight") for repair in repairs_of(made)) == 3
+    assert all(repair.repaired for repair in repairs_of(made))
+    fresh = torch.randn(64, 5, 6)
+    assert error(made, net, fresh) < 0.5 * error(cut, net, fresh)

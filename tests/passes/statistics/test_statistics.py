@@ -376,3 +376,29 @@ def test_arrays_are_batches_and_empty_ones_are_passed_over():
     found = list(batches_of(net, [x.numpy(), x[:0], (x.numpy(), np.arange(10)), (x[:0], torch.arange(0))]))
     assert [batch.size for batch in found] == [10, 10]
     assert all(torch.equal(batch.args[0], x) for batch in found) and torch.equal(found[1].labels, torch.arange(10))
+
+
+class WritesParameters(nn.Module):
+    """An embedding with a greatest norm, a weight that is clamped before it is used, an average kept in a parameter."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.words, self.first, self.second = nn.Embedding(9, 6, max_norm=0.5), nn.Linear(6, 8), nn.Linear(8, 2)
+        self.mean = nn.Parameter(torch.zeros(8), requires_grad=False)
+
+    def forward(self, words):
+        self.first.weight.data.clamp_(-0.1, 0.1)
+        h = self.first(self.words(words)).relu()
+        with torch.no_grad():
+            self.mean.mul_(0.9).add_(h.mean((0, 1)) * 0.1)
+        return self.second(h - self.mean)
+
+
+def test_data_do_not_change_parameters_that_a_program_writes():
+    net, words = WritesParameters().eval(), torch.randint(9, (20, 4))
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    coupling = couple(net, words[:2])
+    observe(net, coupling, [words], gradients="sampled")
+    divergence(net, [Batch((words,))], outputs_of(net, [Batch((words,))]))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())

@@ -413,7 +413,6 @@ def test_every_dimension_of_an_image_has_another_size_in_a_proof(dim: int) -> No
 
 
 class TwoLayers(nn.Module):
-
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)

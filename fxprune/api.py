@@ -45,11 +45,12 @@ from fxprune.workers.protocol import Job, Timed, Workers
 from fxprune.workers.transport import pack
 from passes import Plan, cost
 from passes.arguments import file_name, flag, got, is_a
-from passes.process.settings import torch_threads
+from passes.process.settings import tensors_with_values, torch_threads
 
 log = logging.getLogger(__name__)
 
 
+@tensors_with_values()
 @torch.inference_mode(False)  # a network that is made in that mode can never be trained
 def netadapt(
     model: nn.Module | GraphModule,

@@ -16,8 +16,9 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from passes.errors import ArgumentError, PassError
+from passes.nested_values import tree_leaves_only
 from passes.process.source_lines import said
-from passes.process.torch_private import buffers_of, parameters_of
+from passes.process.torch_private import FakeTensor, buffers_of, parameters_of
 
 _WITH_VALUES = frozenset({torch.Tensor, nn.Parameter, type(None)})
 T = TypeVar("T")
@@ -44,6 +45,14 @@ def has_weights(modules: Mapping[str, nn.Module], where: str, error: type[Except
             if any(is_lazy(tensor) for tensor in held.values() if tensor is not None):
                 what = f"{name or 'the model'} ({type(module).__name__})"
                 raise error(f"{where}: {what} has no weights yet; call the model once first")
+
+
+def no_fake_tensors(example_inputs: object, where: str, error: type[Exception] = PassError) -> None:
+    """Raise where a tensor among example inputs is one of a FakeTensorMode, from which nothing can be drawn."""
+    if tree_leaves_only(FakeTensor, example_inputs):
+        raise error(
+            f"{where}: example_inputs holds a fake tensor, which has no values; pass one that torch.zeros makes"
+        )
 
 
 def integer(

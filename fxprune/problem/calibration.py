@@ -143,7 +143,7 @@ class _Runs:
         try:
             batch.run(self.running)
         except PassError as error:
-            raise PassError(f"{error}, which are {self.expected}") from error
+            raise PassError(f"{error}; pass inputs like the example inputs, which are {self.expected}") from error
 
 
 def count_samples(batches: Iterable[Batch]) -> int:

@@ -20,7 +20,7 @@ from fxprune.problem.wrappers import BARE, Wrapping, unwrapped
 from passes import Coupling, PassError, capture, couple
 from passes.analyse import with_blocks
 from passes.analysis.residual_blocks import Blocks
-from passes.arguments import choice
+from passes.arguments import choice, no_fake_tensors
 from passes.errors import DoesNotRun
 from passes.process.torch_private import buffers_of, parameters_of
 
@@ -67,6 +67,7 @@ def analysed(model: object, example_inputs: object, form: str = "auto", depth: b
 
 def _analysed(model: object, example_inputs: object, form: str) -> Analysed:
     choice(form, FORMS, "netadapt: form", InputError)
+    no_fake_tensors(example_inputs, "netadapt", InputError)
     if not isinstance(model, nn.Module):
         raise no_model(model)
     check_kind(model)

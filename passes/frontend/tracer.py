@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import fx, nn
 from torch.fx.proxy import Attribute, Scope, TraceError
@@ -259,6 +260,8 @@ class Tracer(fx.Tracer):
             return a.node
         if type(a) in PLAIN:
             return a
+        if isinstance(a, np.generic):
+            return a.item()  # generated code does not know the names of NumPy
         if type(a) is tuple:
             return tuple(map(self.create_arg, a))
         if isinstance(a, torch.Tensor) and id(a) in self._tensor_names:

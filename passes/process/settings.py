@@ -51,6 +51,16 @@ def settings_kept() -> Iterator[None]:
 
 
 @contextmanager
+def tensors_with_values() -> Iterator[None]:
+    """Inside, what is made without a device has values, also where a user's default is the meta device."""
+    if torch.get_default_device().type != "meta":
+        yield
+        return
+    with torch.device("cpu"):
+        yield
+
+
+@contextmanager
 def torch_threads(count: int) -> Iterator[None]:
     """So many threads of torch inside: their number can change the last bits of a result."""
     before = torch.get_num_threads()

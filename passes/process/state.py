@@ -17,7 +17,7 @@ from typing import ParamSpec, TypeVar
 import numpy as np
 import torch
 
-from passes.process.settings import settings_kept
+from passes.process.settings import settings_kept, tensors_with_values
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -52,7 +52,7 @@ def leaves_no_trace(function: Callable[P, T]) -> Callable[P, T]:
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
         if getattr(_inside, "entered", False):  # one public call within another: the outer one puts back
             return function(*args, **kwargs)
-        with exclusive(), state_kept():
+        with exclusive(), state_kept(), tensors_with_values():
             _inside.entered = True
             try:
                 return function(*args, **kwargs)

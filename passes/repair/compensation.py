@@ -19,6 +19,7 @@ from passes.documents.plan import Plan
 from passes.errors import ArgumentError, PlanError
 from passes.graph.annotations import copied_network, forgetting_proofs
 from passes.graph.module_copies import modules_of, owned_tensors
+from passes.process.settings import tensors_with_values
 from passes.repair.closed_form import RIDGES, LayerRepair, Solved, solve
 from passes.repair.judging import HeldInputs
 from passes.repair.uses import Uses
@@ -57,6 +58,7 @@ class Compensate:
         return PassResult(made, made is not gm)
 
 
+@tensors_with_values()
 @torch.inference_mode(False)
 @torch.no_grad()
 def compensate(

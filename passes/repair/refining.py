@@ -22,6 +22,7 @@ from passes.graph.annotations import copied_network
 from passes.graph.module_copies import owned_tensors
 from passes.graph.nodes import input_nodes
 from passes.ops import Value
+from passes.process.settings import tensors_with_values
 from passes.process.torch_private import pytree
 from passes.repair.fitting import Layer, Place, Problem, Target, fit, sites_and_reads
 from passes.repair.folding import fold, unfold
@@ -68,6 +69,7 @@ class Refined:
     segments: tuple[SegmentRepair, ...]
 
 
+@tensors_with_values()
 @torch.inference_mode(False)
 def refine(
     pruned: fx.GraphModule, plan: Plan, dense: fx.GraphModule, batches: object, *, held: object = None,

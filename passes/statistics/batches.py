@@ -37,10 +37,7 @@ class Batch:
         except PassError:
             raise
         except Exception as error:  # the user's own code, on inputs that it may not take
-            raise PassError(
-                f"batches: the network does not run on one of {self._in_words()}: {said(error)}; pass inputs like the "
-                "example inputs"
-            ) from error
+            raise PassError(f"batches: the network does not run on one of {self._in_words()}: {said(error)}") from error
 
     def _in_words(self) -> str:
         """The types and shapes of its tensors, the first few."""

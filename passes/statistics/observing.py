@@ -15,6 +15,7 @@ from passes.arguments import got, has_weights, integer, is_a, tell
 from passes.errors import PassError
 from passes.graph.module_copies import evaluate_mode, modules_of, owned_tensors
 from passes.ops.operands import Contraction
+from passes.process.settings import tensors_with_values
 from passes.process.torch_private import fused_recurrence, pytree, set_fused_recurrence
 from passes.statistics.apart import apart
 from passes.statistics.batches import Batch, batches_of
@@ -29,6 +30,7 @@ HELD_SHARE = 5  # every fifth sample is held out
 _INPUTS, _INPUT_BYTES = 16, 5 * 2**20  # samples that are held out, and their bytes, of which the inputs are kept
 
 
+@tensors_with_values()
 @torch.inference_mode(False)
 def observe(
     model: nn.Module,

@@ -23,7 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from passes.analysis.coupling import Coupling
 from passes.apply.cut_module import module_coupling_for
 from passes.apply.prune_channels import coupling_for
-from passes.arguments import has_weights, integer, is_a, number
+from passes.arguments import has_weights, integer, is_a, no_fake_tensors, number
 from passes.axes.expressions import Axis
 from passes.axes.index_sets import survivors
 from passes.documents.certificate import Certificate
@@ -64,6 +64,7 @@ def verify(
     """
     _check_arguments(network, pruned, plan, tol, seed, runs)
     is_a(trained, bool, "verify: trained", "True or False")
+    no_fake_tensors(example_inputs, "verify")
     if isinstance(network, fx.GraphModule) and isinstance(pruned, fx.GraphModule):
         return verify_graph(network, pruned, plan, example_inputs, tol, trained=trained, seed=seed, runs=runs)
     if isinstance(network, fx.GraphModule) or isinstance(pruned, fx.GraphModule):

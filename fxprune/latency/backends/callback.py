@@ -13,12 +13,14 @@ from fxprune.latency.backends.protocol import Run
 from fxprune.latency.device import Setting
 from fxprune.latency.errors import BackendError
 from fxprune.latency.timing import Reference, Timing
+from passes.process.source_lines import said
 
 
 class Callback:
     """Another device behind a function: `measure(gm, example_inputs)` returns milliseconds.
 
-    The median of three calls is taken. `device` names it in tables.
+    It is called with networks of other widths, with single units of the network, and with a graph of one activation
+    and no weights, which costs what any call does. The median of three calls is taken. `device` names it in tables.
     """
 
     in_situ = False
@@ -34,13 +36,20 @@ class Callback:
         self, gm: nn.Module, example_inputs: object, reference: Reference | None = None, repeats: int = 15
     ) -> Timing:
         gm.eval()
-        taken = [self._checked(self.measure(gm, example_inputs)) for _ in range(3)]
+        taken = [self._ms(gm, example_inputs) for _ in range(3)]
         return Timing(statistics.median(taken), min(taken), max(taken), len(taken))
 
     def prepare(self, gm: nn.Module, example_inputs: object) -> Run:
-        return lambda: self.measure(gm, example_inputs)
+        return lambda: self._ms(gm, example_inputs)
 
-    def _checked(self, value: Any) -> float:
+    def _ms(self, gm: nn.Module, example_inputs: object) -> float:
+        try:
+            value: Any = self.measure(gm, example_inputs)
+        except Exception as error:  # the user's own function
+            raise BackendError(
+                f"measure(gm, example_inputs) failed: {said(error)}. It is called with parts of the network as well, "
+                "and with a graph that has no weights"
+            ) from error
         try:
             ms = float(value)
         except (TypeError, ValueError):

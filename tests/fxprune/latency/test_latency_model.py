@@ -173,6 +173,8 @@ def test_a_measuring_function_stands_for_a_device() -> None:
     for answer in (0, -1.0, float("nan"), "fast", None):
         with pytest.raises(BackendError, match="expected milliseconds"):
             find(measure=lambda gm, inputs, answer=answer: answer).time(net.gm, INPUT)
+    with pytest.raises(BackendError, match=r"failed: TypeError: .*called with parts of the network"):
+        find(measure=lambda gm: 1.0).time(net.gm, INPUT)  # type: ignore[arg-type,misc]
 
 
 def test_calibration_is_the_ratio() -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 import torchvision
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule, symbolic_trace
 from torch.fx.passes.shape_prop import ShapeProp
 
@@ -335,3 +336,19 @@ def test_a_deep_network_of_batch_norms_at_a_quarter_is_proven(batch: int) -> Non
     example = torch.randn(batch, 3, 64, 64)
     result = netadapt(net, Budget("macs", ratio=0.25), example_inputs=example, progress=False)
     assert result.met and result.certificate.max_error < 1e-9
+
+
+@pytest.mark.parametrize("calibration", [None, [torch.randn(20, 3, 10, 10)]], ids=["by weights", "by data"])
+def test_a_default_device_without_values_is_set_aside(calibration: Any) -> None:
+    model = small().eval()
+    with torch.device("meta"):
+        result = netadapt(model, 0.6, example_inputs=EXAMPLE, calibration=calibration, progress=False)
+        assert torch.get_default_device().type == "meta"
+    assert result.met and all(parameter.device.type == "cpu" for parameter in result.model.parameters())
+
+
+def test_fake_tensors_are_refused_by_name() -> None:
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        fake = torch.empty(1, 3, 10, 10)
+    with pytest.raises(InputError, match="example_inputs holds a fake tensor, which has no values"):
+        netadapt(small(), 0.6, example_inputs=fake, progress=False)

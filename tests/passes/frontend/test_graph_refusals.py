@@ -11,6 +11,7 @@ import sys
 import threading
 from contextlib import redirect_stderr, redirect_stdout
 
+import numpy as np
 import pytest
 import torch
 import torch.utils.checkpoint
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from passes import CaptureError
+from passes import CaptureError, PassError, couple
 from passes.frontend.choose import capture
 
 BODIES = {
@@ -312,3 +313,29 @@ def test_a_checkpoint_is_what_these_tests_take_it_for() -> None:
     """The oracle: torch still names what is refused as it did."""
     assert any(name.startswith("_checkpoint_without_reentrant_generator") for name in vars(torch.utils.checkpoint))
     assert checkpoint(torch.relu, torch.ones(1), use_reentrant=False) == 1
+
+
+class Gathers(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.b(sum((self.a(x) for x in inputs), torch.zeros(())).relu())
+
+
+def test_inputs_that_a_graph_gathers_are_refused_by_name_and_the_module_takes_them() -> None:
+    inputs = torch.randn(3, 6), torch.randn(3, 6)
+    with pytest.raises(PassError, match=r"gathers others in \*inputs, which no analysis of a graph follows: give them"):
+        couple(capture(Gathers(), inputs), inputs)
+    assert [group.size for group in couple(Gathers(), inputs).groups] == [8]
+
+
+class CountedByNumpy(Gathers):
+    def forward(self, x: Tensor) -> tuple[Tensor, object]:
+        return self.b(self.a(x)), np.float64(x.shape[-1])
+
+
+def test_numbers_of_numpy_are_plain_numbers_in_generated_code() -> None:
+    graph = capture(CountedByNumpy(), torch.randn(3, 6))
+    assert graph(torch.randn(3, 6))[1] == 6.0

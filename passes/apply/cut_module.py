@@ -49,8 +49,9 @@ def apply_plan(network: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.M
 
     A GraphModule gives a GraphModule (see `PruneChannels`). Any other module gives a copy of its own class with every
     attribute, buffer, method and hook of a module (those of parameters are lost, as in a deep copy); parameters are
-    sliced, ties, data types, devices and `requires_grad` are kept, and sizes in layers and attributes follow. Only `nn.MultiheadAttention` whose heads shrink becomes a subclass of
-    itself (`passes.stream.head_attention`), since it cannot hold them. `inplace`: cut the module itself, not a copy.
+    sliced, ties, data types, devices and `requires_grad` are kept, and sizes in layers and attributes follow. Only
+    `nn.MultiheadAttention` whose heads shrink becomes a subclass of itself (`passes.stream.head_attention`), since it
+    cannot hold them. `inplace`: cut the module itself, not a copy.
 
     Raises PlanError where the plan was made for another network.
 

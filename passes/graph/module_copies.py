@@ -22,7 +22,7 @@ from passes.process.torch_private import children_of
 PLAIN = frozenset({int, float, str, bool, type(None), torch.Size, torch.dtype})
 OF_TORCH = frozenset(nn.Module().__dict__) | {"_call_impl", "call_super_init", "dump_patches"}  # no state of a program
 _EMPTIED = frozenset({dict, OrderedDict, set, list})
-_TENSORS = frozenset({torch.Tensor, nn.Parameter})
+TENSORS = frozenset({torch.Tensor, nn.Parameter})
 _NO_TENSORS = PLAIN | _EMPTIED | {tuple}  # asked first: isinstance of a tensor runs Python
 
 
@@ -52,7 +52,7 @@ def _add_tensors(
     for held in (_kept(module, "_parameters"), _kept(module, "_buffers"), module.__dict__):
         if held and not _NO_TENSORS.issuperset(map(type, held.values())):
             for name, value in held.items():
-                if type(value) in _TENSORS or (type(value) not in _NO_TENSORS and isinstance(value, torch.Tensor)):
+                if type(value) in TENSORS or (type(value) not in _NO_TENSORS and isinstance(value, torch.Tensor)):
                     found.append((prefix + name, value))
     for name, child in _kept(module, "_modules").items():
         if child is not None and id(child) not in skipped:

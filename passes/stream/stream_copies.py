@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from passes.errors import PassError
-from passes.graph.emitted_layers import emit_layer, is_emitted
+from passes.graph.emitted_layers import emit_layer, is_emitted, own_tensors
 from passes.graph.left_behind import PLAIN_KINDS, Plain, plain_of_class
 from passes.graph.module_copies import OF_TORCH, PLAIN, Copies, Replace, copied_or_shared, modules_of, owned_tensors
 from passes.process.torch_private import call_of, no_torch_dispatch, no_torch_function
@@ -108,7 +108,7 @@ class State:
         held = [item for module in modules for item in (module.__dict__, *_registered(module))]
         self._kept = [(item, dict(item)) for item in held if item]
         self._empty = [item for item in held if not item]
-        self._by_path, self._classes = by_path, {type(module): plain_of_class(type(module)) for module in modules}
+        self._by_path, self._classes = by_path, {kind: plain_of_class(kind) for kind in set(map(type, modules))}
         mutable = [
             (module.__dict__, name, value)
             for module in modules
@@ -199,7 +199,7 @@ def _follow(module: nn.Module, path: str, stack: CallStack) -> None:
         try:
             with no_torch_function(), no_torch_dispatch():
                 if is_meta(args[0]):
-                    result = emit_layer(module, args[0], emit, module.__getattr__, module.training)
+                    result = emit_layer(module, args[0], emit, own_tensors(module), module.training)
         finally:
             stack.leave()
         return call(*args, **kwargs) if result is NotImplemented else result

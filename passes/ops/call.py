@@ -137,7 +137,9 @@ class Call:
         self.func, self.tensors, self.outputs, self.space, self.record = func, tensors, outputs, space, record
         self._value_of, self.reason = value_of, reason
         names, defaults = signature(func)
-        self.arguments = {**defaults, **dict(zip(names, args, strict=False)), **kwargs}
+        self.arguments = defaults.copy()
+        self.arguments.update(zip(names, args, strict=False))
+        self.arguments.update(kwargs)
 
     def __getitem__(self, name: str) -> Any:
         """The argument called `name` in the operator's schema."""

@@ -89,9 +89,12 @@ class ModuleInference(Inference):
     # -- what is known of a tensor ------------------------------------------------------------------------------------
 
     def value(self, tensor: torch.Tensor) -> Value:
-        if tensor.is_meta and not self.real:
-            found = getattr(tensor, ATTRIBUTE, None)
-            return super().value(tensor) if found is None else found
+        if not self.real:
+            found = getattr(tensor, ATTRIBUTE, None)  # which constants do not have
+            if found is not None:
+                return found
+            if tensor.is_meta:
+                return super().value(tensor)
         known = self._constants.get(id(tensor))
         if known is not None and known[0]() is tensor:
             return known[1]
@@ -192,8 +195,8 @@ class ModuleInference(Inference):
             super().attach(made, self.value(tensor))
         return func(*_swapped(args, meta), **_swapped(kwargs, meta))
 
-    def _record(self, func, args, kwargs, operands, before, outputs) -> None:
-        super()._record(func, args, kwargs, operands, before, outputs)
+    def _record(self, func, args, kwargs, operands, before, outputs, template) -> None:
+        super()._record(func, args, kwargs, operands, before, outputs, template)
         record = self.records[-1]
         record.constants = self.constants_among(operands)
         if record.mixed and traits_of(func).reference is None:
@@ -203,7 +206,7 @@ class ModuleInference(Inference):
 
     def constants_among(self, operands: Sequence[torch.Tensor]) -> dict[int, list[object]]:
         """The values of small constants that are combined with data in a call, by their number among its operands."""
-        if all([tensor.is_meta for tensor in operands]):
+        if not self._constants or all([tensor.is_meta for tensor in operands]):
             return {}
         data = [self.holds_data(tensor) for tensor in operands]
         if not any(data):

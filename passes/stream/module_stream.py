@@ -17,7 +17,7 @@ import torch
 from passes.axes.expressions import Constant, leaves
 from passes.ops import Record, Slot, Value, spelled, traits_of
 from passes.ops import constant_indices as numbers
-from passes.ops.meta_shapes import on_meta, run_on_meta
+from passes.ops.meta_shapes import empty_on_meta, on_meta, run_on_meta
 from passes.ops.storage import written_arguments
 from passes.process.source_lines import users_line
 from passes.process.torch_private import OpOverload, no_dispatch_modes, storage_id
@@ -116,7 +116,8 @@ class ModuleInference(Inference):
             freed, key, records = self.freed, value.key, self.records
             weakref.finalize(tensor, lambda: freed.append((len(records), key))).atexit = False
         else:
-            super().attach(tensor, value)
+            self.values.append(value)
+            tensor._fxprune_value = value  # type: ignore[attr-defined]
             tensor._fxprune_lifetime = _Lifetime(self, value.key, tensor)  # type: ignore[attr-defined]
 
     def hold(self, tensor: torch.Tensor, value: Value) -> None:
@@ -321,4 +322,4 @@ def _as_places(index: object) -> object:
 
 
 def on_meta_device(tensor: torch.Tensor) -> torch.Tensor:
-    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+    return empty_on_meta(tensor.shape, tensor.dtype, tensor.stride())

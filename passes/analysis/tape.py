@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 
 from passes.analysis.parameter_roles import roles_of
-from passes.axes.expressions import Axis, Variable
+from passes.axes.expressions import Axis, Constant, Variable
 from passes.axes.index_sets import Mask, rename
 from passes.ops import Record, Value
 from passes.process.torch_private import pytree
@@ -20,9 +20,9 @@ T = TypeVar("T")
 
 
 def resolve_axes(change: Callable[[Axis], Axis], values: Iterable[Value], records: Iterable[Record]) -> None:
-    """Replace every axis of a run by ``change(axis)``, what it is once the run is over, in place."""
+    """Replace every axis of a run by ``change(axis)``, what it is once the run is over, in place; constants stay."""
     for value in values:
-        value.axes = tuple([change(axis) for axis in value.axes])
+        value.axes = tuple([axis if type(axis) is Constant else change(axis) for axis in value.axes])
         if value.watched:
             value.watched = tuple(map(change, value.watched))
     for record in records:

@@ -49,7 +49,7 @@ def emit_layer(module: nn.Module, x: object, emit: Emit, tensors: Tensors, train
     that mode, whatever that of the layer.
     """
     layer = (_IN_TRAINING if training else _LAYERS).get(type(module))
-    if layer is None or not _is_plain(x) or _changed(module):
+    if layer is None or not _is_plain(x) or not x.is_meta or _changed(module):
         return NotImplemented
     return layer(module, x, emit, tensors)
 

@@ -93,9 +93,14 @@ def _add_modules(children: Mapping[str, nn.Module | None], prefix: str, found: d
 
 def parameters_of(root: nn.Module) -> list[tuple[str, torch.Tensor]]:
     """Every parameter below `root` with its qualified name; a shared one by each of its names."""
+    return parameters_among(modules_of(root))
+
+
+def parameters_among(modules: Mapping[str, nn.Module]) -> list[tuple[str, torch.Tensor]]:
+    """Every parameter of these modules, by path, with its qualified name."""
     return [
         (f"{path}.{name}" if path else name, tensor)
-        for path, module in modules_of(root).items()
+        for path, module in modules.items()
         for name, tensor in _kept(module, "_parameters").items()
         if tensor is not None
     ]
@@ -173,10 +178,12 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     attributes = made.__dict__
     attributes.update(module.__dict__)
     attributes.pop(_COMPILED, None)
-    for name in [name for name, value in attributes.items() if type(value) not in PLAIN]:
-        value = attributes[name]
-        if type(value) in _EMPTIED and not value:
-            value = type(value)()
+    for name, value in module.__dict__.items():
+        kind = type(value)
+        if kind in PLAIN or name == _COMPILED:
+            continue
+        if kind in _EMPTIED and not value:
+            value = kind()
         elif name == "_modules":
             value = {key: None if child is None else _copied(child, memo) for key, child in value.items()}
         elif name in ("_parameters", "_buffers"):

@@ -77,16 +77,16 @@ def scripted_modules(root: nn.Module) -> dict[str, nn.Module]:
 
 def stream_copy(
     root: nn.Module, scripted: Mapping[str, nn.Module], replace: Replace, run: Callable[..., object], stack: CallStack
-) -> tuple[nn.Module, Copies]:
-    """A copy of `root` with each tensor replaced, whose modules say in `stack` when they run.
+) -> tuple[dict[str, nn.Module], Copies]:
+    """The modules by path of a copy of `root` with each tensor replaced, which say in `stack` when they run.
 
     scripted: the scripted modules by path; `run` is called with (path, module, args, kwargs) in place of one.
     Attention of torch's class takes the form of `HeadAttention`.
     """
     opaque = {id(module): Opaque(module, path, run) for path, module in scripted.items()}
     copies = Copies(root, replace, opaque)
-    copied = copies.module(root)
-    for path, module in modules_of(copied).items():
+    modules = modules_of(copies.module(root))
+    for path, module in modules.items():
         if isinstance(module, Opaque):
             continue
         if is_torchs_attention(module):
@@ -94,7 +94,7 @@ def stream_copy(
         if isinstance(module, nn.TransformerEncoder):
             module.enable_nested_tensor = False
         _follow(module, path, stack)
-    return copied, copies
+    return modules, copies
 
 
 _Attributes = list[tuple[dict[str, Any], str, Any]]
@@ -113,7 +113,7 @@ class State:
             (module.__dict__, name, value)
             for module in modules
             for name, value in module.__dict__.items()
-            if name not in OF_TORCH and type(value) not in PLAIN and _may_change(value)
+            if type(value) not in PLAIN and name not in OF_TORCH and _may_change(value)
         ]
         stay = (*modules, *(tensor for _, tensor in owned_tensors(by_path[""]))) if mutable else ()
         self._memo: dict[int, Any] = {id(item): item for item in stay}
@@ -198,15 +198,9 @@ def _follow(module: nn.Module, path: str, stack: CallStack) -> None:
         result: object = NotImplemented
         try:
             with no_torch_function(), no_torch_dispatch():
-                if is_meta(args[0]):
-                    result = emit_layer(module, args[0], emit, own_tensors(module), module.training)
+                result = emit_layer(module, args[0], emit, own_tensors(module), module.training)
         finally:
             stack.leave()
         return call(*args, **kwargs) if result is NotImplemented else result
 
     module.__dict__["_call_impl"] = call_layer if is_emitted(module) else call
-
-
-def is_meta(value: object) -> bool:
-    """Whether `value` is a tensor on the meta device."""
-    return isinstance(value, torch.Tensor) and value.is_meta

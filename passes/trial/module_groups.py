@@ -24,7 +24,7 @@ from passes.documents.described_values import Described
 from passes.equality.padded_positions import check_padding
 from passes.errors import PassError, SpecialisedWarning
 from passes.graph.left_behind import left_behind
-from passes.graph.module_copies import modules_of, parameters_of
+from passes.graph.module_copies import modules_of, parameters_among, parameters_of
 from passes.process.state import drawn_in_python
 from passes.stream.call_arguments import Arguments, bound, describe_call, tensors_of
 from passes.stream.call_log import LoggedCall
@@ -281,8 +281,9 @@ def module_fingerprint(module: nn.Module) -> str:
 
     Other tensors are left out: those that a module keeps of its last call change their shapes from call to call.
     """
-    lines = [f"{path}|{type(part).__module__}.{type(part).__qualname__}" for path, part in modules_of(module).items()]
-    lines += [f"{name}|{list(tensor.shape)}" for name, tensor in parameters_of(module)]
+    modules = modules_of(module)
+    lines = [f"{path}|{type(part).__module__}.{type(part).__qualname__}" for path, part in modules.items()]
+    lines += [f"{name}|{list(tensor.shape)}" for name, tensor in parameters_among(modules)]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]
 
 

@@ -169,6 +169,8 @@ def _activation(name: str, *attributes: str) -> Callable[..., object]:
 
     def entry(module: object, x: torch.Tensor, emit: Emit, tensors: Tensors) -> object:
         chosen = in_place if getattr(module, "inplace", False) else func
+        if not attributes:
+            return emit(chosen, x)
         return emit(chosen, *_without_defaults(chosen, x, *(getattr(module, a) for a in attributes)))
 
     return entry

@@ -10,7 +10,7 @@ import copy
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import nn
@@ -190,7 +190,9 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
             value = {key: None if tensor is None else memo[id(tensor)] for key, tensor in value.items()}
         elif name == "_non_persistent_buffers_set":
             value = value.copy()
-        elif not (type(value) is tuple and PLAIN.issuperset(map(type, value))):
+        elif kind is tuple and PLAIN.issuperset(map(type, value)):
+            continue
+        else:
             value = copied_or_shared(value, memo)
         attributes[name] = value
     return made
@@ -215,10 +217,17 @@ def _copied_by_itself(module: nn.Module, memo: dict[int, object]) -> nn.Module:
 
 def copied_or_shared(value: object, memo: dict[int, object]) -> Any:
     """A deep copy of an attribute; a lock, a file or what else refuses to be copied is shared."""
+    if is_plain_list(value):  # each convolution has one
+        return memo[id(value)] if id(value) in memo else memo.setdefault(id(value), value.copy())
     try:
         return copy.deepcopy(value, memo)
     except Exception:  # an object's own copying may raise anything, and none of them holds the module's weights
         return value
+
+
+def is_plain_list(value: object) -> TypeGuard[list[Any]]:
+    """Whether `value` is a list of numbers, texts and the like, which hold nothing."""
+    return type(value) is list and PLAIN.issuperset(map(type, value))
 
 
 @cache

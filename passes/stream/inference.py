@@ -208,7 +208,8 @@ class Inference(LightMode):
 
         def because(text: str) -> Reason:
             if text not in reasons:
-                reasons[text] = self.reason(ops.spelled(func), text)
+                same = next(iter(reasons.values()), None) or self.reason(ops.spelled(func), text)  # of this call
+                reasons[text] = Reason(text, same.node, same.op, same.source)
             return reasons[text]
 
         record.dtypes = [tensor.dtype for tensor in outputs]

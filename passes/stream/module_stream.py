@@ -126,7 +126,8 @@ class ModuleInference(Inference):
         if self._is_constant(tensor):
             self.attach(tensor, value)
         else:
-            super().attach(tensor, value)
+            self.values.append(value)
+            tensor._fxprune_value = value  # type: ignore[attr-defined]
 
     def restate(self, tensor: torch.Tensor, value: Value) -> None:
         """State again what a tensor that is kept was held as: runs under other modes say otherwise."""

@@ -14,7 +14,16 @@ from torch import nn
 from passes.errors import PassError
 from passes.graph.emitted_layers import emit_layer, is_emitted, own_tensors
 from passes.graph.left_behind import PLAIN_KINDS, Plain, plain_of_class
-from passes.graph.module_copies import OF_TORCH, PLAIN, Copies, Replace, copied_or_shared, modules_of, owned_tensors
+from passes.graph.module_copies import (
+    OF_TORCH,
+    PLAIN,
+    Copies,
+    Replace,
+    copied_or_shared,
+    is_plain_list,
+    modules_of,
+    owned_tensors,
+)  # fmt: skip
 from passes.process.torch_private import call_of, no_torch_dispatch, no_torch_function
 from passes.stream.head_attention import is_torchs_attention, with_heads
 
@@ -115,7 +124,8 @@ class State:
             for name, value in module.__dict__.items()
             if type(value) not in PLAIN and name not in OF_TORCH and _may_change(value)
         ]
-        stay = (*modules, *(tensor for _, tensor in owned_tensors(by_path[""]))) if mutable else ()
+        holds_others = any(not is_plain_list(value) for _, _, value in mutable)
+        stay = (*modules, *(tensor for _, tensor in owned_tensors(by_path[""]))) if holds_others else ()
         self._memo: dict[int, Any] = {id(item): item for item in stay}
         self._mutable = self._copied(mutable)  # the first run changes what is there
 
@@ -173,9 +183,9 @@ def _are_equal(held: dict[str, Any], before: dict[str, Any]) -> bool:
 
 
 def _may_change(value: object) -> bool:
-    if isinstance(value, (torch.Tensor, nn.Module, type, FunctionType, BuiltinFunctionType)):
+    if type(value) is tuple and PLAIN.issuperset(map(type, value)):
         return False
-    return not (type(value) is tuple and PLAIN.issuperset(map(type, value)))
+    return not isinstance(value, (torch.Tensor, nn.Module, type, FunctionType, BuiltinFunctionType))
 
 
 def _follow(module: nn.Module, path: str, stack: CallStack) -> None:

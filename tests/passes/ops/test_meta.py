@@ -154,3 +154,15 @@ def test_the_table_is_used(monkeypatch):
         assert meta.run_on_meta(aten.mm.default, (empty(2, 3), empty(3, 5)), {}).shape == (9, 9)
     finally:
         table.traits_of.cache_clear()
+
+
+def test_tensors_of_one_form_are_apart():
+    first = meta.made(X, (2, 1, 3))
+    meta.made(X, (2, 1, 3)).squeeze_(1)
+    changed = meta.made(X, (2, 1, 3))
+    changed.note, changed.data = "of this one", empty(7)
+    later = meta.made(X, (2, 1, 3))
+    assert first.shape == later.shape == (2, 1, 3)
+    assert not hasattr(later, "note")
+    later.add_(1)
+    assert first._version == 0

@@ -487,13 +487,3 @@ def test_a_plan_for_the_module_says_so_to_its_graph() -> None:
     for call in (lambda: apply_plan(gm, plan), lambda: verify(gm, gm, plan, X)):
         with pytest.raises(PlanError, match="the plan is for module .* make a plan for the graph itself"):
             call()
-
-
-def test_a_weight_that_is_a_plain_attribute_is_followed_without_values():
-    layer = nn.Conv2d(3, 8, 3)
-    weight = layer.weight.detach()
-    del layer.weight
-    layer.weight = weight
-    coupling = couple(nn.Sequential(layer, nn.ReLU(), nn.Conv2d(8, 4, 3)), torch.zeros(1, 3, 9, 9))
-    assert coupling.widths == {"0": 8}
-    assert not coupling.module.real

@@ -29,11 +29,12 @@ def roles_of(
     """The role (see `Slice`) of a variable in a dimension of a parameter; the first operator that states one counts."""
     uses: dict[tuple[str, Variable], str] = {}
     for record in records:
-        for place, value in enumerate(record.inputs):
-            if value.parameters:
-                for variable, role in _uses(record, place, value).items():
-                    for tensor in value.parameters:
-                        uses.setdefault((tensor, variable), role)
+        of_parameters = [(place, value) for place, value in enumerate(record.inputs) if value.parameters]
+        stated = traits_of(record.func).roles or {} if of_parameters else {}
+        for place, value in of_parameters if stated or record.macs else ():
+            for variable, role in _uses(record, place, value, stated).items():
+                for tensor in value.parameters:
+                    uses.setdefault((tensor, variable), role)
     roles = {}
     for tensor, axes in tensors.items():
         found = [(variable, dim) for dim, axis in enumerate(axes) for variable in leaves(axis)]
@@ -46,14 +47,15 @@ def roles_of(
     return roles
 
 
-def _uses(record: Record, place: int, value: Value) -> dict[Variable, str]:
-    mine = [v for axis in value.axes for v in leaves(axis)]
-    for name, role in (traits_of(record.func).roles or {}).items():
+def _uses(record: Record, place: int, value: Value, stated: Mapping[str, str]) -> dict[Variable, str]:
+    """What the variables of a parameter are used as that is operand number `place`. stated: the operator's `roles`."""
+    for name, role in stated.items():
         given = record.argument(name)
         if isinstance(given, Slot) and given.number == place:
-            return dict.fromkeys(mine, role)
+            return {v: role for axis in value.axes for v in leaves(axis)}
     if not record.macs or len(value.axes) < 2:
         return {}
+    mine = [v for axis in value.axes for v in leaves(axis)]
     contracted = {v for axis in record.contracted for v in leaves(axis)}
     entering = {v for other in record.inputs if not other.parameters for axis in other.axes for v in leaves(axis)}
     return {v: "input" if v in contracted else "carried" if v in entering else "output" for v in mine}

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
 
 from passes.analysis.parameter_roles import roles_of
-from passes.axes.expressions import Axis, Variable
+from passes.axes.expressions import Axis, Constant, Variable
 from passes.axes.index_sets import Mask, rename
 from passes.ops import Record, Value
 from passes.process.torch_private import pytree
@@ -20,18 +20,30 @@ T = TypeVar("T")
 
 
 def resolve_axes(change: Callable[[Axis], Axis], values: Iterable[Value], records: Iterable[Record]) -> None:
-    """Replace every axis of a run by ``change(axis)``, what it is once the run is over, in place."""
+    """Replace every axis of a run by ``change(axis)``, what it is once the run is over, in place; constants stay."""
     for value in values:
-        value.axes = tuple(map(change, value.axes))
-        value.watched = tuple(map(change, value.watched))
+        value.axes = tuple([axis if type(axis) is Constant else change(axis) for axis in value.axes])
+        if value.watched:
+            value.watched = tuple(map(change, value.watched))
     for record in records:
-        record.contracted = list(map(change, record.contracted))
-        record.mixed = list(map(change, record.mixed))
-        record.macs = [tuple(map(change, m)) for m in record.macs]
-        record.literals = {name: change(axis) for name, axis in record.literals.items()}
-        record.lengths = {name: (change(axis), more) for name, (axis, more) in record.lengths.items()}
-        record.needs = [(change(axis), count) for axis, count in record.needs]
-        record.multiples = [(change(axis), count) for axis, count in record.multiples]
+        for name, changed in _with_changed_axes(record, change):
+            setattr(record, name, changed)
+
+
+def _with_changed_axes(record: Record, change: Callable[[Axis], Axis]) -> Iterator[tuple[str, Any]]:
+    """The fields of a record that hold axes, its operands and results aside, with these changed; no empty ones."""
+    for name in ("contracted", "mixed"):
+        if axes := getattr(record, name):
+            yield name, list(map(change, axes))
+    if record.macs:
+        yield "macs", [tuple(map(change, product)) for product in record.macs]
+    if record.literals:
+        yield "literals", {name: change(axis) for name, axis in record.literals.items()}
+    if record.lengths:
+        yield "lengths", {name: (change(axis), more) for name, (axis, more) in record.lengths.items()}
+    for name in ("needs", "multiples"):
+        if counted := getattr(record, name):
+            yield name, [(change(axis), count) for axis, count in counted]
 
 
 class Structure:
@@ -112,13 +124,7 @@ class Structure:
                     r,
                     inputs=list(map(value, r.inputs)),
                     outputs=list(map(value, r.outputs)),
-                    contracted=list(map(change, r.contracted)),
-                    mixed=list(map(change, r.mixed)),
-                    macs=[tuple(map(change, m)) for m in r.macs],
-                    literals={k: change(a) for k, a in r.literals.items()},
-                    lengths={k: (change(a), more) for k, (a, more) in r.lengths.items()},
-                    needs=[(change(a), count) for a, count in r.needs],
-                    multiples=[(change(a), count) for a, count in r.multiples],
+                    **dict(_with_changed_axes(r, change)),
                 )
                 for r in records
             ]

@@ -70,8 +70,6 @@ class Space:
 
     def resolve(self, axis: Axis) -> Axis:
         """`axis` with every variable replaced by what it has become, in normal form."""
-        if isinstance(axis, Constant):
-            return axis
         if isinstance(axis, Variable):
             bound = self._bound.get(axis)
             if bound is None:
@@ -80,6 +78,8 @@ class Space:
             if found is not bound:
                 self._bound[axis] = found
             return found
+        if isinstance(axis, Constant):
+            return axis
         if isinstance(axis, Permuted):
             inner = self.resolve(axis.variable)
             return axis if inner is axis.variable else permute(inner, axis.order)
@@ -121,17 +121,19 @@ class Space:
         refined until then stays refined, which is sound: a refinement only forbids.
         """
         left, right = self.resolve(left), self.resolve(right)
-        if left is right or left == right:
+        if left is right:
             return
         if left.size != right.size:
             raise Inexpressible(f"axes of {left.size} and {right.size} positions cannot be the same")
-        if isinstance(left, Constant):
+        if isinstance(left, Variable) and isinstance(right, Variable):
+            older, newer = (left, right) if left.number < right.number else (right, left)
+            self._bound[newer] = older
+        elif left == right:
+            return
+        elif isinstance(left, Constant):
             self.freeze(right, left.reason or reason)
         elif isinstance(right, Constant):
             self.freeze(left, right.reason or reason)
-        elif isinstance(left, Variable) and isinstance(right, Variable):
-            older, newer = (left, right) if left.number < right.number else (right, left)
-            self._bound[newer] = older
         elif isinstance(left, Variable):
             self._bind(left, right, reason)
         elif isinstance(right, Variable):

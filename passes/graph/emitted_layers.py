@@ -16,7 +16,8 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from passes.process.torch_private import OpOverload, has_global_hooks, schema_of
+from passes.graph.module_copies import TENSORS
+from passes.process.torch_private import OpOverload, buffers_of, has_global_hooks, parameters_of, schema_of
 
 aten = torch.ops.aten
 Emit: TypeAlias = Callable[..., Any]  # emit(func, *args) makes one ATen call
@@ -48,9 +49,14 @@ def emit_layer(module: nn.Module, x: object, emit: Emit, tensors: Tensors, train
     that mode, whatever that of the layer.
     """
     layer = (_IN_TRAINING if training else _LAYERS).get(type(module))
-    if layer is None or not _is_plain(x) or _changed(module):
+    if layer is None or not _is_plain(x) or not x.is_meta or _changed(module):
         return NotImplemented
     return layer(module, x, emit, tensors)
+
+
+def own_tensors(module: nn.Module) -> Tensors:
+    """The parameters and buffers of a layer by name; a getter in C, as a layer is asked for up to five of them."""
+    return {**parameters_of(module), **buffers_of(module)}.__getitem__
 
 
 def is_emitted(module: nn.Module) -> bool:
@@ -60,15 +66,13 @@ def is_emitted(module: nn.Module) -> bool:
 
 def _is_plain(value: object) -> TypeGuard[torch.Tensor]:
     """Whether `value` is a tensor of floating point numbers with elements, of no class of its own."""
-    if type(value) is not torch.Tensor and type(value) is not nn.Parameter:
-        return False
-    return value.is_floating_point() and value.numel() > 0
+    return type(value) in TENSORS and value.is_floating_point() and value.numel() > 0  # type: ignore[attr-defined]
 
 
 def _changed(module: nn.Module) -> bool:
     """Whether a call of `module` does more, or something else, than its class says."""
     own = module.__dict__
-    if own["_forward_pre_hooks"] or own["_forward_hooks"] or "forward" in own:
+    if own["_forward_pre_hooks"] or own["_forward_hooks"] or not _REPLACEABLE.isdisjoint(own):
         return True
     if has_global_hooks():
         return True
@@ -165,6 +169,8 @@ def _activation(name: str, *attributes: str) -> Callable[..., object]:
 
     def entry(module: object, x: torch.Tensor, emit: Emit, tensors: Tensors) -> object:
         chosen = in_place if getattr(module, "inplace", False) else func
+        if not attributes:
+            return emit(chosen, x)
         return emit(chosen, *_without_defaults(chosen, x, *(getattr(module, a) for a in attributes)))
 
     return entry
@@ -286,6 +292,8 @@ _IN_TRAINING = {kind: entry for kind, entry in _LAYERS.items() if kind not in _D
     _BATCH_NORMS, _training_batch_norm
 )
 _RANKS = {nn.BatchNorm1d: (2, 3), nn.BatchNorm2d: (4,), nn.BatchNorm3d: (5,)}
+# What a program may put into the place of a layer's own, as a plain attribute.
+_REPLACEABLE = frozenset({"forward", "weight", "bias", "running_mean", "running_var", "num_batches_tracked"})
 # The methods that a call of a layer runs, as they were when torch was imported.
 _METHODS = {
     kind: [(name, getattr(kind, name)) for name in ("__call__", "forward", "_conv_forward") if hasattr(kind, name)]

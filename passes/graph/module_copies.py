@@ -10,7 +10,7 @@ import copy
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import nn
@@ -22,7 +22,7 @@ from passes.process.torch_private import children_of
 PLAIN = frozenset({int, float, str, bool, type(None), torch.Size, torch.dtype})
 OF_TORCH = frozenset(nn.Module().__dict__) | {"_call_impl", "call_super_init", "dump_patches"}  # no state of a program
 _EMPTIED = frozenset({dict, OrderedDict, set, list})
-_TENSORS = frozenset({torch.Tensor, nn.Parameter})
+TENSORS = frozenset({torch.Tensor, nn.Parameter})
 _NO_TENSORS = PLAIN | _EMPTIED | {tuple}  # asked first: isinstance of a tensor runs Python
 
 
@@ -52,7 +52,7 @@ def _add_tensors(
     for held in (_kept(module, "_parameters"), _kept(module, "_buffers"), module.__dict__):
         if held and not _NO_TENSORS.issuperset(map(type, held.values())):
             for name, value in held.items():
-                if type(value) in _TENSORS or (type(value) not in _NO_TENSORS and isinstance(value, torch.Tensor)):
+                if type(value) in TENSORS or (type(value) not in _NO_TENSORS and isinstance(value, torch.Tensor)):
                     found.append((prefix + name, value))
     for name, child in _kept(module, "_modules").items():
         if child is not None and id(child) not in skipped:
@@ -93,9 +93,14 @@ def _add_modules(children: Mapping[str, nn.Module | None], prefix: str, found: d
 
 def parameters_of(root: nn.Module) -> list[tuple[str, torch.Tensor]]:
     """Every parameter below `root` with its qualified name; a shared one by each of its names."""
+    return parameters_among(modules_of(root))
+
+
+def parameters_among(modules: Mapping[str, nn.Module]) -> list[tuple[str, torch.Tensor]]:
+    """Every parameter of these modules, by path, with its qualified name."""
     return [
         (f"{path}.{name}" if path else name, tensor)
-        for path, module in modules_of(root).items()
+        for path, module in modules.items()
         for name, tensor in _kept(module, "_parameters").items()
         if tensor is not None
     ]
@@ -173,17 +178,21 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     attributes = made.__dict__
     attributes.update(module.__dict__)
     attributes.pop(_COMPILED, None)
-    for name in [name for name, value in attributes.items() if type(value) not in PLAIN]:
-        value = attributes[name]
-        if type(value) in _EMPTIED and not value:
-            value = type(value)()
+    for name, value in module.__dict__.items():
+        kind = type(value)
+        if kind in PLAIN or name == _COMPILED:
+            continue
+        if kind in _EMPTIED and not value:
+            value = kind()
         elif name == "_modules":
             value = {key: None if child is None else _copied(child, memo) for key, child in value.items()}
         elif name in ("_parameters", "_buffers"):
             value = {key: None if tensor is None else memo[id(tensor)] for key, tensor in value.items()}
         elif name == "_non_persistent_buffers_set":
             value = value.copy()
-        elif not (type(value) is tuple and PLAIN.issuperset(map(type, value))):
+        elif kind is tuple and PLAIN.issuperset(map(type, value)):
+            continue
+        else:
             value = copied_or_shared(value, memo)
         attributes[name] = value
     return made
@@ -208,10 +217,17 @@ def _copied_by_itself(module: nn.Module, memo: dict[int, object]) -> nn.Module:
 
 def copied_or_shared(value: object, memo: dict[int, object]) -> Any:
     """A deep copy of an attribute; a lock, a file or what else refuses to be copied is shared."""
+    if is_plain_list(value):  # each convolution has one
+        return memo[id(value)] if id(value) in memo else memo.setdefault(id(value), value.copy())
     try:
         return copy.deepcopy(value, memo)
     except Exception:  # an object's own copying may raise anything, and none of them holds the module's weights
         return value
+
+
+def is_plain_list(value: object) -> TypeGuard[list[Any]]:
+    """Whether `value` is a list of numbers, texts and the like, which hold nothing."""
+    return type(value) is list and PLAIN.issuperset(map(type, value))
 
 
 @cache

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from passes.axes.expressions import Axis, Constant, Inexpressible, Reason, nest
+from passes.axes.expressions import AXES, Axis, Constant, Inexpressible, Reason, nest
 from passes.axes.unification import Space
 from passes.process.torch_private import OpOverload, schema_of
 
@@ -24,7 +24,7 @@ COMPUTED = "positions of this axis are computed as values"
 
 
 def _listed(axes: Axis | Sequence[Axis]) -> Sequence[Axis]:
-    return axes if isinstance(axes, Sequence) else [axes]
+    return [axes] if isinstance(axes, AXES) else axes
 
 
 def listed(numbers: object, size: int) -> list[int] | None:
@@ -137,7 +137,9 @@ class Call:
         self.func, self.tensors, self.outputs, self.space, self.record = func, tensors, outputs, space, record
         self._value_of, self.reason = value_of, reason
         names, defaults = signature(func)
-        self.arguments = {**defaults, **dict(zip(names, args, strict=False)), **kwargs}
+        self.arguments = defaults.copy()
+        self.arguments.update(zip(names, args, strict=False))
+        self.arguments.update(kwargs)
 
     def __getitem__(self, name: str) -> Any:
         """The argument called `name` in the operator's schema."""

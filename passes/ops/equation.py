@@ -20,7 +20,7 @@ from functools import cache
 from typing import Any
 
 from passes.arguments import got, is_a, quoted
-from passes.axes.expressions import Axis, nest
+from passes.axes.expressions import Axis, Constant, nest
 from passes.errors import ArgumentError
 from passes.ops.call import Call
 from passes.ops.table import Rule, rule
@@ -148,8 +148,8 @@ def _bind(call: Call, operand: _Operand, axes: list[Axis], solved: Solved, sizes
 
 def _bind_many(call: Call, name: str, axes: list[Axis], solved: Solved) -> None:
     if name.startswith("*"):
-        for axis in axes:
-            call.freeze(axis, "the operator moves over this axis as over space or time")
+        if not all([isinstance(axis, Constant) for axis in axes]):
+            call.freeze(axes, "the operator moves over this axis as over space or time")
         solved.many.setdefault(name, axes)
     elif name in solved.many:
         for known, axis in zip(reversed(solved.many[name]), reversed(axes), strict=False):

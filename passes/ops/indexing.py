@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from passes.axes.expressions import Axis
 from passes.ops.call import Call, aten, listed
 from passes.ops.literals import Site, moved_slice, picked, placed, renumbered
+from passes.ops.meta_shapes import Shape, shaped
 from passes.ops.table import NumbersOf, Picked, rule, states
 from passes.ops.zeros import CARRIED, NEVER, Zeros, taken
 
@@ -127,9 +129,19 @@ def _stated(call: Call, axis: Axis, index: torch.Tensor) -> Axis | None:
     return picked
 
 
+def _listed_first(first: torch.Tensor, indices: Sequence[torch.Tensor | None]) -> Shape | None:
+    """One list of positions along the first dimension."""
+    listed = indices[0] if len(indices) == 1 else None
+    if listed is None or listed.dim() != 1 or listed.dtype is not torch.int64 or not listed.is_meta:
+        return None
+    if not first.dim() or not first.numel():
+        return None
+    return (len(listed), *first.shape[1:])
+
+
 @rule(
     aten.index.Tensor, aten._unsafe_index.Tensor, zeros=taken("self"), literals=_aten_index, picks=_taken_indexed,
-    places="read",
+    places="read", meta=shaped(_listed_first),
 )  # fmt: skip
 def index(call: Call) -> list[list[Axis]]:
     """Advanced indexing: indexed dimensions are replaced by those of the indices, the others are carried."""

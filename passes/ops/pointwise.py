@@ -9,7 +9,7 @@ import torch
 
 from passes.axes.expressions import ONE, Axis
 from passes.ops.call import Call, aten
-from passes.ops.meta_shapes import Shape, filled, made, plain
+from passes.ops.meta_shapes import Shape, empty_on_meta, filled, made, plain, shaped
 from passes.ops.table import rule, states
 from passes.ops.zeros import CARRIED, EVALUATED, FIRST, NEVER
 
@@ -73,6 +73,16 @@ def _broadcast(first: torch.Tensor, *others: Any) -> torch.Tensor | None:
     return _same(first, *others) if layout is None else made(first, *layout)
 
 
+def _compared(first: torch.Tensor, other: object) -> torch.Tensor | None:
+    strides = filled(first)
+    return None if strides is None else empty_on_meta(first.shape, torch.bool, strides)
+
+
+def _masked(first: torch.Tensor, mask: torch.Tensor, value: object) -> Shape | None:
+    like = mask.is_meta and mask.dtype is torch.bool and mask.shape == first.shape and mask.is_contiguous()
+    return first.shape if like and not isinstance(value, complex) else None
+
+
 def _copied(tensor: torch.Tensor, memory_format: torch.memory_format | None = None) -> torch.Tensor | None:
     plain_copy = tensor.is_meta and memory_format is torch.contiguous_format
     return made(tensor, tensor.shape) if plain_copy else None
@@ -93,6 +103,9 @@ rule(
 
 rule(aten.empty_like, zeros=NEVER, sizeless=True, undetermined=True)(pointwise)
 states(aten.clone, meta=_copied)
+states(aten.masked_fill.Scalar, meta=shaped(_masked))
+for _name in ("eq", "ne", "lt", "le", "gt", "ge"):
+    states(getattr(aten, _name).Scalar, meta=plain(_compared))
 states(
     aten.clone, aten._to_copy, aten.detach, aten.alias, aten.lift_fresh, fuses=True,
 )  # fmt: skip

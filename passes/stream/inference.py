@@ -6,7 +6,6 @@ one.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -14,12 +13,12 @@ from operator import attrgetter
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import fx
 
 from passes import ops
 from passes.axes.expressions import Axis, Constant, Reason
 from passes.axes.unification import Space
-from passes.graph.module_copies import PLAIN
+from passes.graph.module_copies import PLAIN, TENSORS
 from passes.graph.nodes import source_of
 from passes.ops import Call, Record, Value
 from passes.ops import constant_indices as numbers
@@ -60,7 +59,7 @@ def tensors_in(*arguments: Any) -> list[torch.Tensor]:
     found = []
     for argument in arguments:
         kind = type(argument)
-        if kind is torch.Tensor or kind is nn.Parameter:
+        if kind in TENSORS:
             found.append(argument)
         elif kind in PLAIN:
             continue
@@ -71,20 +70,25 @@ def tensors_in(*arguments: Any) -> list[torch.Tensor]:
     return found
 
 
-def _template(args: tuple, kwargs: dict[str, object]) -> tuple[object, ...]:
-    slots, made = itertools.count(), list[object]()
-    for value in args:
-        made.append(value if type(value) in PLAIN else _slotted(value, slots))
-    return tuple(made), {k: _slotted(v, slots) for k, v in kwargs.items()} if kwargs else {}
+def _operands_and_template(args: tuple, kwargs: dict[str, object]) -> tuple[list[torch.Tensor], tuple[Any, ...]]:
+    """The tensors among the arguments of an ATen call, and its arguments with a `Slot` in place of each."""
+    operands: list[torch.Tensor] = []
+    made = [value if type(value) in PLAIN else _slotted(value, operands) for value in args]
+    return operands, (tuple(made), {k: _slotted(v, operands) for k, v in kwargs.items()} if kwargs else {})
 
 
-def _slotted(value: object, slots: Iterator[int]) -> object:
-    if type(value) in PLAIN:
+def _slotted(value: Any, operands: list[torch.Tensor]) -> Any:
+    kind = type(value)
+    if kind in TENSORS:
+        operands.append(value)
+        return slot(len(operands) - 1, value.dtype)
+    if kind in PLAIN:
         return value
+    if isinstance(value, (tuple, list)):
+        return value if PLAIN.issuperset(map(type, value)) else kind([_slotted(v, operands) for v in value])
     if isinstance(value, torch.Tensor):
-        return slot(next(slots), value.dtype)
-    if isinstance(value, (tuple, list)) and not PLAIN.issuperset(map(type, value)):
-        return type(value)([_slotted(v, slots) for v in value])
+        operands.append(value)
+        return slot(len(operands) - 1, value.dtype)
     return value
 
 
@@ -92,6 +96,12 @@ def _slotted(value: object, slots: Iterator[int]) -> object:
 def is_silent(func: Any) -> bool:
     """Whether calls of an operator say nothing of axes: it asks for sizes alone."""
     return func in _SILENT or func.namespace == "prim"
+
+
+@cache
+def _is_view_in_place(func: OpOverload) -> bool:
+    """Whether an operator sees its operand otherwise and changes no number (``squeeze_``)."""
+    return torch.Tag.inplace_view in func.tags
 
 
 class Inference(LightMode):
@@ -160,14 +170,14 @@ class Inference(LightMode):
             return func(*args, **kwargs)
         if func in INDEXING:
             args = self.with_positions(args)
-        operands = tensors_in(*args, *kwargs.values())
+        operands, template = _operands_and_template(args, kwargs)
         before = [self.value(t) for t in operands]
         result = self.run(func, args, kwargs, operands)
         outputs = tensors_in(*result) if isinstance(result, (tuple, list)) else tensors_in(result)
         if not operands and not any(t.numel() for t in outputs):
             return result  # the workspace that a batch norm makes
         if outputs:
-            self._record(func, args, kwargs, operands, before, outputs)
+            self._record(func, args, kwargs, operands, before, outputs, template)
             return result
         self.settle_sought()
         self._freeze_all(func, before, "its values leave the graph")
@@ -191,14 +201,15 @@ class Inference(LightMode):
             self.value(index).numbers = places
         return args
 
-    def _record(self, func, args, kwargs, operands, before, outputs) -> None:
+    def _record(self, func, args, kwargs, operands, before, outputs, template) -> None:
         label = self.label()
-        record = Record(label, func, before, template=_template(args, kwargs), one_kernel=self.one_kernel)
+        record = Record(label, func, before, template=template, one_kernel=self.one_kernel)
         reasons: dict[str, Reason] = {}
 
         def because(text: str) -> Reason:
             if text not in reasons:
-                reasons[text] = self.reason(ops.spelled(func), text)
+                same = next(iter(reasons.values()), None) or self.reason(ops.spelled(func), text)  # of this call
+                reasons[text] = Reason(text, same.node, same.op, same.source)
             return reasons[text]
 
         record.dtypes = [tensor.dtype for tensor in outputs]
@@ -213,13 +224,13 @@ class Inference(LightMode):
         if call.sought is not None:  # no rule has taken it
             self.settle_sought()
         self.sought = None
-        moved = tuple(dict.fromkeys(axis for v in before for axis in v.watched)) if places == "kept" else ()
+        moved = tuple(dict.fromkeys([axis for v in before for axis in v.watched])) if places == "kept" else ()
         static = not record.macs and all([v.parameters for v in before])
         parameters = frozenset().union(*[v.parameters for v in before]) if static else _NONE
         from_inputs = any([v.from_inputs for v in before])
         for number, (tensor, made) in enumerate(zip(outputs, axes, strict=True)):
             in_place = any([tensor is operand for operand in operands])
-            if in_place and torch.Tag.inplace_view not in func.tags:
+            if in_place and not _is_view_in_place(func):
                 known = self.value(tensor)
                 for old, new in zip(known.axes, made, strict=True):
                     call.tie(old, new)

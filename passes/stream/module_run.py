@@ -124,14 +124,15 @@ class ModuleRun:
             self._held.append((name, made, made.data, value))
             return made
 
+        self._has_run = False
         self._instead, found = scripted, scripted_modules(module)
-        self.copy, copies = stream_copy(module, found, stand_in, self._opaque, mode.stack)
-        self._modules = modules_of(self.copy)
+        self._modules, copies = stream_copy(module, found, stand_in, self._opaque, mode.stack)
+        self.copy = self._modules[""]
         if any([part.training for part in self._modules.values()]):
             self.copy.eval()
         self.names = copies.names
         self._state = State(self._modules)
-        self._memoised = memoised({type(part) for part in module.modules()})
+        self._memoised = memoised(set(map(type, modules_of(module).values())))
         for name, tensor in _tensors_of(found):
             reason = Reason("it belongs to a scripted module, whose code cannot be changed", name)
             self.tensors[name] = tuple(Constant(int(s), reason) for s in tensor.shape)
@@ -151,9 +152,11 @@ class ModuleRun:
         """
         mode = self.mode
         mode.begin()
-        for _, made, data, value in self._held:
-            made.data = data
-            mode.restate(made, value)
+        if self._has_run:  # else all is as it was made
+            for _, made, data, value in self._held:
+                made.data = data
+                mode.restate(made, value)
+        self._has_run = True
         given: dict[int, torch.Tensor] = {}
         inputs: list[Value] = []
         for tensor in tensors_of(arguments):
@@ -190,6 +193,7 @@ class ModuleRun:
         gradients: in the mode in which these are recorded. conditions: lists those on sizes, where none is turned.
         """
         mode.stack, mode.device, mode.names = self.mode.stack, self.mode.device, self.mode.names
+        self._has_run = True
         self._state.restore()
         for name, made, data, _ in self._held:
             now = cut.get(name, data)

@@ -17,7 +17,7 @@ import torch
 from passes.axes.expressions import Constant, leaves
 from passes.ops import Record, Slot, Value, spelled, traits_of
 from passes.ops import constant_indices as numbers
-from passes.ops.meta_shapes import on_meta, run_on_meta
+from passes.ops.meta_shapes import empty_on_meta, on_meta, run_on_meta
 from passes.ops.storage import written_arguments
 from passes.process.source_lines import users_line
 from passes.process.torch_private import OpOverload, no_dispatch_modes, storage_id
@@ -89,9 +89,12 @@ class ModuleInference(Inference):
     # -- what is known of a tensor ------------------------------------------------------------------------------------
 
     def value(self, tensor: torch.Tensor) -> Value:
-        if tensor.is_meta and not self.real:
-            found = getattr(tensor, ATTRIBUTE, None)
-            return super().value(tensor) if found is None else found
+        if not self.real:
+            found = getattr(tensor, ATTRIBUTE, None)  # which constants do not have
+            if found is not None:
+                return found
+            if tensor.is_meta:
+                return super().value(tensor)
         known = self._constants.get(id(tensor))
         if known is not None and known[0]() is tensor:
             return known[1]
@@ -113,7 +116,8 @@ class ModuleInference(Inference):
             freed, key, records = self.freed, value.key, self.records
             weakref.finalize(tensor, lambda: freed.append((len(records), key))).atexit = False
         else:
-            super().attach(tensor, value)
+            self.values.append(value)
+            tensor._fxprune_value = value  # type: ignore[attr-defined]
             tensor._fxprune_lifetime = _Lifetime(self, value.key, tensor)  # type: ignore[attr-defined]
 
     def hold(self, tensor: torch.Tensor, value: Value) -> None:
@@ -122,7 +126,8 @@ class ModuleInference(Inference):
         if self._is_constant(tensor):
             self.attach(tensor, value)
         else:
-            super().attach(tensor, value)
+            self.values.append(value)
+            tensor._fxprune_value = value  # type: ignore[attr-defined]
 
     def restate(self, tensor: torch.Tensor, value: Value) -> None:
         """State again what a tensor that is kept was held as: runs under other modes say otherwise."""
@@ -192,8 +197,8 @@ class ModuleInference(Inference):
             super().attach(made, self.value(tensor))
         return func(*_swapped(args, meta), **_swapped(kwargs, meta))
 
-    def _record(self, func, args, kwargs, operands, before, outputs) -> None:
-        super()._record(func, args, kwargs, operands, before, outputs)
+    def _record(self, func, args, kwargs, operands, before, outputs, template) -> None:
+        super()._record(func, args, kwargs, operands, before, outputs, template)
         record = self.records[-1]
         record.constants = self.constants_among(operands)
         if record.mixed and traits_of(func).reference is None:
@@ -203,7 +208,7 @@ class ModuleInference(Inference):
 
     def constants_among(self, operands: Sequence[torch.Tensor]) -> dict[int, list[object]]:
         """The values of small constants that are combined with data in a call, by their number among its operands."""
-        if all([tensor.is_meta for tensor in operands]):
+        if not self._constants or all([tensor.is_meta for tensor in operands]):
             return {}
         data = [self.holds_data(tensor) for tensor in operands]
         if not any(data):
@@ -318,4 +323,4 @@ def _as_places(index: object) -> object:
 
 
 def on_meta_device(tensor: torch.Tensor) -> torch.Tensor:
-    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+    return empty_on_meta(tensor.shape, tensor.dtype, tensor.stride())

@@ -12,9 +12,18 @@ import torch
 from torch import nn
 
 from passes.errors import PassError
-from passes.graph.emitted_layers import emit_layer, is_emitted
+from passes.graph.emitted_layers import emit_layer, is_emitted, own_tensors
 from passes.graph.left_behind import PLAIN_KINDS, Plain, plain_of_class
-from passes.graph.module_copies import OF_TORCH, PLAIN, Copies, Replace, copied_or_shared, modules_of, owned_tensors
+from passes.graph.module_copies import (
+    OF_TORCH,
+    PLAIN,
+    Copies,
+    Replace,
+    copied_or_shared,
+    is_plain_list,
+    modules_of,
+    owned_tensors,
+)  # fmt: skip
 from passes.process.torch_private import call_of, no_torch_dispatch, no_torch_function
 from passes.stream.head_attention import is_torchs_attention, with_heads
 
@@ -77,16 +86,16 @@ def scripted_modules(root: nn.Module) -> dict[str, nn.Module]:
 
 def stream_copy(
     root: nn.Module, scripted: Mapping[str, nn.Module], replace: Replace, run: Callable[..., object], stack: CallStack
-) -> tuple[nn.Module, Copies]:
-    """A copy of `root` with each tensor replaced, whose modules say in `stack` when they run.
+) -> tuple[dict[str, nn.Module], Copies]:
+    """The modules by path of a copy of `root` with each tensor replaced, which say in `stack` when they run.
 
     scripted: the scripted modules by path; `run` is called with (path, module, args, kwargs) in place of one.
     Attention of torch's class takes the form of `HeadAttention`.
     """
     opaque = {id(module): Opaque(module, path, run) for path, module in scripted.items()}
     copies = Copies(root, replace, opaque)
-    copied = copies.module(root)
-    for path, module in modules_of(copied).items():
+    modules = modules_of(copies.module(root))
+    for path, module in modules.items():
         if isinstance(module, Opaque):
             continue
         if is_torchs_attention(module):
@@ -94,7 +103,7 @@ def stream_copy(
         if isinstance(module, nn.TransformerEncoder):
             module.enable_nested_tensor = False
         _follow(module, path, stack)
-    return copied, copies
+    return modules, copies
 
 
 _Attributes = list[tuple[dict[str, Any], str, Any]]
@@ -108,14 +117,15 @@ class State:
         held = [item for module in modules for item in (module.__dict__, *_registered(module))]
         self._kept = [(item, dict(item)) for item in held if item]
         self._empty = [item for item in held if not item]
-        self._by_path, self._classes = by_path, {type(module): plain_of_class(type(module)) for module in modules}
+        self._by_path, self._classes = by_path, {kind: plain_of_class(kind) for kind in set(map(type, modules))}
         mutable = [
             (module.__dict__, name, value)
             for module in modules
             for name, value in module.__dict__.items()
-            if name not in OF_TORCH and type(value) not in PLAIN and _may_change(value)
+            if type(value) not in PLAIN and name not in OF_TORCH and _may_change(value)
         ]
-        stay = (*modules, *(tensor for _, tensor in owned_tensors(by_path[""]))) if mutable else ()
+        holds_others = any(not is_plain_list(value) for _, _, value in mutable)
+        stay = (*modules, *(tensor for _, tensor in owned_tensors(by_path[""]))) if holds_others else ()
         self._memo: dict[int, Any] = {id(item): item for item in stay}
         self._mutable = self._copied(mutable)  # the first run changes what is there
 
@@ -173,9 +183,9 @@ def _are_equal(held: dict[str, Any], before: dict[str, Any]) -> bool:
 
 
 def _may_change(value: object) -> bool:
-    if isinstance(value, (torch.Tensor, nn.Module, type, FunctionType, BuiltinFunctionType)):
+    if type(value) is tuple and PLAIN.issuperset(map(type, value)):
         return False
-    return not (type(value) is tuple and PLAIN.issuperset(map(type, value)))
+    return not isinstance(value, (torch.Tensor, nn.Module, type, FunctionType, BuiltinFunctionType))
 
 
 def _follow(module: nn.Module, path: str, stack: CallStack) -> None:
@@ -198,15 +208,9 @@ def _follow(module: nn.Module, path: str, stack: CallStack) -> None:
         result: object = NotImplemented
         try:
             with no_torch_function(), no_torch_dispatch():
-                if is_meta(args[0]):
-                    result = emit_layer(module, args[0], emit, module.__getattr__, module.training)
+                result = emit_layer(module, args[0], emit, own_tensors(module), module.training)
         finally:
             stack.leave()
         return call(*args, **kwargs) if result is NotImplemented else result
 
     module.__dict__["_call_impl"] = call_layer if is_emitted(module) else call
-
-
-def is_meta(value: object) -> bool:
-    """Whether `value` is a tensor on the meta device."""
-    return isinstance(value, torch.Tensor) and value.is_meta

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from math import prod
 from typing import Any
 
@@ -158,11 +159,11 @@ def edits_of_unread(
     ]
     # By path the axes of each length there, and how many modules deeper they are.
     below: dict[str, dict[int, list[tuple[int, Axis]]]] = {path: {} for path, _, _ in sought}
+    around = cache(lambda path: [(depth, below[p]) for depth, p in enumerate(_around(path)) if p in below])
     for name, axes in tensors.items() if sought else ():
-        for depth, path in enumerate(_around(name)):
-            if (there := below.get(path)) is not None:
-                for axis in axes:
-                    there.setdefault(axis.size, []).append((depth, axis))
+        for depth, there in around(name.rpartition(".")[0]):
+            for axis in axes:
+                there.setdefault(axis.size, []).append((depth, axis))
     found = []
     for path, key, number in sought:
         near = below[path].get(number, [])
@@ -209,11 +210,12 @@ def _is_copied(module: nn.Module, changed: Key, read: Key) -> bool:
     return dict(integers_of(copied)).get(read) == number
 
 
-def _around(name: str) -> Iterator[str]:
-    """The paths of the modules around a tensor, the nearest first."""
-    while name:
-        name = name.rpartition(".")[0]
-        yield name
+def _around(path: str) -> Iterator[str]:
+    """The path of a module, and those of the modules around it, the nearest first."""
+    yield path
+    while path:
+        path = path.rpartition(".")[0]
+        yield path
 
 
 def axes_elsewhere(

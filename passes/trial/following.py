@@ -212,12 +212,13 @@ class Following(Watching):
     ) -> None:
         """A number that was made of a size must remain what it was where it is combined with data."""
         before = self.promised.numbers(self.place)
-        if before is None or not (any(map(self.holds_data, operands)) or any(map(is_data, record.inputs))):
+        now = _scalars(func, args, kwargs) if before is not None else None
+        if before is None or now is None or (now == before and not record.constants):
+            return
+        if not (any(map(self.holds_data, operands)) or any(map(is_data, record.inputs))):
             return
         wrong: list[tuple[object, object]] = [
-            (old, new)
-            for old, new in zip(before, _scalars(func, args, kwargs), strict=True)
-            if None not in (old, new) and not _equal(old, new)
+            (old, new) for old, new in zip(before, now, strict=True) if None not in (old, new) and not _equal(old, new)
         ]
         for number, old in record.constants.items():
             there = number < len(operands) and not operands[number].is_meta
@@ -231,6 +232,8 @@ class Following(Watching):
 
     def _compare_sizes(self, record: Record, func: OpOverload, args: tuple, kwargs: dict[str, object]) -> None:
         """An argument that states how long an axis is (how many groups, say) must follow it."""
+        if not record.literals:
+            return
         names, _ = signature(func)
         for name, axis in record.literals.items():
             if name in names and name in signature(record.func)[0]:
@@ -258,7 +261,9 @@ class Following(Watching):
     ) -> None:
         """What is taken of an axis must be what is left of the positions that were taken of it."""
         left = self.promised.positions(self.place)
-        now = (picked(func, args, kwargs, list(operands[0].shape), self.numbers_of) or {}) if left else {}
+        if not left:
+            return
+        now = picked(func, args, kwargs, list(operands[0].shape), self.numbers_of) or {}
         for dim, expected in left.items():
             if expected is None:
                 self._differ("it takes a position that is removed")
@@ -314,17 +319,18 @@ class AtOtherSizes(Following):
 
     def _compare(self, record, func, args, kwargs, operands, outputs) -> None:
         super()._compare(record, func, args, kwargs, operands, outputs)
+        met = self._met
         for value, tensor, limits in zip(record.outputs, outputs, self._lengths[self.place], strict=True):
-            lengths = enumerate(zip(limits, tensor.shape, strict=True))
-            new = [(dim, (least, size)) for dim, ((least, most), size) in lengths if least < size and most == _ANY]
-            unmet = {dim for dim, pair in new if pair not in self._met}
-            if unmet and not self._says_the_same(record, args, kwargs):
+            pairs = [(least, size) for (least, _), size in zip(limits, tensor.shape, strict=True)]
+            new = {dim: pair for dim, pair in enumerate(pairs) if pair[0] < pair[1] and pair not in met}
+            if new and not self._says_the_same(record, args, kwargs):
+                unmet = set(new)
                 if func in VIEWS:
                     before, after = ([axis.size for axis in v.axes] for v in (record.inputs[0], value))
                     unmet -= {right[0] for _, right in segments(before, after) if len(right) == 1}
                 if unmet:
                     self._differ("a length is stated that the inputs do not tell")
-            self._met.update([pair for _, pair in new])
+            met.update(new.values())
 
     def _says_the_same(self, record: Record, args: tuple, kwargs: dict[str, Any]) -> bool:
         """Whether a call is given what the call of the tape was, its tensors aside; what counts units as cut."""
@@ -336,10 +342,8 @@ class AtOtherSizes(Following):
     def _compare_positions(self, record, func, args, kwargs, operands) -> None:
         super()._compare_positions(record, func, args, kwargs, operands)
         known = [getattr(tensor, ATTRIBUTE, None) for tensor in operands]
-        own = tuple([v.label if v is not None and _is_own(v) else "" for v in known])
-        before = cut_at(record.func, record.template[0])
-        moves = before != cut_at(record.func, args) and cuts_units(record)
-        if own != owned(record.inputs) or moves:
+        moves = record.func in CUTS and cut_at(record.func, record.template[0]) != cut_at(record.func, args)
+        if owned(known) != owned(record.inputs) or (moves and cuts_units(record)):
             self._differ("a call takes something else at another size of the inputs")
 
 
@@ -352,9 +356,9 @@ def without_tensors(value: Any) -> Any:
     return {k: without_tensors(v) for k, v in value.items()} if isinstance(value, dict) else value
 
 
-def owned(values: Sequence[Value]) -> tuple[str, ...]:
-    """The names of the operands that belong to the module; of others there are none."""
-    return tuple([value.label if _is_own(value) else "" for value in values])
+def owned(values: Sequence[Value | None]) -> tuple[str, ...]:
+    """The names of the operands that belong to the module; of others, and of unknown ones, there are none."""
+    return tuple([value.label if value is not None and _is_own(value) else "" for value in values])
 
 
 def _is_own(value: Value) -> bool:
@@ -392,9 +396,11 @@ def _has_units(axis: Axis) -> bool:
 
 def _fit(lengths: Sequence[tuple[tuple[int, int], ...]], got: Shapes) -> bool:
     """Whether every size lies between the least and the most that it may be."""
-    if list(map(len, lengths)) != list(map(len, got)):
+    if len(lengths) != len(got):
         return False
     for known, shape in zip(lengths, got, strict=True):
+        if len(known) != len(shape):
+            return False
         for (least, most), size in zip(known, shape, strict=True):
             if not least <= size <= most:
                 return False
@@ -430,9 +436,9 @@ def _short(places: list[int] | None) -> str:
 
 def _scalars(func: OpOverload, args: tuple, kwargs: dict[str, object]) -> list[int | float | None]:
     """The arguments of a call that are numbers to compute with, and no sizes; None for those that are tensors."""
-    found = []
+    found, count = list[int | float | None](), len(args)
     for place, name in _places_of_numbers(func):
-        actual = kwargs.get(name, args[place] if place < len(args) else None)
+        actual = args[place] if place < count else kwargs.get(name)
         found.append(actual if isinstance(actual, (int, float)) else None)
     return found
 

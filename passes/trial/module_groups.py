@@ -24,7 +24,7 @@ from passes.documents.described_values import Described
 from passes.equality.padded_positions import check_padding
 from passes.errors import PassError, SpecialisedWarning
 from passes.graph.left_behind import left_behind
-from passes.graph.module_copies import modules_of, parameters_of
+from passes.graph.module_copies import modules_of, parameters_among, parameters_of
 from passes.process.state import drawn_in_python
 from passes.stream.call_arguments import Arguments, bound, describe_call, tensors_of
 from passes.stream.call_log import LoggedCall
@@ -243,8 +243,8 @@ def _masks(coupling: Coupling, shift: int) -> dict[Variable, np.ndarray]:
         if shift == _APART and len(below) == 1 and met[size] % 2 == 0:
             met[size] += 1
             continue
-        widths = _far(below[: max(1, len(below) // 2 * 2)])  # an even number: then no group has one width in both
-        width = widths[(-1 - met[size] if shift else met[size]) % len(widths)]
+        widths = below[: max(1, len(below) // 2 * 2)]  # an even number: then no group has one width in both
+        width = _far(widths, -1 - met[size] if shift else met[size])
         met[size] += 1
         units = np.arange(size)
         first = (size - width - 1) // 2 * 2 + 1 if shift else 0
@@ -264,9 +264,16 @@ def _alike(coupling: Coupling) -> bool:
     return any(count > 1 for count in sizes.values())
 
 
-def _far(widths: Sequence[int]) -> list[int]:
-    """The same widths, odd ones first, from about half upwards: sizes that a program divides or rounds differ there."""
-    return [*sorted(width for width in widths if width % 2), *sorted(width for width in widths if not width % 2)]
+def _far(widths: range, number: int) -> int:
+    """One of these widths (each one less than that before), counted around: odd ones first, from about half upwards.
+
+    Sizes that a program divides or rounds differ there.
+    """
+    rising = widths[::-1]
+    first = rising[0] % 2 == 0  # where the odd ones begin
+    odd, even = rising[first::2], rising[not first :: 2]
+    number %= len(widths)
+    return odd[number] if number < len(odd) else even[number - len(odd)]
 
 
 def module_fingerprint(module: nn.Module) -> str:
@@ -274,8 +281,9 @@ def module_fingerprint(module: nn.Module) -> str:
 
     Other tensors are left out: those that a module keeps of its last call change their shapes from call to call.
     """
-    lines = [f"{path}|{type(part).__module__}.{type(part).__qualname__}" for path, part in modules_of(module).items()]
-    lines += [f"{name}|{list(tensor.shape)}" for name, tensor in parameters_of(module)]
+    modules = modules_of(module)
+    lines = [f"{path}|{type(part).__module__}.{type(part).__qualname__}" for path, part in modules.items()]
+    lines += [f"{name}|{list(tensor.shape)}" for name, tensor in parameters_among(modules)]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]
 
 

@@ -89,9 +89,9 @@ def look_at_views(inferred: ModuleInferred, arguments: Arguments) -> None:
 
     What it states at these sizes holds as well.
     """
-    records = [record for record in inferred.records if record.func in VIEWS]
-    if inferred.real or not any(record.crossed for record in records):
+    if inferred.real or not any([record.crossed and record.func in VIEWS for record in inferred.records]):
         return
+    records = [record for record in inferred.records if record.func in VIEWS]
     for resized in other_sizes(arguments):
         mode = _Views()
         if not _ran(inferred.run, mode, resized) or len(records) != len(mode.shapes):

@@ -303,7 +303,7 @@ class Results(ModuleInference):
         super().__init__(real=True)
         self.results: list[tuple[object, str, list[torch.Tensor]]] = []
 
-    def _record(self, func, args, kwargs, operands, before, outputs) -> None:
+    def _record(self, func, args, kwargs, operands, before, outputs, template) -> None:
         self.results.append((func, self.source(), [tensor.detach().clone() for tensor in outputs]))
 
 

@@ -8,7 +8,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
-from passes import capture
+from passes import capture, couple
 from passes.graph import emitted_layers as emitting
 from passes.stream.graph_stream import Inferred, infer
 
@@ -174,3 +174,13 @@ def test_a_graph_may_read_what_a_parametrization_computes():
     assert infer(gm, X2).values["layer_weight"].parameters == {
         "layer.parametrizations.weight.original0", "layer.parametrizations.weight.original1",
     }  # fmt: skip
+
+
+def test_a_weight_that_is_a_plain_attribute_is_followed_without_values():
+    layer = nn.Conv2d(3, 8, 3)
+    weight = layer.weight.detach()
+    del layer.weight
+    layer.weight = weight
+    coupling = couple(nn.Sequential(layer, nn.ReLU(), nn.Conv2d(8, 4, 3)), torch.zeros(1, 3, 9, 9))
+    assert coupling.widths == {"0": 8}
+    assert not coupling.module.real

@@ -18,6 +18,7 @@ def empty(*shape: int) -> torch.Tensor:
 X, CHANNELS_LAST = empty(2, 6, 5, 7), empty(2, 6, 5, 7).to(memory_format=torch.channels_last)
 NARROW, HALF = empty(2, 6, 1, 1), X.to(torch.float16)
 MOVED, SCALE = empty(2, 5, 7, 6).permute(0, 3, 1, 2), empty(6, 1, 1)
+FEW = torch.empty(3, dtype=torch.int64, device="meta")
 GAPS = empty(2, 5, 3, 6, 7).permute(2, 0, 3, 1, 4)[0]
 
 CALLS = [
@@ -63,6 +64,19 @@ CALLS = [
         + [(X[:, ::2], SCALE[::2]), (SCALE, GAPS), (MOVED[:1], SCALE), (MOVED, empty(5, 7)), (MOVED, X), (X, MOVED)]
         + [(GAPS, GAPS), (GAPS, MOVED), (GAPS, NARROW.expand(X.shape)), (NARROW.expand(X.shape), GAPS)]
     ),
+    *((getattr(aten, name).Scalar, (x, 0)) for name in ("eq", "ne", "lt", "ge") for x in (X, HALF, MOVED, X[:, ::2])),
+    *(
+        (aten.masked_fill.Scalar, (x, mask, -100.0))
+        for x in (X, HALF, MOVED)
+        for mask in (empty(2, 6, 5, 7).bool(), empty(5, 7).bool(), MOVED.bool())
+    ),
+    *(
+        (aten.index.Tensor, (x, indices))
+        for x in (X, HALF, MOVED, empty(6))
+        for indices in ([FEW], [None, FEW], [FEW, FEW], [FEW[None]], [FEW.int()])
+        if x.dim() >= len(indices)
+    ),
+    *((aten._unsafe_view.default, (X, sizes)) for sizes in ([12, 35], [4, -1, 7], [-1], [2, 6, 5, 7])),
     *((func, (x, 2)) for func in (aten.mul.Scalar, aten.add.Tensor) for x in (X, HALF, GAPS, NARROW.chunk(2, 1)[0])),
     *((aten.clamp.default, (x, *limits)) for x in (X, MOVED, GAPS) for limits in ((0, 1.5), (None, 2), (0.5,))),
     *(
@@ -140,3 +154,15 @@ def test_the_table_is_used(monkeypatch):
         assert meta.run_on_meta(aten.mm.default, (empty(2, 3), empty(3, 5)), {}).shape == (9, 9)
     finally:
         table.traits_of.cache_clear()
+
+
+def test_tensors_of_one_form_are_apart():
+    first = meta.made(X, (2, 1, 3))
+    meta.made(X, (2, 1, 3)).squeeze_(1)
+    changed = meta.made(X, (2, 1, 3))
+    changed.note, changed.data = "of this one", empty(7)
+    later = meta.made(X, (2, 1, 3))
+    assert first.shape == later.shape == (2, 1, 3)
+    assert not hasattr(later, "note")
+    later.add_(1)
+    assert first._version == 0

@@ -323,9 +323,11 @@ class AtOtherSizes(Following):
         super()._compare(record, func, args, kwargs, operands, outputs)
         met = self._met
         for value, tensor, limits in zip(record.outputs, outputs, self._lengths[self.place], strict=True):
-            pairs = [(least, size) for (least, _), size in zip(limits, tensor.shape, strict=True)]
-            new = {dim: pair for dim, pair in enumerate(pairs) if pair[0] < pair[1] and pair not in met}
-            if new and not self._says_the_same(record, args, kwargs):
+            sizes = enumerate(zip(limits, tensor.shape, strict=True))
+            new = {dim: (least, n) for dim, ((least, _), n) in sizes if least < n and (least, n) not in met}
+            if not new:
+                continue
+            if not self._says_the_same(record, args, kwargs):
                 unmet = set(new)
                 if func in VIEWS:
                     before, after = ([axis.size for axis in v.axes] for v in (record.inputs[0], value))

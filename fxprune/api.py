@@ -16,7 +16,7 @@ from fxprune.config.keys import NetAdaptConfig
 from fxprune.config.schedule import check_feasible
 from fxprune.errors import BudgetError, InputError
 from fxprune.io.checkpoint import take_values_from
-from fxprune.io.tensors import clone, named_tensors
+from fxprune.io.tensors import named_tensors
 from fxprune.journal.protocol import Journal, Memory
 from fxprune.journal.rebuilding import rebuild
 from fxprune.problem.blocks import block_grids
@@ -46,6 +46,7 @@ from fxprune.workers.transport import pack
 from passes import Plan, cost
 from passes.arguments import file_name, flag, got, is_a
 from passes.process.settings import tensors_with_values, torch_threads
+from passes.stream.network_copies import clone
 
 log = logging.getLogger(__name__)
 

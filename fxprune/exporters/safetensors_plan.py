@@ -27,7 +27,7 @@ from fxprune.io.module_state import (
     text_digest,
     write_state,
 )
-from fxprune.io.tensors import clone, modes_of, put_modes, sharing
+from fxprune.io.tensors import modes_of, put_modes, sharing
 from fxprune.problem.wrappers import unwrapped
 from passes import CaptureError, Coupling, PassError, Plan, PlanError, apply_plan, capture, couple, plan_of
 from passes.apply.cut_module import module_coupling_for
@@ -35,6 +35,7 @@ from passes.arguments import file_name
 from passes.documents.described_values import examples
 from passes.graph.fingerprint import fingerprint
 from passes.graph.module_copies import like, owned_tensors
+from passes.stream.network_copies import clone
 from passes.trial.module_groups import module_fingerprint
 
 _MOST_LISTED = 20

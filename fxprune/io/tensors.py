@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule
 
 from fxprune.errors import JournalError
 from passes.graph.module_copies import Copies
 from passes.process.torch_private import buffers_of, storage_id
-from passes.stream.call_arguments import tensors_of as tensors_inside
+from passes.stream.network_copies import held_tensors
 
 
 def tensors_of(network: nn.Module) -> dict[str, Tensor]:
@@ -105,18 +103,6 @@ def fingerprint(network: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def clone(network: nn.Module) -> nn.Module:
-    """A copy that shares no tensor with the network.
-
-    What a hook computes anew in each forward (the weight of a weight_norm) and torch refuses to copy, because it has
-    a history of gradients, is copied as it is now, without that history.
-    """
-    if isinstance(network, GraphModule):
-        return copy.deepcopy(network)
-    memo: dict[int, object] = {id(t): t.detach().clone() for t in _held_tensors(network) if not t.is_leaf}
-    return Copies(network, lambda _, tensor: copy.deepcopy(tensor, memo), memo).module(network)
-
-
 def sharing(network: nn.Module) -> nn.Module:
     """A copy of the modules that shares every tensor with the network, and nothing else."""
     return sharing_copies(network).module(network)
@@ -124,14 +110,8 @@ def sharing(network: nn.Module) -> nn.Module:
 
 def sharing_copies(network: nn.Module, instead: nn.Module | None = None) -> Copies:
     """Copies of the modules of a network that share its tensors; those that refer to the network refer to `instead`."""
-    memo: dict[int, object] = {id(tensor): tensor for tensor in _held_tensors(network)}
+    memo: dict[int, object] = {id(tensor): tensor for tensor in held_tensors(network)}
     return Copies(network, lambda _, tensor: tensor, memo if instead is None else {**memo, id(network): instead})
-
-
-def _held_tensors(network: nn.Module) -> Iterator[Tensor]:
-    """All tensors of the modules: parameters, buffers and plain attributes, also those inside other objects."""
-    for module in network.modules():
-        yield from tensors_inside(vars(module))
 
 
 def modes_of(network: nn.Module) -> dict[str, bool]:

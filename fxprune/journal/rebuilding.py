@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from torch import nn
 
-from fxprune.io.tensors import clone, from_bytes, put_modes, put_tensors
+from fxprune.io.tensors import from_bytes, put_modes, put_tensors
 from fxprune.journal.protocol import Journal
 from fxprune.journal.records import Round
 from fxprune.problem.wrappers import BARE, Wrapping
 from passes import Plan, apply_plan
+from passes.stream.network_copies import clone
 
 
 def restore_network(dense: nn.Module, record: Round, journal: Journal) -> nn.Module:

@@ -44,13 +44,14 @@ def calibration_of(dense: nn.Module, coupling: Coupling, batches: object, most: 
     """
     listed: list[Batch] = []
     samples = 0
-    like_example, runs = _LikeExample(dense, coupling), _Runs(dense, coupling)
     try:
-        for batch in batches_of(dense, batches, inputs_of(dense, coupling)):
-            listed.append(runs(like_example(batch)))
-            samples += max(batch.size, 1)
-            if samples >= most:
-                break
+        with apart(dense) as running:
+            like_example, runs = _LikeExample(running, coupling), _Runs(running, coupling)
+            for batch in batches_of(dense, batches, inputs_of(dense, coupling)):
+                listed.append(runs(like_example(batch)))
+                samples += max(batch.size, 1)
+                if samples >= most:
+                    break
         listed = first_samples(listed, most)
     except PassError as error:
         raise InputError(f"netadapt: calibration: {error}") from error
@@ -107,10 +108,8 @@ class _LikeExample:
 
     @torch.no_grad()
     def _same(self, first: Batch, second: Batch) -> bool:
-        running = apart(self.network)
         mine, theirs = (
-            tensors_out(batch.part(0, 2).run(running) if batch.size else batch.run(running))
-            for batch in (first, second)
+            tensors_out((batch.part(0, 2) if batch.size else batch).run(self.network)) for batch in (first, second)
         )
         both = zip(mine, theirs, strict=False)
         return len(mine) == len(theirs) and all(a.shape == b.shape and torch.allclose(a, b) for a, b in both)
@@ -120,30 +119,29 @@ class _Runs:
     """Runs the network on samples of each kind (types, and sizes of one sample), before any other work is done."""
 
     def __init__(self, network: nn.Module, coupling: Coupling) -> None:
-        self.running, self.expected = apart(network), described(examples(coupling.inputs))
+        self.network, self.expected = network, described(examples(coupling.inputs))
         self.seen = set[object]()
 
     def __call__(self, batch: Batch) -> Batch:
         kind = tuple((t.dtype, t.shape[1:]) for t in tree_leaves_only(Tensor, (batch.args, dict(batch.kwargs))))
         if kind not in self.seen:
             self.seen.add(kind)
-            if not (batch.size > 2 and self._runs(batch.part(0, 2))):
-                self._run(batch)
+            problem = self._problem(batch.part(0, 2) if batch.size > 2 else batch)
+            problem = problem and self._problem(batch)  # it may take batches of one size only
+            if problem:
+                raise PassError(
+                    f"{problem}; pass inputs like the example inputs, which are {self.expected}"
+                ) from problem
         return batch
 
-    def _runs(self, batch: Batch) -> bool:
-        try:
-            self._run(batch)
-        except PassError:  # a network may take batches of one size only: the whole batch decides
-            return False
-        return True
-
     @torch.no_grad()
-    def _run(self, batch: Batch) -> None:
+    def _problem(self, batch: Batch) -> PassError | None:
+        """Why the network does not run on a batch."""
         try:
-            batch.run(self.running)
+            batch.run(self.network)
         except PassError as error:
-            raise PassError(f"{error}; pass inputs like the example inputs, which are {self.expected}") from error
+            return error
+        return None
 
 
 def count_samples(batches: Iterable[Batch]) -> int:

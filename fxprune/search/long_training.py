@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from fxprune.data.loops import autocast, placed, shown
 from fxprune.errors import FxpruneError, InputError
 from fxprune.io.storage import write_bytes
-from fxprune.io.tensors import clone, modes_of, put_modes, put_tensors, tensors_of, to_bytes
+from fxprune.io.tensors import modes_of, put_modes, put_tensors, tensors_of, to_bytes
 from fxprune.journal.read_run import read_run
 from fxprune.journal.restoring import restored
 from fxprune.problem.inputs import described
@@ -38,6 +38,7 @@ from passes.process.source_lines import said
 from passes.statistics import Batch
 from passes.statistics.divergence import tensors_out
 from passes.statistics.observing import inputs_of
+from passes.stream.network_copies import clone
 
 log = logging.getLogger(__name__)
 

@@ -34,12 +34,12 @@ from passes import (
 )
 from passes.errors import CaptureError
 from passes.frontend.fidelity import settle
-from passes.graph.annotations import copied_network
 from passes.repair import SegmentRepair
 from passes.repair.batch_norms import reestimated, settled
 from passes.statistics import Batch
 from passes.statistics.divergence import divergence, outputs_of
 from passes.stream.call_arguments import tensors_of as inputs_in
+from passes.stream.network_copies import copied_network
 
 log = logging.getLogger(__name__)
 NORM_SAMPLES = 1024  # norms of a candidate are estimated on so many

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -51,11 +50,6 @@ def facts_of(gm: fx.GraphModule) -> Facts:
 def note(gm: fx.GraphModule, **changes: Any) -> None:
     """Note these facts of `gm` beside what is known."""
     gm.meta[KEY] = replace(facts_of(gm), **changes)
-
-
-def copied_network(network: nn.Module) -> nn.Module:
-    """A deep copy for other weights: known by the same plan and coupling, no longer by a proof."""
-    return forgetting_proofs(copy.deepcopy(network))
 
 
 def forgetting_proofs(network: nn.Module) -> nn.Module:

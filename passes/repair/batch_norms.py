@@ -9,12 +9,13 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from passes.graph.annotations import copied_network
 from passes.graph.module_copies import owned_tensors
 from passes.ops import signature, traits_of
 from passes.ops.meta_shapes import LightMode
+from passes.process.hook_state import hooks_kept
 from passes.statistics.batches import Batch
 from passes.statistics.observing import evaluating
+from passes.stream.network_copies import copied_network
 from passes.stream.stream_copies import scripted_modules
 
 
@@ -84,7 +85,7 @@ M = TypeVar("M", bound=LightMode)
 
 def _watched(mode: M, network: nn.Module, batches: Sequence[Batch]) -> M:
     """`mode`, after `network` has run in eval mode under it on all `batches`."""
-    with evaluating(network):
+    with evaluating(network), hooks_kept([network]):
         for batch in batches:
             with mode:
                 batch.run(network)

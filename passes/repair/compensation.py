@@ -17,7 +17,7 @@ from passes.arguments import has_weights, is_a, number
 from passes.axes.index_sets import survivors
 from passes.documents.plan import Plan
 from passes.errors import ArgumentError, PlanError
-from passes.graph.annotations import copied_network, forgetting_proofs
+from passes.graph.annotations import forgetting_proofs
 from passes.graph.module_copies import modules_of, owned_tensors
 from passes.process.settings import tensors_with_values
 from passes.repair.closed_form import RIDGES, LayerRepair, Solved, solve
@@ -25,6 +25,7 @@ from passes.repair.judging import HeldInputs
 from passes.repair.uses import Uses
 from passes.statistics.record import Statistics
 from passes.statistics.sites import Kept, Site, kept_of, remaining_elements
+from passes.stream.network_copies import copied_network
 
 _repairs: weakref.WeakKeyDictionary[nn.Module, tuple[LayerRepair, ...]] = weakref.WeakKeyDictionary()
 

@@ -18,7 +18,6 @@ from passes.arguments import got, integer, is_a, tell
 from passes.axes.index_sets import survivors
 from passes.documents.plan import Plan
 from passes.errors import PassError, PlanError
-from passes.graph.annotations import copied_network
 from passes.graph.module_copies import owned_tensors
 from passes.graph.nodes import input_nodes
 from passes.ops import Value
@@ -36,6 +35,7 @@ from passes.statistics.sites import Site
 from passes.statistics.watching import Watcher
 from passes.stream.graph_stream import as_arguments
 from passes.stream.inference import composite_attention
+from passes.stream.network_copies import copied_network
 
 log = logging.getLogger(__name__)
 FEWEST = 2  # readings for each column of a weight, below which it is not fitted: it would follow noise
@@ -101,12 +101,10 @@ def refine(
     plan.check(coupling)
     _made_by(plan, coupling, pruned)
     made = copied_network(pruned)
-    teacher = apart(dense)
-    fitted, judged = _split(teacher, coupling, batches, held)
-    assert isinstance(made, fx.GraphModule), "a copy of a graph is one"
     products = sdpa_kernel(SDPBackend.MATH)  # the only form of attention that has forward derivatives
-    assert isinstance(teacher, fx.GraphModule), "as the dense one"
-    with evaluating(made), composite_attention(), plain_recurrence(made), products:
+    with apart(dense) as teacher, evaluating(made), composite_attention(), plain_recurrence(made), products:
+        assert isinstance(made, fx.GraphModule) and isinstance(teacher, fx.GraphModule), "copies of graphs are graphs"
+        fitted, judged = _split(teacher, coupling, batches, held)
         folded = fold(made)
         done = []
         try:

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from torch import Tensor, fx, nn
 
 from passes.graph.module_copies import copy_module, evaluate_mode
 from passes.graph.shared_weights import sharing_weights
+from passes.process.hook_state import hooks_kept
 
 
-def apart(network: nn.Module) -> nn.Module:
+@contextmanager
+def apart(network: nn.Module) -> Iterator[nn.Module]:
     """A copy in eval mode, with tensors and attributes of its own; ties and gradient flags as in `network`.
 
     What programs write: counters, caches, running means, and parameters as well (an embedding with a greatest norm,
-    weights that are clamped before they are used).
+    weights that are clamped before they are used). What hooks keep elsewhere is put back on leaving.
     """
+    with hooks_kept([network]):
+        yield _copy(network)
+
+
+def _copy(network: nn.Module) -> nn.Module:
     made: dict[int, Tensor] = {}
 
     def own(tensor: Tensor) -> Tensor:

@@ -81,17 +81,17 @@ def classes_of(scores: Tensor) -> int | None:
 @torch.no_grad()
 def outputs_of(network: nn.Module, batches: Sequence[Batch]) -> list[list[Tensor]]:
     """The output tensors of each batch."""
-    running = apart(network)
-    return [tensors_out(batch.run(running)) for batch in batches]
+    with apart(network) as running:
+        return [tensors_out(batch.run(running)) for batch in batches]
 
 
 @torch.no_grad()
 def divergence(network: nn.Module, batches: Sequence[Batch], dense: Sequence[Sequence[Tensor]]) -> float:
     """The mean distance of a network's outputs from `dense` ones (of `outputs_of`), weighted by samples."""
     total, count = 0.0, 0
-    running = apart(network)
-    for batch, expected in zip(batches, dense, strict=True):
-        size = max(batch.size, 1)
-        total += float(distance(expected, tensors_out(batch.run(running)))) * size
-        count += size
+    with apart(network) as running:
+        for batch, expected in zip(batches, dense, strict=True):
+            size = max(batch.size, 1)
+            total += float(distance(expected, tensors_out(batch.run(running)))) * size
+            count += size
     return total / max(count, 1)

@@ -82,11 +82,10 @@ def observe(
         if read.shape[1]:
             known.add(read, found.count / read.shape[1])
 
-    running = apart(model)
-    watcher = Watcher(running, seen)
     sums = GradientSums(coupling, gradients, seed) if gradients is not None else None
     samples, held_samples, inputs = 0, 0, _Inputs()
-    with composite_attention(), plain_recurrence(model):
+    with apart(model) as running, composite_attention(), plain_recurrence(model):
+        watcher = Watcher(running, seen)
         for batch in batches_of(model, batches, inputs_of(model, coupling)):
             for part, is_held in _parts(batch, samples, held_samples):
                 held[0] = is_held

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from passes.process.hook_state import filled_cells
 from passes.stream.call_arguments import attributes_of, is_cache
 
 _LEAVES = (Tensor, Number, np.generic, str, bytes, bytearray, range)
@@ -93,7 +94,8 @@ def _parts(item: Any, caches: bool) -> list[object] | None:
     if isinstance(item, (nn.Module, *_CLOSED)):
         return []
     if isinstance(item, types.FunctionType):
-        return [*_captured(item), *(item.__defaults__ or ()), *(item.__kwdefaults__ or {}).values()]
+        enclosing = [cell.cell_contents for cell in filled_cells(item)]
+        return [*enclosing, *(item.__defaults__ or ()), *(item.__kwdefaults__ or {}).values()]
     if isinstance(item, _LISTED):
         return _with_attributes(item, list(item))
     if isinstance(item, Mapping):
@@ -114,15 +116,6 @@ def _with_attributes(item: object, parts: list[object]) -> list[object]:
     known = set(map(id, parts))
     more = getattr(item, "__dict__", {}).values()
     return [*parts, *(held for held in more if id(held) not in known and not isinstance(held, Mapping))]
-
-
-def _captured(function: types.FunctionType) -> Iterator[object]:
-    """What a function inside another one has of it."""
-    for cell in function.__closure__ or ():
-        try:
-            yield cell.cell_contents
-        except ValueError:  # not assigned yet
-            continue
 
 
 def _comparable(leaf: object) -> Iterator[Any]:

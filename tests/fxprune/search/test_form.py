@@ -17,10 +17,11 @@ import fxprune
 from fxprune import Budget, FineTune, NetAdaptResult, export, finetune, load, netadapt
 from fxprune.errors import InputError
 from fxprune.exporters import ExportError
-from fxprune.io.tensors import clone, sharing
+from fxprune.io.tensors import sharing
 from fxprune.problem import inputs
 from fxprune.search import proof
 from passes import CaptureError, EquivalenceError, PassError, apply_plan, capture, couple, plan_of, verify
+from passes.stream.network_copies import clone
 
 IMAGE = torch.randn(2, 3, 9, 9, generator=torch.Generator().manual_seed(0))
 STEPS = {"netadapt_max_iter": 2, "netadapt_max_rounds": 2}

@@ -1,0 +1,35 @@
+"""Copies of whole networks, with whatever their programs and hooks hold."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+
+from torch import Tensor, fx, nn
+
+from passes.graph.annotations import forgetting_proofs
+from passes.graph.module_copies import Copies
+from passes.stream.results import tensors_in
+
+
+def clone(network: nn.Module) -> nn.Module:
+    """A copy that shares no tensor with the network.
+
+    What a hook computes anew in each forward (the weight of a weight_norm) and torch refuses to copy, because it has
+    a history of gradients, is copied as it is now, without that history. Objects that refuse to be copied are shared.
+    """
+    memo: dict[int, object] = {id(t): t.detach().clone() for t in held_tensors(network) if not t.is_leaf}
+    if isinstance(network, fx.GraphModule):
+        return copy.deepcopy(network, memo)
+    return Copies(network, lambda _, tensor: copy.deepcopy(tensor, memo), memo).module(network)
+
+
+def copied_network(network: nn.Module) -> nn.Module:
+    """A copy for other weights: known by the same plan and coupling, no longer by a proof."""
+    return forgetting_proofs(clone(network))
+
+
+def held_tensors(network: nn.Module) -> Iterator[Tensor]:
+    """All tensors of the modules: parameters, buffers, attributes, and those that other objects and hooks hold."""
+    for module in network.modules():
+        yield from tensors_in(vars(module), caches=True)

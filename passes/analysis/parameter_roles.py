@@ -30,7 +30,7 @@ def roles_of(
     uses: dict[tuple[str, Variable], str] = {}
     for record in records:
         of_parameters = [(place, value) for place, value in enumerate(record.inputs) if value.parameters]
-        stated = traits_of(record.func).roles or {} if of_parameters else {}
+        stated = _stated_roles(record) if of_parameters else {}
         for place, value in of_parameters if stated or record.macs else ():
             for variable, role in _uses(record, place, value, stated).items():
                 for tensor in value.parameters:
@@ -47,12 +47,17 @@ def roles_of(
     return roles
 
 
-def _uses(record: Record, place: int, value: Value, stated: Mapping[str, str]) -> dict[Variable, str]:
-    """What the variables of a parameter are used as that is operand number `place`. stated: the operator's `roles`."""
-    for name, role in stated.items():
-        given = record.argument(name)
-        if isinstance(given, Slot) and given.number == place:
-            return {v: role for axis in value.axes for v in leaves(axis)}
+def _stated_roles(record: Record) -> dict[int, str]:
+    """The operator's `roles` (see `Traits`), by the numbers of the operands that they are stated of."""
+    stated = (traits_of(record.func).roles or {}).items()
+    given = [(record.argument(name), role) for name, role in stated]
+    return {argument.number: role for argument, role in given if isinstance(argument, Slot)}
+
+
+def _uses(record: Record, place: int, value: Value, stated: Mapping[int, str]) -> dict[Variable, str]:
+    """What the variables of a parameter are used as that is operand number `place`. stated: see `_stated_roles`."""
+    if place in stated:
+        return {v: stated[place] for axis in value.axes for v in leaves(axis)}
     if not record.macs or len(value.axes) < 2:
         return {}
     mine = [v for axis in value.axes for v in leaves(axis)]

@@ -21,7 +21,7 @@ def variables_used(records: Sequence[Record]) -> set[Variable]:
     used: set[Variable] = set()
     needed: set[int] = set()
     for record in reversed(records):
-        if any(value.from_inputs for value in record.inputs):
+        if any([value.from_inputs for value in record.inputs]):
             for value in record.inputs:
                 if value.key not in needed:
                     needed.add(value.key)

@@ -72,7 +72,7 @@ def _is_plain(value: object) -> TypeGuard[torch.Tensor]:
 def _changed(module: nn.Module) -> bool:
     """Whether a call of `module` does more, or something else, than its class says."""
     own = module.__dict__
-    if own["_forward_pre_hooks"] or own["_forward_hooks"] or not _REPLACEABLE.isdisjoint(own):
+    if own["_forward_pre_hooks"] or own["_forward_hooks"] or not own.keys().isdisjoint(_REPLACEABLE):
         return True
     if has_global_hooks():
         return True

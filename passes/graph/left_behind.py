@@ -91,7 +91,7 @@ def _sharing(named: list[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, str]]
     """Names of tensors that are not the same, and of which one lies in the memory of the other."""
     spans = []
     for name, tensor in named:
-        if tensor.layout == torch.strided and not tensor.is_meta and tensor.numel():
+        if not tensor.is_meta and tensor.layout == torch.strided and tensor.numel():
             reach = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
             start = tensor.data_ptr()
             spans.append((str(tensor.device), start, start + reach * tensor.itemsize, name))

@@ -2,7 +2,7 @@
 
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -38,15 +38,17 @@ def attributes_restored(model: nn.Module) -> Iterator[None]:
                     _refill(container, contents)
 
 
-@contextmanager
-def parametrizations_kept(module: nn.Module) -> Iterator[None]:
+def parametrizations_kept(module: nn.Module) -> AbstractContextManager[None]:
     """Inside the block parametrized tensors of the module can be read, which runs code that may write into its state.
 
     A spectral norm makes a step of its power iteration each time in train mode.
     """
-    if not is_parametrized(module):
-        yield
-        return
+    # Parametrizations are a child; most layers have none, and to ask for an attribute that is missing takes long.
+    return _put_back(module) if children_of(module) and is_parametrized(module) else nullcontext()
+
+
+@contextmanager
+def _put_back(module: nn.Module) -> Iterator[None]:
     held = module.parametrizations
     assert isinstance(held, nn.Module), "it is parametrized"
     before = [(tensor, tensor.detach().clone()) for tensor in (*held.parameters(), *held.buffers())]

@@ -91,11 +91,14 @@ states(aten.addmm, meta=shaped(_product_added, any_layout=True))
 )  # fmt: skip
 def convolution(call: Call) -> list[list[Axis]]:
     """Convolution of any rank, grouped and transposed: MACs are the weight's elements at every place it is applied."""
-    weight = "(g i) o *k" if call["transposed"] else "(g o) i *k"
-    outputs, solved = solve(
-        call, f"n (g i) *s, {weight}, (g o)? -> n (g o) *t",
-        [call["input"], call["weight"], call["bias"]], {"g": call["groups"]},
-    )  # fmt: skip
+    operands, groups = [call["input"], call["weight"], call["bias"]], call["groups"]
+    if groups == 1 and not call["transposed"] and min(operands[1].shape[:2]) > 1:
+        outputs, solved = solve(call, "n i *s, o i *k, o? -> n o *t", operands)
+        solved.one["g"] = ONE  # what the equation with groups gives, which takes twice as long
+    else:
+        weight = "(g i) o *k" if call["transposed"] else "(g o) i *k"
+        equation = f"n (g i) *s, {weight}, (g o)? -> n (g o) *t"
+        outputs, solved = solve(call, equation, operands, {"g": groups})
     call.literal("groups", solved["g"])
     call.count(*solved.lookup("n g o i *k"), *solved["*s" if call["transposed"] else "*t"])
     return outputs

@@ -99,12 +99,16 @@ NORM: dict[str, Any] = {"roles": {"weight": "scale"}, "fuses": True}
 )  # fmt: skip
 def batch_norm(call: Call) -> list[list[Axis]]:
     """Channels are carried; statistics of the batch (weights standardised by batch_norm, say) mix all other axes."""
-    operands = [call.get(name) for name in ("input", "weight", "bias", "running_mean", "running_var")]
-    outputs, _ = solve(call, "n c ..., c?, c?, c?, c? -> n c ...", operands)
-    if call.get("training") or operands[3] is None:
-        call.mix([axis for dim, axis in enumerate(outputs[0]) if dim != 1])
-    channels = call.axes("input")[1]
-    return outputs + [[channels] if tuple(t.shape) == (channels.size,) else call.fixed(n) for n, t in _others(call)]
+    batch, channels, *space = call.axes("input")
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        tensor = call.get(name)
+        if tensor is not None:
+            call.tie(channels, *call.axes(tensor))
+    batch, channels = call.space.resolve(batch), call.space.resolve(channels)
+    if call.get("training") or call.get("running_mean") is None:
+        call.mix([batch, *space])
+    statistics = [[channels] if tuple(t.shape) == (channels.size,) else call.fixed(n) for n, t in _others(call)]
+    return [[batch, channels, *space], *statistics]
 
 
 states(aten.native_batch_norm, meta=plain(_batch_on_meta))

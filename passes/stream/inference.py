@@ -207,10 +207,12 @@ class Inference(LightMode):
         reasons: dict[str, Reason] = {}
 
         def because(text: str) -> Reason:
-            if text not in reasons:
-                same = next(iter(reasons.values()), None) or self.reason(ops.spelled(func), text)  # of this call
-                reasons[text] = Reason(text, same.node, same.op, same.source)
-            return reasons[text]
+            known = reasons.get(text)
+            if known is None:
+                same = next(iter(reasons.values()), None)  # of this call, whose place is known then
+                known = Reason(text, same.node, same.op, same.source) if same else self.reason(ops.spelled(func), text)
+                reasons[text] = known
+            return known
 
         record.dtypes = [tensor.dtype for tensor in outputs]
         call = Call(func, args, kwargs, operands, outputs, self.space, self.value, record, because)

@@ -33,6 +33,8 @@ from passes.stream.module_stream import ModuleInference, Watching, input_on_meta
 from passes.stream.results import Left, tensors_in
 from passes.stream.stream_copies import State, scripted_modules, stream_copy
 
+OF_INPUTS = "an input of the model keeps its shape"
+
 
 @dataclass(frozen=True)
 class Beside:
@@ -162,7 +164,7 @@ class ModuleRun:
         for tensor in tensors_of(arguments):
             if id(tensor) not in given:
                 given[id(tensor)] = made = tensor.detach().clone() if mode.real else input_on_meta(tensor)
-                reason = Reason("an input of the model keeps its shape", "input")
+                reason = Reason(OF_INPUTS, "input")
                 axes = tuple(Constant(int(s), reason) for s in tensor.shape)
                 inputs.append(Value("input", axes, from_inputs=True))
                 mode.hold(made, inputs[-1])

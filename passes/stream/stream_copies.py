@@ -122,7 +122,7 @@ class State:
             (module.__dict__, name, value)
             for module in modules
             for name, value in module.__dict__.items()
-            if type(value) not in PLAIN and name not in OF_TORCH and _may_change(value)
+            if name not in OF_TORCH and type(value) not in PLAIN and _may_change(value)
         ]
         holds_others = any(not is_plain_list(value) for _, _, value in mutable)
         stay = (*modules, *(tensor for _, tensor in owned_tensors(by_path[""]))) if holds_others else ()

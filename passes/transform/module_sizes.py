@@ -18,7 +18,7 @@ from passes.graph.shared_weights import parametrizations_kept
 from passes.stream.head_attention import HeadAttention, is_torchs_attention, with_heads
 from passes.stream.restated_calls import SIZES, Restated, RestatedForward
 from passes.stream.skipped_branches import Silent, WithoutBranch
-from passes.transform.resize_modules import SIZED, resize_view_module
+from passes.transform.resize_modules import NORMS, SIZED, resize_view_module
 from passes.transform.size_attributes import set_integer
 from passes.transform.slicing import Slicing
 
@@ -28,13 +28,7 @@ def fit(module: nn.Module, slicing: Slicing, edits: Sequence[Edit], literals: Se
     modules = modules_of(module)
     for path, part in modules.items():
         if isinstance(part, SIZED):
-            with parametrizations_kept(part):
-                weightless = getattr(part, "weight", None) is None  # else the weight says how many channels there are
-            shape = slicing.first_inputs.get(path) if weightless else None
-            channels = None
-            if shape is not None and len(shape) > 1:
-                channels = shape[-1] if isinstance(part, (nn.LayerNorm, nn.RMSNorm)) else shape[1]
-            slicing.resize(path, part, path, channels)
+            slicing.resize(path, part, path, _channels(part, path, slicing) if isinstance(part, NORMS) else None)
         elif isinstance(part, HeadAttention) or is_torchs_attention(part):
             _fit_attention(part, path, slicing)
     for part in modules.values():
@@ -57,6 +51,16 @@ def fit(module: nn.Module, slicing: Slicing, edits: Sequence[Edit], literals: Se
         for method in dict.fromkeys(("forward", *(name for item in here for name in item.site.methods))):
             if isinstance(inspect.getattr_static(type(caller), method, None), FunctionType):
                 setattr(caller, method, RestatedForward(caller, here, method))
+
+
+def _channels(part: nn.Module, path: str, slicing: Slicing) -> int | None:
+    """How many channels enter a normalisation; None where it has a weight, which says so itself."""
+    with parametrizations_kept(part):
+        weightless = getattr(part, "weight", None) is None
+    shape = slicing.first_inputs.get(path) if weightless else None
+    if shape is None or len(shape) < 2:
+        return None
+    return shape[-1] if isinstance(part, (nn.LayerNorm, nn.RMSNorm)) else shape[1]
 
 
 def _restated(literal: Literal, slicing: Slicing) -> Restated:

@@ -16,6 +16,7 @@ SIZED = (
     *(NormBase, nn.PReLU, nn.Embedding, nn.EmbeddingBag),
     *(nn.RNNCellBase, nn.Bilinear, nn.ChannelShuffle, nn.RNNBase, nn.Unflatten),
 )
+NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, NormBase)  # those that may have no tensor, and ask for `channels`
 COUNTING = (ConvNd, nn.GroupNorm, nn.ChannelShuffle)  # those of them that count groups
 
 

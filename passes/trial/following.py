@@ -6,7 +6,7 @@ import itertools
 import math
 import operator
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, NoReturn
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from passes.analysis.tape import once_each
-from passes.axes.expressions import Axis, Constant, Product, Sum, Variable, leaves
+from passes.axes.expressions import Axis, Constant, Product, Sum, leaves
 from passes.ops import Record, Slot, Value, spelled, traits_of
 from passes.ops import constant_indices as numbers
 from passes.ops.call import signature
@@ -24,6 +24,7 @@ from passes.ops.table import Picked
 from passes.ops.views import COPIES, VIEWS, segments
 from passes.process.torch_private import OpOverload, schema_of
 from passes.stream.inference import ATTRIBUTE
+from passes.stream.module_run import OF_INPUTS
 from passes.stream.module_stream import Watching, is_data
 from passes.stream.restated_calls import Position
 from passes.transform.slicing import Slicing
@@ -280,7 +281,8 @@ class AtOtherSizes(Following):
     It has to make the same calls, with the same tensors of the module, and to cut these at the same positions. Axes of
     units are as long as promised, and so is all that no data of the inputs enters; other axes of constants may be
     longer, where their length follows from the inputs'. A length that is stated in a call may have been computed from a
-    pruned size: such must have occurred before. Where an axis is made of units and of constants, no run decides:
+    pruned size: such must have occurred before. An axis of units and of constants (what a flatten makes of channels and
+    of a pooled image) has to be as long as promised too. Where these constants are a size of the inputs it cannot be:
     ValueError.
 
     inputs: of each dimension of the inputs, its length on the tape and here.
@@ -290,7 +292,7 @@ class AtOtherSizes(Following):
         super().__init__(promised, False)
         self._met = inputs
         exact = once_each(lambda axis: (self.slicing.size(axis), self.slicing.size(axis)))
-        data = once_each(lambda axis: exact(axis) if _has_units(axis) else (axis.size, _ANY))
+        data = once_each(lambda axis: exact(axis) if _stays_as_long(axis) else (axis.size, _ANY))
         self._lengths: list[list[tuple[tuple[int, int], ...]]] = []
         for record in self.tape:
             static = record.inputs and not any([value.from_inputs for value in record.inputs])
@@ -321,9 +323,11 @@ class AtOtherSizes(Following):
         super()._compare(record, func, args, kwargs, operands, outputs)
         met = self._met
         for value, tensor, limits in zip(record.outputs, outputs, self._lengths[self.place], strict=True):
-            pairs = [(least, size) for (least, _), size in zip(limits, tensor.shape, strict=True)]
-            new = {dim: pair for dim, pair in enumerate(pairs) if pair[0] < pair[1] and pair not in met}
-            if new and not self._says_the_same(record, args, kwargs):
+            sizes = enumerate(zip(limits, tensor.shape, strict=True))
+            new = {dim: (least, n) for dim, ((least, _), n) in sizes if least < n and (least, n) not in met}
+            if not new:
+                continue
+            if not self._says_the_same(record, args, kwargs):
                 unmet = set(new)
                 if func in VIEWS:
                     before, after = ([axis.size for axis in v.axes] for v in (record.inputs[0], value))
@@ -383,15 +387,22 @@ def cut_dimension(record: Record) -> int:
     return int(kwargs.get("dim", args[place] if len(args) > place else 0))
 
 
-def _has_units(axis: Axis) -> bool:
-    """Whether an axis is made of variables, and not of constants. Raises ValueError where it is made of both."""
-    if isinstance(axis, (Variable, Constant)):
-        return isinstance(axis, Variable)
-    parts = axis.terms if isinstance(axis, Sum) else axis.factors if isinstance(axis, Product) else (axis.variable,)
-    found = {_has_units(part) for part in parts}
-    if len(found) > 1:
-        raise ValueError("its length depends on units and on constants")
-    return found == {True}
+def _stays_as_long(axis: Axis) -> bool:
+    """Whether an axis has units. Raises ValueError where a size of the inputs lengthens it nevertheless."""
+    if not leaves(axis):
+        return False
+    if any(constant.reason is not None and constant.reason.text == OF_INPUTS for constant in _constants_in(axis)):
+        raise ValueError("its length depends on units and on a size of the inputs")
+    return True
+
+
+def _constants_in(axis: Axis) -> Iterator[Constant]:
+    """The constants that an axis is made of."""
+    if isinstance(axis, Constant):
+        yield axis
+    elif isinstance(axis, (Sum, Product)):
+        for part in axis.terms if isinstance(axis, Sum) else axis.factors:
+            yield from _constants_in(part)
 
 
 def _fit(lengths: Sequence[tuple[tuple[int, int], ...]], got: Shapes) -> bool:

@@ -24,6 +24,7 @@ from passes.graph.module_copies import like, modules_of
 from passes.masked.masked_stream import MaskedInference
 from passes.ops import Record
 from passes.ops import constant_indices as numbers
+from passes.ops.meta_shapes import empty_on_meta
 from passes.process.source_lines import innermost_line, said
 from passes.stream.call_arguments import Arguments, replaced, tensors_of
 from passes.stream.call_log import LastCall, LoggedCall, Logging, paths_of
@@ -161,7 +162,7 @@ class Trial:
     def data(self) -> dict[str, torch.Tensor]:
         """What stands for those tensors of the module that are cut."""
         size, known = self.slicing.size, self.coupling.structure.tensors
-        found, empty = {}, cache(lambda shape, dtype: torch.empty(shape, dtype=dtype, device="meta"))
+        found, empty = {}, cache(empty_on_meta)
         for name, tensor in self.copy.originals.items():
             shape = tuple([size(axis) for axis in known[self.coupling.aliases[name]]])
             if shape != tensor.shape:

@@ -10,6 +10,7 @@ from torch import fx, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from passes.graph.module_copies import modules_of
+from passes.process.hook_state import refill
 from passes.process.torch_private import buffers_of, children_of, transient_of
 
 # Exact types: a subclass may refuse to be emptied (fx's immutable_list) or cost more than it is worth.
@@ -35,7 +36,7 @@ def attributes_restored(model: nn.Module) -> Iterator[None]:
             module.__dict__.update(attributes)
             for container, contents in containers:
                 if container or contents:
-                    _refill(container, contents)
+                    refill(container, contents)
 
 
 def parametrizations_kept(module: nn.Module) -> AbstractContextManager[None]:
@@ -126,11 +127,3 @@ def doubled(model: nn.Module, graph: fx.Graph) -> nn.Module:
 
 def _containers(module: nn.Module) -> list[Any]:
     return [value for value in module.__dict__.values() if type(value) in _CONTAINERS]
-
-
-def _refill(container: Any, contents: Any) -> None:
-    container.clear()
-    if isinstance(container, list):
-        container.extend(contents)
-    else:
-        container.update(contents)

@@ -43,7 +43,7 @@ def hooks_kept(networks: Iterable[object]) -> Iterator[None]:
         for cell, value in cells:
             cell.cell_contents = value
         for container, contents in containers.values():
-            _refill(container, contents)
+            refill(container, contents)
 
 
 def filled_cells(function: types.FunctionType) -> list[types.CellType]:
@@ -82,7 +82,7 @@ def _save(item: Any, saved: _Saved, depth: int) -> None:
         _save(one, saved, depth - 1)
 
 
-def _refill(container: Any, contents: Any) -> None:
+def refill(container: Any, contents: Any) -> None:
     """Put back what a container held, if it holds anything else."""
     if len(container) == len(contents) and all(a is b for a, b in zip(_flat(container), _flat(contents), strict=True)):
         return

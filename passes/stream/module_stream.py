@@ -116,8 +116,7 @@ class ModuleInference(Inference):
             freed, key, records = self.freed, value.key, self.records
             weakref.finalize(tensor, lambda: freed.append((len(records), key))).atexit = False
         else:
-            self.values.append(value)
-            tensor._fxprune_value = value  # type: ignore[attr-defined]
+            super().attach(tensor, value)
             tensor._fxprune_lifetime = _Lifetime(self, value.key, tensor)  # type: ignore[attr-defined]
 
     def hold(self, tensor: torch.Tensor, value: Value) -> None:
@@ -126,8 +125,7 @@ class ModuleInference(Inference):
         if self._is_constant(tensor):
             self.attach(tensor, value)
         else:
-            self.values.append(value)
-            tensor._fxprune_value = value  # type: ignore[attr-defined]
+            super().attach(tensor, value)
 
     def restate(self, tensor: torch.Tensor, value: Value) -> None:
         """State again what a tensor that is kept was held as: runs under other modes say otherwise."""

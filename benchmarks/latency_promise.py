@@ -181,10 +181,10 @@ def runtime_alone(backend: str, network: Any, x: Any, path: Path) -> Callable[[]
         from executorch.runtime import Runtime
 
         with torch.no_grad():
-            program = torch.export.export(network.eval(), (x,))
-        lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()]).to_executorch()
-        method = Runtime.get().load_program(lowered.buffer).load_method("forward")
-        return lambda: method.execute([x])
+            exported = torch.export.export(network.eval(), (x,))
+        lowered = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()]).to_executorch()
+        program = Runtime.get().load_program(lowered.buffer)  # a method does not keep it alive
+        return lambda: program.load_method("forward").execute([x])
     if backend == "compile":
         compiled = torch.compile(network.eval(), dynamic=False)
         return torch.inference_mode()(lambda: compiled(x))

@@ -39,9 +39,10 @@ class ExecuTorch(Timed):
         args, kwargs = called(gm, example_inputs)
         try:
             with torch.no_grad():
-                program = torch.export.export(gm, args, kwargs)
-            lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()]).to_executorch()
-            method = Runtime.get().load_program(lowered.buffer).load_method("forward")
+                exported = torch.export.export(gm, args, kwargs)
+            lowered = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()]).to_executorch()
+            program = Runtime.get().load_program(lowered.buffer)
+            method = program.load_method("forward")  # once: the program keeps it
         except Exception as error:  # of the exporter, the partitioner and the runtime, which share no class
             said = (str(error).splitlines() or [type(error).__name__])[0]
             raise BackendError(f"executorch cannot take the network: {said}") from error
@@ -49,7 +50,7 @@ class ExecuTorch(Timed):
             raise BackendError("executorch cannot take the network: its program has no forward")
         inputs = tree_leaves_only(Tensor, (args, kwargs))
 
-        def run() -> object:
-            return method.execute(inputs)
+        def run() -> object:  # from the program, whose memory the method reads and does not keep
+            return program.load_method("forward").execute(inputs)
 
         return run

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 import types
+import weakref
 from typing import Any
 
 import numpy as np
@@ -93,18 +94,31 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, missing: str,
         find(backend)
 
 
-class Program:
+class Lowered:
     """What an export is lowered to, as a fake of ExecuTorch has it: it runs the exported module itself."""
 
     def __init__(self, exported: Any) -> None:
-        self.exported, self.buffer = exported, self
+        self.buffer = exported.module()
 
-    def to_executorch(self) -> Program:
+    def to_executorch(self) -> Lowered:
         return self
 
+
+class Program:
+    """What the fake runtime loads. Its method, as a real one, reads the memory of the program and keeps none of it."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
     def load_method(self, name: str) -> Any:
-        module = self.exported.module()
-        return types.SimpleNamespace(execute=lambda inputs: [module(*inputs)]) if name == "forward" else None
+        program = weakref.ref(self)
+
+        def execute(inputs: Any) -> list[Any]:
+            held = program()
+            assert held is not None, "the program is gone: the real runtime ends the process here"
+            return [held.module(*inputs)]
+
+        return types.SimpleNamespace(execute=execute) if name == "forward" else None
 
 
 @pytest.fixture
@@ -115,8 +129,8 @@ def executorch(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         "extension.pybindings.portable_lib": {"_unsafe_reset_threadpool": threads.append},
         "version": {"__version__": "0.0.1"},
         "backends.xnnpack.partition.xnnpack_partitioner": {"XnnpackPartitioner": object},
-        "exir": {"to_edge_transform_and_lower": lambda exported, partitioner: Program(exported)},
-        "runtime": {"Runtime": types.SimpleNamespace(get=lambda: types.SimpleNamespace(load_program=lambda b: b))},
+        "exir": {"to_edge_transform_and_lower": lambda exported, partitioner: Lowered(exported)},
+        "runtime": {"Runtime": types.SimpleNamespace(get=lambda: types.SimpleNamespace(load_program=Program))},
     }
     for name in parts:
         names = name.split(".")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -95,8 +95,13 @@ def from_bytes(data: bytes) -> dict[str, Tensor]:
 
 def fingerprint(network: nn.Module) -> str:
     """A SHA-256 over names, shapes, types and values of all tensors."""
+    return digest_of(named_tensors(network))
+
+
+def digest_of(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """`fingerprint` of tensors with their names."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(named_tensors(network)):
+    for name, tensor in sorted(tensors):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         flat = tensor.detach().to("cpu").contiguous().reshape(-1)
         digest.update(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"")

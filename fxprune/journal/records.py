@@ -39,6 +39,7 @@ class Identity(TypedDict):
     fxprune: str
     torch: str
     graph: str
+    program: str
     weights: str
     example_inputs: str
     budgets: list[dict[str, object]]

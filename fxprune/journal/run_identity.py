@@ -17,6 +17,7 @@ from fxprune.errors import JournalError
 from fxprune.io.outline import outline_of
 from fxprune.io.tensors import fingerprint
 from fxprune.journal.goals import without_goal
+from fxprune.journal.program_digest import program_digest
 from fxprune.journal.records import Identity, frozen_parts
 from fxprune.problem.blocks import modules_of_block
 from fxprune.problem.inputs import described
@@ -26,7 +27,7 @@ from passes import cost
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2
+FORMAT = 3
 # What may differ between a run and its continuation: who trains and where things lie, not what comes out. `input` is
 # how the example inputs are named, which stand in the identity themselves.
 FREE = ("workers", "worker_retries", "candidate_time_limit", "ray", "netadapt_dir", "input", "keep_rounds")
@@ -42,6 +43,7 @@ def identity_of(problem: Problem) -> Identity:
                 "fxprune": version.__version__,
                 "torch": torch.__version__,
                 "graph": problem.coupling.fingerprint,
+                "program": program_digest(problem.dense, problem.coupling),
                 "weights": fingerprint(problem.dense),
                 "example_inputs": described(problem.example_inputs),
                 "budgets": [budget.to_dict() for budget in problem.budgets],
@@ -118,8 +120,9 @@ def check_same(folder: Path, recorded: Identity, asked: Identity) -> None:
     stored, now = without_goal(recorded), without_goal(asked)
     said = {
         "format": "the journal's format", "fxprune": "fxprune's version", "torch": "torch's version",
-        "graph": "the model's graph", "weights": "the model's weights", "train": "whether there is a train function",
-        "evaluate": "whether there is an evaluate function", 
+        "graph": "the model's graph", "program": "what the model computes (its operators and their numbers)",
+        "weights": "the model's weights", "train": "whether there is a train function",
+        "evaluate": "whether there is an evaluate function",
         "calibration": "the calibration data", "threads": "the number of torch's threads",
     }  # fmt: skip
     differences = []

@@ -250,7 +250,7 @@ def _epochs(
     def loss(batch: Batch) -> Tensor:
         tried[:] = [batch]
         with autocast(context, device):
-            return objective(network(*batch.args, **batch.kwargs), batch)
+            return objective(batch.call(network), batch)
 
     def share(epoch: int, step: int) -> float:
         return rate(epoch + (step / length if length else 0.0), epochs, warmup, 1 / length if length else 1.0)
@@ -313,7 +313,7 @@ def _objective(
         if teacher is None or not distill:
             return loss_of(outputs, batch.labels, loss, "finetune")
         with torch.no_grad():
-            wanted = teacher(*batch.args, **batch.kwargs)
+            wanted = batch.call(teacher)
         if len(tensors_out(outputs)) != len(tensors_out(wanted)):  # auxiliary heads that run in train mode alone
             soft = output_loss(main_output(outputs), main_output(wanted), temperature)
         else:

@@ -258,7 +258,7 @@ class FineTune:
         begin_anew(self.batches)
 
         def loss(batch: Batch) -> Tensor:
-            return loss_of(model(*batch.args, **batch.kwargs), batch.labels, self.loss, "FineTune")
+            return loss_of(batch.call(model), batch.labels, self.loss, "FineTune")
 
         batches = islice(repeated(lambda: labelled(model, self.batches, "FineTune"), "FineTune"), steps)
         for _ in optimized(optimizer, batches, loss):
@@ -282,7 +282,7 @@ class Accuracy:
         right = total = 0
         with torch.no_grad():
             for batch in labelled(model, self.batches, "Accuracy"):
-                hits, counted = right_ones(model(*batch.args, **batch.kwargs), batch.labels, "Accuracy")
+                hits, counted = right_ones(batch.call(model), batch.labels, "Accuracy")
                 right, total = right + hits, total + counted
         if not total:
             raise InputError("Accuracy: the data holds no batch; expected batches of (inputs, labels).")

@@ -10,7 +10,7 @@ from torch import fx, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from passes.graph.module_copies import modules_of
-from passes.process.hook_state import refill
+from passes.process.outside_state import refill
 from passes.process.torch_private import buffers_of, children_of, transient_of
 
 # Exact types: a subclass may refuse to be emptied (fx's immutable_list) or cost more than it is worth.

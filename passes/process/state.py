@@ -17,7 +17,7 @@ from typing import ParamSpec, TypeVar
 import numpy as np
 import torch
 
-from passes.process.hook_state import hooks_kept
+from passes.process.outside_state import outside_kept
 from passes.process.settings import settings_kept, tensors_with_values
 
 P = ParamSpec("P")
@@ -53,7 +53,7 @@ def leaves_no_trace(function: Callable[P, T]) -> Callable[P, T]:
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
         if getattr(_inside, "entered", False):  # one public call within another: the outer one puts back
             return function(*args, **kwargs)
-        with exclusive(), state_kept(), tensors_with_values(), hooks_kept([*args, *kwargs.values()]):
+        with exclusive(), state_kept(), tensors_with_values(), outside_kept([*args, *kwargs.values()]):
             _inside.entered = True
             try:
                 return function(*args, **kwargs)

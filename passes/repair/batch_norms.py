@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from passes.graph.module_copies import owned_tensors
 from passes.ops import signature, traits_of
 from passes.ops.meta_shapes import LightMode
-from passes.process.hook_state import hooks_kept
+from passes.process.outside_state import outside_kept
 from passes.statistics.batches import Batch
 from passes.statistics.observing import evaluating
 from passes.stream.network_copies import copied_network
@@ -85,7 +85,7 @@ M = TypeVar("M", bound=LightMode)
 
 def _watched(mode: M, network: nn.Module, batches: Sequence[Batch]) -> M:
     """`mode`, after `network` has run in eval mode under it on all `batches`."""
-    with evaluating(network), hooks_kept([network]):
+    with evaluating(network), outside_kept([network]):
         for batch in batches:
             with mode:
                 batch.run(network)

@@ -212,7 +212,7 @@ class _Run:
 
     def _weighted_nodes(self, batch: Batch) -> list[str]:
         """The nodes of the pruned graph that contract a parameter, found by running a few samples."""
-        small = batch.part(0, 1) if batch.size else batch
+        small = (batch.part(0, 1) if batch.size else batch).copied()  # the network may write into its inputs
         watcher = Watcher(self.pruned)
 
         class Nodes(fx.Interpreter):

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from torch import nn
 
 from passes.graph.module_copies import evaluate_mode
-from passes.process.hook_state import hooks_kept
+from passes.process.outside_state import outside_kept
 from passes.stream.network_copies import clone
 
 
@@ -19,5 +19,5 @@ def apart(network: nn.Module) -> Iterator[nn.Module]:
     What programs write: counters, caches, running means, and parameters as well (an embedding with a greatest norm,
     weights that are clamped before they are used). What hooks keep elsewhere is put back on leaving.
     """
-    with hooks_kept([network]):
+    with outside_kept([network]):
         yield evaluate_mode(clone(network))

@@ -30,10 +30,16 @@ class Batch:
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     labels: Any = None
 
+    def call(self, network: nn.Module) -> Any:
+        """What the network gives for copies of these tensors: programs write into their inputs, and batches are read
+        again."""
+        own = self.copied()
+        return network(*own.args, **own.kwargs)
+
     def run(self, network: nn.Module) -> Any:
-        """What the network gives for this batch."""
+        """`call`, with an error of the network in words. Raises PassError."""
         try:
-            return network(*self.args, **self.kwargs)
+            return self.call(network)
         except PassError:
             raise
         except Exception as error:  # the user's own code, on inputs that it may not take
@@ -61,6 +67,11 @@ class Batch:
         size = sizes.pop()
         rest = tree_leaves_only(Tensor, inputs, partial(_of_each, size))
         return size if all(t.dim() and t.shape[0] == size for t in rest) else 0
+
+    def copied(self) -> Batch:
+        """The same inputs in tensors of their own; the labels are shared."""
+        args, kwargs = pytree.tree_map_only(Tensor, Tensor.clone, (self.args, dict(self.kwargs)))
+        return Batch(args, kwargs, self.labels)
 
     def part(self, start: int, stop: int) -> Batch:
         """Samples ``start:stop`` of it."""

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from passes.process.hook_state import filled_cells
+from passes.process.outside_state import filled_cells
 from passes.stream.call_arguments import attributes_of, is_cache
 
 _LEAVES = (Tensor, Number, np.generic, str, bytes, bytearray, range)

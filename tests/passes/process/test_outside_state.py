@@ -9,7 +9,7 @@ from torch import nn
 
 from fxprune import netadapt
 from passes import apply_plan, capture, couple, verify
-from passes.process.hook_state import hooks_kept
+from passes.process.outside_state import outside_kept
 from passes.statistics import observe
 
 SEEN = []
@@ -75,7 +75,7 @@ def test_what_hooks_keep_elsewhere_is_as_it_was(number):
 
 
 def test_a_network_without_hooks_and_one_whose_hooks_fail_are_let_through():
-    with hooks_kept([nn.Linear(2, 2), 5]):
+    with outside_kept([nn.Linear(2, 2), 5]):
         pass
 
     def fails(module, inputs, output):
@@ -83,7 +83,7 @@ def test_a_network_without_hooks_and_one_whose_hooks_fail_are_let_through():
         raise ValueError("a hook's own")
 
     before = list(SEEN)
-    with pytest.raises(ValueError, match="own"), hooks_kept([net := with_hook(fails)]):
+    with pytest.raises(ValueError, match="own"), outside_kept([net := with_hook(fails)]):
         net(torch.randn(2, 6))
     assert before == SEEN
 
@@ -92,3 +92,44 @@ def test_a_capture_leaves_nothing_where_hooks_keep_things():
     hook, read = list(hooks())[1]
     capture(with_hook(hook), torch.randn(4, 6))
     assert not read()
+
+
+TABLES = {}
+
+
+def ramp(h):
+    key = h.shape[-1]
+    if key not in TABLES:
+        TABLES[key] = torch.linspace(0, 1, key, dtype=h.dtype, device=h.device)
+    return TABLES[key]
+
+
+class Tabled(nn.Module):
+    """Keeps a table for each length, in its class and in its file, in the type of its first call."""
+
+    of_class = {}
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = nn.Conv1d(3, 16, 3), nn.Conv1d(16, 4, 3)
+
+    def forward(self, x):
+        h = self.a(x).relu()
+        if h.shape[-1] not in self.of_class:
+            self.of_class[h.shape[-1]] = ramp(h)
+        return self.b(h * ramp(h) + self.of_class[h.shape[-1]])
+
+
+def test_tables_of_a_class_and_its_file_are_left_as_they_were():
+    TABLES.clear()
+    net, x = Tabled(), torch.randn(2, 3, 8)
+    TABLES["mine"] = kept = torch.ones(1)
+    coupling = couple(net, x)
+    plan = coupling.plan({group.name: range(group.size // 2) for group in coupling.groups})
+    pruned = apply_plan(net, plan)
+    verify(net, pruned, plan, x)
+    observe(net, coupling, [x])
+    assert TABLES == {"mine": kept} and Tabled.of_class == {}
+    for length in (8, 16, 11):
+        assert net(torch.randn(1, 3, length)).dtype == torch.float32

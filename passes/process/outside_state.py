@@ -1,11 +1,14 @@
-"""What hooks write outside of their module (a list of features, a counter around them), put back after runs.
+"""What programs write outside of their modules, put back after runs: a list of features that a hook fills, a counter
+around it, a dict of position tables in the file of a class or in the class itself.
 
-A copy of a module runs the hooks of the original: the functions themselves, with all that they refer to.
+A copy of a module runs the hooks of the original, the functions themselves with all that they refer to, and is of the
+same classes.
 """
 
 from __future__ import annotations
 
 import functools
+import inspect
 import types
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Iterable, Iterator
@@ -24,18 +27,18 @@ _Saved = tuple[list[tuple[types.CellType, object]], dict[int, tuple[Any, Any]]]
 
 
 @contextmanager
-def hooks_kept(networks: Iterable[object]) -> Iterator[None]:
-    """On leaving, what the hooks of these networks refer to is what it was, but for values written into tensors.
+def outside_kept(networks: Iterable[object]) -> Iterator[None]:
+    """On leaving, what the classes and hooks of these networks refer to is what it was, but for values written into
+    tensors.
 
-    Lists, dicts, sets, attributes of objects and variables of enclosing functions are put back.
+    Lists, dicts, sets, attributes of objects that hooks hold and variables of their enclosing functions are put back.
     """
-    hooks = [h for n in networks if isinstance(n, nn.Module) for part in n.modules() for h in hooks_of(part)]
-    if not hooks:
-        yield
-        return
+    parts = [part for network in networks if isinstance(network, nn.Module) for part in network.modules()]
     saved: _Saved = [], {}
-    for hook in hooks:
+    for hook in (hook for part in parts for hook in hooks_of(part)):
         _save(hook, saved, _DEPTH)
+    for container in _of_classes(set(map(type, parts))):
+        _save(container, saved, 1)
     cells, containers = saved
     try:
         yield
@@ -56,6 +59,42 @@ def filled_cells(function: types.FunctionType) -> list[types.CellType]:
             continue
         found.append(cell)
     return found
+
+
+def _of_classes(kinds: Iterable[type]) -> Iterator[Any]:
+    """The containers in the user's classes, and those in their files that their methods name, and functions there."""
+    bases = dict.fromkeys(base for kind in kinds for base in kind.__mro__ if not base.__module__.startswith("torch."))
+    functions = [function for base in bases for value in vars(base).values() for function in _behind(value)]
+    yield from (value for base in bases for value in vars(base).values() if type(value) in _CONTAINERS)
+    seen = {function.__code__ for function in functions}
+    while functions:
+        function = functions.pop()
+        for name in _names(function.__code__):
+            value = function.__globals__.get(name)
+            if type(value) in _CONTAINERS:
+                yield value
+            elif isinstance(value, types.FunctionType) and value.__globals__ is function.__globals__:
+                if value.__code__ not in seen:
+                    seen.add(value.__code__)
+                    functions.append(value)
+
+
+def _behind(value: object) -> Iterator[types.FunctionType]:
+    """The functions that an attribute of a class is made of, under decorators as well."""
+    if isinstance(value, (staticmethod, classmethod)):
+        value = value.__func__
+    for function in (value.fget, value.fset) if isinstance(value, property) else (value,):
+        function = inspect.unwrap(function) if callable(function) else function
+        if isinstance(function, types.FunctionType):
+            yield function
+
+
+def _names(code: types.CodeType) -> Iterator[str]:
+    """The names that a function and those inside it look up outside."""
+    yield from code.co_names
+    for inner in code.co_consts:
+        if isinstance(inner, types.CodeType):
+            yield from _names(inner)
 
 
 def _save(item: Any, saved: _Saved, depth: int) -> None:

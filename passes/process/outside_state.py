@@ -66,17 +66,16 @@ def _of_classes(kinds: Iterable[type]) -> Iterator[Any]:
     bases = dict.fromkeys(base for kind in kinds for base in kind.__mro__ if not base.__module__.startswith("torch."))
     functions = [function for base in bases for value in vars(base).values() for function in _behind(value)]
     yield from (value for base in bases for value in vars(base).values() if type(value) in _CONTAINERS)
-    seen = {function.__code__ for function in functions}
+    seen = set[types.CodeType]()
     while functions:
         function = functions.pop()
-        for name in _names(function.__code__):
-            value = function.__globals__.get(name)
-            if type(value) in _CONTAINERS:
-                yield value
-            elif isinstance(value, types.FunctionType) and value.__globals__ is function.__globals__:
-                if value.__code__ not in seen:
-                    seen.add(value.__code__)
-                    functions.append(value)
+        if function.__code__ in seen:
+            continue
+        seen.add(function.__code__)
+        named = [function.__globals__.get(name) for name in _names(function.__code__)]
+        yield from (value for value in named if type(value) in _CONTAINERS)
+        others = (value for value in named if isinstance(value, types.FunctionType))
+        functions += [other for other in others if other.__globals__ is function.__globals__]
 
 
 def _behind(value: object) -> Iterator[types.FunctionType]:

@@ -27,6 +27,7 @@ from fxprune.training.outputs import Loss, loss_of, right_ones
 from fxprune.training.repaired import Repaired
 from fxprune.training.steps import optimized, repeated
 from passes.arguments import got, integer, is_a, number, quoted
+from passes.equality.comparison import all_finite, readable
 from passes.process.settings import settings_kept
 from passes.process.torch_private import forget_workers
 from passes.statistics import Batch
@@ -148,7 +149,7 @@ def check_trained(network: nn.Module, before: Mapping[str, tuple | None], doing:
             if tensor.shape == shape:
                 differs = f"type {tensor.dtype}, had {dtype}"
             raise InputError(wrong.format(f"{name} has {differs}"))
-        if trained and not torch.isfinite(tensor).all():
+        if trained and not all_finite(readable(tensor)):
             raise InputError(f"training diverged: {name} holds NaN or infinity; lower the learning rate (netadapt_lr).")
     if added := [name for name in after if name not in before]:
         raise InputError(wrong.format(f"{added[0]} is new"))

@@ -18,6 +18,7 @@ import torch
 
 from passes.axes.expressions import Axis, Variable, leaves
 from passes.axes.index_sets import survivors
+from passes.equality.comparison import all_finite, readable
 from passes.nested_values import tree_leaves_only
 from passes.ops import Record, Slot, Value, traits_of
 from passes.ops.zeros import EVALUATED
@@ -284,7 +285,7 @@ def _probe(func: OpOverload, key: str, zero: tuple[bool, ...], template: _Templa
     kwargs.pop("device", None)
     kwargs.pop("pin_memory", None)
     try:
-        results = tree_leaves_only(torch.Tensor, func(*args, **kwargs))
+        results = list(map(readable, tree_leaves_only(torch.Tensor, func(*args, **kwargs))))
     except Exception:  # an operator that does not run on a few numbers shows nothing: count it as not zero
         return _Effect(zero=False, finite=True)
-    return _Effect(all(bool((t == 0).all()) for t in results), all(bool(torch.isfinite(t).all()) for t in results))
+    return _Effect(all(bool((t == 0).all()) for t in results), all(map(all_finite, results)))

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from passes.equality.double import computable
 from passes.stream.results import values_in
 
 _NOISE = 1e-4  # of the largest element: what is smaller may be the rounding of larger numbers that cancelled
@@ -72,7 +73,7 @@ def distance(expected: Sequence[torch.Tensor], got: Sequence[torch.Tensor]) -> f
     """
     if [tensor.shape for tensor in expected] != [tensor.shape for tensor in got]:
         return math.inf
-    gaps = [_gap(_strided(a), _strided(b)) for a, b in zip(expected, got, strict=True) if _has_points(a)]
+    gaps = [_gap(readable(a), readable(b)) for a, b in zip(expected, got, strict=True) if _has_points(a)]
     return max(gaps, default=0.0)
 
 
@@ -86,11 +87,12 @@ def _gap(a: torch.Tensor, b: torch.Tensor) -> float:
 
 def _compared(output: object) -> list[Any]:
     """Tensors, and the plain values that can be compared."""
-    return [_strided(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in values_in(output)]
+    return [readable(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in values_in(output)]
 
 
-def _strided(tensor: torch.Tensor) -> torch.Tensor:
-    tensor = tensor.dequantize() if tensor.is_quantized else tensor.detach()
+def readable(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor as one that can be compared: without scales, gaps or a history, its numbers of more than eight bits."""
+    tensor = computable(tensor.dequantize() if tensor.is_quantized else tensor.detach())
     return tensor if tensor.layout == torch.strided and not tensor.is_nested else tensor.to_dense()
 
 

@@ -16,8 +16,11 @@ from passes.process.state import state_kept
 from passes.process.torch_private import OpOverload, no_dispatch_modes, schema_of
 from passes.stream.inference import composite_attention
 
+_EIGHT_BITS = (
+    torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.float8_e5m2, torch.float8_e5m2fnuz, torch.float8_e8m0fnu,
+)  # fmt: skip
 _DOUBLE = {
-    **dict.fromkeys([torch.float32, torch.float16, torch.bfloat16], torch.float64),
+    **dict.fromkeys([torch.float32, torch.float16, torch.bfloat16, *_EIGHT_BITS], torch.float64),
     **dict.fromkeys([torch.complex64, torch.complex32], torch.complex128),
 }
 
@@ -26,6 +29,11 @@ def double(tensor: torch.Tensor) -> torch.Tensor:
     """A copy in double precision; of integers and flags a plain copy."""
     data = tensor.detach()
     return data.to(_DOUBLE.get(data.dtype, data.dtype), copy=True)
+
+
+def computable(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor, or a copy in single precision of one with eight bits: torch knows few operators of these types."""
+    return tensor.float() if tensor.dtype in _EIGHT_BITS else tensor
 
 
 class InDouble(LightMode):

@@ -15,8 +15,8 @@ from passes.analysis.coupling import Coupling
 from passes.axes.expressions import Variable
 from passes.axes.index_sets import Mask, survivors
 from passes.documents.plan import Plan
-from passes.equality.comparison import all_finite
-from passes.equality.double import double
+from passes.equality.comparison import all_finite, readable
+from passes.equality.double import computable, double
 from passes.equality.streamed import Copied, Make
 from passes.errors import EquivalenceError
 from passes.graph.module_copies import owned_tensors
@@ -28,9 +28,9 @@ def finite_parameters(network: nn.Module, which: str) -> None:
     """Raise EquivalenceError where a parameter of the `which` network holds what is no finite number."""
     for name, parameter in network.named_parameters():
         numbers = parameter.is_floating_point() or parameter.is_complex()
-        if parameter.is_meta or not numbers or all_finite(parameter.detach()):
+        if parameter.is_meta or not numbers or all_finite(values := readable(parameter)):
             continue
-        wrong = int((~torch.isfinite(parameter)).sum())
+        wrong = int((~torch.isfinite(values)).sum())
         if wrong:
             raise EquivalenceError(
                 f"{name} of the {which} network holds {wrong} of {parameter.numel()} elements that are no finite "
@@ -73,19 +73,20 @@ def dense_weights(coupling: Coupling, plan: Plan, pruned: nn.Module, trained: bo
     small = dict(owned_tensors(pruned)) if trained else {}
 
     def masked(name: str, tensor: torch.Tensor, copied: Copied = double) -> torch.Tensor:
-        data = copied(drawn(coupling, name, tensor) if tensor.is_meta else tensor)
+        exact = copied(drawn(coupling, name, tensor) if tensor.is_meta else tensor)
+        data = computable(exact)
         if coupling.axes_of(name, tensor) is None or name in coupling.unused:
-            return data
+            return exact
         if name in small and not small[name].is_meta:
             remain = _remaining(coupling, masks, name)
             # What a module keeps of its last call may have any shape; the dense one keeps what it has.
             if isinstance(tensor, torch.nn.Parameter) or list(small[name].shape) == [len(kept) for kept in remain]:
-                data = _embedded(data, copied(small[name]), remain)
+                data = _embedded(data, computable(copied(small[name])), remain)
         if name in noise:
             data += noise[name]
         for dim, positions in removed[coupling.aliases[name]]:
             data.index_fill_(dim, torch.from_numpy(positions).to(data.device), 0)
-        return data
+        return data.to(exact.dtype)
 
     return masked
 
@@ -97,11 +98,13 @@ def pruned_weights(coupling: Coupling, masks: Mapping[Variable, Mask], noise: No
         if tensor.is_meta:
             index = np.ix_(*_remaining(coupling, masks, name))
             return copied(drawn(coupling, name, tensor)[tuple(map(torch.from_numpy, index))])
-        data = copied(tensor)
-        if name in noise and coupling.axes_of(name, noise[name]) is not None and name not in coupling.unused:
-            index = np.ix_(*_remaining(coupling, masks, name))
-            data += noise[name][tuple(torch.from_numpy(i).to(data.device) for i in index)]
-        return data
+        exact = copied(tensor)
+        if name not in noise or coupling.axes_of(name, noise[name]) is None or name in coupling.unused:
+            return exact
+        index = np.ix_(*_remaining(coupling, masks, name))
+        data = computable(exact)
+        data += noise[name][tuple(torch.from_numpy(i).to(data.device) for i in index)]
+        return data.to(exact.dtype)
 
     return shrunk
 

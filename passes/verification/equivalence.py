@@ -28,7 +28,7 @@ from passes.axes.expressions import Axis
 from passes.axes.index_sets import survivors
 from passes.documents.certificate import Certificate
 from passes.documents.plan import Plan
-from passes.equality.comparison import compare
+from passes.equality.comparison import all_finite, compare, readable
 from passes.equality.double import double, in_double
 from passes.equality.draws import Draw, draws, smaller_example
 from passes.equality.streamed import Streamed
@@ -190,7 +190,7 @@ class _Proof:
                 f"{where}: outputs differ by {found.error:.3g} relative (tolerance {self.tol:g}, on {label}); "
                 "the pruned network does not compute what the masked one does and must not be used"
             )
-        holding = [name for name, buffer in self.pruned.named_buffers() if not bool(torch.isfinite(buffer).all())]
+        holding = [name for name, buffer in self.pruned.named_buffers() if not all_finite(readable(buffer))]
         also = f" (buffers that hold NaN or infinity: {', '.join(holding)})" if holding else ""
         return got if self.seen.agreed(draw, label, found, draw.required, also) else None
 

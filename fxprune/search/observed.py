@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fxprune.criteria.curves import TRIED, Curve, curves
+from fxprune.errors import InputError
 from fxprune.journal.protocol import Journal
 from fxprune.problem.calibration import Calibration, count_samples, first_samples
 from fxprune.problem.search_problem import Problem
@@ -22,7 +23,8 @@ from fxprune.workers.observing import observed_by, shards_of
 from fxprune.workers.protocol import Workers
 from fxprune.workers.repair import Repair
 from passes import Coupling, Statistics
-from passes.statistics.divergence import outputs_of
+from passes.statistics import Batch
+from passes.statistics.divergence import distance, outputs_of
 
 log = logging.getLogger(__name__)
 RUNS = 20_000  # samples that networks are run on to measure the curves, all together
@@ -52,6 +54,7 @@ def observed(
 ) -> Observed:  # fmt: skip
     """One pass over the data, and the curves; from the journal, where they are kept there."""
     config, dense = problem.config, CoupledNetwork.of(network, coupling, problem.example_inputs)
+    expected = _expected(problem.dense, calibration.held)
     progress.stage("observing calibration data")
     known = journal.observed() if journal is not None else None
     if known is not None:
@@ -71,15 +74,26 @@ def observed(
             )  # fmt: skip
         if journal is not None:
             journal.save_observed(statistics, made)
-    expected = outputs_of(problem.dense, calibration.held)
+    repair = Repair(dense, statistics, calibration, expected, config.compensate, config.refine, problem.seed)
+    return Observed(repair, made)
+
+
+def _expected(dense: nn.Module, held: Sequence[Batch]) -> list[list[Tensor]]:
+    """The outputs that candidates are compared with. Raises InputError where they are no numbers."""
+    expected = outputs_of(dense, held)
     if not any(tensor.numel() for tensors in expected for tensor in tensors):
         log.warning(
             "on the calibration data that judge (%d samples) the network gives no result at all, so that networks "
             "cannot be compared; pass inputs in which it finds something",
-            count_samples(calibration.held),
+            count_samples(held),
         )
-    repair = Repair(dense, statistics, calibration, expected, config.compensate, config.refine, problem.seed)
-    return Observed(repair, made)
+    for number, tensors in enumerate(expected, 1):
+        if not torch.isfinite(distance(tensors, tensors)):
+            raise InputError(
+                f"netadapt: calibration: on batch {number} of the {len(held)} that judge (the last fifth of the data) "
+                "the network gives NaN or infinity, with which no candidate can be compared; leave such samples out."
+            )
+    return expected
 
 
 def _statistics(

@@ -7,7 +7,6 @@ from itertools import islice
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from fxprune.errors import InputError
 from fxprune.training.candidate import checked_seed, seeded
@@ -15,7 +14,7 @@ from fxprune.training.outputs import Loss, loss_of
 from fxprune.training.steps import optimized, rate, repeated
 from passes.arguments import integer, number
 from passes.statistics import Batch, batches_of
-from passes.statistics.divergence import classes_of, tensors_out
+from passes.statistics.divergence import apart_by, tensors_out
 
 
 def output_loss(student: object, teacher: object, temperature: float = 4.0) -> Tensor:
@@ -38,15 +37,9 @@ def output_loss(student: object, teacher: object, temperature: float = 4.0) -> T
             "number depends on the values cannot be imitated: distil from a part of the network that gives all, or "
             "fine-tune with a loss of your own"
         )
-    parts = []
-    for mine, theirs in zip(given, wanted, strict=True):
-        mine, theirs = mine.float(), theirs.detach().float()
-        dim = classes_of(theirs) if theirs.dim() >= 2 else None
-        if dim is None:
-            parts.append((mine - theirs).square().mean() / theirs.var(unbiased=False).clamp_min(1e-12))
-            continue
-        soft, target = (F.log_softmax(scores / temperature, dim) for scores in (mine, theirs))
-        parts.append(temperature**2 * (target.exp() * (target - soft)).sum(dim).mean())
+    parts = [
+        apart_by(theirs.detach().float(), mine.float(), temperature) for mine, theirs in zip(given, wanted, strict=True)
+    ]
     return torch.stack(parts).mean()
 
 

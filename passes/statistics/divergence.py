@@ -19,10 +19,17 @@ def tensors_out(output: object) -> list[Tensor]:
     """The floating-point tensors of a network's output: of tuples, mappings, dataclasses and other objects.
 
     A single number beside others (the loss that some networks compute as well) is left out; so are caches of attention.
+    Complex ones are given by their real and imaginary parts, as (samples, numbers, 1).
     """
-    found = [t for t in tensors_in(output) if t.is_floating_point()]
+    found = [t for t in tensors_in(output) if t.is_floating_point() or t.is_complex()]
     found = [t if t.layout == torch.strided else t.to_dense() for t in found]
+    found = [_in_parts(t) if t.is_complex() else t for t in found]
     return [t for t in found if t.dim()] or found
+
+
+def _in_parts(tensor: Tensor) -> Tensor:
+    parts = torch.view_as_real(tensor.resolve_conj())
+    return parts.flatten(1).unsqueeze(-1) if tensor.dim() else parts
 
 
 def distance(dense: Sequence[Tensor], other: Sequence[Tensor]) -> Tensor:
@@ -38,16 +45,26 @@ def distance(dense: Sequence[Tensor], other: Sequence[Tensor]) -> Tensor:
             parts.append(torch.ones(()))
             continue
         a, b = a.float(), b.float()
-        if a.shape != b.shape or not a.numel():
-            parts.append(_to_nearest(a, b))
-            continue
-        dim = classes_of(a) if a.dim() >= 2 else None
-        if dim is not None:
-            p, q = a.log_softmax(dim), b.log_softmax(dim)
-            parts.append((p.exp() * (p - q)).sum(dim).mean())
-        else:
-            parts.append((a - b).square().mean() / a.var(unbiased=False).clamp_min(1e-12))
+        parts.append(apart_by(a, b) if a.shape == b.shape and a.numel() else _to_nearest(a, b))
     return torch.stack(parts).mean() if parts else torch.zeros(())
+
+
+def apart_by(dense: Tensor, other: Tensor, temperature: float = 1.0) -> Tensor:
+    """`distance` of two tensors of one shape. temperature: of the softmax; the divergence then counts by its square.
+
+    Classes that the dense network excludes (scores of minus infinity) count nothing, and so does whatever else of it is
+    infinite. A single number is compared relative to itself, as it has no variance.
+    """
+    dim = classes_of(dense) if dense.dim() >= 2 else None
+    if dim is not None:
+        p, q = ((scores / temperature).log_softmax(dim) for scores in (dense, other))
+        gap = (p - q).masked_fill(p == -torch.inf, 0)
+        return temperature**2 * (p.exp() * gap).sum(dim).mean()
+    infinite = dense.isinf()
+    if infinite.any() and not infinite.all():
+        dense, other = dense[~infinite], other[~infinite]
+    spread = dense.var(unbiased=False) if dense.numel() > 1 else dense.square().mean()
+    return (dense - other).square().mean() / spread.clamp_min(1e-12)
 
 
 def _to_nearest(dense: Tensor, other: Tensor) -> Tensor:

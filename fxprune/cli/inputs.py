@@ -107,7 +107,10 @@ def _example(text: str) -> Tensor:
         raise SourceError(f"input {text!r}: expected sizes such as 1,3,224,224 or 2,16:int64") from None
     if min(shape) < 1:
         raise SourceError(f"input {text!r}: every size must be at least 1")
-    return torch.zeros(shape, dtype=dtype)
+    try:
+        return torch.zeros(shape, dtype=dtype)
+    except (RuntimeError, TypeError):  # of more bytes than there are, or than torch can count
+        raise SourceError(f"input {text!r}: there is no memory for a tensor of this size") from None
 
 
 def _written(batch: Tensor) -> str:

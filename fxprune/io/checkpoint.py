@@ -183,14 +183,20 @@ _checkpoints: weakref.WeakKeyDictionary[nn.Module, Checkpoint] = weakref.WeakKey
 def take_values_from(network: nn.Module, folder: str | os.PathLike[str]) -> None:
     """From now on `Values` of a network are those of a checkpoint folder, as far as it holds them.
 
-    Raises ExportError where the folder is none, or holds tensors of other shapes.
+    Raises ExportError where the folder is none, holds tensors of other shapes, or lacks one that the network has not.
     """
     checkpoint = read_checkpoint(folder)
+    own, stored = dict(owned_tensors(network)), checkpoint.tensors
+    held = {id(tensor) for name, tensor in own.items() if name in stored}  # of tied ones a single name is there
     wrong = [
-        f"{name}: {stored.shape} in the checkpoint, {tuple(own[name].shape) if name in own else 'none'} in the model"
-        for own in [dict(owned_tensors(network))]
-        for name, stored in checkpoint.tensors.items()
-        if name not in own or tuple(own[name].shape) != stored.shape
+        f"{name}: {there.shape} in the checkpoint, {tuple(own[name].shape) if name in own else 'none'} in the model"
+        for name, there in stored.items()
+        if name not in own or tuple(own[name].shape) != there.shape
+    ]
+    wrong += [
+        f"{name}: in the model, not in the checkpoint"
+        for name in network.state_dict()
+        if name in own and own[name].is_meta and id(own[name]) not in held
     ]
     if wrong:
         raise ExportError(

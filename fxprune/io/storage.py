@@ -47,7 +47,8 @@ def read_json(path: Path) -> dict[str, Any] | None:
         document = parse(text, finite=False)
         payload, expected = document["payload"], document["sha256"]
     except (ValueError, KeyError, TypeError) as error:
-        raise Damaged(f"{path}: the file is truncated or altered: it is no journal record ({error})") from None
+        why = str(error) if isinstance(error, ValueError) else "no payload with its checksum is in it"
+        raise Damaged(f"{path}: the file is truncated or altered: it is no journal record ({why})") from None
     if not isinstance(payload, dict) or _digest(payload) != expected or record_bytes(payload) != text:
         raise Damaged(f"{path}: the file was altered: its checksum does not fit its content")
     return payload
@@ -181,7 +182,9 @@ def refused(path: Path, error: OSError) -> JournalError:
         return JournalError(
             f"{path}: the folder cannot be written to ({error.strerror}); make it writable, or choose another workdir."
         )
-    if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
+    if error.errno == errno.EISDIR:
+        return JournalError(f"{path}: a file is needed here, and a folder is there; remove it, or choose another name.")
+    if error.errno in (errno.ENOTDIR, errno.EEXIST):
         return JournalError(
             f"{path}: a folder is needed here, and something else is there ({error.strerror}); choose another name."
         )

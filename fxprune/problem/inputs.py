@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 _QUANTISED = (
     "torchao.quantization", "torchao.dtypes", ".ao.nn.quantized", ".ao.nn.intrinsic.quantized", ".nn.quantized",
+    ".ao.nn.qat", ".ao.nn.intrinsic.qat", ".ao.quantization.observer", ".ao.quantization.fake_quantize",
 )  # fmt: skip
 FORMS = ("auto", "module", "graph")
 LEAVE_OUT = (
@@ -102,10 +103,17 @@ def check_kind(model: nn.Module, who: str = "netadapt") -> None:
                 "before it is pruned."
             )
         held = [type(t).__module__ for t in (*parameters_of(module).values(), *buffers_of(module).values())]
-        if any(part in name for name in (type(module).__module__, *held) for part in _QUANTISED):
+        classes = [kind.__module__ for kind in type(module).__mro__]
+        if any(part in place for place in (*classes, *held) for part in _QUANTISED):
             raise InputError(
-                f"{who}: {name or 'the model'} ({type(module).__name__}) is quantised: its scales belong to its "
-                "channels. Prune the float model, and quantise what comes out."
+                f"{who}: {name or 'the model'} ({type(module).__name__}) is quantised, or prepared for it: its scales "
+                "belong to its channels. Prune the float model, and quantise or prepare what comes out."
+            )
+        if getattr(getattr(module, "_hf_hook", None), "offload", False):
+            raise InputError(
+                f"{who}: {name or 'the model'} ({type(module).__name__}) is offloaded by accelerate, so its weights "
+                "are not in it. Load the model without offloading, or bring them back first: "
+                "accelerate.hooks.remove_hook_from_module(model, recurse=True)."
             )
         if getattr(module, "_compiled_call_impl", None) is not None:
             log.warning(

@@ -110,6 +110,8 @@ def answered(shown, said: str) -> None:  # type: ignore[no-untyped-def]
         (("first_nets:small(width)", "--input", "1,3,8,8"), "arguments are written as numbers"),
         (("first_nets:small", "--input", "1,1,8,8"), "3 channels"),
         (("first_nets:small", "--input", "3;8;8"), "expected sizes such as 1,3,224,224"),
+        (("first_nets:small", "--input", "1,3,9999999,9999999"), "there is no memory for a tensor of this size"),
+        (("first_nets:small", "--input", "99999999999999999999,3,8,8"), "there is no memory for a tensor of this size"),
         (("first_nets:none_at_all", "--input", "1,3,8,8"), "gives NoneType, expected a torch.nn.Module"),
         (("first_nets:lazy", "--input", "1,3"), "has no weights yet"),
         (("first_nets:broken", "--input", "1,3"), "the weights are on another machine"),

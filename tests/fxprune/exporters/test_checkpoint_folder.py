@@ -230,6 +230,16 @@ def test_a_search_reads_a_checkpoint_and_finds_what_it_finds_with_weights(folder
     assert "random" in without.certificate.specialised[-1]
 
 
+def test_a_search_refuses_a_checkpoint_that_lacks_a_tensor(folder: Path, tmp_path: Path) -> None:
+    tensors = everything(folder)
+    for name in ("first.weight", next(name for name in tensors if name.endswith("bias"))):
+        lacking = tmp_path / name
+        lacking.mkdir()
+        save_file({n: t for n, t in tensors.items() if n != name}, lacking / "model.safetensors")
+        with pytest.raises(fxprune.ExportError, match=f"{name}: in the model, not in the checkpoint"):
+            fxprune.netadapt(without_weights(), 0.5, example_inputs=X, checkpoint=lacking, progress=False)
+
+
 def test_without_a_checkpoint_all_units_count_alike(caplog: pytest.LogCaptureFixture) -> None:
     result = fxprune.netadapt(without_weights(), 0.5, example_inputs=X, progress=False)
     assert "all units count alike" in caplog.text

@@ -212,6 +212,22 @@ def test_weights_that_torchao_has_quantised_are_refused() -> None:
         netadapt(model, 0.5, example_inputs=torch.randn(2, 64), progress=False)
 
 
+@pytest.mark.parametrize("prepare", ["prepare", "prepare_qat"])
+def test_networks_prepared_for_quantisation_are_refused(prepare: str) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).train(prepare == "prepare_qat")
+    model.qconfig = torch.ao.quantization.get_default_qat_qconfig("x86")  # type: ignore[assignment]
+    prepared = getattr(torch.ao.quantization, prepare)(model)
+    with pytest.raises(InputError, match="is quantised, or prepared for it: .* Prune the float model"):
+        netadapt(prepared, 0.5, example_inputs=torch.randn(2, 3, 8, 8), progress=False)
+
+
+def test_weights_that_are_offloaded_are_refused() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)).to("meta")
+    model[0]._hf_hook = type("AlignDevicesHook", (), {"offload": True})()  # type: ignore[assignment]
+    with pytest.raises(InputError, match="0 \\(Linear\\) is offloaded by accelerate, .* bring them back first"):
+        netadapt(model, 0.5, example_inputs=torch.randn(2, 8), progress=False)
+
+
 def test_a_pruned_network_can_be_pruned_again() -> None:
     first = call()
     second = call(first.model, 0.7, example_inputs=[EXAMPLE])

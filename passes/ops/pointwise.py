@@ -70,7 +70,14 @@ def _same(first: torch.Tensor, *others: object) -> torch.Tensor | None:
 
 
 def _written(first: torch.Tensor, *others: object) -> torch.Tensor | None:
-    return first if all(_alike(first, other) for other in others) else None
+    return first if all(_alike(first, other) or _fills(other, first) for other in others) else None
+
+
+def _fills(other: object, first: torch.Tensor) -> bool:
+    """Whether `other` has a number for each of `first`, no two of which lie in one place of memory."""
+    if not isinstance(other, torch.Tensor) or not other.is_meta:
+        return False
+    return other.shape == first.shape and other.dtype == first.dtype and filled(first) == first.stride()
 
 
 def _broadcast(first: torch.Tensor, *others: Any) -> torch.Tensor | None:

@@ -108,7 +108,7 @@ class _Comparison:
         """What the graph is specialised to; raises CaptureError where it computes something else."""
         named = inspect.BoundArguments(inspect.signature(self.model.forward), OrderedDict(self.arguments))
         check_padding(self.model, (named.args, named.kwargs), CaptureError)
-        said = (*_of_arguments(self.arguments), *left_behind(self.model))
+        said = (*_of_arguments(self.arguments), *left_behind(owned_tensors(self.model)))
         try:
             module = self._module()
             before = plain_state(module.module)

@@ -76,8 +76,8 @@ def _changed(module: nn.Module) -> bool:
         return True
     if has_global_hooks():
         return True
-    kind = type(module)
-    return any([getattr(kind, name) is not method for name, method in _METHODS[kind]])
+    methods_of, methods = _METHODS[type(module)]
+    return not all(map(operator.is_, methods_of(type(module)), methods))
 
 
 @cache
@@ -294,10 +294,13 @@ _IN_TRAINING = {kind: entry for kind, entry in _LAYERS.items() if kind not in _D
 _RANKS = {nn.BatchNorm1d: (2, 3), nn.BatchNorm2d: (4,), nn.BatchNorm3d: (5,)}
 # What a program may put into the place of a layer's own, as a plain attribute.
 _REPLACEABLE = frozenset({"forward", "weight", "bias", "running_mean", "running_var", "num_batches_tracked"})
-# The methods that a call of a layer runs, as they were when torch was imported.
-_METHODS = {
-    kind: [(name, getattr(kind, name)) for name in ("__call__", "forward", "_conv_forward") if hasattr(kind, name)]
+# For each class what gets the methods that a call of a layer runs, and these as they were when torch was imported.
+_METHODS: dict[object, tuple[Callable[[type], tuple[object, ...]], tuple[object, ...]]] = {
+    kind: (methods_of, methods_of(kind))
     for kind in _LAYERS
+    for methods_of in [
+        operator.attrgetter("__call__", "forward", *(["_conv_forward"] if hasattr(kind, "_conv_forward") else []))
+    ]
 }
 EMITTED: dict[object, Callable[..., object]] = {
     operator.add: _elementwise(aten.add.Tensor),

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from operator import itemgetter
 
 import torch
 from torch import nn
 
-from passes.graph.module_copies import modules_of, owned_tensors
+from passes.graph.module_copies import modules_of
 from passes.process.torch_private import has_tensor_hooks
 
 Plain = bool | int | float | str
 PLAIN_KINDS = frozenset((bool, int, float, str))
 
 
-def left_behind(module: nn.Module) -> list[str]:
-    """What of the tensors of `module` does not come along: hooks on gradients, memory that two share, a gradient."""
-    tensors = {id(tensor): (name, tensor) for name, tensor in reversed(owned_tensors(module))}
-    named = sorted(tensors.values(), key=lambda item: item[0])
+def left_behind(tensors: Sequence[tuple[str, torch.Tensor]]) -> list[str]:
+    """What does not come along: hooks on gradients, memory that two tensors share, a gradient.
+
+    tensors: of a module, by `owned_tensors`.
+    """
+    by_id = {id(tensor): (name, tensor) for name, tensor in reversed(tensors)}
+    named = sorted(by_id.values(), key=itemgetter(0))
     found = []
     hooked = [name for name, tensor in named if has_tensor_hooks(tensor)]
     if hooked:

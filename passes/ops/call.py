@@ -21,6 +21,7 @@ from passes.process.torch_private import OpOverload, schema_of
 
 aten = torch.ops.aten
 COMPUTED = "positions of this axis are computed as values"
+_ALL = slice(None)
 
 
 def _listed(axes: Axis | Sequence[Axis]) -> Sequence[Axis]:
@@ -138,8 +139,7 @@ class Call:
         self._value_of, self.reason = value_of, reason
         names, defaults = signature(func)
         self.arguments = defaults.copy()
-        self.arguments.update(zip(names, args, strict=False))
-        self.arguments.update(kwargs)
+        self.arguments.update(zip(names, args, strict=False), **kwargs)
 
     def __getitem__(self, name: str) -> Any:
         """The argument called `name` in the operator's schema."""
@@ -172,11 +172,14 @@ class Call:
             self.freeze(axis, f"{text}: {error}")
             return None
 
-    def fixed(self, output: int = 0) -> list[Axis]:
-        """Axes of output number `output` as constants of this call: positions that no unit of the inputs maps to."""
+    def fixed(self, output: int = 0, dims: slice = _ALL) -> list[Axis]:
+        """Axes of output number `output` as constants of this call: positions that no unit of the inputs maps to.
+
+        dims: of these dimensions alone.
+        """
         shape = self.outputs[output].shape
         reason = self.reason("its positions are computed here") if any(shape) else None
-        return [Constant(int(size), reason) for size in shape]
+        return [Constant(int(size), reason) for size in shape[dims]]
 
     def fresh(self, size: int) -> Axis:
         """A new variable: `size` alike units that this operator makes."""
@@ -190,7 +193,7 @@ class Call:
 
     def tie(self, left: Axis, right: Axis) -> Axis:
         """State that two axes are the same; both freeze where that cannot be expressed. Returns one of them."""
-        if left is right or (isinstance(left, Constant) and left == right):
+        if left is right or (isinstance(left, Constant) and isinstance(right, Constant) and left.size == right.size):
             return left
         try:
             self.space.unify(left, right, self._tied)
@@ -245,9 +248,10 @@ class Call:
 
     def literal(self, name: str, axis: Axis | Sequence[Axis]) -> None:
         """The call's argument `name` is the length of `axis` (a list: of each of these), so a rewriting restates it."""
-        many = isinstance(axis, (list, tuple))
-        for place, one in enumerate(_listed(axis)):
-            self.record.literals[f"{name}.{place}" if many else name] = one
+        if isinstance(axis, AXES):
+            self.record.literals[name] = axis
+        else:
+            self.record.literals.update({f"{name}.{place}": one for place, one in enumerate(axis)})
 
     def places(self, tensor: str | torch.Tensor) -> Axis | None:
         """The axis whose positions are the values of a tensor argument; None where they are numbers."""

@@ -20,7 +20,7 @@ from functools import cache
 from typing import Any
 
 from passes.arguments import got, is_a, quoted
-from passes.axes.expressions import Axis, Constant, nest
+from passes.axes.expressions import Axis, nest
 from passes.errors import ArgumentError
 from passes.ops.call import Call
 from passes.ops.table import Rule, rule
@@ -148,8 +148,7 @@ def _bind(call: Call, operand: _Operand, axes: list[Axis], solved: Solved, sizes
 
 def _bind_many(call: Call, name: str, axes: list[Axis], solved: Solved) -> None:
     if name.startswith("*"):
-        if not all([isinstance(axis, Constant) for axis in axes]):
-            call.freeze(axes, "the operator moves over this axis as over space or time")
+        call.freeze(axes, "the operator moves over this axis as over space or time")
         solved.many.setdefault(name, axes)
     elif name in solved.many:
         for known, axis in zip(reversed(solved.many[name]), reversed(axes), strict=False):
@@ -168,13 +167,13 @@ def _build(call: Call, operand: _Operand, number: int, solved: Solved) -> list[A
         elif not dim.many:
             named = [solved.one.get(n) for n in dim.names]
             if None in named:
-                result.append(call.fixed(number)[len(result)])
+                result += call.fixed(number, slice(len(result), len(result) + 1))
             else:
                 result.append(call.space.resolve(named[0] if len(named) == 1 else nest(named)))  # type: ignore[arg-type]
         elif dim.names[0] == "..." and "..." in solved.many and len(solved.many["..."]) == spare:
             result.extend(solved.many["..."])
         else:
-            made = call.fixed(number)[len(result) : len(result) + spare]
+            made = call.fixed(number, slice(len(result), len(result) + spare))
             solved.many[dim.names[0]] = made
             result.extend(made)
     return result

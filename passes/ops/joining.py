@@ -27,17 +27,26 @@ def _joined(tensors: Sequence[torch.Tensor], dim: int = 0) -> torch.Tensor | Non
     """The result on meta; None where torch is to say what is wrong, or which dtype and layout it has."""
     first = tensors[0]
     rank, shape = first.dim(), list(first.shape)
+    if not rank:
+        return None
+    dim %= rank
     for number, other in enumerate(tensors):
-        like = other.is_meta and other.dtype == first.dtype and other.dim() == rank and other.is_contiguous()
         sizes = list(other.shape)
         if (
-            not like
-            or not other.numel()
-            or sizes[: dim % rank] + sizes[dim % rank + 1 :] != (shape[: dim % rank] + shape[dim % rank + 1 :])
+            not (other.is_meta and other.dtype == first.dtype and len(sizes) == rank and other.numel())
+            or sizes[:dim] + sizes[dim + 1 :] != shape[:dim] + shape[dim + 1 :]
         ):
             return None
-        shape[dim % rank] += sizes[dim % rank] if number else 0
-    return made(first, shape)
+        shape[dim] += sizes[dim] if number else 0
+    in_rows = (
+        rank not in (4, 5) or all([t.is_contiguous() for t in tensors]) or any(map(_is_not_channels_last, tensors))
+    )
+    return made(first, shape) if in_rows else None
+
+
+def _is_not_channels_last(tensor: torch.Tensor) -> bool:
+    """Whether places in a row lie closer in memory than channels would let them: one such makes a result in rows."""
+    return tensor.stride(-1) < tensor.stride(1) * tensor.shape[1]
 
 
 def _pad(site: Site) -> None:

@@ -74,7 +74,7 @@ def shaped(shape_of: Callable[..., Shape | None], any_layout: bool = False) -> C
 
     def answer(first: torch.Tensor, *args: object) -> torch.Tensor | None:
         shape = shape_of(first, *args) if any_layout or first.is_contiguous() else None
-        return None if shape is None else made(first, shape)
+        return None if shape is None else empty_on_meta(shape, first.dtype)
 
     return plain(answer)
 

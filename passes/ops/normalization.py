@@ -11,7 +11,7 @@ from passes.axes.expressions import ONE, Axis
 from passes.ops.call import Call, aten
 from passes.ops.equation import solve
 from passes.ops.literals import Site, restated
-from passes.ops.meta_shapes import is_dense, made, plain
+from passes.ops.meta_shapes import empty_on_meta, is_dense, made, plain
 from passes.ops.references import Masked
 from passes.ops.table import rule, states
 from passes.ops.zeros import CARRIED, FIRST, normalised
@@ -70,8 +70,9 @@ def _surviving_weight(call: Masked) -> tuple[torch.Tensor, ...]:
 def _batch_on_meta(x: torch.Tensor, *args: object) -> tuple[torch.Tensor, ...] | None:
     if not is_dense(x):
         return None
-    statistics = x.shape[1:2] if args[4] else (0,)
-    return made(x, x.shape, x.stride()), made(x, statistics), made(x, statistics)
+    shape, dtype = x.shape, x.dtype
+    statistics = shape[1:2] if args[4] else (0,)
+    return empty_on_meta(shape, dtype, x.stride()), empty_on_meta(statistics, dtype), empty_on_meta(statistics, dtype)
 
 
 def _layer_on_meta(x: torch.Tensor, normalized: Sequence[int], *args: object) -> tuple[torch.Tensor, ...] | None:
@@ -101,7 +102,7 @@ def batch_norm(call: Call) -> list[list[Axis]]:
     """Channels are carried; statistics of the batch (weights standardised by batch_norm, say) mix all other axes."""
     batch, channels, *space = call.axes("input")
     for name in ("weight", "bias", "running_mean", "running_var"):
-        tensor = call.get(name)
+        tensor = call.arguments.get(name)
         if tensor is not None:
             call.tie(channels, *call.axes(tensor))
     batch, channels = call.space.resolve(batch), call.space.resolve(channels)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -13,10 +14,16 @@ from passes.ops.meta_shapes import Shape, empty_on_meta, filled, made, plain, sh
 from passes.ops.table import rule, states
 from passes.ops.zeros import CARRIED, EVALUATED, FIRST, NEVER
 
+_size = attrgetter("size")
+
 
 def broadcast(call: Call, tensors: Sequence[torch.Tensor], output: int = 0) -> list[Axis]:
     """The axes of an output onto which `tensors` are broadcast, aligned at the last dimension."""
     sizes = call.outputs[output].shape
+    if len(tensors) == 1:
+        axes = call.axes(tensors[0])
+        if tuple(map(_size, axes)) == sizes:
+            return [ONE if axis.size == 1 else axis for axis in axes]
     result: list[Axis | None] = [ONE if size == 1 else None for size in sizes]
     for tensor in tensors:
         axes = call.axes(tensor)
@@ -63,7 +70,14 @@ def _same(first: torch.Tensor, *others: object) -> torch.Tensor | None:
 
 
 def _written(first: torch.Tensor, *others: object) -> torch.Tensor | None:
-    return first if all(_alike(first, other) for other in others) else None
+    return first if all(_alike(first, other) or _fills(other, first) for other in others) else None
+
+
+def _fills(other: object, first: torch.Tensor) -> bool:
+    """Whether `other` has a number for each of `first`, no two of which lie in one place of memory."""
+    if not isinstance(other, torch.Tensor) or not other.is_meta:
+        return False
+    return other.shape == first.shape and other.dtype == first.dtype and filled(first) == first.stride()
 
 
 def _broadcast(first: torch.Tensor, *others: Any) -> torch.Tensor | None:

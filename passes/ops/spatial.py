@@ -45,6 +45,12 @@ def _pooled_with_places(x: torch.Tensor, *args: Any) -> tuple[torch.Tensor, torc
     return None if found is None else (made(x, found), torch.empty(found, dtype=torch.int64, device="meta"))
 
 
+def _averaged(
+    x: torch.Tensor, kernel: Shape, stride: Shape = (), padding: Shape = (0,), ceil_mode: bool = False, *more: Any
+) -> Shape | None:  # fmt: skip
+    return None if more[1:] else _pooled(x, kernel, stride, padding, (1,), ceil_mode)  # torch looks at a divisor
+
+
 def _adaptive(x: torch.Tensor, size: Shape) -> Shape | None:
     return (*x.shape[:-2], *size) if x.dim() in (3, 4) and x.numel() and len(size) == 2 else None
 
@@ -61,6 +67,7 @@ for _dimensions, _names in _NAMES.items():
     rule(*(getattr(aten, name) for name in _names.split() if hasattr(aten, name)), zeros=FIRST)(spatial(_dimensions))
 states(aten.max_pool2d_with_indices, aten.avg_pool2d, aten._adaptive_avg_pool2d, sizeless=True)
 states(aten.max_pool2d_with_indices, meta=plain(_pooled_with_places))
+states(aten.avg_pool2d, meta=shaped(_averaged))
 states(aten._adaptive_avg_pool2d, meta=shaped(_adaptive))
 
 

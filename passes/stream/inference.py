@@ -28,7 +28,7 @@ from passes.process.torch_private import OpOverload, schema_of
 
 ATTRIBUTE = "_fxprune_value"
 _NONE: frozenset[str] = frozenset()
-_size = attrgetter("size")
+_size, _parameters, _from_inputs = map(attrgetter, ("size", "parameters", "from_inputs"))
 INDEXING = {torch.ops.aten.index.Tensor, torch.ops.aten._unsafe_index.Tensor}
 NUMBER = torch.ops.aten._local_scalar_dense.default
 EXACT = {torch.int64, torch.int32, torch.float64, torch.float32}  # types that hold every position
@@ -73,7 +73,14 @@ def tensors_in(*arguments: Any) -> list[torch.Tensor]:
 def _operands_and_template(args: tuple, kwargs: dict[str, object]) -> tuple[list[torch.Tensor], tuple[Any, ...]]:
     """The tensors among the arguments of an ATen call, and its arguments with a `Slot` in place of each."""
     operands: list[torch.Tensor] = []
-    made = [value if type(value) in PLAIN else _slotted(value, operands) for value in args]
+    made: list[object] = []
+    for value in args:
+        kind = type(value)
+        if kind in TENSORS:
+            made.append(slot(len(operands), value.dtype))
+            operands.append(value)
+        else:
+            made.append(value if kind in PLAIN else _slotted(value, operands))
     return operands, (tuple(made), {k: _slotted(v, operands) for k, v in kwargs.items()} if kwargs else {})
 
 
@@ -171,7 +178,7 @@ class Inference(LightMode):
         if func in INDEXING:
             args = self.with_positions(args)
         operands, template = _operands_and_template(args, kwargs)
-        before = [self.value(t) for t in operands]
+        before = list(map(self.value, operands))
         result = self.run(func, args, kwargs, operands)
         outputs = tensors_in(*result) if isinstance(result, (tuple, list)) else tensors_in(result)
         if not operands and not any(t.numel() for t in outputs):
@@ -217,22 +224,22 @@ class Inference(LightMode):
         record.dtypes = [tensor.dtype for tensor in outputs]
         call = Call(func, args, kwargs, operands, outputs, self.space, self.value, record, because)
         call.numbers_of = self.numbers_of
-        places = ops.traits_of(func).places
-        for value in before:
-            if value.watched and (places is None or (places == "kept" and not set(record.dtypes) <= EXACT)):
-                call.freeze(list(value.watched), COMPUTED)
+        positions = [axis for value in before for axis in value.watched]
+        places = ops.traits_of(func).places if positions else None
+        if positions and (places is None or (places == "kept" and not set(record.dtypes) <= EXACT)):
+            call.freeze(positions, COMPUTED)
         call.sought = self.sought
         axes = self._apply_rule(func, call, before, outputs)
         if call.sought is not None:  # no rule has taken it
             self.settle_sought()
         self.sought = None
-        moved = tuple(dict.fromkeys([axis for v in before for axis in v.watched])) if places == "kept" else ()
-        static = not record.macs and all([v.parameters for v in before])
-        parameters = frozenset().union(*[v.parameters for v in before]) if static else _NONE
-        from_inputs = any([v.from_inputs for v in before])
+        moved = tuple(dict.fromkeys(positions)) if places == "kept" else ()
+        static = not record.macs and all(map(_parameters, before))
+        parameters = _NONE.union(*map(_parameters, before)) if static else _NONE
+        from_inputs = any(map(_from_inputs, before))
+        identities = set(map(id, operands))
         for number, (tensor, made) in enumerate(zip(outputs, axes, strict=True)):
-            in_place = any([tensor is operand for operand in operands])
-            if in_place and not _is_view_in_place(func):
+            if id(tensor) in identities and not _is_view_in_place(func):
                 known = self.value(tensor)
                 for old, new in zip(known.axes, made, strict=True):
                     call.tie(old, new)

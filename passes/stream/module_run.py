@@ -104,6 +104,7 @@ class ModuleRun:
 
     replace: by (name, tensor) what stands for a tensor of the module in the copy. axes_of: by the same its axes.
     innermost: a mode that sees calls before `mode` does. scripted: by path, what runs in place of scripted modules.
+    owned: the module's own tensors by name, scripted modules' among them; of tied ones the first name is there.
     """
 
     def __init__(
@@ -129,6 +130,8 @@ class ModuleRun:
         self._has_run = False
         self._instead, found = scripted, scripted_modules(module)
         self._modules, copies = stream_copy(module, found, stand_in, self._opaque, mode.stack)
+        # Those of scripted modules are not replaced.
+        self.owned = owned_tensors(module) if found else list(self.originals.items())
         self.copy = self._modules[""]
         if any([part.training for part in self._modules.values()]):
             self.copy.eval()

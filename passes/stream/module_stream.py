@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 import weakref
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ _VALUES = frozenset({aten._local_scalar_dense.default, aten.is_nonzero.default, 
 
 
 _LOOKED_AT = _VALUES | INDEXING  # calls that take more than shapes
+_is_meta = attrgetter("is_meta")
 
 
 class ValuesNeeded(Exception):
@@ -110,13 +112,13 @@ class ModuleInference(Inference):
         return value
 
     def attach(self, tensor: torch.Tensor, value: Value) -> None:
+        self.values.append(value)
         if self._is_constant(tensor):
-            self.values.append(value)
             self._constants[id(tensor)] = weakref.ref(tensor), value
             freed, key, records = self.freed, value.key, self.records
             weakref.finalize(tensor, lambda: freed.append((len(records), key))).atexit = False
         else:
-            super().attach(tensor, value)
+            setattr(tensor, ATTRIBUTE, value)
             tensor._fxprune_lifetime = _Lifetime(self, value.key, tensor)  # type: ignore[attr-defined]
 
     def hold(self, tensor: torch.Tensor, value: Value) -> None:
@@ -125,7 +127,8 @@ class ModuleInference(Inference):
         if self._is_constant(tensor):
             self.attach(tensor, value)
         else:
-            super().attach(tensor, value)
+            setattr(tensor, ATTRIBUTE, value)
+            self.values.append(value)
 
     def restate(self, tensor: torch.Tensor, value: Value) -> None:
         """State again what a tensor that is kept was held as: runs under other modes say otherwise."""
@@ -147,7 +150,7 @@ class ModuleInference(Inference):
             if func in _VALUES:
                 self.asked.setdefault(self.source(), None)
             return func(*args, **kwargs)
-        if operands and not kwargs and func not in _LOOKED_AT and all([t.is_meta for t in operands]):
+        if operands and not kwargs and func not in _LOOKED_AT and all(map(_is_meta, operands)):
             return run_on_meta(func, args, kwargs)
         if not any(self.holds_data(t) for t in operands):  # made of sizes, constants and whole numbers of the inputs
             if func in _VALUES and any(self.value(t).from_inputs for t in operands):
@@ -198,7 +201,8 @@ class ModuleInference(Inference):
     def _record(self, func, args, kwargs, operands, before, outputs, template) -> None:
         super()._record(func, args, kwargs, operands, before, outputs, template)
         record = self.records[-1]
-        record.constants = self.constants_among(operands)
+        if self._constants:
+            record.constants = self.constants_among(operands)
         if record.mixed and traits_of(func).reference is None:
             reason = self.reason(spelled(func), "it mixes units, and no reference says what it gives without some")
             for axis in record.mixed:
@@ -206,7 +210,7 @@ class ModuleInference(Inference):
 
     def constants_among(self, operands: Sequence[torch.Tensor]) -> dict[int, list[object]]:
         """The values of small constants that are combined with data in a call, by their number among its operands."""
-        if not self._constants or all([tensor.is_meta for tensor in operands]):
+        if not self._constants or all(map(_is_meta, operands)):
             return {}
         data = [self.holds_data(tensor) for tensor in operands]
         if not any(data):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,15 +26,16 @@ def resize_module(module: object, groups: int | None, num_groups: int | None, ch
 
     groups, num_groups: new counts where an operator's rule gave them. channels: those of the module's input.
     """
-    weight = getattr(module, "weight", None)
+    weight: Any = getattr(module, "weight", None)
     if isinstance(module, ConvNd):
-        module.groups = groups if groups is not None else module.groups
-        first, second = module.weight.shape[:2]
+        if groups is not None and groups != module.groups:
+            module.groups = groups
+        first, second = weight.shape[:2]
         module.in_channels, module.out_channels = (
             (first, second * module.groups) if module.transposed else (second * module.groups, first)
         )
     elif isinstance(module, nn.Linear):
-        module.out_features, module.in_features = module.weight.shape
+        module.out_features, module.in_features = weight.shape
     elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
         if weight is not None:
             module.normalized_shape = tuple(weight.shape)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import operator
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, NoReturn
@@ -14,23 +13,19 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 
-from passes.analysis.tape import once_each
-from passes.axes.expressions import Axis, Constant, Product, Sum, leaves
+from passes.axes.expressions import leaves
 from passes.ops import Record, Slot, Value, spelled, traits_of
 from passes.ops import constant_indices as numbers
 from passes.ops.call import signature
 from passes.ops.picked_positions import picked, renumbered
 from passes.ops.table import Picked
-from passes.ops.views import COPIES, VIEWS, segments
+from passes.ops.views import COPIES, VIEWS
 from passes.process.torch_private import OpOverload, schema_of
-from passes.stream.inference import ATTRIBUTE
-from passes.stream.module_run import OF_INPUTS
 from passes.stream.module_stream import Watching, is_data
 from passes.stream.restated_calls import Position
 from passes.transform.slicing import Slicing
 
 aten = torch.ops.aten
-_ANY = sys.maxsize  # a length that inputs may give
 _SKIPPED = 9  # how many calls a cut module may leave out in one place
 
 
@@ -79,7 +74,8 @@ def _moves_ones(func: OpOverload, expected: Shapes, got: Shapes) -> bool:
     return func in (VIEWS | COPIES) and before == after
 
 
-def _alike(one: object, other: object) -> bool:
+def are_alike(one: object, other: object) -> bool:
+    """Whether two operators do the same, called by different names."""
     return one is other or {one, other} <= _SPLITS or {one, other} <= VIEWS
 
 
@@ -109,7 +105,7 @@ class Promised:
                 if name in record.lengths and found[at] is not None:
                     axis, more = record.lengths[name]
                     found[at] = self.slicing.size(axis) + more
-            some = record.constants or any(number is not None for number in found)
+            some = record.constants or found.count(None) < len(found)
             self._numbers[place] = found if some else None
         return self._numbers[place]
 
@@ -151,12 +147,13 @@ class Following(Watching):
             self._compare(self.tape[place], func, args, kwargs, operands, outputs)
             self.place = following
         for number, tensor in enumerate(outputs):
-            if any([tensor is operand for operand in operands]):
-                self.rewritten |= schema_of(func).is_mutable and not tensor.is_floating_point()
+            if tensor.is_floating_point():
                 continue
-            if not tensor.is_floating_point():
-                found = numbers.computed(func, args, kwargs, tensor, self.numbers_of, number)
-                self.attach(tensor, Value("", (), numbers=found))
+            if any([tensor is operand for operand in operands]):
+                self.rewritten |= schema_of(func).is_mutable
+                continue
+            found = numbers.computed(func, args, kwargs, tensor, self.numbers_of, number)
+            self.attach(tensor, Value("", (), numbers=found))
 
     def _same_call(self, func: OpOverload, operands: list[torch.Tensor], got: Shapes) -> int | None:
         """The place on the tape of the call that this one is; None for one that moves data and is not there.
@@ -166,7 +163,7 @@ class Following(Watching):
         or are not, a program may make its calls in another order. What a program makes of sizes alone may follow them,
         as long as its axes promise nothing; it is compared where it meets data.
         """
-        alike = self.place < len(self.tape) and _alike(self.tape[self.place].func, func)
+        alike = self.place < len(self.tape) and are_alike(self.tape[self.place].func, func)
         if alike and self._expected(self.place) == got:
             return self.place
         if alike and self._is_of_sizes(self.tape[self.place], operands):
@@ -174,25 +171,25 @@ class Following(Watching):
             return self.place
         for place in range(self.place, min(self.place + _SKIPPED, len(self.tape))):
             record = self.tape[place]
-            if _alike(record.func, func) and self._expected(place) == got:
+            if are_alike(record.func, func) and self._expected(place) == got:
                 self._passed += range(self.place, place)
                 return place
             if alike and (record.func not in _MOVES or func in CUTS):  # another piece of a tensor is not its next one
                 break
         for place in self._passed:
-            if _alike(self.tape[place].func, func) and self._expected(place) == got:
+            if are_alike(self.tape[place].func, func) and self._expected(place) == got:
                 self._passed.remove(place)
                 return place
         if alike and _moves_ones(func, self._expected(self.place), got):
             return self.place
         if self.place >= len(self.tape):
-            self._differ(f"{spelled(func)} is called, which was not before")
+            self.differ(f"{spelled(func)} is called, which was not before")
         record = self.tape[self.place]
-        if _alike(record.func, func) and func is not aten._to_copy.default:
+        if are_alike(record.func, func) and func is not aten._to_copy.default:
             expected, found = ([list(shape) for shape in shapes] for shapes in (self._expected(self.place), got))
-            self._differ(f"its size does not follow: expected {expected}, got {found}")
+            self.differ(f"its size does not follow: expected {expected}, got {found}")
         if func not in _MOVES:
-            self._differ(f"{spelled(func)} is called in place of {spelled(record.func)}")
+            self.differ(f"{spelled(func)} is called in place of {spelled(record.func)}")
         return None
 
     def _compare(self, record, func, args, kwargs, operands, outputs) -> None:
@@ -213,8 +210,10 @@ class Following(Watching):
     ) -> None:
         """A number that was made of a size must remain what it was where it is combined with data."""
         before = self.promised.numbers(self.place)
-        now = _scalars(func, args, kwargs) if before is not None else None
-        if before is None or now is None or (now == before and not record.constants):
+        if before is None:
+            return
+        now = _scalars(func, args, kwargs)
+        if now == before and not record.constants:
             return
         if not (any(map(self.holds_data, operands)) or any(map(is_data, record.inputs))):
             return
@@ -229,18 +228,19 @@ class Following(Watching):
             if len(new) == len(old) and not all(map(_equal, old, new)):
                 wrong.append((old, new))
         if wrong:
-            self._differ(f"a number that is made of a size changes from {wrong[0][0]} to {wrong[0][1]}", True)
+            self.differ(f"a number that is made of a size changes from {wrong[0][0]} to {wrong[0][1]}", True)
 
     def _compare_sizes(self, record: Record, func: OpOverload, args: tuple, kwargs: dict[str, object]) -> None:
         """An argument that states how long an axis is (how many groups, say) must follow it."""
         if not record.literals:
             return
         names, _ = signature(func)
+        before = names if record.func is func else signature(record.func)[0]
         for name, axis in record.literals.items():
-            if name in names and name in signature(record.func)[0]:
+            if name in names and name in before:
                 given = kwargs.get(name, args[names.index(name)] if names.index(name) < len(args) else None)
                 if type(given) is int and given >= 0 and given != self.slicing.size(axis):
-                    self._differ(f"its {name} does not follow: expected {self.slicing.size(axis)}, got {given}")
+                    self.differ(f"its {name} does not follow: expected {self.slicing.size(axis)}, got {given}")
 
     def _left_of(self, value: Value, numbers: Sequence[object]) -> list[object]:
         """What is left of a constant where units of its axes are removed."""
@@ -255,7 +255,7 @@ class Following(Watching):
         if self.slicing.narrowed(record.outputs[0].axes) and _dense(stated) == list(kwargs.get("stride", args[2])):
             strides = list(tensor.stride())
             if strides != _dense(tensor.shape):
-                self._differ(f"its strides do not follow: expected {_dense(tensor.shape)}, got {strides}")
+                self.differ(f"its strides do not follow: expected {_dense(tensor.shape)}, got {strides}")
 
     def _compare_positions(
         self, record: Record, func: OpOverload, args: tuple, kwargs: dict[str, object], operands: list[torch.Tensor]
@@ -267,88 +267,13 @@ class Following(Watching):
         now = picked(func, args, kwargs, list(operands[0].shape), self.numbers_of) or {}
         for dim, expected in left.items():
             if expected is None:
-                self._differ("it takes a position that is removed")
+                self.differ("it takes a position that is removed")
             if now.get(dim) != expected:
-                self._differ(f"it takes positions {_short(now.get(dim))}, and what is left is at {_short(expected)}")
+                self.differ(f"it takes positions {_short(now.get(dim))}, and what is left is at {_short(expected)}")
 
-    def _differ(self, text: str, is_number: bool = False) -> NoReturn:
+    def differ(self, text: str, is_number: bool = False) -> NoReturn:
+        """The running call is not what its axes promise."""
         raise Differs(Failure(self.place, text, self.stack.paths[-1], self.source(), is_number))
-
-
-class AtOtherSizes(Following):
-    """Compares the calls of a cut module on inputs that are larger than those which the tape was recorded on.
-
-    It has to make the same calls, with the same tensors of the module, and to cut these at the same positions. Axes of
-    units are as long as promised, and so is all that no data of the inputs enters; other axes of constants may be
-    longer, where their length follows from the inputs'. A length that is stated in a call may have been computed from a
-    pruned size: such must have occurred before. An axis of units and of constants (what a flatten makes of channels and
-    of a pooled image) has to be as long as promised too. Where these constants are a size of the inputs it cannot be:
-    ValueError.
-
-    inputs: of each dimension of the inputs, its length on the tape and here.
-    """
-
-    def __init__(self, promised: Promised, inputs: set[tuple[int, int]]) -> None:
-        super().__init__(promised, False)
-        self._met = inputs
-        exact = once_each(lambda axis: (self.slicing.size(axis), self.slicing.size(axis)))
-        data = once_each(lambda axis: exact(axis) if _stays_as_long(axis) else (axis.size, _ANY))
-        self._lengths: list[list[tuple[tuple[int, int], ...]]] = []
-        for record in self.tape:
-            static = record.inputs and not any([value.from_inputs for value in record.inputs])
-            limits = exact if static else data
-            self._lengths.append([tuple(map(limits, value.axes)) for value in record.outputs])
-
-    @property
-    def is_done(self) -> bool:
-        """Whether all calls of the tape were made."""
-        return all(record.func in COPIES for record in self.tape[self.place :])
-
-    def _same_call(self, func: OpOverload, operands: list[torch.Tensor], got: Shapes) -> int | None:
-        record = self._at_place()
-        if record is None or record.func is not func:
-            if func in COPIES:
-                return None
-            while record is not None and record.func in COPIES:
-                self.place += 1
-                record = self._at_place()
-        if record is None or not _alike(record.func, func) or not _fit(self._lengths[self.place], got):
-            self._differ("another call is made at another size of the inputs")
-        return self.place
-
-    def _at_place(self) -> Record | None:
-        return self.tape[self.place] if self.place < len(self.tape) else None
-
-    def _compare(self, record, func, args, kwargs, operands, outputs) -> None:
-        super()._compare(record, func, args, kwargs, operands, outputs)
-        met = self._met
-        for value, tensor, limits in zip(record.outputs, outputs, self._lengths[self.place], strict=True):
-            sizes = enumerate(zip(limits, tensor.shape, strict=True))
-            new = {dim: (least, n) for dim, ((least, _), n) in sizes if least < n and (least, n) not in met}
-            if not new:
-                continue
-            if not self._says_the_same(record, args, kwargs):
-                unmet = set(new)
-                if func in VIEWS:
-                    before, after = ([axis.size for axis in v.axes] for v in (record.inputs[0], value))
-                    unmet -= {right[0] for _, right in segments(before, after) if len(right) == 1}
-                if unmet:
-                    self._differ("a length is stated that the inputs do not tell")
-            met.update(new.values())
-
-    def _says_the_same(self, record: Record, args: tuple, kwargs: dict[str, Any]) -> bool:
-        """Whether a call is given what the call of the tape was, its tensors aside; what counts units as cut."""
-        names, _ = signature(record.func)
-        before, given = ({**dict(zip(names, a, strict=False)), **k} for a, k in (record.template, (args, kwargs)))
-        before |= {name: self.slicing.size(axis) for name, axis in record.literals.items() if name in before}
-        return bool(without_tensors(before) == without_tensors(given))
-
-    def _compare_positions(self, record, func, args, kwargs, operands) -> None:
-        super()._compare_positions(record, func, args, kwargs, operands)
-        known = [getattr(tensor, ATTRIBUTE, None) for tensor in operands]
-        moves = record.func in CUTS and cut_at(record.func, record.template[0]) != cut_at(record.func, args)
-        if owned(known) != owned(record.inputs) or (moves and cuts_units(record)):
-            self._differ("a call takes something else at another size of the inputs")
 
 
 def without_tensors(value: Any) -> Any:
@@ -362,11 +287,14 @@ def without_tensors(value: Any) -> Any:
 
 def owned(values: Sequence[Value | None]) -> tuple[str, ...]:
     """The names of the operands that belong to the module; of others, and of unknown ones, there are none."""
-    return tuple([value.label if value is not None and _is_own(value) else "" for value in values])
+    return tuple(map(own_name, values))
 
 
-def _is_own(value: Value) -> bool:
-    return value.label in value.parameters and len(value.parameters) == 1
+def own_name(value: Value | None) -> str:
+    """The name of what belongs to the module; of any other value, and of an unknown one, there is none."""
+    if value is None or len(value.parameters) != 1 or value.label not in value.parameters:
+        return ""
+    return value.label
 
 
 def cut_at(func: OpOverload, args: tuple) -> tuple[str, ...]:
@@ -385,37 +313,6 @@ def cut_dimension(record: Record) -> int:
     args, kwargs = record.template
     place = 2 if record.func is aten.split_with_sizes.default else 1
     return int(kwargs.get("dim", args[place] if len(args) > place else 0))
-
-
-def _stays_as_long(axis: Axis) -> bool:
-    """Whether an axis has units. Raises ValueError where a size of the inputs lengthens it nevertheless."""
-    if not leaves(axis):
-        return False
-    if any(constant.reason is not None and constant.reason.text == OF_INPUTS for constant in _constants_in(axis)):
-        raise ValueError("its length depends on units and on a size of the inputs")
-    return True
-
-
-def _constants_in(axis: Axis) -> Iterator[Constant]:
-    """The constants that an axis is made of."""
-    if isinstance(axis, Constant):
-        yield axis
-    elif isinstance(axis, (Sum, Product)):
-        for part in axis.terms if isinstance(axis, Sum) else axis.factors:
-            yield from _constants_in(part)
-
-
-def _fit(lengths: Sequence[tuple[tuple[int, int], ...]], got: Shapes) -> bool:
-    """Whether every size lies between the least and the most that it may be."""
-    if len(lengths) != len(got):
-        return False
-    for known, shape in zip(lengths, got, strict=True):
-        if len(known) != len(shape):
-            return False
-        for (least, most), size in zip(known, shape, strict=True):
-            if not least <= size <= most:
-                return False
-    return True
 
 
 def _dense(shape: Sequence[int]) -> list[int]:

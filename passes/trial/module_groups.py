@@ -6,7 +6,7 @@ import hashlib
 import warnings
 import weakref
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
 
@@ -24,7 +24,7 @@ from passes.documents.described_values import Described
 from passes.equality.padded_positions import check_padding
 from passes.errors import PassError, SpecialisedWarning
 from passes.graph.left_behind import left_behind
-from passes.graph.module_copies import modules_of, parameters_among, parameters_of
+from passes.graph.module_copies import modules_of, parameters_among
 from passes.process.state import drawn_in_python
 from passes.stream.call_arguments import Arguments, bound, describe_call, tensors_of
 from passes.stream.call_log import LoggedCall
@@ -70,10 +70,12 @@ def couple_module(module: nn.Module, example_inputs: object) -> Coupling:
         look_at_other_values(inferred, arguments)
     look_at_other_arguments(module, inferred, arguments)
     look_at_later_calls(inferred, arguments)
-    trainable = frozenset(name for name, _ in parameters_of(module))
+    modules = modules_of(module)
+    parameters = parameters_among(modules)
+    trainable = frozenset([name for name, _ in parameters])
     structure, unused = _reach_the_rest(inferred, arguments, trainable)
-    inferred.specialised += left_behind(module)
-    changes, digest, sizes_known = Changes(), module_fingerprint(module), inferred.real
+    inferred.specialised += left_behind(inferred.run.owned)
+    changes, digest, sizes_known = Changes(), _digest(modules, parameters), inferred.real
     while True:
         if unused:
             _freeze(inferred, unused)
@@ -282,8 +284,12 @@ def module_fingerprint(module: nn.Module) -> str:
     Other tensors are left out: those that a module keeps of its last call change their shapes from call to call.
     """
     modules = modules_of(module)
+    return _digest(modules, parameters_among(modules))
+
+
+def _digest(modules: Mapping[str, nn.Module], parameters: Sequence[tuple[str, torch.Tensor]]) -> str:
     lines = [f"{path}|{type(part).__module__}.{type(part).__qualname__}" for path, part in modules.items()]
-    lines += [f"{name}|{list(tensor.shape)}" for name, tensor in parameters_among(modules)]
+    lines += [f"{name}|{list(tensor.shape)}" for name, tensor in parameters]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]
 
 

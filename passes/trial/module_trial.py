@@ -36,7 +36,8 @@ from passes.stream.restated_calls import Position
 from passes.transform.module_sizes import fit
 from passes.transform.size_attributes import edits_of_unread
 from passes.transform.slicing import Slicing
-from passes.trial.following import AtOtherSizes, Differs, Failure, Following, Promised
+from passes.trial.following import Differs, Failure, Following, Promised
+from passes.trial.following_at_sizes import AtOtherSizes
 from passes.trial.stated_sizes import state_sources
 
 

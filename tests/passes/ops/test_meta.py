@@ -42,7 +42,23 @@ CALLS = [
     ),
     *((aten.addmm.default, (bias, empty(2, 3), empty(3, 5))) for bias in (empty(5), empty(2, 5), empty(1))),
     *((aten.cat.default, ([x, x], dim)) for x in (X, CHANNELS_LAST, HALF) for dim in (1, -1)),
+    *(
+        (aten.cat.default, ([a, b], dim))
+        for a, b in itertools.product((X, CHANNELS_LAST, MOVED, GAPS, empty(2, 6, 5, 14)[..., ::2]), repeat=2)
+        for dim in (1, -1)
+    ),
+    *((aten.cat.default, ([x[..., ::2], x[..., 1::2]], 0)) for x in (empty(2, 6, 5, 8), empty(3, 4, 6), empty(4, 8))),
+    *((aten.cat.default, ([x, x], 1)) for x in (empty(2, 7, 6).mT, empty(1, 6, 9).expand(4, -1, -1), empty(5, 6).t())),
+    *((aten.cat.default, ([x, X[:, :, :1, :1]], 0)) for x in (X[:, :, :1, :1].clone(), CHANNELS_LAST[:, :, :1, :1])),
     (aten.cat.default, ([empty(0), X], 1)),
+    *(
+        (aten.avg_pool2d.default, (x, [3, 2], *rest))
+        for x in (X, X[0], MOVED, CHANNELS_LAST)
+        for rest in ((), ([2],), ([2, 1], [1, 1]), ([2, 3], [1, 0], True), ([2], [1], False, False))
+    ),
+    (aten.avg_pool2d.default, (X, [3, 2], [2], [0], True, True, 3)),
+    *((aten.add_.Tensor, (a.clone(), b)) for a, b in itertools.product((X, CHANNELS_LAST, MOVED, HALF), repeat=2)),
+    *((aten.mul_.Tensor, (a, b)) for a, b in [(X[:, ::2], NARROW[:, ::2].expand(2, 3, 5, 7)), (MOVED, X), (GAPS, X)]),
     *((aten._softmax.default, (X, dim, False)) for dim in (1, -1)),
     *((aten._adaptive_avg_pool2d.default, (x, [2, 3])) for x in (X, X[0], CHANNELS_LAST)),
     (aten.native_batch_norm.default, (X, *[empty(6)] * 4, True, 0.1, 1e-5)),
@@ -122,6 +138,9 @@ def test_answers_are_those_of_torch(number):
         (aten.mm.default, (empty(2, 3), empty(4, 5))),
         (aten.cat.default, ([X, empty(2, 6, 4, 7)], 1)),
         (aten.add.Tensor, (X, empty(2, 5, 5, 7))),
+        (aten.avg_pool2d.default, (X, [9, 9])),
+        (aten.avg_pool2d.default, (X, [3, 3], [1], [0], False, True, 0)),
+        (aten.cat.default, ([torch.empty((), device="meta")] * 2, 0)),
         (aten.mean.dim, (X, [1, -3])),
         (aten.max_pool2d_with_indices.default, (X, [9, 9])),
         (aten.max_pool2d_with_indices.default, (X, [3, 3], [1], [2])),

@@ -96,6 +96,13 @@ def check(network: Network) -> Row:
     return row
 
 
+def random_halves(coupling: passes.Coupling, seed: int = 0) -> dict[str, list[int]]:
+    """For every group a random half of its units."""
+    random = np.random.default_rng(seed)
+    sizes = coupling.widths.items()
+    return {name: np.sort(random.permutation(size)[: size - size // 2]).tolist() for name, size in sizes}
+
+
 def analyse(model: nn.Module, example: torch.Tensor, seconds: Seconds, seed: int = 0) -> Analysed:
     """Capture, couple, cost, a plan that keeps a random half of every group, and prune; each step timed."""
     with seconds("capture"):
@@ -105,10 +112,7 @@ def analyse(model: nn.Module, example: torch.Tensor, seconds: Seconds, seed: int
     with seconds("cost"):
         cost = passes.cost(coupling)
         cost.macs(), cost.params()
-    random = np.random.default_rng(seed)
-    keep = {
-        name: np.sort(random.permutation(size)[: size - size // 2]).tolist() for name, size in coupling.widths.items()
-    }
+    keep = random_halves(coupling, seed)
     with seconds("plan"):
         plan = coupling.plan(keep)
     with seconds("prune"):

@@ -2,9 +2,10 @@
 
 Both analyse a network and remove a random half of the units of every group that they find, by their own defaults; the
 classifier keeps its outputs. Seconds are processor seconds, runs alternate, the least of them counts. fxprune's are
-capture, couple, cost and its pruning to a fresh network, Torch-Pruning's its graph and its pruning in place, with the
-hints for a family that its own tests give. Its time grows with the example input, which it runs: both are timed on
-images of the size that a network is made for, and on small ones. Exactness is judged in float64 by
+couple, cost and apply_plan in place, Torch-Pruning's its graph and its pruning in place, with the hints for a family
+that its own tests give. With ``--route graph`` fxprune's are capture, which runs the graph beside the module, couple,
+cost and the pruning to a fresh graph. Torch-Pruning's time grows with the example input, which it runs: both are timed
+on images of the size that a network is made for, and on small ones. Exactness is judged in float64 by
 `benchmarks.judge`, the same for both.
 """
 
@@ -23,8 +24,9 @@ from typing import Any
 import torch
 from torch import nn
 
+import passes
 from benchmarks import judge, machine
-from benchmarks.checks import analyse, count_flops, train_once
+from benchmarks.checks import analyse, count_flops, random_halves, train_once
 from benchmarks.networks import Network, build, networks
 from benchmarks.options import command_line
 from benchmarks.processes import each
@@ -96,7 +98,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         import torch_pruning  # noqa: F401
     except ModuleNotFoundError:
         raise SystemExit("this comparison needs Torch-Pruning: pip install torch-pruning") from None
-    rows, data = compare(QUICK if options.quick else options.only, options.repeats, options.seconds, options.memory)
+    by_fxprune = ROUTES[options.route]
+    only = QUICK if options.quick else options.only
+    rows, data = compare(by_fxprune, only, options.repeats, options.seconds, options.memory)
     text = report(rows, data["machine"])
     write(options.out, "peers", text, data)
     return 0
@@ -105,17 +109,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = command_line("peers", __doc__, "only repeats seconds memory", seconds=600)
     parser.add_argument("--quick", action="store_true", help=f"only {', '.join(QUICK)}")
+    parser.add_argument(
+        "--route", choices=ROUTES, default="module", help="what fxprune prunes: the module or its graph"
+    )
     return parser.parse_args(arguments)
 
 
-def compare(only: Sequence[str], repeats: int, seconds: float, memory: float) -> tuple[list[Row], dict[str, Any]]:
-    """The rows, and all figures as plain data."""
-    chosen = choose(networks(), only, ("classification",))
+def compare(
+    by_fxprune: Prune, only: Sequence[str], repeats: int, seconds: float, memory: float
+) -> tuple[list[Row], dict[str, Any]]:
+    """The rows, and all figures as plain data. only: names; without any all that are compared."""
+    chosen = [n for n in choose(networks(), only, ("classification",)) if only or n.name not in NOT_COMPARED]
     warm_up()
     about, rows = machine.describe(), []
 
     def compared(network: Network) -> Row:
-        return compare_one(network, repeats)
+        return compare_one(network, by_fxprune, repeats)
 
     for network, row, why in each(compared, chosen, jobs=1, seconds=seconds, memory_gib=memory):
         rows.append(row or Row(network.name, Outcome(why), Outcome(why)))
@@ -124,7 +133,7 @@ def compare(only: Sequence[str], repeats: int, seconds: float, memory: float) ->
     return rows, {"machine": about, "summary": summary(rows), "rows": plain}
 
 
-def compare_one(network: Network, repeats: int) -> Row:
+def compare_one(network: Network, by_fxprune: Prune, repeats: int) -> Row:
     """Exactness first, in float64, then the seconds of alternating runs in float32."""
     warnings.filterwarnings("ignore")
     row = Row(network.name, Outcome(), Outcome())
@@ -161,8 +170,20 @@ def _time(network: Network, repeats: int, pruners: Sequence[tuple[list[float], P
             seconds.append(time.process_time() - begun)
 
 
-def by_fxprune(model: nn.Module, example: torch.Tensor) -> nn.Module:
+def by_module(model: nn.Module, example: torch.Tensor) -> nn.Module:
+    """fxprune on the module itself, in place."""
+    coupling = passes.couple(model, example)
+    cost = passes.cost(coupling)
+    cost.macs(), cost.params()
+    return passes.apply_plan(model, coupling.plan(random_halves(coupling)), inplace=True)
+
+
+def by_graph(model: nn.Module, example: torch.Tensor) -> nn.Module:
+    """fxprune on its graph."""
     return analyse(model, example, machine.Seconds()).pruned
+
+
+ROUTES: dict[str, Prune] = {"module": by_module, "graph": by_graph}
 
 
 def by_torch_pruning(model: nn.Module, example: torch.Tensor) -> nn.Module:

@@ -118,8 +118,10 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
 def compare(
     by_fxprune: Prune, only: Sequence[str], repeats: int, seconds: float, memory: float
 ) -> tuple[list[Row], dict[str, Any]]:
-    """The rows, and all figures as plain data. only: names; without any all that are compared."""
-    chosen = [n for n in choose(networks(), only, ("classification",)) if only or n.name not in NOT_COMPARED]
+    """The rows, and all figures as plain data. Of those `NOT_COMPARED`, those alone that `only` names in full."""
+    chosen = [
+        n for n in choose(networks(), only, ("classification",)) if n.name in {*only} or n.name not in NOT_COMPARED
+    ]
     warm_up()
     about, rows = machine.describe(), []
 

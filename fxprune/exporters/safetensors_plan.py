@@ -6,6 +6,7 @@ The JSON file is `Plan.to_json()` and nothing else, so that it can be read, comp
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from fxprune.io.module_state import (
     text_digest,
     write_state,
 )
+from fxprune.io.sample import is_like, sample_of
 from fxprune.io.tensors import modes_of, put_modes, sharing
 from fxprune.problem.wrappers import unwrapped
 from passes import CaptureError, Coupling, PassError, Plan, PlanError, apply_plan, capture, couple, plan_of
@@ -56,7 +58,7 @@ def write_safetensors(
             f"{path}: {extra[0] or type(gm).__name__} keeps a state of its own (get_extra_state), for which the file "
             "has no place; save the network with torch.save, or search with a workdir."
         )
-    state = state_of(gm)
+    state = replace(state_of(gm), sample=sample_of(gm, plan.inputs))
     return write_pair(state, plan, path, overwrite)
 
 
@@ -93,8 +95,8 @@ def load(model: nn.Module, path: str | os.PathLike[str], example_inputs: object 
     graph where the file was written of a graph), in its mode, in its wrappers and on its device. `example_inputs`: as
     for `netadapt`, where inputs of the shapes that the plan knows do not do.
 
-    Raises ExportError that lists what differs when the files were written for another network, and names the file and
-    the tensors that are damaged.
+    Raises ExportError that lists what differs when the files were written for another network, one of equal shapes that
+    computes something else included, and names the file and the tensors that are damaged.
     """
     if not isinstance(model, nn.Module):
         raise ExportError(f"load: model is a {type(model).__name__}; expected the original model, as before pruning")
@@ -103,6 +105,12 @@ def load(model: nn.Module, path: str | os.PathLike[str], example_inputs: object 
     make = _cut if state.frontend == "module" else _pruned
     pruned = make(inner, example_inputs, plan, state, plan_path)
     restore_state(pruned, state, weights)
+    if state.sample is not None and not is_like(state.sample, pruned, plan.inputs):
+        raise ExportError(
+            f"{weights} was written for another network: the one that is built here of {type(inner).__name__} has the "
+            "same tensors and computes something else. Make the model as it was: a function in it, a number (a slope, "
+            "an epsilon, a stride) or its code differs"
+        )
     put_modes(pruned, modes_of(inner))
     return wrap(pruned)
 

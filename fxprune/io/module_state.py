@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from fxprune.errors import ExportError
 from fxprune.io.outline import captured_by, memory_order, plain_in, ties_of, transient_in
+from fxprune.io.sample import Sample
 from fxprune.io.seal import UNSEALED, is_sealed, seal
 from fxprune.io.typed_records import made
 from passes.documents.strict_json import parse
@@ -38,7 +39,7 @@ class State:
     dimensions from outermost to innermost in memory, where that is not 0, 1, 2, ... transient: names of non-persistent
     buffers and plain attributes, which a state_dict leaves out. frontend and inputs: how the graph was captured;
     "module" where the tensors are those of a module itself. plan: the SHA-256 of the text of the plan that belongs to
-    the tensors, None where none does.
+    the tensors, None where none does. sample: of what the module computes, where it was taken.
     """
 
     tensors: dict[str, Tensor]
@@ -48,6 +49,7 @@ class State:
     frontend: str = "auto"
     inputs: tuple[str, ...] = ()
     plan: str | None = None
+    sample: Sample | None = None
 
     @property
     def small(self) -> dict[str, Tensor]:
@@ -88,7 +90,7 @@ def write_state(state: State, path: Path, plan: str | None = None) -> None:
     header = Header(
         state.ties, state.order, state.transient, small, state.frontend, state.inputs,
         {name: _digest(tensor) for name, tensor in apart.items()}, None if plan is None else text_digest(plan),
-        UNSEALED,
+        UNSEALED, state.sample,
     )  # fmt: skip
     save_file(apart, path, metadata={_HEADER: json.dumps(asdict(header), sort_keys=True)})
     seal(path)
@@ -130,7 +132,9 @@ def read_state(path: Path) -> State:
     for name, dims in order.items():
         if sorted(dims) != list(range(tensors[name].dim())):
             raise _forged(path, f"{dims} is no order of the dimensions of {name!r}")
-    return State(tensors, header.ties, order, header.non_persistent, header.frontend, header.inputs, header.plan)
+    return State(
+        tensors, header.ties, order, header.non_persistent, header.frontend, header.inputs, header.plan, header.sample
+    )
 
 
 def check_same_form(path: Path, planned: bool, overwrite: bool) -> None:
@@ -143,7 +147,8 @@ def check_same_form(path: Path, planned: bool, overwrite: bool) -> None:
 
 @dataclass(frozen=True)
 class Header:
-    """What stands beside the tensors: the fields of State, then their digests, that of the plan, and the seal."""
+    """What stands beside the tensors: the fields of State, then their digests, that of the plan, the seal, and the
+    sample (none in files of earlier versions)."""
 
     ties: dict[str, str]
     memory_order: dict[str, list[int]]
@@ -154,6 +159,7 @@ class Header:
     digests: dict[str, str]
     plan: str | None
     seal: str
+    sample: Sample | None = None
 
 
 def _forged(path: Path, what: str) -> ExportError:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fxprune.errors import JournalError
 from passes.graph.module_copies import Copies
-from passes.process.torch_private import buffers_of, storage_id
+from passes.process.torch_private import buffers_of, storage_id, version_of
 from passes.stream.network_copies import held_tensors
 
 
@@ -106,6 +106,12 @@ def digest_of(tensors: Iterable[tuple[str, Tensor]]) -> str:
         flat = tensor.detach().to("cpu").contiguous().reshape(-1)
         digest.update(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"")
     return digest.hexdigest()
+
+
+def versions_of(network: nn.Module) -> dict[str, tuple[int, int]]:
+    """The storage of each tensor, and how often it was written to: another answer says that the network has changed."""
+    found = named_tensors(network)
+    return {name: (storage_id(tensor), 0 if tensor.is_inference() else version_of(tensor)) for name, tensor in found}
 
 
 def sharing(network: nn.Module) -> nn.Module:

@@ -29,8 +29,9 @@ class Run:
     """What a folder holds of a search.
 
     `rounds` are the intact ones in a row, `unfinished` the candidates of the round in progress, `result` how the
-    search ended (None while it has not), `damage` what was found truncated, altered or foreign. `model`: class name
-    and fingerprints of graph and weights. `frozen`: of the analysis, each with tensor, dim, reason, node and source.
+    search ended (None while it has not), `damage` what was found truncated, altered or foreign. `model`: class name,
+    fingerprints of graph, weights and program, and the shapes of the example inputs, for which the last holds.
+    `frozen`: of the analysis, each with tensor, dim, reason, node and source.
     `grids`: group to (step, least width). `calibrated`: it goes by calibration data, and `curves` say what each width
     of each group costs. `evaluated`: there is an evaluate function. `form`: whether a module or its graph was searched.
     `layer_costs`: of each layer before and after, of a finished search. `outline`: what stands beside the tensors; None
@@ -152,7 +153,13 @@ def run_from(
         folder=folder,
         config=NetAdaptConfig.from_dict(kept("config", dict[str, object]), str(folder / "run.json")),
         environment=kept("environment", dict[str, object]),
-        model={"class": kept("class", str), "graph": identity["graph"], "weights": identity["weights"]},
+        model={
+            "class": kept("class", str),
+            "graph": identity["graph"],
+            "weights": identity["weights"],
+            "program": identity.get("program", ""),
+            "example_inputs": identity["example_inputs"],
+        },  # fmt: skip
         budgets=budgets,
         start=start,
         limits={budget.resource: budget.limit(start[budget.resource]) for budget in budgets},

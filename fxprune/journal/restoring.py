@@ -9,9 +9,10 @@ from torch import nn
 from fxprune.errors import InputError, JournalError
 from fxprune.io.module_state import State
 from fxprune.io.tensors import from_bytes
+from fxprune.journal.program_digest import program_digest
 from fxprune.journal.read_run import Run
 from fxprune.journal.rebuilding import rebuild
-from fxprune.problem.inputs import analysed
+from fxprune.problem.inputs import analysed, described
 from passes import Plan
 from passes.documents.described_values import examples
 from passes.stream.call_arguments import example_of
@@ -42,6 +43,14 @@ def restored(run: Run, model: nn.Module, example_inputs: object = None, round: i
         raise JournalError(
             f"{run.folder}: the search that is kept here was of another network than this {type(model).__name__}, "
             "or of other inputs; pass the model as it was before pruning, and the inputs of the search."
+        )
+    asked, values = run.model, coupling.module is not None and coupling.module.real
+    comparable = described(given.example_inputs) == asked["example_inputs"] and not values
+    if asked["program"] and comparable and program_digest(dense, coupling) != asked["program"]:
+        raise JournalError(
+            f"{run.folder}: the network of the search that is kept here computes something else than this "
+            f"{type(model).__name__}, which has the same tensors: a function, a number (a slope, an epsilon, a stride) "
+            "or its code differs; pass the model as it was before pruning."
         )
     plan = Plan.from_json(run.rounds[number - 1].plan) if number else coupling.plan({})
     network = rebuild(dense, run.rounds, number, run.journal, given.modes, given.wrap)

@@ -14,6 +14,7 @@ from torch.fx import GraphModule
 from fxprune.criteria.curves import Curve
 from fxprune.errors import InputError
 from fxprune.io.printed_text import printed
+from fxprune.io.tensors import versions_of
 from fxprune.journal.protocol import Journal
 from fxprune.journal.rebuilding import rebuild
 from fxprune.journal.records import Round
@@ -95,6 +96,10 @@ class NetAdaptResult(CoupledAnew):
     wrap: Wrapping = field(default=BARE, repr=False)
     problem: Problem | None = field(default=None, repr=False)
     stock: StockWidths | None = field(default=None, repr=False)
+    versions: dict[str, tuple[int, int]] | None = field(default=None, repr=False)  # of the tensors of `dense`
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**super().__getstate__(), "versions": None}  # another process holds a copy of its own
 
     @property
     def module(self) -> nn.Module:
@@ -107,16 +112,31 @@ class NetAdaptResult(CoupledAnew):
         return self.module if isinstance(self.module, GraphModule) else capture(self.module, self.example_inputs)
 
     def restore(self, round: int) -> nn.Module:
-        """The network that a round chose, as it was then; round 0 is the unpruned one."""
+        """The network that a round chose, as it was then; round 0 is the unpruned one.
+
+        Raises InputError where that is built from the network which was handed in, and this has changed since.
+        """
         if isinstance(round, bool) or not isinstance(round, int) or not 0 <= round <= len(self.rounds):
             raise InputError(
                 f"restore: there is no round {quoted(round)}; expected 0 (unpruned) to {len(self.rounds)}."
             )
+        if not round or self.journal.weights(round) is None:
+            self._check_dense()
         network = rebuild(self.dense, self.rounds, round, self.journal, self.modes, self.wrap)
         if self.stock is not None and round:
             plan = Plan.from_json(self.rounds[round - 1].plan)
             state_widths(unwrapped(network)[0], self.stock, plan, self.example_inputs)
         return network
+
+    def _check_dense(self) -> None:
+        """InputError where the network that was handed in has changed in this process."""
+        now = versions_of(self.dense)
+        changed = [name for name, version in (self.versions or now).items() if now.get(name) != version]
+        if changed:
+            raise InputError(
+                f"restore: the network that was handed in has changed since the search ({changed[0]}), and the round "
+                "is built from it. Train a copy of it on, or keep the weights of rounds: workdir=FOLDER."
+            )
 
     @property
     def repaired(self) -> Repaired | None:

@@ -12,7 +12,9 @@ import torch
 from torch import nn
 
 from fxprune import Budget, NetAdaptResult, finetune, netadapt
-from fxprune.errors import InputError
+from fxprune.errors import InputError, JournalError
+from fxprune.journal.read_run import read_run
+from fxprune.journal.restoring import restored
 from fxprune.search.before_after import stored_bytes
 
 IMAGES = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -95,3 +97,29 @@ def test_a_plot_shows_the_rounds_over_a_budget() -> None:
     ]
     with pytest.raises(InputError, match="got the text 'latency'; expected one of 'macs'"):
         result.plot("latency")
+
+
+def test_rounds_are_not_built_from_a_network_that_has_changed() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 2)), torch.randn(2, 4)
+    result = netadapt(model, 0.5, example_inputs=x, progress=False)
+    first, other = result.restore(1)(x), pickle.loads(pickle.dumps(result))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    model(x).square().sum().backward()
+    optimizer.step()
+    for number in (0, 1):
+        with pytest.raises(InputError, match=r"has changed since the search \(0.weight\), .* workdir=FOLDER"):
+            result.restore(number)
+    assert torch.equal(other.restore(1)(x), first)
+
+
+def test_rounds_of_a_folder_are_built_of_the_same_computation_alone(tmp_path: Path) -> None:
+    def made(slope: float) -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(4, 16), nn.LeakyReLU(slope), nn.Linear(16, 2))
+
+    x = torch.randn(2, 4)
+    result = netadapt(made(0.1), 0.5, example_inputs=x, workdir=tmp_path, progress=False)
+    assert torch.equal(restored(read_run(tmp_path), made(0.1)).network(x), result.model(x))
+    with pytest.raises(JournalError, match="computes something else than this Sequential"):
+        restored(read_run(tmp_path), made(0.5))

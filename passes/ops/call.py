@@ -123,7 +123,8 @@ def signature(func: OpOverload) -> tuple[list[str], dict[str, Any]]:
 class Call:
     """One ATen call under analysis. Axes that cannot be tied are frozen with a reason, never guessed.
 
-    arguments: by the names of the operator's schema. tensors: all tensor arguments, in order. outputs: the results.
+    names, defaults: the operator's `signature`. arguments: by these names. tensors: all tensor arguments, in order.
+    outputs: the results.
     numbers_of: the values of a tensor that the program states (see passes/ops/constant_indices.py), None for any other.
     """
 
@@ -133,11 +134,10 @@ class Call:
     def __init__(
         self, func: OpOverload, args: tuple[object, ...], kwargs: dict[str, object], tensors: list[torch.Tensor],
         outputs: list[torch.Tensor], space: Space, value_of: Callable[[torch.Tensor], Value], record: Record,
-        reason: Callable[[str], Reason],
+        reason: Callable[[str], Reason], names: list[str], defaults: dict[str, Any],
     ) -> None:  # fmt: skip
         self.func, self.tensors, self.outputs, self.space, self.record = func, tensors, outputs, space, record
         self._value_of, self.reason = value_of, reason
-        names, defaults = signature(func)
         self.arguments = defaults.copy()
         self.arguments.update(zip(names, args, strict=False), **kwargs)
 

@@ -256,7 +256,7 @@ class Inference(LightMode):
                     raise ValueError(f"it gives axes {made} for a result of shape {list(tensor.shape)}")
             return axes
         except Exception as error:  # a rule is somebody's code: its failure freezes, with the reason, and never crashes
-            call.record.contracted.clear()
+            call.record.contracted = ()
             self._freeze_all(facts, before, f"its rule does not fit this call: {type(error).__name__}: {error}")
             return [call.fixed(n) for n in range(len(outputs))]
 

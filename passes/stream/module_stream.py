@@ -233,7 +233,7 @@ class ModuleInference(Inference):
         operands = [self.value(t) for t in inputs]
         slots = tuple(Slot(number, tensor.dtype) for number, tensor in enumerate(inputs))
         record = Record(self.label(), operator, operands, made, template=(slots, {}))
-        record.macs = [(Constant(macs),)] if macs else []
+        record.macs = ((Constant(macs),),) if macs else ()
         record.dtypes = [tensor.dtype for tensor in outputs]
         self.records.append(record)
 

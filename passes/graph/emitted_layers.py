@@ -20,7 +20,7 @@ from passes.graph.module_copies import TENSORS
 from passes.process.torch_private import OpOverload, buffers_of, has_global_hooks, parameters_of, schema_of
 
 aten = torch.ops.aten
-Emit: TypeAlias = Callable[..., Any]  # emit(func, *args) makes one ATen call
+Emit: TypeAlias = Callable[..., Any]  # emit(func, *args, **kwargs) makes one ATen call
 Tensors: TypeAlias = Callable[[str], Any]  # the layer's parameter or buffer of a name, or None
 
 
@@ -214,11 +214,24 @@ def _linear_function(args: tuple, kwargs: Mapping[str, object], emit: Emit) -> o
 
 
 def _joined(args: tuple, kwargs: Mapping[str, object], emit: Emit) -> object:
-    if len(args) != 2 or kwargs or type(args[1]) is not int or not isinstance(args[0], (tuple, list)):
+    given = {**dict(zip(("tensors", "dim"), args, strict=False)), **kwargs}
+    if not args or len(args) + len(kwargs) != 2 or type(given.get("dim")) is not int:
         return NotImplemented
-    if not args[0] or not all(map(_is_plain, args[0])):
+    tensors = args[0]
+    if not isinstance(tensors, (tuple, list)) or not tensors or not all(map(_is_plain, tensors)):
         return NotImplemented
-    return emit(aten.cat.default, *_without_defaults(aten.cat.default, list(args[0]), args[1]))
+    return emit(aten.cat.default, *_without_defaults(aten.cat.default, list(tensors), given["dim"]))
+
+
+def _chunked(args: tuple, kwargs: Mapping[str, object], emit: Emit) -> object:
+    given: dict[str, Any] = {**dict(zip(("input", "chunks", "dim"), args, strict=False)), **kwargs}
+    if not args or not _is_plain(args[0]) or len(args) + len(kwargs) != 3 or len(given) != 3:
+        return NotImplemented
+    x, chunks, dim = args[0], given.get("chunks"), given.get("dim")
+    if type(chunks) is not int or type(dim) is not int or chunks < 1 or not -x.dim() <= dim < x.dim():
+        return NotImplemented
+    size = -(-x.shape[dim] // chunks)  # of all pieces but the last, which may be smaller
+    return tuple(emit(aten.split.Tensor, *_without_defaults(aten.split.Tensor, x, size, dim)))
 
 
 def _with_sizes(func: OpOverload) -> Callable[..., object]:
@@ -251,7 +264,11 @@ def _reshaped(args: tuple, kwargs: Mapping[str, object], emit: Emit) -> object:
 
 
 def _contiguous(args: tuple, kwargs: Mapping[str, object], emit: Emit) -> object:
-    return args[0] if not kwargs and len(args) == 1 and args[0].is_contiguous() else NotImplemented
+    if kwargs or len(args) != 1 or not _is_plain(args[0]):
+        return NotImplemented
+    if args[0].is_contiguous():
+        return args[0]
+    return emit(aten.clone.default, args[0], memory_format=torch.contiguous_format)
 
 
 def _dropped(args: tuple, kwargs: Mapping[str, object], emit: Emit) -> object:
@@ -315,6 +332,7 @@ EMITTED: dict[object, Callable[..., object]] = {
     F.relu: _rectified,
     F.linear: _linear_function,
     torch.cat: _joined,
+    **dict.fromkeys((torch.chunk, torch.Tensor.chunk), _chunked),
     **dict.fromkeys((torch.permute, torch.Tensor.permute), _with_sizes(aten.permute.default)),
     **dict.fromkeys((torch.transpose, torch.Tensor.transpose), _with_dims(aten.transpose.int, 2)),
     **dict.fromkeys((torch.unsqueeze, torch.Tensor.unsqueeze), _with_dims(aten.unsqueeze.default, 1)),

@@ -75,8 +75,8 @@ slot = cache(Slot)  # few there are, and a frozen dataclass takes its time
 class Record:
     """One ATen call of the tape: operands and results with their axes, and what the rule said of them.
 
-    What rules seldom say is in tuples: a tape keeps thousands of records, and each list, even an empty one, is an object
-    that Python's garbage collector walks over.
+    What rules seldom say is in tuples: a tape keeps thousands of records, and each list, even an empty one, is one more
+    object for Python's garbage collector to walk over.
     """
 
     node: str

@@ -147,9 +147,9 @@ class Inference(LightMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         return self.call(func, args, on_meta(func, kwargs or {}))
 
-    def emit(self, func: OpOverload, *args: object) -> Any:
+    def emit(self, func: OpOverload, *args: object, **kwargs: object) -> Any:
         """Make one ATen call, with the mode switched off."""
-        return self.call(func, args, {})
+        return self.call(func, args, kwargs)
 
     def run(self, facts: Facts, args, kwargs, operands):
         """The result of an ATen call on these tensors, without axes."""

@@ -7,6 +7,7 @@ for any other, which is then run as usual. `test_emitting.py` holds each against
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -283,7 +284,57 @@ def _softmax(args: tuple, kwargs: Mapping[str, object], emit: Emit) -> object:
     return emit(aten._softmax.default, given["input"], given["dim"], False)
 
 
+def emit_attention(query: Any, key: Any, value: Any, scale: object, emit: Emit) -> object:
+    """Attention of heads (batch, heads, length, size) by the products that it is made of, without a mask.
+
+    Tensors are given up in the order in which torch does so, as the lifetimes of tensors are recorded as well.
+    """
+    given = query, key, value
+    if not all(map(_is_plain, given)) or not all(tensor.is_meta for tensor in given):
+        return NotImplemented
+    if query.dtype not in _IN_OWN_PRECISION or not _are_batches(query, key.mT) or not _are_batches(key.mT, value):
+        return NotImplemented
+    if scale is not None and not (isinstance(scale, (int, float)) and scale > 0):
+        return NotImplemented
+    root = math.sqrt(1.0 / math.sqrt(query.shape[-1]) if scale is None else scale)
+    scaled = emit(aten.mul.Scalar, query, root)
+    transposed = emit(aten.transpose.int, key, -2, -1)
+    other = emit(aten.mul.Scalar, transposed, root)
+    weights = _multiplied((scaled, other), {}, emit)
+    del other, transposed
+    weights = emit(aten._safe_softmax.default, weights, -1)
+    return _multiplied((weights, value), {}, emit)
+
+
+def _are_batches(left: torch.Tensor, right: torch.Tensor) -> bool:
+    """Whether two tensors hold as many matrices each, in two dimensions, as can be multiplied."""
+    alike = left.dim() == right.dim() == 4 and left.dtype == right.dtype and left.shape[:2] == right.shape[:2]
+    return alike and left.shape[3] == right.shape[2]
+
+
+def _multiplied(args: tuple, kwargs: Mapping[str, object], emit: Emit) -> Any:
+    if kwargs or len(args) != 2 or not all(map(_is_plain, args)) or not _are_batches(*args):
+        return NotImplemented
+    left = _one_batch(emit(aten.expand.default, args[0], list(args[0].shape)), emit)
+    right = _one_batch(emit(aten.expand.default, args[1], list(args[1].shape)), emit)
+    shape = [*args[0].shape[:3], args[1].shape[3]]
+    result = emit(aten._unsafe_view.default, emit(aten.bmm.default, left, right), shape)
+    del right, left
+    return result
+
+
+def _one_batch(matrices: torch.Tensor, emit: Emit) -> Any:
+    """The matrices in one dimension: a view where strides allow it, else a copy, as in `torch.reshape`."""
+    outer, inner, *size = matrices.shape
+    shape = [outer * inner, *size]
+    if 1 in (outer, inner) or matrices.stride(0) == inner * matrices.stride(1):
+        return emit(aten.view.default, matrices, shape)
+    contiguous = torch.contiguous_format
+    return emit(aten._unsafe_view.default, emit(aten.clone.default, matrices, memory_format=contiguous), shape)
+
+
 _viewed = _with_sizes(aten.view.default)
+_IN_OWN_PRECISION = (torch.float32, torch.float64)  # attention in others is computed in one of these
 _LAYERS: dict[object, Callable[..., object]] = {
     **dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), _convolution),
     **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d), _batch_norm),
@@ -332,6 +383,7 @@ EMITTED: dict[object, Callable[..., object]] = {
     F.relu: _rectified,
     F.linear: _linear_function,
     torch.cat: _joined,
+    **dict.fromkeys((operator.matmul, torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__), _multiplied),
     **dict.fromkeys((torch.chunk, torch.Tensor.chunk), _chunked),
     **dict.fromkeys((torch.permute, torch.Tensor.permute), _with_sizes(aten.permute.default)),
     **dict.fromkeys((torch.transpose, torch.Tensor.transpose), _with_dims(aten.transpose.int, 2)),

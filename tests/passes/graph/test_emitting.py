@@ -64,6 +64,8 @@ FUNCTIONS = [
       for args, how in (((2,), {}), ((2, 1), {}), ((3,), {"dim": 1}), ((3, -1), {}), ((9, 0), {}))),
     (torch.cat, ([X4, X4[:0]], 0), {}),
     (torch.cat, ([X4, X4.double()], 1), {}),
+    *((f, (left, right), {}) for f in (torch.matmul, torch.Tensor.matmul, operator.matmul)
+      for left in (X4, X4[:1], X4.mT, LAST, X4.transpose(0, 1), X4.half()) for right in (left.mT, left, left[0])),
     *((f, (x, *dims), {}) for f in (torch.permute, torch.Tensor.permute) for x in (X3, X3.half(), X3.int())
       for dims in ((0, 2, 1), ((0, -1, 1),), ([2, 1, 0],)) if f is torch.Tensor.permute or len(dims) == 1),
     *((f, (X4, *dims), {}) for f in (torch.transpose, torch.Tensor.transpose) for dims in ((1, 2), (-1, 0))),

@@ -34,16 +34,16 @@ def _with_changed_axes(record: Record, change: Callable[[Axis], Axis]) -> Iterat
     """The fields of a record that hold axes, its operands and results aside, with these changed; no empty ones."""
     for name in ("contracted", "mixed"):
         if axes := getattr(record, name):
-            yield name, list(map(change, axes))
+            yield name, tuple(map(change, axes))
     if record.macs:
-        yield "macs", [tuple(map(change, product)) for product in record.macs]
+        yield "macs", tuple([tuple(map(change, product)) for product in record.macs])
     if record.literals:
         yield "literals", {name: change(axis) for name, axis in record.literals.items()}
     if record.lengths:
         yield "lengths", {name: (change(axis), more) for name, (axis, more) in record.lengths.items()}
     for name in ("needs", "multiples"):
         if counted := getattr(record, name):
-            yield name, [(change(axis), count) for axis, count in counted]
+            yield name, tuple([(change(axis), count) for axis, count in counted])
 
 
 class Structure:

@@ -150,8 +150,8 @@ def _is_held(value: object) -> bool:
     return isinstance(value, fx.Node) and value.op == "get_attr"
 
 
-def _emit(func: OpOverload, *args: object) -> object:
-    return run_on_meta(func, args, {})
+def _emit(func: OpOverload, *args: object, **kwargs: object) -> object:
+    return run_on_meta(func, args, kwargs)
 
 
 def _asks_for_sizes(node: fx.Node, args: tuple) -> bool:

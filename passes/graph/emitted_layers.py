@@ -7,6 +7,7 @@ for any other, which is then run as usual. `test_emitting.py` holds each against
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -20,7 +21,7 @@ from passes.graph.module_copies import TENSORS
 from passes.process.torch_private import OpOverload, buffers_of, has_global_hooks, parameters_of, schema_of
 
 aten = torch.ops.aten
-Emit: TypeAlias = Callable[..., Any]  # emit(func, *args) makes one ATen call
+Emit: TypeAlias = Callable[..., Any]  # emit(func, *args, **kwargs) makes one ATen call
 Tensors: TypeAlias = Callable[[str], Any]  # the layer's parameter or buffer of a name, or None
 
 
@@ -214,11 +215,24 @@ def _linear_function(args: tuple, kwargs: Mapping[str, object], emit: Emit) -> o
 
 
 def _joined(args: tuple, kwargs: Mapping[str, object], emit: Emit) -> object:
-    if len(args) != 2 or kwargs or type(args[1]) is not int or not isinstance(args[0], (tuple, list)):
+    given = {**dict(zip(("tensors", "dim"), args, strict=False)), **kwargs}
+    if not args or len(args) + len(kwargs) != 2 or type(given.get("dim")) is not int:
         return NotImplemented
-    if not args[0] or not all(map(_is_plain, args[0])):
+    tensors = args[0]
+    if not isinstance(tensors, (tuple, list)) or not tensors or not all(map(_is_plain, tensors)):
         return NotImplemented
-    return emit(aten.cat.default, *_without_defaults(aten.cat.default, list(args[0]), args[1]))
+    return emit(aten.cat.default, *_without_defaults(aten.cat.default, list(tensors), given["dim"]))
+
+
+def _chunked(args: tuple, kwargs: Mapping[str, object], emit: Emit) -> object:
+    given: dict[str, Any] = {**dict(zip(("input", "chunks", "dim"), args, strict=False)), **kwargs}
+    if not args or not _is_plain(args[0]) or len(args) + len(kwargs) != 3 or len(given) != 3:
+        return NotImplemented
+    x, chunks, dim = args[0], given.get("chunks"), given.get("dim")
+    if type(chunks) is not int or type(dim) is not int or chunks < 1 or not -x.dim() <= dim < x.dim():
+        return NotImplemented
+    size = -(-x.shape[dim] // chunks)  # of all pieces but the last, which may be smaller
+    return tuple(emit(aten.split.Tensor, *_without_defaults(aten.split.Tensor, x, size, dim)))
 
 
 def _with_sizes(func: OpOverload) -> Callable[..., object]:
@@ -251,7 +265,11 @@ def _reshaped(args: tuple, kwargs: Mapping[str, object], emit: Emit) -> object:
 
 
 def _contiguous(args: tuple, kwargs: Mapping[str, object], emit: Emit) -> object:
-    return args[0] if not kwargs and len(args) == 1 and args[0].is_contiguous() else NotImplemented
+    if kwargs or len(args) != 1 or not _is_plain(args[0]):
+        return NotImplemented
+    if args[0].is_contiguous():
+        return args[0]
+    return emit(aten.clone.default, args[0], memory_format=torch.contiguous_format)
 
 
 def _dropped(args: tuple, kwargs: Mapping[str, object], emit: Emit) -> object:
@@ -266,7 +284,57 @@ def _softmax(args: tuple, kwargs: Mapping[str, object], emit: Emit) -> object:
     return emit(aten._softmax.default, given["input"], given["dim"], False)
 
 
+def emit_attention(query: Any, key: Any, value: Any, scale: object, emit: Emit) -> object:
+    """Attention of heads (batch, heads, length, size) by the products that it is made of, without a mask.
+
+    Tensors are given up in the order in which torch does so, as the lifetimes of tensors are recorded as well.
+    """
+    given = query, key, value
+    if not all(map(_is_plain, given)) or not all(tensor.is_meta for tensor in given):
+        return NotImplemented
+    if query.dtype not in _IN_OWN_PRECISION or not _are_batches(query, key.mT) or not _are_batches(key.mT, value):
+        return NotImplemented
+    if scale is not None and not (isinstance(scale, (int, float)) and scale > 0):
+        return NotImplemented
+    root = math.sqrt(1.0 / math.sqrt(query.shape[-1]) if scale is None else scale)
+    scaled = emit(aten.mul.Scalar, query, root)
+    transposed = emit(aten.transpose.int, key, -2, -1)
+    other = emit(aten.mul.Scalar, transposed, root)
+    weights = _multiplied((scaled, other), {}, emit)
+    del other, transposed
+    weights = emit(aten._safe_softmax.default, weights, -1)
+    return _multiplied((weights, value), {}, emit)
+
+
+def _are_batches(left: torch.Tensor, right: torch.Tensor) -> bool:
+    """Whether two tensors hold as many matrices each, in two dimensions, as can be multiplied."""
+    alike = left.dim() == right.dim() == 4 and left.dtype == right.dtype and left.shape[:2] == right.shape[:2]
+    return alike and left.shape[3] == right.shape[2]
+
+
+def _multiplied(args: tuple, kwargs: Mapping[str, object], emit: Emit) -> Any:
+    if kwargs or len(args) != 2 or not all(map(_is_plain, args)) or not _are_batches(*args):
+        return NotImplemented
+    left = _one_batch(emit(aten.expand.default, args[0], list(args[0].shape)), emit)
+    right = _one_batch(emit(aten.expand.default, args[1], list(args[1].shape)), emit)
+    shape = [*args[0].shape[:3], args[1].shape[3]]
+    result = emit(aten._unsafe_view.default, emit(aten.bmm.default, left, right), shape)
+    del right, left
+    return result
+
+
+def _one_batch(matrices: torch.Tensor, emit: Emit) -> Any:
+    """The matrices in one dimension: a view where strides allow it, else a copy, as in `torch.reshape`."""
+    outer, inner, *size = matrices.shape
+    shape = [outer * inner, *size]
+    if 1 in (outer, inner) or matrices.stride(0) == inner * matrices.stride(1):
+        return emit(aten.view.default, matrices, shape)
+    contiguous = torch.contiguous_format
+    return emit(aten._unsafe_view.default, emit(aten.clone.default, matrices, memory_format=contiguous), shape)
+
+
 _viewed = _with_sizes(aten.view.default)
+_IN_OWN_PRECISION = (torch.float32, torch.float64)  # attention in others is computed in one of these
 _LAYERS: dict[object, Callable[..., object]] = {
     **dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), _convolution),
     **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d), _batch_norm),
@@ -315,6 +383,8 @@ EMITTED: dict[object, Callable[..., object]] = {
     F.relu: _rectified,
     F.linear: _linear_function,
     torch.cat: _joined,
+    **dict.fromkeys((operator.matmul, torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__), _multiplied),
+    **dict.fromkeys((torch.chunk, torch.Tensor.chunk), _chunked),
     **dict.fromkeys((torch.permute, torch.Tensor.permute), _with_sizes(aten.permute.default)),
     **dict.fromkeys((torch.transpose, torch.Tensor.transpose), _with_dims(aten.transpose.int, 2)),
     **dict.fromkeys((torch.unsqueeze, torch.Tensor.unsqueeze), _with_dims(aten.unsqueeze.default, 1)),

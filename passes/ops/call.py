@@ -73,20 +73,24 @@ slot = cache(Slot)  # few there are, and a frozen dataclass takes its time
 
 @dataclass
 class Record:
-    """One ATen call of the tape: operands and results with their axes, and what the rule said of them."""
+    """One ATen call of the tape: operands and results with their axes, and what the rule said of them.
+
+    What rules seldom say is in tuples: a tape keeps thousands of records, and each list, even an empty one, is one more
+    object for Python's garbage collector to walk over.
+    """
 
     node: str
     func: OpOverload
     inputs: list[Value]
     outputs: list[Value] = field(default_factory=list)
-    contracted: list[Axis] = field(default_factory=list)
-    mixed: list[Axis] = field(default_factory=list)
-    macs: list[tuple[Axis, ...]] = field(default_factory=list)
+    contracted: tuple[Axis, ...] = ()
+    mixed: tuple[Axis, ...] = ()
+    macs: tuple[tuple[Axis, ...], ...] = ()
     literals: dict[str, Axis] = field(default_factory=dict)
     lengths: dict[str, tuple[Axis, int]] = field(default_factory=dict)  # numbers: the length of an axis, and what more
-    needs: list[tuple[Axis, int]] = field(default_factory=list)  # how many positions of an axis have to stay
+    needs: tuple[tuple[Axis, int], ...] = ()  # how many positions of an axis have to stay
     crossed: tuple[int, ...] = ()  # dimensions of the operand that a view cuts across
-    multiples: list[tuple[Axis, int]] = field(default_factory=list)  # of what the length of an axis has to be one
+    multiples: tuple[tuple[Axis, int], ...] = ()  # of what the length of an axis has to be one
     watched: dict[int, tuple[Axis, ...]] = field(default_factory=dict)
     template: tuple[Any, ...] = ()  # (args, kwargs) with a `Slot` for each tensor
     constants: dict[int, list[Any]] = field(default_factory=dict)  # values of small operands that no data entered
@@ -123,7 +127,8 @@ def signature(func: OpOverload) -> tuple[list[str], dict[str, Any]]:
 class Call:
     """One ATen call under analysis. Axes that cannot be tied are frozen with a reason, never guessed.
 
-    arguments: by the names of the operator's schema. tensors: all tensor arguments, in order. outputs: the results.
+    names, defaults: the operator's `signature`. arguments: by these names. tensors: all tensor arguments, in order.
+    outputs: the results.
     numbers_of: the values of a tensor that the program states (see passes/ops/constant_indices.py), None for any other.
     """
 
@@ -133,11 +138,10 @@ class Call:
     def __init__(
         self, func: OpOverload, args: tuple[object, ...], kwargs: dict[str, object], tensors: list[torch.Tensor],
         outputs: list[torch.Tensor], space: Space, value_of: Callable[[torch.Tensor], Value], record: Record,
-        reason: Callable[[str], Reason],
+        reason: Callable[[str], Reason], names: list[str], defaults: dict[str, Any],
     ) -> None:  # fmt: skip
         self.func, self.tensors, self.outputs, self.space, self.record = func, tensors, outputs, space, record
         self._value_of, self.reason = value_of, reason
-        names, defaults = signature(func)
         self.arguments = defaults.copy()
         self.arguments.update(zip(names, args, strict=False), **kwargs)
 
@@ -236,15 +240,15 @@ class Call:
 
     def contract(self, *axes: Axis) -> None:
         """The operator sums over `axes`: removing a unit there equals zeroing it."""
-        self.record.contracted.extend(axes)
+        self.record.contracted += axes
 
     def mix(self, axes: Axis | Sequence[Axis]) -> None:
         """Removing units of `axes` changes the surviving values (statistics over that axis)."""
-        self.record.mixed.extend(_listed(axes))
+        self.record.mixed += tuple(_listed(axes))
 
     def count(self, *axes: Axis) -> None:
         """The operator does as many multiply-accumulates as the product of the lengths of `axes`."""
-        self.record.macs.append(axes)
+        self.record.macs += (axes,)
 
     def literal(self, name: str, axis: Axis | Sequence[Axis]) -> None:
         """The call's argument `name` is the length of `axis` (a list: of each of these), so a rewriting restates it."""
@@ -270,7 +274,7 @@ class Call:
         experts: what is chosen is looked up (`look_up`), and nothing else is asked of the positions."""
         if count >= axis.size:
             self.freeze(axis, "all of its positions are chosen")
-        self.record.needs.append((axis, count))
+        self.record.needs += ((axis, count),)
         self.mix_if_routed(axis, text)
 
     def mix_if_routed(self, axis: Axis, text: str) -> None:

@@ -143,14 +143,16 @@ def grouped_product(call: Call) -> list[list[Axis]]:
         return [call.fixed()]
     (result,), solved = solve(call, "s k, e k n -> s n", [rows, matrices])
     call.freeze(solved["s"], "rows are given to experts by their places")
-    call.record.contracted.remove(solved["e"])  # a row is multiplied by one matrix
+    summed = list(call.record.contracted)
+    summed.remove(solved["e"])  # a row is multiplied by one matrix
+    call.record.contracted = tuple(summed)
     call.tie(solved["e"], call.axes(places)[0])
     call.space.freeze_unless_routed(solved["e"], call.reason("rows are given to experts by their places"))
     if bias is not None:
         call.tie(call.axes(bias)[-1], solved["n"])
     if call.func.namespace == "aten":  # rows begin at multiples of 16 bytes
         elements = 16 // rows.element_size()
-        call.record.multiples += [(axis, elements) for axis in solved.lookup("k n")]
+        call.record.multiples += tuple((axis, elements) for axis in solved.lookup("k n"))
     call.count(*solved.lookup("s k n"))
     return [[call.space.resolve(axis) for axis in result]]
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from passes.ops.table import traits_of
+from passes.ops.facts import facts_of
 from passes.process.torch_private import OpOverload, TorchDispatchMode, schema_of
 
 Shape = Sequence[int]
@@ -52,9 +52,7 @@ def _is_factory(func: OpOverload) -> bool:
 
 def run_on_meta(func: OpOverload, args: tuple[object, ...], kwargs: dict[str, object]) -> Any:
     """``func(*args, **kwargs)`` for its shapes."""
-    meta = traits_of(func).meta
-    found = None if meta is None else meta(*args, **kwargs)
-    return func(*args, **kwargs) if found is None else found
+    return facts_of(func).run_on_meta(args, kwargs)
 
 
 def plain(answer: Callable[..., object]) -> Callable[..., Any]:

@@ -78,6 +78,7 @@ _NAMES = frozenset(field.name for field in fields(Traits))
 _FUNCTIONS = frozenset(("reference", "literals", "meta", "picks", "reads", "onnx"))
 _rules: dict[object, Rule] = {}
 _stated: dict[Any, dict[str, Any]] = {}
+known_facts: dict[int, Any] = {}  # what passes/ops/facts.py has made of both, by the id of an operator
 
 
 def rule(*operators: object, override: bool = False, **traits: object) -> Callable[[Rule], Rule]:
@@ -150,6 +151,7 @@ def unregister(*operators: object) -> None:
 def _forget() -> None:
     for answers in (find, traits_of, packet_traits):
         answers.cache_clear()
+    known_facts.clear()
 
 
 @cache

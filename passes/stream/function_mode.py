@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from passes.graph.emitted_layers import EMITTED
+from passes.graph.emitted_layers import EMITTED, emit_attention
 from passes.ops.routing import one_hot
 from passes.process.torch_private import no_dispatch_modes, no_torch_dispatch, no_torch_function
 from passes.stream.inference import tensors_in
@@ -93,12 +93,23 @@ def _attention(mode: ModuleInference, func: object, args: tuple, kwargs: dict[st
     before, mode.function = mode.function, f"scaled_dot_product_attention{mode.attentions}"
     mode.one_kernel = True
     try:
+        emit = mode.stack.emit
+        if emit is not None and given.keys() >= {"query", "key", "value"} and _is_plain_attention(given, grouped):
+            with no_torch_dispatch():
+                result = emit_attention(given["query"], given["key"], given["value"], scale, emit)
+            if result is not NotImplemented:
+                return result
         return aten._scaled_dot_product_attention_math(
             given["query"], given["key"], given["value"], given.get("attn_mask"), given.get("dropout_p", 0.0),
             given.get("is_causal", False), scale=scale, enable_gqa=grouped,
         )[0]  # fmt: skip
     finally:
         mode.function, mode.one_kernel = before, False
+
+
+def _is_plain_attention(given: dict[str, object], grouped: object) -> bool:
+    """Whether nothing is masked, dropped or shared between heads."""
+    return not (given.get("attn_mask") is not None or given.get("dropout_p") or given.get("is_causal") or grouped)
 
 
 def _getter(name: str) -> object:

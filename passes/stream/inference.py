@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import fx
 
-from passes import ops
 from passes.axes.expressions import Axis, Constant, Reason
 from passes.axes.unification import Space
 from passes.graph.module_copies import PLAIN, TENSORS
@@ -23,17 +21,15 @@ from passes.graph.nodes import source_of
 from passes.ops import Call, Record, Value
 from passes.ops import constant_indices as numbers
 from passes.ops.call import COMPUTED, slot
-from passes.ops.meta_shapes import LightMode, on_meta, run_on_meta
-from passes.process.torch_private import OpOverload, schema_of
+from passes.ops.facts import NUMBER, Facts, facts_of
+from passes.ops.meta_shapes import LightMode, on_meta
+from passes.process.torch_private import OpOverload
 
 ATTRIBUTE = "_fxprune_value"
 _NONE: frozenset[str] = frozenset()
 _size, _parameters, _from_inputs = map(attrgetter, ("size", "parameters", "from_inputs"))
-INDEXING = {torch.ops.aten.index.Tensor, torch.ops.aten._unsafe_index.Tensor}
-NUMBER = torch.ops.aten._local_scalar_dense.default
 EXACT = {torch.int64, torch.int32, torch.float64, torch.float32}  # types that hold every position
 ASKED = "positions of this axis are asked for as numbers, by which a program may do anything"
-_SILENT = {torch.ops.aten.sym_size.int, torch.ops.aten.sym_numel.default, torch.ops.aten._version.default}
 
 
 @contextmanager
@@ -99,18 +95,6 @@ def _slotted(value: Any, operands: list[torch.Tensor]) -> Any:
     return value
 
 
-@cache
-def is_silent(func: Any) -> bool:
-    """Whether calls of an operator say nothing of axes: it asks for sizes alone."""
-    return func in _SILENT or func.namespace == "prim"
-
-
-@cache
-def _is_view_in_place(func: OpOverload) -> bool:
-    """Whether an operator sees its operand otherwise and changes no number (``squeeze_``)."""
-    return torch.Tag.inplace_view in func.tags
-
-
 class Inference(LightMode):
     """The dispatch mode: attaches axes to tensors as they pass, and keeps the tape of calls."""
 
@@ -163,34 +147,35 @@ class Inference(LightMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         return self.call(func, args, on_meta(func, kwargs or {}))
 
-    def emit(self, func: OpOverload, *args: object) -> Any:
+    def emit(self, func: OpOverload, *args: object, **kwargs: object) -> Any:
         """Make one ATen call, with the mode switched off."""
-        return self.call(func, args, {})
+        return self.call(func, args, kwargs)
 
-    def run(self, func, args, kwargs, operands):
+    def run(self, facts: Facts, args, kwargs, operands):
         """The result of an ATen call on these tensors, without axes."""
-        return run_on_meta(func, args, kwargs)
+        return facts.run_on_meta(args, kwargs)
 
     def call(self, func, args, kwargs):
         """The result of an ATen call, with its axes."""
-        if is_silent(func):
+        facts = facts_of(func)
+        if facts.is_silent:
             return func(*args, **kwargs)
-        if func in INDEXING:
+        if facts.is_indexing:
             args = self.with_positions(args)
         operands, template = _operands_and_template(args, kwargs)
         before = list(map(self.value, operands))
-        result = self.run(func, args, kwargs, operands)
+        result = self.run(facts, args, kwargs, operands)
         outputs = tensors_in(*result) if isinstance(result, (tuple, list)) else tensors_in(result)
         if not operands and not any(t.numel() for t in outputs):
             return result  # the workspace that a batch norm makes
         if outputs:
-            self._record(func, args, kwargs, operands, before, outputs, template)
+            self._record(facts, args, kwargs, operands, before, outputs, template)
             return result
         self.settle_sought()
-        self._freeze_all(func, before, "its values leave the graph")
+        self._freeze_all(facts, before, "its values leave the graph")
         for axis in (axis for value in before for axis in value.watched):
             if func is not NUMBER or len(operands) != 1:
-                self.space.freeze(axis, self.reason(ops.spelled(func), ASKED))
+                self.space.freeze(axis, self.reason(facts.spelled, ASKED))
             else:
                 self.sought = axis, int(result)
         return result
@@ -208,8 +193,8 @@ class Inference(LightMode):
             self.value(index).numbers = places
         return args
 
-    def _record(self, func, args, kwargs, operands, before, outputs, template) -> None:
-        label = self.label()
+    def _record(self, facts: Facts, args, kwargs, operands, before, outputs, template) -> None:
+        func, label = facts.func, self.label()
         record = Record(label, func, before, template=template, one_kernel=self.one_kernel)
         reasons: dict[str, Reason] = {}
 
@@ -217,19 +202,19 @@ class Inference(LightMode):
             known = reasons.get(text)
             if known is None:
                 same = next(iter(reasons.values()), None)  # of this call, whose place is known then
-                known = Reason(text, same.node, same.op, same.source) if same else self.reason(ops.spelled(func), text)
+                known = Reason(text, same.node, same.op, same.source) if same else self.reason(facts.spelled, text)
                 reasons[text] = known
             return known
 
         record.dtypes = [tensor.dtype for tensor in outputs]
-        call = Call(func, args, kwargs, operands, outputs, self.space, self.value, record, because)
+        call = Call(func, args, kwargs, operands, outputs, self.space, self.value, record, because, *facts.signature)
         call.numbers_of = self.numbers_of
         positions = [axis for value in before for axis in value.watched]
-        places = ops.traits_of(func).places if positions else None
+        places = facts.traits.places if positions else None
         if positions and (places is None or (places == "kept" and not set(record.dtypes) <= EXACT)):
             call.freeze(positions, COMPUTED)
         call.sought = self.sought
-        axes = self._apply_rule(func, call, before, outputs)
+        axes = self._apply_rule(facts, call, before, outputs)
         if call.sought is not None:  # no rule has taken it
             self.settle_sought()
         self.sought = None
@@ -239,12 +224,12 @@ class Inference(LightMode):
         from_inputs = any(map(_from_inputs, before))
         identities = set(map(id, operands))
         for number, (tensor, made) in enumerate(zip(outputs, axes, strict=True)):
-            if id(tensor) in identities and not _is_view_in_place(func):
+            if id(tensor) in identities and not facts.is_view_in_place:
                 known = self.value(tensor)
                 for old, new in zip(known.axes, made, strict=True):
                     call.tie(old, new)
                 known.from_inputs |= from_inputs
-                self.rewritten |= schema_of(func).is_mutable and not tensor.is_floating_point()
+                self.rewritten |= facts.is_mutable and not tensor.is_floating_point()
                 record.outputs.append(known)
                 continue
             watched = record.watched.get(number, moved)
@@ -255,14 +240,15 @@ class Inference(LightMode):
             record.outputs.append(value)
         self.records.append(record)
 
-    def _apply_rule(self, func, call: Call, before: list[Value], outputs: list[torch.Tensor]) -> list[list[Axis]]:
+    def _apply_rule(
+        self, facts: Facts, call: Call, before: list[Value], outputs: list[torch.Tensor]
+    ) -> list[list[Axis]]:
         """The axes of the outputs; where no rule fits the call they are constants and those of the inputs freeze."""
-        rule = ops.find(func)
-        if rule is None:
-            self._freeze_all(func, before, "no rule says what this operator does with its axes")
+        if facts.rule is None:
+            self._freeze_all(facts, before, "no rule says what this operator does with its axes")
             return [call.fixed(n) for n in range(len(outputs))]
         try:
-            axes = list(map(list, rule(call)))
+            axes = list(map(list, facts.rule(call)))
             for number in range(len(axes), len(outputs)):
                 axes.append(call.fixed(number))
             for made, tensor in zip(axes, outputs, strict=True):
@@ -270,11 +256,11 @@ class Inference(LightMode):
                     raise ValueError(f"it gives axes {made} for a result of shape {list(tensor.shape)}")
             return axes
         except Exception as error:  # a rule is somebody's code: its failure freezes, with the reason, and never crashes
-            call.record.contracted.clear()
-            self._freeze_all(func, before, f"its rule does not fit this call: {type(error).__name__}: {error}")
+            call.record.contracted = ()
+            self._freeze_all(facts, before, f"its rule does not fit this call: {type(error).__name__}: {error}")
             return [call.fixed(n) for n in range(len(outputs))]
 
-    def _freeze_all(self, func, values: list[Value], text: str) -> None:
+    def _freeze_all(self, facts: Facts, values: list[Value], text: str) -> None:
         for value in values:
             for axis in value.axes:
-                self.space.freeze(axis, self.reason(ops.spelled(func), text))
+                self.space.freeze(axis, self.reason(facts.spelled, text))

@@ -16,22 +16,19 @@ from typing import Any
 import torch
 
 from passes.axes.expressions import Constant, leaves
-from passes.ops import Record, Slot, Value, spelled, traits_of
+from passes.ops import Record, Slot, Value
 from passes.ops import constant_indices as numbers
-from passes.ops.meta_shapes import empty_on_meta, on_meta, run_on_meta
+from passes.ops.facts import Facts, facts_of
+from passes.ops.meta_shapes import empty_on_meta, on_meta
 from passes.ops.storage import written_arguments
 from passes.process.source_lines import users_line
 from passes.process.torch_private import OpOverload, no_dispatch_modes, storage_id
 from passes.stream.call_arguments import tensors_of
-from passes.stream.inference import ATTRIBUTE, INDEXING, Inference, is_silent, tensors_in
+from passes.stream.inference import ATTRIBUTE, Inference, tensors_in
 from passes.stream.stream_copies import CallStack
 
 aten = torch.ops.aten
 FEW = 64  # elements of a constant whose values are looked at
-_VALUES = frozenset({aten._local_scalar_dense.default, aten.is_nonzero.default, aten.equal.default})
-
-
-_LOOKED_AT = _VALUES | INDEXING  # calls that take more than shapes
 _is_meta = attrgetter("is_meta")
 
 
@@ -145,20 +142,22 @@ class ModuleInference(Inference):
             return _DROPS[func.overloadpacket](self.call, *args)
         return self.call(func, args, kwargs or {})
 
-    def run(self, func, args, kwargs, operands):
+    def run(self, facts: Facts, args, kwargs, operands):
+        func = facts.func
         if self.real:
-            if func in _VALUES:
+            if facts.asks_values:
                 self.asked.setdefault(self.source(), None)
             return func(*args, **kwargs)
-        if operands and not kwargs and func not in _LOOKED_AT and all(map(_is_meta, operands)):
-            return run_on_meta(func, args, kwargs)
+        takes_more_than_shapes = facts.asks_values or facts.is_indexing
+        if operands and not kwargs and not takes_more_than_shapes and all(map(_is_meta, operands)):
+            return facts.run_on_meta(args, kwargs)
         if not any(self.holds_data(t) for t in operands):  # made of sizes, constants and whole numbers of the inputs
-            if func in _VALUES and any(self.value(t).from_inputs for t in operands):
+            if facts.asks_values and any(self.value(t).from_inputs for t in operands):
                 self.asked.setdefault(self.source(), None)
             return func(*args, **kwargs)
-        if func in _VALUES:
-            raise ValuesNeeded(f"{spelled(func)} asks for values")
-        if func in INDEXING:
+        if facts.asks_values:
+            raise ValuesNeeded(f"{facts.spelled} asks for values")
+        if facts.is_indexing:
             args = (args[0], [_as_places(index) for index in args[1]], *args[2:])
             operands = tensors_in(*args, *kwargs.values())
         meta = {id(t): self._meta_of(t) for t in operands if not t.is_meta}
@@ -166,7 +165,7 @@ class ModuleInference(Inference):
             written = [t for t in tensors_in(*written_arguments(func, args, kwargs)) if id(t) in meta]
             self._written.update(storage_id(t) for t in written)
             args, kwargs = (_swapped(item, meta) for item in (args, kwargs))
-        result = run_on_meta(func, args, on_meta(func, kwargs))
+        result = facts.run_on_meta(args, on_meta(func, kwargs))
         return _swapped(result, {id(m): t for t, m in self._on_meta.values()}) if meta else result
 
     def holds_data(self, tensor: torch.Tensor) -> bool:
@@ -198,13 +197,13 @@ class ModuleInference(Inference):
             super().attach(made, self.value(tensor))
         return func(*_swapped(args, meta), **_swapped(kwargs, meta))
 
-    def _record(self, func, args, kwargs, operands, before, outputs, template) -> None:
-        super()._record(func, args, kwargs, operands, before, outputs, template)
+    def _record(self, facts: Facts, args, kwargs, operands, before, outputs, template) -> None:
+        super()._record(facts, args, kwargs, operands, before, outputs, template)
         record = self.records[-1]
         if self._constants:
             record.constants = self.constants_among(operands)
-        if record.mixed and traits_of(func).reference is None:
-            reason = self.reason(spelled(func), "it mixes units, and no reference says what it gives without some")
+        if record.mixed and facts.traits.reference is None:
+            reason = self.reason(facts.spelled, "it mixes units, and no reference says what it gives without some")
             for axis in record.mixed:
                 self.space.freeze(axis, reason)
 
@@ -234,7 +233,7 @@ class ModuleInference(Inference):
         operands = [self.value(t) for t in inputs]
         slots = tuple(Slot(number, tensor.dtype) for number, tensor in enumerate(inputs))
         record = Record(self.label(), operator, operands, made, template=(slots, {}))
-        record.macs = [(Constant(macs),)] if macs else []
+        record.macs = ((Constant(macs),),) if macs else ()
         record.dtypes = [tensor.dtype for tensor in outputs]
         self.records.append(record)
 
@@ -256,12 +255,13 @@ class Watching(ModuleInference):
             tensor._fxprune_value = value  # type: ignore[attr-defined]
 
     def call(self, func, args, kwargs):
-        if is_silent(func):
+        facts = facts_of(func)
+        if facts.is_silent:
             return func(*args, **kwargs)
-        if func in INDEXING:
+        if facts.is_indexing:
             args = self.with_positions(args)
         operands = tensors_in(*args, *kwargs.values())
-        result = self.run(func, args, kwargs, operands)
+        result = self.run(facts, args, kwargs, operands)
         outputs = tensors_in(*result) if isinstance(result, (tuple, list)) else tensors_in(result)
         if outputs and (operands or any(t.numel() for t in outputs)):
             self.watch(func, args, kwargs, operands, outputs)

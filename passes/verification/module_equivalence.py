@@ -35,6 +35,7 @@ from passes.masked.proof_weights import (
     pruned_weights,
 )  # fmt: skip
 from passes.ops import spelled
+from passes.ops.facts import Facts
 from passes.process.source_lines import innermost_line, said
 from passes.stream.call_arguments import Arguments, bound
 from passes.stream.inference import composite_attention
@@ -303,8 +304,8 @@ class Results(ModuleInference):
         super().__init__(real=True)
         self.results: list[tuple[object, str, list[torch.Tensor]]] = []
 
-    def _record(self, func, args, kwargs, operands, before, outputs, template) -> None:
-        self.results.append((func, self.source(), [tensor.detach().clone() for tensor in outputs]))
+    def _record(self, facts: Facts, args, kwargs, operands, before, outputs, template) -> None:
+        self.results.append((facts.func, self.source(), [tensor.detach().clone() for tensor in outputs]))
 
 
 def _shown(value: object) -> str:

@@ -59,9 +59,13 @@ FUNCTIONS = [
       for x in (X3, X2, X4[..., :5], LAST.permute(0, 2, 3, 1)) for bias in ((), (None,), (torch.empty(3),))),
     (F.linear, (X3, X3.new_empty(8), X3.new_empty(())), {}),
     (torch.cat, ([X4, X4],), {}),
-    (torch.cat, ([X4, X4],), {"dim": 1}),
+    *((torch.cat, ([X4, X4],), {"dim": dim}) for dim in (0, 1, -1)),
+    *((f, (x, *args), how) for f in (torch.chunk, torch.Tensor.chunk) for x in (X4, LAST, X4.int(), X4[:0])
+      for args, how in (((2,), {}), ((2, 1), {}), ((3,), {"dim": 1}), ((3, -1), {}), ((9, 0), {}))),
     (torch.cat, ([X4, X4[:0]], 0), {}),
     (torch.cat, ([X4, X4.double()], 1), {}),
+    *((f, (left, right), {}) for f in (torch.matmul, torch.Tensor.matmul, operator.matmul)
+      for left in (X4, X4[:1], X4.mT, LAST, X4.transpose(0, 1), X4.half()) for right in (left.mT, left, left[0])),
     *((f, (x, *dims), {}) for f in (torch.permute, torch.Tensor.permute) for x in (X3, X3.half(), X3.int())
       for dims in ((0, 2, 1), ((0, -1, 1),), ([2, 1, 0],)) if f is torch.Tensor.permute or len(dims) == 1),
     *((f, (X4, *dims), {}) for f in (torch.transpose, torch.Tensor.transpose) for dims in ((1, 2), (-1, 0))),
@@ -70,7 +74,7 @@ FUNCTIONS = [
     (torch.Tensor.view, (X4, torch.int32), {}),
     *((torch.reshape, (x, sizes), {}) for x in (X4, LAST, X4[:, ::2]) for sizes in ((2, -1), [x.numel()])),
     *((torch.Tensor.reshape, (x, 2, -1, 3), {}) for x in (X4, LAST, X4.double())),
-    *((torch.Tensor.contiguous, (x,), {}) for x in (X4, LAST, X4[:1])),
+    *((torch.Tensor.contiguous, (x,), {}) for x in (X4, LAST, X4[:1], X4[:, ::2], LAST.int())),
     (torch.Tensor.contiguous, (X4,), {"memory_format": torch.channels_last}),
     *((F.dropout, (X4, *args), how) for args, how in (((), {"training": False}), ((0.2, False), {}), ((0.0,), {}))),
     *((F.softmax, (x, *args), how) for x in (X4, LAST, X4.half()) for args, how in (

@@ -221,7 +221,7 @@ def test_a_wrong_rule_is_caught(name: str, monkeypatch: pytest.MonkeyPatch) -> N
     """By verify, which names the first node that differs, and by the oracle of these tests."""
     operator, wrong, make, node = WRONG_RULES[name]
     monkeypatch.setitem(table._rules, operator, wrong)
-    table.find.cache_clear()
+    table._forget()
     gm, coupling = analysed(make())
     assert coupling.groups, "the wrong rule must offer something, or nothing is tested"
     plan = random_plan(coupling, 1 / 2, 1)

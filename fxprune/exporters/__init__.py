@@ -19,10 +19,12 @@ from fxprune.problem.wrappers import unwrapped
 from fxprune.registries import EXPORTERS
 from passes import Plan, plan_of
 from passes.arguments import flag, integer, is_a, number
+from passes.process.state import leaves_no_trace
 
 __all__ = ["ExportError", "ExportReport", "check_files", "export", "load", "register_exporter"]
 
 
+@leaves_no_trace
 def export(
     gm: nn.Module,
     example_inputs: object,

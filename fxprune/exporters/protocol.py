@@ -15,6 +15,7 @@ from fxprune.exporters.outcome import ExportReport
 from fxprune.registries import EXPORTERS
 from passes import CaptureError, Plan, capture
 from passes.arguments import quoted
+from passes.frontend.fidelity import settle
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,16 @@ class Job:
     overwrite: bool
 
     def graph(self) -> fx.GraphModule:
-        """The network as a graph. Raises ExportError where it cannot be captured."""
-        if isinstance(self.network, fx.GraphModule):
-            return self.network
+        """The network as a graph, which was compared with the module that it was captured from.
+
+        Raises ExportError where it cannot be captured.
+        """
         try:
-            return capture(self.network, dict(self.inputs.kwargs) or tuple(self.inputs.args))
+            gm = self.network
+            if not isinstance(gm, fx.GraphModule):
+                gm = capture(gm, dict(self.inputs.kwargs) or tuple(self.inputs.args))
+            settle(gm)
+            return gm
         except CaptureError as error:
             raise ExportError(
                 f"{self.path.suffix} is written of a graph, and this model cannot be captured: {error}"

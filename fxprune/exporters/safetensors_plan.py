@@ -73,6 +73,13 @@ def _check_plan(gm: nn.Module, plan: Plan, known: Plan | None) -> None:
     if other or dense:
         which = "another network" if other else "the network before pruning, and this is that one"
         raise ExportError(f"export: the plan is for {which}; pass plan=result.plan with result.model, of one search")
+    graph = isinstance(gm, fx.GraphModule)
+    if known is None and own != plan.fingerprint and graph is plan.calls_a_module:
+        which, own_kind = ("module", "a graph") if graph else ("graph", f"a {type(gm).__name__}")
+        raise ExportError(
+            f"export: the plan is for a {which}, and the network is {own_kind}: nothing could load the files. Pass the "
+            f"{which} that the plan made: result.model of the search, or what apply_plan returned"
+        )
 
 
 def write_pair(state: State, plan: Plan, path: Path, overwrite: bool = False) -> ExportReport:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 from torch import nn
 
+from fxprune.errors import BudgetError
 from passes.analysis.polynomial import Amount, Widths
 
 
@@ -62,6 +65,50 @@ class Counted:
         return self.count(widths)
 
 
+def finite_value(resource: Resource, widths: Mapping[str, int | np.ndarray]) -> np.ndarray:
+    """The resource at these widths, as an array of numbers.
+
+    Raises BudgetError where one is infinite, not a number, or no number at all: it could not be held against a limit.
+    """
+    values = np.asarray(resource.value(widths))
+    if _is_finite(values).all():
+        return values
+    spread, *sizes = np.broadcast_arrays(values, *widths.values())
+    place = tuple(np.argwhere(~_is_finite(spread))[0])
+    at = {name: size[place].item() for name, size in zip(widths, sizes, strict=True)}
+    raise _not_finite(resource, spread[place], f"its value at the widths {_listed(at)}")
+
+
+def finite_measurement(resource: MeasuredResource, network: nn.Module, example_inputs: object) -> float:
+    """What the resource measures of a network. Raises BudgetError where that is no finite number."""
+    found = np.asarray(resource.measure(network, example_inputs))
+    if found.ndim or not _is_finite(found):
+        raise _not_finite(resource, found, "its measurement of the network that a round chose")
+    return float(found)
+
+
+def _not_finite(resource: Resource, value: np.ndarray, what: str) -> BudgetError:
+    """The error for a value that cannot be held against a limit."""
+    return BudgetError(
+        f"resource {resource.name!r}: {what} is {np.asarray(value).tolist()!r}; expected a finite number "
+        f"({resource.unit}); let the resource give one for all widths that a search may try, or budget something else, "
+        "such as params."
+    )
+
+
+def _is_finite(values: np.ndarray) -> np.ndarray:
+    """Of each item, whether it is a finite number. Whole numbers of Python may be larger than those of NumPy."""
+    if values.dtype.kind in "iuf":
+        return np.isfinite(values)
+    finite = [isinstance(item, Integral) or (isinstance(item, Real) and math.isfinite(item)) for item in values.flat]
+    return np.array(finite, dtype=bool).reshape(values.shape)
+
+
+def _listed(widths: Mapping[str, int], most: int = 8) -> str:
+    shown = ", ".join(f"{name}={width}" for name, width in list(widths.items())[:most])
+    return shown if len(widths) <= most else f"{shown} and {len(widths) - most} more"
+
+
 def one_at_a_time(
     resource: Resource, widths: Mapping[str, int], names: Sequence[str]
 ) -> Callable[[np.ndarray], np.ndarray]:
@@ -89,7 +136,7 @@ def one_at_a_time(
     def table(sizes: np.ndarray) -> np.ndarray:
         trial = np.repeat(current[:, None], len(names), axis=1)
         trial[row, column] = sizes
-        values = resource.value({**widths, **dict(zip(rows, trial, strict=True))})
-        return np.broadcast_to(np.asarray(values), (len(names),))
+        values = finite_value(resource, {**widths, **dict(zip(rows, trial, strict=True))})
+        return np.broadcast_to(values, (len(names),))
 
     return table

@@ -27,7 +27,7 @@ from fxprune.problem.equal_widths import Linked
 from fxprune.problem.search_problem import Problem
 from fxprune.problem.width_grids import Grid
 from fxprune.registries import STRATEGIES
-from fxprune.resources.models import MeasuredResource, Resource
+from fxprune.resources.models import MeasuredResource, Resource, finite_measurement
 from fxprune.search.candidates import CandidateRuns, Kept, as_candidates
 from fxprune.search.choosing import choose, contenders, reason_of
 from fxprune.search.observed import observed
@@ -274,7 +274,7 @@ def measure(
     calibrated, measured = [], {}
     for resource in resources:
         if isinstance(resource, MeasuredResource) and network is not None:
-            found = float(resource.measure(network, problem.example_inputs))
+            found = finite_measurement(resource, network, problem.example_inputs)
             measured[resource.name] = found
             off = abs(found / predicted[resource.name] - 1)
             if off > 0.1:

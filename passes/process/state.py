@@ -73,6 +73,16 @@ def _random_states() -> Iterator[Callable[[], object]]:
         yield functools.partial(torch.mps.set_rng_state, torch.mps.get_rng_state())
 
 
+def random_state() -> tuple[object, ...]:
+    """The states of all generators: another one says that numbers were drawn in between."""
+    states = [torch.get_rng_state()]
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        states += torch.cuda.get_rng_state_all()
+    if torch.backends.mps.is_available():
+        states.append(torch.mps.get_rng_state())
+    return *drawn_in_python(), *(state.numpy().tobytes() for state in states)
+
+
 def drawn_in_python() -> tuple[object, ...]:
     """The states of the generators of Python and NumPy: another one says that numbers were drawn in between."""
     return random.getstate(), *(np.asarray(part).tobytes() for part in np.random.get_state(legacy=True))

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from fxprune.exporters.source.writer import Source, network_source, write_source
+from fxprune.exporters.source.writer import Source, network_source, write
 
-__all__ = ["Source", "network_source", "write_source"]
+__all__ = ["Source", "network_source", "write"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import keyword
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxprune.errors import ExportError
-from fxprune.exporters.check import agreement, fixed_batch_reason, other_size
+from fxprune.exporters.check import agreement, fixed_batch_reason, other_size, unfollowed_batch
 from fxprune.exporters.files import check_free, staged
 from fxprune.exporters.inputs import Inputs, call
 from fxprune.exporters.outcome import ExportReport
@@ -32,6 +33,7 @@ from fxprune.exporters.source.literals import Imports, literal, sequence
 from fxprune.exporters.source.tensors import tensor_lines
 from fxprune.io.module_state import State, check_same_form, state_of, write_state
 from fxprune.io.seal import UNSEALED, seal, sha256_of
+from passes.graph.annotations import specialised_in
 from passes.graph.module_copies import owned_tensors
 
 _CONTAINER = '''\
@@ -78,20 +80,21 @@ class Source:
     notes: tuple[str, ...] = ()
 
 
-def write_source(
-    gm: fx.GraphModule, inputs: Inputs, path: Path, tolerance: float, dynamic_batch: bool, overwrite: bool = False
-) -> ExportReport:
-    """Write the file and its weights, execute what was written and run it beside the network (in eval mode)."""
+def write(job: Job) -> ExportReport:
+    """Write the file and its weights, execute what was written and run it beside the network (in eval mode).
+
+    The file is written of a graph and compared with what the user brought: of a module the graph is one run.
+    """
+    path, inputs, tolerance = job.path, job.inputs, job.tolerance
     if not path.stem.isidentifier() or keyword.iskeyword(path.stem):
         raise ExportError(f"{path}: no Python module can be called {path.stem!r}; use letters, digits and underscores")
+    gm = job.graph()
     source = network_source(gm, inputs, path.stem)
-    reason = fixed_batch_reason(gm, inputs) if dynamic_batch else "asked for with dynamic_batch=False"
-    size = inputs.batch_size
-    sizes = () if size is None else (size,) if reason else (size, other_size(size))
+    reason = fixed_batch_reason(job.network, inputs) if job.dynamic_batch else "asked for with dynamic_batch=False"
     weights = path.with_suffix(WEIGHTS)
-    check_free(path, weights, overwrite=overwrite)
-    check_same_form(weights, False, overwrite)
-    with staged(path, overwrite) as folder:
+    check_free(path, weights, overwrite=job.overwrite)
+    check_same_form(weights, False, job.overwrite)
+    with staged(path, job.overwrite) as folder:
         write_state(source.state, folder / weights.name)
         text = source.text.replace(_UNKNOWN, sha256_of(folder / weights.name))
         (folder / path.name).write_bytes(text.encode())
@@ -99,9 +102,16 @@ def write_source(
         network = _executed(folder / path.name)
         device = next((tensor.device for _, tensor in owned_tensors(gm)), torch.device("cpu"))
         network.to(device)
-        found = agreement(gm, lambda given: call(network, given), inputs, sizes, tolerance)
-    files = path, weights
-    return ExportReport.compared("py", path, files, found, sizes, reason, tolerance, notes=source.notes)
+        run = partial(call, network)
+        sizes = () if inputs.batch_size is None else (inputs.batch_size,)
+        found = agreement(job.network, run, inputs, sizes, tolerance)
+        if reason is None:
+            reason = unfollowed_batch(job.network, run, inputs, tolerance)
+        if reason is None:
+            sizes = *sizes, other_size(*sizes)
+            found = found.worse(agreement(job.network, run, inputs, sizes[1:], tolerance))
+    files, notes = (path, weights), (*source.notes, *specialised_in(gm))
+    return ExportReport.compared("py", path, files, found, sizes, reason, tolerance, notes=notes)
 
 
 def network_source(gm: fx.GraphModule, inputs: Inputs, stem: str) -> Source:
@@ -210,8 +220,3 @@ def _executed(path: Path) -> nn.Module:
     namespace: dict[str, Any] = {"__name__": path.stem, "__file__": str(path)}
     exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), namespace)  # our own text, written above
     return namespace["load"]()
-
-
-def write(job: Job) -> ExportReport:
-    """This form of a network, for `export`."""
-    return write_source(job.graph(), job.inputs, job.path, job.tolerance, job.dynamic_batch, job.overwrite)

@@ -83,6 +83,17 @@ def test_the_plan_is_found_where_the_pass_made_the_network(tmp_path: Path) -> No
         export(capture(Cnn()), example, tmp_path / "other.safetensors")
 
 
+def test_a_plan_for_the_other_form_is_refused(tmp_path: Path) -> None:
+    example = inputs_of(Cnn())
+    options = {"config": {"budget_reduce_rate_init": 0.3, "netadapt_min_feature_size": 1}, "progress": False}
+    result = netadapt(Cnn().eval(), 0.7, example_inputs=example, **options)  # type: ignore[arg-type]
+    gm, plan = pruned(Cnn().eval(), example)
+    for network, other, kind in ((result.graph_module, result.plan, "module"), (Cnn(), plan, "graph")):
+        with pytest.raises(ExportError, match=f"plan is for a {kind}, .* Pass the {kind} that the plan made"):
+            export(network, example, tmp_path / "net.safetensors", plan=other)
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_identity_plan(tmp_path: Path) -> None:
     model = Cnn().eval()
     example = inputs_of(model)

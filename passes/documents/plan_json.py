@@ -51,23 +51,27 @@ def read(text: str) -> dict[str, Any]:
     expected |= ({"sha256"} if number > 1 else set()) | ({"removed_blocks", "gone"} if number > 2 else set())
     if data.keys() != expected:
         _refuse_keys(data, expected)
-    groups = _of(data, "groups", dict, "the plan")
-    for name, group in groups.items():
-        _check_group(name, group)
-    inputs = _of(data, "inputs", list, "the plan")
-    for position, item in enumerate(inputs):
-        _check_input(item, f"input {position}")
-    removed = _of(data, "removed_blocks", list, "the plan") if number > 2 else []
-    if any(not isinstance(name, str) for name in removed) or len(set(map(str, removed))) < len(removed):
-        raise PlanError("the plan: removed_blocks holds names, each once")
-    found = {"fingerprint": _of(data, "fingerprint", str, "the plan"), "inputs": inputs, "groups": groups}
-    gone = _of(data, "gone", dict, "the plan") if number > 2 else {}
-    if any(type(width) is not int or width < 0 for width in gone.values()):
-        raise PlanError("the plan: gone holds a width of at least 0 for each name")
-    found |= {"removed_blocks": removed, "gone": gone}
+    none: dict[str, Any] = {"removed_blocks": [], "gone": {}}  # in formats that have no blocks
+    contents = {**none, **{key: value for key, value in data.items() if key not in ("format", "sha256")}}
+    check_contents(contents)
     if number > 1:
         _check_seal(text)
-    return found
+    return contents
+
+
+def check_contents(contents: Mapping[str, object]) -> None:
+    """Raise PlanError unless this is what a plan holds: what `read` gives, be it from a text or from a `Plan`."""
+    _of(contents, "fingerprint", str, "the plan")
+    for name, group in _of(contents, "groups", dict, "the plan").items():
+        _check_group(name, group)
+    for position, item in enumerate(_of(contents, "inputs", list, "the plan")):
+        _check_input(item, f"input {position}")
+    removed = _of(contents, "removed_blocks", list, "the plan")
+    if any(not isinstance(name, str) for name in removed) or len(set(map(str, removed))) < len(removed):
+        raise PlanError("the plan: removed_blocks holds names, each once")
+    gone = _of(contents, "gone", dict, "the plan")
+    if any(type(width) is not int or width < 0 for width in gone.values()):
+        raise PlanError("the plan: gone holds a width of at least 0 for each name")
 
 
 def _check_seal(text: str) -> None:
@@ -81,6 +85,8 @@ def _check_seal(text: str) -> None:
 
 def _check_group(name: str, group: object) -> None:
     where = f"group {name!r}"
+    if not isinstance(name, str):
+        raise PlanError(f"this is no plan of fxprune: {where}: the name of a group is a text")
     if not isinstance(group, dict):
         raise PlanError(f"this is no plan of fxprune: {where} is a {type(group).__name__}, expected an object")
     if not group.keys() <= _GROUP_KEYS or ("order" in group) != ("outer" in group):

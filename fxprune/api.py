@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 from collections.abc import Sequence
@@ -41,10 +42,10 @@ from fxprune.search.result import NetAdaptResult, Timings
 from fxprune.search.rounds import Found, search
 from fxprune.training.candidate import Evaluate, Train, begin_anew, checked_seed, seeded, train_candidate
 from fxprune.workers.lifetime import processes_end_here
-from fxprune.workers.protocol import Job, Timed, Workers
+from fxprune.workers.protocol import Job, Timed
 from fxprune.workers.transport import pack
 from passes import Plan, cost
-from passes.arguments import file_name, flag, got, is_a
+from passes.arguments import file_name, flag, got, is_a, quoted
 from passes.process.settings import tensors_with_values, torch_threads
 from passes.stream.network_copies import clone
 
@@ -157,7 +158,7 @@ def netadapt(
         problem = journal.resumed(problem)
         if workdir is not None and not within and journal.recorded_result() is None:
             shown.message(said_size(problem, Path(workdir)))
-        workers = Timed(make_workers(problem, train, evaluate))
+        workers = make_workers(problem, train, evaluate)
         try:
             with torch_threads(problem.threads), processes_end_here():
                 if not within:
@@ -228,10 +229,10 @@ def check_functions(train: object, evaluate: object) -> None:
 
 
 def check_resources(resources: Sequence[Resource]) -> None:
-    what = "a list of resources, each with a name, such as fxprune.latency.latency_model(...)"
+    what = "a list of resources, each with name, unit and value(widths), such as fxprune.latency.latency_model(...)"
     is_a(resources, list | tuple, "netadapt: resources", what, InputError)
     for resource in resources:
-        if not isinstance(getattr(resource, "name", None), str):
+        if not isinstance(resource, Resource) or not isinstance(resource.name, str):
             raise InputError(f"netadapt: resources: one is {got(resource)}; expected {what}.")
 
 
@@ -255,6 +256,11 @@ def make_problem(
         name = budget.resource
         chosen.append(offered[name] if name in offered else RESOURCES.find(name).of(name, subject))
     start = evaluate(chosen, coupling.widths)
+    if endless := [name for name, used in start.items() if not math.isfinite(used)]:
+        raise BudgetError(
+            f"netadapt: resource {quoted(endless[0])}: it is {start[endless[0]]} for the network as it is; "
+            "expected a finite number."
+        )
     if nothing := [budget.resource for budget in budgets if not start[budget.resource] > 0]:
         raise BudgetError(
             f"netadapt: the network uses 0 {unit_of(nothing[0])} of {nothing[0]}, of which nothing can be saved; "
@@ -338,14 +344,14 @@ def open_journal(workdir: str | os.PathLike | None, resume: bool | None, problem
     return open_folder(workdir, problem, resume)
 
 
-def make_workers(problem: Problem, train: Train | None, evaluate: Evaluate | None) -> Workers:
+def make_workers(problem: Problem, train: Train | None, evaluate: Evaluate | None) -> Timed:
     """The workers that the configuration names; a search without data and evaluate needs none but this process."""
     config = problem.config
     asked = config.workers if problem.scored else 1
     count = asked if isinstance(asked, int) else 1
     kind = asked if not isinstance(asked, int) else "serial" if asked == 1 else "processes"
     job = Job(train, evaluate, count, config.worker_retries, config.candidate_time_limit, dict(config.ray))
-    return WORKERS.find(kind)(job)
+    return Timed(WORKERS.call(kind, job), WORKERS.said(kind))
 
 
 def start(problem: Problem, workers: Timed) -> None:

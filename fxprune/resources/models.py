@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
+from fxprune.errors import ConfigError, FxpruneError
 from passes.analysis.polynomial import Amount, Widths
+from passes.arguments import got, quoted
+from passes.process.source_lines import said
 
 
 @runtime_checkable
@@ -62,6 +66,39 @@ class Counted:
         return self.count(widths)
 
 
+def value_of(resource: Resource, widths: Widths, shape: tuple[int, ...] = ()) -> np.ndarray:
+    """What a resource is at these widths, which are numbers or arrays of a shape. Raises ConfigError that names the
+    resource where it fails on them, or gives anything but numbers of that shape."""
+    where = f"resource {quoted(resource.name)}: value(widths)"
+    try:
+        found: object = resource.value(widths)
+    except FxpruneError:
+        raise
+    except Exception as error:  # it may be the user's own function
+        raise ConfigError(
+            f"{where} failed: {said(error)}. Widths are integers or numpy arrays of them: np.ceil, not math.ceil."
+        ) from error
+    values = real_numbers(found)
+    if values is None or np.isnan(values).any() or (values.size != 1 and values.shape != shape):
+        what = got(found) if values is None else f"an array of shape {values.shape}" if values.shape != shape else "NaN"
+        raise ConfigError(f"{where} gave {what}; expected a number, and an array of them where a width is an array.")
+    return values.reshape(()) if values.size == 1 and not shape else np.broadcast_to(values, shape)
+
+
+def real_numbers(given: object) -> np.ndarray | None:
+    """An array or tensor of real numbers, or what makes one, as numpy has it; None for anything else."""
+    if isinstance(given, Tensor):
+        given = given.detach().cpu()
+        given = given.double() if given.is_floating_point() else given
+    try:
+        found = np.asarray(given)
+    except (TypeError, ValueError, RuntimeError):  # lists of unequal length, tensors without values
+        return None
+    if found.dtype.kind == "O":  # integers of any length among them
+        return found.astype(np.float64) if all(isinstance(item, Real) for item in found.flat) else None
+    return found if found.dtype.kind in "biuf" else None
+
+
 def one_at_a_time(
     resource: Resource, widths: Mapping[str, int], names: Sequence[str]
 ) -> Callable[[np.ndarray], np.ndarray]:
@@ -89,7 +126,6 @@ def one_at_a_time(
     def table(sizes: np.ndarray) -> np.ndarray:
         trial = np.repeat(current[:, None], len(names), axis=1)
         trial[row, column] = sizes
-        values = resource.value({**widths, **dict(zip(rows, trial, strict=True))})
-        return np.broadcast_to(np.asarray(values), (len(names),))
+        return value_of(resource, {**widths, **dict(zip(rows, trial, strict=True))}, (len(names),))
 
     return table

@@ -204,6 +204,13 @@ def read_budgets(budget: object, config: NetAdaptConfig) -> tuple[Budget, ...]:
             )
         return configured
     budgets = parse_budget(budget)
+    kind = config.budget_type
+    if configured is None and kind != NetAdaptConfig.budget_type and {one.resource for one in budgets} != {kind}:
+        asked = ", ".join(map(str, budgets))
+        raise BudgetError(
+            f"netadapt: the call's budget ({asked}) and the configuration's budget_type ({kind}) differ; "
+            f"pass Budget({kind!r}, ...), or leave budget_type out."
+        )
     if configured is not None and configured != budgets:
         asked, said = (", ".join(map(str, some)) for some in (budgets, configured))
         raise BudgetError(

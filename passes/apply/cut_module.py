@@ -88,7 +88,12 @@ def apply_plan(network: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.M
 
 
 def plan_of(network: nn.Module) -> Plan | None:
-    """The plan that made `network`, relative to the first network of a chain of prunings; None for any other."""
+    """The plan that made `network`, relative to the network that was last coupled; None for one that no plan made.
+
+    Plans of `coupling.after(plan)`, each applied to what the one before made, are one plan for the first network. A
+    pruned network that is coupled anew (by `couple`, or by a second `netadapt`) is a first one itself: what is pruned
+    of it has a plan relative to it, which does not fit the network before.
+    """
     is_a(network, nn.Module, "plan_of", "a torch.nn.Module or a torch.fx.GraphModule")
     if isinstance(network, fx.GraphModule):
         return plan_of_graph(network)

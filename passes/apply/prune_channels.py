@@ -81,5 +81,5 @@ def coupling_for(gm: fx.GraphModule, plan: Plan) -> Coupling:
 
 
 def plan_of(gm: fx.GraphModule) -> Plan | None:
-    """The plan that made `gm`, relative to the first graph of a chain of prunings; None for any other graph."""
+    """The plan that made `gm`, relative to the graph that was last coupled; None for one that no plan made."""
     return facts_of(gm).plan

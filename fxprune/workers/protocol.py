@@ -188,7 +188,16 @@ class Timed:
             )
 
     def observe(self, dense: CoupledNetwork, shards: Sequence[Shard], progress: Told) -> Iterator[Statistics]:
-        return observed_by(self.workers, dense, shards, progress)
+        found: object = observed_by(self.workers, dense, shards, progress)
+        expected = f"the Statistics of each of {len(shards)} shards, in their order"
+        is_a(found, Iterable, f"{self.name}: observe", expected, WorkerError)
+        count = 0
+        for one in cast("Iterable[object]", found):
+            is_a(one, Statistics, f"{self.name}: observe", expected, WorkerError)
+            count += 1
+            yield cast(Statistics, one)
+        if count != len(shards):
+            raise WorkerError(f"{self.name}: observe: got {count} results; expected {expected}.")
 
     def close(self) -> None:
         self.workers.close()

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from passes.arguments import quoted
 from passes.documents.strict_json import parse
 from passes.errors import PlanError
 
@@ -107,14 +108,14 @@ def _check_group(name: str, group: object) -> None:
 def _units(values: list[Any], where: str) -> list[int]:
     wrong = next((value for value in values if type(value) is not int), None)
     if wrong is not None:
-        raise PlanError(f"{where}: units are integers, got {str(wrong)[:40]!r}")
+        raise PlanError(f"{where}: units are integers, got {quoted(wrong)}")
     return values
 
 
 def _check_input(item: Any, where: str) -> None:
     kind = next((kind for kind in _LEAVES if isinstance(item, dict) and kind in item), None)
     if kind is None or item.keys() != _LEAVES[kind]:
-        raise PlanError(f"{where}: expected one of {', '.join(_LEAVES)}, got {str(item)[:80]}")
+        raise PlanError(f"{where}: expected one of {', '.join(_LEAVES)}, got {quoted(item)}")
     inner = item[kind]
     if kind == "tensor":
         _check_tensor(item, where)
@@ -125,7 +126,7 @@ def _check_input(item: Any, where: str) -> None:
         for position, value in enumerate(_of(item, kind, list, where)):
             _check_input(value, f"{where}[{position}]")
     elif isinstance(inner, list | dict):
-        raise PlanError(f"{where}: a value is a number, a text, true, false or null, got {str(inner)[:80]}")
+        raise PlanError(f"{where}: a value is a number, a text, true, false or null, got {quoted(inner)}")
 
 
 def _check_tensor(item: dict[str, object], where: str) -> None:
@@ -134,7 +135,7 @@ def _check_tensor(item: dict[str, object], where: str) -> None:
     elements = 1
     for size in _of(item, "tensor", list, where):
         if type(size) is not int or size < 0:
-            raise PlanError(f"{where}: a shape holds sizes of at least 0, got {str(size)[:40]!r}")
+            raise PlanError(f"{where}: a shape holds sizes of at least 0, got {quoted(size)}")
         elements *= max(size, 1)
     if elements > _MOST_ELEMENTS:
         raise PlanError(f"{where}: {elements:,} elements are more than any example input has")
@@ -148,9 +149,7 @@ def _of(table: Mapping[str, object], key: str, kind: type, where: str) -> Any:
         raise PlanError(f"this is no plan of fxprune: {where} has no {key!r}")
     value = table[key]
     if type(value) is not kind:
-        raise PlanError(
-            f"this is no plan of fxprune: {key!r} of {where} is {str(value)[:40]!r}, expected {_NAMES[kind]}"
-        )
+        raise PlanError(f"this is no plan of fxprune: {key!r} of {where} is {quoted(value)}, expected {_NAMES[kind]}")
     return value
 
 

@@ -41,7 +41,7 @@ from fxprune.search.result import NetAdaptResult, Timings
 from fxprune.search.rounds import Found, search
 from fxprune.training.candidate import Evaluate, Train, begin_anew, checked_seed, seeded, train_candidate
 from fxprune.workers.lifetime import processes_end_here
-from fxprune.workers.protocol import Job, Timed, Workers
+from fxprune.workers.protocol import Job, Timed
 from fxprune.workers.transport import pack
 from passes import Plan, cost
 from passes.arguments import file_name, flag, got, is_a
@@ -157,7 +157,7 @@ def netadapt(
         problem = journal.resumed(problem)
         if workdir is not None and not within and journal.recorded_result() is None:
             shown.message(said_size(problem, Path(workdir)))
-        workers = Timed(make_workers(problem, train, evaluate))
+        workers = make_workers(problem, train, evaluate)
         try:
             with torch_threads(problem.threads), processes_end_here():
                 if not within:
@@ -203,6 +203,13 @@ def read_budgets(budget: object, config: NetAdaptConfig) -> tuple[Budget, ...]:
             )
         return configured
     budgets = parse_budget(budget)
+    kind = config.budget_type
+    if configured is None and kind != NetAdaptConfig.budget_type and {one.resource for one in budgets} != {kind}:
+        asked = ", ".join(map(str, budgets))
+        raise BudgetError(
+            f"netadapt: the call's budget ({asked}) and the configuration's budget_type ({kind}) differ; "
+            f"pass Budget({kind!r}, ...), or leave budget_type out."
+        )
     if configured is not None and configured != budgets:
         asked, said = (", ".join(map(str, some)) for some in (budgets, configured))
         raise BudgetError(
@@ -228,10 +235,10 @@ def check_functions(train: object, evaluate: object) -> None:
 
 
 def check_resources(resources: Sequence[Resource]) -> None:
-    what = "a list of resources, each with a name, such as fxprune.latency.latency_model(...)"
+    what = "a list of resources, each with name, unit and value(widths), such as fxprune.latency.latency_model(...)"
     is_a(resources, list | tuple, "netadapt: resources", what, InputError)
     for resource in resources:
-        if not isinstance(getattr(resource, "name", None), str):
+        if not isinstance(resource, Resource) or not isinstance(resource.name, str):
             raise InputError(f"netadapt: resources: one is {got(resource)}; expected {what}.")
 
 
@@ -338,14 +345,14 @@ def open_journal(workdir: str | os.PathLike | None, resume: bool | None, problem
     return open_folder(workdir, problem, resume)
 
 
-def make_workers(problem: Problem, train: Train | None, evaluate: Evaluate | None) -> Workers:
+def make_workers(problem: Problem, train: Train | None, evaluate: Evaluate | None) -> Timed:
     """The workers that the configuration names; a search without data and evaluate needs none but this process."""
     config = problem.config
     asked = config.workers if problem.scored else 1
     count = asked if isinstance(asked, int) else 1
     kind = asked if not isinstance(asked, int) else "serial" if asked == 1 else "processes"
     job = Job(train, evaluate, count, config.worker_retries, config.candidate_time_limit, dict(config.ray))
-    return WORKERS.find(kind)(job)
+    return Timed(WORKERS.call(kind, job), WORKERS.said(kind))
 
 
 def start(problem: Problem, workers: Timed) -> None:

@@ -9,6 +9,7 @@ Packages may register on their own: an entry point of the group ``fxprune.plugin
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
@@ -101,6 +102,15 @@ class Registry:
             item = self._items[given] = getattr(import_module(module), attribute)
         return item
 
+    def call(self, given: object, *arguments: object, **named: object) -> Any:
+        """What the object of that name, or the object itself, gives. Raises ConfigError where it is not called so."""
+        return call(self.find(given), self.said(given), self.expected, *arguments, **named)
+
+    def said(self, given: object) -> str:
+        """An object of this kind in words: its kind and its name."""
+        own = given if isinstance(given, str) else getattr(given, "__qualname__", type(given).__name__)
+        return f"{self.kind} {quoted(own)}"
+
     def read(self, value: object) -> Any:
         """A configuration's value: a name that is registered, or an object. Raises ConfigError for any other."""
         if isinstance(value, Mapping) and set(value) == {"object"}:
@@ -111,6 +121,18 @@ class Registry:
         elif not isinstance(value, Unloaded):
             self.find(value)
         return value
+
+
+def call(function: Callable[..., Any], where: str, expected: str, *arguments: object, **named: object) -> Any:
+    """What a function of the user's gives. Raises ConfigError where it does not take these arguments; what it raises
+    itself is raised."""
+    try:
+        inspect.signature(function).bind(*arguments, **named)
+    except TypeError as error:
+        raise ConfigError(f"{where} does not take what it is called with ({error}); expected {expected}.") from None
+    except ValueError:  # written in C, and it does not say what it takes
+        pass
+    return function(*arguments, **named)
 
 
 class Unloaded:

@@ -258,6 +258,9 @@ def _checked(values: Mapping[str, object], source: str, lines: Mapping[Place, in
     given = [key for key in ("budget", "budget_ratio", "budgets") if checked.get(key) is not None]
     if len(given) > 1:
         raise ConfigError(f"{at(given[1])}: got both {given[0]} and {given[1]}; keep one of them.")
+    kind = checked.get("budget_type", NetAdaptConfig.budget_type)
+    if checked.get("budgets") is not None and kind != NetAdaptConfig.budget_type:
+        raise ConfigError(f"{at('budget_type')}: got both budgets and budget_type; keep one of them.")
     if checked.get("budgets") is not None:
         try:
             parse_budget(list(checked["budgets"]))
@@ -265,7 +268,7 @@ def _checked(values: Mapping[str, object], source: str, lines: Mapping[Place, in
             raise ConfigError(f"{at('budgets')}: budgets: {error}") from None
     if checked.get("budget") is not None:
         try:
-            Budget(checked.get("budget_type", "flops"), value=checked["budget"])
+            Budget(kind, value=checked["budget"])
         except BudgetError as error:
             raise ConfigError(f"{at('budget')}: budget: {error}") from None
     return checked

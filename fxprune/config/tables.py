@@ -17,7 +17,11 @@ LIMITS = {
 LATENCY = {
     "backend": Entry(rule.registered(BACKENDS), "what runs the network", "onnxruntime"),
     "threads": Entry(_COUNT, "threads of the backend", 1),
-    "device": Entry(rule.text(), "device of the eager and compile backends, as torch names it", "cpu"),
+    "device": Entry(
+        rule.text(),
+        "the device that holds the network, as torch names it: eager and compile measure there, others on the cpu",
+        "cpu",
+    ),
     "table": Entry(
         rule.anything("the name of a file"),
         "file of measurements, which is used and completed; null: one a device in the user's cache",

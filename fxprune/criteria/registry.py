@@ -11,8 +11,10 @@ from torch import nn
 
 from fxprune.errors import ConfigError
 from fxprune.registries import CRITERIA
+from fxprune.resources.models import real_numbers
 from fxprune.training.candidate import seeded
 from passes import Coupling, Group, Statistics
+from passes.arguments import got
 
 
 @dataclass(frozen=True)
@@ -42,21 +44,28 @@ def rank(
     criterion: str | Criterion, network: nn.Module, group: Group, statistics: Statistics | None = None, *, seed: int = 0
 ) -> Ranking:
     """The ranking of a group's units. Raises ConfigError where the criterion does not give a finite score a unit."""
-    function = CRITERIA.find(criterion)
     digest = hashlib.sha256(f"{seed}/{group.name}".encode()).digest()
     with seeded(int.from_bytes(digest[:4], "little")):
-        made: object = function(network, group, statistics=statistics)
-    if isinstance(made, Ranking):
-        return made
-    scores = np.asarray(made.detach().cpu() if hasattr(made, "detach") else made, dtype=np.float64)
-    if scores.shape != (group.size,) or not np.isfinite(scores).all():
-        name = criterion if isinstance(criterion, str) else getattr(criterion, "__qualname__", type(criterion).__name__)
-        what = f"shape {scores.shape}" if scores.shape != (group.size,) else "NaN or infinity"
+        made: object = CRITERIA.call(criterion, network, group, statistics=statistics)
+    ranking = made if isinstance(made, Ranking) else None
+    given = made if ranking is None else ranking.scores
+    scores = real_numbers(given)
+    if scores is None or scores.shape != (group.size,) or not np.isfinite(scores).all():
+        what = got(given) if scores is None else f"scores with shape {scores.shape}"
+        what = what if scores is None or scores.shape != (group.size,) else "scores with NaN or infinity"
         raise ConfigError(
-            f"criterion {name!r}: group {group.name}: got scores with {what}; expected {group.size} finite numbers, "
+            f"{CRITERIA.said(criterion)}: group {group.name}: got {what}; expected {group.size} finite numbers, "
             "one a unit."
         )
-    return Ranking.of(scores)
+    if ranking is None:
+        return Ranking.of(scores)
+    errors = real_numbers(ranking.errors)
+    if errors is None or errors.shape != (group.size + 1,) or np.isnan(errors).any():
+        raise ConfigError(
+            f"{CRITERIA.said(criterion)}: group {group.name}: got {got(ranking.errors)} as the errors of a Ranking; "
+            f"expected {group.size + 1} numbers, one a width from 0 on."
+        )
+    return Ranking(scores, errors)
 
 
 def ranked(

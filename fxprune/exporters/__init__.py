@@ -18,7 +18,8 @@ from fxprune.io.tensors import sharing
 from fxprune.problem.wrappers import unwrapped
 from fxprune.registries import EXPORTERS
 from passes import Plan, plan_of
-from passes.arguments import flag, integer, is_a, number
+from passes.arguments import flag, integer, number
+from passes.documents.plan import is_plan
 from passes.process.state import leaves_no_trace
 
 __all__ = ["ExportError", "ExportReport", "check_files", "export", "load", "register_exporter"]
@@ -62,7 +63,7 @@ def export(
     flag(dynamic_batch, "export: dynamic_batch", ExportError)
     check_free(target, overwrite=flag(overwrite, "export: overwrite", ExportError))
     if plan is not None:
-        is_a(plan, Plan, "export: plan", "the Plan of a search, result.plan", ExportError)
+        is_plan(plan, "export: plan", "the Plan of a search, result.plan", ExportError)
     if tolerance is not None:
         number(tolerance, "export: tolerance", least=0, error=ExportError)
     gm = unwrapped(gm)[0]

@@ -30,6 +30,7 @@ from fxprune.problem.stock_widths import stated_config
 from passes import Coupling, Plan
 from passes.apply.cut_module import module_coupling_for
 from passes.arguments import file_name, is_a
+from passes.documents.plan import is_plan
 from passes.stream.call_arguments import example_of
 from passes.transform.slicing import Slicing
 from passes.trial.module_groups import remember_module
@@ -55,7 +56,7 @@ def prune_checkpoint(
     was made for another network.
     """
     is_a(model, nn.Module, "prune_checkpoint: model", "the network before pruning, with weights or without", InputError)
-    is_a(plan, Plan, "prune_checkpoint: plan", "a Plan: result.plan, or Plan.from_json(text)", InputError)
+    is_plan(plan, "prune_checkpoint: plan", "a Plan: result.plan, or Plan.from_json(text)", InputError)
     checkpoint = read_checkpoint(folder)
     target = file_name(out, "prune_checkpoint: out", "the name of the folder to write", ExportError)
     _check_target(target, checkpoint.folder)

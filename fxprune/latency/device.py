@@ -11,7 +11,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fxprune.latency.errors import BackendError
+from passes.arguments import quoted
 
 _VECTORS = ("sse4_2", "avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "asimd", "sve", "sve2", "neon")
 
@@ -73,14 +76,35 @@ def cpu() -> dict[str, Any]:
     return {"processor": name, "architecture": platform.machine(), "vectors": vectors}
 
 
-def describe(kind: str) -> dict[str, Any]:
-    """The device of that torch type ("cpu", "cuda", ...)."""
-    if kind == "cpu":
-        return cpu()
-    import torch
+def present(device: str) -> torch.device:
+    """The device of that name, as torch writes it ("cuda" is the current one). Raises BackendError for one that is not
+    here, or on which nothing can be computed (meta)."""
+    try:
+        found = torch.ones((), device=device)
+        found.item()
+    except Exception as error:  # each kind of device has errors of its own
+        why = str(error).partition(". ")[0].partition("\n")[0][:160]
+        raise BackendError(
+            f"latency: device: torch cannot compute on {quoted(device)} here ({why}); "
+            "expected a device of this machine, such as cpu or cuda:0"
+        ) from error
+    return found.device
 
-    if kind == "cuda":
-        if not torch.cuda.is_available():
-            raise BackendError("latency: device: cuda, and torch finds no CUDA device here; measure on the cpu")
-        return {"processor": torch.cuda.get_device_name(), "architecture": f"cuda {torch.version.cuda}", "vectors": ""}
-    return {"processor": kind, "architecture": platform.machine(), "vectors": ""}
+
+def cpu_alone(backend: str, device: str) -> None:
+    """Raise BackendError for a device other than the processor, on which that backend runs whatever it is told."""
+    if present(device).type != "cpu":
+        raise BackendError(
+            f"latency: device: got {quoted(device)}; the backend {backend} measures on the cpu alone: "
+            "leave device out, or take the backend eager or compile"
+        )
+
+
+def describe(device: torch.device) -> dict[str, Any]:
+    """What a table says of a device."""
+    if device.type == "cpu":
+        return cpu()
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        return {"processor": name, "architecture": f"cuda {torch.version.cuda}", "vectors": ""}
+    return {"processor": device.type, "architecture": platform.machine(), "vectors": ""}

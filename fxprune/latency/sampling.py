@@ -21,7 +21,7 @@ import torch
 from torch import fx
 
 from fxprune.latency.backends.eager import Eager
-from fxprune.latency.backends.protocol import Backend, InSitu, Timed
+from fxprune.latency.backends.protocol import Backend, InSitu, Timed, held_on
 from fxprune.latency.surface import Surface, fit
 from fxprune.latency.table import LatencyTable, Sample, Span
 from fxprune.latency.timing import Reference, Timing, warm_up
@@ -238,7 +238,7 @@ class _Building:
         """Time units one by one as networks of their own: for backends that see only whole networks."""
         network, limits = self.network, self.limits
         if isinstance(self.backend, Timed):
-            eager = Eager(self.backend.setting.threads, _device(network.gm))
+            eager = Eager(self.backend.setting.threads, str(held_on(network.gm)))
             self._start_reference(eager.prepare(network.gm, network.example_inputs))
         vectors = [*network.ends, *self.pool]
         points = network.points(vectors)
@@ -351,10 +351,6 @@ def brought_to(whole: float, parts: Sequence[tuple[Timing, bool]]) -> list[Timin
     if guessed and whole / 10 < whole - known < guessed:
         return [timing if spared else timing.scaled((whole - known) / guessed) for timing, spared in parts]
     return [timing.scaled(whole / (known + guessed)) for timing, _ in parts]
-
-
-def _device(gm: fx.GraphModule) -> str:
-    return next((p.device.type for p in gm.parameters()), "cpu")
 
 
 def surface_of(table: LatencyTable, key: str) -> Surface:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from fxprune.errors import ConfigError
-from fxprune.registries import RESOURCES
+from fxprune.registries import RESOURCES, call
 from fxprune.resources.models import Counted, Resource
 from passes import Cost, Coupling
 from passes.analysis.polynomial import Widths
@@ -52,7 +52,7 @@ class Kind:
 
     def of(self, name: str, subject: Subject) -> Resource:
         """The resource of a network."""
-        made = self.make(subject)
+        made = call(self.make, f"resource {name!r}", "a function (subject)", subject)
         if isinstance(made, Resource):
             return made
         if not callable(made):
@@ -68,6 +68,10 @@ def register_resource(
     monotone: bool = False, override: bool = False,
 ) -> None:  # fmt: skip
     """Add a resource that budgets may name (see `Kind` for the arguments).
+
+    What `make` gives is called with widths by group. Each is an integer, or a numpy array of integers where many sizes
+    are asked for at once, to which an array of values is the answer: ``np.ceil(w / 4)``, not ``math.ceil(w / 4)``.
+    Without widths it is called for the network as it is.
 
     >>> def traffic(subject):                              # elements that all operators write
     ...     calls = subject.costs.operators

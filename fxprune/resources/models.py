@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral, Real
+from numbers import Real
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
-from fxprune.errors import BudgetError
+from fxprune.errors import BudgetError, ConfigError, FxpruneError
 from passes.analysis.polynomial import Amount, Widths
+from passes.arguments import got, quoted
+from passes.process.source_lines import said
 
 
 @runtime_checkable
@@ -65,48 +66,68 @@ class Counted:
         return self.count(widths)
 
 
-def finite_value(resource: Resource, widths: Mapping[str, int | np.ndarray]) -> np.ndarray:
-    """The resource at these widths, as an array of numbers.
+def value_of(resource: Resource, widths: Widths, shape: tuple[int, ...] = ()) -> np.ndarray:
+    """What a resource is at these widths, which are numbers or arrays of a shape.
 
-    Raises BudgetError where one is infinite, not a number, or no number at all: it could not be held against a limit.
+    Raises ConfigError that names the resource where it fails on them, or gives anything but numbers of that shape, and
+    BudgetError where one is no finite number: it could not be held against a limit.
     """
-    values = np.asarray(resource.value(widths))
-    if _is_finite(values).all():
-        return values
-    spread, *sizes = np.broadcast_arrays(values, *widths.values())
-    place = tuple(np.argwhere(~_is_finite(spread))[0])
-    at = {name: size[place].item() for name, size in zip(widths, sizes, strict=True)}
-    raise _not_finite(resource, spread[place], f"its value at the widths {_listed(at)}")
+    where = f"resource {quoted(resource.name)}: value(widths)"
+    try:
+        found: object = resource.value(widths)
+    except FxpruneError:
+        raise
+    except Exception as error:  # it may be the user's own function
+        raise ConfigError(
+            f"{where} failed: {said(error)}. Widths are integers or numpy arrays of them: np.ceil, not math.ceil."
+        ) from error
+    values = real_numbers(found)
+    if values is None or (values.size != 1 and values.shape != shape):
+        what = got(found) if values is None else f"an array of shape {values.shape}"
+        raise ConfigError(f"{where} gave {what}; expected a number, and an array of them where a width is an array.")
+    values = values.reshape(()) if values.size == 1 and not shape else np.broadcast_to(values, shape)
+    if not np.isfinite(values).all():
+        spread, *sizes = np.broadcast_arrays(values, *widths.values())
+        place = tuple(np.argwhere(~np.isfinite(spread))[0])
+        at = {name: size[place].item() for name, size in zip(widths, sizes, strict=True)}
+        raise _not_finite(resource, float(spread[place]), f"its value at the widths {_listed(at)}")
+    return values
 
 
 def finite_measurement(resource: MeasuredResource, network: nn.Module, example_inputs: object) -> float:
     """What the resource measures of a network. Raises BudgetError where that is no finite number."""
-    found = np.asarray(resource.measure(network, example_inputs))
-    if found.ndim or not _is_finite(found):
+    found: object = resource.measure(network, example_inputs)
+    values = real_numbers(found)
+    if values is None or values.size != 1 or not np.isfinite(values).all():
         raise _not_finite(resource, found, "its measurement of the network that a round chose")
-    return float(found)
+    return float(values.reshape(()))
 
 
-def _not_finite(resource: Resource, value: np.ndarray, what: str) -> BudgetError:
+def _not_finite(resource: Resource, value: object, what: str) -> BudgetError:
     """The error for a value that cannot be held against a limit."""
     return BudgetError(
-        f"resource {resource.name!r}: {what} is {np.asarray(value).tolist()!r}; expected a finite number "
-        f"({resource.unit}); let the resource give one for all widths that a search may try, or budget something else, "
-        "such as params."
+        f"resource {quoted(resource.name)}: {what} is {value}; expected a finite number ({resource.unit}); let the "
+        "resource give one for all widths that a search may try, or budget something else, such as params."
     )
-
-
-def _is_finite(values: np.ndarray) -> np.ndarray:
-    """Of each item, whether it is a finite number. Whole numbers of Python may be larger than those of NumPy."""
-    if values.dtype.kind in "iuf":
-        return np.isfinite(values)
-    finite = [isinstance(item, Integral) or (isinstance(item, Real) and math.isfinite(item)) for item in values.flat]
-    return np.array(finite, dtype=bool).reshape(values.shape)
 
 
 def _listed(widths: Mapping[str, int], most: int = 8) -> str:
     shown = ", ".join(f"{name}={width}" for name, width in list(widths.items())[:most])
     return shown if len(widths) <= most else f"{shown} and {len(widths) - most} more"
+
+
+def real_numbers(given: object) -> np.ndarray | None:
+    """An array or tensor of real numbers, or what makes one, as numpy has it; None for anything else."""
+    if isinstance(given, Tensor):
+        given = given.detach().cpu()
+        given = given.double() if given.is_floating_point() else given
+    try:
+        found = np.asarray(given)
+    except (TypeError, ValueError, RuntimeError):  # lists of unequal length, tensors without values
+        return None
+    if found.dtype.kind == "O":  # integers of any length among them
+        return found.astype(np.float64) if all(isinstance(item, Real) for item in found.flat) else None
+    return found if found.dtype.kind in "biuf" else None
 
 
 def one_at_a_time(
@@ -136,7 +157,6 @@ def one_at_a_time(
     def table(sizes: np.ndarray) -> np.ndarray:
         trial = np.repeat(current[:, None], len(names), axis=1)
         trial[row, column] = sizes
-        values = finite_value(resource, {**widths, **dict(zip(rows, trial, strict=True))})
-        return np.broadcast_to(values, (len(names),))
+        return value_of(resource, {**widths, **dict(zip(rows, trial, strict=True))}, (len(names),))
 
     return table

@@ -15,7 +15,7 @@ import numpy as np
 
 from fxprune.errors import SearchError
 from fxprune.problem.width_grids import Grid
-from fxprune.resources.models import Resource, finite_value
+from fxprune.resources.models import Resource, value_of
 from fxprune.search.proposals import evaluate
 
 _REACHES = (0.4, 0.3, 0.2, 0.15, 0.1, 0.1, 0.05)  # how far, as a share of a width, each later programme may go
@@ -143,14 +143,13 @@ def _solve(
             both[[c for c, (n, w) in enumerate(places) if n == other and w < choices[other][-1]]] = 1
             constraints.append(LinearConstraint(both[None], -np.inf, 1))
     for resource in resources:
-        base = float(finite_value(resource, current))
+        base = float(value_of(resource, dict(current)))
         row = np.zeros(len(places))
         for name in names:
             columns = [c for c, (n, _) in enumerate(places) if n == name]
             if columns:
                 tried = np.array([places[c][1] for c in columns])
-                values = finite_value(resource, {**current, name: tried}).astype(np.float64)
-                row[columns] = np.broadcast_to(values, tried.shape) - base
+                row[columns] = value_of(resource, {**current, name: tried}, tried.shape) - base
         if resource.name not in limits:
             continue
         for name, inner in inside.items():

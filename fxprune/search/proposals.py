@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fxprune.problem.width_grids import Grid
-from fxprune.resources.models import Resource, finite_value, one_at_a_time
+from fxprune.resources.models import Resource, one_at_a_time, value_of
 
 _MOST_SAVED = 4  # a round may save so many times what its target asks for, to reach the next step of a cost
 
@@ -169,7 +169,7 @@ def propose_uniform(
 
 def evaluate(resources: Sequence[Resource], widths: Mapping[str, int]) -> dict[str, float]:
     """Each resource at these widths, as plain numbers."""
-    return {r.name: _number(finite_value(r, widths)) for r in resources}
+    return {r.name: _number(value_of(r, widths)) for r in resources}
 
 
 Search = tuple[np.ndarray, dict[str, np.ndarray], np.ndarray]

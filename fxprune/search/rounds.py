@@ -26,7 +26,6 @@ from fxprune.problem.blocks import groups_within, left_open
 from fxprune.problem.equal_widths import Linked
 from fxprune.problem.search_problem import Problem
 from fxprune.problem.width_grids import Grid
-from fxprune.registries import STRATEGIES
 from fxprune.resources.models import MeasuredResource, Resource, finite_measurement
 from fxprune.search.candidates import CandidateRuns, Kept, as_candidates
 from fxprune.search.choosing import choose, contenders, reason_of
@@ -263,7 +262,7 @@ def proposals_from(
         problem.limits, linked.grids(grids), linked.lost(lost), problem.scored, problem.config.joint,
         within,
     )  # fmt: skip
-    proposals = proposals_of(STRATEGIES.find(problem.strategy), situation)
+    proposals = proposals_of(problem.strategy, situation)
     return [replace(proposal, widths=linked.widths(proposal.widths)) for proposal in proposals]
 
 

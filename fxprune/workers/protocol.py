@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol
+from typing import Protocol, cast
 
 from torch import nn
 
+from fxprune.errors import WorkerError
 from fxprune.io.tensors import tensors_of, to_bytes
+from fxprune.registries import call
 from fxprune.training.candidate import Evaluate, Prepare, Train, Trained, train_candidate
 from fxprune.workers.coupled_network import CoupledNetwork
 from fxprune.workers.observing import Shard, Told, observed_by
 from fxprune.workers.repair import Repair
 from passes import Coupling, Plan, Statistics, apply_plan
+from passes.arguments import got, is_a
 
 log = logging.getLogger(__name__)
 
@@ -128,11 +131,24 @@ def _bytes_of(network: nn.Module) -> bytes:
 
 @dataclass
 class Timed:
-    """Workers, with the seconds that they spent in train and evaluate."""
+    """Workers, held to what `Workers` says, with the seconds that they spent in train and evaluate.
+
+    name: of the workers, in words. Raises WorkerError, which has it, for an object that is none, and for results that
+    are not one for each candidate.
+    """
 
     workers: Workers
+    name: str = "workers"
     train: float = 0.0
     evaluate: float = 0.0
+
+    def __post_init__(self) -> None:
+        missing = [one for one in ("start", "run", "close") if not callable(getattr(self.workers, one, None))]
+        if missing:
+            raise WorkerError(
+                f"{self.name}: got {got(self.workers)}, which has no {missing[0]}; expected an object with start(), "
+                "run(network, coupling, tasks) and close()."
+            )
 
     def start(self) -> None:
         self.workers.start()
@@ -141,13 +157,47 @@ class Timed:
         self, network: nn.Module, coupling: Coupling, tasks: Sequence[Task], repair: Repair | None = None
     ) -> Iterator[Outcome]:
         given = (network, coupling, tasks) if repair is None else (network, coupling, tasks, repair)
-        for outcome in self.workers.run(*given):
-            self.train += outcome.trained.seconds_train
-            self.evaluate += outcome.trained.seconds_evaluate
+        found: object = call(
+            self.workers.run, f"{self.name}: run", "run(network, coupling, tasks, repair=None)", *given
+        )
+        expected = f"an Outcome, as job.do(network, task) makes one, for each of {len(tasks)} candidates"
+        is_a(found, Iterable, f"{self.name}: run", expected, WorkerError)
+        waiting = {task.index for task in tasks}
+        for outcome in cast("Iterable[object]", found):
+            is_a(outcome, Outcome, f"{self.name}: run", expected, WorkerError)
+            assert isinstance(outcome, Outcome), "it was checked"
+            trained = outcome.trained
+            if outcome.index not in waiting:
+                raise WorkerError(
+                    f"{self.name}: run: got an outcome of candidate {outcome.index}, which came before or was not "
+                    f"given; expected {expected}."
+                )
+            if not isinstance(trained, Trained) or (trained.score is None and trained.error is None):
+                raise WorkerError(
+                    f"{self.name}: run: candidate {outcome.index}: got neither a score nor an error; "
+                    "expected a Trained with one of them."
+                )
+            waiting.remove(outcome.index)
+            self.train += trained.seconds_train
+            self.evaluate += trained.seconds_evaluate
             yield outcome
+        if waiting:
+            raise WorkerError(
+                f"{self.name}: run: it ended without an outcome of candidate {min(waiting)} "
+                f"({len(waiting)} of {len(tasks)} are missing); expected {expected}, and of one that failed as well."
+            )
 
     def observe(self, dense: CoupledNetwork, shards: Sequence[Shard], progress: Told) -> Iterator[Statistics]:
-        return observed_by(self.workers, dense, shards, progress)
+        found: object = observed_by(self.workers, dense, shards, progress)
+        expected = f"the Statistics of each of {len(shards)} shards, in their order"
+        is_a(found, Iterable, f"{self.name}: observe", expected, WorkerError)
+        count = 0
+        for one in cast("Iterable[object]", found):
+            is_a(one, Statistics, f"{self.name}: observe", expected, WorkerError)
+            count += 1
+            yield cast(Statistics, one)
+        if count != len(shards):
+            raise WorkerError(f"{self.name}: observe: got {count} results; expected {expected}.")
 
     def close(self) -> None:
         self.workers.close()

@@ -24,7 +24,7 @@ from passes.axes.expressions import Axis, Variable, constants, leaves
 from passes.axes.index_sets import BlockMask, Mask, kept, length, positions
 from passes.axes.outer_blocks import block_of, outer_variables
 from passes.documents.described_values import Described
-from passes.documents.plan import Plan
+from passes.documents.plan import Plan, is_plan
 from passes.errors import PlanError
 from passes.graph.annotations import facts_of, note
 from passes.graph.fingerprint import fingerprint
@@ -92,27 +92,29 @@ class Coupling:
         is_a(orders, Mapping, "formed: orders", "a mapping of group names to integer arrays (blocks, units)", PlanError)
         checked = dict(self.orders)
         for name, order in orders.items():
-            group = self.group(name)
-            try:
-                rows = np.asarray(order, dtype=np.int64)
-            except (TypeError, ValueError, OverflowError, RuntimeError):  # a tensor without values among them
-                raise PlanError(f"group {name!r}: expected integers (blocks, units)") from None
             if name in self.orders:
                 raise PlanError(f"group {name!r}: its units are formed already; start from what couple() gave")
-            if group.blocks == 1:
-                raise PlanError(f"group {name!r}: its units cannot be chosen apart; it has no outer blocks")
-            if rows.shape != (group.blocks, group.size):
-                expected = (group.blocks, group.size)
-                raise PlanError(
-                    f"group {name!r}: got an order of shape {rows.shape}, expected {expected}, blocks by units"
-                )
-            if not (np.sort(rows, axis=1) == np.arange(group.size)).all():
-                raise PlanError(f"group {name!r}: each row of an order is a permutation of 0..{group.size - 1}")
-            checked[name] = rows
+            checked[name] = self._checked_order(name, order)
         return Coupling(
             self.structure, self.variables, self.fingerprint, self.inputs, self.sources, self.aliases, self.trainable,
             checked, self.module, self._found_blocks, self.gone,
         )  # fmt: skip
+
+    def _checked_order(self, name: str, order: object) -> np.ndarray:
+        """The rows that form a group's units apart in each outer block. Raises PlanError as `formed` says."""
+        group = self.group(name)
+        try:
+            rows = np.asarray(order, dtype=np.int64)
+        except (TypeError, ValueError, OverflowError, RuntimeError):  # a tensor without values among them
+            raise PlanError(f"group {name!r}: expected integers (blocks, units)") from None
+        if group.blocks == 1:
+            raise PlanError(f"group {name!r}: its units cannot be chosen apart; it has no outer blocks")
+        if rows.shape != (group.blocks, group.size):
+            expected = (group.blocks, group.size)
+            raise PlanError(f"group {name!r}: got an order of shape {rows.shape}, expected {expected}, blocks by units")
+        if not (np.sort(rows, axis=1) == np.arange(group.size)).all():
+            raise PlanError(f"group {name!r}: each row of an order is a permutation of 0..{group.size - 1}")
+        return rows
 
     @property
     def _found_blocks(self) -> Blocks:
@@ -300,7 +302,7 @@ class Coupling:
 
     def masks(self, plan: Plan) -> dict[Variable, Mask]:
         """The kept units of each variable that the plan narrows."""
-        is_a(plan, Plan, "masks: plan", "a Plan, which coupling.plan(...) makes", PlanError)
+        is_plan(plan, "masks: plan", "a Plan, which coupling.plan(...) makes")
         masks: dict[Variable, Mask] = {}
         for name, units in plan.keep.items():
             if name not in self.variables:
@@ -309,8 +311,9 @@ class Coupling:
             if len(units) == variable.size:
                 continue
             if name in plan.orders:
+                order = self._checked_order(name, plan.orders[name])
                 rows = np.zeros((self.outers[variable].size, variable.size), dtype=bool)
-                np.put_along_axis(rows, np.asarray(plan.orders[name])[:, list(units)], True, axis=1)
+                np.put_along_axis(rows, order[:, list(units)], True, axis=1)
                 masks[variable] = BlockMask(self.outers[variable], rows)
             else:
                 masks[variable] = mask = np.zeros(variable.size, dtype=bool)
@@ -322,7 +325,7 @@ class Coupling:
 
         numbers: by node, what sizes and their arithmetic are in that network, where the rewriting has found them.
         """
-        is_a(plan, Plan, "after: plan", "a Plan, which coupling.plan(...) makes", PlanError)
+        is_plan(plan, "after: plan", "a Plan, which coupling.plan(...) makes")
         plan.check(self)
         keep = self.masks(plan)
         new = {v: Variable(v.number, kept(mask)) for v, mask in keep.items()}

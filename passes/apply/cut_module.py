@@ -13,7 +13,7 @@ from passes.analysis.coupling import Coupling
 from passes.apply.prune_channels import PruneChannels
 from passes.apply.prune_channels import plan_of as plan_of_graph
 from passes.arguments import has_weights, is_a
-from passes.documents.plan import Plan
+from passes.documents.plan import Plan, is_plan
 from passes.errors import PlanError
 from passes.graph.module_copies import copy_module, modules_of, owned_tensors
 from passes.process.garbage import collector_paused
@@ -53,7 +53,7 @@ def apply_plan(network: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.M
     `nn.MultiheadAttention` whose heads shrink becomes a subclass of itself (`passes.stream.head_attention`), since it
     cannot hold them. `inplace`: cut the module itself, not a copy.
 
-    Raises PlanError where the plan was made for another network.
+    Raises PlanError where the plan was made for another network, or holds what no plan holds (a unit twice, or none).
 
     >>> from passes import couple
     >>> net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -61,7 +61,7 @@ def apply_plan(network: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.M
     >>> apply_plan(net, plan)[0]
     Linear(in_features=3, out_features=3, bias=True)
     """
-    is_a(plan, Plan, "apply_plan: plan", "a Plan, which couple(...).plan(...) makes", PlanError)
+    is_plan(plan, "apply_plan: plan", "a Plan, which couple(...).plan(...) makes")
     is_a(network, nn.Module, "apply_plan", "a torch.nn.Module or a torch.fx.GraphModule")
     has_weights(modules_of(network), "apply_plan")
     if isinstance(network, fx.GraphModule):
@@ -88,7 +88,12 @@ def apply_plan(network: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.M
 
 
 def plan_of(network: nn.Module) -> Plan | None:
-    """The plan that made `network`, relative to the first network of a chain of prunings; None for any other."""
+    """The plan that made `network`, relative to the network that was last coupled; None for one that no plan made.
+
+    Plans of `coupling.after(plan)`, each applied to what the one before made, are one plan for the first network. A
+    pruned network that is coupled anew (by `couple`, or by a second `netadapt`) is a first one itself: what is pruned
+    of it has a plan relative to it, which does not fit the network before.
+    """
     is_a(network, nn.Module, "plan_of", "a torch.nn.Module or a torch.fx.GraphModule")
     if isinstance(network, fx.GraphModule):
         return plan_of_graph(network)

@@ -12,7 +12,7 @@ from passes.analyse import couple, with_blocks
 from passes.analysis.coupling import Coupling, recall, remember
 from passes.arguments import is_a
 from passes.documents.described_values import examples
-from passes.documents.plan import Plan
+from passes.documents.plan import Plan, is_plan
 from passes.errors import PassError, PlanError
 from passes.frontend.fidelity import settle
 from passes.graph.annotations import facts_of, note
@@ -45,9 +45,9 @@ class PruneChannels:
     def __call__(self, gm: fx.GraphModule) -> PassResult:
         """Returns PassResult(new graph module, True), or (gm, False) where the plan removes nothing.
 
-        Raises PlanError where the plan was made for another graph.
+        Raises PlanError where the plan was made for another graph, or holds what no plan holds (a unit twice, or none).
         """
-        is_a(self.plan, Plan, "PruneChannels: plan", "a Plan, which coupling.plan(...) makes", PlanError)
+        is_plan(self.plan, "PruneChannels: plan", "a Plan, which coupling.plan(...) makes")
         is_a(gm, fx.GraphModule, "PruneChannels", "a GraphModule (capture makes one); apply_plan takes any module")
         settle(gm)
         coupling = coupling_for(gm, self.plan)
@@ -81,5 +81,5 @@ def coupling_for(gm: fx.GraphModule, plan: Plan) -> Coupling:
 
 
 def plan_of(gm: fx.GraphModule) -> Plan | None:
-    """The plan that made `gm`, relative to the first graph of a chain of prunings; None for any other graph."""
+    """The plan that made `gm`, relative to the graph that was last coupled; None for one that no plan made."""
     return facts_of(gm).plan

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from types import UnionType
+from typing import Any, Protocol, cast
 
 from passes.arguments import got, integer, is_a, quoted
 from passes.documents.described_values import Described
-from passes.documents.plan_json import read, written
+from passes.documents.plan_json import check_contents, read, written
 from passes.errors import PlanError
 
 
@@ -92,7 +93,8 @@ class Plan:
 
     def then(self, later: Plan) -> Plan:
         """This plan followed by one for its result: the kept units relative to this plan's graph."""
-        is_a(later, Plan, "then", "a later Plan, for the network that this one makes", PlanError)
+        is_plan(self, "then", "a Plan")
+        is_plan(later, "then", "a later Plan, for the network that this one makes")
         if later.fingerprint != self.result_fingerprint:
             raise PlanError("the later plan is not for the network that this plan makes")
         left = {name: later.keep[name] for name in self.keep if name in later.keep}  # others went with their block
@@ -130,21 +132,43 @@ class Plan:
 
     def to_json(self) -> str:
         """This plan as JSON with a checksum: one group a line, sorted, so that a diff compares two plans."""
+        is_plan(self, "to_json", "a Plan")
+        found = self._contents()
+        blocks = {key: found[key] for key in ("removed_blocks", "gone")}
         try:
-            groups = {name: self._entry(name) for name in self.keep}
-            blocks = {"removed_blocks": list(self.removed_blocks), "gone": dict(self.gone)}
-            text = written(self.fingerprint, self.inputs, groups, blocks if self.removed_blocks or self.gone else {})
-        except (KeyError, TypeError, ValueError) as error:
+            text = written(self.fingerprint, found["inputs"], found["groups"], blocks if any(blocks.values()) else {})
+        except (TypeError, ValueError) as error:
             raise PlanError(
                 f"to_json: a part of the plan cannot be written ({error!r}); make plans with coupling.plan(...)"
             ) from error
         read(text)  # what is written can be read
         return text
 
+    def _contents(self) -> dict[str, Any]:
+        """What its JSON holds, as `plan_json.read` gives it. Raises PlanError for a field that is of another type."""
+        for name, (kind, expected) in _FIELDS.items():
+            is_a(getattr(self, name), kind, f"its {name}", expected, PlanError)
+        for names, part, whole in (
+            (self.sizes.keys() ^ self.keep.keys(), "sizes", "keep"),
+            (self.outers.keys() ^ self.orders.keys(), "outers", "orders"),
+            (self.orders.keys() - self.keep.keys(), "orders", "keep"),
+        ):
+            if names:
+                raise PlanError(f"its {part} and {whole} do not name the same groups: {quoted(min(names, key=str))}")
+        return {
+            "fingerprint": self.fingerprint,
+            "inputs": list(self.inputs),
+            "groups": {name: self._entry(name) for name in self.keep},
+            "removed_blocks": list(self.removed_blocks),
+            "gone": dict(self.gone),
+        }
+
     def _entry(self, name: str) -> dict[str, object]:
-        entry: dict[str, object] = {"size": self.sizes[name], "keep": list(self.keep[name])}
+        entry: dict[str, object] = {"size": self.sizes[name], "keep": _items(self.keep[name], f"group {name!r}: keep")}
         if name in self.orders:
-            entry |= {"outer": self.outers[name], "order": [list(row) for row in self.orders[name]]}
+            where = f"group {name!r}: its order"
+            rows = [_items(row, where) for row in _items(self.orders[name], where)]
+            entry |= {"outer": self.outers[name], "order": rows}
         return entry
 
     @classmethod
@@ -163,3 +187,33 @@ class Plan:
             tuple(data["removed_blocks"]),
             data["gone"],
         )
+
+
+_GROUPS = "a mapping by the names of groups"
+_FIELDS: dict[str, tuple[type | UnionType, str]] = {
+    "keep": (Mapping, _GROUPS),
+    "sizes": (Mapping, _GROUPS),
+    "inputs": (list | tuple, "a list of described inputs"),
+    "orders": (Mapping, _GROUPS),
+    "outers": (Mapping, _GROUPS),
+    "removed_blocks": (list | tuple, "a tuple of names"),
+    "gone": (Mapping, "a mapping of names to widths"),
+}
+
+
+def is_plan(value: object, where: str, expected: str, error: type[Exception] = PlanError) -> None:
+    """Raise unless `value` is a Plan that holds what plans hold, however it was made; `expected` says what to pass.
+
+    What is refused of a plan's JSON is refused of the plan: PlanError.
+    """
+    is_a(value, Plan, where, expected, error)
+    assert isinstance(value, Plan), "it was checked"
+    try:
+        check_contents(value._contents())
+    except PlanError as wrong:
+        raise PlanError(f"{where}: {wrong}; make plans with coupling.plan(...)") from None
+
+
+def _items(values: object, where: str) -> list[object]:
+    is_a(values, tuple | list, where, "a tuple", PlanError)
+    return list(cast(Sequence[object], values))

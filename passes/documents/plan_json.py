@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from passes.arguments import quoted
 from passes.documents.strict_json import parse
 from passes.errors import PlanError
 
@@ -51,23 +52,27 @@ def read(text: str) -> dict[str, Any]:
     expected |= ({"sha256"} if number > 1 else set()) | ({"removed_blocks", "gone"} if number > 2 else set())
     if data.keys() != expected:
         _refuse_keys(data, expected)
-    groups = _of(data, "groups", dict, "the plan")
-    for name, group in groups.items():
-        _check_group(name, group)
-    inputs = _of(data, "inputs", list, "the plan")
-    for position, item in enumerate(inputs):
-        _check_input(item, f"input {position}")
-    removed = _of(data, "removed_blocks", list, "the plan") if number > 2 else []
-    if any(not isinstance(name, str) for name in removed) or len(set(map(str, removed))) < len(removed):
-        raise PlanError("the plan: removed_blocks holds names, each once")
-    found = {"fingerprint": _of(data, "fingerprint", str, "the plan"), "inputs": inputs, "groups": groups}
-    gone = _of(data, "gone", dict, "the plan") if number > 2 else {}
-    if any(type(width) is not int or width < 0 for width in gone.values()):
-        raise PlanError("the plan: gone holds a width of at least 0 for each name")
-    found |= {"removed_blocks": removed, "gone": gone}
+    none: dict[str, Any] = {"removed_blocks": [], "gone": {}}  # in formats that have no blocks
+    contents = {**none, **{key: value for key, value in data.items() if key not in ("format", "sha256")}}
+    check_contents(contents)
     if number > 1:
         _check_seal(text)
-    return found
+    return contents
+
+
+def check_contents(contents: Mapping[str, object]) -> None:
+    """Raise PlanError unless this is what a plan holds: what `read` gives, be it from a text or from a `Plan`."""
+    _of(contents, "fingerprint", str, "the plan")
+    for name, group in _of(contents, "groups", dict, "the plan").items():
+        _check_group(name, group)
+    for position, item in enumerate(_of(contents, "inputs", list, "the plan")):
+        _check_input(item, f"input {position}")
+    removed = _of(contents, "removed_blocks", list, "the plan")
+    if any(not isinstance(name, str) for name in removed) or len(set(map(str, removed))) < len(removed):
+        raise PlanError("the plan: removed_blocks holds names, each once")
+    gone = _of(contents, "gone", dict, "the plan")
+    if any(type(width) is not int or width < 0 for width in gone.values()):
+        raise PlanError("the plan: gone holds a width of at least 0 for each name")
 
 
 def _check_seal(text: str) -> None:
@@ -81,6 +86,8 @@ def _check_seal(text: str) -> None:
 
 def _check_group(name: str, group: object) -> None:
     where = f"group {name!r}"
+    if not isinstance(name, str):
+        raise PlanError(f"this is no plan of fxprune: {where}: the name of a group is a text")
     if not isinstance(group, dict):
         raise PlanError(f"this is no plan of fxprune: {where} is a {type(group).__name__}, expected an object")
     if not group.keys() <= _GROUP_KEYS or ("order" in group) != ("outer" in group):
@@ -101,14 +108,14 @@ def _check_group(name: str, group: object) -> None:
 def _units(values: list[Any], where: str) -> list[int]:
     wrong = next((value for value in values if type(value) is not int), None)
     if wrong is not None:
-        raise PlanError(f"{where}: units are integers, got {str(wrong)[:40]!r}")
+        raise PlanError(f"{where}: units are integers, got {quoted(wrong)}")
     return values
 
 
 def _check_input(item: Any, where: str) -> None:
     kind = next((kind for kind in _LEAVES if isinstance(item, dict) and kind in item), None)
     if kind is None or item.keys() != _LEAVES[kind]:
-        raise PlanError(f"{where}: expected one of {', '.join(_LEAVES)}, got {str(item)[:80]}")
+        raise PlanError(f"{where}: expected one of {', '.join(_LEAVES)}, got {quoted(item)}")
     inner = item[kind]
     if kind == "tensor":
         _check_tensor(item, where)
@@ -119,7 +126,7 @@ def _check_input(item: Any, where: str) -> None:
         for position, value in enumerate(_of(item, kind, list, where)):
             _check_input(value, f"{where}[{position}]")
     elif isinstance(inner, list | dict):
-        raise PlanError(f"{where}: a value is a number, a text, true, false or null, got {str(inner)[:80]}")
+        raise PlanError(f"{where}: a value is a number, a text, true, false or null, got {quoted(inner)}")
 
 
 def _check_tensor(item: dict[str, object], where: str) -> None:
@@ -128,7 +135,7 @@ def _check_tensor(item: dict[str, object], where: str) -> None:
     elements = 1
     for size in _of(item, "tensor", list, where):
         if type(size) is not int or size < 0:
-            raise PlanError(f"{where}: a shape holds sizes of at least 0, got {str(size)[:40]!r}")
+            raise PlanError(f"{where}: a shape holds sizes of at least 0, got {quoted(size)}")
         elements *= max(size, 1)
     if elements > _MOST_ELEMENTS:
         raise PlanError(f"{where}: {elements:,} elements are more than any example input has")
@@ -142,9 +149,7 @@ def _of(table: Mapping[str, object], key: str, kind: type, where: str) -> Any:
         raise PlanError(f"this is no plan of fxprune: {where} has no {key!r}")
     value = table[key]
     if type(value) is not kind:
-        raise PlanError(
-            f"this is no plan of fxprune: {key!r} of {where} is {str(value)[:40]!r}, expected {_NAMES[kind]}"
-        )
+        raise PlanError(f"this is no plan of fxprune: {key!r} of {where} is {quoted(value)}, expected {_NAMES[kind]}")
     return value
 
 

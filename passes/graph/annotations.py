@@ -18,8 +18,8 @@ KEY = "passes"
 class Facts:
     """What is known of one graph. Never changed, so that copies of the graph share it.
 
-    plan: that made it, relative to the first graph of a chain. coupling, digest: its analysis (a `Coupling`), and the
-    fingerprint that the graph then had. evidence: the groups in plain words, which a file keeps in its place.
+    plan: that made it, relative to the graph that was last coupled. coupling, digest: its analysis (a `Coupling`), and
+    the fingerprint that the graph then had. evidence: the groups in plain words, which a file keeps in its place.
     certificate: of the last proof that it computes what the masked original does. specialised: what it was captured
     for, in sentences. pending: a comparison with its module that is still to be made (see passes/frontend/fidelity.py).
     """

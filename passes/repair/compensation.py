@@ -15,7 +15,7 @@ from passes.analysis.coupling import Coupling, recall
 from passes.apply.cut_module import module_coupling_for
 from passes.arguments import has_weights, is_a, number
 from passes.axes.index_sets import survivors
-from passes.documents.plan import Plan
+from passes.documents.plan import Plan, is_plan
 from passes.errors import ArgumentError, PlanError
 from passes.graph.annotations import forgetting_proofs
 from passes.graph.module_copies import modules_of, owned_tensors
@@ -80,7 +80,7 @@ def compensate(
     """
     is_a(pruned, nn.Module, "compensate: pruned", "the network that the plan made")
     is_a(statistics, Statistics, "compensate: statistics", "what observe(dense, ...) gives", PlanError)
-    is_a(plan, Plan, "compensate: plan", "the Plan that made the pruned network", PlanError)
+    is_plan(plan, "compensate: plan", "the Plan that made the pruned network")
     if dense is not None:
         is_a(dense, nn.Module, "compensate: dense", "the network before pruning, or None")
         has_weights(modules_of(dense), "compensate: dense")

@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from passes.analysis.coupling import Coupling, recall
 from passes.arguments import got, integer, is_a, tell
 from passes.axes.index_sets import survivors
-from passes.documents.plan import Plan
+from passes.documents.plan import Plan, is_plan
 from passes.errors import PassError, PlanError
 from passes.graph.module_copies import owned_tensors
 from passes.graph.nodes import input_nodes
@@ -89,7 +89,7 @@ def refine(
     """
     graph = "a torch.fx.GraphModule; capture a module first"
     is_a(pruned, fx.GraphModule, "refine: pruned", graph)
-    is_a(plan, Plan, "refine: plan", "the Plan that made the pruned graph", PlanError)
+    is_plan(plan, "refine: plan", "the Plan that made the pruned graph")
     is_a(dense, fx.GraphModule, "refine: dense", graph)
     rounds, iterations = integer(rounds, "refine: rounds", least=0), integer(iterations, "refine: iterations", least=0)
     rows, seed = integer(rows, "refine: rows", least=1), integer(seed, "refine: seed", least=0, below=2**63)

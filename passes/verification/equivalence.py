@@ -27,13 +27,13 @@ from passes.arguments import has_weights, integer, is_a, no_fake_tensors, number
 from passes.axes.expressions import Axis
 from passes.axes.index_sets import survivors
 from passes.documents.certificate import Certificate
-from passes.documents.plan import Plan
+from passes.documents.plan import Plan, is_plan
 from passes.equality.comparison import all_finite, compare, readable
 from passes.equality.double import double, in_double
 from passes.equality.draws import Draw, draws, smaller_example
 from passes.equality.streamed import Streamed
 from passes.equality.trees import map_tensors
-from passes.errors import EquivalenceError, PassError, PlanError
+from passes.errors import EquivalenceError, PassError
 from passes.frontend.fidelity import settle
 from passes.graph.annotations import note, specialised_in
 from passes.graph.module_copies import copy_with, modules_of, owned_tensors
@@ -81,7 +81,7 @@ def verify(
 def _check_arguments(network: Any, pruned: Any, plan: object, tol: object, seed: object, runs: object) -> None:
     is_a(network, nn.Module, "verify: network", "the network before pruning")
     is_a(pruned, nn.Module, "verify: pruned", "the network after pruning")
-    is_a(plan, Plan, "verify: plan", "the Plan that made one of the other", PlanError)
+    is_plan(plan, "verify: plan", "the Plan that made one of the other")
     number(tol, "verify: tol", least=0)
     integer(seed, "verify: seed", least=0, below=2**63)
     integer(runs, "verify: runs", least=1, below=2**31)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -10,11 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from small_search import EXAMPLE, FAST, batches, make, negative_loss, run
 
 import fxprune
 from fxprune import Budget, FineTune, NetAdaptConfig, export, netadapt, registries
+from fxprune.criteria.registry import Ranking
 from fxprune.errors import BudgetError, ConfigError, PluginWarning
+from fxprune.training.candidate import Trained
+from fxprune.workers.protocol import Outcome
 
 
 @pytest.fixture(autouse=True)
@@ -127,6 +132,106 @@ def test_workers() -> None:
         for workers in ("threads", Threads, 1)
     ]  # fmt: skip
     assert plans[0] == plans[1] == plans[2] and "threads" in fxprune.list_workers()
+
+
+class Lossy(Threads):
+    """Workers whose `run` gives `results(job, network, tasks)`."""
+
+    results = staticmethod(lambda job, network, tasks: [job.do(network, tasks[0])])
+
+    def run(self, network, coupling, tasks):  # type: ignore[no-untyped-def]
+        return self.results(self.job, network, tasks)
+
+
+def lossy(results):  # type: ignore[no-untyped-def]
+    return type("Mine", (Lossy,), {"results": staticmethod(results)})
+
+
+@pytest.mark.parametrize(
+    ("workers", "words"),
+    [
+        (Lossy, "'Lossy': run: it ended without an outcome of candidate 1 .*; expected an Outcome"),
+        (lossy(lambda job, network, tasks: []), "'Mine': run: it ended without an outcome of candidate 0"),
+        (
+            lossy(lambda job, network, tasks: [job.do(network, tasks[0]) for _ in tasks]),
+            "'Mine': run: got an outcome of candidate 0, which came before",
+        ),
+        (lossy(lambda job, network, tasks: None), "'Mine': run: got None; expected an Outcome"),
+        (lossy(lambda job, network, tasks: [5]), "'Mine': run: got 5; expected an Outcome"),
+        (
+            lossy(lambda job, network, tasks: [Outcome(task.index, Trained(), None) for task in tasks]),
+            "'Mine': run: candidate 0: got neither a score nor an error",
+        ),
+        (type("Bare", (), {"__init__": lambda self, job: None}), "'Bare': got a Bare, which has no start"),
+        (type("Alone", (), {}), "'Alone' does not take what it is called with .*; expected a function"),
+    ],
+)
+def test_workers_that_lose_repeat_or_make_up_candidates_are_refused(workers: type, words: str) -> None:
+    with pytest.raises(fxprune.FxpruneError, match=f"kind of workers {words}"):
+        netadapt(
+            make(), 0.7, example_inputs=EXAMPLE, train=lambda model, steps: None, evaluate=negative_loss,
+            progress=False, config=FAST.replace(workers=workers, candidate_time_limit=None),
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("strategy", "words"),
+    [
+        (lambda now: None, "got None; expected a list of proposals"),
+        (lambda now: {"tail": 4}, "got a dict; expected a list of proposals"),
+        (lambda now: ["tail"], "a proposal: got the text 'tail'; expected a list"),
+        (lambda now: [{}], "a strategy proposes no width at all"),
+        (lambda now: [{"tail": np.arange(2)}], "for group 'tail'; allowed are"),
+        (lambda: [], "does not take what it is called with"),
+    ],
+)
+def test_a_strategy_that_proposes_nothing_of_the_kind_is_refused(strategy: object, words: str) -> None:
+    with pytest.raises(fxprune.FxpruneError, match=f"strategy '<lambda>':? ?.*{words}"):
+        run(config=FAST.replace(strategy=strategy))
+
+
+@pytest.mark.parametrize(
+    ("criterion", "words"),
+    [
+        (lambda network, group, statistics=None: ["a"] * group.size, r"got a list of \d+ \(str\); expected"),
+        (lambda network, group, statistics=None: np.ones(group.size) * 1j, "got a ndarray; expected"),
+        (lambda network, group, statistics=None: None, "got None; expected"),
+        (lambda network, group, statistics=None: Ranking(np.ones(2), np.ones(3)), r"with shape \(2,\); expected"),
+        (
+            lambda network, group, statistics=None: Ranking(np.ones(group.size), np.ones(3)),
+            "as the errors of a Ranking; expected",
+        ),
+        (lambda network, group: np.ones(group.size), "does not take what it is called with .*'statistics'"),
+    ],
+)
+def test_a_criterion_that_gives_no_numbers_is_refused(criterion: object, words: str) -> None:
+    with pytest.raises(ConfigError, match=f"criterion '<lambda>'.*{words}"):
+        run(config=FAST.replace(metrics=criterion))
+
+
+def test_a_criterion_may_give_a_tensor_of_any_type() -> None:
+    run(config=FAST.replace(metrics=lambda network, group, statistics=None: torch.ones(group.size).bfloat16()))
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "words"),
+    [
+        (lambda widths=None: "a", ConfigError, r"value\(widths\) gave the text 'a'; expected a number"),
+        (lambda widths=None: None, ConfigError, r"value\(widths\) gave None; expected a number"),
+        (lambda widths=None: 1j, ConfigError, r"value\(widths\) gave .*; expected a number"),
+        (lambda widths=None: np.ones(3), ConfigError, r"value\(widths\) gave an array of shape \(3,\)"),
+        (lambda widths=None: float("inf"), BudgetError, "its value at the widths .* is inf; expected a finite number"),
+        (
+            lambda widths=None: sum(math.ceil(width / 4) for width in (widths or {"tail": 8}).values()),
+            ConfigError,
+            r"value\(widths\) failed: TypeError: .*np.ceil, not math.ceil",
+        ),
+    ],
+)
+def test_a_resource_that_is_no_number_is_refused(value: object, error: type[Exception], words: str) -> None:
+    fxprune.register_resource("mine", lambda subject: value, unit="u", monotone=True)
+    with pytest.raises(error, match=f"resource 'mine': {words}"):
+        netadapt(make(), Budget("mine", ratio=0.5), example_inputs=EXAMPLE, config=FAST, progress=False)
 
 
 def test_names_are_taken_once_and_wrong_objects_are_refused() -> None:

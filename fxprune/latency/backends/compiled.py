@@ -5,26 +5,26 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from fxprune.latency.backends.protocol import Run, Timed, called, torch_threads, waiter
-from fxprune.latency.device import Setting, describe
+from fxprune.latency.backends.protocol import OnDevice, Run, called, torch_threads
 from fxprune.latency.errors import BackendError
 
 
-class Compiled(Timed):
+class Compiled(OnDevice):
     """torch.compile with its default settings; each shape is compiled for itself, which takes seconds."""
 
     def __init__(self, threads: int = 1, device: str = "cpu") -> None:
-        self.setting = Setting("compile", torch.__version__, threads, describe(device))
+        super().__init__("compile", threads, device)
 
     def prepare(self, gm: nn.Module, example_inputs: object) -> Run:
         gm.eval()
-        (args, kwargs), threads, wait = called(gm, example_inputs), self.setting.threads, waiter(gm)
+        self.check_held(gm)
+        (args, kwargs), threads = called(gm, example_inputs, self.device), self.setting.threads
         compiled = torch.compile(gm, dynamic=False)
 
         def run() -> None:
             with torch_threads(threads), torch.no_grad():
                 compiled(*args, **kwargs)
-            wait()
+            self.wait()
 
         try:
             run()

@@ -10,36 +10,36 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from fxprune.latency.backends.protocol import Profile, Run, Timed, called, placed, torch_threads, waiter
-from fxprune.latency.device import Setting, describe
+from fxprune.latency.backends.protocol import OnDevice, Profile, Run, called, placed, torch_threads
 from fxprune.latency.timing import Reference
 
 
-class Eager(Timed):
-    """PyTorch as it is, on the device of the graph's parameters."""
+class Eager(OnDevice):
+    """PyTorch as it is, on the device that is named, which holds the network."""
 
     in_situ = True
 
     def __init__(self, threads: int = 1, device: str = "cpu") -> None:
-        self.setting = Setting("eager", torch.__version__, threads, describe(device))
+        super().__init__("eager", threads, device)
         # Between nodes of a CUDA graph one would have to wait for the device, which changes what is timed.
-        self.in_situ = device == "cpu"
+        self.in_situ = self.device.type == "cpu"
 
     def prepare(self, gm: nn.Module, example_inputs: object) -> Run:
         gm.eval()
-        (args, kwargs), threads, wait = called(gm, example_inputs), self.setting.threads, waiter(gm)
+        self.check_held(gm)
+        (args, kwargs), threads = called(gm, example_inputs, self.device), self.setting.threads
 
         def run() -> None:
             with torch_threads(threads), torch.inference_mode():
                 gm(*args, **kwargs)
-            wait()
+            self.wait()
 
         return run
 
     def profile(self, gm: fx.GraphModule, example_inputs: object, reference: Reference | None, repeats: int) -> Profile:
         gm.eval()
         clock = time.thread_time if self.setting.threads == 1 else time.perf_counter
-        inputs, stopwatch, rows = placed(gm, example_inputs), _Stopwatch(gm, clock), []
+        inputs, stopwatch, rows = placed(gm, example_inputs, self.device), _Stopwatch(gm, clock), []
 
         def run() -> None:
             with torch_threads(self.setting.threads), torch.inference_mode():

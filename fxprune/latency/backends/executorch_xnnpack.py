@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fxprune.latency.backends.protocol import Run, Timed, called
-from fxprune.latency.device import Setting, cpu
+from fxprune.latency.backends.protocol import Run, Timed, called, held_on
+from fxprune.latency.device import Setting, cpu, cpu_alone
 from fxprune.latency.errors import BackendError
 from passes.nested_values import tree_leaves_only
 
@@ -15,6 +15,7 @@ class ExecuTorch(Timed):
     """ExecuTorch's runtime; all that XNNPACK takes is its, the rest runs in portable kernels."""
 
     def __init__(self, threads: int = 1, device: str = "cpu") -> None:
+        cpu_alone("executorch", device)
         try:
             from executorch.extension.pybindings import portable_lib
             from executorch.version import __version__
@@ -36,7 +37,7 @@ class ExecuTorch(Timed):
         from executorch.runtime import Runtime
 
         gm.eval()
-        args, kwargs = called(gm, example_inputs)
+        args, kwargs = called(gm, example_inputs, held_on(gm))
         try:
             with torch.no_grad():
                 exported = torch.export.export(gm, args, kwargs)

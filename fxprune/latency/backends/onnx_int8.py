@@ -11,7 +11,7 @@ import numpy as np
 from torch import fx
 
 from fxprune.latency.backends.onnx_runtime import OnnxRuntime, fed
-from fxprune.latency.device import Setting, cpu
+from fxprune.latency.device import Setting, cpu, cpu_alone
 from fxprune.latency.errors import BackendError
 
 
@@ -30,7 +30,8 @@ class OnnxRuntimeInt8(OnnxRuntime):
 
 
 def on_cpu(threads: int = 1, device: str = "cpu") -> OnnxRuntimeInt8:
-    """The backend for these threads; its provider is the CPU's, whatever the device."""
+    """The backend for these threads; its provider is the CPU's."""
+    cpu_alone("onnxruntime-int8", device)
     return OnnxRuntimeInt8(threads)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from fxprune.latency.backends.onnx_graph import Graph, UnsupportedOperator, to_onnx
 from fxprune.latency.backends.onnx_recording import record
 from fxprune.latency.backends.protocol import Profile, Run, Timed
-from fxprune.latency.device import Setting, cpu
+from fxprune.latency.device import Setting, cpu, cpu_alone
 from fxprune.latency.errors import BackendError
 from fxprune.latency.timing import Reference
 from passes import capture
@@ -103,7 +103,8 @@ class OnnxRuntime(Timed):
 
 
 def on_cpu(threads: int = 1, device: str = "cpu") -> OnnxRuntime:
-    """The backend for these threads; its provider is the CPU's, whatever the device."""
+    """The backend for these threads; its provider is the CPU's."""
+    cpu_alone("onnxruntime", device)
     return OnnxRuntime(threads)
 
 

@@ -13,7 +13,7 @@ from fxprune.latency.backends.onnx_graph import to_onnx
 from fxprune.latency.backends.onnx_recording import record
 from fxprune.latency.backends.onnx_runtime import as_graph, fed, translatable, translated
 from fxprune.latency.backends.protocol import Profile, Run, Timed
-from fxprune.latency.device import Setting, cpu
+from fxprune.latency.device import Setting, cpu, cpu_alone
 from fxprune.latency.errors import BackendError
 from fxprune.latency.timing import Pace, Reference, pace
 
@@ -27,6 +27,7 @@ class OpenVino(Timed):
     in_situ = True
 
     def __init__(self, threads: int = 1, device: str = "cpu") -> None:
+        cpu_alone("openvino", device)
         try:
             import onnx  # noqa: F401 - networks are translated with it
             import openvino

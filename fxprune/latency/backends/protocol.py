@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from fxprune.latency.device import Setting
+from fxprune.latency.device import Setting, describe, present
+from fxprune.latency.errors import BackendError
 from fxprune.latency.timing import Pace, Reference, Timing, pace
 from passes.process.torch_private import pytree
 from passes.stream.graph_stream import as_arguments
@@ -79,6 +80,28 @@ class Timed:
         return pace(run, reference, repeats=repeats, one_thread=self.setting.threads == 1)
 
 
+class OnDevice(Timed):
+    """What backends share that run networks in torch, on the device that they are named: a network has to be there."""
+
+    def __init__(self, name: str, threads: int, device: str) -> None:
+        self.device = present(device)
+        self.setting = Setting(name, torch.__version__, threads, describe(self.device))
+
+    def check_held(self, network: nn.Module) -> None:
+        """Raise BackendError where a parameter is on another device than the one that is measured."""
+        for name, parameter in network.named_parameters():
+            if parameter.device != self.device:
+                raise BackendError(
+                    f"latency: device: {self.device} is to be measured, and {name} of the network is on "
+                    f"{parameter.device}; move the network to {self.device}, or name the device that it is on"
+                )
+
+    def wait(self) -> None:
+        """Until the device has done what it was given."""
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize(self.device)
+
+
 @contextmanager
 def torch_threads(count: int) -> Iterator[None]:
     """Run the block with that many threads inside torch's operators."""
@@ -93,22 +116,20 @@ def torch_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def placed(gm: fx.GraphModule, example_inputs: object) -> tuple[Any, ...]:
-    device = next((p.device for p in gm.parameters()), torch.device("cpu"))
+def held_on(network: nn.Module) -> torch.device:
+    """The device of a network's parameters; the processor where it has none."""
+    return next((p.device for p in network.parameters()), torch.device("cpu"))
+
+
+def placed(gm: fx.GraphModule, example_inputs: object, device: torch.device) -> tuple[Any, ...]:
     return pytree.tree_map_only(Tensor, lambda t: t.to(device), as_arguments(example_inputs, gm))
 
 
-def called(network: nn.Module, example_inputs: object) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of a call of a graph, or of a module as its own forward takes them."""
+def called(network: nn.Module, example_inputs: object, device: torch.device) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a call of a graph, or of a module as its own forward takes them, on a device."""
     if isinstance(network, fx.GraphModule):
-        return placed(network, example_inputs), {}
-    device = next((p.device for p in network.parameters()), torch.device("cpu"))
+        return placed(network, example_inputs, device), {}
     given = pytree.tree_map_only(Tensor, lambda t: t.to(device), example_inputs)
     if isinstance(given, Mapping):
         return (), dict(given)
     return tuple(given) if isinstance(given, tuple | list) else (given,), {}
-
-
-def waiter(gm: nn.Module) -> Callable[[], None]:
-    kind = next((p.device.type for p in gm.parameters()), "cpu")
-    return torch.cuda.synchronize if kind == "cuda" else (lambda: None)

@@ -29,10 +29,9 @@ def find(
     if not isinstance(backend, str) and hasattr(backend, "setting"):
         return backend
     try:
-        maker = BACKENDS.find(backend)
+        made = BACKENDS.call(backend, threads, device)
     except ConfigError as error:
         raise BackendError(str(error)) from None
-    made = maker(threads, device)
     if hasattr(made, "setting"):
         return made
     if not callable(made):

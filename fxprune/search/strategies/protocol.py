@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 
 import numpy as np
 
-from fxprune.errors import SearchError
+from fxprune.errors import ConfigError, SearchError
 from fxprune.problem.width_grids import Grid
+from fxprune.registries import STRATEGIES
 from fxprune.resources.models import Resource
 from fxprune.search.proposals import Proposal, evaluate
 from passes import Coupling
+from passes.arguments import is_a, listed
 
 
 @dataclass(frozen=True)
@@ -44,8 +47,14 @@ class Situation:
 
     def proposal(self, widths: Mapping[str, int]) -> Proposal:
         """New widths of some groups as a proposal. Raises SearchError for widths that no group can be given."""
+        if not widths:
+            raise SearchError("a strategy proposes no width at all; expected new widths of some groups.")
         for name, width in widths.items():
-            if name not in self.grids or width not in self.grids[name].below(self.widths[name]):
+            if (
+                name not in self.grids
+                or not isinstance(width, Integral)
+                or width not in self.grids[name].below(self.widths[name])
+            ):
                 allowed = list(self.grids[name].below(self.widths[name])) if name in self.grids else []
                 raise SearchError(f"a strategy proposes {width!r} units for group {name!r}; allowed are {allowed}.")
         used = self.used(widths)
@@ -56,6 +65,17 @@ Strategy = Callable[[Situation], "Sequence[Proposal | Mapping[str, int]]"]
 """A function of a `Situation` that returns proposals: new widths of some groups each, ``{group: width}``."""
 
 
-def proposals_of(strategy: Strategy, situation: Situation) -> list[Proposal]:
-    """What a strategy proposes, with what each proposal uses."""
-    return [made if isinstance(made, Proposal) else situation.proposal(made) for made in strategy(situation)]
+def proposals_of(strategy: str | Strategy, situation: Situation) -> list[Proposal]:
+    """What a strategy proposes, with what each proposal uses. Raises ConfigError, which names it, where it gives
+    anything but proposals, and SearchError for widths that no group can be given."""
+    name = STRATEGIES.said(strategy)
+    made = listed(STRATEGIES.call(strategy, situation), name, _EXPECTED, ConfigError)
+    for one in made:
+        is_a(one, Proposal | Mapping, f"{name}: a proposal", _EXPECTED, ConfigError)
+    try:
+        return [one if isinstance(one, Proposal) else situation.proposal(one) for one in made]
+    except SearchError as error:
+        raise SearchError(f"{name}: {error}") from None
+
+
+_EXPECTED = "a list of proposals, new widths of some groups each, such as {'conv1': 16}"

@@ -15,6 +15,7 @@ from latency_nets import INPUT, Net
 from torch import nn
 
 from fxprune.latency import BackendError, measure_latency_ms
+from fxprune.latency import device as measured
 from fxprune.latency.backends.executorch_xnnpack import ExecuTorch
 from fxprune.latency.backends.openvino_cpu import OpenVino
 from fxprune.latency.backends.registry import find
@@ -162,3 +163,27 @@ def test_executorch_says_what_it_cannot_take(executorch: list[int]) -> None:
 
     with pytest.raises(BackendError, match="executorch cannot take the network"):
         ExecuTorch().prepare(Asks(), INPUT)
+
+
+@pytest.mark.parametrize("device", ["zz", "cuda:77", "meta", "mps:9", ""])
+@pytest.mark.parametrize("backend", ["eager", "compile"])
+def test_a_device_on_which_nothing_can_be_computed_is_refused(backend: str, device: str) -> None:
+    with pytest.raises(BackendError, match=f"latency: device: torch cannot compute on '{device}' here"):
+        find(backend, device=device)
+
+
+@pytest.mark.parametrize("backend", ["eager", "compile"])
+def test_a_network_on_another_device_than_is_named_is_refused(backend: str) -> None:
+    made: Any = find(backend, device="cpu:0")
+    assert made.setting == find(backend).setting
+    with pytest.raises(BackendError, match=r"cpu is to be measured, and stem.weight of the network is on meta; move"):
+        made.prepare(capture(Net().to("meta"), INPUT.to("meta")), INPUT)
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "onnxruntime-int8", "openvino", "executorch"])
+def test_backends_of_the_processor_measure_no_other_device(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(BackendError, match="torch cannot compute on 'cuda:77' here"):
+        find(backend, device="cuda:77")
+    monkeypatch.setattr(measured, "present", torch.device)  # as where there is one
+    with pytest.raises(BackendError, match=f"got 'cuda'; the backend {backend} measures on the cpu alone"):
+        find(backend, device="cuda")

@@ -70,6 +70,13 @@ def test_no_budget_and_two_budgets() -> None:
     with pytest.raises(BudgetError, match="differ"):
         call(budget=0.5, config=NetAdaptConfig(budget_ratio=0.6))
     assert call(budget=0.5, config=NetAdaptConfig(budget_ratio=0.5)).met
+    with pytest.raises(
+        BudgetError, match=r"\(flops at 0.5 of the start\) and the configuration's budget_type \(params\)"
+    ):
+        call(budget=0.5, config={"budget_type": "params"})
+    assert call(budget=Budget("params", ratio=0.5), config={"budget_type": "params"}).met
+    with pytest.raises(ConfigError, match="got both budgets and budget_type; keep one"):
+        NetAdaptConfig(budget_type="params", budgets=({"resource": "macs", "ratio": 0.5},))
 
 
 def test_infeasible_is_said_before_training_with_the_nearest_feasible() -> None:

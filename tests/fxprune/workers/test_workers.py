@@ -7,6 +7,7 @@ import pickle
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,13 @@ from fxprune import FineTune, NetAdaptResult, netadapt
 from fxprune.errors import WorkerError
 from fxprune.io.tensors import named_tensors, tensors_of
 from fxprune.workers import processes, transport
+from fxprune.workers.coupled_network import CoupledNetwork
 from fxprune.workers.lifetime import EndingProcess
-from fxprune.workers.observing import shards_of
+from fxprune.workers.observing import Shard, Told, shards_of
 from fxprune.workers.protocol import Job
 from fxprune.workers.ray_cluster import CLUSTER_SWITCH, _OwnCluster
-from passes import PassError, PruneChannels, capture, couple
+from fxprune.workers.serial import Serial
+from passes import PassError, PruneChannels, Statistics, capture, couple
 from passes.statistics import Batch
 
 CONFIG = FAST.replace(netadapt_max_rounds=2)
@@ -32,7 +35,7 @@ TRAIN = FineTune(batches(), lr=0.05)
 FOLDERS = [str(Path(__file__).parent), str(Path(__file__).parents[2])]  # of this module and of those it imports
 
 
-def run(workers: int | str, **changes: Any) -> NetAdaptResult:
+def run(workers: int | str | type, **changes: Any) -> NetAdaptResult:
     settings = {"include_dashboard": False, "num_cpus": 1} if workers == "ray" else {}
     config = changes.pop("config", CONFIG).replace(workers=workers, ray=settings)
     given = {"example_inputs": EXAMPLE, "train": TRAIN, "evaluate": negative_loss, "progress": False}
@@ -232,7 +235,7 @@ def test_shards_hold_every_sample_once_in_order() -> None:
     assert [len(shard.batches) for shard in shards_of(without_samples, 2, seed=0)] == [1, 2]
 
 
-def calibrated(workers: int | str, **changes: Any) -> NetAdaptResult:
+def calibrated(workers: int | str | type, **changes: Any) -> NetAdaptResult:
     torch.manual_seed(0)
     data = [torch.randn(60, *EXAMPLE.shape[1:]), torch.randn(40, *EXAMPLE.shape[1:])]
     return run(workers, config=FAST.replace(**changes), train=None, evaluate=None, calibration=data)
@@ -245,9 +248,22 @@ def test_calibration_data_in_shards_find_what_they_find_as_a_whole() -> None:
         torch.testing.assert_close(dict(named_tensors(shards.model))[name], tensor, rtol=0.1, atol=0.05)
 
 
+class Observing(Serial):
+    """Loses all shards but the first."""
+
+    def observe(self, dense: CoupledNetwork, shards: Sequence[Shard], progress: Told) -> Iterator[Statistics]:
+        yield shards[0].observed(dense, progress)
+
+
+def test_workers_that_lose_a_shard_are_refused() -> None:
+    with pytest.raises(WorkerError, match="'Observing': observe: got 1 results; expected the Statistics of each of 3"):
+        calibrated(Observing, statistics_shards=3)
+
+
 def test_a_shard_whose_data_are_no_numbers_is_refused() -> None:
+    spoiled = [torch.full((8, *EXAMPLE.shape[1:]), torch.nan)] * 4  # the last fifth judges
     with pytest.raises(PassError, match="no finite numbers"):
-        run(1, config=FAST.replace(statistics_shards=2), calibration=[torch.full((40, *EXAMPLE.shape[1:]), torch.nan)])
+        run(1, config=FAST.replace(statistics_shards=2), calibration=[*spoiled, torch.zeros(8, *EXAMPLE.shape[1:])])
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from oracle import difference, random_plan, run
 from torch import Tensor, fx, nn
 
-from passes import Coupling, Plan, PlanError, PruneChannels, capture, couple, plan_of
+from passes import Coupling, Plan, PlanError, PruneChannels, apply_plan, capture, couple, plan_of, verify
 
 
 class Net(nn.Module):
@@ -68,6 +69,41 @@ def test_what_is_accepted(units: Any) -> None:
     assert plan.widths == {"conv1": 8, "conv2": 3}
 
 
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"keep": {"conv1": (0, 0, 1)}}, "group 'conv1': kept units are ascending, each once, in 0..7"),
+        ({"keep": {"conv1": ()}}, "kept units are ascending, each once, in 0..7, and at least one"),
+        ({"keep": {"conv1": (-1, 0, 1)}}, "kept units are ascending, each once, in 0..7"),
+        ({"keep": {"conv1": (0, 99)}}, "kept units are ascending, each once, in 0..7"),
+        ({"keep": {"conv1": (0.0, 1.0)}}, r"group 'conv1': units are integers, got 0\.0"),
+        ({"keep": {"conv1": None}}, "group 'conv1': keep: got None; expected a tuple"),
+        ({"keep": {"conv1": {0, 1}}}, "group 'conv1': keep: got a set of 2"),
+        ({"keep": {"conv9": (0,)}}, "its sizes and keep do not name the same groups: 'conv9'"),
+        ({"keep": None}, "its keep: got None; expected a mapping"),
+        ({"fingerprint": None}, "'fingerprint' of the plan is None, expected a text"),
+        ({"orders": {"conv1": ((0, 1),)}, "outers": {"conv1": ""}}, r"each row of its order holds all of 0\.\.7 once"),
+        ({"orders": {"conv1": (tuple(range(8)),)}, "outers": {"conv1": ""}}, "cannot be chosen apart"),
+        ({"orders": {"conv1": (tuple(range(8)),)}}, "its outers and orders do not name the same groups: 'conv1'"),
+        ({"inputs": [7]}, "input 0: expected one of"),
+        ({"removed_blocks": "conv1"}, "its removed_blocks: got the text 'conv1'; expected a tuple of names"),
+    ],
+)
+@pytest.mark.parametrize("graph", [True, False])
+def test_a_plan_made_by_hand_is_checked_where_it_is_applied(graph: bool, wrong: dict[str, Any], words: str) -> None:
+    net = Net().double().eval()
+    network = capture(net, INPUTS) if graph else net
+    plan = couple(network, INPUTS).plan({"conv1": (0, 1, 2)})
+    pruned = apply_plan(network, plan)
+    if isinstance(wrong.get("keep"), dict):
+        wrong = {"keep": {"conv2": plan.keep["conv2"], "conv1": plan.keep["conv1"], **wrong["keep"]}}
+    made = replace(plan, **wrong)
+    with pytest.raises(PlanError, match=words):
+        apply_plan(network, made)
+    with pytest.raises(PlanError, match=words):
+        verify(network, pruned, made, INPUTS)
+
+
 def test_json_there_and_back() -> None:
     _, coupling = build()
     for plan in (coupling.plan({}), random_plan(coupling, 1 / 2, 0)):
@@ -100,9 +136,9 @@ def test_json_can_be_compared_line_by_line() -> None:
         (lambda text: text.replace('"format": 2', '"format": 1'), "the plan has an unknown entry 'sha256'"),
         (lambda text: text.replace('"keep"', '"kept"'), "group 'conv1' has no 'keep'"),
         (lambda text: text.replace('"size": 8', '"size": "many"'), "'size' of group 'conv1' is 'many'"),
-        (lambda text: text.replace('"size": 8', '"size": 8.0'), "'size' of group 'conv1' is '8.0'"),
+        (lambda text: text.replace('"size": 8', '"size": 8.0'), "'size' of group 'conv1' is 8.0"),
         (lambda text: text.replace('"keep": [0, 1', '"keep": [1, 0'), "kept units are ascending"),
-        (lambda text: text.replace('"keep": [0, 1', '"keep": [0.0, 1'), "units are integers, got '0.0'"),
+        (lambda text: text.replace('"keep": [0, 1', '"keep": [0.0, 1'), "units are integers, got 0.0"),
         (lambda text: text.replace('"keep": [0, 1, 2', '"keep": [0, 2'), "altered or damaged after it was written"),
         (lambda text: text.replace("[2, 3, 8, 8]", "[2, 3, 8, 9]"), "altered or damaged after it was written"),
         (lambda text: text.replace("[2, 3, 8, 8]", "[2, 3, -8, 8]"), "input 0: a shape holds sizes of at least 0"),

@@ -88,6 +88,7 @@ class OnRay:
             else:
                 ray.init(**given)
             self._joined = True
+        self._check_room(ray)
         try:
             self._functions = ray.put(ray.cloudpickle.dumps((self.job.train, self.job.evaluate)))
         except Exception as error:  # pickling runs the code of whatever is in there
@@ -154,6 +155,20 @@ class OnRay:
             done += shard.samples
             progress(done)
             yield statistics
+
+    def _check_room(self, ray: ModuleType) -> None:
+        """WorkerError where no node of a cluster of its own can ever hold a candidate; another may still grow."""
+        asked = {"CPU": self._options["num_cpus"], "GPU": self._options.get("num_gpus", 0)}
+        asked |= {"memory": self._options.get("memory", 0), **self._options.get("resources", {})}
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        if any(all(node.get(name, 0) >= amount for name, amount in asked.items()) for node in nodes):
+            return
+        have = {name: max((node.get(name, 0) for node in nodes), default=0) for name in asked}
+        lacking = ", ".join(f"{name} {asked[name]} of {have[name]:g}" for name in asked if have[name] < asked[name])
+        text = f"workers: a candidate asks for more than any node of the Ray cluster has ({lacking or 'no one node'})"
+        if self._cluster is not None:
+            raise WorkerError(f"{text}; lower num_cpus, num_gpus, memory or resources under ray:.")
+        log.warning("%s; it waits until one is added", text)
 
     @property
     def _options(self) -> dict[str, Any]:

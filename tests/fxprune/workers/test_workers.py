@@ -35,8 +35,12 @@ TRAIN = FineTune(batches(), lr=0.05)
 FOLDERS = [str(Path(__file__).parent), str(Path(__file__).parents[2])]  # of this module and of those it imports
 
 
-def run(workers: int | str | type, **changes: Any) -> NetAdaptResult:
-    settings = {"include_dashboard": False, "num_cpus": 1} if workers == "ray" else {}
+# The last fifth judges, and holds numbers.
+SPOILED = [*([torch.full((8, *EXAMPLE.shape[1:]), torch.nan)] * 4), torch.zeros(8, *EXAMPLE.shape[1:])]
+
+
+def run(workers: int | str | type, num_cpus: int = 1, **changes: Any) -> NetAdaptResult:
+    settings = {"include_dashboard": False, "num_cpus": num_cpus} if workers == "ray" else {}
     config = changes.pop("config", CONFIG).replace(workers=workers, ray=settings)
     given = {"example_inputs": EXAMPLE, "train": TRAIN, "evaluate": negative_loss, "progress": False}
     return netadapt(make(), 0.5, config=config, **{**given, **changes})
@@ -261,9 +265,8 @@ def test_workers_that_lose_a_shard_are_refused() -> None:
 
 
 def test_a_shard_whose_data_are_no_numbers_is_refused() -> None:
-    spoiled = [torch.full((8, *EXAMPLE.shape[1:]), torch.nan)] * 4  # the last fifth judges
     with pytest.raises(PassError, match="no finite numbers"):
-        run(1, config=FAST.replace(statistics_shards=2), calibration=[*spoiled, torch.zeros(8, *EXAMPLE.shape[1:])])
+        run(1, config=FAST.replace(statistics_shards=2), calibration=SPOILED)
 
 
 @pytest.fixture
@@ -274,6 +277,12 @@ def ray_cluster() -> Any:
     ray.init(num_cpus=2, include_dashboard=False, runtime_env=environment)
     yield ray
     ray.shutdown()
+
+
+def test_a_candidate_that_no_node_of_ray_can_hold_is_refused() -> None:
+    pytest.importorskip("ray")
+    with pytest.raises(WorkerError, match=r"more than any node of the Ray cluster has \(CPU 999 of [0-9]+\); lower"):
+        run("ray", num_cpus=999)
 
 
 def test_ray_finds_the_same_and_survives_what_dies(
@@ -292,7 +301,7 @@ def test_ray_finds_the_same_and_survives_what_dies(
 def test_ray_observes_what_this_process_observes() -> None:
     assert_same(calibrated("ray", statistics_shards=2), calibrated(1, statistics_shards=2))
     with pytest.raises(PassError, match="no finite numbers"):
-        run("ray", config=FAST.replace(statistics_shards=2), calibration=[torch.full((40, 3, 8, 8), torch.nan)])
+        run("ray", config=FAST.replace(statistics_shards=2), calibration=SPOILED)
 
 
 class FakeRay:

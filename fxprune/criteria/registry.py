@@ -49,12 +49,16 @@ def rank(
         made: object = CRITERIA.call(criterion, network, group, statistics=statistics)
     ranking = made if isinstance(made, Ranking) else None
     given = made if ranking is None else ranking.scores
-    scores = real_numbers(given)
-    if scores is None or scores.shape != (group.size,) or not np.isfinite(scores).all():
-        what = got(given) if scores is None else f"scores with shape {scores.shape}"
-        what = what if scores is None or scores.shape != (group.size,) else "scores with NaN or infinity"
+    scores, wrong = real_numbers(given), ""
+    if scores is None:
+        wrong = got(given)
+    elif scores.shape != (group.size,):
+        wrong = f"scores with shape {scores.shape}"
+    elif not np.isfinite(scores).all():
+        wrong = "scores with NaN or infinity"
+    if scores is None or wrong:
         raise ConfigError(
-            f"{CRITERIA.said(criterion)}: group {group.name}: got {what}; expected {group.size} finite numbers, "
+            f"{CRITERIA.said(criterion)}: group {group.name}: got {wrong}; expected {group.size} finite numbers, "
             "one a unit."
         )
     if ranking is None:

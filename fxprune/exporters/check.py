@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Mapping
 
-import numpy as np
-import torch
 from torch import nn
 
 from fxprune.errors import ExportError
 from fxprune.exporters.inputs import Inputs, call
 from fxprune.exporters.outcome import Difference, difference, where_different
-from passes.process.state import random_state
+from passes.process.state import random_state, seed_all
 from passes.stream.conditions import SizeConditions, Turned
 from passes.stream.watched_sizes import Sizes
 
@@ -86,9 +83,7 @@ def agreement(
 def _check_draws(module: nn.Module, inputs: Inputs, expected: object, tolerance: float) -> None:
     """ExportError where another seed gives another output; a few runs may be alike where numbers make a choice."""
     for seed in range(_SEEDS):
-        torch.manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed)
+        seed_all(seed)
         if not _alike(expected, call(module, inputs), tolerance):
             raise ExportError(_UNSTEADY)
 

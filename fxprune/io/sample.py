@@ -6,15 +6,13 @@ that are drawn alike wherever the network is built say whether it is the one tha
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
 from passes.documents.described_values import Described, examples
-from passes.process.state import state_kept
+from passes.process.state import seed_all, state_kept
 from passes.process.torch_private import pytree
 from passes.statistics.apart import apart
 from passes.statistics.divergence import tensors_out
@@ -64,7 +62,7 @@ def _numbers(network: nn.Module, inputs: Sequence[Described]) -> Sample | None:
     given = pytree.tree_map(drawn, examples(inputs, device))
     args, kwargs = (given, {}) if isinstance(network, fx.GraphModule) else given
     with state_kept(), apart(network) as running:
-        torch.manual_seed(0), np.random.seed(0), random.seed(0)
+        seed_all(0)
         try:
             outputs = tensors_out(running(*args, **kwargs))
         except Exception:  # a program may take the example's own values alone: then there is no sample of it

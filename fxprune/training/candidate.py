@@ -29,6 +29,7 @@ from fxprune.training.steps import optimized, repeated
 from passes.arguments import got, integer, is_a, number, quoted
 from passes.equality.comparison import all_finite, readable
 from passes.process.settings import settings_kept
+from passes.process.state import seed_all
 from passes.process.torch_private import forget_workers
 from passes.statistics import Batch
 
@@ -202,9 +203,7 @@ def seeded(seed: int) -> Iterator[None]:
     cudnn = torch.backends.cudnn
     chosen, cudnn.deterministic, cudnn.benchmark = (cudnn.deterministic, cudnn.benchmark), True, False
     with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []):
-        random.seed(seed)
-        np.random.seed(seed)
-        torch.manual_seed(seed)
+        seed_all(seed)
         try:
             yield
         finally:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 
-import numpy as np
 import torch
 
 from passes.graph.module_copies import evaluate_mode
 from passes.ops.meta_shapes import LightMode
-from passes.process.state import state_kept
+from passes.process.state import seed_all, state_kept
 from passes.process.torch_private import OpOverload, no_dispatch_modes, schema_of
 from passes.stream.inference import composite_attention
 
@@ -103,8 +101,6 @@ def in_double(root: torch.nn.Module, seed: int = 0) -> Iterator[None]:
     Attention takes no fused path, which a dispatch mode could not see into.
     """
     with state_kept(), torch.no_grad(), composite_attention(), InDouble():
-        torch.manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed)
+        seed_all(seed)
         evaluate_mode(root)
         yield

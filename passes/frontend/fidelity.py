@@ -12,7 +12,6 @@ from __future__ import annotations
 import copy
 import inspect
 import logging
-import random
 import time
 import warnings
 from collections import OrderedDict
@@ -22,7 +21,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import fx, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -37,7 +35,7 @@ from passes.frontend.far_sizes import differs_at_far_sizes
 from passes.graph.annotations import facts_of, note
 from passes.graph.left_behind import counted_between, counts, left_behind, plain_state, set_state
 from passes.graph.module_copies import copy_module, copy_with, owned_tensors
-from passes.process.state import state_kept
+from passes.process.state import seed_all, state_kept
 from passes.process.torch_private import FakeTensor, hooks_of
 from passes.stream.call_arguments import CHANGED
 from passes.stream.conditions import SizeConditions, Turned
@@ -286,9 +284,7 @@ class _Comparison:
             state_kept(), composite_attention(), sdpa_kernel(SDPBackend.MATH), _clock(how.later),
             nullcontext() if how.random else NothingRandom(), torch.set_grad_enabled(gradients),
         ):  # fmt: skip
-            torch.manual_seed(how.seed)
-            random.seed(how.seed)
-            np.random.seed(how.seed)
+            seed_all(how.seed)
             if gradients:  # what forward may write into is no leaf
                 inputs = map_tensors(lambda t: t * 1 if t.requires_grad else t, inputs)
             return called(function, (inputs,), {})

@@ -73,6 +73,13 @@ def _random_states() -> Iterator[Callable[[], object]]:
         yield functools.partial(torch.mps.set_rng_state, torch.mps.get_rng_state())
 
 
+def seed_all(seed: int) -> None:
+    """Have Python, NumPy and torch (every device) draw from `seed`."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
 def random_state() -> tuple[object, ...]:
     """The states of all generators: another one says that numbers were drawn in between."""
     states = [torch.get_rng_state()]

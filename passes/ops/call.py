@@ -21,6 +21,7 @@ from passes.process.torch_private import OpOverload, schema_of
 
 aten = torch.ops.aten
 COMPUTED = "positions of this axis are computed as values"
+MOVED = "the operator moves over this axis as over space or time"
 _ALL = slice(None)
 
 

@@ -8,7 +8,7 @@ import torch
 
 from passes.axes.expressions import ONE, Axis
 from passes.ops import operands
-from passes.ops.call import Call, aten
+from passes.ops.call import MOVED, Call, aten
 from passes.ops.equation import equation_rule, solve
 from passes.ops.literals import Site
 from passes.ops.meta_shapes import Shape, shaped, windows
@@ -104,12 +104,11 @@ def convolution(call: Call) -> list[list[Axis]]:
 
 def _plain_convolution(call: Call, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> list[Axis]:
     """What the equation gives where there is one group, in a third of its time: most calls are such."""
-    moved = "the operator moves over this axis as over space or time"
     batch, entering, *space = call.axes(x)
-    call.freeze(space, moved)
+    call.freeze(space, MOVED)
     leaving, read, *taps = call.axes(weight)
     entering = call.tie(entering, read)
-    call.freeze(taps, moved)
+    call.freeze(taps, MOVED)
     if bias is not None:
         leaving = call.tie(leaving, *call.axes(bias))
     call.contract(entering)

@@ -22,7 +22,7 @@ from typing import Any
 from passes.arguments import got, is_a, quoted
 from passes.axes.expressions import Axis, nest
 from passes.errors import ArgumentError
-from passes.ops.call import Call
+from passes.ops.call import MOVED, Call
 from passes.ops.table import Rule, rule
 from passes.process.torch_private import schema_of
 
@@ -148,7 +148,7 @@ def _bind(call: Call, operand: _Operand, axes: list[Axis], solved: Solved, sizes
 
 def _bind_many(call: Call, name: str, axes: list[Axis], solved: Solved) -> None:
     if name.startswith("*"):
-        call.freeze(axes, "the operator moves over this axis as over space or time")
+        call.freeze(axes, MOVED)
         solved.many.setdefault(name, axes)
     elif name in solved.many:
         for known, axis in zip(reversed(solved.many[name]), reversed(axes), strict=False):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from passes.axes.expressions import Axis, Constant, nest
-from passes.ops.call import Call, aten
+from passes.ops.call import MOVED, Call, aten
 from passes.ops.meta_shapes import Shape, made, plain, shaped, windows
 from passes.ops.table import Rule, rule, states
 from passes.ops.zeros import CARRIED, FIRST, NEVER, taken
@@ -19,7 +19,7 @@ def spatial(dimensions: int) -> Rule:
 
     def apply(call: Call) -> list[list[Axis]]:
         axes = call.axes(call.tensors[0])
-        call.freeze(axes[-dimensions:], "the operator moves over this axis as over space or time")
+        call.freeze(axes[-dimensions:], MOVED)
         return [axes[:-dimensions] + call.fixed(n)[-dimensions:] for n in range(len(call.outputs))]
 
     apply.__name__ = f"spatial{dimensions}"

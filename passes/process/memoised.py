@@ -18,7 +18,7 @@ _MEMOISED: Any = type(functools.lru_cache(lambda: None))
 
 def memoised(kinds: Iterable[type]) -> list[Any]:
     """The functions with a memory among the methods of these classes, and those of the files where they stand."""
-    bases = dict.fromkeys(base for kind in kinds for base in kind.__mro__ if not base.__module__.startswith("torch."))
+    bases = users_classes(kinds)
     files = dict.fromkeys(base.__module__ for base in bases)
     values = [value for base in bases for value in vars(base).values()]
     for file in files:
@@ -26,6 +26,12 @@ def memoised(kinds: Iterable[type]) -> list[Any]:
         functions = [value for value in there if isinstance(value, (FunctionType, _MEMOISED))]
         values += [function for function in functions if function.__module__ == file]
     return list(dict.fromkeys(found for value in values for found in _behind(value)))
+
+
+def users_classes(kinds: Iterable[type]) -> list[type]:
+    """These classes and what they inherit from, each once, without those of torch."""
+    found = dict.fromkeys(base for kind in kinds for base in kind.__mro__)
+    return [base for base in found if not base.__module__.startswith("torch.")]
 
 
 def _behind(value: object) -> Iterator[Any]:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from passes.process.memoised import users_classes
 from passes.process.torch_private import hooks_of
 
 _CONTAINERS = frozenset({list, dict, set, deque, OrderedDict, defaultdict})
@@ -63,7 +64,7 @@ def filled_cells(function: types.FunctionType) -> list[types.CellType]:
 
 def _of_classes(kinds: Iterable[type]) -> Iterator[Any]:
     """The containers in the user's classes, and those in their files that their methods name, and functions there."""
-    bases = dict.fromkeys(base for kind in kinds for base in kind.__mro__ if not base.__module__.startswith("torch."))
+    bases = users_classes(kinds)
     functions = [function for base in bases for value in vars(base).values() for function in _behind(value)]
     yield from (value for base in bases for value in vars(base).values() if type(value) in _CONTAINERS)
     seen = set[types.CodeType]()

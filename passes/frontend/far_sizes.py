@@ -7,7 +7,7 @@ from functools import partial
 
 from torch import fx, nn
 
-from passes.ops.views import COPIES, VIEWS
+from passes.ops.facts import COPIES, VIEWS
 from passes.process.torch_private import OpOverload
 from passes.stream.call_arguments import Arguments, bound
 from passes.stream.module_run import ModuleRun, analysing_run

@@ -14,10 +14,6 @@ from passes.ops.meta_shapes import Shape, shaped
 from passes.ops.table import rule, states
 from passes.ops.zeros import CARRIED
 
-VIEWS = frozenset({aten.view.default, aten._unsafe_view.default, aten._reshape_alias.default, aten.alias.default})
-# Whether reshape copies is a matter of strides, and whether something is detached one of the mode of gradients.
-COPIES = frozenset({aten.clone.default, aten.alias.default, aten.detach.default})
-
 
 def segments(before: Sequence[int], after: Sequence[int]) -> Iterator[tuple[list[int], list[int]]]:
     """The smallest runs of dimensions larger than one, before and after a view, that hold the same positions.

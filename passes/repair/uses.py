@@ -12,7 +12,7 @@ import torch
 
 from passes.analysis.coupling import Coupling
 from passes.ops import Record, spelled
-from passes.ops.views import COPIES, VIEWS
+from passes.ops.facts import COPIES, VIEWS
 from passes.process.torch_private import OpOverload, schema_of
 from passes.statistics.sites import Site
 

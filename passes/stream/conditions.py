@@ -22,7 +22,8 @@ class SizeConditions(TorchFunctionMode):
     asked: the sizes of tensors that entered each of them when it was asked first, by its name: ``model.py:12 (size)``,
     and ``(size 2)`` for the second of a line. looked_up: the same by lines, for what is looked up in a dictionary or a
     set. whether: only that there are some is asked for, which takes less: `len` of a tensor, whatever becomes of it,
-    counts as one then.
+    counts as one then. functions: those whose answers are looked at. by_len: inside, `len` is one of them; it alone is
+    entered where another function mode calls `seen`.
 
     >>> with SizeConditions() as mode:
     ...     long = torch.ones(3, 9).shape[1] > 8
@@ -30,27 +31,35 @@ class SizeConditions(TorchFunctionMode):
     [(9,)]
     """
 
+    functions: frozenset[Any] = SIZES | {torch.Tensor.__len__}
+
     def __init__(self, whether: bool = False) -> None:
         super().__init__()
         self.asked: dict[str, Sizes] = {}
         self.looked_up: dict[str, Sizes] = {}
         self._known: dict[str, dict[int, str]] = {}
-        self._by_len = nullcontext() if whether else sizes_by_len()
+        self.by_len = nullcontext() if whether else sizes_by_len()
 
     def __enter__(self) -> SizeConditions:
-        self._by_len.__enter__()
+        self.by_len.__enter__()
         super().__enter__()
         return self
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
-        self._by_len.__exit__(*error)
+        self.by_len.__exit__(*error)
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         answer = func(*args, **(kwargs or {}))
+        return self.seen(func, answer) if func in self.functions else answer
+
+    def seen(self, func: Any, answer: Any) -> Any:
+        """What the program gets for the answer of one of `functions`."""
+        if func in SIZES:
+            return watched(answer, self)
         if func is torch.Tensor.__len__:  # Python makes a plain integer of it
             self.asked.setdefault("len", (answer,))
-        return watched(answer, self) if func in SIZES else answer
+        return answer
 
     @property
     def any(self) -> bool:
@@ -83,15 +92,16 @@ class Turned(SizeConditions):
     (True, False)
     """
 
+    functions = SizeConditions.functions | {torch.Tensor.__bool__}
+
     def __init__(self, line: str) -> None:
         super().__init__()
         self.line, self.turned = line, False
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        answer = super().__torch_function__(func, types, args, kwargs)
+    def seen(self, func: Any, answer: Any) -> Any:
         if func is torch.Tensor.__bool__ and users_line(sys._getframe(1)) == self.line:
             return self.answered(self.line, answer)
-        return answer
+        return super().seen(func, answer)
 
     def answered(self, name: str, answer: bool) -> bool:
         if self.turned or name != self.line:

@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 from passes.graph.emitted_layers import EMITTED, emit_attention
 from passes.ops.routing import one_hot
 from passes.process.torch_private import no_dispatch_modes, no_torch_dispatch, no_torch_function
+from passes.stream.conditions import SizeConditions
 from passes.stream.inference import tensors_in
 from passes.stream.module_stream import ModuleInference
 
@@ -19,7 +20,12 @@ aten = torch.ops.aten
 
 
 class Functions(TorchFunctionMode):
-    """Answers those calls of torch's functions by what `mode` knows."""
+    """Answers those calls of torch's functions by what `mode` knows.
+
+    conditions: they say what the program gets of sizes. A second function mode would take as long again at every call.
+    """
+
+    conditions: SizeConditions | None = None
 
     def __init__(self, mode: ModuleInference) -> None:
         super().__init__()
@@ -29,6 +35,9 @@ class Functions(TorchFunctionMode):
         special = _SPECIAL.get(func)
         if special is not None:
             return special(self.mode, func, args, kwargs or {})
+        conditions = self.conditions
+        if conditions is not None and func in conditions.functions:
+            return conditions.seen(func, func(*args, **(kwargs or {})))
         emit = self.mode.stack.emit
         if emit is not None and func in EMITTED:
             with no_torch_dispatch():

@@ -236,9 +236,11 @@ class ModuleRun:
         if training or self.copy.training:
             self.copy.train(training)
         args, kwargs = arguments
-        asked = conditions or turning(turned)
+        functions = functions or Functions(mode)
+        functions.conditions = conditions or (Turned(turned) if turned else None)
+        by_len = functions.conditions.by_len if functions.conditions else nullcontext()
         forgetful = emptied(self._memoised)
-        with forgetful, recording(mode, functions), torch.set_grad_enabled(gradients), asked, self._innermost:
+        with forgetful, recording(mode, functions), torch.set_grad_enabled(gradients), by_len, self._innermost:
             return self.copy(*args, **kwargs)
 
     def _opaque(self, path: str, original: nn.Module, args: tuple, kwargs: dict[str, object]) -> object:

@@ -7,25 +7,26 @@ import math
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any, NoReturn
 
 import numpy as np
 import torch
 
 from passes.axes.expressions import leaves
-from passes.ops import Record, Slot, Value, spelled, traits_of
+from passes.graph.module_copies import TENSORS
+from passes.ops import Record, Slot, Value, spelled
 from passes.ops import constant_indices as numbers
 from passes.ops.call import signature
+from passes.ops.facts import COPIES, VIEWS, facts_of
 from passes.ops.picked_positions import picked, renumbered
 from passes.ops.table import Picked
-from passes.ops.views import COPIES, VIEWS
 from passes.process.torch_private import OpOverload, schema_of
 from passes.stream.module_stream import Watching, is_data
 from passes.stream.restated_calls import Position
 from passes.transform.slicing import Slicing
 
 aten = torch.ops.aten
+_NUMBERS = frozenset({int, float, bool, str, type(None)})
 _SKIPPED = 9  # how many calls a cut module may leave out in one place
 
 
@@ -85,7 +86,7 @@ class Promised:
     def __init__(self, tape: Sequence[Record], slicing: Slicing) -> None:
         self.tape, self.slicing = tape, slicing
         self._shapes: dict[int, Shapes] = {}
-        self._numbers: dict[int, list[Any] | None] = {}
+        self._numbers: dict[int, dict[str, Any]] = {}
         self._positions: dict[int, dict[int, list[int] | None]] = {}
 
     def shapes(self, place: int) -> Shapes:
@@ -96,18 +97,16 @@ class Promised:
             known = self._shapes[place] = [tuple([size(a) for a in v.axes]) for v in self.tape[place].outputs]
         return known
 
-    def numbers(self, place: int) -> list[Any] | None:
-        """The numbers that call number `place` is given, None for each tensor; None where it has none."""
-        if place not in self._numbers:
+    def numbers(self, place: int) -> dict[str, Any]:
+        """The numbers that call number `place` is given to compute with, by the names of its arguments."""
+        known = self._numbers.get(place)
+        if known is None:
             record = self.tape[place]
-            found = _scalars(record.func, *record.template)
-            for at, (_, name) in enumerate(_places_of_numbers(record.func) if record.lengths else ()):
-                if name in record.lengths and found[at] is not None:
-                    axis, more = record.lengths[name]
-                    found[at] = self.slicing.size(axis) + more
-            some = record.constants or found.count(None) < len(found)
-            self._numbers[place] = found if some else None
-        return self._numbers[place]
+            known = self._numbers[place] = _scalars(record.func, *record.template)
+            for name, (axis, more) in record.lengths.items() if known else ():
+                if name in known:
+                    known[name] = self.slicing.size(axis) + more
+        return known
 
     def positions(self, place: int) -> dict[int, list[int] | None]:
         """For each dimension of which call number `place` takes some, and which is cut, where these are then.
@@ -117,11 +116,12 @@ class Promised:
         known = self._positions.get(place)
         if known is None:
             known = self._positions[place] = {}
-            record, remain = self.tape[place], self.slicing.remain
-            for dim, places in (positions_of(record) or {}).items():
+            record, remain, narrowed = self.tape[place], self.slicing.remain, self.slicing.narrowed
+            takes = picks_some(record) and (narrowed(record.inputs[0].axes) or narrowed(record.outputs[0].axes))
+            for dim, places in (positions_of(record) or {}).items() if takes else ():
                 axis, result = record.inputs[0].axes[dim], record.outputs[0].axes
                 whole = len(result) < len(record.inputs[0].axes)  # a single position, whose dimension is gone
-                if self.slicing.narrowed([axis, *(() if whole else result[dim : dim + 1])]):
+                if narrowed([axis, *(() if whole else result[dim : dim + 1])]):
                     taken = np.ones(1, dtype=bool) if whole else remain(result[dim])
                     known[dim] = renumbered(places, taken, remain(axis))
         return known
@@ -210,7 +210,7 @@ class Following(Watching):
     ) -> None:
         """A number that was made of a size must remain what it was where it is combined with data."""
         before = self.promised.numbers(self.place)
-        if before is None:
+        if not before and not record.constants:
             return
         now = _scalars(func, args, kwargs)
         if now == before and not record.constants:
@@ -218,7 +218,7 @@ class Following(Watching):
         if not (any(map(self.holds_data, operands)) or any(map(is_data, record.inputs))):
             return
         wrong: list[tuple[object, object]] = [
-            (old, new) for old, new in zip(before, now, strict=True) if None not in (old, new) and not _equal(old, new)
+            (old, now[name]) for name, old in before.items() if name in now and not _equal(old, now[name])
         ]
         for number, old in record.constants.items():
             there = number < len(operands) and not operands[number].is_meta
@@ -278,10 +278,13 @@ class Following(Watching):
 
 def without_tensors(value: Any) -> Any:
     """The arguments of a call with None for each tensor, or for what stands for one on the tape."""
-    if isinstance(value, (torch.Tensor, Slot)):
+    kind = type(value)
+    if kind in _NUMBERS or kind in TENSORS or kind is Slot:  # which most of them are
+        return value if kind in _NUMBERS else None
+    if isinstance(value, torch.Tensor):
         return None
     if isinstance(value, (list, tuple)):
-        return [without_tensors(item) for item in value]
+        return list(value) if _NUMBERS.issuperset(map(type, value)) else [without_tensors(item) for item in value]
     return {k: without_tensors(v) for k, v in value.items()} if isinstance(value, dict) else value
 
 
@@ -327,9 +330,14 @@ def _equal(old: object, new: object) -> bool:
     return bool(old == new)
 
 
+def picks_some(record: Record) -> bool:
+    """Whether a call of the tape may take some positions of its first operand, and no others."""
+    return facts_of(record.func).traits.picks is not None and bool(record.inputs and record.template)
+
+
 def positions_of(record: Record) -> Picked | None:
     """The positions that a call of the tape takes of its first operand (see `passes.ops.picked_positions`)."""
-    if not record.inputs or not record.template or traits_of(record.func).picks is None:
+    if not picks_some(record):
         return None
     shape = [axis.size for axis in record.inputs[0].axes]
     args, kwargs = record.template
@@ -342,20 +350,11 @@ def _short(places: list[int] | None) -> str:
     return str(places) if len(places) <= 8 else f"[{places[0]}, {places[1]}, ..., {places[-1]}]"
 
 
-def _scalars(func: OpOverload, args: tuple, kwargs: dict[str, object]) -> list[int | float | None]:
-    """The arguments of a call that are numbers to compute with, and no sizes; None for those that are tensors."""
-    found, count = list[int | float | None](), len(args)
-    for place, name in _places_of_numbers(func):
+def _scalars(func: OpOverload, args: tuple, kwargs: dict[str, object]) -> dict[str, Any]:
+    """The arguments of a call that are numbers to compute with, and neither sizes nor tensors, by their names."""
+    found, count = dict[str, Any](), len(args)
+    for place, name in facts_of(func).places_of_numbers:
         actual = args[place] if place < count else kwargs.get(name)
-        found.append(actual if isinstance(actual, (int, float)) else None)
+        if isinstance(actual, (int, float)):
+            found[name] = actual
     return found
-
-
-@cache
-def _places_of_numbers(func: OpOverload) -> list[tuple[int, str]]:
-    kinds = [str(formal.type).removeprefix("Optional[") for formal in schema_of(func).arguments]
-    return [
-        (place, formal.name)
-        for place, (formal, kind) in enumerate(zip(schema_of(func).arguments, kinds, strict=True))
-        if kind.startswith(("number", "float", "Tensor"))
-    ]

@@ -12,7 +12,8 @@ from passes.analysis.tape import once_each
 from passes.axes.expressions import Axis, Constant, Product, Sum, leaves
 from passes.ops import Record, Value
 from passes.ops.call import signature
-from passes.ops.views import COPIES, VIEWS, segments
+from passes.ops.facts import COPIES, VIEWS
+from passes.ops.views import segments
 from passes.process.torch_private import OpOverload
 from passes.stream.inference import ATTRIBUTE
 from passes.stream.module_run import OF_INPUTS

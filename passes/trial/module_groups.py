@@ -180,7 +180,8 @@ def _tried(trials_at: Callable[[int], list[Trial]], changes: Changes) -> tuple[C
     """What follows in the module when every group is reduced at once; or the axes that cannot, with reasons.
 
     A second trial with other widths follows where something was found: two groups of one size may have had one width.
-    So does a third where such groups have one smaller width. What these correct is tried at the first widths again.
+    Where such groups have one smaller width, some of them stay whole in it. What it corrects is tried at the first
+    widths again.
     changes: what was found before some axes were frozen.
     """
     trials = trials_at(0)
@@ -193,7 +194,7 @@ def _tried(trials_at: Callable[[int], list[Trial]], changes: Changes) -> tuple[C
         tried = [*trials, *trials_at(1)] if splits else trials
         if all(trial.run(unread) is None and not trial.moved for trial in tried):
             return unread, []
-    shifts = (0, 1, _APART) if _alike(trials[0].coupling) else (0, 1)
+    shifts = (0, _APART if _alike(trials[0].coupling) else 1)
     for more in map(trials_at, shifts):
         for trial in more:
             changes, failure = changes_that_follow(trial, changes)

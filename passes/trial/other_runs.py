@@ -19,7 +19,7 @@ from passes.axes.expressions import Axis, Reason
 from passes.equality.draws import draws, extremes
 from passes.graph.left_behind import Plain, counts, set_state
 from passes.ops import Record, Value, spelled
-from passes.ops.views import COPIES, VIEWS
+from passes.ops.facts import VIEWS, facts_of
 from passes.process.torch_private import OpOverload
 from passes.stream.call_arguments import CHANGED, Arguments, replaced, tensors_of
 from passes.stream.conditions import SizeConditions
@@ -63,17 +63,19 @@ def _run_at_others(inferred: ModuleInferred, sizes: Iterable[Arguments], far: Ar
 
     sizes: the nearer ones. found: the calls at `far`. Returns whether it runs.
     """
-    nearest, calls = far, found
+    calls = found
     for near in sizes:
-        others = _calls_at(inferred.run, near)
-        if others is None:
+        if inferred.run_beside(near):
             continue
+        others = _calls_of(inferred.runs_beside[-1].records)
         moving = _moving(inferred, others, _SIZE)
         if moving is None:
-            nearest, calls = near, others
+            runs, calls = True, others
             break
+        inferred.runs_beside.pop()
         _frozen(inferred, moving)
-    runs = not inferred.run_beside(nearest)
+    else:
+        runs = not inferred.run_beside(far)
     if not _kinds(found) <= _kinds(calls) | _kinds(_calls_of(inferred.records)):
         runs |= not inferred.run_beside(far)
     return runs
@@ -299,12 +301,12 @@ class _Calls(Watching):
         self.given: list[object] = []  # to each of them, without its tensors
 
     def watch(self, func, args, kwargs, operands, outputs) -> None:
-        before = [self.value(tensor) for tensor in operands]
-        static = bool(before) and all(value.parameters for value in before)
-        if func not in COPIES:
+        before = list(map(self.value, operands))
+        static = bool(before) and all([value.parameters for value in before])
+        if not facts_of(func).is_copy:
             self.calls.append(_call(func, before, args))
             self.given.append(without_tensors((args, kwargs)))
-        names = frozenset().union(*(value.parameters for value in before)) if static else frozenset()
+        names = frozenset().union(*[value.parameters for value in before]) if static else frozenset()
         for tensor in outputs:
             if not any(tensor is operand for operand in operands):
                 self.attach(tensor, Value("", (), names))
@@ -312,12 +314,12 @@ class _Calls(Watching):
 
 def _call(func: OpOverload, operands: Sequence[Value], args: tuple) -> Any:
     """What is compared of a call: its operator, the module's tensors among its operands, where it cuts."""
-    return aten.view.default if func in VIEWS else func, owned(operands), cut_at(func, args)
+    return aten.view.default if facts_of(func).is_view else func, owned(operands), cut_at(func, args)
 
 
 def _compared(records: Sequence[Record]) -> list[Record]:
     """The calls of a tape that other runs have to make as well."""
-    return [record for record in records if record.func not in COPIES]
+    return [record for record in records if not facts_of(record.func).is_copy]
 
 
 def _calls_of(records: Sequence[Record]) -> list[Any]:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from passes.ops import Value
-from passes.ops.views import COPIES, VIEWS
+from passes.ops.facts import COPIES, VIEWS
 from passes.process.torch_private import no_dispatch_modes
 from passes.stream.call_arguments import Arguments, replaced, tensors_of
 from passes.stream.module_run import analysing_run

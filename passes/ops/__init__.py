@@ -13,6 +13,7 @@ from passes.ops import (  # noqa: F401  (importing a family registers its rules)
     routing,
     spatial,
     views,
+    views_on_meta,
 )
 from passes.ops.call import Call, Record, Slot, Value, signature, spelled
 from passes.ops.equation import equation_rule, solve

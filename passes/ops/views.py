@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from math import prod
-
-import torch
 
 from passes.axes.expressions import ONE, Axis, Constant, leaves, nest
 from passes.ops.call import Call, aten
 from passes.ops.literals import Site, restated, sizes_from
-from passes.ops.meta_shapes import Shape, shaped
 from passes.ops.table import rule, states
 from passes.ops.zeros import CARRIED
 
@@ -90,18 +86,6 @@ def view(call: Call) -> list[list[Axis]]:
 
 
 states(aten.reshape, literals=sizes_from(1, view=True))
-
-
-def _seen_as(tensor: torch.Tensor, sizes: Shape) -> Shape | None:
-    """The sizes, one of which may be left to torch, where they fit."""
-    known = prod([size for size in sizes if size != -1])
-    open_ones = sum(size == -1 for size in sizes)
-    if not known or open_ones > 1 or tensor.numel() % known or (not open_ones and known != tensor.numel()):
-        return None
-    return [tensor.numel() // known if size == -1 else size for size in sizes]
-
-
-states(aten._unsafe_view, meta=shaped(_seen_as))
 
 
 @rule(aten.as_strided, zeros=CARRIED, fuses=True)

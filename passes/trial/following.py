@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
@@ -20,6 +18,7 @@ from passes.ops.call import signature
 from passes.ops.facts import COPIES, VIEWS, facts_of
 from passes.ops.picked_positions import picked, renumbered
 from passes.ops.table import Picked
+from passes.ops.views_on_meta import in_rows
 from passes.process.torch_private import OpOverload, schema_of
 from passes.stream.module_stream import Watching, is_data
 from passes.stream.restated_calls import Position
@@ -251,11 +250,11 @@ class Following(Watching):
     def _compare_strides(self, record: Record, tensor: torch.Tensor) -> None:
         """A tensor that lay without gaps in the memory of the dense one's operand must do so in that of the cut one."""
         args, kwargs = record.template
-        stated = [axis.size for axis in record.outputs[0].axes]
-        if self.slicing.narrowed(record.outputs[0].axes) and _dense(stated) == list(kwargs.get("stride", args[2])):
-            strides = list(tensor.stride())
-            if strides != _dense(tensor.shape):
-                self.differ(f"its strides do not follow: expected {_dense(tensor.shape)}, got {strides}")
+        axes, strides = record.outputs[0].axes, kwargs.get("stride", args[2])
+        if self.slicing.narrowed(axes) and in_rows([axis.size for axis in axes]) == tuple(strides):
+            expected, found = list(in_rows(tensor.shape)), list(tensor.stride())
+            if found != expected:
+                self.differ(f"its strides do not follow: expected {expected}, got {found}")
 
     def _compare_positions(
         self, record: Record, func: OpOverload, args: tuple, kwargs: dict[str, object], operands: list[torch.Tensor]
@@ -316,11 +315,6 @@ def cut_dimension(record: Record) -> int:
     args, kwargs = record.template
     place = 2 if record.func is aten.split_with_sizes.default else 1
     return int(kwargs.get("dim", args[place] if len(args) > place else 0))
-
-
-def _dense(shape: Sequence[int]) -> list[int]:
-    """The strides of a tensor of this shape that lies in memory row by row."""
-    return list(itertools.accumulate(reversed(shape[1:]), operator.mul, initial=1))[::-1]
 
 
 def _equal(old: object, new: object) -> bool:

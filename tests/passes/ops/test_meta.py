@@ -1,6 +1,7 @@
 """Answers on the meta device: what the table gives is what torch gives, or the call is left to torch."""
 
 import itertools
+import sys
 
 import pytest
 import torch
@@ -19,7 +20,10 @@ X, CHANNELS_LAST = empty(2, 6, 5, 7), empty(2, 6, 5, 7).to(memory_format=torch.c
 NARROW, HALF = empty(2, 6, 1, 1), X.to(torch.float16)
 MOVED, SCALE = empty(2, 5, 7, 6).permute(0, 3, 1, 2), empty(6, 1, 1)
 FEW = torch.empty(3, dtype=torch.int64, device="meta")
+ODD = torch.empty_strided((6, 1), (1, 99), device="meta")  # contiguous: nobody goes along a dimension of one
 GAPS = empty(2, 5, 3, 6, 7).permute(2, 0, 3, 1, 4)[0]
+FAR = sys.maxsize  # the end that torch states for a slice without one
+SEEN = (X, CHANNELS_LAST, MOVED, GAPS, NARROW, X[:, ::2], X[:, :1].expand(2, 6, 5, 7))
 
 CALLS = [
     *(
@@ -92,7 +96,38 @@ CALLS = [
         for indices in ([FEW], [None, FEW], [FEW, FEW], [FEW[None]], [FEW.int()])
         if x.dim() >= len(indices)
     ),
-    *((aten._unsafe_view.default, (X, sizes)) for sizes in ([12, 35], [4, -1, 7], [-1], [2, 6, 5, 7])),
+    *(
+        (func, (x, sizes))
+        for func in (aten._unsafe_view.default, aten.view.default)
+        for x, sizes in [
+            *((X, sizes) for sizes in ([12, 35], [4, -1, 7], [-1], [2, 6, 1, 5, 1, 7], [1, 2, 6, 5, 7, 1])),
+            *((NARROW, sizes) for sizes in ([2, 6], [12, 1, 1], [2, 1, 6])),
+            *((empty(6, 1), sizes) for sizes in ([1, 6], [6], [3, 2, 1])),
+        ]
+    ),
+    *((aten.view.default, (ODD, sizes)) for sizes in ([6, 1, 1], [1, 6], [3, 2])),
+    *((aten.view.default, (x, [2, 6, 35])) for x in (X, X.half())),
+    *((aten.permute.default, (x, dims)) for x in SEEN for dims in ([0, 2, 3, 1], [-1, 0, -3, 2])),
+    *((aten.transpose.int, (x, *dims)) for x in SEEN for dims in ((1, 2), (-1, 0), (2, 2))),
+    *((aten.t.default, (x,)) for x in (empty(2, 3), empty(3, 2).t(), empty(4), empty())),
+    *(
+        (aten.expand.default, (x, sizes))
+        for x, several in [
+            (X, ([2, 6, 5, 7], [-1, 6, 5, -1], [3, 2, 6, 5, 7])),
+            (NARROW, ([2, 6, 5, 7], [-1, 6, -1, 7], [2, 6, 1, 7])),
+            (SCALE, ([6, 5, 1], [2, 6, 5, 7])),
+            (X[:, :, :1], ([2, 6, 5, 7], [2, 6, 1, 7])),
+        ]
+        for sizes in several
+    ),
+    *((aten.unsqueeze.default, (x, dim)) for x in SEEN for dim in (0, 2, 4, -1, -5)),
+    *((aten.unsqueeze.default, (empty(), dim)) for dim in (0, -1)),
+    *(
+        (aten.slice.Tensor, (x, *rest))
+        for x in SEEN
+        for rest in ((), (1,), (1, 2), (1, None, 4), (-1, -3, -1), (2, 1, 99, 2), (2, -99, 3), (3, 5), (1, 0, FAR, 4))
+    ),
+    *((aten.select.int, (x, *rest)) for x in SEEN for rest in ((0, 0), (1, -1), (-1, 0))),
     *((func, (x, 2)) for func in (aten.mul.Scalar, aten.add.Tensor) for x in (X, HALF, GAPS, NARROW.chunk(2, 1)[0])),
     *((aten.clamp.default, (x, *limits)) for x in (X, MOVED, GAPS) for limits in ((0, 1.5), (None, 2), (0.5,))),
     *(
@@ -145,6 +180,20 @@ def test_answers_are_those_of_torch(number):
         (aten.max_pool2d_with_indices.default, (X, [9, 9])),
         (aten.max_pool2d_with_indices.default, (X, [3, 3], [1], [2])),
         (aten.mul.Tensor, (MOVED, empty(5, 1, 1))),
+        (aten.view.default, (X, [2, 7])),
+        (aten.view.default, (MOVED, [2, 210])),
+        (aten.permute.default, (X, [0, 1, 2, -2])),
+        (aten.permute.default, (X, [0, 1, 2, 4])),
+        (aten.permute.default, (X, [0, 1, 2])),
+        (aten.transpose.int, (X, 0, 4)),
+        (aten.t.default, (X,)),
+        (aten.expand.default, (X, [2, 6, 5, 8])),
+        (aten.expand.default, (NARROW, [2, 6, -2, 1])),
+        (aten.unsqueeze.default, (X, 5)),
+        (aten.slice.Tensor, (X, 0, 0, 1, 0)),
+        (aten.slice.Tensor, (X, 4)),
+        (aten.select.int, (X, 1, 6)),
+        (aten.select.int, (X, -5, 0)),
     ],
     ids=lambda value: str(value) if callable(value) else "",
 )

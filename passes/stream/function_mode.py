@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from passes.graph.emitted_layers import EMITTED, emit_attention
+from passes.graph.emitted_functions import EMITTED, emit_attention
 from passes.ops.routing import one_hot
 from passes.process.torch_private import no_dispatch_modes, no_torch_dispatch, no_torch_function
 from passes.stream.conditions import SizeConditions
@@ -38,19 +38,25 @@ class Functions(TorchFunctionMode):
         conditions = self.conditions
         if conditions is not None and func in conditions.functions:
             return conditions.seen(func, func(*args, **(kwargs or {})))
-        emit = self.mode.stack.emit
-        if emit is not None and func in EMITTED:
-            with no_torch_dispatch():
-                plain = all([tensor.is_meta for tensor in tensors_in(*args)])
-                result = EMITTED[func](args, kwargs or {}, emit) if plain else NotImplemented
-            if result is not NotImplemented:
-                return result
+        result = _emitted(self.mode, func, args, kwargs or {})
+        if result is not NotImplemented:
+            return result
         try:
             return func(*args, **(kwargs or {}))
         except RuntimeError as error:
             if self.mode.real or "device" not in str(error):
                 raise
             return self.mode.all_on_meta(func, args, kwargs or {}, error)
+
+
+def _emitted(mode: ModuleInference, func: Any, args: tuple, kwargs: dict[str, object]) -> object:
+    """What a function gives whose calls are known beforehand, or NotImplemented."""
+    emit, entry = mode.stack.emit, EMITTED.get(func)
+    if emit is None or entry is None:
+        return NotImplemented
+    with no_torch_dispatch():
+        plain = all([tensor.is_meta for tensor in tensors_in(*args)])
+        return entry(args, kwargs, emit) if plain else NotImplemented
 
 
 def _device(mode: ModuleInference, func: Any, args: tuple, kwargs: dict[str, object]) -> object:
@@ -72,7 +78,8 @@ def _item(mode: ModuleInference, func: Any, args: tuple, kwargs: dict[str, objec
     if any(isinstance(part, list) for part in parts):
         made = tuple(_as_index(part) if isinstance(part, list) else part for part in parts)
         args = (args[0], made if isinstance(key, tuple) else made[0], *args[2:])
-    return func(*args, **kwargs)
+    result = _emitted(mode, func, args, kwargs)
+    return func(*args, **kwargs) if result is NotImplemented else result
 
 
 def _new_tensor(mode: ModuleInference, func: Any, args: tuple, kwargs: dict[str, object]) -> object:

@@ -72,6 +72,17 @@ FUNCTIONS = [
     *((f, (x, dim), {}) for f in (torch.unsqueeze, torch.Tensor.unsqueeze) for x in (X3, LAST) for dim in (0, -1)),
     *((torch.Tensor.view, (X4, *sizes), {}) for sizes in ((2, 8, 36), ((2, -1),), (torch.Size([16, 36]),))),
     (torch.Tensor.view, (X4, torch.int32), {}),
+    *((torch.Tensor.unflatten, (x, *how), {}) for x in (X4, LAST, X4.int(), X4[:0]) for how in (
+        (1, (2, 4)), (-3, [4, 2]), (1, (-1, 2)), (1, (8,)),
+    )),
+    *((torch.Tensor.split, (x, *args), how) for x in (X4, LAST, X4.int()) for args, how in (
+        (([3, 5], 1), {}), (([3, 5],), {"dim": -3}), ((3, 1), {}), ((1,), {}), (((2, 4), -1), {}), ((9, 0), {"dim": 0}),
+    ) if len(args) + len(how) < 3),
+    *((torch.Tensor.__getitem__, (x, key), {}) for x in (X4, LAST, X4.int(), X4[:, ::2]) for key in (
+        0, -1, slice(None), slice(1, 2), (slice(None), slice(None)), (slice(None), 2), (1, slice(-3, None), -1),
+        (slice(0, 2), slice(0, 2), slice(0, 6)), (..., 1), None, (slice(None), slice(0, 99)), (slice(0, None, 2),),
+        (slice(None), slice(2, 1)), (0, 0, 0, 0),
+    )),
     *((torch.reshape, (x, sizes), {}) for x in (X4, LAST, X4[:, ::2]) for sizes in ((2, -1), [x.numel()])),
     *((torch.Tensor.reshape, (x, 2, -1, 3), {}) for x in (X4, LAST, X4.double())),
     *((torch.Tensor.contiguous, (x,), {}) for x in (X4, LAST, X4[:1], X4[:, ::2], LAST.int())),
@@ -129,6 +140,27 @@ def test_functions(number, monkeypatch):
     function, args, kwargs = FUNCTIONS[number]
     tensors = tuple(leaf for leaf in pytree.tree_leaves(args) if isinstance(leaf, torch.Tensor))
     compare(called(function, args, kwargs), tensors, monkeypatch)
+
+
+KEYS = [0, slice(1, None), (slice(None), 2), (slice(0, 2), slice(0, 3)), (slice(None), -1, slice(-4, -2)), (0, 1, 2, 3)]
+
+
+@pytest.mark.parametrize("number", [1, 2.5, True])
+@pytest.mark.parametrize("key", [*KEYS, slice(None), (..., 1), None, (slice(0, 99),), (slice(None), slice(3, 3))])
+def test_numbers_that_are_written(key, number, monkeypatch):
+    class Writes(nn.Module):
+        def forward(self, x):
+            mask = torch.relu(x)
+            mask[key] = number
+            return mask + x
+
+    def calls() -> list[tuple]:
+        run = couple(Writes(), X4).structure.records
+        return [(r.func, repr(r.template), [[a.size for a in v.axes] for v in (*r.inputs, *r.outputs)]) for r in run]
+
+    emitted = calls()
+    monkeypatch.delitem(emitting.EMITTED, torch.Tensor.__setitem__)
+    assert emitted == calls()
 
 
 class Halved(nn.Linear):

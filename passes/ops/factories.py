@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import torch
+
 from passes.axes.expressions import Axis
 from passes.ops.call import Call, aten
 from passes.ops.literals import sizes_from
+from passes.ops.meta_shapes import empty_on_meta
 from passes.ops.table import rule, states
 from passes.ops.zeros import ALWAYS, CARRIED, NEVER
 
@@ -28,6 +31,20 @@ rule(aten.zeros, aten.new_zeros, zeros=ALWAYS)(alike)
 def positional(call: Call) -> list[list[Axis]]:
     """Values that depend on their position: all of them stay."""
     return [call.fixed()]
+
+
+def _number(
+    number: object,
+    dtype: torch.dtype | None = None,
+    layout: object = None,
+    device: torch.device | None = None,
+    **how: Any,
+) -> torch.Tensor | None:
+    asked = device is not None and device.type == "meta" and layout in (None, torch.strided) and not any(how.values())
+    return empty_on_meta((), dtype) if asked and dtype is not None else None
+
+
+states(aten.scalar_tensor, meta=_number)
 
 
 @rule(aten.tril, aten.triu, zeros=CARRIED)

@@ -76,6 +76,8 @@ def _taken_padded(given: dict[str, Any], shape: list[int], index_of: NumbersOf) 
     for number in range(len(pairs) // 2):
         dim = len(shape) - 1 - number
         before, after = pairs[2 * number : 2 * number + 2]
+        if before == after == 0:
+            continue
         inner = list(range(shape[dim]))[max(0, -before) : shape[dim] + min(0, after)]
         found[dim] = [-1] * max(0, before) + inner + [-1] * max(0, after)
     return found

@@ -71,14 +71,18 @@ def _transposed(tensor: torch.Tensor) -> torch.Tensor | None:
 
 
 def _expanded(tensor: torch.Tensor, sizes: Shape) -> torch.Tensor | None:
-    if len(sizes) != tensor.dim():
+    more = len(sizes) - tensor.dim()
+    if more < 0 or -1 in sizes[:more]:
         return None
     shape, strides = [], []
-    for size, old, stride in zip(sizes, tensor.shape, tensor.stride(), strict=True):
+    for size, old, stride in zip(sizes[more:], tensor.shape, tensor.stride(), strict=True):
         if size not in (old, -1) and (old != 1 or size < 0):
             return None
         shape.append(old if size == -1 else size)
         strides.append(stride if size in (old, -1) else 0)
+    for size in reversed(sizes[:more]):  # a new dimension of one is laid around those that the tensor has
+        strides.insert(0, shape[0] * strides[0] if size == 1 and tensor.dim() else 0)
+        shape.insert(0, size)
     return made(tensor, shape, strides)
 
 

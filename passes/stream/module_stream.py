@@ -154,7 +154,7 @@ class ModuleInference(Inference):
         if not any(self.holds_data(t) for t in operands):  # made of sizes, constants and whole numbers of the inputs
             if facts.asks_values and any(self.value(t).from_inputs for t in operands):
                 self.asked.setdefault(self.source(), None)
-            return func(*args, **kwargs)
+            return func(*args, **kwargs) if operands else facts.run_on_meta(args, kwargs)
         if facts.asks_values:
             raise ValuesNeeded(f"{facts.spelled} asks for values")
         if facts.is_indexing:

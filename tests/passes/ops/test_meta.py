@@ -115,7 +115,9 @@ CALLS = [
         for x, several in [
             (X, ([2, 6, 5, 7], [-1, 6, 5, -1], [3, 2, 6, 5, 7])),
             (NARROW, ([2, 6, 5, 7], [-1, 6, -1, 7], [2, 6, 1, 7])),
-            (SCALE, ([6, 5, 1], [2, 6, 5, 7])),
+            (SCALE, ([6, 5, 1], [2, 6, 5, 7], [1, 6, 1, 7], [3, 1, 6, 1, 1])),
+            (empty(), ([], [4], [1, 3], [3, 1], [1, 1])),
+            (empty(6, 4)[::2], ([1, 3, 4], [1, 1, 3, 4], [2, 1, 3, 4])),
             (X[:, :, :1], ([2, 6, 5, 7], [2, 6, 1, 7])),
         ]
         for sizes in several
@@ -163,6 +165,15 @@ def described(result) -> list[tuple]:
 def test_answers_are_those_of_torch(number):
     func, args = CALLS[number]
     assert described(meta.run_on_meta(func, args, {})) == described(func(*args))
+
+
+@pytest.mark.parametrize("number", [1, 2.5, True])
+@pytest.mark.parametrize("how", [{"dtype": torch.float32}, {"dtype": torch.int64, "layout": torch.strided}, {}])
+@pytest.mark.parametrize("device", ["meta", "cpu"])
+def test_numbers_become_tensors_as_in_torch(number, how, device):
+    func, args, kwargs = aten.scalar_tensor.default, (number,), {**how, "device": torch.device(device)}
+    made, expected = meta.run_on_meta(func, args, kwargs), func(*args, **kwargs)
+    assert described(made) == described(expected) and (made.is_meta or made.item() == expected.item())
 
 
 @pytest.mark.parametrize(

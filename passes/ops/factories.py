@@ -36,12 +36,14 @@ def positional(call: Call) -> list[list[Axis]]:
 def _number(
     number: object,
     dtype: torch.dtype | None = None,
-    layout: object = None,
+    layout: object = torch.strided,
     device: torch.device | None = None,
-    **how: Any,
+    pin_memory: bool | None = None,
 ) -> torch.Tensor | None:
-    asked = device is not None and device.type == "meta" and layout in (None, torch.strided) and not any(how.values())
-    return empty_on_meta((), dtype) if asked and dtype is not None else None
+    """A number on the meta device."""
+    if dtype is None or layout is not torch.strided or device is None or device.type != "meta" or pin_memory:
+        return None
+    return empty_on_meta((), dtype)
 
 
 states(aten.scalar_tensor, meta=_number)

@@ -22,6 +22,11 @@ def is_users(frame: FrameType) -> bool:
     return not _is_own(frame.f_code.co_filename)
 
 
+def is_of_package(frame: FrameType) -> bool:
+    """Whether a frame runs code of this package."""
+    return frame.f_code.co_filename.startswith(OWN_FILES[1])
+
+
 def users_line(frame: FrameType | None) -> str:
     """``file.py:line`` of the innermost frame outside torch and this package."""
     while frame is not None and _is_own(frame.f_code.co_filename):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from typing import Any
 
 import torch
@@ -98,12 +98,13 @@ def transient_of(module: nn.Module) -> set[str]:
     return module._non_persistent_buffers_set
 
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_hooks_in = itemgetter("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def hooks_of(module: nn.Module) -> list[Callable[..., object]]:
     """The hooks around a call of a module."""
-    return [hook for name in _HOOKS for hook in module.__dict__[name].values()]
+    held = _hooks_in(module.__dict__)
+    return [hook for hooks in held for hook in hooks.values()] if any(held) else []
 
 
 def has_global_hooks() -> bool:

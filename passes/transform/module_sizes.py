@@ -18,7 +18,7 @@ from passes.graph.shared_weights import parametrizations_kept
 from passes.stream.head_attention import HeadAttention, is_torchs_attention, with_heads
 from passes.stream.restated_calls import SIZES, Restated, RestatedForward
 from passes.stream.skipped_branches import Silent, WithoutBranch
-from passes.transform.resize_modules import NORMS, SIZED, resize_view_module
+from passes.transform.resize_modules import NORMS, is_sized, resize_view_module
 from passes.transform.size_attributes import set_integer
 from passes.transform.slicing import Slicing
 
@@ -27,7 +27,7 @@ def fit(module: nn.Module, slicing: Slicing, edits: Sequence[Edit], literals: Se
     """Make sizes in layers, attributes and calls of `module`, whose tensors are cut, agree with the axes."""
     modules = modules_of(module)
     for path, part in modules.items():
-        if isinstance(part, SIZED):
+        if is_sized(type(part)):
             slicing.resize(path, part, path, _channels(part, path, slicing) if isinstance(part, NORMS) else None)
         elif isinstance(part, HeadAttention) or is_torchs_attention(part):
             _fit_attention(part, path, slicing)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from math import prod
 from typing import Any
 
@@ -19,6 +20,12 @@ SIZED = (
 )
 NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, NormBase)  # those that may have no tensor, and ask for `channels`
 COUNTING = (ConvNd, nn.GroupNorm, nn.ChannelShuffle)  # those of them that count groups
+
+
+@cache
+def is_sized(kind: type) -> bool:
+    """Whether modules of this class are among `SIZED`: to ask for so many classes takes long."""
+    return issubclass(kind, SIZED)
 
 
 def resize_module(module: object, groups: int | None, num_groups: int | None, channels: int | None) -> None:

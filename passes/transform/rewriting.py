@@ -24,7 +24,7 @@ from passes.ops.meta_shapes import OnMeta
 from passes.process.torch_private import codegen_of, name_taken, no_dispatch_modes, pytree, set_codegen
 from passes.stream.inference import composite_attention
 from passes.transform.erase_blocks import erase_blocks
-from passes.transform.resize_modules import SIZED, resize_view_module
+from passes.transform.resize_modules import is_sized, resize_view_module
 from passes.transform.restate_sizes import pin_values, restating
 from passes.transform.slicing import Masks, Slicing
 
@@ -97,7 +97,7 @@ class Rewriting:
         prefix = f"{path}." if path else ""
         copied = copy_module(module, lambda name, tensor: self.slicing.sliced(prefix + name, tensor, meta))
         for name, inner in modules_of(copied).items():
-            if isinstance(inner, SIZED):
+            if is_sized(type(inner)):
                 full = prefix + name if name else path
                 self._resize(full, inner, self._called.get(full))
         return copied

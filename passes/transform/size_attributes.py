@@ -20,7 +20,7 @@ from passes.axes.expressions import Axis, Permuted, Product, Sum, Variable, conc
 from passes.errors import PassError
 from passes.graph.module_copies import OF_TORCH, copies_as_module, copy_module, modules_of
 from passes.stream.call_arguments import attributes_of
-from passes.transform.resize_modules import SIZED
+from passes.transform.resize_modules import is_sized
 
 Key = tuple[str | int, ...]
 _DEPTH = 3
@@ -31,14 +31,13 @@ def integers_of(module: nn.Module) -> Iterator[tuple[Key, int]]:
 
     Those of torch's layers follow their tensors without being asked for (`passes.transform.module_sizes`).
     """
-    if isinstance(module, _FOLLOWING):
+    if is_sized(type(module)) or isinstance(module, nn.MultiheadAttention):
         return
     for name, value in module.__dict__.items():
         if name not in OF_TORCH and type(value) not in _WITHOUT:
             yield from _integers((name,), value, set())
 
 
-_FOLLOWING = (*SIZED, nn.MultiheadAttention)
 _WITHOUT = frozenset((bool, float, str, type(None)))  # what holds no integer
 
 

@@ -30,9 +30,9 @@ class Slicing:
     def __init__(self, coupling: Coupling, masks: Masks) -> None:
         self.coupling, self.masks = coupling, masks
         widths = {variable: kept(mask) for variable, mask in masks.items()}
-        self.remain = once_each(lambda axis: survivors(axis, masks))  # which positions of an axis remain
+        self.remain = remain = once_each(lambda axis: survivors(axis, masks))  # which positions of an axis remain
         self._length = once_each(lambda axis: length(axis, lambda v: widths.get(v, v.size)))
-        self._index = once_each(lambda axis: torch.from_numpy(np.flatnonzero(self.remain(axis))))
+        self._index = once_each(lambda axis: torch.from_numpy(np.flatnonzero(remain(axis))))
         self._counts = self._module_counts()
 
     def size(self, axis: Axis) -> int:

@@ -97,6 +97,8 @@ def couple_module(module: nn.Module, example_inputs: object) -> Coupling:
     assert coupling.module is not None, "it was made for a module"
     coupling.module = replace(coupling.module, edits=changes.edits, literals=changes.literals)
     remember_module(module, coupling)
+    if changes.literals:
+        inferred.run.forget()  # what stands for a method refers to its module
     inferred.run.release()
     return coupling
 

@@ -25,7 +25,7 @@ from passes.masked.masked_stream import MaskedInference
 from passes.ops import Record
 from passes.ops import constant_indices as numbers
 from passes.ops.meta_shapes import empty_on_meta
-from passes.process.source_lines import innermost_line, said
+from passes.process.source_lines import innermost_line, is_of_package, said
 from passes.stream.call_arguments import Arguments, replaced, tensors_of
 from passes.stream.call_log import LastCall, LoggedCall, Logging, paths_of
 from passes.stream.conditions import SizeConditions
@@ -266,7 +266,8 @@ def _innermost(error: Exception, paths: dict[int, str]) -> tuple[str, str]:
     """The path of the innermost module on the way of an error, and the user's line."""
     path, trace = "", error.__traceback__
     while trace is not None:
-        holder = trace.tb_frame.f_locals.get("self")
+        # To read the variables of a frame makes a copy that it keeps: in ours, of the error, which would never be freed.
+        holder = None if is_of_package(trace.tb_frame) else trace.tb_frame.f_locals.get("self")
         if isinstance(holder, nn.Module) and id(holder) in paths:
             path = paths[id(holder)]
         trace = trace.tb_next

@@ -266,7 +266,7 @@ def _innermost(error: Exception, paths: dict[int, str]) -> tuple[str, str]:
     """The path of the innermost module on the way of an error, and the user's line."""
     path, trace = "", error.__traceback__
     while trace is not None:
-        # To read the variables of a frame makes a copy that it keeps: in ours, of the error, which would never be freed.
+        # A frame keeps what it was read as: ours would hold the error, and that its frames, until the next collection.
         holder = None if is_of_package(trace.tb_frame) else trace.tb_frame.f_locals.get("self")
         if isinstance(holder, nn.Module) and id(holder) in paths:
             path = paths[id(holder)]

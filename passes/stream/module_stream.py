@@ -62,7 +62,6 @@ class ModuleInference(Inference):
         self.device = torch.device("cpu")
         self.names: dict[int, torch.Tensor] = {}  # the caller's tensor, by its id -> what stands for it
         self.stack = CallStack()
-        self.stack.emit = None if real else self.emit
         self.function = ""
         self.freed: list[tuple[int, int]] = []  # (records so far, key of a tensor that nothing holds any more)
         self.asked: dict[str, None] = {}  # lines that ask for values (on meta: of inputs)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
-from itertools import accumulate
 
 from passes.axes.expressions import Axis, Variable, leaves
-from passes.ops import Record, Slot, Value, traits_of
+from passes.ops import Record, Slot, Value
+from passes.ops.facts import facts_of
 
 # What a parameter's name says beyond its module: conv.weight, conv.parametrizations.weight.original1, rnn.weight_ih_l0.
 _PARAMETER = re.compile(r"(\.parametrizations)?\.(\w*_)?(weight|bias)(\.original\d?|_v|_g|_orig|_[ih]h(_l\d+\w*)?)?$")
@@ -30,7 +30,9 @@ def roles_of(
     uses: dict[tuple[str, Variable], str] = {}
     for record in records:
         of_parameters = [(place, value) for place, value in enumerate(record.inputs) if value.parameters]
-        stated = _stated_roles(record) if of_parameters else {}
+        if not of_parameters:
+            continue
+        stated = _stated_roles(record)
         for place, value in of_parameters if stated or record.macs else ():
             for variable, role in _uses(record, place, value, stated).items():
                 for tensor in value.parameters:
@@ -49,8 +51,11 @@ def roles_of(
 
 def _stated_roles(record: Record) -> dict[int, str]:
     """The operator's `roles` (see `Traits`), by the numbers of the operands that they are stated of."""
-    stated = (traits_of(record.func).roles or {}).items()
-    given = [(record.argument(name), role) for name, role in stated]
+    stated = facts_of(record.func).roles
+    if not stated:
+        return {}
+    args, kwargs = record.template
+    given = [(args[place] if place < len(args) else kwargs.get(name), role) for place, name, role in stated]
     return {argument.number: role for argument, role in given if isinstance(argument, Slot)}
 
 
@@ -103,14 +108,16 @@ def as_used(names: Iterable[str], records: Iterable[Record]) -> list[str]:
     Unused ones come last among their siblings.
     """
     met: dict[str, int] = {}
+    paths_to = cache(_paths_to)
     alone = [name for r in records for value in r.inputs if len(value.parameters) == 1 for name in value.parameters]
     for module in dict.fromkeys([name.rpartition(".")[0] for name in alone]):
-        for path in _paths_to(module):
+        for path in paths_to(module):
             met.setdefault(path, len(met))
-    place = cache(lambda module: [met.get(path, len(met)) for path in _paths_to(module)])
+    place = cache(lambda module: [met.get(path, len(met)) for path in paths_to(module)])
     return sorted(names, key=lambda name: place(name.rpartition(".")[0]))
 
 
-def _paths_to(module: str) -> Iterable[str]:
+def _paths_to(module: str) -> list[str]:
     """The paths of the modules around that at a path, and its own, the outermost first, without the root."""
-    return accumulate(module.split("."), "{}.{}".format) if module else ()
+    ends = [place for place, letter in enumerate(module) if letter == "."]
+    return [*(module[:end] for end in ends), module] if module else []

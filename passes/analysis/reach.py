@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from passes.axes.expressions import Axis, Reason, Variable, constants, leaves
+from passes.axes.expressions import Axis, Constant, Reason, Variable, constants, leaves
 from passes.ops import Record
 
 
@@ -26,7 +26,8 @@ def variables_used(records: Sequence[Record]) -> set[Variable]:
                 if value.key not in needed:
                     needed.add(value.key)
                     for axis in value.axes:
-                        used.update(leaves(axis))
+                        if type(axis) is not Constant:  # which most of them are
+                            used.update(leaves(axis))
         elif any(value.key in needed for value in record.outputs):
             needed.update(value.key for value in record.inputs)
             alone = not any(value.axes for value in record.outputs)

@@ -74,7 +74,7 @@ Mask: TypeAlias = "np.ndarray | BlockMask"
 
 def kept(mask: Mask) -> int:
     """How many units a mask keeps (in each block)."""
-    return int((mask.rows[0] if isinstance(mask, BlockMask) else mask).sum())
+    return int(np.count_nonzero(mask.rows[0] if isinstance(mask, BlockMask) else mask))
 
 
 def survivors(axis: Axis, keep: Mapping[Variable, Mask]) -> np.ndarray:

@@ -31,12 +31,12 @@ class Facts:
     positions. is_copy, is_view: it is one of `COPIES`, of `VIEWS`. asks_values: it gives numbers to the program, which
     the meta device does not hold. is_view_in_place: it sees its operand otherwise and changes no number (``squeeze_``).
     places_of_numbers: where among its arguments numbers may stand that it computes with, which are no sizes, each with
-    its name.
+    its name. roles: those of `Traits`, each with the place and the name of its argument.
     """
 
     __slots__ = (
         "asks_values", "func", "is_copy", "is_indexing", "is_mutable", "is_silent", "is_view", "is_view_in_place",
-        "places_of_numbers", "rule", "signature", "spelled", "traits",
+        "places_of_numbers", "roles", "rule", "signature", "spelled", "traits",
     )  # fmt: skip
 
     def __init__(self, func: OpOverload) -> None:
@@ -48,6 +48,8 @@ class Facts:
         self.is_mutable: bool = schema_of(func).is_mutable
         self.is_view_in_place = torch.Tag.inplace_view in func.tags
         self.places_of_numbers = _places_of_numbers(func)
+        names = self.signature[0]
+        self.roles = [(names.index(n), n, role) for n, role in (self.traits.roles or {}).items() if n in names]
 
     def run_on_meta(self, args: tuple[object, ...], kwargs: dict[str, object]) -> Any:
         """The operator's result for its shapes: as its trait `meta` says, or else torch."""

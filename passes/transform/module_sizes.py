@@ -15,6 +15,7 @@ from passes.analysis.module_facts import Edit, Literal
 from passes.axes.expressions import Axis, Constant, Product
 from passes.graph.module_copies import modules_of
 from passes.graph.shared_weights import parametrizations_kept
+from passes.process.torch_private import parameters_of
 from passes.stream.head_attention import HeadAttention, is_torchs_attention, with_heads
 from passes.stream.restated_calls import SIZES, Restated, RestatedForward
 from passes.stream.skipped_branches import Silent, WithoutBranch
@@ -55,6 +56,8 @@ def fit(module: nn.Module, slicing: Slicing, edits: Sequence[Edit], literals: Se
 
 def _channels(part: nn.Module, path: str, slicing: Slicing) -> int | None:
     """How many channels enter a normalisation; None where it has a weight, which says so itself."""
+    if parameters_of(part).get("weight") is not None:
+        return None
     with parametrizations_kept(part):
         weightless = getattr(part, "weight", None) is None
     shape = slicing.first_inputs.get(path) if weightless else None

@@ -38,11 +38,11 @@ def resize_module(module: object, groups: int | None, num_groups: int | None, ch
         if groups is not None and groups != module.groups:
             module.groups = groups
         first, second = weight.shape[:2]
-        module.in_channels, module.out_channels = (
-            (first, second * module.groups) if module.transposed else (second * module.groups, first)
-        )
+        second *= module.groups
+        into, out = (first, second) if module.transposed else (second, first)
+        _set(module, in_channels=into, out_channels=out)
     elif isinstance(module, nn.Linear):
-        module.out_features, module.in_features = weight.shape
+        _set(module, out_features=weight.shape[0], in_features=weight.shape[1])
     elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
         if weight is not None:
             module.normalized_shape = tuple(weight.shape)
@@ -53,7 +53,7 @@ def resize_module(module: object, groups: int | None, num_groups: int | None, ch
         module.num_channels = weight.shape[0] if weight is not None else channels or module.num_channels
     elif isinstance(module, NormBase):
         mean = weight if weight is not None else module.running_mean
-        module.num_features = mean.shape[0] if mean is not None else channels or module.num_features
+        _set(module, num_features=mean.shape[0] if mean is not None else channels or module.num_features)
     elif isinstance(module, nn.PReLU):
         module.num_parameters = module.weight.numel()
     elif isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
@@ -70,6 +70,16 @@ def resize_module(module: object, groups: int | None, num_groups: int | None, ch
         module.hidden_size, module.input_size = into.shape[0] // gates, into.shape[1]
         if module.proj_size:
             module.proj_size = again.shape[1]
+
+
+def _set(module: nn.Module, **sizes: int) -> None:
+    """Set attributes that are numbers. Python code of torch sets any attribute of a module, which takes long."""
+    attributes = module.__dict__
+    if attributes.keys() >= sizes.keys():
+        attributes.update(sizes)
+    else:
+        for name, size in sizes.items():
+            setattr(module, name, size)
 
 
 def resize_view_module(module: nn.Module, before: Sequence[int], after: Sequence[int]) -> None:

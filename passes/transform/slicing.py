@@ -104,7 +104,7 @@ class Slicing:
         path: its name in the network. call: the label of the calls that it makes. channels: of its input.
         """
         counts: dict[str, int] = {}
-        if isinstance(module, COUNTING):
+        if self._counts and isinstance(module, COUNTING):
             counts = dict(self._counts.get("@" + call, {})) if call else {}
             inner = [name for name, _ in owned_tensors(module)] if children_of(module) else parameters_of(module)
             for name in inner:

@@ -251,9 +251,9 @@ def _masks(coupling: Coupling, shift: int) -> dict[Variable, np.ndarray]:
         widths = below[: max(1, len(below) // 2 * 2)]  # an even number: then no group has one width in both
         width = _far(widths, -1 - met[size] if shift else met[size])
         met[size] += 1
-        units = np.arange(size)
         first = (size - width - 1) // 2 * 2 + 1 if shift else 0
-        masks[variable] = (units >= first) & (units < first + width)
+        masks[variable] = mask = np.zeros(size, dtype=bool)
+        mask[first : first + width] = True
     return masks
 
 

@@ -162,10 +162,10 @@ class Trial:
     @cached_property
     def data(self) -> dict[str, torch.Tensor]:
         """What stands for those tensors of the module that are cut."""
-        size, known = self.slicing.size, self.coupling.structure.tensors
+        size, known, aliases = self.slicing.size, self.coupling.structure.tensors, self.coupling.aliases
         found, empty = {}, cache(empty_on_meta)
         for name, tensor in self.copy.originals.items():
-            shape = tuple([size(axis) for axis in known[self.coupling.aliases[name]]])
+            shape = tuple([size(axis) for axis in known[aliases[name]]])
             if shape != tensor.shape:
                 read = numbers.stated(tensor) is not None
                 found[name] = self.slicing.sliced(name, tensor) if read else empty(shape, tensor.dtype)

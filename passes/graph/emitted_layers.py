@@ -39,14 +39,17 @@ def emit_node(
     return emit_layer(module, args[0], emit, lambda name: on_meta(getattr(module, name)))
 
 
-def emit_layer(module: nn.Module, x: object, emit: Emit, tensors: Tensors, training: bool = False) -> object:
+def emit_layer(
+    module: nn.Module, x: object, emit: Emit, tensors: Tensors, training: bool = False,
+    known: dict[type, bool] | None = None,
+) -> object:  # fmt: skip
     """What a layer of torch gives for `x`, its ATen calls made by `emit`; or NotImplemented.
 
     tensors: by name what stands on the meta device for a tensor of the layer, None for one that it lacks. training: in
-    that mode, whatever that of the layer.
+    that mode, whatever that of the layer. known: for one run, which classes of layers are other than torch made them.
     """
     layer = (_IN_TRAINING if training else _LAYERS).get(type(module))
-    if layer is None or not is_plain(x) or not x.is_meta or _changed(module):
+    if layer is None or not is_plain(x) or not x.is_meta or _changed(module, {} if known is None else known):
         return NotImplemented
     return layer(module, x, emit, tensors)
 
@@ -61,15 +64,16 @@ def is_emitted(module: nn.Module) -> bool:
     return type(module) in _LAYERS
 
 
-def _changed(module: nn.Module) -> bool:
-    """Whether a call of `module` does more, or something else, than its class says."""
-    own = module.__dict__
+def _changed(module: nn.Module, known: dict[type, bool]) -> bool:
+    """Whether a call of `module` does more, or something else, than its class says. known: `emit_layer`."""
+    own, kind = module.__dict__, type(module)
     if own["_forward_pre_hooks"] or own["_forward_hooks"] or not own.keys().isdisjoint(_REPLACEABLE):
         return True
-    if has_global_hooks():
-        return True
-    methods_of, methods = _METHODS[type(module)]
-    return not all(map(operator.is_, methods_of(type(module)), methods))
+    changed = known.get(kind)
+    if changed is None:
+        methods_of, methods = _METHODS[kind]
+        changed = known[kind] = has_global_hooks() or not all(map(operator.is_, methods_of(kind), methods))
+    return changed
 
 
 def _convolution(module: nn.Conv2d, x: torch.Tensor, emit: Emit, tensors: Tensors) -> object:

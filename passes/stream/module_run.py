@@ -232,6 +232,7 @@ class ModuleRun:
     ) -> object:  # fmt: skip
         self._now = mode
         mode.stack.emit = None if mode.real else mode.emit
+        mode.stack.changed.clear()
         mode.training = training
         if training or self.copy.training:
             self.copy.train(training)

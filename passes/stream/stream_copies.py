@@ -36,6 +36,7 @@ class CallStack:
         self.emit: Callable[..., object] | None = (
             None  # makes one ATen call; None where layers are to run by themselves
         )
+        self.changed: dict[type, bool] = {}  # which classes of layers are other than torch made them, in one run
         self._numbers = itertools.count(1)
 
     def enter(self, path: str) -> None:
@@ -208,7 +209,7 @@ def _follow(module: nn.Module, path: str, stack: CallStack) -> None:
         result: object = NotImplemented
         try:
             with no_torch_function(), no_torch_dispatch():
-                result = emit_layer(module, args[0], emit, own_tensors(module), module.training)
+                result = emit_layer(module, args[0], emit, own_tensors(module), module.training, stack.changed)
         finally:
             stack.leave()
         return call(*args, **kwargs) if result is NotImplemented else result

@@ -219,7 +219,7 @@ def test_torch_has_it_and_it_is_as_relied_on(name: str) -> None:
 
 
 def test_every_name_has_its_test() -> None:
-    modules = {"annotations", "Any", "Callable", "Iterator", "attrgetter", "contextmanager"}
+    modules = {"annotations", "Any", "Callable", "Iterator", "attrgetter", "contextmanager", "itemgetter"}
     modules |= {"torch", "fx", "nn", "module_hooks"}
     names = {name for name in vars(private) if not name.startswith("_")} - modules
     assert names == set(RELIED_ON) | WITH_ANOTHER

@@ -169,10 +169,11 @@ def _split(args: tuple, kwargs: Mapping[str, object], emit: Emit) -> object:
     if len(args) < 2 or not is_plain(args[0]) or len(args) + len(kwargs) != len(given) or not given.keys() <= _OF_SPLIT:
         return NotImplemented
     x, size, dim = args[0], args[1], given.get("dim", 0)
+    sizes: Any = size
     if type(dim) is not int or not -x.dim() <= dim < x.dim():
         return NotImplemented
     if type(size) is int and size > 0:
-        func, sizes = aten.split.Tensor, size
+        func = aten.split.Tensor
     elif isinstance(size, (tuple, list)) and {*map(type, size)} == {int} and min(size) > 0:
         func, sizes = aten.split_with_sizes.default, list(size)
         if sum(size) != x.shape[dim]:

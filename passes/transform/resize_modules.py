@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from math import prod
 from typing import Any
@@ -22,10 +22,8 @@ NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, NormBase)  # those that may hav
 COUNTING = (ConvNd, nn.GroupNorm, nn.ChannelShuffle)  # those of them that count groups
 
 
-@cache
-def is_sized(kind: type) -> bool:
-    """Whether modules of this class are among `SIZED`: to ask for so many classes takes long."""
-    return issubclass(kind, SIZED)
+# Whether modules of a class are among `SIZED`: to ask for so many classes takes long.
+is_sized: Callable[[type], bool] = cache(lambda kind: issubclass(kind, SIZED))
 
 
 def resize_module(module: object, groups: int | None, num_groups: int | None, channels: int | None) -> None:

@@ -270,7 +270,8 @@ class _Comparison:
         return compare(expected, got).error <= self.tolerance
 
     def _module(self) -> _Named:
-        return _Named(copy_module(self.model, lambda name, tensor: self._tensor(tensor)))
+        copied = copy_module(self.model, lambda name, tensor: self._tensor(tensor))
+        return _Named(copied, inspect.signature(self.model.forward))
 
     def _graph(self) -> _Network:
         root = copy_with(self.gm, lambda name, tensor: self._tensor(tensor))
@@ -305,10 +306,10 @@ class _Named:
     """A module, called on arguments by name."""
 
     module: nn.Module
+    signature: Any
 
     def __call__(self, named: Mapping[str, object]) -> object:
-        signature: Any = inspect.signature(self.module.forward)
-        given = inspect.BoundArguments(signature, OrderedDict(named))
+        given = inspect.BoundArguments(self.signature, OrderedDict(named))
         return self.module(*given.args, **given.kwargs)
 
 

@@ -54,14 +54,15 @@ class PrunePass(PassBase):
     they lose. example_inputs may be left out where an earlier pass wrote shapes into the graph (ShapeProp). The result
     is certified, and `gm.meta["fxprune"]` (`Pruned`) holds the plan and the certificate.
 
-    It reports truthfully whether it modified, and leaves alone a graph that it made itself with the same settings, so a
-    PassManager may run it several times (`steps`). A share is of the graph that it is given: where passes in between
-    rebuild the graph, or give its parameters other shapes, an absolute `Budget(resource, value=...)` says what is meant.
+    It reports truthfully whether it modified, and leaves alone a graph that it made itself with the same settings, so
+    a PassManager may run it several times (`steps`). A share is of the graph that it is given: where passes in between
+    rebuild the graph, or give its tensors other shapes, an absolute `Budget(resource, value=...)` says what is meant.
     Such a budget is looked at again after any change of the graph.
 
     It must stand before quantization, which fixes scales to channels, and says so where it does not. Folding of
-    batch norms may come before or after. It has no place in a backend of `torch.compile`, whose graphs take all weights
-    as inputs: prune first, and compile the result; or apply it to a captured or exported graph, which holds its weights.
+    batch norms may come before or after. It has no place in a backend of `torch.compile`, whose graphs take all
+    weights as inputs: prune first, and compile the result; or apply it to a captured or exported graph, which holds
+    its weights.
 
     >>> from torch.fx.passes.infra.pass_manager import PassManager
     >>> gm = fx.symbolic_trace(nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 4, 3)))

@@ -12,6 +12,7 @@ import torch
 import torch.ao.quantization.fx._decomposed  # noqa: F401  (defines the operators)
 from torch import fx, nn
 from torch.fx._lazy_graph_module import _use_lazy_graph_module
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from passes import (
     PassError,
@@ -153,6 +154,14 @@ def test_what_torch_compile_hands_to_a_backend_is_taken_with_its_weights_as_inpu
     inputs = tuple(node.meta["example_value"] for node in gm.graph.find_nodes(op="placeholder"))
     real = tuple(torch.randn(value.shape) for value in inputs)
     assert torch.equal(capture(gm, real)(*real)[0], gm(*real)[0])
+
+
+def test_a_graph_of_nested_arguments_is_refused_for_what_it_is() -> None:
+    net = nn.Linear(8, 4)
+    gm = make_fx(lambda named: net(named["x"]) * named["scale"])({"x": X, "scale": torch.ones(1)})
+    with pytest.raises(PassError, match=r"takes nested arguments, and its graph their 2 parts, one by one"):
+        capture(gm, ({"x": X, "scale": torch.ones(1)},))
+    assert capture(make_fx(net)(X), X)(X).shape == (6, 4)
 
 
 def _quantised() -> fx.GraphModule:

@@ -33,8 +33,8 @@ def taken_as_it_is(model: fx.GraphModule, inputs: dict[str, object] | None) -> f
     if inputs is not None and isinstance(codegen_of(model.graph), TreeCodeGen):
         count = len(model.graph.find_nodes(op="placeholder"))
         raise CaptureError(
-            f"{type(model).__name__} takes nested arguments, and its graph their {count} parts, one by one (make_fx and "
-            "concrete_args make such graphs), which cannot be told apart by name; make a graph of a function whose "
+            f"{type(model).__name__} takes nested arguments, and its graph their {count} parts, one by one (make_fx "
+            "and concrete_args make such graphs), which cannot be told apart by name; make a graph of a function whose "
             "arguments are these tensors, or hand in the module that it was made of"
         )
     gm = graph_module(sharing_weights(model), copy.deepcopy(model.graph), type(model).__name__)

@@ -8,11 +8,12 @@ from passes.analysis.coupling import Coupling, remember
 from passes.analysis.parameter_roles import as_used, names_of
 from passes.analysis.reach import unused_axes
 from passes.analysis.tape import Structure
-from passes.arguments import has_weights, is_a
+from passes.arguments import is_a
 from passes.axes.expressions import Reason
 from passes.documents.described_values import described
 from passes.graph.fingerprint import fingerprint
-from passes.graph.module_copies import modules_of, parameters_of
+from passes.graph.given_networks import given
+from passes.graph.module_copies import parameters_of
 from passes.graph.nodes import input_nodes, source_of
 from passes.ops import spelled, traits_of
 from passes.process.garbage import collector_paused
@@ -40,7 +41,7 @@ def couple(network: nn.Module, example_inputs: object, *, depth: bool = False) -
     """
     is_a(network, nn.Module, "couple", "a torch.nn.Module or a torch.fx.GraphModule")
     is_a(depth, bool, "couple: depth", "True or False")
-    has_weights(modules_of(network), "couple")
+    given(network, "couple")
     if isinstance(network, fx.GraphModule):
         coupling = couple_graph(network, example_inputs)
     else:

@@ -1,4 +1,7 @@
-"""Run a network and its written form side by side at two batch sizes."""
+"""Run a network and its written form side by side at two batch sizes.
+
+What fails while other sizes are tried is reported, or is the answer: torch prints nothing of it.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from fxprune.errors import ExportError
 from fxprune.exporters.inputs import Inputs, call
 from fxprune.exporters.outcome import Difference, difference, where_different
 from passes.process.state import random_state, seed_all
+from passes.process.torch_patches import quiet_graphs
 from passes.stream.conditions import SizeConditions, Turned
 from passes.stream.watched_sizes import Sizes
 
@@ -26,6 +30,7 @@ def other_size(size: int) -> int:
     return size + 1 if size > 1 else 3
 
 
+@quiet_graphs()
 def check_runs(module: nn.Module, inputs: Inputs) -> None:
     """ExportError unless the network runs on its example inputs."""
     try:
@@ -42,6 +47,7 @@ def fixed_batch_reason(module: nn.Module, inputs: Inputs) -> str | None:
     return _fails_at(module, inputs, other_size(size))
 
 
+@quiet_graphs()
 def _fails_at(module: nn.Module, inputs: Inputs, size: int) -> str | None:
     """How the network fails at this batch size; None where it runs."""
     try:
@@ -88,6 +94,7 @@ def _check_draws(module: nn.Module, inputs: Inputs, expected: object, tolerance:
             raise ExportError(_UNSTEADY)
 
 
+@quiet_graphs()
 def unfollowed_batch(
     module: nn.Module, run: Callable[[Inputs], object], inputs: Inputs, tolerance: float
 ) -> str | None:

@@ -12,9 +12,10 @@ from passes.analyse import couple, with_blocks
 from passes.analysis.coupling import Coupling
 from passes.apply.prune_channels import PruneChannels
 from passes.apply.prune_channels import plan_of as plan_of_graph
-from passes.arguments import has_weights, is_a
+from passes.arguments import is_a
 from passes.documents.plan import Plan, is_plan
 from passes.errors import PlanError
+from passes.graph.given_networks import given
 from passes.graph.module_copies import copy_module, modules_of, owned_tensors
 from passes.process.garbage import collector_paused
 from passes.process.state import leaves_no_trace
@@ -63,7 +64,7 @@ def apply_plan(network: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.M
     """
     is_plan(plan, "apply_plan: plan", "a Plan, which couple(...).plan(...) makes")
     is_a(network, nn.Module, "apply_plan", "a torch.nn.Module or a torch.fx.GraphModule")
-    has_weights(modules_of(network), "apply_plan")
+    given(network, "apply_plan")
     if isinstance(network, fx.GraphModule):
         if inplace:
             raise PlanError("apply_plan: a graph is rewritten into a new one; leave inplace out for a GraphModule")

@@ -16,6 +16,7 @@ from passes.documents.plan import Plan, is_plan
 from passes.errors import PassError, PlanError
 from passes.frontend.fidelity import settle
 from passes.graph.annotations import facts_of, note
+from passes.graph.given_networks import given
 from passes.graph.nodes import input_nodes
 from passes.process.garbage import collector_paused
 from passes.process.state import leaves_no_trace
@@ -49,6 +50,7 @@ class PruneChannels:
         """
         is_plan(self.plan, "PruneChannels: plan", "a Plan, which coupling.plan(...) makes")
         is_a(gm, fx.GraphModule, "PruneChannels", "a GraphModule (capture makes one); apply_plan takes any module")
+        given(gm, "PruneChannels")
         settle(gm)
         coupling = coupling_for(gm, self.plan)
         self.plan.check(coupling)

@@ -8,14 +8,14 @@ from collections.abc import Mapping
 import torch
 from torch import fx, nn
 
-from passes.arguments import got, has_weights
+from passes.arguments import got
 from passes.errors import CaptureError
 from passes.frontend.exported_program import export, is_exported, taken_from_export
 from passes.frontend.fidelity import compare_with_module
 from passes.frontend.refusals import both
 from passes.frontend.retrace import taken_as_it_is
 from passes.frontend.symbolic_trace import trace
-from passes.graph.module_copies import modules_of
+from passes.graph.given_networks import given
 from passes.process.state import leaves_no_trace
 from passes.process.torch_private import buffers_of, children_of, parameters_of
 from passes.stream.restated_calls import RestatedForward
@@ -59,8 +59,7 @@ def capture(model: nn.Module, example_inputs: object = None, frontend: str = "au
             "it was made from"
         )
     model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
-    modules = modules_of(model)
-    has_weights(modules, "capture", CaptureError)
+    modules = given(model, "capture", CaptureError)
     _names_are_free(model)
     example = _bound(model, example_inputs)
     inputs = None if example is None else dict(example.arguments)

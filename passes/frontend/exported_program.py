@@ -22,6 +22,7 @@ from torch import fx, nn
 
 from passes.errors import NotInAGraph
 from passes.frontend.lower_attention import lowered
+from passes.frontend.random_draws import DrawsWatched
 from passes.frontend.refusals import refusal
 from passes.frontend.unlift import plain_graph
 from passes.graph.annotations import note
@@ -41,6 +42,7 @@ class _Exported:
     graph: fx.Graph
     constants: dict[str, Any]
     free: bool
+    draws: DrawsWatched
 
 
 def export(model: nn.Module, example: inspect.BoundArguments, why: str) -> fx.GraphModule:
@@ -59,6 +61,7 @@ def export(model: nn.Module, example: inspect.BoundArguments, why: str) -> fx.Gr
     said = [why, f"the leading dimension is {leading}", mode]
     gm.meta["frontend"] = {"which": "export", "why": "; ".join(said), "specialised": (mode,)}
     note(gm, specialised=(mode,))
+    exported.draws.tell(gm)
     return gm
 
 
@@ -66,6 +69,7 @@ def _exported(model: nn.Module, example: inspect.BoundArguments) -> _Exported:
     """Export with a free leading dimension if that is possible."""
     args, kwargs = _at_least_two((example.args, example.kwargs))
     for shapes in (_dynamic_shapes(args, kwargs), None):
+        draws = DrawsWatched(model)
         try:
             with _silent(), gradients_refused():
                 program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
@@ -74,13 +78,14 @@ def _exported(model: nn.Module, example: inspect.BoundArguments) -> _Exported:
                 log.debug("torch.export with a free leading dimension", exc_info=error)
                 continue
             raise refusal(model, "cannot be captured by torch.export", error) from None
+        draws.stop()
         source = program.module()
         _refuse_function_transforms(source, model)
         _refuse_buffers_of_another_size(source, model)
         graph = plain_graph(source, inspect.signature(model.forward), (args, kwargs))
         _name_as_the_model_does(graph, model)
         graph.eliminate_dead_code()
-        return _Exported(graph, _constants(graph, source, model), _is_free(program))
+        return _Exported(graph, _constants(graph, source, model), _is_free(program), draws)
     raise AssertionError("the export with fixed sizes returns or raises")
 
 

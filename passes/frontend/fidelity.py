@@ -32,6 +32,7 @@ from passes.equality.padded_positions import check_padding
 from passes.equality.trees import map_tensors, tensors_of
 from passes.errors import CaptureError, SpecialisedWarning
 from passes.frontend.far_sizes import differs_at_far_sizes
+from passes.frontend.random_draws import FIXED, OF_PYTHON, OF_TORCH
 from passes.graph.annotations import facts_of, note
 from passes.graph.left_behind import counted_between, counts, left_behind, plain_state, set_state
 from passes.graph.module_copies import copy_module, copy_with, owned_tensors
@@ -47,6 +48,7 @@ log = logging.getLogger(__name__)
 _Network = Callable[[Mapping[str, Any]], Any]
 _AT_ONCE = 1 << 20  # elements of parameters and inputs up to which the two are compared at once
 _MOST = 1 << 28  # elements of parameters beyond which these are shared with the copies, and stay as they are
+_DRAWS = 64  # runs with other random numbers, where such are drawn and graph and module differ
 _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1}
 
 
@@ -86,7 +88,8 @@ def settle(gm: fx.GraphModule) -> None:
         return
     found = _Comparison(gm, pending).sentences()
     known = facts_of(gm).specialised
-    new = tuple(sentence for sentence in found if sentence not in known)
+    drawn = FIXED if FIXED.intersection(known) else ()  # said once, as it was seen while it was traced
+    new = tuple(sentence for sentence in found if sentence not in known and sentence not in drawn)
     note(gm, pending=None, specialised=(*known, *new))
     for sentence in new:
         warnings.warn(f"{type(pending.model).__name__}: {sentence}", SpecialisedWarning, stacklevel=4)
@@ -240,7 +243,14 @@ class _Comparison:
             )
             if not self._agree(*module) and self._agree(*graph):
                 return text
-        return None
+        drawn = [text for text in facts_of(self.gm).specialised if text in FIXED]
+        return drawn[0] if drawn and self._draws_decide() else None
+
+    def _draws_decide(self) -> bool:
+        """Whether some numbers that forward draws have the module give something else than others."""
+        first = self._run(self._module(), _Run(random=True))
+        others = (self._run(self._module(), _Run(seed=seed, random=True)) for seed in range(1, _DRAWS))
+        return any(not self._agree(first, other) for other in others)
 
     def _lost(self, expected: object, got: object) -> CaptureError:
         found = compare(expected, got)
@@ -260,7 +270,8 @@ class _Comparison:
         return compare(expected, got).error <= self.tolerance
 
     def _module(self) -> _Named:
-        return _Named(copy_module(self.model, lambda name, tensor: self._tensor(tensor)))
+        copied = copy_module(self.model, lambda name, tensor: self._tensor(tensor))
+        return _Named(copied, inspect.signature(self.model.forward))
 
     def _graph(self) -> _Network:
         root = copy_with(self.gm, lambda name, tensor: self._tensor(tensor))
@@ -295,10 +306,10 @@ class _Named:
     """A module, called on arguments by name."""
 
     module: nn.Module
+    signature: Any
 
     def __call__(self, named: Mapping[str, object]) -> object:
-        signature: Any = inspect.signature(self.module.forward)
-        given = inspect.BoundArguments(signature, OrderedDict(named))
+        given = inspect.BoundArguments(self.signature, OrderedDict(named))
         return self.module(*given.args, **given.kwargs)
 
 
@@ -316,16 +327,14 @@ class _Run:
 
 _OTHERWISE = _Run(1, False, True, True, True, True)
 _TIME = "the time at which forward runs is fixed in the graph"
-_PYTHON = "random numbers that Python or NumPy draws in forward are fixed in the graph"
-_DRAWN = "random numbers that forward draws are fixed in the graph"
 _UNSTEADY = (
     (_Run(), _Run(later=True), _TIME),
-    (_Run(), _Run(seed=1), _PYTHON),
-    (_Run(random=True), _Run(seed=1, random=True), _DRAWN),
+    (_Run(), _Run(seed=1), OF_PYTHON),
+    (_Run(random=True), _Run(seed=1, random=True), OF_TORCH),
 )
 _DEPENDENCES = (
     (_Run(later=True), _TIME),
-    (_Run(seed=1), _PYTHON),
+    (_Run(seed=1), OF_PYTHON),
     (_Run(other_gradients=True), "it computes what it does in the grad mode that it was captured in"),
     (_Run(inputs_recorded=True), "it computes what it does on inputs that need no gradient"),
     (_Run(weights_frozen=True), "it computes what it does while its parameters are trained"),

@@ -14,6 +14,7 @@ from passes.graph.module_copies import copy_module
 from passes.graph.nodes import call
 from passes.nested_values import tree_leaves_only
 from passes.ops.meta_shapes import OnMeta, run_on_meta
+from passes.process.state import random_numbers_kept
 from passes.process.torch_private import OpOverload, pytree
 
 
@@ -107,7 +108,21 @@ class Values:
         if _asks_for_sizes(node, args):
             return call(node, args, kwargs)
         with torch.device("meta"), OnMeta():
-            return self._called(node, args, kwargs)
+            return self._undrawn(node, args, kwargs) if self._is_users(node) else self._called(node, args, kwargs)
+
+    def _undrawn(self, node: fx.Node, args: Any, kwargs: Any) -> object:
+        """What code of the user gives, which the graph runs anew: for shapes it draws no random numbers, but for one
+        that it gives itself."""
+        put_back = random_numbers_kept()
+        result = self._called(node, args, kwargs)
+        if any(True for _ in tree_leaves_only(torch.Tensor, result)):
+            put_back()
+        return result
+
+    def _is_users(self, node: fx.Node) -> bool:
+        code = type(self._module(str(node.target))) if node.op == "call_module" else node.target
+        place = getattr(code, "__module__", None) or ""
+        return node.op in ("call_module", "call_function") and place.split(".")[0] not in _STOCK
 
     def _called(self, node: fx.Node, args: Any, kwargs: Any) -> object:
         if node.op == "call_module":
@@ -143,6 +158,7 @@ class Values:
         return self._copies[name]
 
 
+_STOCK = frozenset({"torch", "_operator", "builtins", "math"})
 _OF_GRADIENTS = frozenset({"requires_grad", "grad", "grad_fn", "is_leaf", "retains_grad"})
 
 

@@ -17,7 +17,7 @@ from passes.graph.lazy_codegen import graph_module
 from passes.graph.nodes import call
 from passes.graph.shared_weights import attributes_restored, doubled, sharing_weights
 from passes.process.torch_patches import has_hooks
-from passes.process.torch_private import spelled_target
+from passes.process.torch_private import TreeCodeGen, codegen_of, spelled_target
 
 
 def taken_as_it_is(model: fx.GraphModule, inputs: dict[str, object] | None) -> fx.GraphModule:
@@ -29,6 +29,13 @@ def taken_as_it_is(model: fx.GraphModule, inputs: dict[str, object] | None) -> f
         raise CaptureError(
             f"{type(model).__name__} has hooks of its own, which are no nodes of its graph; remove them, or capture a "
             "module that holds it as a part"
+        )
+    if inputs is not None and isinstance(codegen_of(model.graph), TreeCodeGen):
+        count = len(model.graph.find_nodes(op="placeholder"))
+        raise CaptureError(
+            f"{type(model).__name__} takes nested arguments, and its graph their {count} parts, one by one (make_fx "
+            "and concrete_args make such graphs), which cannot be told apart by name; make a graph of a function whose "
+            "arguments are these tensors, or hand in the module that it was made of"
         )
     gm = graph_module(sharing_weights(model), copy.deepcopy(model.graph), type(model).__name__)
     if _attention_leaves(gm):

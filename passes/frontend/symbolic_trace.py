@@ -15,6 +15,7 @@ from torch import fx, nn
 from passes.errors import CaptureError
 from passes.frontend.callers import describe_line, is_user_file
 from passes.frontend.lower_attention import lowered
+from passes.frontend.random_draws import DrawsWatched
 from passes.frontend.refusals import refusal
 from passes.frontend.tracer import Note, Tracer, Unresolved
 from passes.graph.annotations import note
@@ -38,7 +39,7 @@ def trace(model: nn.Module, inputs: dict[str, object] | None) -> fx.GraphModule:
     functions: tuple[Callable[..., object], ...] = ()
     opaque: frozenset[FunctionType] = frozenset()
     while True:
-        tracer = Tracer(inputs, leaves, functions)
+        tracer, draws = Tracer(inputs, leaves, functions), DrawsWatched(model)
         with attributes_restored(model), lowered(), _wrapped_functions_open(opaque, inputs is not None) as opened:
             try:
                 graph = tracer.trace(model)
@@ -48,6 +49,7 @@ def trace(model: nn.Module, inputs: dict[str, object] | None) -> fx.GraphModule:
                     raise _capture_error(error, tracer, model) from None
                 opaque |= {stuck}
                 continue
+            draws.stop()
             more_leaves = _live_leaves(tracer.notes, model) - leaves
             more_functions = tuple(f for f in _live_functions(tracer.notes) if f not in functions)
             if more_leaves or more_functions:
@@ -59,6 +61,7 @@ def trace(model: nn.Module, inputs: dict[str, object] | None) -> fx.GraphModule:
             gm = graph_module(doubled(model, graph), graph, type(model).__name__)
             gm.meta["frontend"] = {"which": "fx", "why": _why(notes), "specialised": _told(notes)}
             note(gm, specialised=_sentences(notes, model.training))
+            draws.tell(gm)
             return gm
 
 

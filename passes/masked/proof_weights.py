@@ -79,9 +79,15 @@ def dense_weights(coupling: Coupling, plan: Plan, pruned: nn.Module, trained: bo
             return exact
         if name in small and not small[name].is_meta:
             remain = _remaining(coupling, masks, name)
-            # What a module keeps of its last call may have any shape; the dense one keeps what it has.
-            if isinstance(tensor, torch.nn.Parameter) or list(small[name].shape) == [len(kept) for kept in remain]:
+            got, expected = tuple(small[name].shape), tuple(len(kept) for kept in remain)
+            if got == expected:
                 data = _embedded(data, computable(copied(small[name])), remain)
+            elif isinstance(tensor, torch.nn.Parameter):  # what a module keeps of its last call may have any shape
+                raise EquivalenceError(
+                    f"verify: {name} has the shape {got} in the pruned network; expected {expected}, which the plan "
+                    "leaves of it. Pass the plan that made this network; layers that were exchanged afterwards cannot "
+                    "be compared"
+                )
         if name in noise:
             data += noise[name]
         for dim, positions in removed[coupling.aliases[name]]:

@@ -77,6 +77,7 @@ class Traits:
 _NAMES = frozenset(field.name for field in fields(Traits))
 _FUNCTIONS = frozenset(("reference", "literals", "meta", "picks", "reads", "onnx"))
 _rules: dict[object, Rule] = {}
+_by_name: dict[str, dict[object, None]] = {}  # the keys of rules by the name of their packet
 _stated: dict[Any, dict[str, Any]] = {}
 known_facts: dict[int, Any] = {}  # what passes/ops/facts.py has made of both, by the id of an operator
 
@@ -86,7 +87,10 @@ def rule(*operators: object, override: bool = False, **traits: object) -> Callab
 
     A name, ``"library::operator"``, is for an operator that a library defines when it is imported.
     traits: what else is stated of them, by the names of `Traits`. override: replace a rule that is there, with all
-    that was stated at it; else a second rule raises DuplicateRule.
+    that was stated at it; else a second rule raises DuplicateRule, also where one is of a packet and the other of one
+    of its overloads. Of a packet `override` replaces the rules of its overloads as well; of an overload it leaves what
+    the packet says of the others. An operator that is only covered by what holds for all pointwise ones (relu), or an
+    in-place variant that is covered by its functional one (relu_), has no rule of its own, and takes one without it.
 
     >>> import torch
     >>> @rule(torch.ops.aten.my_identity, zeros=True)          # doctest: +SKIP
@@ -103,12 +107,17 @@ def rule(*operators: object, override: bool = False, **traits: object) -> Callab
         if not callable(function):
             raise ArgumentError(f"rule: got {got(function)}; expected a function of a Call that returns axes")
         for operator in operators:
-            if operator in _rules and not override:
-                name = getattr(_rules[operator], "__name__", "")
-                raise DuplicateRule(f"{operator} has a rule already ({name}); remove one, or pass override=True")
+            for key in () if override else _spoken_of(operator):
+                of = "" if key == operator else f", of {key}"
+                name = getattr(_rules[key], "__name__", "")
+                raise DuplicateRule(f"{operator} has a rule already ({name}{of}); remove one, or pass override=True")
+        for operator in operators:
             if override:
-                _stated.pop(operator, None)
+                own = [operator] if isinstance(operator, OpOverload) else [operator, *_spoken_of(operator)]
+                for key in own:
+                    _take_out(key)
             _rules[operator] = function
+            _by_name.setdefault(_name_of(operator), {})[operator] = None
         states(*operators, **traits)
         return function
 
@@ -143,9 +152,26 @@ def _check(operators: Sequence[object], traits: Mapping[str, object], what: str)
 def unregister(*operators: object) -> None:
     """Take the rules of `operators` out of the table again; an operator without one is passed over."""
     for operator in operators:
-        _rules.pop(operator, None)
-        _stated.pop(operator, None)
+        _take_out(operator)
     _forget()
+
+
+def _take_out(operator: object) -> None:
+    _rules.pop(operator, None)
+    _stated.pop(operator, None)
+    _by_name.get(_name_of(operator), {}).pop(operator, None)
+
+
+def _spoken_of(operator: object) -> list[object]:
+    """Where rules stand that speak of calls of this operator: its own, its packet's, its overloads', its name's."""
+    found = _by_name.get(_name_of(operator), {})
+    both = isinstance(operator, OpOverload)
+    return [key for key in found if key == operator or not (both and isinstance(key, OpOverload))]
+
+
+def _name_of(operator: object) -> str:
+    packet = operator.overloadpacket if isinstance(operator, OpOverload) else operator
+    return qualified_operator(packet) if isinstance(packet, OpOverloadPacket) else str(packet)
 
 
 def _forget() -> None:

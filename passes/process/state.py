@@ -8,9 +8,10 @@ random numbers, grad mode and settings are as they were.
 from __future__ import annotations
 
 import functools
+import pickle
 import random
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import ParamSpec, TypeVar
 
@@ -37,13 +38,12 @@ def exclusive() -> Iterator[None]:
 @contextmanager
 def state_kept() -> Iterator[None]:
     """On leaving, also by an error, random states and torch's settings are what they were on entering."""
-    restore = list(_random_states())
+    put_back = random_numbers_kept()
     with settings_kept():
         try:
             yield
         finally:
-            for put_back in restore:
-                put_back()
+            put_back()
 
 
 def leaves_no_trace(function: Callable[P, T]) -> Callable[P, T]:
@@ -63,6 +63,17 @@ def leaves_no_trace(function: Callable[P, T]) -> Callable[P, T]:
     return call
 
 
+def random_numbers_kept() -> Callable[[], None]:
+    """A function that puts the random states back to what they are now."""
+    restore = list(_random_states())
+
+    def put_back() -> None:
+        for one in restore:
+            one()
+
+    return put_back
+
+
 def _random_states() -> Iterator[Callable[[], object]]:
     yield functools.partial(random.setstate, random.getstate())
     yield functools.partial(np.random.set_state, np.random.get_state())
@@ -80,16 +91,30 @@ def seed_all(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def random_state() -> tuple[object, ...]:
-    """The states of all generators: another one says that numbers were drawn in between."""
-    states = [torch.get_rng_state()]
+def random_state(owners: Iterable[object] = ()) -> tuple[object, ...]:
+    """The states of all generators: another one says that numbers were drawn in between.
+
+    owners: modules whose attributes may be generators of their own; these count too.
+    """
+    states = [torch.get_rng_state(), *(own.get_state() for own in _held(owners, torch.Generator))]
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         states += torch.cuda.get_rng_state_all()
     if torch.backends.mps.is_available():
         states.append(torch.mps.get_rng_state())
-    return *drawn_in_python(), *(state.numpy().tobytes() for state in states)
+    return *drawn_in_python(owners), *(state.cpu().numpy().tobytes() for state in states)
 
 
-def drawn_in_python() -> tuple[object, ...]:
-    """The states of the generators of Python and NumPy: another one says that numbers were drawn in between."""
-    return random.getstate(), *(np.asarray(part).tobytes() for part in np.random.get_state(legacy=True))
+def drawn_in_python(owners: Iterable[object] = ()) -> tuple[object, ...]:
+    """The states of the generators of Python and NumPy, and `owners`' own: another one says that numbers were drawn."""
+    return (
+        random.getstate(),
+        *(np.asarray(part).tobytes() for part in np.random.get_state(legacy=True)),
+        *(own.getstate() for own in _held(owners, random.Random) if not isinstance(own, random.SystemRandom)),
+        *(pickle.dumps(own.get_state()) for own in _held(owners, np.random.RandomState)),
+        *(pickle.dumps(own.bit_generator.state) for own in _held(owners, np.random.Generator)),
+    )
+
+
+def _held(owners: Iterable[object], kind: type[T]) -> Iterator[T]:
+    """The attributes of these objects that are of this class."""
+    return (value for owner in owners for value in vars(owner).values() if isinstance(value, kind))

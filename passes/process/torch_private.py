@@ -20,6 +20,7 @@ from torch._ops import HigherOrderOperator as HigherOrderOperator
 from torch._ops import OpOverload as OpOverload
 from torch._ops import OpOverloadPacket as OpOverloadPacket
 from torch._subclasses.fake_tensor import FakeTensor as FakeTensor
+from torch.fx._lazy_graph_module import _LazyGraphModule as LazyGraphModule
 from torch.fx._symbolic_trace import _constant_attribute_types as CONSTANT_TYPES
 from torch.fx.graph import CodeGen as CodeGen
 from torch.fx.graph import _PyTreeCodeGen as TreeCodeGen
@@ -115,6 +116,20 @@ def has_global_hooks() -> bool:
 def call_of(kind: type[nn.Module]) -> Callable[..., object]:
     """The function that runs hooks and forward when a module of this class is called."""
     return kind._call_impl
+
+
+def written_code(gm: fx.GraphModule) -> str | None:
+    """The code that a call of a graph module runs; None where it is written from the graph when it is wanted.
+
+    Also None where torch writes calls of its profiler into it, under names that it does not tell.
+    """
+    code: str | None = gm.__dict__.get("_code")
+    return None if code is None or is_to_be_compiled(gm) or "_RecordFunctionFast" in code else code
+
+
+def is_to_be_compiled(gm: fx.GraphModule) -> bool:
+    """Whether it is of torch's lazy kind, and its code is not written yet: its forward then shows no arguments."""
+    return isinstance(gm, LazyGraphModule) and gm._needs_recompile()
 
 
 def encoder_blocks(layer: nn.TransformerEncoderLayer) -> tuple[Callable[..., torch.Tensor], ...]:

@@ -13,12 +13,13 @@ from torch.fx.passes.infra.pass_base import PassResult
 
 from passes.analysis.coupling import Coupling, recall
 from passes.apply.cut_module import module_coupling_for
-from passes.arguments import has_weights, is_a, number
+from passes.arguments import is_a, number
 from passes.axes.index_sets import survivors
 from passes.documents.plan import Plan, is_plan
 from passes.errors import ArgumentError, PlanError
 from passes.graph.annotations import forgetting_proofs
-from passes.graph.module_copies import modules_of, owned_tensors
+from passes.graph.given_networks import given
+from passes.graph.module_copies import owned_tensors
 from passes.process.settings import tensors_with_values
 from passes.repair.closed_form import RIDGES, LayerRepair, Solved, solve
 from passes.repair.judging import HeldInputs
@@ -79,11 +80,12 @@ def compensate(
     Raises PlanError where statistics, plan and networks do not belong together.
     """
     is_a(pruned, nn.Module, "compensate: pruned", "the network that the plan made")
+    given(pruned, "compensate: pruned")
     is_a(statistics, Statistics, "compensate: statistics", "what observe(dense, ...) gives", PlanError)
     is_plan(plan, "compensate: plan", "the Plan that made the pruned network")
     if dense is not None:
         is_a(dense, nn.Module, "compensate: dense", "the network before pruning, or None")
-        has_weights(modules_of(dense), "compensate: dense")
+        given(dense, "compensate: dense")
     ridges = _checked_ridges(ridges)
     dense = dense if dense is not None else statistics.network
     if dense is None:

@@ -18,6 +18,7 @@ from passes.arguments import got, integer, is_a, tell
 from passes.axes.index_sets import survivors
 from passes.documents.plan import Plan, is_plan
 from passes.errors import PassError, PlanError
+from passes.graph.given_networks import given
 from passes.graph.module_copies import owned_tensors
 from passes.graph.nodes import input_nodes
 from passes.ops import Value
@@ -91,6 +92,7 @@ def refine(
     is_a(pruned, fx.GraphModule, "refine: pruned", graph)
     is_plan(plan, "refine: plan", "the Plan that made the pruned graph")
     is_a(dense, fx.GraphModule, "refine: dense", graph)
+    given(pruned, "refine: pruned"), given(dense, "refine: dense")
     rounds, iterations = integer(rounds, "refine: rounds", least=0), integer(iterations, "refine: iterations", least=0)
     rows, seed = integer(rows, "refine: rows", least=1), integer(seed, "refine: seed", least=0, below=2**63)
     if progress is not None and not callable(progress):

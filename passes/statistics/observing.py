@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from passes.analysis.coupling import Coupling
-from passes.arguments import got, has_weights, integer, is_a, tell
+from passes.arguments import got, integer, is_a, tell
 from passes.errors import PassError
-from passes.graph.module_copies import evaluate_mode, modules_of, owned_tensors
+from passes.graph.given_networks import given
+from passes.graph.module_copies import evaluate_mode, owned_tensors
 from passes.ops.operands import Contraction
 from passes.process.settings import tensors_with_values
 from passes.process.torch_private import fused_recurrence, pytree, set_fused_recurrence
@@ -119,7 +120,7 @@ def _checked(
     """`rows` and `seed`, where all that `observe` is given is of its kind; raises PassError."""
     is_a(model, nn.Module, "observe: model", "the network that the coupling was made of")
     is_a(coupling, Coupling, "observe: coupling", "what couple(model, example_inputs) gives")
-    has_weights(modules_of(model), "observe")
+    given(model, "observe")
     sizes = {name: tuple(tensor.shape) for name, tensor in owned_tensors(model)}
     for name, axes in coupling.structure.tensors.items():
         expected = tuple(axis.size for axis in axes)

@@ -55,9 +55,10 @@ def couple_module(module: nn.Module, example_inputs: object) -> Coupling:
     if not isinstance(module, nn.Module):
         raise PassError(f"couple: got a {type(module).__name__}; expected a torch.nn.Module")
     arguments = bound(module, example_inputs)
-    before = drawn_in_python()
+    parts = list(modules_of(module).values())
+    before = drawn_in_python(parts)
     inferred = infer_module(module, arguments)
-    if drawn_in_python() != before:
+    if drawn_in_python(parts) != before:
         inferred.specialised.append(
             "forward draws random numbers of Python or NumPy, and was followed with some of them: what others lead to "
             "is not proven"

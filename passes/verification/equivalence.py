@@ -23,7 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from passes.analysis.coupling import Coupling
 from passes.apply.cut_module import module_coupling_for
 from passes.apply.prune_channels import coupling_for
-from passes.arguments import has_weights, integer, is_a, no_fake_tensors, number
+from passes.arguments import integer, is_a, no_fake_tensors, number
 from passes.axes.expressions import Axis
 from passes.axes.index_sets import survivors
 from passes.documents.certificate import Certificate
@@ -36,7 +36,8 @@ from passes.equality.trees import map_tensors
 from passes.errors import EquivalenceError, PassError
 from passes.frontend.fidelity import settle
 from passes.graph.annotations import note, specialised_in
-from passes.graph.module_copies import copy_with, modules_of, owned_tensors
+from passes.graph.given_networks import given
+from passes.graph.module_copies import copy_with, owned_tensors
 from passes.graph.nodes import source_of
 from passes.masked.masked_graph import MaskedOperators
 from passes.masked.proof_weights import dense_weights, equal_elements, finite_parameters, pruned_weights
@@ -85,8 +86,8 @@ def _check_arguments(network: Any, pruned: Any, plan: object, tol: object, seed:
     number(tol, "verify: tol", least=0)
     integer(seed, "verify: seed", least=0, below=2**63)
     integer(runs, "verify: runs", least=1, below=2**31)
-    for name, given in (("network", network), ("pruned", pruned)):
-        has_weights(modules_of(given), f"verify: {name}")
+    for name, one in (("network", network), ("pruned", pruned)):
+        given(one, f"verify: {name}")
 
 
 def verify_graph(

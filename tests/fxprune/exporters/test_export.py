@@ -359,3 +359,23 @@ def test_a_class_that_differs_may_be_a_near_tie(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(onnx_form, "_session", lambda file: lambda inputs: [y + 1 for y in right(file)(inputs)])
     with pytest.raises(ExportError, match="near-tie: where a network orders, rounds or compares .argmax"):
         export(Argmax(), torch.randn(2, 3), tmp_path / "net.onnx")
+
+
+class OfTwo(nn.Module):
+    """Runs at one batch size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.a(x).view(2, 4)
+
+
+@pytest.mark.parametrize("suffix", ["pt2", "py"])
+def test_nothing_is_printed_of_a_graph_that_takes_no_other_batch(
+    suffix: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    report = export(capture(OfTwo()), torch.randn(2, 4), tmp_path / f"net.{suffix}")
+    assert "fails at batch size 3" in str(report)
+    assert "Traceback" not in capfd.readouterr().err

@@ -130,6 +130,64 @@ def test_many_steps_prune_once(gm: fx.GraphModule) -> None:
     assert widths(PassManager([absolute, fold], steps=3)(gm).graph_module) == widths(absolute(gm).graph_module)
 
 
+def _widened(gm: fx.GraphModule) -> None:
+    for name, layer in _net(64).named_children():
+        setattr(gm, name, layer)
+
+
+def _net(width: int) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        *(nn.Conv2d(3, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, width, 3, padding=1), nn.ReLU()),
+        nn.Conv2d(width, 4, 1),
+    )
+
+
+@pytest.mark.parametrize("budget", [Budget("macs", value=100_000), 0.5], ids=["number", "share"])
+def test_what_a_later_pass_changed_is_pruned_again(budget: Any) -> None:
+    example = torch.randn(1, 3, 6, 6)
+    prune = PrunePass(budget, example, FAST)
+    pruned = prune(capture(_net(24))).graph_module
+    assert not prune(pruned).modified
+    assert not prune(copy.deepcopy(pruned)).modified
+    _widened(pruned)
+    again = prune(pruned)
+    now = cost(couple(again.graph_module, example)).macs()
+    before = cost(couple(pruned, example)).macs()
+    assert again.modified and now <= (100_000 if isinstance(budget, Budget) else before / 2)
+    assert not prune(again.graph_module).modified
+
+
+def test_an_example_of_another_size_is_looked_at_again_where_a_number_is_asked_for() -> None:
+    budget = Budget("macs", value=100_000)
+    pruned = PrunePass(budget, torch.randn(1, 3, 6, 6), FAST)(capture(_net(24))).graph_module
+    assert PrunePass(budget, torch.randn(1, 3, 9, 9), FAST)(pruned).modified
+
+
+@pytest.mark.parametrize("other", [{"config": {**FAST, "exclude": ["0"]}}, {"seed": 1}], ids=["settings", "seed"])
+def test_another_pass_of_the_same_budget_does_its_own_work(other: dict[str, Any]) -> None:
+    given = {"config": FAST, "seed": 0}
+    pruned = PrunePass(0.5, torch.randn(1, 3, 6, 6), **given)(capture(_net(24))).graph_module
+    again = PrunePass(0.5, torch.randn(1, 3, 6, 6), **{**given, **other})(pruned)
+    assert again.modified
+    if "config" in other:
+        kept = again.graph_module.get_submodule("0"), pruned.get_submodule("0")
+        assert kept[0].out_channels == kept[1].out_channels
+
+
+def test_a_backend_of_torch_compile_is_told_to_prune_first() -> None:
+    said: list[str] = []
+
+    def backend(gm: fx.GraphModule, example: list[torch.Tensor]) -> Any:
+        with pytest.raises(PipelineError) as refused:
+            PrunePass(0.5, tuple(example), FAST)(gm)
+        said.append(str(refused.value))
+        return gm.forward
+
+    torch.compile(_net(8), backend=backend)(torch.randn(1, 3, 6, 6))
+    assert "all weights are inputs: prune before it, torch.compile(netadapt(model, ...).model)" in said[0]
+
+
 def test_the_passes_alone_fit_a_pass_manager(gm: fx.GraphModule) -> None:
     example = inputs_of(Cnn())
     coupling = couple(gm, example)

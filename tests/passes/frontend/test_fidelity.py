@@ -67,6 +67,65 @@ def test_what_a_graph_is_specialised_to_is_said_in_meta_certificate_and_a_warnin
     assert specialised_in(pruned) == specialised_in(gm) == verify(gm, pruned, plan, X).specialised
 
 
+def _own(model: Base, kind: str, made: Any) -> Any:
+    """A generator that the module keeps as an attribute."""
+    return model.__dict__.setdefault(kind, made())
+
+
+DRAWS: dict[str, Forward] = {
+    "a rare choice": lambda self, x: 2 if torch.rand(()) < 0.05 else 1,
+    "a common choice": lambda self, x: 2 if torch.rand(()) < 0.95 else 1,
+    "flags": lambda self, x: (torch.rand(()) > 0.1).float(),
+    "a whole number": lambda self, x: int(torch.randint(0, 2, ())) + 1,
+    "in place": lambda self, x: float(torch.empty(()).bernoulli_(0.01)) + 1,
+    "Python's choice": lambda self, x: random.choice([1.0, 1.0, 1.0, 2.0]),
+    "NumPy's choice": lambda self, x: 2 if np.random.rand() < 0.02 else 1,
+    "a generator of torch": lambda self, x: float(
+        torch.rand((), generator=_own(self, "g", torch.Generator)) > 0.9  # held by the module
+    ),
+    "one of Python": lambda self, x: 2 if _own(self, "r", lambda: random.Random(0)).random() < 0.01 else 1,
+    "one of NumPy": lambda self, x: 2 if _own(self, "n", lambda: np.random.default_rng(0)).random() < 0.01 else 1,
+}
+
+
+@pytest.mark.parametrize("inputs", [X, None], ids=["example", "no example"])
+@pytest.mark.parametrize("name", DRAWS)
+def test_a_number_that_is_drawn_while_tracing_is_said_whatever_it_decides(name: str, inputs: Any) -> None:
+    model = Base(DRAWS[name]).eval()
+    model(X)  # which makes its generator
+    for seed in range(4):
+        torch.manual_seed(seed), random.seed(seed), np.random.seed(seed)
+        gm, warned = captured(model, inputs)
+        assert [text for text in warned if "random numbers" in text], seed
+        assert [text for text in specialised_in(gm) if "random numbers" in text], seed
+
+
+class Whole(nn.Module):
+    """Stays one call of the graph, as it reads its mode and holds no tensors."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (2 if random.random() < 0.5 and self.training else 1)
+
+
+DRAWN_ANEW: dict[str, Forward] = {
+    "dropout": lambda self, x: F.dropout(self.a(x)[:, :1], 0.5, True),
+    "noise": lambda self, x: torch.rand_like(self.a(x)[:, :1]),
+    "gumbel": lambda self, x: F.gumbel_softmax(self.a(x)[:, :3])[:, :1],
+    "sizes": lambda self, x: torch.rand(x.shape[0], 1),
+    "a leaf, whose shape is asked for": lambda self, x: self.whole(x).shape[1],
+}
+
+
+@pytest.mark.parametrize("name", DRAWN_ANEW)
+def test_what_the_graph_itself_draws_anew_is_no_number_of_it(name: str) -> None:
+    model = Base(DRAWN_ANEW[name])
+    model.whole = Whole()
+    for inputs in (X, None):
+        if inputs is not None or "shape" not in name:
+            gm, warned = captured(model.train(), inputs)
+            assert not [text for text in (*warned, *specialised_in(gm)) if "random numbers" in text]
+
+
 def test_arguments_that_are_no_tensors_are_said() -> None:
     class Flagged(Base):
         def forward(self, x: Tensor, double: bool = False, name: str = "") -> Tensor:  # type: ignore[override]

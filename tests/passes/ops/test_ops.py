@@ -261,6 +261,53 @@ def test_a_users_operator_with_traits() -> None:
         unregister(torch.ops.fxprune_tests.centred_heads)
 
 
+@pytest.mark.usefixtures("forgotten")
+@pytest.mark.parametrize("first", ["overload", "packet", "name"])
+@pytest.mark.parametrize("second", ["overload", "packet", "name"])
+def test_one_operator_has_one_rule_however_it_is_named(first: str, second: str) -> None:
+    packet = torch.ops.fxprune_tests.mix
+    keys = {"overload": packet.default, "packet": packet, "name": "fxprune_tests::mix"}
+
+    def of_first(call: Call) -> list[list[Axis]]:
+        return [call.fixed()]
+
+    def of_second(call: Call) -> list[list[Axis]]:
+        return [call.fixed()]
+
+    try:
+        rule(keys[first])(of_first)
+        with pytest.raises(DuplicateRule, match="has a rule already .of_first"):
+            rule(keys[second])(of_second)
+        assert find(packet.default) is of_first, "nothing of what was refused stays"
+        rule(keys[second], override=True)(of_second)
+        assert find(packet.default) is of_second
+    finally:
+        unregister(*keys.values())
+    assert find(packet.default) is None
+    rule(keys[second])(of_second)
+    unregister(keys[second])
+
+
+def test_what_has_no_rule_of_its_own_takes_one() -> None:
+    """relu is covered as a pointwise operator, and relu_ by its functional variant; overloads are apart."""
+    relu = torch.ops.aten.relu
+    before = find(relu.default), find(relu_ := torch.ops.aten.relu_.default)
+    try:
+        rule(relu)(of_packet := lambda call: [call.fixed()])
+        rule(relu_)(of_in_place := lambda call: [call.fixed()])
+        assert (find(relu.default), find(relu_)) == (of_packet, of_in_place)
+        rule(relu.default, override=True)(of_default := lambda call: [call.fixed()])
+        assert (find(relu.default), find(relu.out)) == (of_default, of_packet)
+    finally:
+        unregister(relu, relu.default, relu_)
+    assert (find(relu.default), find(relu_)) == before
+
+
+def test_a_built_in_rule_of_an_overload_is_in_the_way_of_one_of_its_packet() -> None:
+    with pytest.raises(DuplicateRule, match=r"aten.max has a rule already .*, of aten.max\.d"):
+        rule(torch.ops.aten.max)(lambda call: [call.fixed()])
+
+
 def test_a_built_in_rule_is_replaced_with_all_that_it_stated() -> None:
     stated = dict(table._stated[torch.ops.aten.glu])
     before = find(torch.ops.aten.glu.default)

@@ -66,6 +66,15 @@ def _name_is_free_no_more(graph: fx.Graph) -> bool:
     return graph.create_node("call_function", torch.relu, (), name="wanted").name != "wanted"
 
 
+def _written() -> bool:
+    gm = fx.symbolic_trace(nn.Sequential(nn.Linear(2, 3), nn.ReLU()))
+    return private.written_code(gm) == gm.graph.python_code("self").src and private.written_code(_lazy(gm)) is None
+
+
+def _lazy(gm: fx.GraphModule) -> fx.GraphModule:
+    return private.LazyGraphModule(gm, gm.graph)
+
+
 def _exported() -> Any:
     return torch.export.export(nn.Linear(2, 3), (torch.ones(1, 2),))
 
@@ -149,6 +158,7 @@ RELIED_ON: dict[str, Callable[[], bool]] = {
     "ConvNd": lambda: issubclass(nn.ConvTranspose2d, private.ConvNd),
     "FakeTensor": lambda: issubclass(private.FakeTensor, torch.Tensor),
     "HigherOrderOperator": lambda: isinstance(torch.ops.higher_order.cond, private.HigherOrderOperator),
+    "LazyGraphModule": lambda: private.is_to_be_compiled(_lazy(fx.symbolic_trace(nn.ReLU()))),
     "NormBase": lambda: issubclass(nn.InstanceNorm2d, private.NormBase),
     "OpOverload": lambda: isinstance(aten.add.Tensor, private.OpOverload),
     "OpOverloadPacket": lambda: isinstance(aten.add, private.OpOverloadPacket),
@@ -175,6 +185,7 @@ RELIED_ON: dict[str, Callable[[], bool]] = {
     "has_tensor_hooks": _tensor_hooks,
     "hooks_of": lambda: len(private.hooks_of(_hooked())) == 1 and not private.hooks_of(nn.Identity()),
     "input_tree": lambda: private.input_tree(_exported().module()).num_leaves == 1,
+    "is_to_be_compiled": lambda: not private.is_to_be_compiled(fx.symbolic_trace(nn.ReLU())),
     "mark_as_scheduled": _scheduled,
     "name_taken": lambda: _name_is_free_no_more(_graph()),
     "no_dispatch_modes": lambda: _unseen(private.no_dispatch_modes),
@@ -205,6 +216,7 @@ RELIED_ON: dict[str, Callable[[], bool]] = {
     "transient_of": lambda: private.transient_of(_module()) == {"scratch"},
     "version_of": lambda: private.version_of(torch.ones(1).add_(1)) == 1,
     "wrapped_functions": lambda: all(len(key) == 2 for key in private.wrapped_functions()),
+    "written_code": _written,
 }
 # Tested by what reads what they set, or as one of a pair.
 WITH_ANOTHER = {

@@ -344,6 +344,18 @@ def test_fine_tuned_weights_are_proven_as_they_are() -> None:
             verify(gm, pruned, plan, inputs)
 
 
+@pytest.mark.parametrize("form", ["graph", "module"])
+def test_fine_tuned_weights_of_another_shape_are_named(form: str) -> None:
+    model, x = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)), torch.randn(2, 8)
+    dense = capture(model) if form == "graph" else model
+    plan = couple(dense, x).plan({"0": tuple(range(8))})
+    small = apply_plan(dense, plan)
+    setattr(small, "2", nn.Linear(8, 5))
+    words = r"2.weight has the shape \(5, 8\) in the pruned network; expected \(4, 8\), which the plan leaves of it"
+    with pytest.raises(EquivalenceError, match=words):
+        verify(dense, small, plan, x, trained=True)
+
+
 def test_training_does_not_hide_a_wrong_literal() -> None:
     gm, pruned, plan = halved("UnevenSplit")
     literal(pruned, "split", lambda n: n.update_arg(1, n.args[1][::-1]))

@@ -1,0 +1,43 @@
+"""Random numbers that are drawn while a module is traced: they are numbers of the graph, and no calls of it.
+
+What the graph draws itself, anew at every call, is not drawn while it is made.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+from torch import fx, nn
+
+from passes.errors import SpecialisedWarning
+from passes.graph.annotations import note, specialised_in
+from passes.graph.module_copies import modules_of
+from passes.process.state import drawn_in_python, random_state
+
+_AS_DRAWN = "fixed in the graph, as they were drawn when it was captured"
+OF_PYTHON = f"random numbers that Python or NumPy draws in forward are {_AS_DRAWN}"
+OF_TORCH = f"random numbers that forward draws are {_AS_DRAWN}"
+FIXED = frozenset({OF_PYTHON, OF_TORCH})
+
+
+class DrawsWatched:
+    """From here on until `tell`, or `found`: whether a module draws numbers while it is traced."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model, self._parts = model, list(modules_of(model).values())
+        self._before = self._states()
+        self._found: tuple[str, ...] = ()
+
+    def _states(self) -> tuple[tuple[object, ...], ...]:
+        return drawn_in_python(self._parts), random_state(self._parts)
+
+    def stop(self) -> None:
+        """The trace ends here: what is drawn later does not count."""
+        python, every = (now != before for now, before in zip(self._states(), self._before, strict=True))
+        self._found = (OF_PYTHON,) if python else (OF_TORCH,) if every else ()
+
+    def tell(self, gm: fx.GraphModule) -> None:
+        """Note in the graph that was traced, and warn, that numbers were drawn."""
+        note(gm, specialised=(*specialised_in(gm), *self._found))
+        for sentence in self._found:
+            warnings.warn(f"{type(self._model).__name__}: {sentence}", SpecialisedWarning, stacklevel=5)

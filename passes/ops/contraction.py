@@ -118,7 +118,7 @@ def _plain_convolution(call: Call, x: torch.Tensor, weight: torch.Tensor, bias: 
     return [call.space.resolve(batch), call.space.resolve(leaving), *places]
 
 
-states(aten.convolution, meta=shaped(_convolution, any_layout=True))
+states(aten.convolution, meta=shaped(_convolution))
 states(aten.linear, reads=operands.linear)  # which is not decomposed in inference mode
 
 

@@ -67,7 +67,7 @@ def plain(answer: Callable[..., object]) -> Callable[..., Any]:
 def shaped(shape_of: Callable[..., Shape | None], any_layout: bool = False) -> Callable[..., Any]:
     """A contiguous result of the shape that `shape_of` gives for the arguments.
 
-    any_layout: whatever the layout of the first operand (in a convolution, the weight's decides).
+    any_layout: whatever the layout of the first operand.
     """
 
     def answer(first: torch.Tensor, *args: object) -> torch.Tensor | None:

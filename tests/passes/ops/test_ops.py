@@ -32,12 +32,17 @@ def key_of(func: torch._ops.OpOverload) -> str:
     return "pointwise" if torch.Tag.pointwise in func.tags else ""
 
 
+OTHERWISE_IN_2_9 = {"_convolution": "it is called as aten.convolution", "aminmax": "it has no gradient"}
+
+
 def name_of(operator: object) -> str:
     return str(operator).removeprefix("aten.")
 
 
 @pytest.mark.parametrize("operator", SAMPLES)
 def test_exact_or_left_alone(operator: str) -> None:
+    if operator in OTHERWISE_IN_2_9 and torch.__version__.startswith("2.9."):
+        pytest.skip(f"torch 2.9: {OTHERWISE_IN_2_9[operator]}")
     sample = SAMPLES[operator]
     finding = examine(sample.make(), torch.randn(sample.shape), (1 / 2,), counted=sample.counted)
     assert operator in keys_of(finding), f"the sample never calls {operator}: {sorted(keys_of(finding))}"

@@ -17,6 +17,7 @@ from fxprune.config.schedule import check_feasible
 from fxprune.errors import BudgetError, InputError
 from fxprune.io.checkpoint import take_values_from
 from fxprune.io.tensors import named_tensors, versions_of
+from fxprune.journal.program_digest import plain_read
 from fxprune.journal.protocol import Journal, Memory
 from fxprune.journal.rebuilding import rebuild
 from fxprune.problem.blocks import block_grids
@@ -429,7 +430,7 @@ def finish(
             workers=problem.config.workers if isinstance(problem.config.workers, int) else 1,
         ),
         dense=problem.dense,
-        versions=versions_of(problem.dense),
+        versions=versions_of([*named_tensors(problem.dense), *plain_read(problem.dense, problem.coupling)]),
         coupling=problem.coupling,
         example_inputs=problem.example_inputs,
         modes=given.modes,

@@ -108,10 +108,9 @@ def digest_of(tensors: Iterable[tuple[str, Tensor]]) -> str:
     return digest.hexdigest()
 
 
-def versions_of(network: nn.Module) -> dict[str, tuple[int, int]]:
-    """The storage of each tensor, and how often it was written to: another answer says that the network has changed."""
-    found = named_tensors(network)
-    return {name: (storage_id(tensor), 0 if tensor.is_inference() else version_of(tensor)) for name, tensor in found}
+def versions_of(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, tuple[int, int]]:
+    """The storage of each tensor, and how often it was written to: another answer says that it has changed."""
+    return {name: (storage_id(tensor), 0 if tensor.is_inference() else version_of(tensor)) for name, tensor in tensors}
 
 
 def sharing(network: nn.Module) -> nn.Module:

@@ -313,7 +313,7 @@ def report(
 def run(job: Job, config: NetAdaptConfig, workdir: Path, resume: bool | None, quiet: bool) -> None:
     """Search, and say what came of it; exits with NOT_MET where the budget is not met."""
     import fxprune
-    from fxprune.io.storage import Lock
+    from fxprune.journal.own_files import taken
 
     model = job.build()
     found = job.load_data()
@@ -322,7 +322,7 @@ def run(job: Job, config: NetAdaptConfig, workdir: Path, resume: bool | None, qu
     if evaluate is None and calibration is None:
         echo("no data: candidates are compared by the weights that they lose", err=True)
     job = job.with_inputs(model, found, calibration)
-    with Lock(workdir) as lock, rounds_told():
+    with taken(workdir) as lock, rounds_told():
         job.save(lock)
         result: NetAdaptResult = fxprune.netadapt(
             model, None, example_inputs=job.example(), train=train, evaluate=evaluate,

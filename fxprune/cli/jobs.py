@@ -21,6 +21,7 @@ from fxprune.errors import JournalError, SourceError
 from fxprune.io.printed_text import echo
 from fxprune.io.storage import Damaged, Lock, read_json, write_json
 from fxprune.io.typed_records import made
+from fxprune.journal.own_files import COMMAND
 from fxprune.tinynn.flow import search_functions
 from fxprune.training.candidate import Accuracy, Evaluate, FineTune, Train
 from fxprune.training.context import DLContext, get_device
@@ -28,7 +29,6 @@ from fxprune.training.optimizer_recipe import names_of
 
 log = logging.getLogger(__name__)
 
-FILE = "command.json"
 DATA_SETS = ("cifar10", "cifar100", "imagenet")
 
 
@@ -45,7 +45,7 @@ class Job:
     def save(self, lock: Lock) -> None:
         """Leave the names in the folder of the search, for `resume` and `restore`; another search's are not touched."""
         workdir, known = lock.folder, None
-        path = workdir / FILE
+        path = workdir / COMMAND
         try:
             known = _read(path) if (workdir / "run.json").is_file() else None
         except Damaged as damage:  # the names are at hand, and the search's own record still refuses another model
@@ -117,14 +117,14 @@ class Job:
 def job_in(workdir: str | Path) -> Job:
     """The names that the search in a folder was started with."""
     try:
-        job = _read(Path(workdir) / FILE)
+        job = _read(Path(workdir) / COMMAND)
     except Damaged as damage:
         raise JournalError(
             f"{damage}; `fxprune netadapt CONFIG.yml` writes it again and goes on, and restore takes --model."
         ) from None
     if job is None:
         raise JournalError(
-            f"{workdir}: there is no {FILE}, so no search was started here from the command line; name the model "
+            f"{workdir}: there is no {COMMAND}, so no search was started here from the command line; name the model "
             "with --model."
         )
     return job

@@ -45,7 +45,7 @@ from fxprune.workers.lifetime import processes_end_here
 from fxprune.workers.protocol import Job, Timed
 from fxprune.workers.transport import pack
 from passes import Plan, cost
-from passes.arguments import file_name, flag, got, is_a
+from passes.arguments import file_name, flag, got, is_a, user_path
 from passes.process.settings import tensors_with_values, torch_threads
 from passes.stream.network_copies import clone
 
@@ -157,7 +157,7 @@ def netadapt(
         journal = open_journal(workdir, resume, problem) if not within else Memory()
         problem = journal.resumed(problem)
         if workdir is not None and not within and journal.recorded_result() is None:
-            shown.message(said_size(problem, Path(workdir)))
+            shown.message(said_size(problem, user_path(workdir)))
         workers = make_workers(problem, train, evaluate)
         try:
             with torch_threads(problem.threads), processes_end_here():

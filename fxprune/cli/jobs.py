@@ -26,6 +26,7 @@ from fxprune.tinynn.flow import search_functions
 from fxprune.training.candidate import Accuracy, Evaluate, FineTune, Train
 from fxprune.training.context import DLContext, get_device
 from fxprune.training.optimizer_recipe import names_of
+from passes.arguments import user_path
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ class Job:
         torch.manual_seed(self.seed)  # weights that are drawn are the same when the search is resumed
         model = load_model(self.model)
         if self.weights is not None:
-            load_weights(model, Path(self.weights))
+            load_weights(model, user_path(self.weights))
         elif self.model.startswith(("torchvision:", "timm:")):
             log.warning("%s has random weights; --weights FILE.safetensors loads trained ones", self.model)
         if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):

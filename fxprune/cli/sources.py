@@ -30,6 +30,7 @@ from torch import nn
 from fxprune.cli.refused_imports import may_hold_modules
 from fxprune.errors import FxpruneError, SourceError, TrustError
 from fxprune.io.empty_networks import empty_weights
+from passes.arguments import user_path
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +100,7 @@ def _transformers_model(name: str, weights: bool = True) -> nn.Module:
         import transformers
     except ModuleNotFoundError as error:
         raise SourceError(f"hf:{name} needs the package transformers: pip install transformers") from error
-    place = Path(name)
+    place = user_path(name)
     if place.is_dir() and not (place / "config.json").is_file():
         raise SourceError(f"hf:{name}: the folder holds no config.json, so it is no model of transformers")
     if not place.exists():
@@ -109,10 +110,10 @@ def _transformers_model(name: str, weights: bool = True) -> nn.Module:
                 f"{_nearest(name, transformers.CONFIG_MAPPING)}"
             )
         return transformers.AutoModel.from_config(transformers.AutoConfig.for_model(name)).eval()
-    config = transformers.AutoConfig.from_pretrained(name, local_files_only=True)
+    config = transformers.AutoConfig.from_pretrained(place, local_files_only=True)
     named = getattr(transformers, (config.architectures or ["AutoModel"])[0], transformers.AutoModel)
     if weights and place.is_dir() and any(place.glob("*.safetensors")):
-        return named.from_pretrained(name, local_files_only=True).eval()
+        return named.from_pretrained(place, local_files_only=True).eval()
     if weights and any(place.glob("*.bin") if place.is_dir() else ()):
         log.warning("hf:%s: weights are read from .safetensors alone; these are random", name)
     return (named.from_config if named is transformers.AutoModel else named)(config).eval()
@@ -195,7 +196,7 @@ def load_object(place: str, name: str) -> object:
     """
     _make_torchvision_importable()
     try:
-        module = _file(Path(place), name) if place.endswith(".py") else _module(place, name)
+        module = _file(user_path(place), name) if place.endswith(".py") else _module(place, name)
     except (FxpruneError, ModuleNotFoundError):
         raise
     except Exception as error:  # code of the user's, whose own words say most

@@ -48,6 +48,7 @@ from fxprune.journal.run_identity import adopted, check_same, details_of, identi
 from fxprune.problem.search_problem import Problem
 from fxprune.resources.models import MeasuredResource
 from passes import PassError, Statistics
+from passes.arguments import user_path
 
 log = logging.getLogger(__name__)
 
@@ -328,7 +329,7 @@ def open_folder(workdir: str | os.PathLike, problem: Problem, resume: bool | Non
     configuration or version is refused, with the difference named; with another budget or number of rounds the search
     goes on from its last round.
     """
-    folder = Path(workdir)
+    folder = user_path(workdir)
     lock = workdir if isinstance(workdir, Lock) else taken(folder)
     try:
         identity = identity_of(problem)

@@ -15,9 +15,10 @@ import torch
 from torch import nn
 
 from fxprune.cli.inputs import example_inputs, first_batch, shapes_of
-from fxprune.cli.sources import load_model, load_object
+from fxprune.cli.sources import load_model, load_object, raised
 from fxprune.config.keys import NetAdaptConfig
-from fxprune.errors import JournalError, SourceError
+from fxprune.errors import ExportError, JournalError, SourceError
+from fxprune.io.checkpoint import kind_faults, listed, stored_in
 from fxprune.io.printed_text import echo
 from fxprune.io.storage import Damaged, Lock, read_json, write_json
 from fxprune.io.typed_records import made
@@ -27,6 +28,7 @@ from fxprune.training.candidate import Accuracy, Evaluate, FineTune, Train
 from fxprune.training.context import DLContext, get_device
 from fxprune.training.optimizer_recipe import names_of
 from passes.arguments import user_path
+from passes.graph.module_copies import owned_tensors
 
 log = logging.getLogger(__name__)
 
@@ -149,8 +151,10 @@ def load_weights(model: nn.Module, path: Path) -> None:
             + ("there is no such file" if path.suffix == ".safetensors" else "weights are read from .safetensors")
         )
     try:
+        if faults := kind_faults(stored_in(path)[0], dict(owned_tensors(model))):
+            raise ValueError(listed(faults))
         model.load_state_dict(load_file(path))
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, ExportError) as error:
         raise SourceError(f"{path}: the weights are not those of this model: {error}") from error
 
 
@@ -171,7 +175,10 @@ def load_data(spec: str, size: int | None) -> Any:
         loaders = getattr(data, place).get_dataloader(name, workers=min(4, os.cpu_count() or 1), **chosen)
         return loaders.train, loaders.selection
     found = load_object(place, name)
-    return found() if callable(found) else found
+    try:
+        return found() if callable(found) else found
+    except Exception as error:
+        raise raised(f"{spec}()", error) from error
 
 
 def training_batches(found: object, spec: str | None) -> object:

@@ -173,12 +173,18 @@ def _called(function: Any, said: str, arguments: str) -> object:
         log.debug("%s states no signature", said)
     try:
         return function(*positional, **named)
-    except Exception as error:  # code of the user's, whose own words say most
-        log.info("%s%s failed", said, arguments, exc_info=True)
-        raise SourceError(
-            f"{said}{arguments} raised {type(error).__name__}: {str(error)[:500]}{_place(error)}. "
-            "`fxprune --verbose ...` shows the whole traceback."
-        ) from error
+    except Exception as error:
+        raise raised(f"{said}{arguments}", error) from error
+
+
+def raised(said: str, error: Exception) -> SourceError:
+    """The words for an error of the user's code, whose own say most. said: what was called."""
+    log.info("%s failed", said, exc_info=error)
+    where = "" if isinstance(error, SyntaxError) else _place(error)  # which says where itself
+    return SourceError(
+        f"{said} raised {type(error).__name__}: {str(error)[:500]}{where}. "
+        "`fxprune --verbose ...` shows the whole traceback."
+    )
 
 
 def _place(error: BaseException) -> str:
@@ -199,13 +205,8 @@ def load_object(place: str, name: str) -> object:
         module = _file(user_path(place), name) if place.endswith(".py") else _module(place, name)
     except (FxpruneError, ModuleNotFoundError):
         raise
-    except Exception as error:  # code of the user's, whose own words say most
-        log.info("%s cannot be imported", place, exc_info=True)
-        where = "" if isinstance(error, SyntaxError) else _place(error)  # which says where itself
-        raise SourceError(
-            f"{place}: importing it raised {type(error).__name__}: {str(error)[:500]}{where}. "
-            "`fxprune --verbose ...` shows the whole traceback."
-        ) from error
+    except Exception as error:
+        raise raised(f"{place}: importing it", error) from error
     if not hasattr(module, name):
         raise SourceError(f"{place} has no {name!r}{_nearest(name, vars(module))}")
     return getattr(module, name)

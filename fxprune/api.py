@@ -28,7 +28,7 @@ from fxprune.problem.mistaken import check_call, check_weights
 from fxprune.problem.scope import groups_inside, nothing_inside, scope_names
 from fxprune.problem.search_problem import Problem
 from fxprune.problem.stock_widths import PRESET, state_widths, stock_widths
-from fxprune.problem.width_grids import Grid, make_grids
+from fxprune.problem.width_grids import Grid, make_grids, no_multiples
 from fxprune.problem.wrappers import unwrapped
 from fxprune.registries import RESOURCES, WORKERS
 from fxprune.resources.budgets import Budget, parse_budget
@@ -41,6 +41,7 @@ from fxprune.search.proposals import evaluate, least_widths
 from fxprune.search.result import NetAdaptResult, Timings
 from fxprune.search.rounds import Found, search
 from fxprune.training.candidate import Evaluate, Train, begin_anew, checked_seed, seeded, train_candidate
+from fxprune.training.process_group import processes
 from fxprune.workers.lifetime import processes_end_here
 from fxprune.workers.protocol import Job, Timed
 from fxprune.workers.transport import pack
@@ -129,6 +130,12 @@ def netadapt(
             "calibration=batches, or leave screen out."
         )
     check_resources(resources)
+    if (train is not None or evaluate is not None) and processes() > 1:
+        log.warning(
+            "torch.distributed runs %d processes, and each that calls netadapt searches on its own: they end with the "
+            "same network only where train and evaluate do the same in each (the same data), or average over the "
+            "processes. Or search in one process, and load what it saved in the others.", processes(),
+        )  # fmt: skip
     if workdir is not None:
         file_name(workdir, "netadapt: workdir", "the name of a folder", InputError)
     if resume is not None:
@@ -154,7 +161,7 @@ def netadapt(
         within = all(problem.start[name] <= limit for name, limit in problem.limits.items())
         if not within:
             check_problem(problem)
-        journal = open_journal(workdir, resume, problem) if not within else Memory()
+        journal = open_journal(workdir, resume, problem)
         problem = journal.resumed(problem)
         if workdir is not None and not within and journal.recorded_result() is None:
             shown.message(said_size(problem, user_path(workdir)))
@@ -211,7 +218,7 @@ def read_budgets(budget: object, config: NetAdaptConfig) -> tuple[Budget, ...]:
             f"netadapt: the call's budget ({asked}) and the configuration's budget_type ({kind}) differ; "
             f"pass Budget({kind!r}, ...), or leave budget_type out."
         )
-    if configured is not None and configured != budgets:
+    if configured is not None and set(configured) != set(budgets):
         asked, said = (", ".join(map(str, some)) for some in (budgets, configured))
         raise BudgetError(
             f"netadapt: the call's budget ({asked}) and the configuration's ({said}) differ; keep one of them."
@@ -442,6 +449,11 @@ def finish(
         stock=problem.stock,
     )
     remember(result, journal)
+    if others := no_multiples(problem.dense, problem.coupling, problem.config, result.widths):
+        log.warning(
+            "round_to: %d: left whole, at a width that is no multiple of it: %s; layers are narrowed to multiples, and "
+            "never widened", problem.config.round_to or problem.config.multiple, ", ".join(others),
+        )  # fmt: skip
     return result
 
 

@@ -31,6 +31,8 @@ PLAN = "fxprune_plan.json"
 def save_pretrained(result: NetAdaptResult, folder: str | os.PathLike[str]) -> None:
     """Save the network of a search by its own `save_pretrained`, with the plan, for `fxprune.from_pretrained`.
 
+    As there, files of the same names are replaced: in the folder of the dense model, its weights and configuration.
+
     Raises InputError where it is no model of transformers.
     """
     is_a(result, NetAdaptResult, "save_pretrained", "what netadapt returned", InputError)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -151,6 +152,15 @@ def test_data_that_fail_say_their_own_error_and_where(run, key: str, name: str, 
     shown = run("netadapt", "c.yml")
     assert shown.exit_code == 2 and f"{said} raised RuntimeError: the weights are on another machine" in shown.output
     assert "(own_model.py, line 11)" in shown.output and "Traceback" not in shown.output
+
+
+def test_a_reader_that_ends_early_ends_the_command_quietly(run) -> None:  # type: ignore[no-untyped-def]
+    command = [sys.executable, "-m", "fxprune", "analyze", "own_model:small", "--input", "1,3,8,8"]
+    here = {**os.environ, "PYTHONPATH": str(Path(fxprune.__file__).parents[1])}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=here) as program:
+        assert program.stdout is not None and program.stderr is not None
+        program.stdout.close()
+        assert program.stderr.read() == b"" and program.wait(timeout=100) == 1
 
 
 def test_codes_of_a_quantised_network_are_no_weights(run) -> None:  # type: ignore[no-untyped-def]

@@ -24,8 +24,8 @@ def yaml_page() -> str:
 
     lines = [
         NOTE, "# YAML keys", "",
-        "Every key may be left out. `fxprune init` writes a file with all of them and these words; "
-        "`fxprune init --schema` writes a JSON Schema for editors. An unknown key is an error that names the nearest "
+        "Every key may be left out. `fxprune init` writes a file with all of them and these words, and beside it "
+        "`fxprune-schema.json`, a JSON Schema for editors. An unknown key is an error that names the nearest "
         "known one. A dash in front marks a key inside the table above it.", "",
         "| key | meaning | default | range |", "|---|---|---|---|",
     ]  # fmt: skip

@@ -17,6 +17,7 @@ from fxprune.config.schedule import check_feasible
 from fxprune.errors import BudgetError, InputError
 from fxprune.io.checkpoint import take_values_from
 from fxprune.io.tensors import named_tensors, versions_of
+from fxprune.journal.program_digest import plain_read
 from fxprune.journal.protocol import Journal, Memory
 from fxprune.journal.rebuilding import rebuild
 from fxprune.problem.blocks import block_grids
@@ -27,7 +28,7 @@ from fxprune.problem.mistaken import check_call, check_weights
 from fxprune.problem.scope import groups_inside, nothing_inside, scope_names
 from fxprune.problem.search_problem import Problem
 from fxprune.problem.stock_widths import PRESET, state_widths, stock_widths
-from fxprune.problem.width_grids import Grid, make_grids
+from fxprune.problem.width_grids import Grid, make_grids, no_multiples
 from fxprune.problem.wrappers import unwrapped
 from fxprune.registries import RESOURCES, WORKERS
 from fxprune.resources.budgets import Budget, parse_budget
@@ -40,11 +41,12 @@ from fxprune.search.proposals import evaluate, least_widths
 from fxprune.search.result import NetAdaptResult, Timings
 from fxprune.search.rounds import Found, search
 from fxprune.training.candidate import Evaluate, Train, begin_anew, checked_seed, seeded, train_candidate
+from fxprune.training.process_group import processes
 from fxprune.workers.lifetime import processes_end_here
 from fxprune.workers.protocol import Job, Timed
 from fxprune.workers.transport import pack
 from passes import Plan, cost
-from passes.arguments import file_name, flag, got, is_a
+from passes.arguments import file_name, flag, got, is_a, user_path
 from passes.process.settings import tensors_with_values, torch_threads
 from passes.stream.network_copies import clone
 
@@ -128,6 +130,12 @@ def netadapt(
             "calibration=batches, or leave screen out."
         )
     check_resources(resources)
+    if (train is not None or evaluate is not None) and processes() > 1:
+        log.warning(
+            "torch.distributed runs %d processes, and each that calls netadapt searches on its own: they end with the "
+            "same network only where train and evaluate do the same in each (the same data), or average over the "
+            "processes. Or search in one process, and load what it saved in the others.", processes(),
+        )  # fmt: skip
     if workdir is not None:
         file_name(workdir, "netadapt: workdir", "the name of a folder", InputError)
     if resume is not None:
@@ -153,10 +161,10 @@ def netadapt(
         within = all(problem.start[name] <= limit for name, limit in problem.limits.items())
         if not within:
             check_problem(problem)
-        journal = open_journal(workdir, resume, problem) if not within else Memory()
+        journal = open_journal(workdir, resume, problem)
         problem = journal.resumed(problem)
         if workdir is not None and not within and journal.recorded_result() is None:
-            shown.message(said_size(problem, Path(workdir)))
+            shown.message(said_size(problem, user_path(workdir)))
         workers = make_workers(problem, train, evaluate)
         try:
             with torch_threads(problem.threads), processes_end_here():
@@ -210,7 +218,7 @@ def read_budgets(budget: object, config: NetAdaptConfig) -> tuple[Budget, ...]:
             f"netadapt: the call's budget ({asked}) and the configuration's budget_type ({kind}) differ; "
             f"pass Budget({kind!r}, ...), or leave budget_type out."
         )
-    if configured is not None and configured != budgets:
+    if configured is not None and set(configured) != set(budgets):
         asked, said = (", ".join(map(str, some)) for some in (budgets, configured))
         raise BudgetError(
             f"netadapt: the call's budget ({asked}) and the configuration's ({said}) differ; keep one of them."
@@ -429,7 +437,7 @@ def finish(
             workers=problem.config.workers if isinstance(problem.config.workers, int) else 1,
         ),
         dense=problem.dense,
-        versions=versions_of(problem.dense),
+        versions=versions_of([*named_tensors(problem.dense), *plain_read(problem.dense, problem.coupling)]),
         coupling=problem.coupling,
         example_inputs=problem.example_inputs,
         modes=given.modes,
@@ -441,6 +449,11 @@ def finish(
         stock=problem.stock,
     )
     remember(result, journal)
+    if others := no_multiples(problem.dense, problem.coupling, problem.config, result.widths):
+        log.warning(
+            "round_to: %d: left whole, at a width that is no multiple of it: %s; layers are narrowed to multiples, and "
+            "never widened", problem.config.round_to or problem.config.multiple, ", ".join(others),
+        )  # fmt: skip
     return result
 
 

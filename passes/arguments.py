@@ -133,11 +133,20 @@ def listed(value: object, where: str, expected: str, error: type[Exception] = Ar
 def file_name(
     path: object, where: str, expected: str = "the name of a file", error: type[Exception] = ArgumentError
 ) -> Path:
-    """`path` as a Path. Raises for what is no name, or none that the file system takes."""
+    """`user_path` of a name. Raises for what is no name, or none that the file system takes."""
     is_a(path, str | os.PathLike, where, expected, error)
-    if not is_file_name(path):  # type: ignore[arg-type]
+    found = user_path(path)  # type: ignore[arg-type]
+    if not is_file_name(found):
         raise error(f"{where}: got {got(str(path))}, which the file system does not take; expected {expected}")
-    return Path(path)  # type: ignore[arg-type]
+    return found
+
+
+def user_path(path: str | os.PathLike[str]) -> Path:
+    """A path of the user's: `~` at its beginning is the home folder, as in a shell."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # the home of a user that there is not: a name like any other
+        return Path(path)
 
 
 def is_file_name(path: str | os.PathLike[str]) -> bool:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fxprune.cli.paths import existing_file
 from fxprune.io.printed_text import EscapingFormatter, echo, terminal
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def mount(app: typer.Typer) -> None:
 def netadapt(
     config: Annotated[
         Path,
-        typer.Argument(help="YAML file; `fxprune init` writes one", exists=True, dir_okay=False),
+        typer.Argument(help="YAML file; `fxprune init` writes one", parser=existing_file, metavar="CONFIG"),
     ],
     model: Annotated[
         str | None,
@@ -102,6 +103,7 @@ def netadapt(
         from fxprune.cli.jobs import Job
         from fxprune.config.keys import NetAdaptConfig
         from fxprune.errors import SourceError
+        from passes.arguments import user_path
 
         settings = NetAdaptConfig.from_yaml(config)
         named = model or settings.model
@@ -114,7 +116,7 @@ def netadapt(
             str(weights) if weights else None,
             seed or settings.seed,
         )
-        run(job, settings, workdir or Path(settings.netadapt_dir), None, quiet)
+        run(job, settings, workdir or user_path(settings.netadapt_dir), None, quiet)
 
 
 def resume(workdir: Workdir, trust: Trust = False, config: OwnConfig = None, quiet: Quiet = False) -> None:
@@ -245,7 +247,9 @@ def prune(
     checkpoint: Annotated[
         Path, typer.Option(help="folder of safetensors: model.safetensors, or shards with model.safetensors.index.json")
     ],
-    plan: Annotated[Path, typer.Option(help="JSON file of a plan: result.plan.to_json()", exists=True, dir_okay=False)],
+    plan: Annotated[
+        Path, typer.Option(help="JSON file of a plan: result.plan.to_json()", parser=existing_file, metavar="FILE")
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="folder to make; it must not exist, or be empty")],
     model: Annotated[
         str | None, typer.Option(help="the model before pruning, as for analyze; else hf:CHECKPOINT")
@@ -313,7 +317,7 @@ def report(
 def run(job: Job, config: NetAdaptConfig, workdir: Path, resume: bool | None, quiet: bool) -> None:
     """Search, and say what came of it; exits with NOT_MET where the budget is not met."""
     import fxprune
-    from fxprune.io.storage import Lock
+    from fxprune.journal.own_files import taken
 
     model = job.build()
     found = job.load_data()
@@ -322,7 +326,7 @@ def run(job: Job, config: NetAdaptConfig, workdir: Path, resume: bool | None, qu
     if evaluate is None and calibration is None:
         echo("no data: candidates are compared by the weights that they lose", err=True)
     job = job.with_inputs(model, found, calibration)
-    with Lock(workdir) as lock, rounds_told():
+    with taken(workdir) as lock, rounds_told():
         job.save(lock)
         result: NetAdaptResult = fxprune.netadapt(
             model, None, example_inputs=job.example(), train=train, evaluate=evaluate,

@@ -26,7 +26,10 @@ def reported_errors() -> Iterator[None]:
 
     try:
         yield
-    except SystemExit as error:  # of a model's or a data set's code: it must not look like success
+    except SystemExit as error:
+        if isinstance(error.__context__, BrokenPipeError):  # who read what is printed has ended: nobody is left to tell
+            raise typer.Exit(1) from error
+        # Of a model's or a data set's code: it must not look like success.
         typer.secho(f"fxprune: code of the model or the data called sys.exit({error.code!r})", fg="red", err=True)
         raise typer.Exit(1) from error
     except (FxpruneError, PassError, ModuleNotFoundError) as error:

@@ -24,7 +24,7 @@ def init(
     """Write a configuration that says the meaning, the range and the default of every key.
 
     Beside it lies fxprune-schema.json, with which editors complete and check
-    the keys.
+    the keys. One that fxprune wrote and nobody changed is renewed.
     """
     from fxprune.cli.errors import reported_errors
 
@@ -34,6 +34,7 @@ def init(
         from fxprune.config.keys import NetAdaptConfig
         from fxprune.config.reference import SCHEMA_FILE, commented_yaml, json_schema
         from fxprune.errors import ConfigError
+        from fxprune.io.seal import check_unchanged, sealed
 
         values = {"budget_ratio": ratio, "budget_type": "macs", "model": model or OWN["model"]}
         if data is not None or model is None:
@@ -42,9 +43,12 @@ def init(
         schema = out.with_name(SCHEMA_FILE)
         if out.exists() and not overwrite:
             raise ConfigError(f"{out} is there already; nothing was written. Name another file, or pass --overwrite.")
+        text = sealed(json.dumps(json_schema(), indent=1).encode() + b"\n")
+        if not overwrite:
+            check_unchanged(schema, ConfigError, "Name a file in another folder, or pass --overwrite")
         try:
             out.write_text(commented_yaml(values), encoding="utf-8")
-            schema.write_text(json.dumps(json_schema(), indent=1) + "\n", encoding="utf-8")
+            schema.write_bytes(text)
         except OSError as error:
             raise ConfigError(f"{out} cannot be written: {error.strerror or error}.") from error
         echo(f"written: {out}, {schema}; next: set model and data there, then fxprune netadapt {out}")

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fxprune.cli.sources import raised
 from fxprune.errors import SourceError
 from fxprune.training.context import DLContext
 
@@ -75,7 +76,10 @@ def first_batch(batches: object) -> tuple[str, ...] | None:
         return first_batch(batches[0])
     if batches is None or callable(batches) or not hasattr(batches, "__iter__"):
         return None
-    batch = next(iter(batches), None)
+    try:
+        batch = next(iter(batches), None)
+    except Exception as error:
+        raise raised("the first batch of the data", error) from error
     if isinstance(batch, tuple | list) and batch:
         batch = batch[0]
     if isinstance(batch, Tensor):

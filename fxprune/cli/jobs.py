@@ -15,20 +15,23 @@ import torch
 from torch import nn
 
 from fxprune.cli.inputs import example_inputs, first_batch, shapes_of
-from fxprune.cli.sources import load_model, load_object
+from fxprune.cli.sources import load_model, load_object, raised
 from fxprune.config.keys import NetAdaptConfig
-from fxprune.errors import JournalError, SourceError
+from fxprune.errors import ExportError, JournalError, SourceError
+from fxprune.io.checkpoint import kind_faults, listed, stored_in
 from fxprune.io.printed_text import echo
 from fxprune.io.storage import Damaged, Lock, read_json, write_json
 from fxprune.io.typed_records import made
+from fxprune.journal.own_files import COMMAND
 from fxprune.tinynn.flow import search_functions
 from fxprune.training.candidate import Accuracy, Evaluate, FineTune, Train
 from fxprune.training.context import DLContext, get_device
 from fxprune.training.optimizer_recipe import names_of
+from passes.arguments import user_path
+from passes.graph.module_copies import owned_tensors
 
 log = logging.getLogger(__name__)
 
-FILE = "command.json"
 DATA_SETS = ("cifar10", "cifar100", "imagenet")
 
 
@@ -45,7 +48,7 @@ class Job:
     def save(self, lock: Lock) -> None:
         """Leave the names in the folder of the search, for `resume` and `restore`; another search's are not touched."""
         workdir, known = lock.folder, None
-        path = workdir / FILE
+        path = workdir / COMMAND
         try:
             known = _read(path) if (workdir / "run.json").is_file() else None
         except Damaged as damage:  # the names are at hand, and the search's own record still refuses another model
@@ -68,7 +71,7 @@ class Job:
         torch.manual_seed(self.seed)  # weights that are drawn are the same when the search is resumed
         model = load_model(self.model)
         if self.weights is not None:
-            load_weights(model, Path(self.weights))
+            load_weights(model, user_path(self.weights))
         elif self.model.startswith(("torchvision:", "timm:")):
             log.warning("%s has random weights; --weights FILE.safetensors loads trained ones", self.model)
         if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
@@ -117,14 +120,14 @@ class Job:
 def job_in(workdir: str | Path) -> Job:
     """The names that the search in a folder was started with."""
     try:
-        job = _read(Path(workdir) / FILE)
+        job = _read(Path(workdir) / COMMAND)
     except Damaged as damage:
         raise JournalError(
             f"{damage}; `fxprune netadapt CONFIG.yml` writes it again and goes on, and restore takes --model."
         ) from None
     if job is None:
         raise JournalError(
-            f"{workdir}: there is no {FILE}, so no search was started here from the command line; name the model "
+            f"{workdir}: there is no {COMMAND}, so no search was started here from the command line; name the model "
             "with --model."
         )
     return job
@@ -148,8 +151,10 @@ def load_weights(model: nn.Module, path: Path) -> None:
             + ("there is no such file" if path.suffix == ".safetensors" else "weights are read from .safetensors")
         )
     try:
+        if faults := kind_faults(stored_in(path)[0], dict(owned_tensors(model))):
+            raise ValueError(listed(faults))
         model.load_state_dict(load_file(path))
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, ExportError) as error:
         raise SourceError(f"{path}: the weights are not those of this model: {error}") from error
 
 
@@ -170,7 +175,10 @@ def load_data(spec: str, size: int | None) -> Any:
         loaders = getattr(data, place).get_dataloader(name, workers=min(4, os.cpu_count() or 1), **chosen)
         return loaders.train, loaders.selection
     found = load_object(place, name)
-    return found() if callable(found) else found
+    try:
+        return found() if callable(found) else found
+    except Exception as error:
+        raise raised(f"{spec}()", error) from error
 
 
 def training_batches(found: object, spec: str | None) -> object:

@@ -17,6 +17,7 @@ from fxprune.cli.errors import reported_errors
 from fxprune.cli.init import init
 from fxprune.cli.latency import Model
 from fxprune.cli.latency import app as latency
+from fxprune.cli.paths import with_user_paths
 from fxprune.io.printed_text import EscapingFormatter, echo, shown_warning, terminal
 
 app = typer.Typer(
@@ -137,4 +138,6 @@ app.command()(init)
 commands.mount(app)
 for command in (*app.registered_commands, *latency.registered_commands):
     # rich reads brackets as its markup, and 'fxprune[report]' would lose its second half
+    if command.callback is not None:
+        command.callback = with_user_paths(command.callback)
     command.help = (inspect.getdoc(command.callback) or "").replace("[", r"\[")

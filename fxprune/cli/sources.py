@@ -30,6 +30,7 @@ from torch import nn
 from fxprune.cli.refused_imports import may_hold_modules
 from fxprune.errors import FxpruneError, SourceError, TrustError
 from fxprune.io.empty_networks import empty_weights
+from passes.arguments import user_path
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +100,7 @@ def _transformers_model(name: str, weights: bool = True) -> nn.Module:
         import transformers
     except ModuleNotFoundError as error:
         raise SourceError(f"hf:{name} needs the package transformers: pip install transformers") from error
-    place = Path(name)
+    place = user_path(name)
     if place.is_dir() and not (place / "config.json").is_file():
         raise SourceError(f"hf:{name}: the folder holds no config.json, so it is no model of transformers")
     if not place.exists():
@@ -109,10 +110,10 @@ def _transformers_model(name: str, weights: bool = True) -> nn.Module:
                 f"{_nearest(name, transformers.CONFIG_MAPPING)}"
             )
         return transformers.AutoModel.from_config(transformers.AutoConfig.for_model(name)).eval()
-    config = transformers.AutoConfig.from_pretrained(name, local_files_only=True)
+    config = transformers.AutoConfig.from_pretrained(place, local_files_only=True)
     named = getattr(transformers, (config.architectures or ["AutoModel"])[0], transformers.AutoModel)
     if weights and place.is_dir() and any(place.glob("*.safetensors")):
-        return named.from_pretrained(name, local_files_only=True).eval()
+        return named.from_pretrained(place, local_files_only=True).eval()
     if weights and any(place.glob("*.bin") if place.is_dir() else ()):
         log.warning("hf:%s: weights are read from .safetensors alone; these are random", name)
     return (named.from_config if named is transformers.AutoModel else named)(config).eval()
@@ -172,12 +173,18 @@ def _called(function: Any, said: str, arguments: str) -> object:
         log.debug("%s states no signature", said)
     try:
         return function(*positional, **named)
-    except Exception as error:  # code of the user's, whose own words say most
-        log.info("%s%s failed", said, arguments, exc_info=True)
-        raise SourceError(
-            f"{said}{arguments} raised {type(error).__name__}: {str(error)[:500]}{_place(error)}. "
-            "`fxprune --verbose ...` shows the whole traceback."
-        ) from error
+    except Exception as error:
+        raise raised(f"{said}{arguments}", error) from error
+
+
+def raised(said: str, error: Exception) -> SourceError:
+    """The words for an error of the user's code, whose own say most. said: what was called."""
+    log.info("%s failed", said, exc_info=error)
+    where = "" if isinstance(error, SyntaxError) else _place(error)  # which says where itself
+    return SourceError(
+        f"{said} raised {type(error).__name__}: {str(error)[:500]}{where}. "
+        "`fxprune --verbose ...` shows the whole traceback."
+    )
 
 
 def _place(error: BaseException) -> str:
@@ -195,16 +202,11 @@ def load_object(place: str, name: str) -> object:
     """
     _make_torchvision_importable()
     try:
-        module = _file(Path(place), name) if place.endswith(".py") else _module(place, name)
+        module = _file(user_path(place), name) if place.endswith(".py") else _module(place, name)
     except (FxpruneError, ModuleNotFoundError):
         raise
-    except Exception as error:  # code of the user's, whose own words say most
-        log.info("%s cannot be imported", place, exc_info=True)
-        where = "" if isinstance(error, SyntaxError) else _place(error)  # which says where itself
-        raise SourceError(
-            f"{place}: importing it raised {type(error).__name__}: {str(error)[:500]}{where}. "
-            "`fxprune --verbose ...` shows the whole traceback."
-        ) from error
+    except Exception as error:
+        raise raised(f"{place}: importing it", error) from error
     if not hasattr(module, name):
         raise SourceError(f"{place} has no {name!r}{_nearest(name, vars(module))}")
     return getattr(module, name)

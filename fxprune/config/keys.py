@@ -93,7 +93,10 @@ class NetAdaptConfig:
         None, rule.optional(rule.either(rule.integer(least=1), rule.choice("auto"))),
         "widths are its multiples; null: netadapt_min_feature_size; auto: as the device or each layer suggests",
     )  # fmt: skip
-    round_to: int | None = _key(None, rule.optional(rule.integer(least=1)), "widths are also multiples of this")
+    round_to: int | None = _key(
+        None, rule.optional(rule.integer(least=1)),
+        "widths that layers are narrowed to are also multiples of this; a layer that is left whole keeps its width",
+    )  # fmt: skip
     exclude: tuple[str, ...] = _key((), rule.texts(), "layers or groups that are not pruned; * and ? as in file names")
     same_width: Any = _key(
         (), rule.either(rule.choice("blocks", "huggingface"), rule.name_sets()),

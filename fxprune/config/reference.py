@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 
 from fxprune.config.keys import NetAdaptConfig
 from fxprune.config.rules import Entry, Rule, plain
+from fxprune.io.seal import UNSEALED
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,10 @@ SCHEMA_FILE = "fxprune-schema.json"
 
 
 def json_schema() -> dict[str, object]:
-    """A JSON Schema (draft 2020-12) of configurations: editors complete and check keys with it."""
+    """A JSON Schema (draft 2020-12) of configurations: editors complete and check keys with it.
+
+    Its comment has room for the checksum that tells whether a file of it was edited.
+    """
     defaults = NetAdaptConfig()
     properties = {
         field.name: {
@@ -78,6 +82,7 @@ def json_schema() -> dict[str, object]:
     }
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$comment": UNSEALED,
         "title": "fxprune configuration",
         "type": "object",
         "additionalProperties": False,

@@ -9,6 +9,7 @@ from typing import Protocol
 from fxprune.data.errors import DataError
 from fxprune.data.loaders import Labelled, Loaders, make_loaders
 from fxprune.torchvision_support import ensure_torchvision
+from passes.arguments import user_path
 
 SIDE = 32
 # What the pickles of the archives need besides text, lists and dicts: arrays, as each NumPy and protocol says them.
@@ -77,13 +78,13 @@ def open_cifar(name: str, data_path: str | Path, train: bool, download: bool, ch
     from torchvision import datasets
 
     kind = getattr(datasets, name)
-    folder = Path(data_path) / kind.base_folder
+    folder = user_path(data_path) / kind.base_folder
     if not download:
         check_present(name, kind, folder)
     if not check_integrity:
         kind = _unchecked(kind, folder)
     try:
-        return kind(str(data_path), train=train, download=download)
+        return kind(str(user_path(data_path)), train=train, download=download)
     except RuntimeError as error:
         raise DataError(
             f"{name}: the files in {folder} are not the official ones ({error}). Unpack {kind.url} again, or, for "

@@ -10,6 +10,7 @@ from fxprune.data.errors import DataError
 from fxprune.data.loaders import Loaders, make_loaders
 from fxprune.data.loops import train_one_epoch, validate
 from fxprune.torchvision_support import ensure_torchvision
+from passes.arguments import user_path
 
 if TYPE_CHECKING:
     from torchvision.datasets import ImageFolder
@@ -44,7 +45,7 @@ def get_dataloader(
     ensure_torchvision()
     from torchvision import transforms
 
-    train, test = (open_folder(Path(data_path), part) for part in ("train", "val"))
+    train, test = (open_folder(user_path(data_path), part) for part in ("train", "val"))
     if train.classes != test.classes:
         odd = sorted(set(train.classes) ^ set(test.classes))
         raise DataError(

@@ -23,7 +23,7 @@ from torch import nn
 
 from fxprune.errors import ExportError, InputError
 from fxprune.integrations.huggingface import PLAN
-from fxprune.io.checkpoint import INDEX, Checkpoint, Stored, listed, read_checkpoint
+from fxprune.io.checkpoint import INDEX, Checkpoint, Stored, check_tensors, read_checkpoint
 from fxprune.io.empty_networks import empty_weights
 from fxprune.io.storage import write_json
 from fxprune.problem.stock_widths import stated_config
@@ -62,7 +62,7 @@ def prune_checkpoint(
     _check_target(target, checkpoint.folder)
     coupling = module_coupling_for(model, plan)
     plan.check(coupling)
-    _check_tensors(model, coupling, checkpoint)
+    check_tensors(checkpoint, model, list(model.state_dict()))
     config = _stated(model, coupling, plan, checkpoint.folder)
     gone = coupling.tensors_gone(plan.removed_blocks)
     checkpoint = checkpoint.without({name for name in checkpoint.tensors if coupling.aliases[name] in gone})
@@ -89,22 +89,6 @@ def _check_target(target: Path, folder: Path) -> None:
         raise ExportError(f"{target} exists already, and nothing is overwritten; choose another name")
     if folder.resolve() in target.resolve().parents:
         raise ExportError(f"{target} lies in the checkpoint {folder} itself; choose a place outside of it")
-
-
-def _check_tensors(model: nn.Module, coupling: Coupling, checkpoint: Checkpoint) -> None:
-    """ExportError unless the checkpoint holds the tensors of the model, each under one of its names at least."""
-    known = coupling.aliases
-    faults = [f"{name}: in the checkpoint, not in the model" for name in checkpoint.tensors if name not in known]
-    for name, stored in checkpoint.tensors.items():
-        sizes = [axis.size for axis in coupling.structure.tensors[known[name]]] if name in known else stored.shape
-        if tuple(sizes) != stored.shape:
-            faults.append(f"{name}: {stored.shape} in the checkpoint, {tuple(sizes)} in the model")
-    held = {known[name] for name in checkpoint.tensors if name in known}
-    faults += [f"{n}: in the model, not in the checkpoint" for n in model.state_dict() if known.get(n, n) not in held]
-    if faults:
-        raise ExportError(
-            f"{checkpoint.folder}: this is not a checkpoint of {type(model).__name__}:\n  " + listed(faults, "\n  ")
-        )
 
 
 def _stated(model: Any, coupling: Coupling, plan: Plan, folder: Path) -> dict[str, Any] | None:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fxprune.errors import ExportError
-from fxprune.io.seal import is_sealed, mentions, sha256_of
+from fxprune.io.seal import is_sealed, mentions, not_ours, sha256_of
 from fxprune.registries import EXPORTERS
 from passes import Plan, PlanError
 from passes.arguments import file_name, is_a
@@ -58,10 +58,8 @@ def check_free(*paths: Path, overwrite: bool) -> None:
     is_a(overwrite, bool, "overwrite", "True or False", ExportError)
     for path in () if overwrite else paths:
         if os.path.lexists(path) and not written_by_fxprune(path):
-            raise ExportError(
-                f"{path} exists, and fxprune did not write it, or it was changed since; nothing was written. "
-                "Choose another name, or insist with overwrite=True (--overwrite on the command line)."
-            )
+            way = "Choose another name, or insist with overwrite=True (--overwrite on the command line)"
+            raise ExportError(not_ours(path, way))
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from fxprune.io.module_state import (
     text_digest,
     write_state,
 )
-from fxprune.io.sample import is_like, sample_of
+from fxprune.io.sample import MAY_DIFFER, is_like, sample_of
 from fxprune.io.tensors import modes_of, put_modes, sharing
 from fxprune.problem.wrappers import unwrapped
 from passes import CaptureError, Coupling, PassError, Plan, PlanError, apply_plan, capture, couple, plan_of
@@ -115,8 +115,7 @@ def load(model: nn.Module, path: str | os.PathLike[str], example_inputs: object 
     if state.sample is not None and not is_like(state.sample, pruned, plan.inputs):
         raise ExportError(
             f"{weights} was written for another network: the one that is built here of {type(inner).__name__} has the "
-            "same tensors and computes something else. Make the model as it was: a function in it, a number (a slope, "
-            "an epsilon, a stride) or its code differs"
+            f"same tensors and computes something else. Make the model as it was: {MAY_DIFFER}"
         )
     put_modes(pruned, modes_of(inner))
     return wrap(pruned)

@@ -23,7 +23,7 @@ from fxprune.io.storage import Damaged, read_json, write_json
 from fxprune.problem.wrappers import unwrapped
 from fxprune.search.result import NetAdaptResult
 from passes import Plan, apply_plan
-from passes.arguments import is_a
+from passes.arguments import file_name, is_a
 
 PLAN = "fxprune_plan.json"
 
@@ -31,11 +31,13 @@ PLAN = "fxprune_plan.json"
 def save_pretrained(result: NetAdaptResult, folder: str | os.PathLike[str]) -> None:
     """Save the network of a search by its own `save_pretrained`, with the plan, for `fxprune.from_pretrained`.
 
+    As there, files of the same names are replaced: in the folder of the dense model, its weights and configuration.
+
     Raises InputError where it is no model of transformers.
     """
     is_a(result, NetAdaptResult, "save_pretrained", "what netadapt returned", InputError)
     model: Any = unwrapped(result.model)[0]
-    place = Path(folder)
+    place = file_name(folder, "save_pretrained", "the name of a folder", InputError)
     if not callable(getattr(model, "save_pretrained", None)) or not hasattr(result.dense, "config"):
         raise InputError(f"save_pretrained: {type(model).__name__} is no model of transformers; use fxprune.export.")
     stated = result.stock is not None  # the widths, in the configuration: the stock class loads the folder
@@ -56,7 +58,7 @@ def from_pretrained(folder: str | os.PathLike[str]) -> nn.Module:
     """
     import transformers
 
-    place = Path(folder)
+    place = file_name(folder, "from_pretrained", "the name of a folder", ExportError)
     known = written_in(place)
     config = transformers.AutoConfig.from_pretrained(place)
     kind = getattr(transformers, (config.architectures or [""])[0], None)

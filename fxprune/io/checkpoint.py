@@ -34,6 +34,11 @@ class Stored:
     dtype: str
     shape: tuple[int, ...]
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether it holds whole numbers or truth values."""
+        return self.dtype == "BOOL" or self.dtype[0] in "IU"
+
     def load(self) -> torch.Tensor:
         """The tensor. The file is mapped into memory, and stays so only while the tensor is there."""
         from safetensors import safe_open
@@ -82,8 +87,6 @@ class Checkpoint:
 
 def read_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
     """What a checkpoint folder holds, without its values. Raises ExportError that says what is missing or damaged."""
-    from safetensors import SafetensorError, safe_open
-
     place = file_name(folder, "checkpoint", f"the name of a folder that holds {SINGLE} or {INDEX}", ExportError)
     if not place.is_dir():
         raise ExportError(f"{place}: there is no such folder; name the one that holds {SINGLE} or {INDEX}")
@@ -92,20 +95,59 @@ def read_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
     tensors: dict[str, Stored] = {}
     metadata: dict[Path, Mapping[str, str]] = {}
     for file in files:
-        try:
-            with safe_open(file, framework="pt") as opened:
-                metadata[file] = opened.metadata() or {}
-                for name in opened.keys():  # noqa: SIM118, no mapping
-                    part = opened.get_slice(name)
-                    tensors[name] = Stored(file, name, part.get_dtype(), tuple(part.get_shape()))
-        except (SafetensorError, OSError) as error:
-            raise ExportError(f"{file}: no safetensors file, or a damaged one: {error}; download it again") from error
+        held, metadata[file] = stored_in(file)
+        tensors.update(held)
     if index:
         wrong = [n for n, file in index["weight_map"].items() if n not in tensors or tensors[n].file.name != file]
         wrong += [name for name in tensors if name not in index["weight_map"]]
         if wrong:
             raise ExportError(f"{place / INDEX}: {listed(wrong)} is not where it says; the folder is damaged")
     return Checkpoint(place, tensors, metadata, index)
+
+
+def stored_in(file: Path) -> tuple[dict[str, Stored], Mapping[str, str]]:
+    """The tensors of a file, without their values, and its metadata. Raises ExportError where it is damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt") as opened:
+            parts = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118, no mapping
+            held = {n: Stored(file, n, part.get_dtype(), tuple(part.get_shape())) for n, part in parts.items()}
+            return held, opened.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise ExportError(f"{file}: no safetensors file, or a damaged one: {error}; download it again") from error
+
+
+def check_tensors(checkpoint: Checkpoint, network: nn.Module, needed: Collection[str]) -> None:
+    """ExportError unless a checkpoint holds tensors of the network alone, and those that are needed, of which each may
+    have any of its names."""
+    own, stored = dict(owned_tensors(network)), checkpoint.tensors
+    held = {id(tensor) for name, tensor in own.items() if name in stored}  # of tied ones a single name is there
+    faults = [f"{name}: in the checkpoint, not in the model" for name in stored if name not in own]
+    faults += [
+        f"{name}: {there.shape} in the checkpoint, {tuple(own[name].shape)} in the model"
+        for name, there in stored.items()
+        if name in own and tuple(own[name].shape) != there.shape
+    ]
+    faults += kind_faults(stored, own)
+    faults += [
+        f"{name}: in the model, not in the checkpoint"
+        for name in needed
+        if name not in own or id(own[name]) not in held
+    ]
+    if faults:
+        raise ExportError(
+            f"{checkpoint.folder}: this is not a checkpoint of {type(network).__name__}:\n  " + listed(faults, "\n  ")
+        )
+
+
+def kind_faults(stored: Mapping[str, Stored], own: Mapping[str, torch.Tensor]) -> list[str]:
+    """Whole numbers where the network has real ones, or the reverse: codes of a quantised network are no weights."""
+    return [
+        f"{name}: {there.dtype} in the checkpoint, {str(own[name].dtype).removeprefix('torch.')} in the model"
+        for name, there in stored.items()
+        if name in own and there.is_whole == (own[name].is_floating_point() or own[name].is_complex())
+    ]
 
 
 def _index_of(place: Path) -> Index | None:
@@ -185,21 +227,6 @@ def take_values_from(network: nn.Module, folder: str | os.PathLike[str]) -> None
 
     Raises ExportError where the folder is none, holds tensors of other shapes, or lacks one that the network has not.
     """
-    checkpoint = read_checkpoint(folder)
-    own, stored = dict(owned_tensors(network)), checkpoint.tensors
-    held = {id(tensor) for name, tensor in own.items() if name in stored}  # of tied ones a single name is there
-    wrong = [
-        f"{name}: {there.shape} in the checkpoint, {tuple(own[name].shape) if name in own else 'none'} in the model"
-        for name, there in stored.items()
-        if name not in own or tuple(own[name].shape) != there.shape
-    ]
-    wrong += [
-        f"{name}: in the model, not in the checkpoint"
-        for name in network.state_dict()
-        if name in own and own[name].is_meta and id(own[name]) not in held
-    ]
-    if wrong:
-        raise ExportError(
-            f"{checkpoint.folder}: this is not a checkpoint of {type(network).__name__}:\n  " + listed(wrong, "\n  ")
-        )
+    checkpoint, own = read_checkpoint(folder), dict(owned_tensors(network))
+    check_tensors(checkpoint, network, [name for name in network.state_dict() if name in own and own[name].is_meta])
     _checkpoints[network] = checkpoint

@@ -17,6 +17,9 @@ from passes.process.torch_private import pytree
 from passes.statistics.apart import apart
 from passes.statistics.divergence import tensors_out
 
+MAY_DIFFER = "a function in it, a number (a slope, an epsilon, a stride) or its code differs"
+"""What may be another in a network of the same tensors that computes something else."""
+
 Sample = tuple[tuple[float, ...], ...]
 _MOST = 32  # numbers of each output
 _CPU = 1e-3  # how far they may lie apart, relative, in single precision or better on a processor

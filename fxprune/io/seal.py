@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import mmap
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,25 @@ def seal(path: Path) -> None:
         start, end = found.span(1)
         data[start:end] = _digest(data, start, end).encode()
         data.flush()
+
+
+def sealed(data: bytes) -> bytes:
+    """A file with its digest in the place of the zeros of UNSEALED, which it holds once."""
+    found = _SEAL.search(data)
+    assert found is not None, "written with UNSEALED in it"
+    start, end = found.span(1)
+    return data[:start] + _digest(data, start, end).encode() + data[end:]
+
+
+def check_unchanged(path: Path, error: type[Exception], way: str) -> None:
+    """Raises where something else than a sealed file is in this place. way: what to do then."""
+    if os.path.lexists(path) and (path.is_symlink() or not path.is_file() or not is_sealed(path)):
+        raise error(not_ours(path, way))
+
+
+def not_ours(path: Path, way: str) -> str:
+    """Why a file is not written."""
+    return f"{path} exists, and fxprune did not write it, or it was changed since; nothing was written. {way}."
 
 
 def is_sealed(path: Path) -> bool:
@@ -65,7 +85,7 @@ def _mapped(path: Path, access: int) -> Iterator[mmap.mmap]:
             yield data
 
 
-def _digest(data: mmap.mmap, start: int, end: int) -> str:
+def _digest(data: mmap.mmap | bytes, start: int, end: int) -> str:
     digest = hashlib.sha256()
     for low, high in ((0, start), (end, len(data))):
         for place in range(low, high, _PIECE):

@@ -17,6 +17,8 @@ from passes.arguments import got
 from passes.documents.strict_json import parse
 from passes.documents.whole_files import write_whole
 
+_BEGINNING = b'{"payload":{'  # of a record, without its spaces
+
 
 class Damaged(Exception):
     """A file is not what was written; the text names it and says how."""
@@ -52,6 +54,16 @@ def read_json(path: Path) -> dict[str, Any] | None:
     if not isinstance(payload, dict) or _digest(payload) != expected or record_bytes(payload) != text:
         raise Damaged(f"{path}: the file was altered: its checksum does not fit its content")
     return payload
+
+
+def is_record(path: Path) -> bool:
+    """Whether a file begins as `write_json` begins one, be it cut off anywhere."""
+    try:
+        with open(path, "rb") as file:
+            begun = b"".join(file.read(100).split())
+    except OSError as error:
+        raise refused(path, error) from error
+    return begun.startswith(_BEGINNING) or _BEGINNING.startswith(begun)
 
 
 def read_bytes(path: Path, sha256: str) -> bytes:
@@ -93,7 +105,7 @@ class Lock:
         self.folder, self.path = folder, folder / "lock"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._file = open(self.path, "a+")  # noqa: SIM115 - held as long as the lock
+            self._file = open(self.path, "a+", errors="replace")  # noqa: SIM115 - held as long as the lock
         except OSError as error:
             raise refused(self.path, error) from error
         except ValueError as error:  # a name with a zero byte
@@ -101,8 +113,7 @@ class Lock:
         try:
             _lock(self._file)
         except OSError as error:
-            self._file.seek(0)
-            holder = self._file.read().strip() or "unknown"
+            holder = self._holder() or "unknown"
             self._file.close()
             if error.errno not in (errno.EACCES, errno.EAGAIN):
                 raise refused(self.path, error) from error
@@ -110,6 +121,12 @@ class Lock:
                 f"{folder}: another process (id {holder}) is searching in this folder; "
                 "wait for it, or choose another workdir."
             ) from None
+        if (holder := self._holder()) and not holder.isdecimal():
+            self._file.close()
+            raise JournalError(
+                f"{self.path} is there, and no search of fxprune wrote it; nothing was written. Choose another "
+                "workdir, or move that file away."
+            )
         try:
             self._file.truncate(0)
             self._file.write(str(os.getpid()))
@@ -119,6 +136,10 @@ class Lock:
                 self._file.close()
             raise refused(self.path, error) from error
         _held.add(self)
+
+    def _holder(self) -> str:
+        self._file.seek(0)
+        return self._file.read().strip()
 
     def __fspath__(self) -> str:
         return str(self.folder)

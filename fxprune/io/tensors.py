@@ -69,7 +69,7 @@ def buffer_places(network: nn.Module) -> dict[str, tuple[nn.Module, str]]:
     }
 
 
-def to_bytes(tensors: Mapping[str, Tensor]) -> bytes:
+def to_bytes(tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:
     """The tensors as a safetensors file, which holds those that share memory once each."""
     from safetensors.torch import save
 
@@ -79,7 +79,7 @@ def to_bytes(tensors: Mapping[str, Tensor]) -> bytes:
         known = storage_id(tensor) in storages
         apart[name] = tensor.detach().clone() if known else tensor.detach().contiguous()
         storages.add(storage_id(tensor))
-    return save(apart)
+    return save(apart, metadata)
 
 
 def from_bytes(data: bytes) -> dict[str, Tensor]:
@@ -108,10 +108,9 @@ def digest_of(tensors: Iterable[tuple[str, Tensor]]) -> str:
     return digest.hexdigest()
 
 
-def versions_of(network: nn.Module) -> dict[str, tuple[int, int]]:
-    """The storage of each tensor, and how often it was written to: another answer says that the network has changed."""
-    found = named_tensors(network)
-    return {name: (storage_id(tensor), 0 if tensor.is_inference() else version_of(tensor)) for name, tensor in found}
+def versions_of(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, tuple[int, int]]:
+    """The storage of each tensor, and how often it was written to: another answer says that it has changed."""
+    return {name: (storage_id(tensor), 0 if tensor.is_inference() else version_of(tensor)) for name, tensor in tensors}
 
 
 def sharing(network: nn.Module) -> nn.Module:

@@ -42,12 +42,13 @@ from fxprune.io.storage import (
     write_json,
 )
 from fxprune.journal.goals import Asked, ask, earlier, read_goals
+from fxprune.journal.own_files import remove_leftovers, taken
 from fxprune.journal.records import Candidate, Identity, Round, candidate_to_dict, read_record, round_to_dict
 from fxprune.journal.run_identity import adopted, check_same, details_of, identity_of
 from fxprune.problem.search_problem import Problem
 from fxprune.resources.models import MeasuredResource
 from passes import PassError, Statistics
-from passes.documents.whole_files import TEMPORARY
+from passes.arguments import user_path
 
 log = logging.getLogger(__name__)
 
@@ -328,8 +329,8 @@ def open_folder(workdir: str | os.PathLike, problem: Problem, resume: bool | Non
     configuration or version is refused, with the difference named; with another budget or number of rounds the search
     goes on from its last round.
     """
-    folder = Path(workdir)
-    lock = workdir if isinstance(workdir, Lock) else Lock(folder)
+    folder = user_path(workdir)
+    lock = workdir if isinstance(workdir, Lock) else taken(folder)
     try:
         identity = identity_of(problem)
         path, now = folder / "run.json", Asked.of(identity)
@@ -353,8 +354,7 @@ def open_folder(workdir: str | os.PathLike, problem: Problem, resume: bool | Non
                 log.info("%s: there is no run to resume; a new one begins", folder)
             identity = goals[0].put_into(identity) if goals else identity
             write_json(path, {"identity": identity, "details": details_of(problem)})
-        for leftover in folder.rglob(f"*{TEMPORARY}"):
-            remove(leftover)
+        remove_leftovers(folder)
         now = replace(now, after=Folder(folder, identity, None).finished)
         return Folder(folder, identity, lock, ask(folder, goals or (Asked.of(identity),), now))
     except BaseException:

@@ -40,13 +40,18 @@ class Asked:
         return {**identity, "budgets": list(self.budgets), "config": {**identity["config"], **self.config}}
 
     def same(self, other: Asked) -> bool:
-        return (self.budgets, self.config) == (other.budgets, other.config)
+        return self._plain() == other._plain()
+
+    def _plain(self) -> object:
+        """Without what makes no difference: the order of the budgets, and where they were written."""
+        config = {key: value for key, value in self.config.items() if key != "budgets"}
+        return sorted(self.budgets, key=lambda budget: str(budget["resource"])), config
 
 
 def without_goal(identity: Identity) -> dict[str, Any]:
     """What of an identity must stay as it is: all of it but the goal, of which the resources must."""
     config = {key: value for key, value in (identity.get("config") or {}).items() if key not in KEYS}
-    resources = [budget.get("resource") for budget in identity.get("budgets") or ()]
+    resources = sorted(str(budget.get("resource")) for budget in identity.get("budgets") or ())
     return {**identity, "budgets": resources, "config": config}
 
 

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator, Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fxprune.io.tensors import digest_of, named_tensors
 from passes.analysis.coupling import Coupling
@@ -20,14 +20,20 @@ def program_digest(network: nn.Module, coupling: Coupling) -> str:
 
     Where the program asks for values, its calls are those for the values of the example inputs.
     """
-    digest, read = hashlib.sha256(), set[str]()
+    digest = hashlib.sha256()
     for record in coupling.structure.all_records:
         digest.update("|".join(_lines(record)).encode() + b"\n")
-        read.update(name for value in record.inputs for name in value.parameters)
-    registered = {name for name, _ in named_tensors(network)}
-    plain = [(name, tensor) for name, tensor in owned_tensors(network) if name in read and name not in registered]
-    digest.update(digest_of(plain).encode())
+    digest.update(digest_of(plain_read(network, coupling)).encode())
     return digest.hexdigest()[:32]
+
+
+def plain_read(network: nn.Module, coupling: Coupling) -> list[tuple[str, Tensor]]:
+    """The tensors in plain attributes that the computation reads; a journal keeps no values of them."""
+    registered = {name for name, _ in named_tensors(network)}
+    plain = [(name, tensor) for name, tensor in owned_tensors(network) if name not in registered]
+    inputs = (value for record in coupling.structure.all_records for value in record.inputs) if plain else ()
+    read = {name for value in inputs for name in value.parameters}
+    return [(name, tensor) for name, tensor in plain if name in read]
 
 
 def _lines(record: Record) -> Iterator[str]:

@@ -8,6 +8,7 @@ from torch import nn
 
 from fxprune.errors import InputError, JournalError
 from fxprune.io.module_state import State
+from fxprune.io.sample import MAY_DIFFER
 from fxprune.io.tensors import from_bytes
 from fxprune.journal.program_digest import program_digest
 from fxprune.journal.read_run import Run
@@ -49,8 +50,8 @@ def restored(run: Run, model: nn.Module, example_inputs: object = None, round: i
     if asked["program"] and comparable and program_digest(dense, coupling) != asked["program"]:
         raise JournalError(
             f"{run.folder}: the network of the search that is kept here computes something else than this "
-            f"{type(model).__name__}, which has the same tensors: a function, a number (a slope, an epsilon, a stride) "
-            "or its code differs; pass the model as it was before pruning."
+            f"{type(model).__name__}, which has the same tensors: {MAY_DIFFER}; pass the model as it was before "
+            "pruning."
         )
     plan = Plan.from_json(run.rounds[number - 1].plan) if number else coupling.plan({})
     network = rebuild(dense, run.rounds, number, run.journal, given.modes, given.wrap)

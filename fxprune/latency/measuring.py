@@ -93,7 +93,7 @@ def build_table(
     `How`. Returns the whole table of that file. Raises TableError where the file at `path` cannot be used.
     """
     job = _Job(*_coupled(model, example_inputs), example_inputs, how)
-    return job.table(Path(path) if path is not None else default_path(job.backend.setting))
+    return job.table(_named(path) or default_path(job.backend.setting))
 
 
 def latency_model(
@@ -114,16 +114,21 @@ def latency_resource(
 ) -> LatencyModel:  # fmt: skip
     """As `latency_model`, for a coupled network; a configuration's table `latency:` has these names as its keys."""
     job = _Job(gm, coupling, example_inputs, how)
-    if table is not None and not isinstance(table, LatencyTable):
-        file_name(table, "latency: table", "a LatencyTable, or the name of its file", LatencyError)
+    if not isinstance(table, LatencyTable):
+        table = _named(table)
     if flag(foreign, "latency: foreign", LatencyError):
         return _elsewhere(job.network, table, how.get("measure"), how.get("device", "cpu"))
     if isinstance(table, LatencyTable):
         require_setting(table.setting, job.backend.setting, "the given table")
         found = build(job.network, job.backend, table, limits=job.limits)
     else:
-        found = job.table(Path(table) if table is not None else default_path(job.backend.setting))
+        found = job.table(table or default_path(job.backend.setting))
     return measured_model(job.network, found, job.backend)
+
+
+def _named(table: object) -> Path | None:
+    what = "a LatencyTable, or the name of its file"
+    return None if table is None else file_name(table, "latency: table", what, LatencyError)
 
 
 def measure_latency_ms(gm: nn.Module, example_inputs: object, *, repeats: int = 25, **on: Unpack[On]) -> Timing:

@@ -22,6 +22,7 @@ from passes.analyse import with_blocks
 from passes.analysis.residual_blocks import Blocks
 from passes.arguments import choice, no_fake_tensors
 from passes.errors import DoesNotRun
+from passes.process.state import exclusive, seed_all, state_kept
 from passes.process.torch_private import buffers_of, parameters_of
 
 log = logging.getLogger(__name__)
@@ -216,9 +217,14 @@ def inputs_from_meta(model: nn.Module) -> tuple[torch.Tensor, ...]:
 
 
 def coupled(network: nn.Module, example_inputs: object) -> Coupling:
-    """The analysis of a module or graph; inputs that it does not take are an error that says so."""
+    """The analysis of a module or graph; inputs that it does not take are an error that says so.
+
+    A network that draws numbers draws the same ones at each analysis.
+    """
     try:
-        return couple(network, example_inputs)
+        with exclusive(), state_kept():
+            seed_all(0)
+            return couple(network, example_inputs)
     except PassError:
         raise
     except Exception as error:  # whatever the network's own operators raise on a wrong shape or type

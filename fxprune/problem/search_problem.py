@@ -10,11 +10,12 @@ from torch import nn
 from fxprune.config.keys import NetAdaptConfig
 from fxprune.problem.calibration import Calibration
 from fxprune.problem.equal_widths import Sets
+from fxprune.problem.inputs import coupled
 from fxprune.problem.stock_widths import StockWidths
 from fxprune.problem.width_grids import Grid
 from fxprune.resources.budgets import Budget
 from fxprune.resources.models import Resource
-from passes import Coupling, couple
+from passes import Coupling
 
 
 class CoupledAnew:
@@ -30,7 +31,7 @@ class CoupledAnew:
         known = vars(self)
         if name != "coupling" or "dense" not in known:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        return known.setdefault(name, couple(known["dense"], known["example_inputs"]))
+        return known.setdefault(name, coupled(known["dense"], known["example_inputs"]))
 
 
 @dataclass(frozen=True)

@@ -105,6 +105,18 @@ def grid_of(config: NetAdaptConfig) -> tuple[int | str | None, int | None]:
     return step, least
 
 
+def no_multiples(
+    network: nn.Module, coupling: Coupling, config: NetAdaptConfig, widths: Mapping[str, int]
+) -> list[str]:
+    """The groups, with their widths, that are no multiple of `round_to`, though `exclude` does not name them."""
+    round_to, groups = config.round_to or config.multiple or 1, list(coupling.groups)
+    found = [group for group in groups if widths[group.name] % round_to]
+    if not found:
+        return []
+    held = held_back(network, groups, {group.name: layers_of(group) for group in groups}, config)
+    return [f"{group.name} ({widths[group.name]})" for group in found if group.name not in held]
+
+
 def layers_of(group: Group) -> tuple[str, ...]:
     """The modules whose outputs the group's units are, by name."""
     producers = [item for item in group.slices if item.role in ("output", "carried")] or list(group.slices)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fxprune.data.loops import autocast, placed, shown
 from fxprune.errors import FxpruneError, InputError
+from fxprune.io.seal import UNSEALED, check_unchanged, sealed
 from fxprune.io.storage import write_bytes
 from fxprune.io.tensors import modes_of, put_modes, put_tensors, tensors_of, to_bytes
 from fxprune.journal.read_run import read_run
@@ -33,7 +34,7 @@ from fxprune.training.outputs import Loss, loss_of, main_output
 from fxprune.training.process_group import average_buffers, average_gradients, begin_alike, in_step, mean_of, rank
 from fxprune.training.steps import optimized, rate
 from passes import Certificate, Plan, verify
-from passes.arguments import got, integer, is_a, number
+from passes.arguments import file_name, got, integer, is_a, number
 from passes.process.source_lines import said
 from passes.statistics import Batch
 from passes.statistics.divergence import tensors_out
@@ -41,6 +42,8 @@ from passes.statistics.observing import inputs_of
 from passes.stream.network_copies import clone
 
 log = logging.getLogger(__name__)
+
+_BEST = "best_model.safetensors"
 
 
 def train(
@@ -56,8 +59,9 @@ def train(
     """Train for `context.max_epoch` epochs, and leave the model with the weights that validated best.
 
     Calls `train_func(model, context)`, then `validate_func(model, context)`, each epoch; they are the context's
-    where they are left out. The best weights lie in `work_dir` ("out") as `best_model.safetensors`. `distributed`:
-    the model is a DistributedDataParallel, and `main_process` says whether this process validates and saves.
+    where they are left out. The best weights lie in `work_dir` ("out") as `best_model.safetensors`; a file of that name
+    which fxprune did not write, or that was changed since, is an error before the training. `distributed`: the model
+    is a DistributedDataParallel, and `main_process` says whether this process validates and saves.
     Returns the best score, which `context.best_acc` and `context.best_epoch` hold too.
     """
     is_a(model, nn.Module, "train", "the network to train, a torch.nn.Module", InputError)
@@ -73,6 +77,9 @@ def train(
         context.criterion.to(device_of(model, context))
     plain = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
     best: dict[str, Tensor] | None = None
+    kept = file_name(work_dir or "out", "train: work_dir", "the name of a folder", InputError) / _BEST
+    if main_process:
+        check_unchanged(kept, InputError, "Move it away, or name another folder: train(..., work_dir=FOLDER)")
     context.best_acc, context.best_epoch = -math.inf, -1
     for epoch in range(context.max_epoch):
         context.epoch = epoch
@@ -84,7 +91,7 @@ def train(
         if score > context.best_acc:
             context.best_acc, context.best_epoch = score, epoch
             best = tensors_of(plain)
-            write_bytes(Path(work_dir or "out") / "best_model.safetensors", to_bytes(best))
+            write_bytes(kept, sealed(to_bytes(best, {"fxprune": UNSEALED})))
         log.info("epoch %d: score %.6g, best %.6g of epoch %d", epoch, score, context.best_acc, context.best_epoch)
     if best is not None:
         put_tensors(plain, best)

@@ -14,12 +14,14 @@ from torch.fx import GraphModule
 from fxprune.criteria.curves import Curve
 from fxprune.errors import InputError
 from fxprune.io.printed_text import printed
-from fxprune.io.tensors import versions_of
+from fxprune.io.sample import MAY_DIFFER
+from fxprune.io.tensors import named_tensors, versions_of
+from fxprune.journal.program_digest import plain_read, program_digest
 from fxprune.journal.protocol import Journal
 from fxprune.journal.rebuilding import rebuild
 from fxprune.journal.records import Round
 from fxprune.journal.rounds_table import round_rows
-from fxprune.problem.inputs import described
+from fxprune.problem.inputs import coupled, described
 from fxprune.problem.search_problem import CoupledAnew, Problem
 from fxprune.problem.stock_widths import StockWidths, state_widths
 from fxprune.problem.wrappers import BARE, Wrapping, unwrapped
@@ -29,7 +31,7 @@ from fxprune.resources.kinds import amount, unit_of
 from fxprune.resources.layer_costs import LayerCosts, layer_costs
 from fxprune.search.before_after import Compared, before_after
 from fxprune.training.repaired import Repaired
-from passes import Plan, capture
+from passes import PassError, Plan, capture
 from passes.arguments import quoted
 
 if TYPE_CHECKING:
@@ -120,22 +122,37 @@ class NetAdaptResult(CoupledAnew):
             raise InputError(
                 f"restore: there is no round {quoted(round)}; expected 0 (unpruned) to {len(self.rounds)}."
             )
-        if not round or self.journal.weights(round) is None:
-            self._check_dense()
+        self._check_dense(reads_weights=not round or self.journal.weights(round) is None)
         network = rebuild(self.dense, self.rounds, round, self.journal, self.modes, self.wrap)
         if self.stock is not None and round:
             plan = Plan.from_json(self.rounds[round - 1].plan)
             state_widths(unwrapped(network)[0], self.stock, plan, self.example_inputs)
         return network
 
-    def _check_dense(self) -> None:
-        """InputError where the network that was handed in has changed in this process."""
-        now = versions_of(self.dense)
-        changed = [name for name, version in (self.versions or now).items() if now.get(name) != version]
+    def _check_dense(self, reads_weights: bool) -> None:
+        """InputError where the network that was handed in has changed since, in what a round is built from: what it
+        computes, and its registered tensors where `reads_weights`."""
+        registered = dict(named_tensors(self.dense))
+        now = versions_of([*registered.items(), *plain_read(self.dense, self.coupling)])
+        found = [name for name, version in (self.versions or now).items() if now.get(name) != version]
+        changed = [name for name in found if reads_weights or name not in registered]
         if changed:
             raise InputError(
                 f"restore: the network that was handed in has changed since the search ({changed[0]}), and the round "
                 "is built from it. Train a copy of it on, or keep the weights of rounds: workdir=FOLDER."
+            )
+        try:
+            same = program_digest(self.dense, coupled(self.dense, self.example_inputs)) == program_digest(
+                self.dense, self.coupling
+            )
+        except (PassError, InputError) as error:
+            raise InputError(
+                f"restore: the network that was handed in has changed since the search: {error}"
+            ) from error
+        if not same:
+            raise InputError(
+                f"restore: the network that was handed in computes something else than in the search: {MAY_DIFFER}; "
+                "the round is built from it. Make it as it was, and change a copy of it."
             )
 
     @property

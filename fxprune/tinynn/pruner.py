@@ -27,7 +27,7 @@ from fxprune.tinynn.layer_rates import binding_rates, layer_rates, layer_shares
 from fxprune.training.context import DLContext
 from fxprune.training.optimizer_recipe import names_of, recipe_of
 from passes import Plan, cost
-from passes.arguments import is_a
+from passes.arguments import is_a, user_path
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ class NetAdaptPruner:
     def load_config(cls, path: str | Path) -> dict[str, object]:
         """The keys of a YAML file, checked, as a dict that a script may read and change."""
         config = NetAdaptConfig.from_yaml(path)
-        given, _ = read_yaml(Path(path))
+        given, _ = read_yaml(user_path(path))
         return {key: plain(getattr(config, key)) for key in given}
 
     def generate_config(self, path: str | Path) -> None:

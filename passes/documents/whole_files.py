@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -26,6 +27,11 @@ def write_whole(path: Path, blocks: Iterable[bytes]) -> None:
         with suppress(OSError):  # the folder itself may refuse; the first error says why
             aside.unlink(missing_ok=True)
         raise
+
+
+def leftovers(folder: Path) -> Iterator[Path]:
+    """What `write_whole` left aside in a folder where its process was killed."""
+    return (path for path in sorted(folder.glob(f"*{TEMPORARY}")) if re.search(r"\.[0-9a-f]{32}\.tmp\Z", path.name))
 
 
 def move_whole(moves: Mapping[Path, Path]) -> None:

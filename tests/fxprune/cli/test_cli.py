@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import typer
+from safetensors.torch import save_file
 from torch import nn
 from typer.testing import CliRunner
 
@@ -33,6 +35,12 @@ number = 7
 
 def broken():
     raise RuntimeError("the weights are on another machine")
+
+class Torn:
+    __iter__ = lambda self: broken()
+
+torn = Torn()
+pair = (torn, torn)
 """
 
 
@@ -130,6 +138,39 @@ def test_a_model_that_fails_while_it_is_built_says_its_own_error_and_where(run) 
     shown = run("analyze", "own_model:broken")
     assert shown.exit_code == 2 and "broken() raised RuntimeError: the weights are on another machine" in shown.output
     assert "(own_model.py, line 11)" in shown.output and "Traceback" not in shown.output
+
+
+@pytest.mark.parametrize(
+    ("key", "name", "said"),
+    [
+        ("data", "broken", "own_model:broken()"), ("calibration", "broken", "own_model:broken()"),
+        ("data", "pair", "the first batch of the data"), ("calibration", "torn", "the first batch of the data"),
+    ],
+)  # fmt: skip
+def test_data_that_fail_say_their_own_error_and_where(run, key: str, name: str, said: str) -> None:  # type: ignore[no-untyped-def]
+    Path("c.yml").write_text(f"model: own_model:small\nbudget_ratio: 0.5\n{key}: own_model:{name}\n")
+    shown = run("netadapt", "c.yml")
+    assert shown.exit_code == 2 and f"{said} raised RuntimeError: the weights are on another machine" in shown.output
+    assert "(own_model.py, line 11)" in shown.output and "Traceback" not in shown.output
+
+
+def test_a_reader_that_ends_early_ends_the_command_quietly(run) -> None:  # type: ignore[no-untyped-def]
+    command = [sys.executable, "-m", "fxprune", "analyze", "own_model:small", "--input", "1,3,8,8"]
+    here = {**os.environ, "PYTHONPATH": str(Path(fxprune.__file__).parents[1])}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=here) as program:
+        assert program.stdout is not None and program.stderr is not None
+        program.stdout.close()
+        assert program.stderr.read() == b"" and program.wait(timeout=100) == 1
+
+
+def test_codes_of_a_quantised_network_are_no_weights(run) -> None:  # type: ignore[no-untyped-def]
+    Path("c.yml").write_text("model: own_model:small\nbudget_ratio: 0.5\n")
+    weights = load_model("own_model:small").state_dict()
+    save_file({name: tensor.to(torch.int8) for name, tensor in weights.items()}, "w.safetensors")
+    shown = run("netadapt", "c.yml", "--weights", "w.safetensors", "--input", "1,3,8,8")
+    assert shown.exit_code == 2 and "0.bias: I8 in the checkpoint, float32 in the model" in shown.output
+    save_file({name: tensor.to(torch.float16) for name, tensor in weights.items()}, "w.safetensors")
+    assert run("netadapt", "c.yml", "--weights", "w.safetensors", "--input", "1,3,8,8").exit_code == 0
 
 
 def test_inputs_have_the_shape_and_dtype_that_are_written() -> None:

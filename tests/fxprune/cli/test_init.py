@@ -45,6 +45,21 @@ def test_the_schema_knows_every_key_and_its_entries(tmp_path: Path) -> None:
     assert schema["properties"]["select"]["enum"] == ["accuracy", "ratio"]
 
 
+def test_a_schema_that_was_edited_or_is_the_users_stays(tmp_path: Path) -> None:
+    def go(name: str, *options: str) -> str:
+        return " ".join(CliRunner().invoke(app, ["init", str(tmp_path / name), *options]).output.split())
+
+    schema = tmp_path / "fxprune-schema.json"
+    assert "written" in go("a.yml") and "written" in go("b.yml")
+    written = schema.read_bytes()
+    for text in (written.replace(b"fxprune configuration", b"my configuration"), b'{"mine": 1}'):
+        schema.write_bytes(text)
+        said = go("c.yml")
+        assert "fxprune-schema.json exists" in said and "nothing was written" in said and "--overwrite" in said
+        assert schema.read_bytes() == text and not (tmp_path / "c.yml").exists()
+    assert "written" in go("c.yml", "--overwrite") and schema.read_bytes() == written
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

@@ -167,6 +167,16 @@ def test_nothing_is_overwritten_and_nothing_is_left_behind(folder: Path, tmp_pat
     assert sorted(file.name for file in tmp_path.iterdir()) == ["cut", "dense"]
 
 
+def test_codes_of_a_quantised_model_are_refused_in_both_places(folder: Path, tmp_path: Path) -> None:
+    for file in folder.glob("*.safetensors"):
+        save_file({name: tensor.to(torch.int8) for name, tensor in load_file(file).items()}, file)
+    said = r"not a checkpoint of Net:(.|\n)*first\.bias: I8 in the checkpoint, float\d+ in the model"
+    with pytest.raises(ExportError, match=said):
+        fxprune.prune_checkpoint(without_weights(), planned(without_weights()), folder, tmp_path / "cut")
+    with pytest.raises(ExportError, match=said):
+        fxprune.netadapt(without_weights(), 0.5, example_inputs=X, checkpoint=folder, progress=False)
+
+
 def test_another_model_is_refused_by_name(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(PlanError):
         fxprune.prune_checkpoint(Net(11), planned(without_weights()), folder, tmp_path / "cut")

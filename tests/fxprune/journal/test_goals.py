@@ -12,7 +12,7 @@ import torch
 from small_search import EXAMPLE, FAST, batches, history, make, negative_loss
 from torch import nn
 
-from fxprune import FineTune, NetAdaptResult, netadapt
+from fxprune import Budget, FineTune, NetAdaptResult, netadapt
 from fxprune.errors import InputError, JournalError
 from fxprune.io import storage
 from fxprune.journal.read_run import read_run
@@ -129,6 +129,29 @@ def test_other_resources_and_all_else_are_refused(further: Further) -> None:
         run(further[2], {"resource": "params", "ratio": 0.5})
     with pytest.raises(JournalError, match="netadapt_max_iter: 2 there, 3 here"):
         run(further[2], 0.4, config=FAST.replace(netadapt_max_iter=3))
+
+
+def test_the_order_of_budgets_makes_no_other_goal(tmp_path: Path) -> None:
+    both = [{"resource": "macs", "ratio": 0.8}, {"resource": "params", "ratio": 0.9}]
+    config = FAST.replace(netadapt_max_rounds=9)
+    first = run(tmp_path, [Budget(**budget) for budget in both], config=config)  # type: ignore[arg-type]
+    again = run(tmp_path, [Budget(**budget) for budget in both[::-1]], config=config)  # type: ignore[arg-type]
+    named = run(tmp_path, None, config=config.replace(budgets=both[::-1]))
+    assert history(again) == history(named) == history(first) and again.timings.train == 0
+    assert not (tmp_path / "goals.json").exists()
+
+
+def test_a_network_within_its_budget_is_a_run_too(tmp_path: Path) -> None:
+    def go(ratio: float, **how: Any) -> NetAdaptResult:
+        return run(tmp_path, {"resource": "macs", "ratio": ratio}, **how)
+
+    assert go(1.0).rounds == ()
+    found = read_run(tmp_path)
+    assert (found.rounds, found.accepted) == ((), 0) and found.result is not None and found.result["met"]
+    assert torch.equal(restored(found, make(), EXAMPLE).network(EXAMPLE), make()(EXAMPLE))
+    lower = go(0.8, resume=True)
+    assert history(lower) == history(run(None, {"resource": "macs", "ratio": 0.8})) and go(1.0).rounds == ()
+    assert history(go(0.8)) == history(lower)
 
 
 @pytest.mark.parametrize("broken", ["{", '{"payload": {"goals": [{"after": 0}]}, "sha256": ""}'])

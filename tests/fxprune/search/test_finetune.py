@@ -207,6 +207,22 @@ def test_train_keeps_the_best_epoch(tmp_path: Path, monkeypatch) -> None:  # typ
     assert all(torch.equal(tensor, weights[1][name]) for name, tensor in saved.items())
 
 
+def test_train_overwrites_its_own_weights_alone(tmp_path: Path) -> None:
+    kept, epochs = tmp_path / "best_model.safetensors", []
+
+    def go() -> None:
+        train(net(), DLContext(max_epoch=1), lambda *_: epochs.append(1), lambda *_: 1.0, work_dir=tmp_path)
+
+    go(), go()
+    for change in (lambda: kept.write_bytes(kept.read_bytes()[:-1] + b"x"), lambda: kept.write_text("mine")):
+        change()
+        before = kept.read_bytes()
+        with pytest.raises(InputError, match="fxprune did not write it, or it was changed since; .* work_dir=FOLDER"):
+            go()
+        assert kept.read_bytes() == before and len(epochs) == 2
+    train(net(), DLContext(max_epoch=1), lambda *_: 0, lambda *_: 1.0, main_process=False, work_dir=tmp_path)
+
+
 def test_train_takes_the_functions_of_the_context_and_names_what_is_missing(tmp_path: Path) -> None:
     model = net()
     context = DLContext(make_batches(), val_loader=make_batches(), criterion=nn.CrossEntropyLoss())

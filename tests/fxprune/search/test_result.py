@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fxprune import Budget, NetAdaptResult, finetune, netadapt
 from fxprune.errors import InputError, JournalError
@@ -111,6 +111,63 @@ def test_rounds_are_not_built_from_a_network_that_has_changed() -> None:
         with pytest.raises(InputError, match=r"has changed since the search \(0.weight\), .* workdir=FOLDER"):
             result.restore(number)
     assert torch.equal(other.restore(1)(x), first)
+
+
+class Scaled(nn.Module):
+    """Two layers, with numbers, a tensor that is no buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last, self.act = nn.Linear(4, 16), nn.Linear(16, 2), nn.LeakyReLU(0.1)
+        self.scale, self.table, self.kept = 1.0, torch.ones(2), None
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.kept = self.act(self.first(x))
+        return self.last(self.kept) * self.scale + self.table * torch.rand(2)
+
+
+CHANGES: dict[str, Callable[[Any], object]] = {
+    "a factor": lambda model: setattr(model, "scale", 3.0),
+    "a slope": lambda model: setattr(model.act, "negative_slope", 0.9),
+    "a function": lambda model: setattr(model, "act", nn.ReLU()),
+    "a hook": lambda model: model.act.register_forward_hook(lambda _module, _args, out: out * 2),
+    "a plain tensor": lambda model: model.table.mul_(2),
+    "a layer that does not run": lambda model: setattr(model, "last", nn.Linear(3, 2)),
+}
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["in memory", "in a folder"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_rounds_are_not_built_from_a_network_that_computes_something_else(
+    change: str, kept: bool, tmp_path: Path
+) -> None:
+    model, x = Scaled(), torch.linspace(-2, 2, 8).reshape(2, 4)
+    result = netadapt(model, 0.5, example_inputs=x, progress=False, workdir=tmp_path / "kept" if kept else None)
+    model.train()(x)  # modes, gradients and what a program keeps of its calls are no part of its computation
+    model.requires_grad_(False)
+    assert result.restore(1) is not None and result.restore(0) is not None
+    CHANGES[change](model)
+    for number in (0, 1):
+        with pytest.raises(InputError, match="computes something else than in the search: .*a slope|has changed since"):
+            result.restore(number)
+    with pytest.raises(InputError, match="computes something else|has changed since"):
+        finetune(result, [(x, torch.zeros(2, dtype=torch.long))], round=1, epochs=1, progress=False)
+
+
+class Drawing(Scaled):
+    """Leaves a part out where a number that it draws says so."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if torch.rand(()) < 0.5 else super().forward(x).relu()
+
+
+def test_a_network_that_draws_numbers_computes_the_same_at_each_analysis() -> None:
+    for seed in range(4):  # of which two draw a number below 0.5
+        torch.manual_seed(seed)
+        result = netadapt(Drawing(), 0.5, example_inputs=torch.ones(2, 4), progress=False)
+        torch.manual_seed(seed + 1)
+        assert isinstance(result.restore(1), Drawing)
 
 
 def test_rounds_of_a_folder_are_built_of_the_same_computation_alone(tmp_path: Path) -> None:

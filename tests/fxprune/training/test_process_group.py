@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, distributed, multiprocessing, nn
 
-from fxprune import finetune
+from fxprune import finetune, netadapt
 from fxprune.errors import InputError
 
 RANKS = 2
@@ -120,3 +121,16 @@ def test_both_end_with_the_same_network(job: Callable[[int], Any], tmp_path: Pat
 )
 def test_what_would_part_them_is_an_error_in_both(job: Callable[[int], Any], expected: str, tmp_path: Path) -> None:
     assert all(isinstance(found, str) and expected in found for found in in_processes(job, tmp_path))
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_processes_that_each_search_on_their_own_are_told_so(
+    count: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("fxprune.api.processes", lambda: count)
+    choices: tuple[dict[str, Any], ...] = ({}, {"evaluate": lambda network: 0.0})
+    for functions in choices:
+        with caplog.at_level(logging.WARNING, "fxprune.api"):
+            netadapt(plain(), 0.7, example_inputs=torch.ones(2, 6).double(), progress=False, **functions)
+        told = [record for record in caplog.records if "torch.distributed runs 2 processes" in record.getMessage()]
+        assert len(told) == (count == 2 and bool(functions))

@@ -12,6 +12,7 @@ from torch import nn
 
 from fxprune import FineTune, netadapt
 from fxprune.errors import SearchError
+from passes.errors import PrecisionError
 
 ONE_ROUND = FAST.replace(netadapt_max_rounds=1)
 DATA = batches()
@@ -44,7 +45,7 @@ def normed_anew(model: Any) -> None:
 
 
 def emptied(model: Any) -> None:
-    for name, module in model.named_modules():
+    for module in model.modules():
         if isinstance(module, nn.Conv2d):
             module.weight = nn.Parameter(torch.zeros(1))
             return
@@ -169,3 +170,18 @@ def test_what_training_leaves_without_any_effect_is_no_matter() -> None:
 
     result = run(train=counts, evaluate=loss_of, config=ONE_ROUND)
     assert result.accepted and loss_of(result.model) == pytest.approx(result.score, rel=1e-5)
+
+
+@pytest.mark.parametrize("form", ["module", "graph"])
+@pytest.mark.parametrize("kind", [torch.float16, torch.float64])
+def test_statistics_in_another_type_than_the_weights_are_never_certified(form: str, kind: torch.dtype) -> None:
+    def train(model: Any, steps: int) -> None:
+        for module in model.modules():
+            for name, buffer in module._buffers.items():
+                if buffer is not None and buffer.is_floating_point():
+                    module._buffers[name] = buffer.to(kind)
+
+    with pytest.raises(PrecisionError, match=f"fails in its own precision.*several types.*{kind}") as caught:
+        run(train=train, evaluate=lambda model: 1.0, config=ONE_ROUND, form=form)
+    assert "Let train leave each weight and buffer in the type" in str(caught.value)
+    assert 'form="graph"' not in str(caught.value)

@@ -54,7 +54,8 @@ class Untrained:
 
     def check(self, network: nn.Module, doing: str = "train") -> None:
         """Refuse a network that `doing` made another, or whose weights it drove to NaN: no later round could use it."""
-        self._check_tensors(network, doing)
+        self.check_tensors(network, doing)
+        self._check_numbers(network)
         if self.program is None:
             return
         for parameter in network.parameters():
@@ -67,7 +68,8 @@ class Untrained:
                 "the model, or set it before the search."
             )
 
-    def _check_tensors(self, network: nn.Module, doing: str) -> None:
+    def check_tensors(self, network: nn.Module, doing: str) -> None:
+        """Refuse a network whose parameters are others than they were, or whose norms lost their statistics."""
         after = dict(named_tensors(network))
         for name, described in self.described.items():
             if described is None:
@@ -76,7 +78,7 @@ class Untrained:
                 continue
             if name not in after:
                 raise InputError(_WRONG.format(doing, f"{name} is gone"))
-            (shape, dtype, trained), tensor = described, after[name]
+            (shape, dtype, _), tensor = described, after[name]
             if (tensor.shape, tensor.dtype) != (shape, dtype):
                 differs = f"shape {tuple(tensor.shape)}, had {tuple(shape)}"
                 if tensor.shape == shape:
@@ -84,12 +86,16 @@ class Untrained:
                 raise InputError(_WRONG.format(doing, f"{name} has {differs}"))
             if tensor.is_meta:
                 raise InputError(_WRONG.format(doing, f"{name} is on the meta device, without values"))
-            if trained and not all_finite(readable(tensor)):
+        if added := [name for name in after if name not in self.described]:
+            raise InputError(_WRONG.format(doing, f"{added[0]} is new"))
+
+    def _check_numbers(self, network: nn.Module) -> None:
+        for name, tensor in network.named_parameters(remove_duplicate=False):
+            described = self.described[name]
+            if described is not None and described[2] and not all_finite(readable(tensor)):
                 raise InputError(
                     f"training diverged: {name} holds NaN or infinity; lower the learning rate (netadapt_lr)."
                 )
-        if added := [name for name in after if name not in self.described]:
-            raise InputError(_WRONG.format(doing, f"{added[0]} is new"))
 
 
 def _difference(program: nn.Module, network: nn.Module) -> str:

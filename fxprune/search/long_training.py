@@ -347,7 +347,7 @@ def _made_by(
     optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer], parameters: list[nn.Parameter]
 ) -> torch.optim.Optimizer:
     """What the user's function makes. Raises InputError for no optimizer, and for one of other parameters."""
-    made: Any = optimizer(parameters)
+    made = optimizer(parameters)
     lacking = [name for name in ("param_groups", "zero_grad", "step") if not hasattr(made, name)]
     if lacking:
         raise InputError(

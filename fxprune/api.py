@@ -82,8 +82,8 @@ def netadapt(
     keywords; may be left out where a graph's placeholders carry shapes.
 
     `train(model, steps)` fine-tunes a candidate in place (it is in train mode; what it returns is ignored),
-    `evaluate(model)` returns one number, higher is better (it is in eval mode). Without evaluate the search is
-    data-free: candidates are compared by the importance that they lose, which takes seconds.
+    `evaluate(model)` returns one number, higher is better (it is in eval mode; its changes are not kept). Without
+    evaluate the search is data-free: candidates are compared by the importance that they lose, which takes seconds.
 
     `calibration`: batches of inputs (tensors, tuples, dicts or a DataLoader; labels may be there and are not used).
     Then units and widths are chosen from one pass of these data, candidates are repaired and compared by how far their

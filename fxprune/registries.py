@@ -17,8 +17,10 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
-from fxprune.errors import ConfigError, PluginWarning
+from fxprune.errors import ConfigError, FxpruneError, PluginWarning
 from passes.arguments import flag, quoted
+from passes.errors import PassError
+from passes.process.source_lines import said
 
 T = TypeVar("T")
 
@@ -123,16 +125,29 @@ class Registry:
         return value
 
 
+def is_foreign(item: object) -> bool:
+    """Whether a function or an object is not of this package: what it does with what it is given, nobody knows."""
+    place = getattr(item, "__module__", None) or type(item).__module__
+    return place.partition(".")[0] not in ("fxprune", "passes")
+
+
 def call(function: Callable[..., Any], where: str, expected: str, *arguments: object, **named: object) -> Any:
-    """What a function of the user's gives. Raises ConfigError where it does not take these arguments; what it raises
-    itself is raised."""
+    """What a function gives. Raises ConfigError where it does not take these arguments, and where one of the user's
+    raises, with what was raised as its cause; errors of this package are raised as they are."""
     try:
         inspect.signature(function).bind(*arguments, **named)
     except TypeError as error:
         raise ConfigError(f"{where} does not take what it is called with ({error}); expected {expected}.") from None
     except ValueError:  # written in C, and it does not say what it takes
         pass
-    return function(*arguments, **named)
+    try:
+        return function(*arguments, **named)
+    except (FxpruneError, PassError):
+        raise
+    except Exception as error:  # a user's function may raise anything
+        if not is_foreign(function):
+            raise
+        raise ConfigError(f"{where} failed: {said(error)}.") from error
 
 
 class Unloaded:

@@ -38,5 +38,10 @@ class EquivalenceError(PassError):
     """A pruned network that does not compute what the masked one does."""
 
 
+class PrecisionError(EquivalenceError):
+    """A pruned network that computes what the masked one does in double precision, and fails in its own types, where
+    the dense one runs."""
+
+
 class SpecialisedWarning(UserWarning):
     """A graph that computes one case of what its module computes; the text says which."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -10,11 +11,12 @@ import numpy as np
 from torch import nn
 
 from fxprune.errors import ConfigError
-from fxprune.registries import CRITERIA
+from fxprune.registries import CRITERIA, call, is_foreign
 from fxprune.resources.models import real_numbers
 from fxprune.training.candidate import seeded
 from passes import Coupling, Group, Statistics
 from passes.arguments import got
+from passes.stream.network_copies import clone
 
 
 @dataclass(frozen=True)
@@ -35,38 +37,43 @@ class Ranking:
 Criterion = Callable[..., "np.ndarray | Ranking"]
 """``f(network, group, statistics=None)``: a score for each unit, (group.size,), higher is more needed; or a `Ranking`.
 
-`statistics` is what `passes.observe` found, None where no data were given. A criterion that draws random numbers takes
-them from numpy's or torch's global generator, which are seeded for each group.
+`statistics` is what `passes.observe` found, None where no data were given. A criterion of the user's gets a copy of the
+network and of the group each time, which it may change (gradients, modes, running statistics). One that draws random
+numbers takes them from numpy's or torch's global generator, which are seeded for each group.
 """
 
 
 def rank(
     criterion: str | Criterion, network: nn.Module, group: Group, statistics: Statistics | None = None, *, seed: int = 0
 ) -> Ranking:
-    """The ranking of a group's units. Raises ConfigError where the criterion does not give a finite score a unit."""
+    """The ranking of a group's units. Raises ConfigError where the criterion fails, or gives no finite score a unit."""
+    where, function = f"{CRITERIA.said(criterion)}: group {group.name}", CRITERIA.find(criterion)
+    given = group
+    if is_foreign(function):
+        network, given = clone(network), copy.deepcopy(group)
+        statistics = statistics and replace(statistics, network=network)
     digest = hashlib.sha256(f"{seed}/{group.name}".encode()).digest()
     with seeded(int.from_bytes(digest[:4], "little")):
-        made: object = CRITERIA.call(criterion, network, group, statistics=statistics)
+        made: object = call(function, where, CRITERIA.expected, network, given, statistics=statistics)
     ranking = made if isinstance(made, Ranking) else None
-    given = made if ranking is None else ranking.scores
-    scores, wrong = real_numbers(given), ""
+    returned = made if ranking is None else ranking.scores
+    scores, wrong = real_numbers(returned), ""
     if scores is None:
-        wrong = got(given)
+        wrong = got(returned)
     elif scores.shape != (group.size,):
         wrong = f"scores with shape {scores.shape}"
     elif not np.isfinite(scores).all():
         wrong = "scores with NaN or infinity"
     if scores is None or wrong:
-        raise ConfigError(
-            f"{CRITERIA.said(criterion)}: group {group.name}: got {wrong}; expected {group.size} finite numbers, "
-            "one a unit."
-        )
+        raise ConfigError(f"{where}: got {wrong}; expected {group.size} finite numbers, one a unit.")
+    if scores.dtype.kind == "b":  # whether each is needed: no difference of two truths is defined
+        scores = scores.astype(np.float64)
     if ranking is None:
         return Ranking.of(scores)
     errors = real_numbers(ranking.errors)
     if errors is None or errors.shape != (group.size + 1,) or np.isnan(errors).any():
         raise ConfigError(
-            f"{CRITERIA.said(criterion)}: group {group.name}: got {got(ranking.errors)} as the errors of a Ranking; "
+            f"{where}: got {got(ranking.errors)} as the errors of a Ranking; "
             f"expected {group.size + 1} numbers, one a width from 0 on."
         )
     return Ranking(scores, errors)

@@ -8,14 +8,17 @@ from pathlib import Path
 
 from torch import fx, nn
 
-from fxprune.errors import ExportError
+from fxprune.errors import ExportError, FxpruneError
 from fxprune.exporters.files import staged
 from fxprune.exporters.inputs import Inputs
 from fxprune.exporters.outcome import ExportReport
+from fxprune.io.lent import copied
 from fxprune.registries import EXPORTERS
-from passes import CaptureError, Plan, capture
+from passes import CaptureError, PassError, Plan, capture
 from passes.arguments import quoted
 from passes.frontend.fidelity import settle
+from passes.process.source_lines import said
+from passes.stream.network_copies import clone
 
 
 @dataclass(frozen=True)
@@ -55,17 +58,27 @@ class Job:
 
 @dataclass(frozen=True)
 class Simple:
-    """An exporter of a function that writes ``job.path`` and may return notes for the report, a text or several."""
+    """An exporter of a function that writes ``job.path`` and may return notes for the report, a text or several.
+
+    It gets a copy of the network and of the inputs, which it may change.
+    """
 
     write: Callable[[Job], object]
 
     def __call__(self, job: Job) -> ExportReport:
         with staged(job.path, job.overwrite) as folder:
-            said = self.write(replace(job, path=folder / job.path.name))
+            given = replace(job.inputs, args=copied(job.inputs.args), kwargs=copied(job.inputs.kwargs))
+            own = replace(job, network=clone(job.network), inputs=given, path=folder / job.path.name)
+            try:
+                told = self.write(own)
+            except (FxpruneError, PassError):
+                raise
+            except Exception as error:  # the user's own function
+                raise ExportError(f"the exporter of {job.path.suffix} failed: {said(error)}") from error
             names = sorted(file.name for file in folder.iterdir())
             if job.path.name not in names:
                 raise ExportError(f"the exporter of {job.path.suffix} wrote {names or 'nothing'}, not {job.path.name}")
-        notes = [said] if isinstance(said, str) else list(said) if isinstance(said, list | tuple) else []
+        notes = [told] if isinstance(told, str) else list(told) if isinstance(told, list | tuple) else []
         files = (job.path, *(job.path.parent / name for name in names if name != job.path.name))
         notes = [*map(str, notes), "not run beside the network"]
         return ExportReport(job.path.suffix[1:], job.path, files, notes=tuple(notes))

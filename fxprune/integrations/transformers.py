@@ -14,6 +14,7 @@ from torch import nn
 from fxprune.errors import InputError
 from fxprune.training.optimizer_recipe import names_of, recipe_of
 from passes.arguments import got
+from passes.graph.module_copies import copied_or_shared
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -79,8 +80,9 @@ def functions(trainer: Trainer, metric: str | None = None, higher: bool | None =
 
     Each candidate is trained and evaluated by a new trainer of the same class with the same data, collator, loss,
     metrics, own callbacks and arguments, apart from the number of steps, and from checkpoints and reports, of which a
-    search has none. The optimizer is made anew by the trainer; one that was handed to it is rebuilt for the candidate,
-    and the schedule of its rates is that of the arguments.
+    search has none. Callbacks are copied for each candidate; one that refuses to be copied is shared, and its counts go
+    on from candidate to candidate. The optimizer is made anew by the trainer; one that was handed to it is rebuilt
+    for the candidate, and the schedule of its rates is that of the arguments.
 
     metric: what scores ("accuracy" stands for "eval_accuracy"); None: the arguments' `metric_for_best_model`, else the
     loss. higher: whether a higher one is better; None: as the arguments' `greater_is_better` says where it is that
@@ -133,7 +135,10 @@ def _around(trainer: Any, model: nn.Module, steps: int) -> Any:
         given = getattr(trainer.optimizer, "optimizer", trainer.optimizer)  # accelerate wraps it when it is used
         optimizer = recipe_of(given, names_of(trainer.accelerator.unwrap_model(trainer.model))).build(model)
     # Those of transformers report, show progress, or stop early by evaluations that a candidate has none of.
-    callbacks = [c for c in trainer.callback_handler.callbacks if not type(c).__module__.startswith("transformers.")]
+    own = [c for c in trainer.callback_handler.callbacks if not type(c).__module__.startswith("transformers.")]
+    # What the trainer has (model, data, the trainer itself) stays one where a callback refers to it.
+    shared: dict[int, object] = {id(held): held for held in (trainer, *vars(trainer).values())}
+    callbacks = [copied_or_shared(callback, shared) for callback in own]
     transformers.Trainer.__init__(
         made, model, args, trainer.data_collator, trainer.train_dataset, trainer.eval_dataset,
         trainer.processing_class, compute_loss_func=trainer.compute_loss_func,

@@ -47,7 +47,7 @@ def put_tensors(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     device = next((tensor.device for tensor in own.values()), torch.device("cpu"))
     with torch.no_grad():
         for name, tensor in own.items():
-            if name not in buffers or _alike(tensor, tensors.get(name)):
+            if (name not in buffers or _alike(tensor, tensors.get(name))) and tensors[name] is not tensor:
                 tensor.copy_(tensors[name])
         for name, (holder, attribute) in buffers.items():
             now, stored = buffers_of(holder)[attribute], tensors.get(name)

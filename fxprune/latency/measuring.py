@@ -15,6 +15,7 @@ from torch import fx, nn
 from fxprune.config.rules import WrongEntry, entries
 from fxprune.config.tables import LATENCY
 from fxprune.errors import FxpruneError
+from fxprune.io.lent import lent
 from fxprune.io.printed_text import terminal
 from fxprune.latency.backends.protocol import Backend
 from fxprune.latency.backends.registry import find
@@ -138,7 +139,7 @@ def measure_latency_ms(gm: nn.Module, example_inputs: object, *, repeats: int = 
     _check(on)
     backend = find(**on)
     try:
-        return backend.time(gm, example_inputs, None, repeats)
+        return backend.time(*lent(backend, gm, example_inputs), None, repeats)
     except FxpruneError:
         raise
     except Exception as error:  # the user's network, on inputs that it may not take

@@ -9,6 +9,7 @@ from typing import TypeVar
 import numpy as np
 from torch import nn
 
+from fxprune.io.lent import lent
 from fxprune.latency.backends.protocol import Backend, Timed
 from fxprune.latency.errors import LatencyError, UncoveredTable
 from fxprune.latency.sampling import CALL, Network, surface_of
@@ -144,9 +145,10 @@ class MeasuredLatency(LatencyModel):
     def timing(self, network: nn.Module, example_inputs: object, repeats: int = 40) -> Timing:
         """Milliseconds of a whole network, timed in turns with the dense one: their ratio outlives any drift."""
         assert self.backend is not None, "a MeasuredLatency is made with a backend"
+        given = lent(self.backend, network, example_inputs)
         if self.reference is None or not isinstance(self.backend, Timed):
-            return self.backend.time(network, example_inputs, None, repeats)
-        found = self.backend.pace(self.backend.prepare(network, example_inputs), self.reference, repeats)
+            return self.backend.time(*given, None, repeats)
+        found = self.backend.pace(self.backend.prepare(*given), self.reference, repeats)
         return found.relative(found.times_ms).scaled(self.dense_ms)
 
 
@@ -166,11 +168,11 @@ def model_of(network: Network, table: LatencyTable) -> LatencyModel:
 def measured_model(network: Network, table: LatencyTable, backend: Backend) -> MeasuredLatency:
     """The model of a network on the device at hand, calibrated by a measurement of the network as it is."""
     plain = model_of(network, table)
-    reference = None
+    reference, given = None, lent(backend, network.gm, network.example_inputs)
     if isinstance(backend, Timed):
-        reference = Reference(backend.prepare(network.gm, network.example_inputs))
+        reference = Reference(backend.prepare(*given))
         warm_up(reference, one_thread=backend.setting.threads == 1)
-    now = reference.quiet_ms if reference is not None else backend.time(network.gm, network.example_inputs).ms
+    now = reference.quiet_ms if reference is not None else backend.time(*given).ms
     model = MeasuredLatency(
         network, plain.surfaces, plain.call_ms,
         backend=backend, reference=reference, dense_ms=now, _known=plain._known,

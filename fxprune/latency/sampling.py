@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import fx
 
+from fxprune.io.lent import lent
 from fxprune.latency.backends.eager import Eager
 from fxprune.latency.backends.protocol import Backend, InSitu, Timed, held_on
 from fxprune.latency.surface import Surface, fit
@@ -143,7 +144,7 @@ def build(
     if building.pending:
         in_situ = isinstance(backend, InSitu) and backend.in_situ
         supports = getattr(backend, "supports", lambda *_: True)
-        if in_situ and supports(network.gm, network.example_inputs):
+        if in_situ and supports(*lent(backend, network.gm, network.example_inputs)):
             building.whole_networks()
         else:
             building.single_units()
@@ -180,7 +181,7 @@ class _Building:
     def whole_networks(self) -> None:
         """Profile whole networks, each giving a sample to every unit."""
         network, limits = self.network, self.limits
-        self._start_reference(self.backend.prepare(network.gm, network.example_inputs))
+        self._start_reference(self.backend.prepare(*lent(self.backend, network.gm, network.example_inputs)))
         self._call_ms()
         first = [*network.ends, *spread(network.grid, FIRST - 2, self.seed)]
         often = {key: sum(unit.key == key for unit in network.units) for key in self.pending}
@@ -212,7 +213,8 @@ class _Building:
         network = self.network
         gm = network.at(widths)
         assert isinstance(self.backend, InSitu), "chosen for it"
-        profile = self.backend.profile(gm, network.example_inputs, self.reference, self.limits.repeats)
+        given = lent(self.backend, gm, network.example_inputs)
+        profile = self.backend.profile(*given, self.reference, self.limits.repeats)
         column = {name: profile.ms[:, i] for i, name in enumerate(profile.nodes)}
         values, _ = network.coordinates.at(widths)
         profiled = []
@@ -267,7 +269,7 @@ class _Building:
         network = self.network
         unit = next(unit for unit in network.units if unit.key == key)
         gm, inputs = extract(network.at(widths), unit.nodes, network.example_inputs)
-        found = self.backend.time(gm, inputs, self.reference, self.limits.repeats)
+        found = self.backend.time(*lent(self.backend, gm, inputs), self.reference, self.limits.repeats)
         ms, low, high = (max(v - call_ms, LEAST_MS) for v in (found.ms, found.low, found.high))
         kept = Timing(ms, low, high, found.repeats)
         self._keep(key, tuple(int(v) for v in point), kept)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from torch import nn
 
 from fxprune.errors import ConfigError
+from fxprune.io.lent import lent
 from fxprune.registries import RESOURCES, call
 from fxprune.resources.models import Counted, Resource
 from passes import Cost, Coupling
@@ -51,7 +52,9 @@ class Kind:
     monotone: bool = False
 
     def of(self, name: str, subject: Subject) -> Resource:
-        """The resource of a network."""
+        """The resource of a network. A maker of the user's gets a copy of the network and of its inputs."""
+        network, inputs = lent(self.make, subject.network, subject.example_inputs)
+        subject = replace(subject, network=network, example_inputs=inputs)
         made = call(self.make, f"resource {name!r}", "a function (subject)", subject)
         if isinstance(made, Resource):
             return made

@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from fxprune.errors import BudgetError, ConfigError, FxpruneError
+from fxprune.io.lent import lent
 from passes.analysis.polynomial import Amount, Widths
 from passes.arguments import got, quoted
 from passes.process.source_lines import said
@@ -74,7 +75,7 @@ def value_of(resource: Resource, widths: Widths, shape: tuple[int, ...] = ()) ->
     """
     where = f"resource {quoted(resource.name)}: value(widths)"
     try:
-        found: object = resource.value(widths)
+        found: object = resource.value({**widths})  # its own: a function may fill it up, or empty it
     except FxpruneError:
         raise
     except Exception as error:  # it may be the user's own function
@@ -95,8 +96,11 @@ def value_of(resource: Resource, widths: Widths, shape: tuple[int, ...] = ()) ->
 
 
 def finite_measurement(resource: MeasuredResource, network: nn.Module, example_inputs: object) -> float:
-    """What the resource measures of a network. Raises BudgetError where that is no finite number."""
-    found: object = resource.measure(network, example_inputs)
+    """What the resource measures of a network; one of the user's own measures a copy.
+
+    Raises BudgetError where that is no finite number.
+    """
+    found: object = resource.measure(*lent(resource, network, example_inputs))
     values = real_numbers(found)
     if values is None or values.size != 1 or not np.isfinite(values).all():
         raise _not_finite(resource, found, "its measurement of the network that a round chose")

@@ -30,9 +30,11 @@ from fxprune.training.batches import unlabelled as without_labels
 from fxprune.training.candidate import MOST_SEED, Evaluate, checked_seed, score_of, seeded
 from fxprune.training.context import DLContext, TrainFunction, ValidateFunction, device_of
 from fxprune.training.distillation import output_loss
+from fxprune.training.in_place import Untrained
 from fxprune.training.outputs import Loss, loss_of, main_output
 from fxprune.training.process_group import average_buffers, average_gradients, begin_alike, in_step, mean_of, rank
 from fxprune.training.steps import optimized, rate
+from fxprune.training.unchanged import unchanged
 from passes import Certificate, Plan, verify
 from passes.arguments import file_name, got, integer, is_a, number
 from passes.process.source_lines import said
@@ -59,9 +61,10 @@ def train(
     """Train for `context.max_epoch` epochs, and leave the model with the weights that validated best.
 
     Calls `train_func(model, context)`, then `validate_func(model, context)`, each epoch; they are the context's
-    where they are left out. The best weights lie in `work_dir` ("out") as `best_model.safetensors`; a file of that name
-    which fxprune did not write, or that was changed since, is an error before the training. `distributed`: the model
-    is a DistributedDataParallel, and `main_process` says whether this process validates and saves.
+    where they are left out. What `validate_func` does to the network is put back. The best weights lie in `work_dir`
+    ("out") as `best_model.safetensors`; a file of that name which fxprune did not write, or that was changed since, is
+    an error before the training. `distributed`: the model is a DistributedDataParallel, and `main_process` says whether
+    this process validates and saves.
     Returns the best score, which `context.best_acc` and `context.best_epoch` hold too.
     """
     is_a(model, nn.Module, "train", "the network to train, a torch.nn.Module", InputError)
@@ -80,14 +83,17 @@ def train(
     kept = file_name(work_dir or "out", "train: work_dir", "the name of a folder", InputError) / _BEST
     if main_process:
         check_unchanged(kept, InputError, "Move it away, or name another folder: train(..., work_dir=FOLDER)")
+    untrained = Untrained.of(plain)
     context.best_acc, context.best_epoch = -math.inf, -1
     for epoch in range(context.max_epoch):
         context.epoch = epoch
         begin_epoch(context.train_sampler or context.train_loader, epoch)
         train_func(model, context)
+        untrained.check_tensors(plain, "train_func")
         if not main_process:
             continue
-        score = score_of(validate_func(plain, context))
+        with unchanged(unwrapped(plain)[0]):
+            score = score_of(validate_func(plain, context))
         if score > context.best_acc:
             context.best_acc, context.best_epoch = score, epoch
             best = tensors_of(plain)
@@ -148,7 +154,7 @@ def finetune(
     which is trained in place. `batches` of (inputs, targets) are passed `epochs` times; inputs are a tensor, a tuple of
     arguments or a dict of keywords. `warmup` is in epochs. `optimizer(parameters)` replaces the SGD; its learning rates
     are the peaks. `evaluate(model)`, higher is better, chooses the epoch whose weights are returned; without it they
-    are the last.
+    are the last. What it does to the network is put back.
 
     `distill` mixes in the soft targets of `teacher` (the dense network, where it is known):
     (1 - distill) * loss + distill * temperature**2 * KL(teacher || student), both softened by the temperature (Hinton
@@ -187,7 +193,7 @@ def finetune(
         begin_alike(network, "finetune")
         if distill and teacher is not None:
             placed(teacher, context)
-        made = optimizer(parameters) if optimizer else _sgd(parameters, lr, momentum, weight_decay)
+        made = _made_by(optimizer, parameters) if optimizer else _sgd(parameters, lr, momentum, weight_decay)
         objective = _objective(loss, teacher, distill, temperature)
         read = with_labels if distill < 1 else partial(without_labels, inputs=start.inputs)
         epoch, scores, losses = _epochs(network, batches, context, made, objective, evaluate, epochs, warmup, read)
@@ -257,7 +263,12 @@ def _epochs(
     def loss(batch: Batch) -> Tensor:
         tried[:] = [batch]
         with autocast(context, device):
-            return objective(batch.call(network), batch)
+            value = objective(batch.call(network), batch)
+        if not isinstance(value, Tensor):
+            raise InputError(f"finetune: the loss is {got(value)}; expected a tensor of one number, to be minimised.")
+        if value.device.type == "cpu":  # to ask a GPU at each step would have it wait: there each epoch is asked
+            _finite(value)
+        return value
 
     def share(epoch: int, step: int) -> float:
         return rate(epoch + (step / length if length else 0.0), epochs, warmup, 1 / length if length else 1.0)
@@ -281,11 +292,14 @@ def _epochs(
             raise _first_batch_fails(error, tried[0]) from error
         if not count:
             raise InputError("finetune: the data holds no batch; expected batches of (inputs, targets), each epoch.")
+        _finite(total)
         average_buffers(network)
         losses.append(mean_of(total.item() / count, device))
         if evaluate is not None:
             network.eval()
-            scores.append(mean_of(score_of(_evaluated(evaluate, network)), device))
+            with unchanged(unwrapped(network)[0]):
+                score_now = score_of(_evaluated(evaluate, network))
+            scores.append(mean_of(score_now, device))
             if best is None or scores[-1] > max(scores[:-1]):
                 best, chosen = tensors_of(network), epoch + 1
         score = f", score {scores[-1]:.6g}" if scores else ""
@@ -334,6 +348,32 @@ def _objective(
 
 def _sgd(parameters: list[nn.Parameter], lr: float, momentum: float, weight_decay: float) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr, momentum=momentum, weight_decay=weight_decay, nesterov=momentum > 0)
+
+
+def _made_by(
+    optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer], parameters: list[nn.Parameter]
+) -> torch.optim.Optimizer:
+    """What the user's function makes. Raises InputError for no optimizer, and for one of other parameters."""
+    made = optimizer(parameters)
+    lacking = [name for name in ("param_groups", "zero_grad", "step") if not hasattr(made, name)]
+    if lacking:
+        raise InputError(
+            f"finetune: optimizer(parameters) returned {got(made)}; expected an optimizer of torch.optim, made of them."
+        )
+    known = {id(parameter) for parameter in parameters}
+    if not any(id(parameter) in known for group in made.param_groups for parameter in group["params"]):
+        raise InputError(
+            "finetune: the optimizer that optimizer(parameters) returned has none of these parameters, so it would "
+            "train nothing; make it of what it is called with, as in lambda parameters: torch.optim.Adam(parameters)."
+        )
+    return made
+
+
+def _finite(loss: Tensor) -> None:
+    if not bool(torch.isfinite(loss.detach()).all()):
+        raise InputError(
+            "finetune: training diverged: the loss is NaN or infinity; lower lr, or look for such numbers in the data."
+        )
 
 
 def _usable(device: Any) -> torch.device:

@@ -8,6 +8,7 @@ from torch import nn
 from fxprune.problem.search_problem import Problem
 from fxprune.training.candidate import seeded
 from passes import Certificate, EquivalenceError, Plan, apply_plan, verify
+from passes.errors import PrecisionError
 
 
 def prove_halves(problem: Problem) -> Certificate:
@@ -29,6 +30,9 @@ def proven(problem: Problem, network: nn.Module, plan: Plan, trained: bool = Fal
     try:
         with seeded(problem.seed):  # verification draws inputs, and the caller's random state is not its own
             return verify(problem.dense, network, plan, problem.example_inputs, trained=trained)
+    except PrecisionError as error:  # no form of the search and no other group would change that
+        cause = "Let train leave each weight and buffer in the type that it had" if trained else "Search it in float32"
+        raise PrecisionError(f"{error}. {cause}") from error
     except EquivalenceError as error:
         graph = ', or search its graph (form="graph")' if problem.form == "module" else ""
         raise EquivalenceError(

@@ -8,7 +8,7 @@ import math
 import random
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -20,14 +20,15 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.errors import InputError
-from fxprune.io.tensors import buffer_places, named_tensors
+from fxprune.io.tensors import tensors_of
 from fxprune.training.batches import labelled
+from fxprune.training.in_place import Untrained
 from fxprune.training.interruption import Ending, OutOfTime, watched
 from fxprune.training.outputs import Loss, loss_of, right_ones
 from fxprune.training.repaired import Repaired
 from fxprune.training.steps import optimized, repeated
 from passes.arguments import got, integer, is_a, number, quoted
-from passes.equality.comparison import all_finite, readable
+from passes.documents.described_values import Described
 from passes.process.settings import settings_kept
 from passes.process.state import seed_all
 from passes.process.torch_private import forget_workers
@@ -61,10 +62,15 @@ def train_candidate(
     evaluate: Evaluate | None,
     limit_s: float | None = None,
     prepare: Prepare | None = None,
+    inputs: Sequence[Described] = (),
+    keep: dict[str, Tensor] | None = None,
 ) -> Trained:
     """Fine-tune a network in place and score it; `prepare` repairs it before, in place. Without `evaluate` its score is
     minus the divergence that repair has left. Whatever the user's functions raise, `sys.exit` included, weights that
     are no numbers any more and a score that is none are reported, not raised; so is the end of `limit_s` seconds.
+
+    inputs: of `Plan.inputs`, on which it is seen whether `train` changed anything but tensors. keep: gets the tensors
+    of the network as they are before `evaluate`, which may do to it what it wants; left empty without `evaluate`.
 
     What a signal raises (Ctrl-C) is raised again. Settings of the process (threads, default dtype, autocast, ...) are
     put back as they were, and gradients can be computed whatever the caller, or the `evaluate` of another candidate,
@@ -73,7 +79,7 @@ def train_candidate(
     with settings_kept():
         try:
             with watched(limit_s) as ending:
-                trained = _attempt(network, steps, seed, train, evaluate, ending, prepare)
+                trained = _attempt(network, steps, seed, train, evaluate, ending, prepare, inputs, keep)
         except OutOfTime:  # between the end of its work and that of the watch
             trained = Trained(late=True)
     if trained.late:
@@ -88,30 +94,31 @@ def out_of_time(limit_s: float | None) -> str:
 
 def _attempt(
     network: nn.Module, steps: int, seed: int, train: Train | None, evaluate: Evaluate | None, ending: Ending,
-    prepare: Prepare | None,
+    prepare: Prepare | None, inputs: Sequence[Described], keep: dict[str, Tensor] | None,
 ) -> Trained:  # fmt: skip
     clock, doing = {"train": 0.0, "evaluate": 0.0}, "train"
     score = error = repaired = None
     try:
         with torch.inference_mode(False), seeded(seed), torch.enable_grad():
-            before = _described_tensors(network)
             if prepare is not None:
                 doing = "repair"
                 repaired = prepare(network)
                 score, doing = -repaired.kept, "train"
             if train is not None:
+                before = Untrained.of(network, inputs)
                 network.train()
                 with settings_kept(), _timed(clock, "train"):  # nor does evaluate see what train left
                     train(network, steps)
-                check_trained(network, before)
+                before.check(network)
+                del before
             doing = "evaluate"
             if evaluate is not None:
+                if keep is not None:
+                    keep.update(tensors_of(network))
                 network.eval()
                 with _timed(clock, "evaluate"):
                     found = evaluate(network)
                 score = score_of(found)
-                if train is not None:  # else its weights are not kept
-                    check_trained(network, before, doing)
     except BaseException as raised:  # a user's function may raise anything, and one candidate is not the search
         if ending.is_interruption(raised):
             raise ending.raised or raised from None
@@ -129,38 +136,6 @@ def _timed(clock: dict[str, float], name: str) -> Iterator[None]:
         yield
     finally:
         clock[name] += time.perf_counter() - begun
-
-
-def check_trained(network: nn.Module, before: Mapping[str, tuple | None], doing: str = "train") -> None:
-    """Refuse a network that training made another, or whose weights it drove to NaN: no later round could use it.
-
-    `before`: the shape and type of each of its parameters, and whether it was to be trained; None for a buffer, which
-    holds what any call of the network leaves there.
-    """
-    after = dict(named_tensors(network))
-    wrong = f"{doing} changed the network itself: {{}}; it must train its weights in place."
-    for name, described in before.items():
-        if described is None:
-            continue
-        if name not in after:
-            raise InputError(wrong.format(f"{name} is gone"))
-        (shape, dtype, trained), tensor = described, after[name]
-        if (tensor.shape, tensor.dtype) != (shape, dtype):
-            differs = f"shape {tuple(tensor.shape)}, had {tuple(shape)}"
-            if tensor.shape == shape:
-                differs = f"type {tensor.dtype}, had {dtype}"
-            raise InputError(wrong.format(f"{name} has {differs}"))
-        if trained and not all_finite(readable(tensor)):
-            raise InputError(f"training diverged: {name} holds NaN or infinity; lower the learning rate (netadapt_lr).")
-    if added := [name for name in after if name not in before]:
-        raise InputError(wrong.format(f"{added[0]} is new"))
-
-
-def _described_tensors(network: nn.Module) -> dict[str, tuple | None]:
-    return {
-        **dict.fromkeys(buffer_places(network)),
-        **{name: (p.shape, p.dtype, p.requires_grad) for name, p in network.named_parameters(remove_duplicate=False)},
-    }
 
 
 def score_of(value: object) -> float:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol, cast
 
-from torch import nn
+from torch import Tensor, nn
 
 from fxprune.errors import WorkerError
 from fxprune.io.tensors import tensors_of, to_bytes
@@ -111,22 +111,24 @@ class Job:
 
     def do(self, network: nn.Module, task: Task, repair: Repair | None = None) -> Outcome:
         """Cut, repair, train and evaluate one candidate in this process."""
-        attempts = 1 + self.retries
+        attempts, wanted = 1 + self.retries, task.gives_weights(self.train)
         for attempt in range(attempts):
             candidate = apply_plan(network, task.plan)
+            state: dict[str, Tensor] | None = {} if wanted else None
             trained = train_candidate(
                 candidate, task.steps, task.seed, task.trainer(self.train), task.judge(self.evaluate, repair),
-                self.limit_s, task.prepare(repair),
+                self.limit_s, task.prepare(repair), task.plan.inputs, state,
             )  # fmt: skip
             if not trained.late:
                 break
             log.warning("candidate %d, attempt %d of %d: %s", task.index, attempt + 1, attempts, trained.error)
-        keep = task.gives_weights(self.train) and trained.error is None
-        return Outcome(task.index, trained, partial(_bytes_of, candidate) if keep else None)
+        keep = wanted and trained.error is None
+        return Outcome(task.index, trained, partial(weights_of, candidate, state) if keep else None)
 
 
-def _bytes_of(network: nn.Module) -> bytes:
-    return to_bytes(tensors_of(network))
+def weights_of(candidate: nn.Module, state: dict[str, Tensor] | None) -> bytes:
+    """The tensors of a candidate as it was scored: `state`, taken before it was evaluated, where somebody did that."""
+    return to_bytes(state or tensors_of(candidate))
 
 
 @dataclass

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.errors import WorkerError
-from fxprune.io.tensors import named_tensors, tensors_of, to_bytes
+from fxprune.io.tensors import named_tensors
 from fxprune.training.candidate import Trained, said, train_candidate
-from fxprune.workers.protocol import Task
+from fxprune.workers.protocol import Task, weights_of
 from fxprune.workers.repair import Repair
 from passes import Coupling, Plan, apply_plan
 
@@ -148,12 +148,13 @@ def train_packed(
         candidate = unpack(packed, weights)
     except BaseException as error:  # what pickles but does not unpickle is one candidate's failure, not the worker's
         return Trained(error=said("unpack", error)), None
+    state: dict[str, Tensor] | None = {} if task.gives_weights(train) else None
     trained = train_candidate(
         candidate, task.steps, task.seed, task.trainer(train), task.judge(evaluate, repair),
-        prepare=task.prepare(repair),
+        prepare=task.prepare(repair), inputs=task.plan.inputs, keep=state,
     )  # fmt: skip
     keep = task.gives_weights(train) and trained.error is None
-    return trained, to_bytes(tensors_of(candidate)) if keep else None
+    return trained, weights_of(candidate, state) if keep else None
 
 
 def _packed(candidate: nn.Module, cuts: Mapping[int, Cut], pickler: Any) -> bytes:

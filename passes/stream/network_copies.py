@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from torch import Tensor, fx, nn
 
@@ -12,13 +12,14 @@ from passes.graph.module_copies import Copies
 from passes.stream.results import tensors_in
 
 
-def clone(network: nn.Module) -> nn.Module:
-    """A copy that shares no tensor with the network.
+def clone(network: nn.Module, shared: Iterable[Tensor] = ()) -> nn.Module:
+    """A copy that shares no tensor with the network but those that are named.
 
     What a hook computes anew in each forward (the weight of a weight_norm) and torch refuses to copy, because it has
     a history of gradients, is copied as it is now, without that history. Objects that refuse to be copied are shared.
     """
     memo: dict[int, object] = {id(t): t.detach().clone() for t in held_tensors(network) if not t.is_leaf}
+    memo.update({id(t): t for t in shared})
     if isinstance(network, fx.GraphModule):
         return copy.deepcopy(network, memo)
     return Copies(network, lambda _, tensor: copy.deepcopy(tensor, memo), memo).module(network)

@@ -10,7 +10,7 @@ must be numbers somewhere and agree on inputs like the example, on random ones a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -29,6 +29,7 @@ from passes.axes.index_sets import survivors
 from passes.documents.certificate import Certificate
 from passes.documents.plan import Plan, is_plan
 from passes.equality.comparison import all_finite, compare, readable
+from passes.equality.constant_double import nothing_random
 from passes.equality.double import double, in_double
 from passes.equality.draws import Draw, draws, smaller_example
 from passes.equality.streamed import Streamed
@@ -37,7 +38,7 @@ from passes.errors import EquivalenceError, PassError
 from passes.frontend.fidelity import settle
 from passes.graph.annotations import note, specialised_in
 from passes.graph.given_networks import given
-from passes.graph.module_copies import copy_with, owned_tensors
+from passes.graph.module_copies import copy_with, evaluate_mode, modules_of, owned_tensors
 from passes.graph.nodes import source_of
 from passes.masked.masked_graph import MaskedOperators
 from passes.masked.proof_weights import dense_weights, equal_elements, finite_parameters, pruned_weights
@@ -48,7 +49,7 @@ from passes.process.state import leaves_no_trace
 from passes.process.torch_private import codegen_of, pytree
 from passes.stream.graph_stream import as_arguments
 from passes.stream.results import called
-from passes.verification.evidence import Evidence
+from passes.verification.evidence import Evidence, fails_in_own_types
 from passes.verification.module_equivalence import verify_module
 
 
@@ -134,11 +135,13 @@ def verify_graph(
             proof.compiled(draw, got, pruned_copy({}))
     assert first is not None, "there is one draw at least"
     alike = equal_elements(gm, pruned, seed)
+    del dense64, pruned64
     if alike:
-        del dense64, pruned64
         small = smaller_example(arguments, seed, device, seen.taken)
         noise = "noise in the place of equal weights"
         seen.on_either(small, first, lambda draw: proof.on(draw, *pair(alike), noise) is not None)
+    own = (dense_weights(coupling, plan, pruned, False, {}), pruned_weights(coupling, masks, {}))
+    proof.in_own_precision(first, *(Streamed(weights, _copy, at_once=True) for weights in own))
     certificate = seen.certificate(plan, coupling, tol, seed, trained, len(alike), specialised_in(gm))
     note(pruned, certificate=certificate)
     return certificate
@@ -214,6 +217,18 @@ class _Proof:
                 "call recompile() where the graph was edited"
             )
 
+    def in_own_precision(self, draw: Draw, dense: Streamed, pruned: Streamed) -> None:
+        """The pruned network runs in its own types, as a user calls it, where the dense one does."""
+        try:
+            _in_own_types(self.pruned, copy_with(self.pruned, pruned), draw.inputs)
+        except Exception as error:
+            try:
+                _in_own_types(self.gm, copy_with(self.gm, dense), draw.inputs)
+            except Exception as also:  # what does not run so before it was pruned need not run so afterwards
+                self.seen.notes.append(f"not run in its own types: the dense graph does not: {_first_line(also)}")
+                return
+            raise fails_in_own_types("graph", self.pruned, _first_line(error)) from error
+
     def _masked(self) -> MaskedOperators:
         return MaskedOperators(self.coupling, self.masks, self.removed_blocks)
 
@@ -260,15 +275,29 @@ def _first_line(error: BaseException) -> str:
     return text.splitlines()[0] if text else type(error).__name__
 
 
-def _run_forward(pruned: fx.GraphModule, root: nn.Module, inputs: tuple) -> object:
-    """The generated forward of `pruned` over the modules of `root`."""
+def _in_own_types(gm: fx.GraphModule, root: nn.Module, inputs: tuple) -> None:
+    """Run the generated forward of `gm` over the modules of `root`, in the type of its parameters."""
+    kind = next((p.dtype for p in root.parameters() if p.is_floating_point()), torch.get_default_dtype())
+    own = map_tensors(lambda t: t.to(kind) if t.is_floating_point() else t, inputs)
+    with nothing_random(), torch.no_grad():
+        _run_forward(gm, evaluate_mode(root), own, nullcontext())
+
+
+def _copy(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().clone()
+
+
+def _run_forward(
+    pruned: fx.GraphModule, root: nn.Module, inputs: tuple, mode: AbstractContextManager[object] | None = None
+) -> object:
+    """The generated forward of `pruned` over the modules of `root`; in double precision without `mode`."""
     args, kwargs = map_tensors(torch.clone, tuple(inputs)), dict[str, object]()
     info = getattr(codegen_of(pruned.graph), "pytree_info", None)
     if info is not None and info.in_spec is not None:  # it takes the nested arguments, of which placeholders are leaves
         args, kwargs = pytree.tree_unflatten(list(args), info.in_spec), {}
         if len(args) == 2 and isinstance(args[0], tuple) and isinstance(args[1], dict):
             args, kwargs = args
-    with in_double(root):
+    with mode or in_double(root):
         return called(partial(type(pruned).forward, root), args, kwargs)
 
 

@@ -6,15 +6,27 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from torch import nn
+
 from passes.analysis.coupling import Coupling
 from passes.documents.certificate import Certificate
 from passes.documents.plan import Plan
 from passes.equality.comparison import Comparison
 from passes.equality.draws import Draw
 from passes.equality.leading_sizes import LeadingSizes, batch_of
-from passes.errors import EquivalenceError
+from passes.errors import EquivalenceError, PrecisionError
+from passes.graph.module_copies import owned_tensors
 
 log = logging.getLogger(__name__)
+
+
+def fails_in_own_types(what: str, pruned: nn.Module, said: str) -> PrecisionError:
+    """The error for a pruned network that does not run in the types that it has, where the dense one does."""
+    kinds = sorted({str(t.dtype) for _, t in owned_tensors(pruned) if t.is_floating_point() or t.is_complex()})
+    several = f"; its weights and buffers are of several types ({', '.join(kinds)})" if len(kinds) > 1 else ""
+    return PrecisionError(
+        f"the pruned {what} fails in its own precision, where the dense one runs: {said.rstrip('.')}{several}"
+    )
 
 
 @dataclass

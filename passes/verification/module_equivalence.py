@@ -43,7 +43,7 @@ from passes.stream.module_run import ModuleRun, turning
 from passes.stream.module_stream import ModuleInference
 from passes.stream.results import called, plain_values_in, tensors_in
 from passes.stream.stream_copies import scripted_modules
-from passes.verification.evidence import Evidence, mixed_groups
+from passes.verification.evidence import Evidence, fails_in_own_types, mixed_groups
 from passes.verification.repeats import Repeats, is_costly
 
 log = logging.getLogger(__name__)
@@ -263,9 +263,7 @@ class _Proof:
             with nothing_random(), torch.no_grad(), cut:  # attention by the path that a user's call takes
                 got = called(copied, *_cloned(own))
         except Exception as error:
-            raise EquivalenceError(
-                f"the pruned module fails in its own precision, where the dense one runs: {said(error)}"
-            ) from error
+            raise fails_in_own_types("module", self.small, said(error)) from error
         gap = distance(tensors_in(expected), tensors_in(got))
         if gap <= _ROUNDING.get(kind, 1e-3):
             return

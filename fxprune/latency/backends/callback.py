@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from fxprune.io.lent import lent
 from fxprune.latency.backends.protocol import Run
 from fxprune.latency.device import Setting
 from fxprune.latency.errors import BackendError
@@ -21,6 +22,7 @@ class Callback:
 
     It is called with networks of other widths, with single units of the network, and with a graph of one activation
     and no weights, which costs what any call does. The median of three calls is taken. `device` names it in tables.
+    Each call gets a copy of the network and of the inputs, which it may change.
     """
 
     in_situ = False
@@ -44,7 +46,7 @@ class Callback:
 
     def _ms(self, gm: nn.Module, example_inputs: object) -> float:
         try:
-            value: Any = self.measure(gm, example_inputs)
+            value: Any = self.measure(*lent(self.measure, gm, example_inputs))
         except Exception as error:  # the user's own function
             raise BackendError(
                 f"measure(gm, example_inputs) failed: {said(error)}. It is called with parts of the network as well, "

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from numbers import Integral
+from typing import Any
 
 import numpy as np
 
 from fxprune.errors import ConfigError, SearchError
 from fxprune.problem.width_grids import Grid
-from fxprune.registries import STRATEGIES
+from fxprune.registries import STRATEGIES, is_foreign
 from fxprune.resources.models import Resource
 from fxprune.search.proposals import Proposal, evaluate
 from passes import Coupling
@@ -41,6 +42,12 @@ class Situation:
     joint: bool = True
     within: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
+    def apart(self) -> Situation:
+        """The same with mappings and arrays of its own, for a strategy that may change them."""
+        names = ("widths", "start_widths", "targets", "limits", "grids", "within")
+        own: dict[str, Any] = {name: {**getattr(self, name)} for name in names}
+        return replace(self, **own, lost={name: lost.copy() for name, lost in self.lost.items()})
+
     def used(self, widths: Mapping[str, int]) -> dict[str, float]:
         """What the network uses of each resource with some widths changed."""
         return evaluate(self.resources, {**self.widths, **widths})
@@ -66,10 +73,11 @@ Strategy = Callable[[Situation], "Sequence[Proposal | Mapping[str, int]]"]
 
 
 def proposals_of(strategy: str | Strategy, situation: Situation) -> list[Proposal]:
-    """What a strategy proposes, with what each proposal uses. Raises ConfigError, which names it, where it gives
-    anything but proposals, and SearchError for widths that no group can be given."""
+    """What a strategy proposes, with what each proposal uses. Raises ConfigError, which names it, where it fails or
+    gives anything but proposals, and SearchError for widths that no group can be given."""
     name = STRATEGIES.said(strategy)
-    made = listed(STRATEGIES.call(strategy, situation), name, _EXPECTED, ConfigError)
+    given = situation.apart() if is_foreign(STRATEGIES.find(strategy)) else situation
+    made = listed(STRATEGIES.call(strategy, given), name, _EXPECTED, ConfigError)
     for one in made:
         is_a(one, Proposal | Mapping, f"{name}: a proposal", _EXPECTED, ConfigError)
     try:

@@ -95,6 +95,33 @@ def test_training_is_the_same_each_time_and_counts_steps(tmp_path: Path) -> None
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
 
 
+def test_each_candidate_has_callbacks_of_its_own(tmp_path: Path) -> None:
+    from transformers import TrainerCallback
+
+    ended: list[int] = []
+
+    class Stopping(TrainerCallback):
+        """Stops at the third step that it counts: once for all candidates, if they shared it."""
+
+        def __init__(self) -> None:
+            self.steps, self.trainer = [0], None
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.steps[0] += 1
+            control.should_training_stop = self.steps[0] >= 3
+
+        def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            assert self.trainer is given  # what it refers to is not copied with it
+            ended.append(state.global_step)
+
+    own = Stopping()
+    given = trainer(tmp_path, callbacks=[own])
+    own.trainer = given
+    for _ in range(2):
+        functions(given).train(model(), 5)
+    assert ended == [3, 3] and own.steps == [0]
+
+
 def test_a_class_and_an_optimizer_of_ones_own_are_kept(tmp_path: Path) -> None:
     from transformers import Trainer
 

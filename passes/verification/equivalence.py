@@ -38,7 +38,7 @@ from passes.errors import EquivalenceError, PassError
 from passes.frontend.fidelity import settle
 from passes.graph.annotations import note, specialised_in
 from passes.graph.given_networks import given
-from passes.graph.module_copies import copy_with, evaluate_mode, modules_of, owned_tensors
+from passes.graph.module_copies import copy_with, evaluate_mode, owned_tensors
 from passes.graph.nodes import source_of
 from passes.masked.masked_graph import MaskedOperators
 from passes.masked.proof_weights import dense_weights, equal_elements, finite_parameters, pruned_weights

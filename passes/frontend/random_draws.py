@@ -12,7 +12,7 @@ from torch import fx, nn
 from passes.errors import SpecialisedWarning
 from passes.graph.annotations import note, specialised_in
 from passes.graph.module_copies import modules_of
-from passes.process.state import drawn_in_python, random_state
+from passes.process.state import drawn_in_python, generators_of, random_state
 
 _AS_DRAWN = "fixed in the graph, as they were drawn when it was captured"
 OF_PYTHON = f"random numbers that Python or NumPy draws in forward are {_AS_DRAWN}"
@@ -24,12 +24,12 @@ class DrawsWatched:
     """From here on until `tell`, or `found`: whether a module draws numbers while it is traced."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._model, self._parts = model, list(modules_of(model).values())
+        self._model, self._generators = model, generators_of(modules_of(model).values())
         self._before = self._states()
         self._found: tuple[str, ...] = ()
 
     def _states(self) -> tuple[tuple[object, ...], ...]:
-        return drawn_in_python(self._parts), random_state(self._parts)
+        return drawn_in_python(self._generators), random_state(self._generators)
 
     def stop(self) -> None:
         """The trace ends here: what is drawn later does not count."""

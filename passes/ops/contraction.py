@@ -118,7 +118,15 @@ def _plain_convolution(call: Call, x: torch.Tensor, weight: torch.Tensor, bias: 
     return [call.space.resolve(batch), call.space.resolve(leaving), *places]
 
 
-states(aten.convolution, meta=shaped(_convolution))
+def _decided_by_weight() -> bool:
+    """Whether the layout of a convolution's result is that of its weight, as in newer versions of torch."""
+    x = torch.empty(2, 2, 4, 4, device="meta", memory_format=torch.channels_last)
+    weight = torch.empty(2, 2, 2, 2, device="meta")
+    made: torch.Tensor = aten.convolution.default(x, weight, None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1)
+    return made.is_contiguous()
+
+
+states(aten.convolution, meta=shaped(_convolution, any_layout=_decided_by_weight()))
 states(aten.linear, reads=operands.linear)  # which is not decomposed in inference mode
 
 

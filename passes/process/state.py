@@ -91,30 +91,42 @@ def seed_all(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def random_state(owners: Iterable[object] = ()) -> tuple[object, ...]:
+def generators_of(modules: Iterable[object]) -> list[object]:
+    """The generators of random numbers among the attributes of these modules."""
+    held, kinds = [vars(module).values() for module in modules], set[type]()
+    for values in held:
+        kinds.update(map(type, values))  # few: to ask each value takes long
+    kinds = {kind for kind in kinds if issubclass(kind, _GENERATORS)}
+    return [value for values in held for value in values if type(value) in kinds] if kinds else []
+
+
+_GENERATORS = (torch.Generator, random.Random, np.random.RandomState, np.random.Generator)
+
+
+def random_state(generators: Iterable[object] = ()) -> tuple[object, ...]:
     """The states of all generators: another one says that numbers were drawn in between.
 
-    owners: modules whose attributes may be generators of their own; these count too.
+    generators: a module's own (see `generators_of`), which count too.
     """
-    states = [torch.get_rng_state(), *(own.get_state() for own in _held(owners, torch.Generator))]
+    states = [torch.get_rng_state(), *(own.get_state() for own in generators if isinstance(own, torch.Generator))]
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         states += torch.cuda.get_rng_state_all()
     if torch.backends.mps.is_available():
         states.append(torch.mps.get_rng_state())
-    return *drawn_in_python(owners), *(state.cpu().numpy().tobytes() for state in states)
+    return *drawn_in_python(generators), *(state.cpu().numpy().tobytes() for state in states)
 
 
-def drawn_in_python(owners: Iterable[object] = ()) -> tuple[object, ...]:
-    """The states of the generators of Python and NumPy, and `owners`' own: another one says that numbers were drawn."""
-    return (
-        random.getstate(),
-        *(np.asarray(part).tobytes() for part in np.random.get_state(legacy=True)),
-        *(own.getstate() for own in _held(owners, random.Random) if not isinstance(own, random.SystemRandom)),
-        *(pickle.dumps(own.get_state()) for own in _held(owners, np.random.RandomState)),
-        *(pickle.dumps(own.bit_generator.state) for own in _held(owners, np.random.Generator)),
-    )
+def drawn_in_python(generators: Iterable[object] = ()) -> tuple[object, ...]:
+    """The states of the generators of Python and NumPy: another one says that numbers were drawn in between.
 
-
-def _held(owners: Iterable[object], kind: type[T]) -> Iterator[T]:
-    """The attributes of these objects that are of this class."""
-    return (value for owner in owners for value in vars(owner).values() if isinstance(value, kind))
+    generators: a module's own (see `generators_of`), which count too.
+    """
+    found = [random.getstate(), *(np.asarray(part).tobytes() for part in np.random.get_state(legacy=True))]
+    for own in generators:
+        if isinstance(own, random.Random) and not isinstance(own, random.SystemRandom):
+            found.append(own.getstate())
+        elif isinstance(own, np.random.RandomState):
+            found.append(pickle.dumps(own.get_state()))
+        elif isinstance(own, np.random.Generator):
+            found.append(pickle.dumps(own.bit_generator.state))
+    return tuple(found)

@@ -25,7 +25,7 @@ from passes.equality.padded_positions import check_padding
 from passes.errors import PassError, SpecialisedWarning
 from passes.graph.left_behind import left_behind
 from passes.graph.module_copies import modules_of, parameters_among
-from passes.process.state import drawn_in_python
+from passes.process.state import drawn_in_python, generators_of
 from passes.stream.call_arguments import Arguments, bound, describe_call, tensors_of
 from passes.stream.call_log import LoggedCall
 from passes.stream.module_run import Beside, ModuleInferred, infer_module
@@ -55,10 +55,10 @@ def couple_module(module: nn.Module, example_inputs: object) -> Coupling:
     if not isinstance(module, nn.Module):
         raise PassError(f"couple: got a {type(module).__name__}; expected a torch.nn.Module")
     arguments = bound(module, example_inputs)
-    parts = list(modules_of(module).values())
-    before = drawn_in_python(parts)
+    generators = generators_of(modules_of(module).values())
+    before = drawn_in_python(generators)
     inferred = infer_module(module, arguments)
-    if drawn_in_python(parts) != before:
+    if drawn_in_python(generators) != before:
         inferred.specialised.append(
             "forward draws random numbers of Python or NumPy, and was followed with some of them: what others lead to "
             "is not proven"

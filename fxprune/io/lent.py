@@ -6,6 +6,7 @@ A copy of a network has its gradients, which the user may have accumulated befor
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
@@ -20,6 +21,15 @@ from passes.stream.network_copies import clone, held_tensors
 def lent(receiver: object, network: nn.Module, inputs: object) -> tuple[Any, Any]:
     """A network and its example inputs for `receiver`, a function or an object that is going to run them."""
     return (with_gradients(network), copied(inputs)) if is_foreign(receiver) else (network, inputs)
+
+
+def copied(inputs: object) -> Any:
+    """Inputs with tensors of their own, in whatever they are kept."""
+    return map_tensors(_apart, inputs)
+
+
+def _apart(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().clone().requires_grad_(tensor.requires_grad)
 
 
 def with_gradients(network: nn.Module) -> nn.Module:
@@ -49,58 +59,59 @@ class Lent:
         """What the next call is handed."""
         if not self._foreign:
             return self._network
-        if self._copy is None or self._state is None or not self._state.is_of(self._copy, self._network):
+        if self._copy is None or self._state is None or not self._state.is_as_it_was():
             self._copy = self._state = None  # so that there are never two of them
             self._copy = with_gradients(self._network)
-            self._state = _State(self._copy)
+            self._state = _State(self._copy, self._network)
         return self._copy
 
 
 class _State:
     """What a copy of a network holds, but for the values of its tensors, which the network itself still has."""
 
-    def __init__(self, made: nn.Module) -> None:
-        self.objects, self.described = _held(made)
+    def __init__(self, made: nn.Module, network: nn.Module) -> None:
+        self._made, self._objects = made, _objects_of(made)
+        tensors, before = list(held_tensors(made)), list(held_tensors(network))
+        self._comparable = len(tensors) == len(before)  # not where a module's own copying leaves some out
+        self._pairs = list(zip(tensors, before, strict=False))
+        self._described = [_described(tensor) for tensor in tensors]
 
-    def is_of(self, made: nn.Module, network: nn.Module) -> bool:
-        """Whether the copy is as it was, with the values of the network that it was made of."""
-        objects, described = _held(made)
-        if len(objects) != len(self.objects) or any(a is not b for a, b in zip(objects, self.objects, strict=True)):
-            return False
-        if described != self.described:
-            return False
-        tensors, before = _with_gradients_of(made), _with_gradients_of(network)
-        return len(tensors) == len(before) and all(map(_equal, tensors, before))
+    def is_as_it_was(self) -> bool:
+        """Whether the copy holds what it held, with the values of the network that it was made of."""
+        objects = _objects_of(self._made)
+        return (
+            self._comparable
+            and len(objects) == len(self._objects)
+            and all(map(operator.is_, objects, self._objects))
+            and [_described(tensor) for tensor, _ in self._pairs] == self._described
+            and all(_equal(one, other) and _equal(_gradient(one), _gradient(other)) for one, other in self._pairs)
+        )
 
 
-def _held(network: nn.Module) -> tuple[list[object], list[tuple]]:
-    objects: list[object] = []
+def _objects_of(network: nn.Module) -> list[object]:
+    found: list[object] = []
     for module in network.modules():
-        objects += [type(module), module.training]
+        found += (type(module), module.training)
         for name, value in vars(module).items():
-            objects += [name, value]
+            found += (name, value)
             if isinstance(value, dict):
-                objects += [*value.keys(), *value.values()]
+                found += value.keys()
+                found += value.values()
             elif isinstance(value, list | tuple | set):
-                objects += value
-    tensors = _with_gradients_of(network)
-    return [*objects, *tensors], [(t.dtype, t.device, t.shape, t.requires_grad) for t in tensors]
+                found += value
+    return found
 
 
-def _with_gradients_of(network: nn.Module) -> list[torch.Tensor]:
-    tensors = list(held_tensors(network))
-    return tensors + [t.grad for t in tensors if t.is_leaf and t.grad is not None]
+def _described(tensor: torch.Tensor) -> tuple[object, ...]:
+    return tensor.dtype, tensor.device, tensor.shape, tensor.requires_grad
 
 
-def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
+def _gradient(tensor: torch.Tensor) -> torch.Tensor | None:
+    return tensor.grad if tensor.is_leaf else None
+
+
+def _equal(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
     """Values are compared: neither what is written by ``.data`` nor through NumPy counts as a new version."""
-    return one is other or one.shape == other.shape and (one.is_meta or torch.equal(readable(one), readable(other)))
-
-
-def copied(inputs: object) -> Any:
-    """Inputs with tensors of their own, in whatever they are kept."""
-    return map_tensors(_apart, inputs)
-
-
-def _apart(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.detach().clone().requires_grad_(tensor.requires_grad)
+    if one is None or other is None or one is other:
+        return one is other
+    return one.shape == other.shape and (one.is_meta or torch.equal(readable(one), readable(other)))

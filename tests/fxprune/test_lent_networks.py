@@ -182,6 +182,19 @@ def test_gradients_that_were_accumulated_before_reach_a_criterion(form: Any) -> 
     assert all(torch.equal(p.grad, before[name]) for name, p in model.named_parameters())  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("calibration", [None, batches()])
+def test_groups_share_a_copy(calibration: Any) -> None:
+    seen = []
+
+    def first_units(network: nn.Module, group: Any, statistics: Any = None) -> np.ndarray:
+        seen.append(network)
+        return -np.arange(group.size)
+
+    config = FAST.replace(metrics=first_units, criterion=first_units, sweeps=0, refine=0)
+    netadapt(make(), 0.8, example_inputs=EXAMPLE, calibration=calibration, config=config, progress=False)
+    assert len(seen) > 1 and len({id(network) for network in seen}) == 1
+
+
 def test_gradients_reach_what_measures(tmp_path: Path) -> None:
     model, seen = make(), []
     model(EXAMPLE).square().sum().backward()

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 from torch import nn
 
-from fxprune.criteria.registry import Criterion, rank
+from fxprune.criteria.registry import Criterion, Ranker
 from fxprune.criteria.weight_norms import producer_count
 from passes import Coupling
 
@@ -20,13 +20,14 @@ def block_importance_lost(
     The importance of the stream's units is a sum over the weights that produce them; the block's share of it is lost.
     Where the stream is no group, each of its blocks has the same share.
     """
+    ranker = Ranker(criterion, network, seed=seed)
     own = set(coupling.blocks[name].tensors)
     for group in coupling.groups:
         made = [item for item in group.slices if item.role == "output"]
         mine = [item for item in made if item.tensor in own]
         if mine and len(mine) < len(made):
             shares = [replace(group, slices=tuple(some)) for some in (mine, made)]
-            part, whole = (rank(criterion, network, some, seed=seed).scores.sum() for some in shares)
+            part, whole = (ranker(some).scores.sum() for some in shares)
             return np.array(
                 [-producer_count(group) * np.log1p(-min(part / whole, 1 - 1e-12)) if whole > 0 else 0.0, 0.0]
             )

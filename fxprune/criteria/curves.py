@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from fxprune.criteria.registry import Criterion, rank
+from fxprune.criteria.registry import Criterion, Ranker
 from fxprune.criteria.weight_norms import keep_units
 from passes import Coupling, Statistics, apply_plan, compensate
 from passes.statistics import Batch
@@ -64,11 +64,11 @@ def curves(
     criterion: ranks the units and shapes the curve. held: samples that judge, and that no statistics have summed.
     """
     expected = outputs_of(dense, held)
-    made = {}
+    made, ranker = {}, Ranker(criterion, dense, statistics, seed=seed)
     for group in coupling.groups:
         if groups is not None and group.name not in groups:
             continue
-        ranking = rank(criterion, dense, group, statistics, seed=seed)
+        ranking = ranker(group)
         scores, local = ranking.scores, ranking.errors
         measured: dict[int, float] = {}
         for share in tried:

@@ -11,12 +11,12 @@ import numpy as np
 from torch import nn
 
 from fxprune.errors import ConfigError
+from fxprune.io.lent import Lent
 from fxprune.registries import CRITERIA, call, is_foreign
 from fxprune.resources.models import real_numbers
 from fxprune.training.candidate import seeded
 from passes import Coupling, Group, Statistics
 from passes.arguments import got
-from passes.stream.network_copies import clone
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,9 @@ Criterion = Callable[..., "np.ndarray | Ranking"]
 """``f(network, group, statistics=None)``: a score for each unit, (group.size,), higher is more needed; or a `Ranking`.
 
 `statistics` is what `passes.observe` found, None where no data were given. A criterion of the user's gets a copy of the
-network and of the group each time, which it may change (gradients, modes, running statistics). One that draws random
-numbers takes them from numpy's or torch's global generator, which are seeded for each group.
+network, with its gradients, and of the group, which it may change (gradients, modes, running statistics); the next
+group has them as they were. What was computed before is to be kept by the names of parameters or modules: the copy has
+other objects. One that draws random numbers takes them from numpy's or torch's global generator, seeded for each group.
 """
 
 
@@ -47,14 +48,32 @@ def rank(
     criterion: str | Criterion, network: nn.Module, group: Group, statistics: Statistics | None = None, *, seed: int = 0
 ) -> Ranking:
     """The ranking of a group's units. Raises ConfigError where the criterion fails, or gives no finite score a unit."""
-    where, function = f"{CRITERIA.said(criterion)}: group {group.name}", CRITERIA.find(criterion)
-    given = group
-    if is_foreign(function):
-        network, given = clone(network), copy.deepcopy(group)
-        statistics = statistics and replace(statistics, network=network)
-    digest = hashlib.sha256(f"{seed}/{group.name}".encode()).digest()
-    with seeded(int.from_bytes(digest[:4], "little")):
-        made: object = call(function, where, CRITERIA.expected, network, given, statistics=statistics)
+    return Ranker(criterion, network, statistics, seed=seed)(group)
+
+
+class Ranker:
+    """`rank` of several groups of one network: a criterion of the user's gets one copy of it for them all."""
+
+    def __init__(
+        self, criterion: str | Criterion, network: nn.Module, statistics: Statistics | None = None, *, seed: int = 0
+    ) -> None:
+        self.function, self.said = CRITERIA.find(criterion), CRITERIA.said(criterion)
+        self.statistics, self.seed = statistics, seed
+        self._lent = Lent(self.function, network)
+
+    def __call__(self, group: Group) -> Ranking:
+        where, network = f"{self.said}: group {group.name}", self._lent.network()
+        given, statistics = group, self.statistics
+        if is_foreign(self.function):
+            given, statistics = copy.deepcopy(group), statistics and replace(statistics, network=network)
+        digest = hashlib.sha256(f"{self.seed}/{group.name}".encode()).digest()
+        with seeded(int.from_bytes(digest[:4], "little")):
+            made: object = call(self.function, where, CRITERIA.expected, network, given, statistics=statistics)
+        return _checked(made, group, where)
+
+
+def _checked(made: object, group: Group, where: str) -> Ranking:
+    """What a criterion gave, as a ranking of the group's units."""
     ranking = made if isinstance(made, Ranking) else None
     returned = made if ranking is None else ranking.scores
     scores, wrong = real_numbers(returned), ""
@@ -86,14 +105,14 @@ def ranked(
 
     Unit 0 is then every block's own best, so that each block keeps what it needs most; only the counts must agree.
     """
-    orders = {}
+    orders, ranker = {}, Ranker(criterion, network, seed=seed)
     for group in coupling.groups:
         if group.blocks > 1:
             blocks = [
                 replace(group, slices=tuple(replace(s, index=s.index[:, s.blocks == block]) for s in group.slices))
                 for block in range(group.blocks)
             ]
-            scores = np.stack([rank(criterion, network, block, seed=seed).scores for block in blocks])
+            scores = np.stack([ranker(block).scores for block in blocks])
             orders[group.name] = np.argsort(-scores, axis=1, kind="stable")
     return coupling.formed(orders)
 

@@ -12,13 +12,12 @@ from fxprune.errors import ExportError, FxpruneError
 from fxprune.exporters.files import staged
 from fxprune.exporters.inputs import Inputs
 from fxprune.exporters.outcome import ExportReport
-from fxprune.io.lent import copied
+from fxprune.io.lent import copied, with_gradients
 from fxprune.registries import EXPORTERS
 from passes import CaptureError, PassError, Plan, capture
 from passes.arguments import quoted
 from passes.frontend.fidelity import settle
 from passes.process.source_lines import said
-from passes.stream.network_copies import clone
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ class Simple:
     def __call__(self, job: Job) -> ExportReport:
         with staged(job.path, job.overwrite) as folder:
             given = replace(job.inputs, args=copied(job.inputs.args), kwargs=copied(job.inputs.kwargs))
-            own = replace(job, network=clone(job.network), inputs=given, path=folder / job.path.name)
+            own = replace(job, network=with_gradients(job.network), inputs=given, path=folder / job.path.name)
             try:
                 told = self.write(own)
             except (FxpruneError, PassError):

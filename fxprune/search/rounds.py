@@ -15,7 +15,7 @@ import numpy as np
 from torch import nn
 
 from fxprune.criteria.blocks import block_importance_lost
-from fxprune.criteria.registry import rank, ranked
+from fxprune.criteria.registry import Ranker, ranked
 from fxprune.criteria.weight_norms import importance_lost, producer_count
 from fxprune.errors import SearchError
 from fxprune.io.tensors import from_bytes, named_tensors, put_tensors, to_bytes
@@ -203,7 +203,8 @@ def rankings(
             position = replace(position, observed=found)
         else:
             groups = [coupling.group(name) for name in problem.grids if name in coupling.variables]
-            scores = {group.name: rank(metric, position.network, group, seed=seed).scores for group in groups}
+            ranker = Ranker(metric, position.network, seed=seed)
+            scores = {group.name: ranker(group).scores for group in groups}
             position = replace(position, ranks=scores)
     if position.observed is not None:
         return position, position.observed.scores, position.observed.lost(position.widths)

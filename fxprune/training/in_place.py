@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fxprune.errors import InputError
 from fxprune.io.sample import give_the_same
 from fxprune.io.tensors import buffer_places, named_tensors, put_tensors
+from fxprune.training.own_forwards import REMEDY, own_forwards
 from passes.documents.described_values import Described
 from passes.equality.comparison import all_finite, readable
 from passes.graph.module_copies import PLAIN
@@ -61,12 +62,13 @@ class Untrained:
         for parameter in network.parameters():
             parameter.grad = None  # no longer needed, and not to be copied
         put_tensors(self.program, dict(named_tensors(network)))
-        if not give_the_same(network, self.program, self.inputs):
-            raise InputError(
-                f"{doing} changed something that no weight and no buffer holds: {_difference(self.program, network)}. "
-                "The score would count it, and the result could not have it. Keep it in a parameter or in a buffer of "
-                "the model, or set it before the search."
-            )
+        with own_forwards(network, self.program):
+            if not give_the_same(network, self.program, self.inputs):
+                raise InputError(
+                    f"{doing} changed something that no weight and no buffer holds: "
+                    f"{_difference(self.program, network)}. The score would count it, and the result could not have "
+                    "it. Keep it in a parameter or in a buffer of the model, or set it before the search."
+                )
 
     def check_tensors(self, network: nn.Module, doing: str) -> None:
         """Refuse a network whose parameters are others than they were, or whose norms lost their statistics."""
@@ -108,7 +110,7 @@ def _difference(program: nn.Module, network: nn.Module) -> str:
         if type(module).__qualname__ != type(known).__qualname__:
             return f"{where} is a {type(module).__name__}, was a {type(known).__name__}"
         if ("forward" in vars(module)) != ("forward" in vars(known)):
-            return f"{where}.forward is another function"
+            return f"{where}.forward is another function; {REMEDY}"
         if len(hooks_of(module)) != len(hooks_of(known)):
             return f"{where} has {len(hooks_of(module))} hooks around its forward, had {len(hooks_of(known))}"
         prefix = f"{path}." if path else ""

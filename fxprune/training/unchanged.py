@@ -11,12 +11,9 @@ from torch import Tensor, nn
 
 from fxprune.io.tensors import put_tensors, tensors_of
 from passes.graph.module_copies import PLAIN, owned_tensors
-from passes.process.torch_private import storage_id
+from passes.process.torch_private import HOOK_TABLES, storage_id
 
-_HELD = (
-    "_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks", "_backward_hooks",
-    "_backward_pre_hooks",
-)  # fmt: skip
+_HELD = ("_parameters", "_buffers", "_modules", *HOOK_TABLES)
 
 
 @contextmanager

@@ -99,6 +99,8 @@ def transient_of(module: nn.Module) -> set[str]:
     return module._non_persistent_buffers_set
 
 
+# Every table of hooks that a module has, those that say how a hook of another table is called included.
+HOOK_TABLES = tuple(name for name, held in vars(nn.Module()).items() if isinstance(held, dict) and "hooks" in name)
 _hooks_in = itemgetter("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 

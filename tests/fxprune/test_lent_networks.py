@@ -16,6 +16,7 @@ from torch import nn
 import fxprune
 from fxprune import Budget, export, netadapt, registries
 from fxprune.errors import ConfigError, ExportError
+from fxprune.io.lent import Lent, lent
 from fxprune.latency.device import Setting
 from fxprune.latency.timing import Timing
 
@@ -161,6 +162,93 @@ def test_gradients_of_a_criterion_are_its_own(untouched: Untouched) -> None:
 
     assert untouched.search(Budget("flops", ratio=0.8), metrics=by_gradient).met
     assert seen and all(gradient is None for gradient in seen)
+
+
+def by_accumulated_gradient(network: nn.Module, group: Any, statistics: Any = None) -> np.ndarray:
+    own = dict(network.named_parameters())
+    made = [item for item in group.slices if item.role == "output" and own[item.tensor].dim() == 4]
+    lost = own[made[0].tensor] * own[made[0].tensor].grad  # type: ignore[operator]
+    return lost.detach().abs().flatten(1).sum(1).numpy()
+
+
+@pytest.mark.parametrize("form", ["module", "graph"])
+def test_gradients_that_were_accumulated_before_reach_a_criterion(form: Any) -> None:
+    model = make()
+    model(EXAMPLE).square().sum().backward()
+    before = {name: p.grad.clone() for name, p in model.named_parameters()}  # type: ignore[union-attr]
+    config = FAST.replace(metrics=by_accumulated_gradient)
+    result = netadapt(model, 0.8, example_inputs=EXAMPLE, config=config, form=form, progress=False)
+    assert all(np.isfinite(done.score) and done.score < 0 for done in result.rounds)
+    assert all(torch.equal(p.grad, before[name]) for name, p in model.named_parameters())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("calibration", [None, batches()])
+def test_groups_share_a_copy(calibration: Any) -> None:
+    seen = []
+
+    def first_units(network: nn.Module, group: Any, statistics: Any = None) -> np.ndarray:
+        seen.append(network)
+        return -np.arange(group.size)
+
+    config = FAST.replace(metrics=first_units, criterion=first_units, sweeps=0, refine=0)
+    netadapt(make(), 0.8, example_inputs=EXAMPLE, calibration=calibration, config=config, progress=False)
+    assert len(seen) > 1 and len({id(network) for network in seen}) == 1
+
+
+def test_gradients_reach_what_measures(tmp_path: Path) -> None:
+    model, seen = make(), []
+    model(EXAMPLE).square().sum().backward()
+
+    def write(job: Any) -> None:
+        seen.extend(p.grad is not None for p in job.network.parameters())
+        np.savez(job.path, a=np.zeros(3))
+
+    def receiver() -> None: ...
+
+    seen.extend(p.grad is not None for p in lent(receiver, model, EXAMPLE)[0].parameters())
+    fxprune.register_exporter(".npz", write)
+    export(model, EXAMPLE, tmp_path / "net.npz")
+    assert seen and all(seen)
+
+
+def written_by_numpy(network: nn.Module) -> None:
+    next(network.parameters()).detach().numpy()[:] = 3
+
+
+def backward(network: nn.Module) -> None:
+    network(EXAMPLE).square().sum().backward()
+
+
+def set_attribute(network: nn.Module) -> None:
+    network.factor = 3  # type: ignore[assignment]
+
+
+def hooked(network: nn.Module) -> None:
+    network.register_forward_hook(lambda *_: None)
+
+
+def cached(network: nn.Module) -> None:
+    network.cache["key"] = 1  # type: ignore[operator, index]
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.parametrize("change", [*CHANGES, written_by_numpy, backward, set_attribute, hooked, cached])
+def test_a_copy_is_lent_until_it_is_changed(change: Callable[[nn.Module], None], gradients: bool) -> None:
+    model = make()
+    model.cache = {}  # type: ignore[assignment]
+    if gradients:
+        backward(model)
+    giving = Lent(change, model)
+    first = giving.network()
+    assert first is not model and giving.network() is first
+    with torch.no_grad():
+        first.eval()(EXAMPLE)
+    first.train(model.training)
+    assert giving.network() is first  # nothing of it is another
+    change(first)
+    second = giving.network()
+    assert second is not first and giving.network() is second
+    assert Lent(netadapt, model).network() is model
 
 
 @pytest.mark.parametrize("change", CHANGES)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from types import MethodType
 from typing import Any
 
 import pytest
@@ -12,7 +14,9 @@ from torch import nn
 
 from fxprune import FineTune, netadapt
 from fxprune.errors import SearchError
+from fxprune.training.own_forwards import own_forwards
 from passes.errors import PrecisionError
+from passes.stream.network_copies import clone
 
 ONE_ROUND = FAST.replace(netadapt_max_rounds=1)
 DATA = batches()
@@ -146,6 +150,102 @@ def test_training_that_changes_what_no_weight_holds_is_refused(change: Callable[
             Tempered(), 0.7, example_inputs=EXAMPLE, train=lambda model, steps: change(model), evaluate=lambda m: 1.0,
             config=ONE_ROUND, progress=False,
         )  # fmt: skip
+
+
+def autocast_by_wraps(module: nn.Module) -> None:
+    """As Accelerate does: the wrapped function is what `functools.wraps` keeps, and the method stands beside it."""
+    before = module.forward
+    function = before.__func__  # type: ignore[attr-defined]
+
+    @functools.wraps(function)
+    def forward(self: nn.Module, *args: Any) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return function(self, *args).float()  # type: ignore[no-any-return]
+
+    module._original_forward = before  # type: ignore[assignment]
+    module.forward = MethodType(forward, module)  # type: ignore[method-assign]
+
+
+def autocast_beside(module: nn.Module) -> None:
+    before = module.forward
+
+    def forward(*args: Any) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return before(*args).float()  # type: ignore[no-any-return]
+
+    module._original_forward = before  # type: ignore[assignment]
+    module.forward = forward  # type: ignore[method-assign]
+
+
+def by_accelerate(module: nn.Module) -> None:
+    from accelerate import Accelerator  # type: ignore[import-not-found]
+
+    Accelerator(cpu=True, mixed_precision="bf16").prepare(module)
+
+
+class Deep(nn.Sequential):
+    """Bfloat16 rounds its outputs by more than two runs in single precision may differ."""
+
+    def __init__(self) -> None:
+        layers = [nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU()) for _ in range(4)]
+        super().__init__(nn.Conv2d(3, 8, 3), *layers, nn.Flatten(), nn.LazyLinear(4))
+        self.eval()(EXAMPLE)
+
+
+@pytest.mark.parametrize("form", ["module", "graph"])
+@pytest.mark.parametrize("submodules", [False, True])
+@pytest.mark.parametrize("wrap", [autocast_by_wraps, autocast_beside, by_accelerate])
+def test_mixed_precision_that_training_leaves_is_put_aside(
+    wrap: Callable[[nn.Module], None], submodules: bool, form: Any
+) -> None:
+    if wrap is by_accelerate:
+        pytest.importorskip("accelerate")
+    torch.manual_seed(0)
+    forwards = []
+
+    def train(model: Any, steps: int) -> None:
+        wrapped = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)] if submodules else [model]
+        for module in wrapped:
+            wrap(module)
+        with torch.no_grad():
+            next(model.parameters()).mul_(1.01)
+        forwards.append((model, model.__dict__.get("forward")))
+
+    def evaluate(model: Any) -> float:
+        assert model.__dict__.get("forward") is dict((id(m), f) for m, f in forwards).get(id(model))  # put back
+        return 1.0
+
+    result = netadapt(
+        Deep(), 0.8, example_inputs=EXAMPLE, train=train, evaluate=evaluate, config=ONE_ROUND, form=form, progress=False
+    )
+    assert forwards and result.rounds and "forward" not in vars(result.model)
+
+
+def test_a_forward_that_keeps_another_functions_is_refused() -> None:
+    def other(x: torch.Tensor) -> torch.Tensor:
+        return x.tanh()
+
+    def train(model: Any, steps: int) -> None:
+        model.act.forward = functools.wraps(other)(lambda x: other(x) * 3)
+        model.act._original_forward = model.last.forward
+
+    with pytest.raises(SearchError, match=r"act.forward is another function; .* keep_fp32_wrapper=False"):
+        netadapt(
+            Tempered(), 0.7, example_inputs=EXAMPLE, train=train, evaluate=lambda m: 1.0, config=ONE_ROUND,
+            progress=False,
+        )  # fmt: skip
+
+
+def test_a_forward_of_the_models_own_stays_beneath_what_wraps_it() -> None:
+    network = Tempered().eval()
+    network.act.forward = MethodType(lambda self, x: x.tanh(), network.act)  # type: ignore[method-assign]
+    program, plain = clone(network), network(EXAMPLE)
+    autocast_by_wraps(network.act)
+    autocast_by_wraps(network.act)
+    wrapper = network.act.forward
+    with own_forwards(network, program):
+        assert torch.equal(network(EXAMPLE), plain) and network.act.forward is not wrapper
+    assert network.act.forward is wrapper
 
 
 def test_a_graph_that_training_edits_is_refused() -> None:

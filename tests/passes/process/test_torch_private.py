@@ -157,6 +157,7 @@ RELIED_ON: dict[str, Callable[[], bool]] = {
     "CodeGen": _codegen_is_kept,
     "ConvNd": lambda: issubclass(nn.ConvTranspose2d, private.ConvNd),
     "FakeTensor": lambda: issubclass(private.FakeTensor, torch.Tensor),
+    "HOOK_TABLES": lambda: {"_forward_hooks", "_forward_hooks_always_called"} < set(private.HOOK_TABLES),
     "HigherOrderOperator": lambda: isinstance(torch.ops.higher_order.cond, private.HigherOrderOperator),
     "LazyGraphModule": lambda: private.is_to_be_compiled(_lazy(fx.symbolic_trace(nn.ReLU()))),
     "NormBase": lambda: issubclass(nn.InstanceNorm2d, private.NormBase),

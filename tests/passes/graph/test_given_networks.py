@@ -134,6 +134,7 @@ WRITTEN: dict[str, Callable[[], fx.GraphModule]] = {
     "copied": lambda: copy.deepcopy(traced()),
     "pickled": lambda: pickle.loads(pickle.dumps(traced())),
     "exported": lambda: torch.export.export(traced(), (X,)).module(),
+    "exported and copied": lambda: copy.deepcopy(torch.export.export(traced(), (X,)).module()),
     "exported by capture": lambda: capture(nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)), X, "export"),
     "lazy": _lazy,
     "lazy and changed": _lazy_again,
@@ -162,6 +163,25 @@ def test_a_graph_of_nested_arguments_is_refused_for_what_it_is() -> None:
     with pytest.raises(PassError, match=r"takes nested arguments, and its graph their 2 parts, one by one"):
         capture(gm, ({"x": X, "scale": torch.ones(1)},))
     assert capture(make_fx(net)(X), X)(X).shape == (6, 4)
+
+
+class _OfTwo(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = traced()
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return self.net(x) - self.net(y)
+
+
+@pytest.mark.parametrize(
+    "given", [(X, 2 * X), {"x": X, "y": 2 * X}, {"y": 2 * X, "x": X}], ids=["tuple", "dict", "swapped"]
+)
+def test_a_copy_of_an_exported_module_is_taken(given: object) -> None:
+    gm = copy.deepcopy(torch.export.export(_OfTwo(), (X, 2 * X)).module())
+    captured = capture(gm, given)
+    assert torch.equal(captured(X, 2 * X), gm(X, 2 * X))
+    assert [group.size for group in couple(captured, given).groups] == [16]
 
 
 def _quantised() -> fx.GraphModule:

@@ -146,13 +146,13 @@ class NetAdaptResult(CoupledAnew):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", SpecialisedWarning)  # given by the search
-                again = coupled(self.dense, self.example_inputs)
+                known, again = self.coupling, coupled(self.dense, self.example_inputs)
         except (PassError, InputError) as error:
             raise InputError(
                 f"restore: the network that was handed in has changed since the search: {error}"
             ) from error
         before = self.dense if self.program is None else self.program
-        same = program_digest(self.dense, again) == program_digest(before, self.coupling)
+        same = program_digest(self.dense, again) == program_digest(before, known)
         if not same and not self._computes_the_same():
             raise InputError(
                 f"restore: the network that was handed in computes something else than in the search: {MAY_DIFFER}; "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from fxprune.errors import InputError, JournalError
 from fxprune.journal.read_run import read_run
 from fxprune.journal.restoring import restored
 from fxprune.search.before_after import stored_bytes
+from passes.errors import SpecialisedWarning
 
 IMAGES = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -198,6 +200,17 @@ def test_a_call_that_fills_tables_changes_nothing_of_what_rounds_are_built_from(
     model.act.negative_slope = 0.9
     with pytest.raises(InputError, match="computes something else"):
         result.restore(1)
+
+
+@pytest.mark.parametrize("form", ["module", "pickled"])
+def test_a_round_that_is_restored_repeats_no_warning_of_the_search(form: str) -> None:
+    model, x = Lazy().eval(), torch.linspace(-2, 2, 8).reshape(2, 4)
+    with pytest.warns(SpecialisedWarning):
+        result = netadapt(model, 0.5, example_inputs=x, progress=False)
+    result = pickle.loads(pickle.dumps(result)) if form == "pickled" else result
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", SpecialisedWarning)
+        assert isinstance(result.restore(1), Lazy) and isinstance(result.restore(0), Lazy)
 
 
 class Drawing(Scaled):

@@ -17,7 +17,6 @@ from fxprune.config.schedule import check_feasible
 from fxprune.errors import BudgetError, InputError
 from fxprune.io.checkpoint import take_values_from
 from fxprune.io.tensors import named_tensors, versions_of
-from fxprune.journal.program_digest import plain_read
 from fxprune.journal.protocol import Journal, Memory
 from fxprune.journal.rebuilding import rebuild
 from fxprune.problem.blocks import block_grids
@@ -411,6 +410,7 @@ def finish(
     trained = (problem.trains or problem.calibration is not None) and accepted is not None
     certificate = proven(problem, unwrapped(model)[0], plan, trained)
     ended = time.perf_counter()
+    registered = named_tensors(problem.dense)
     result = NetAdaptResult(
         model=model,
         plan=plan,
@@ -437,7 +437,8 @@ def finish(
             workers=problem.config.workers if isinstance(problem.config.workers, int) else 1,
         ),
         dense=problem.dense,
-        versions=versions_of([*named_tensors(problem.dense), *plain_read(problem.dense, problem.coupling)]),
+        versions=versions_of(registered),
+        program=clone(problem.dense, [tensor for _, tensor in registered]),
         coupling=problem.coupling,
         example_inputs=problem.example_inputs,
         modes=given.modes,

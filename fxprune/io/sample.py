@@ -57,7 +57,34 @@ def give_the_same(one: nn.Module, other: nn.Module, inputs: Sequence[Described])
     return found is None or is_like(found, other, inputs) or sample_of(one, inputs) is None
 
 
+@torch.no_grad()
+def equal_outputs(one: nn.Module, other: nn.Module, inputs: Sequence[Described]) -> bool:
+    """Whether `other` gives, to the last digit, what `one` gives: all of the outputs, in eval mode.
+
+    Other kernels are no reason to differ here: both are run by this process. False where `one` gives nothing to compare
+    by, or other numbers at the next call.
+    """
+    expected = _outputs(one, inputs)
+    return bool(expected) and all(_equal(expected or (), _outputs(again, inputs)) for again in (one, other))
+
+
+def _equal(some: Sequence[Tensor], others: Sequence[Tensor] | None) -> bool:
+    if others is None or [(t.shape, t.dtype) for t in some] != [(t.shape, t.dtype) for t in others]:
+        return False
+    return all(map(torch.equal, some, others))
+
+
 def _numbers(network: nn.Module, inputs: Sequence[Described]) -> Sample | None:
+    outputs = _outputs(network, inputs)
+    if not outputs:
+        return None
+    rows = [output.double().flatten()[:: max(1, output.numel() // _MOST)][:_MOST] for output in outputs]
+    return tuple(tuple(float(f"{n:.6g}") for n in row.tolist()) for row in rows) if _are_numbers(rows) else None
+
+
+def _outputs(network: nn.Module, inputs: Sequence[Described]) -> Sequence[Tensor] | None:
+    """What a copy of the network gives for inputs that are drawn; none or None where it gives no tensor, or
+    does not run."""
     device = next((t.device for t in [*network.parameters(), *network.buffers()]), torch.device("cpu"))
     generator = torch.Generator().manual_seed(0)
 
@@ -74,12 +101,10 @@ def _numbers(network: nn.Module, inputs: Sequence[Described]) -> Sample | None:
     with state_kept(), apart(network) as running:
         seed_all(0)
         try:
-            outputs = tensors_out(running(*args, **kwargs))
+            return tensors_out(running(*args, **kwargs))
         except Exception:  # a program may take the example's own values alone: then there is no sample of it
             return None
-    rows = [output.double().flatten()[:: max(1, output.numel() // _MOST)][:_MOST] for output in outputs]
-    return tuple(tuple(float(f"{n:.6g}") for n in row.tolist()) for row in rows) if _are_numbers(rows) else None
 
 
 def _are_numbers(rows: Sequence[Tensor]) -> bool:
-    return bool(rows) and all(bool(row.isfinite().all()) for row in rows)
+    return all(bool(row.isfinite().all()) for row in rows)

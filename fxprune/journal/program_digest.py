@@ -23,11 +23,11 @@ def program_digest(network: nn.Module, coupling: Coupling) -> str:
     digest = hashlib.sha256()
     for record in coupling.structure.all_records:
         digest.update("|".join(_lines(record)).encode() + b"\n")
-    digest.update(digest_of(plain_read(network, coupling)).encode())
+    digest.update(digest_of(_plain_read(network, coupling)).encode())
     return digest.hexdigest()[:32]
 
 
-def plain_read(network: nn.Module, coupling: Coupling) -> list[tuple[str, Tensor]]:
+def _plain_read(network: nn.Module, coupling: Coupling) -> list[tuple[str, Tensor]]:
     """The tensors in plain attributes that the computation reads; a journal keeps no values of them."""
     registered = {name for name, _ in named_tensors(network)}
     plain = [(name, tensor) for name, tensor in owned_tensors(network) if name not in registered]

@@ -1,6 +1,7 @@
-"""Random numbers that are drawn while a module is traced: they are numbers of the graph, and no calls of it.
+"""Random numbers that are drawn while a module is traced: whatever Python makes of them is settled in the graph.
 
-What the graph draws itself, anew at every call, is not drawn while it is made.
+That may be nothing (a number that decides in train mode alone), which no number of runs can show. What the graph draws
+itself, anew at every call, is not drawn while it is made.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from passes.graph.annotations import note, specialised_in
 from passes.graph.module_copies import modules_of
 from passes.process.state import drawn_in_python, generators_of, random_state
 
-_AS_DRAWN = "fixed in the graph, as they were drawn when it was captured"
-OF_PYTHON = f"random numbers that Python or NumPy draws in forward are {_AS_DRAWN}"
-OF_TORCH = f"random numbers that forward draws are {_AS_DRAWN}"
+_AS_DRAWN = "what its result takes from them, if anything, is fixed in the graph, as when it was captured"
+OF_PYTHON = f"random numbers that Python or NumPy draws in forward: {_AS_DRAWN}"
+OF_TORCH = f"random numbers that forward draws: {_AS_DRAWN}"
 FIXED = frozenset({OF_PYTHON, OF_TORCH})
 
 

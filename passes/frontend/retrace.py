@@ -17,7 +17,7 @@ from passes.graph.lazy_codegen import graph_module
 from passes.graph.nodes import call
 from passes.graph.shared_weights import attributes_restored, doubled, sharing_weights
 from passes.process.torch_patches import has_hooks
-from passes.process.torch_private import TreeCodeGen, codegen_of, spelled_target
+from passes.process.torch_private import TreeCodeGen, codegen_of, pytree, spelled_target
 
 
 def taken_as_it_is(model: fx.GraphModule, inputs: dict[str, object] | None) -> fx.GraphModule:
@@ -30,7 +30,7 @@ def taken_as_it_is(model: fx.GraphModule, inputs: dict[str, object] | None) -> f
             f"{type(model).__name__} has hooks of its own, which are no nodes of its graph; remove them, or capture a "
             "module that holds it as a part"
         )
-    if inputs is not None and isinstance(codegen_of(model.graph), TreeCodeGen):
+    if inputs is not None and isinstance(codegen_of(model.graph), TreeCodeGen) and not _are_its_inputs(model, inputs):
         count = len(model.graph.find_nodes(op="placeholder"))
         raise CaptureError(
             f"{type(model).__name__} takes nested arguments, and its graph their {count} parts, one by one (make_fx "
@@ -46,6 +46,12 @@ def taken_as_it_is(model: fx.GraphModule, inputs: dict[str, object] | None) -> f
     gm.meta[KEY] = Facts(specialised=specialised_in(model))
     gm.meta["frontend"] = {"which": "given", "why": "the model is a GraphModule already", "specialised": ()}
     return gm
+
+
+def _are_its_inputs(model: fx.GraphModule, arguments: dict[str, object]) -> bool:
+    """Whether the inputs of the graph are these arguments, each whole, as in a copy of what torch.export gives."""
+    names = {str(node.target) for node in model.graph.find_nodes(op="placeholder")}
+    return names == arguments.keys() and all(map(pytree.tree_is_leaf, arguments.values()))
 
 
 def _attention_leaves(gm: fx.GraphModule) -> list[str]:

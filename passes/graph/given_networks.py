@@ -10,7 +10,8 @@ from passes.arguments import got, has_weights
 from passes.errors import PassError
 from passes.graph.module_copies import modules_of
 from passes.graph.nodes import source_of
-from passes.process.torch_private import OpOverload, is_to_be_compiled, schema_of, written_code
+from passes.graph.same_code import same_code
+from passes.process.torch_private import OpOverload, is_to_be_compiled, rewrites_code, schema_of, written_code
 
 
 def given(network: nn.Module, where: str, error: type[Exception] = PassError) -> dict[str, nn.Module]:
@@ -77,11 +78,13 @@ def _problems(gm: fx.GraphModule, modules: Mapping[str, nn.Module]) -> Iterator[
     if call is not None:
         yield f"{name} is quantised ({call}), and its scales belong to its channels; prune first, quantise afterwards"
     code = written_code(gm)
-    if code is not None and gm.graph.python_code("self").src != code:
-        yield (
-            f"the graph of {name} was changed after its code was written: a call still runs the code, and the graph is "
-            "what is analysed; call gm.recompile() first"
-        )
+    if code is not None and not same_code(gm.graph.python_code("self").src, code):
+        found = f"the graph of {name} was changed after its code was written: a call still runs the code"
+        remedy = "call gm.recompile() first"
+        if rewrites_code(gm.graph):
+            found += ", or the function that graph.on_generate_code was given writes another text each time"
+            remedy = "take that function away (gm.graph.on_generate_code(lambda _: None)) and call gm.recompile()"
+        yield f"{found}; the graph is what is analysed: {remedy}"
 
 
 def _absent(node: fx.Node, does: str) -> str:

@@ -194,6 +194,11 @@ def codegen_of(graph: fx.Graph) -> CodeGen:
     return graph._codegen
 
 
+def rewrites_code(graph: fx.Graph) -> bool:
+    """Whether a function that `on_generate_code` was given changes the code of a graph after it is written."""
+    return codegen_of(graph)._body_transformer is not None
+
+
 def set_codegen(graph: fx.Graph, codegen: CodeGen) -> None:
     """Have the code of a graph written by this; `Graph.set_codegen` is there for those that take no arguments anew."""
     graph._codegen = codegen

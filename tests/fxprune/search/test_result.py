@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from fxprune.errors import InputError, JournalError
 from fxprune.journal.read_run import read_run
 from fxprune.journal.restoring import restored
 from fxprune.search.before_after import stored_bytes
+from passes.errors import SpecialisedWarning
 
 IMAGES = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -121,9 +123,10 @@ class Scaled(nn.Module):
         torch.manual_seed(0)
         self.first, self.last, self.act = nn.Linear(4, 16), nn.Linear(16, 2), nn.LeakyReLU(0.1)
         self.scale, self.table, self.kept = 1.0, torch.ones(2), None
+        self.norm = nn.LayerNorm(4)
 
     def forward(self, x: Tensor) -> Tensor:
-        self.kept = self.act(self.first(x))
+        self.kept = self.act(self.first(self.norm(x)))
         return self.last(self.kept) * self.scale + self.table * torch.rand(2)
 
 
@@ -133,6 +136,7 @@ CHANGES: dict[str, Callable[[Any], object]] = {
     "a function": lambda model: setattr(model, "act", nn.ReLU()),
     "a hook": lambda model: model.act.register_forward_hook(lambda _module, _args, out: out * 2),
     "a plain tensor": lambda model: model.table.mul_(2),
+    "a small number": lambda model: setattr(model.norm, "eps", 1.1e-5),
     "a layer that does not run": lambda model: setattr(model, "last", nn.Linear(3, 2)),
 }
 
@@ -153,6 +157,60 @@ def test_rounds_are_not_built_from_a_network_that_computes_something_else(
             result.restore(number)
     with pytest.raises(InputError, match="computes something else|has changed since"):
         finetune(result, [(x, torch.zeros(2, dtype=torch.long))], round=1, epochs=1, progress=False)
+
+
+class Lazy(Scaled):
+    """Makes a table in its first call, keeps others by the size, and looks at its outputs at times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.positions, self.masks, self.calls = None, dict[object, Tensor](), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.positions is None or len(self.positions) != len(x):
+            self.positions = torch.linspace(0, 1, len(x))
+        if x.shape not in self.masks:
+            self.masks[x.shape] = torch.ones(x.shape).tril()
+        self.calls += 1
+        y = super().forward(x * self.masks[x.shape] + self.positions[:, None])
+        if self.calls % 3 == 0:
+            y.abs().mean()
+        return y
+
+
+@pytest.mark.parametrize("called", [False, True], ids=["new", "called before"])
+@pytest.mark.parametrize("form", ["module", "pickled"])
+def test_a_call_that_fills_tables_changes_nothing_of_what_rounds_are_built_from(called: bool, form: str) -> None:
+    model, x = Lazy().eval(), torch.linspace(-2, 2, 8).reshape(2, 4)
+    if called:
+        model(x)
+    result = netadapt(model, 0.5, example_inputs=x, progress=False)
+    first = result.restore(1)(x)
+    if form == "pickled":
+        result = pickle.loads(pickle.dumps(result))
+        model = result.dense
+    for sizes in (2, 2, 3, 2, 5):
+        model(torch.ones(sizes, 4))
+        torch.manual_seed(1)
+        again = result.restore(1)(x)
+        torch.manual_seed(1)
+        assert torch.equal(again, result.restore(1)(x)) and again.shape == first.shape
+        assert isinstance(result.restore(0), Lazy)
+    assert finetune(result, [(x, torch.zeros(2, dtype=torch.long))], round=1, epochs=1, progress=False) is not None
+    model.act.negative_slope = 0.9
+    with pytest.raises(InputError, match="computes something else"):
+        result.restore(1)
+
+
+@pytest.mark.parametrize("form", ["module", "pickled"])
+def test_a_round_that_is_restored_repeats_no_warning_of_the_search(form: str) -> None:
+    model, x = Lazy().eval(), torch.linspace(-2, 2, 8).reshape(2, 4)
+    with pytest.warns(SpecialisedWarning):
+        result = netadapt(model, 0.5, example_inputs=x, progress=False)
+    result = pickle.loads(pickle.dumps(result)) if form == "pickled" else result
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", SpecialisedWarning)
+        assert isinstance(result.restore(1), Lazy) and isinstance(result.restore(0), Lazy)
 
 
 class Drawing(Scaled):

@@ -100,6 +100,13 @@ def test_a_number_that_is_drawn_while_tracing_is_said_whatever_it_decides(name: 
         assert [text for text in specialised_in(gm) if "random numbers" in text], seed
 
 
+def test_of_a_number_that_nothing_depends_on_no_more_is_said_than_is_true() -> None:
+    model = Base(lambda self, x: 2 if random.random() < 0.1 and self.training else 1).eval()
+    gm, (warned,) = captured(model)
+    assert "what its result takes from them, if anything, is fixed" in warned
+    assert len(specialised_in(gm)) == 1
+
+
 class Whole(nn.Module):
     """Stays one call of the graph, as it reads its mode and holds no tensors."""
 

@@ -41,6 +41,30 @@ def changed(gm: fx.GraphModule) -> None:
             node.op, node.target, node.kwargs = "call_function", torch.sigmoid, {}
 
 
+def swapped(gm: fx.GraphModule) -> None:
+    """The graph says x - y, and the code still y - x."""
+    with gm.graph.inserting_before(gm.graph.find_nodes(op="output")[0]):
+        (output,) = gm.graph.find_nodes(op="output")
+        value = output.args[0]
+        one, two = gm.graph.call_function(torch.sin, (value,)), gm.graph.call_function(torch.cos, (value,))
+        difference = gm.graph.call_function(torch.sub, (one, two))
+        output.args = (difference,)
+    gm.recompile()
+    difference.args = (two, one)
+
+
+def rewritten(gm: fx.GraphModule) -> None:
+    """Each time that the code is written, it has another number in it."""
+    written: list[int] = []
+
+    def with_number(body: list[str]) -> list[str]:
+        written.append(0)
+        return [f"written = {len(written)}\n", *body]
+
+    gm.graph.on_generate_code(lambda _: with_number)
+    gm.recompile()
+
+
 def replaced(gm: fx.GraphModule) -> None:
     gm.forward = lambda x: x * 0
 
@@ -59,6 +83,8 @@ def unset(gm: fx.GraphModule) -> None:
 
 SAID: dict[Callable[[fx.GraphModule], None], str] = {
     changed: r"changed after its code was written.*gm\.recompile\(\)",
+    swapped: r"changed after its code was written",
+    rewritten: r"on_generate_code was given writes another text each time.*on_generate_code\(lambda _: None\)",
     replaced: r"forward was replaced by a function.*del gm\.forward",
     deleted: r"node _2 .*calls the module '2', which the graph module does not hold",
     unset: r"node scale reads 'scale', which the graph module does not hold",
@@ -88,6 +114,38 @@ def test_a_graph_that_is_not_what_runs_is_refused_in_words(entry: str, edit: Cal
     edit(gm)
     with pytest.raises(PassError, match=SAID[edit]):
         ENTRIES[entry](gm, good, plan)
+
+
+def renamed(gm: fx.GraphModule) -> None:
+    for node in gm.graph.find_nodes(op="call_module"):
+        node.name = f"my{node.name}"
+
+
+def typed(gm: fx.GraphModule) -> None:
+    for node in gm.graph.nodes:
+        node.type = torch.Tensor
+
+
+def commented(gm: fx.GraphModule) -> None:
+    written: list[int] = []
+    gm.graph.on_generate_code(lambda _: lambda body: (written.append(0), [f"# {len(written)}\n", *body])[1])
+    gm.recompile()
+
+
+@pytest.mark.parametrize("edit", [renamed, typed, commented])
+def test_code_that_says_the_same_under_other_names_is_taken(edit: Callable[[fx.GraphModule], None]) -> None:
+    gm = traced()
+    edit(gm)
+    captured, pruned = capture(gm, X), apply_plan(gm, couple(gm, X).plan({"0": tuple(range(8))}))
+    assert torch.equal(captured(X), gm(X)) and pruned(X).shape == (6, 4)
+
+
+def test_the_text_says_how_rewritten_code_is_taken() -> None:
+    gm = traced()
+    rewritten(gm)
+    gm.graph.on_generate_code(lambda _: None)
+    gm.recompile()
+    assert torch.equal(capture(gm, X)(X), gm(X))
 
 
 def test_recompiled_it_is_taken() -> None:
@@ -134,6 +192,7 @@ WRITTEN: dict[str, Callable[[], fx.GraphModule]] = {
     "copied": lambda: copy.deepcopy(traced()),
     "pickled": lambda: pickle.loads(pickle.dumps(traced())),
     "exported": lambda: torch.export.export(traced(), (X,)).module(),
+    "exported and copied": lambda: copy.deepcopy(torch.export.export(traced(), (X,)).module()),
     "exported by capture": lambda: capture(nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)), X, "export"),
     "lazy": _lazy,
     "lazy and changed": _lazy_again,
@@ -162,6 +221,25 @@ def test_a_graph_of_nested_arguments_is_refused_for_what_it_is() -> None:
     with pytest.raises(PassError, match=r"takes nested arguments, and its graph their 2 parts, one by one"):
         capture(gm, ({"x": X, "scale": torch.ones(1)},))
     assert capture(make_fx(net)(X), X)(X).shape == (6, 4)
+
+
+class _OfTwo(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = traced()
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return self.net(x) - self.net(y)
+
+
+@pytest.mark.parametrize(
+    "given", [(X, 2 * X), {"x": X, "y": 2 * X}, {"y": 2 * X, "x": X}], ids=["tuple", "dict", "swapped"]
+)
+def test_a_copy_of_an_exported_module_is_taken(given: object) -> None:
+    gm = copy.deepcopy(torch.export.export(_OfTwo(), (X, 2 * X)).module())
+    captured = capture(gm, given)
+    assert torch.equal(captured(X, 2 * X), gm(X, 2 * X))
+    assert [group.size for group in couple(captured, given).groups] == [16]
 
 
 def _quantised() -> fx.GraphModule:

@@ -55,6 +55,15 @@ def _codegen_is_kept() -> bool:
     )
 
 
+def _rewriting_is_told() -> bool:
+    graph = _graph()
+    before = private.rewrites_code(graph)
+    graph.on_generate_code(lambda _: lambda body: body)
+    during = private.rewrites_code(graph)
+    graph.on_generate_code(lambda _: None)  # type: ignore[arg-type,return-value]
+    return (before, during, private.rewrites_code(graph)) == (False, True, False)
+
+
 def _first(graph: fx.Graph) -> bool:
     node = list(graph.nodes)[-2]
     private.placed_first(graph, node)
@@ -207,6 +216,7 @@ RELIED_ON: dict[str, Callable[[], bool]] = {
     "pytree": lambda: private.pytree.tree_map(lambda n: n + 1, {"a": [1, (2,)]}) == {"a": [2, (3,)]},
     "qualified_name": lambda: private.qualified_name(torch.relu) == "torch.relu",
     "qualified_operator": lambda: private.qualified_operator(aten.add) == "aten::add",
+    "rewrites_code": _rewriting_is_told,
     "schema_of": lambda: [a.name for a in private.schema_of(aten.add.Tensor).arguments] == ["self", "other", "alpha"],
     "set_grad_enabled": lambda: private.set_grad_enabled(torch.is_grad_enabled()) is None,
     "spelled_target": lambda: private.spelled_target(_graph(), torch.relu) == "relu",

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from types import MethodType
 from typing import Any
 
+import torch
 from torch import nn
 
 _KEPT = ("_original_forward", "_old_forward")  # where Accelerate keeps the one that it wraps
@@ -29,8 +30,8 @@ def own_forwards(network: nn.Module, before: nn.Module) -> Iterator[None]:
     aside: list[tuple[dict[str, Any], object]] = []
     for path, module in network.named_modules():
         held = vars(module)
-        if "forward" not in held or path not in known:
-            continue
+        if "forward" not in held or path not in known or isinstance(module, torch.jit.ScriptModule):
+            continue  # nobody puts a forward around a scripted module's own
         earlier = vars(known[path]).get("forward")
         function = _function(type(module).forward if earlier is None else earlier)
         if _function(held["forward"]) is function or not any(kept is function for kept in _kept_by(module)):

@@ -50,6 +50,17 @@ def negative_loss(model: nn.Module) -> float:
         return -float(sum(nn.functional.cross_entropy(model(x), y) for x, y in batches()))
 
 
+def loss_of(model: nn.Module) -> float:
+    """The same of a model in eval mode, whatever it is in."""
+    model.eval()
+    return negative_loss(model)
+
+
+def halved(model: Any) -> None:
+    """What an `evaluate` may leave behind: a model in half precision."""
+    model.half()
+
+
 def run(**changes: Any) -> NetAdaptResult:
     given: dict[str, Any] = {
         "example_inputs": EXAMPLE, "train": FineTune(batches(), lr=0.05), "evaluate": negative_loss, "config": FAST,

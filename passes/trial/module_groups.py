@@ -55,7 +55,8 @@ def couple_module(module: nn.Module, example_inputs: object) -> Coupling:
     if not isinstance(module, nn.Module):
         raise PassError(f"couple: got a {type(module).__name__}; expected a torch.nn.Module")
     arguments = bound(module, example_inputs)
-    generators = generators_of(modules_of(module).values())
+    modules = modules_of(module)
+    generators = generators_of(modules.values())
     before = drawn_in_python(generators)
     inferred = infer_module(module, arguments)
     if drawn_in_python(generators) != before:
@@ -71,7 +72,6 @@ def couple_module(module: nn.Module, example_inputs: object) -> Coupling:
         look_at_other_values(inferred, arguments)
     look_at_other_arguments(module, inferred, arguments)
     look_at_later_calls(inferred, arguments)
-    modules = modules_of(module)
     parameters = parameters_among(modules)
     trainable = frozenset([name for name, _ in parameters])
     structure, unused = _reach_the_rest(inferred, arguments, trainable)

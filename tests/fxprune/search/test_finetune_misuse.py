@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_search import EXAMPLE, Net, batches
+from small_search import EXAMPLE, Net, batches, halved, loss_of
 from torch import nn
 
 import fxprune
@@ -25,16 +25,6 @@ def make() -> Net:
     made = Net()
     made.drop.p = 0.0
     return made
-
-
-def loss_of(model: nn.Module) -> float:
-    model.eval()
-    with torch.no_grad():
-        return -float(sum(nn.functional.cross_entropy(model(x), y) for x, y in DATA))
-
-
-def halved(model: Any) -> None:
-    model.half()
 
 
 def zeroed(model: Any) -> None:

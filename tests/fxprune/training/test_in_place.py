@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_search import EXAMPLE, FAST, batches, make, run
+from small_search import EXAMPLE, FAST, batches, halved, loss_of, make, run
 from torch import nn
 
 from fxprune import FineTune, netadapt
@@ -21,16 +21,6 @@ from passes.stream.network_copies import clone
 ONE_ROUND = FAST.replace(netadapt_max_rounds=1)
 DATA = batches()
 trained = FineTune(DATA, lr=0.05)
-
-
-def loss_of(model: nn.Module) -> float:
-    model.eval()
-    with torch.no_grad():
-        return -float(sum(nn.functional.cross_entropy(model(x), y) for x, y in DATA))
-
-
-def halved(model: Any) -> None:
-    model.half()
 
 
 def scaled(model: Any) -> None:

@@ -249,6 +249,35 @@ class Keeping(Around):
         self.branch = Keeping.Branch()
 
 
+class Asking(Around):
+    """A program that reads a weight of its branch in one of its modes."""
+
+    def __init__(self, when):
+        super().__init__()
+        self.branch, self.when = nn.Conv2d(4, 4, 1), when
+
+    def summed(self, x):
+        return x + self.branch(x.to(self.branch.weight.dtype) if self.when(self) else x)
+
+
+WHEN = {
+    "always": lambda module: True,
+    "training": lambda module: module.training,
+    "gradients": lambda module: torch.is_grad_enabled(),
+    "kernels": lambda module: torch.backends.mha.get_fastpath_enabled(),
+    "never": lambda module: False,
+}
+
+
+@pytest.mark.parametrize("when", WHEN)
+def test_a_branch_whose_weight_is_read_in_any_mode_stays(when):
+    coupling = couple(Asking(WHEN[when]).eval(), IMAGE, depth=True)
+    assert bool(coupling.blocks) == (when == "never")
+    for reason in coupling.refused_blocks.values():
+        assert "'NoneType' object has no attribute 'dtype'" in str(reason)
+        assert ("as it is called" in str(reason)) == (when == "kernels")
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     ("kind", "why"),

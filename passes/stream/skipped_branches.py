@@ -87,12 +87,16 @@ class Shortened:
 Detached: TypeAlias = Silenced | Shortened
 
 
+_SETTINGS = PLAIN - {int, torch.Size}
+
+
 class Silent(nn.Module):
     """Stands for a module whose output only a removed branch read.
 
-    What programs ask a module for without calling it, numbers, flags and texts, is as it was; its tensors are None, as
-    those of a layer without a bias. A hook says that it has to be called: who would hand its weights to a fused kernel
-    instead, as torch's encoder layers do, asks for hooks first.
+    What programs ask a module for without calling it, flags, texts and real numbers, is as it was; its tensors are
+    None, as the bias of a layer without one. It has no whole numbers: one may be a width, and nobody would cut it here
+    any more, so a branch is not offered where the program reads some. A hook says that the module has to be called:
+    who would hand its weights to a fused kernel instead, as torch's encoder layers do, asks for hooks first.
     """
 
     def __init__(self, silenced: Silenced, original: nn.Module) -> None:
@@ -117,15 +121,10 @@ class Silent(nn.Module):
 
 
 def _settings_of(module: nn.Module) -> dict[str, object]:
-    """The attributes of a module and of its class that hold no tensor; a tensor that is an attribute is None."""
-    found: dict[str, object] = dict(plain_of_class(type(module)))
-    for name, value in vars(module).items():
-        if name not in OF_TORCH:
-            if type(value) in PLAIN or (type(value) is tuple and PLAIN.issuperset(map(type, value))):
-                found[name] = value
-            elif isinstance(value, torch.Tensor):
-                found[name] = None
-    return found
+    """The settings among the attributes of a module and of its class; a tensor that is an attribute is None."""
+    held = {name: None if isinstance(value, torch.Tensor) else value for name, value in vars(module).items()}
+    attributes = plain_of_class(type(module)) | {name: held[name] for name in held.keys() - OF_TORCH}
+    return {name: value for name, value in attributes.items() if type(value) in _SETTINGS}
 
 
 def _has_to_be_called(module: nn.Module, args: object) -> None:

@@ -36,14 +36,16 @@ class Batch:
         own = self.copied()
         return network(*own.args, **own.kwargs)
 
-    def run(self, network: nn.Module) -> Any:
-        """`call`, with an error of the network in words. Raises PassError."""
+    def run(self, network: nn.Module, name: str = "") -> Any:
+        """`call`, with an error of the network in words. name: of a network made of a dense one, which ran on this
+        batch before: then the batch is not what is wrong. Raises PassError."""
         try:
             return self.call(network)
         except PassError:
             raise
         except Exception as error:  # the user's own code, on inputs that it may not take
-            raise PassError(f"batches: the network does not run on one of {self._in_words()}: {said(error)}") from error
+            who, also = (name, ", as the dense one does") if name else ("batches: the network", "")
+            raise PassError(f"{who} does not run on one of {self._in_words()}{also}: {said(error)}") from error
 
     def _in_words(self) -> str:
         """The types and shapes of its tensors, the first few."""

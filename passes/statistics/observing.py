@@ -18,7 +18,6 @@ from passes.graph.module_copies import evaluate_mode, owned_tensors
 from passes.ops.operands import Contraction
 from passes.process.settings import tensors_with_values
 from passes.process.torch_private import fused_recurrence, pytree, set_fused_recurrence
-from passes.statistics.apart import apart
 from passes.statistics.batches import Batch, batches_of
 from passes.statistics.gradients import GradientSums, Loss
 from passes.statistics.moments import Moments
@@ -26,6 +25,7 @@ from passes.statistics.record import Statistics
 from passes.statistics.sites import Site
 from passes.statistics.watching import Watcher
 from passes.stream.inference import composite_attention
+from passes.stream.network_copies import apart
 
 HELD_SHARE = 5  # every fifth sample is held out
 _INPUTS, _INPUT_BYTES = 16, 5 * 2**20  # samples that are held out, and their bytes, of which the inputs are kept

@@ -402,3 +402,12 @@ def test_data_do_not_change_parameters_that_a_program_writes():
     observe(net, coupling, [words], gradients="sampled")
     divergence(net, [Batch((words,))], outputs_of(net, [Batch((words,))]))
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+
+
+def test_a_network_that_fails_where_the_dense_one_runs_is_not_laid_to_the_batches():
+    batches = [Batch((torch.randn(4, 3),))]
+    dense = outputs_of(nn.Linear(3, 2), batches)
+    with pytest.raises(PassError, match=r"^the network that is compared .* of float32 \(4, 3\), as the dense one does"):
+        divergence(nn.Linear(5, 2), batches, dense)
+    with pytest.raises(PassError, match=r"^batches: the network does not run on one of float32 \(4, 3\): RuntimeError"):
+        outputs_of(nn.Linear(5, 2), batches)

@@ -230,9 +230,11 @@ def test_tensors_that_no_cut_makes_travel_whole_and_ties_stay() -> None:
 def test_shards_hold_every_sample_once_in_order() -> None:
     whole = [Batch((torch.arange(size) + 100 * number,)) for number, size in enumerate((7, 1, 12))]
     samples = torch.cat([batch.args[0] for batch in whole])
+    held_out = [at == 6 or at == 7 or at > 17 for at in range(20)]  # of a small batch: of all so far
     for count in (1, 2, 3, 7, 20, 30):
         shards = shards_of(whole, count, seed=5)
         assert torch.equal(torch.cat([batch.args[0] for shard in shards for batch in shard.batches]), samples)
+        assert [bool(b.held) for shard in shards for b in shard.batches for _ in range(b.size)] == held_out
         sizes = [shard.samples for shard in shards]
         assert len(shards) == min(count, 20) and max(sizes) - min(sizes) <= 1
         assert len({shard.seed for shard in shards}) == len(shards) and shards[0].seed == 5

@@ -23,7 +23,7 @@ from fxprune.problem.blocks import block_grids
 from fxprune.problem.calibration import Calibration, calibration_of
 from fxprune.problem.equal_widths import sets_of, with_equal_grids
 from fxprune.problem.inputs import Analysed, analysed, frozen_reasons
-from fxprune.problem.mistaken import check_call, check_weights
+from fxprune.problem.mistaken import check_call, check_stored, check_weights
 from fxprune.problem.scope import groups_inside, nothing_inside, scope_names
 from fxprune.problem.search_problem import Problem
 from fxprune.problem.stock_widths import PRESET, state_widths, stock_widths
@@ -93,7 +93,8 @@ def netadapt(
     `checkpoint`: a folder of safetensors that holds the weights of a model which was made without any, under
     ``fxprune.empty_weights()``. They are read tensor by tensor to rank units; `result.model` is without weights, too,
     the proof is made with random ones, and `fxprune.prune_checkpoint(model, result.plan, checkpoint, out)` cuts the
-    folder. A model without weights and without a checkpoint is searched by costs: all units count alike.
+    folder. A model that has other weights than the folder is refused. A model without weights and without a checkpoint
+    is searched by costs: all units count alike.
 
     `workdir` keeps a journal: the same call continues there after a kill, and ends in the same network; it takes the
     number of torch's threads that the run began with. With a lower budget or more rounds (`netadapt_max_rounds`) a
@@ -144,6 +145,7 @@ def netadapt(
         given = analysed(model, example_inputs, form, settings.depth)
         if checkpoint is not None:
             take_values_from(given.network, checkpoint)
+            check_stored(given.network, checkpoint)
         check_weights(given.network, train, evaluate, calibration)
         train, evaluate = given.wrap.inside(train), given.wrap.inside(evaluate)
         names = scope_names(unwrapped(model)[0], scope)

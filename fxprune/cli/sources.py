@@ -31,6 +31,7 @@ from fxprune.cli.refused_imports import may_hold_modules
 from fxprune.errors import FxpruneError, SourceError, TrustError
 from fxprune.io.empty_networks import empty_weights
 from passes.arguments import user_path
+from passes.process.source_lines import innermost_line
 
 log = logging.getLogger(__name__)
 
@@ -180,19 +181,12 @@ def _called(function: Any, said: str, arguments: str) -> object:
 def raised(said: str, error: Exception) -> SourceError:
     """The words for an error of the user's code, whose own say most. said: what was called."""
     log.info("%s failed", said, exc_info=error)
-    where = "" if isinstance(error, SyntaxError) else _place(error)  # which says where itself
+    place = "" if isinstance(error, SyntaxError) else innermost_line(error)  # it says where itself
+    where = " ({}, line {})".format(*place.rsplit(":", 1)) if place else ""
     return SourceError(
         f"{said} raised {type(error).__name__}: {str(error)[:500]}{where}. "
         "`fxprune --verbose ...` shows the whole traceback."
     )
-
-
-def _place(error: BaseException) -> str:
-    """The last line of a traceback, in words."""
-    frame = error.__traceback__
-    while frame is not None and frame.tb_next is not None:
-        frame = frame.tb_next
-    return "" if frame is None else f" ({os.path.basename(frame.tb_frame.f_code.co_filename)}, line {frame.tb_lineno})"
 
 
 def load_object(place: str, name: str) -> object:

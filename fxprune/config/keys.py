@@ -149,7 +149,8 @@ class NetAdaptConfig:
     statistics_shards: int = _key(
         1, rule.integer(least=1),
         "the calibration data are observed in so many parts, which are added up; workers: ray observes them beside "
-        "each other. The sums differ in their last digits from those of another number of parts",
+        "each other. The same samples are summed in any number of parts, and the sums differ in their last digits; "
+        "where an operator reads more places than are used of a batch, other places are drawn",
     )  # fmt: skip
     joint: bool = _key(True, rule.flag(), "where no single group meets a target, propose to shrink several")
     min_accuracy: float | None = _key(

@@ -14,8 +14,8 @@ from torch import Tensor, fx, nn
 from passes.documents.described_values import Described, examples
 from passes.process.state import seed_all, state_kept
 from passes.process.torch_private import pytree
-from passes.statistics.apart import apart
 from passes.statistics.divergence import tensors_out
+from passes.stream.network_copies import apart
 
 MAY_DIFFER = "a function in it, a number (a slope, an epsilon, a stride) or its code differs"
 """What may be another in a network of the same tensors that computes something else."""

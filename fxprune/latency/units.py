@@ -199,11 +199,12 @@ def _compiled(polynomial: Polynomial, groups: int) -> Callable[[np.ndarray], np.
 
 
 def extract(gm: fx.GraphModule, nodes: Sequence[str], example_inputs: Sequence[object]) -> tuple[fx.GraphModule, tuple]:
-    """A unit of `gm` as a network of its own, with random inputs of the right shapes.
+    """A unit of `gm` as a network of its own, with random inputs of the right shapes, the same ones each time.
 
     Its outputs are the values that the rest of the graph uses.
     """
     inside = set(nodes)
+    generator = torch.Generator().manual_seed(0)  # the caller's random state is not its own
     shapes = _shapes(gm, example_inputs)
     graph, inputs = fx.Graph(), []
     copied: dict[fx.Node, fx.Node] = {}
@@ -214,7 +215,7 @@ def extract(gm: fx.GraphModule, nodes: Sequence[str], example_inputs: Sequence[o
             copied[node] = graph.node_copy(node, lambda n: copied[n])
         else:
             copied[node] = graph.placeholder(node.name)
-            inputs.append(_random(value))
+            inputs.append(_random(value, generator))
     for node in chosen:
         copied[node] = graph.node_copy(node, lambda n: copied[n])
     leaving = [n for n in chosen if any(user.name not in inside for user in n.users)] or chosen[-1:]
@@ -249,7 +250,7 @@ def _shapes(gm: fx.GraphModule, example_inputs: Sequence[object]) -> dict[str, o
     return {node.name: node.meta.get("val") for node in gm.graph.nodes}
 
 
-def _random(value: torch.Tensor) -> torch.Tensor:
+def _random(value: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     if value.dtype.is_floating_point:
-        return torch.randn(value.shape, dtype=value.dtype)
+        return torch.randn(value.shape, generator=generator, dtype=value.dtype)
     return torch.zeros(value.shape, dtype=value.dtype)

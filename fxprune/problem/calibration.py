@@ -18,9 +18,9 @@ from passes.documents.described_values import examples
 from passes.nested_values import tree_leaves_only
 from passes.process.torch_private import pytree
 from passes.statistics import Batch, batches_of
-from passes.statistics.apart import apart
 from passes.statistics.divergence import tensors_out
 from passes.statistics.observing import inputs_of
+from passes.stream.network_copies import apart
 
 log = logging.getLogger(__name__)
 

@@ -13,6 +13,7 @@ from torch import nn
 from fxprune.errors import InputError
 from fxprune.io.checkpoint import Values
 from passes.arguments import got
+from passes.graph.module_copies import owned_tensors
 
 log = logging.getLogger(__name__)
 
@@ -74,3 +75,21 @@ def check_weights(network: nn.Module, *needing: object) -> None:
         )
     if without[0] not in Values(network):
         log.warning("%s is on the meta device: all units count alike; checkpoint=FOLDER ranks them", without[0])
+
+
+def check_stored(network: nn.Module, folder: str | os.PathLike[str]) -> None:
+    """Refuse a checkpoint beside other weights of the network's own: the one would rank units, and the other be cut.
+
+    A network of which some tensors are on the meta device was made without weights.
+    """
+    own, values = dict(owned_tensors(network)), Values(network)
+    if any(own[name].is_meta for name in network.state_dict() if name in own):
+        return
+    for name, tensor in own.items():
+        if not torch.equal(values[name].to(tensor), tensor):
+            raise InputError(
+                f"netadapt: checkpoint={os.fspath(folder)!r} holds the weights of a model that was made without any, "
+                f"and this model has others of its own: {name} differs from the folder's. Make the model under "
+                "fxprune.empty_weights(), or load the folder's weights into it first (model.load_state_dict); or leave "
+                "checkpoint out, and the model's own weights are searched."
+            )

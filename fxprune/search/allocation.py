@@ -158,6 +158,8 @@ def _solve(
         size = max(abs(base), 1.0)
         constraints.append(LinearConstraint(row[None] / size, -np.inf, room / size))
     scale = objective.max() if len(objective) and objective.max() > 0 else 1.0
+    # HiGHS 1.12 (SciPy 1.17) prints a line of its own to C's stdout now and then, and no option stops it
+    # (ERGO-Code/HiGHS#2783); redirecting the file descriptor would take the output of all other threads away.
     found = milp(
         objective / scale, constraints=constraints, integrality=np.ones(len(places)), bounds=Bounds(0, 1),
         options={"time_limit": 30.0, "mip_rel_gap": 1e-4, "presolve": False},

@@ -22,7 +22,7 @@ from fxprune.workers.coupled_network import CoupledNetwork
 from fxprune.workers.observing import observed_by, shards_of
 from fxprune.workers.protocol import Workers
 from fxprune.workers.repair import Repair
-from passes import Coupling, Statistics
+from passes import Statistics
 from passes.statistics import Batch
 from passes.statistics.divergence import distance, outputs_of
 
@@ -49,11 +49,11 @@ class Observed:
 
 
 def observed(
-    problem: Problem, calibration: Calibration, network: nn.Module, coupling: Coupling, workers: Workers,
-    journal: Journal | None, progress: Progress,
+    problem: Problem, calibration: Calibration, dense: CoupledNetwork, workers: Workers, journal: Journal | None,
+    progress: Progress,
 ) -> Observed:  # fmt: skip
-    """One pass over the data, and the curves; from the journal, where they are kept there."""
-    config, dense = problem.config, CoupledNetwork.of(network, coupling, problem.example_inputs)
+    """One pass of the data over `dense`, and the curves; from the journal, where they are kept there."""
+    config, network, coupling = problem.config, dense.network, dense.coupling
     expected = _expected(problem.dense, calibration.held)
     progress.stage("observing calibration data")
     known = journal.observed() if journal is not None else None

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from torch import nn
 
 from fxprune.problem.search_problem import Problem
 from fxprune.training.candidate import seeded
 from passes import Certificate, EquivalenceError, Plan, apply_plan, verify
 from passes.errors import PrecisionError
+from passes.graph.module_copies import owned_tensors
 
 
 def prove_halves(problem: Problem) -> Certificate:
@@ -30,11 +32,15 @@ def proven(problem: Problem, network: nn.Module, plan: Plan, trained: bool = Fal
     try:
         with seeded(problem.seed):  # verification draws inputs, and the caller's random state is not its own
             return verify(problem.dense, network, plan, problem.example_inputs, trained=trained)
-    except PrecisionError as error:  # no form of the search and no other group would change that
-        cause = "Let train leave each weight and buffer in the type that it had" if trained else "Search it in float32"
-        raise PrecisionError(f"{error}. {cause}") from error
     except EquivalenceError as error:
-        graph = ', or search its graph (form="graph")' if problem.form == "module" else ""
-        raise EquivalenceError(
-            f"{error}. Keep the layers before that place as they are (exclude: [names of their groups]){graph}"
-        ) from error
+        raise type(error)(f"{error}. {_advice(problem, error, trained)}") from error
+
+
+def _advice(problem: Problem, error: EquivalenceError, trained: bool) -> str:
+    if isinstance(error, PrecisionError):  # no form of the search and no other group would change that
+        if trained:
+            return "Let train leave each weight and buffer in the type that it had"
+        if any(t.is_floating_point() and t.dtype != torch.float32 for _, t in owned_tensors(problem.dense)):
+            return "Search it in float32"
+    graph = ', or search its graph (form="graph")' if problem.form == "module" else ""
+    return f"Keep the layers before that place as they are (exclude: [names of their groups]){graph}"

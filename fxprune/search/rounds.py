@@ -35,6 +35,7 @@ from fxprune.search.progress import Progress
 from fxprune.search.proposals import Proposal
 from fxprune.search.screening import train_all
 from fxprune.search.strategies.protocol import Situation, proposals_of
+from fxprune.workers.coupled_network import CoupledNetwork
 from fxprune.workers.protocol import Workers
 from passes import Plan, apply_plan
 
@@ -199,7 +200,9 @@ def rankings(
         position = replace(position, coupling=coupling)
         if problem.calibration is not None:
             kept = journal if position.network is problem.dense else None
-            found = observed(problem, problem.calibration, position.network, coupling, workers, kept, progress)
+            network, plan = position.network, position.plan
+            dense = CoupledNetwork.of(network, coupling, problem.example_inputs, problem.dense, plan)
+            found = observed(problem, problem.calibration, dense, workers, kept, progress)
             position = replace(position, observed=found)
         else:
             groups = [coupling.group(name) for name in problem.grids if name in coupling.variables]

@@ -7,13 +7,11 @@ import hashlib
 import math
 import random
 import time
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from numbers import Integral, Real
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -30,6 +28,7 @@ from fxprune.training.steps import optimized, repeated
 from passes.arguments import got, integer, is_a, number, quoted
 from passes.documents.described_values import Described
 from passes.process.settings import settings_kept
+from passes.process.source_lines import innermost_line
 from passes.process.state import seed_all
 from passes.process.torch_private import forget_workers
 from passes.statistics import Batch
@@ -265,13 +264,12 @@ class Accuracy:
 
 
 def said(doing: str, error: BaseException) -> str:
-    """One line for the record: what was raised, and the last line of code on the way. The exception is a user's, and
-    even its text may raise."""
+    """One line for the record: what was raised, and the innermost line of the user's code on the way. The exception may
+    be a user's, and even its text may raise."""
     try:
         text = str(error)
     except BaseException as second:  # whatever `__str__` does
         text = f"(its text cannot be had: __str__ raised {type(second).__name__})"
     text = "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
-    steps = list(traceback.walk_tb(error.__traceback__))
-    where = f" ({Path(steps[-1][0].f_code.co_filename).name}:{steps[-1][1]})" if steps else ""
-    return f"{doing}: {type(error).__name__}: {text}{where}"
+    place = innermost_line(error)
+    return f"{doing}: {type(error).__name__}: {text}" + (f" ({place})" if place else "")

@@ -73,7 +73,7 @@ def distil(
     def total(batch: Batch) -> Tensor:
         with torch.no_grad():
             wanted = batch.run(teacher)
-        given = batch.run(student)
+        given = batch.run(student, "the student")
         soft = output_loss(given, wanted, temperature)
         if loss is None or batch.labels is None:
             return soft

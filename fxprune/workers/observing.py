@@ -11,7 +11,7 @@ from fxprune.problem.calibration import count_samples
 from fxprune.training.candidate import seeded
 from fxprune.workers.coupled_network import CoupledNetwork
 from passes import Statistics, observe
-from passes.statistics import Batch
+from passes.statistics import Batch, hold_out
 
 Told = Callable[[int], None]
 """Is called with the number of samples that have been observed so far."""
@@ -42,8 +42,10 @@ class Shard:
 def shards_of(batches: Sequence[Batch], count: int, seed: int, gradients: str | None = None) -> list[Shard]:
     """Batches in `count` shards of about as many samples each, in their order; fewer where there are fewer samples.
 
-    A batch that goes to two shards is cut. Each shard draws from a seed of its own.
+    A batch that goes to two shards is cut. Which samples are held out is decided here, for all shards together. Each
+    shard draws from a seed of its own.
     """
+    batches = list(hold_out(batches))
     total = count_samples(batches)
     count = min(count, total)
     ends = [total * (number + 1) // count for number in range(count)]

@@ -48,7 +48,7 @@ class _Worker:
     process: Any
     pipe: Connection
     round: int = -1
-    repair: object = None
+    repair: Repair | None = None
     task: Task | None = None
     spent_s: float = 0.0
 
@@ -70,7 +70,7 @@ class Processes:
     _settings: dict[str, object] = field(default_factory=dict)
     _workers: list[_Worker] = field(default_factory=list)
     _rounds: int = 0
-    _repair: tuple[Repair, bytes] | None = None
+    _repair: tuple[Repair | None, bytes] = (None, b"")
     _answers: queue.SimpleQueue = field(default_factory=queue.SimpleQueue)
 
     def start(self) -> None:
@@ -84,7 +84,7 @@ class Processes:
         self, network: nn.Module, coupling: Coupling, tasks: Sequence[Task], repair: Repair | None = None
     ) -> Iterator[Outcome]:
         self._rounds += 1
-        if repair is not None and (self._repair is None or self._repair[0] is not repair):
+        if self._repair[0] is not repair:
             self._repair = repair, pack_for_workers(repair)
         weights = to_bytes(tensors_of(network))
         waiting, tries = list(reversed(tasks)), {task.index: 0 for task in tasks}
@@ -170,7 +170,7 @@ class Processes:
     def _give(self, worker: _Worker, task: Task, weights: bytes, packed: bytes) -> None:
         """Send a task and wait for its answer in a thread: a worker that is stopped reads nothing."""
         messages = [] if worker.round == self._rounds else [b"W" + weights]
-        if task.repair and self._repair is not None and worker.repair is not self._repair[0]:
+        if worker.repair is not self._repair[0]:
             worker.repair = self._repair[0]
             messages.append(b"R" + self._repair[1])
         messages.append(b"T" + pickle.dumps((packed, task)))

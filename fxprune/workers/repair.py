@@ -145,7 +145,6 @@ class Repair:
 
     def _closed(self, candidate: nn.Module, plan: Plan) -> tuple[nn.Module, float, tuple[RepairedLayer, ...]]:
         """The candidate in closed form, its norms new where they bring it nearer to the dense outputs, and how near."""
-        self.dense.coupling  # noqa: B018 - compensation recalls the coupling of the dense network
         closed = compensate(candidate, self.statistics, plan, self.dense.network)
         layers = tuple(RepairedLayer(r.name, _number(r.before), _number(r.after), r.why) for r in repairs_of(closed))
         found = -self.score(closed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sysconfig
 from functools import cache, lru_cache
 from types import FrameType
 
@@ -10,11 +11,23 @@ import torch
 
 # Folders whose code is not the user's: torch, and this package as a whole.
 OWN_FILES = (os.path.dirname(torch.__file__) + os.sep, os.path.dirname(os.path.dirname(__file__)) + os.sep)
+# Nor does an error end in a line of the search that is installed beside this package, or of Python's own library.
+_SEARCH = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(__file__))), "fxprune") + os.sep
+_LIBRARY = sysconfig.get_path("stdlib") + os.sep
+_INSTALLED = tuple(os.path.join(_LIBRARY, name) + os.sep for name in ("site-packages", "dist-packages"))
 
 
 @cache
 def _is_own(filename: str) -> bool:
     return filename.startswith(OWN_FILES)
+
+
+@cache
+def _is_told(filename: str) -> bool:
+    """Whether a line there says where in the user's program an error came from."""
+    if filename.startswith((*OWN_FILES, _SEARCH, "<frozen ")):
+        return False
+    return not filename.startswith(_LIBRARY) or filename.startswith(_INSTALLED)
 
 
 def is_users(frame: FrameType) -> bool:
@@ -39,12 +52,12 @@ def _spelled(path: str, line: int) -> str:
     return f"{os.path.basename(path)}:{line}"
 
 
-def innermost_line(error: Exception) -> str:
-    """``file.py:line`` of the user's code that an error passed last."""
+def innermost_line(error: BaseException) -> str:
+    """``file.py:line`` of the user's code that an error passed last; "" where it passed none."""
     place, trace = "", error.__traceback__
     while trace is not None:
         path = trace.tb_frame.f_code.co_filename
-        if not _is_own(path):
+        if _is_told(path):
             place = _spelled(path, trace.tb_lineno)
         trace = trace.tb_next
     return place

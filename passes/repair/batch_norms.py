@@ -88,7 +88,7 @@ def _watched(mode: M, network: nn.Module, batches: Sequence[Batch]) -> M:
     with evaluating(network), outside_kept([network]):
         for batch in batches:
             with mode:
-                batch.run(network)
+                batch.run(network, "the pruned network")
     return mode
 
 

@@ -27,7 +27,6 @@ from passes.process.torch_private import pytree
 from passes.repair.fitting import Layer, Place, Problem, Target, fit, sites_and_reads
 from passes.repair.folding import fold, unfold
 from passes.repair.segments import OUTPUT, Segment, clamped, cuts, segments, with_results_named
-from passes.statistics.apart import apart
 from passes.statistics.batches import Batch, batches_of
 from passes.statistics.divergence import tensors_out
 from passes.statistics.moments import Moments
@@ -36,7 +35,7 @@ from passes.statistics.sites import Site
 from passes.statistics.watching import Watcher
 from passes.stream.graph_stream import as_arguments
 from passes.stream.inference import composite_attention
-from passes.stream.network_copies import copied_network
+from passes.stream.network_copies import apart, copied_network
 
 log = logging.getLogger(__name__)
 FEWEST = 2  # readings for each column of a weight, below which it is not fitted: it would follow noise

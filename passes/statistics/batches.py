@@ -24,11 +24,15 @@ LABELS = ("labels", "label", "targets", "target")
 
 @dataclass(frozen=True)
 class Batch:
-    """One batch: the arguments of a call of the network, and its labels where there are some."""
+    """One batch: the arguments of a call of the network, and its labels where there are some.
+
+    held: whether `observe` holds it out of its sums; None where that is still to be decided.
+    """
 
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     labels: Any = None
+    held: bool | None = None
 
     def call(self, network: nn.Module) -> Any:
         """What the network gives for copies of these tensors: programs write into their inputs, and batches are read
@@ -36,14 +40,16 @@ class Batch:
         own = self.copied()
         return network(*own.args, **own.kwargs)
 
-    def run(self, network: nn.Module) -> Any:
-        """`call`, with an error of the network in words. Raises PassError."""
+    def run(self, network: nn.Module, name: str = "") -> Any:
+        """`call`, with an error of the network in words. name: of a network made of a dense one, which ran on this
+        batch before: then the batch is not what is wrong. Raises PassError."""
         try:
             return self.call(network)
         except PassError:
             raise
         except Exception as error:  # the user's own code, on inputs that it may not take
-            raise PassError(f"batches: the network does not run on one of {self._in_words()}: {said(error)}") from error
+            who, also = (name, ", as the dense one does") if name else ("batches: the network", "")
+            raise PassError(f"{who} does not run on one of {self._in_words()}{also}: {said(error)}") from error
 
     def _in_words(self) -> str:
         """The types and shapes of its tensors, the first few."""
@@ -71,7 +77,7 @@ class Batch:
     def copied(self) -> Batch:
         """The same inputs in tensors of their own; the labels are shared."""
         args, kwargs = pytree.tree_map_only(Tensor, Tensor.clone, (self.args, dict(self.kwargs)))
-        return Batch(args, kwargs, self.labels)
+        return Batch(args, kwargs, self.labels, self.held)
 
     def part(self, start: int, stop: int) -> Batch:
         """Samples ``start:stop`` of it."""
@@ -80,7 +86,8 @@ class Batch:
         def cut(leaf: Any) -> Any:
             return leaf[start:stop] if isinstance(leaf, Tensor | list) else leaf
 
-        return Batch(*pytree.tree_map(cut, (self.args, dict(self.kwargs), self.labels), is_leaf=is_leaf))
+        args, kwargs, labels = pytree.tree_map(cut, (self.args, dict(self.kwargs), self.labels), is_leaf=is_leaf)
+        return Batch(args, kwargs, labels, self.held)
 
 
 def _of_each(size: int, value: object) -> bool:
@@ -115,7 +122,7 @@ def batches_of(network: nn.Module, batches: object, inputs: int | None = None) -
         args, kwargs, labels = pytree.tree_map(move, (made.args, dict(made.kwargs), made.labels))
         tensors = tree_leaves_only(Tensor, (args, kwargs))
         if not tensors or any(not tensor.dim() or len(tensor) for tensor in tensors):
-            yield Batch(args, kwargs, labels)
+            yield Batch(args, kwargs, labels, made.held)
 
 
 def _no_rows(batches: object) -> bool:

@@ -8,8 +8,8 @@ from itertools import zip_longest
 import torch
 from torch import Tensor, nn
 
-from passes.statistics.apart import apart
 from passes.statistics.batches import Batch
+from passes.stream.network_copies import apart
 from passes.stream.results import tensors_in
 
 _ROWS = 1024  # of results whose number differs that are compared
@@ -109,6 +109,7 @@ def divergence(network: nn.Module, batches: Sequence[Batch], dense: Sequence[Seq
     with apart(network) as running:
         for batch, expected in zip(batches, dense, strict=True):
             size = max(batch.size, 1)
-            total += float(distance(expected, tensors_out(batch.run(running)))) * size
+            found = tensors_out(batch.run(running, "the network that is compared"))
+            total += float(distance(expected, found)) * size
             count += size
     return total / max(count, 1)

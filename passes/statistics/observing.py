@@ -18,16 +18,16 @@ from passes.graph.module_copies import evaluate_mode, owned_tensors
 from passes.ops.operands import Contraction
 from passes.process.settings import tensors_with_values
 from passes.process.torch_private import fused_recurrence, pytree, set_fused_recurrence
-from passes.statistics.apart import apart
 from passes.statistics.batches import Batch, batches_of
 from passes.statistics.gradients import GradientSums, Loss
+from passes.statistics.held_samples import hold_out
 from passes.statistics.moments import Moments
 from passes.statistics.record import Statistics
 from passes.statistics.sites import Site
 from passes.statistics.watching import Watcher
 from passes.stream.inference import composite_attention
+from passes.stream.network_copies import apart
 
-HELD_SHARE = 5  # every fifth sample is held out
 _INPUTS, _INPUT_BYTES = 16, 5 * 2**20  # samples that are held out, and their bytes, of which the inputs are kept
 
 
@@ -52,9 +52,9 @@ def observe(
     one with more than 1,024 columns; drawn at random where there are more. progress: called with the number of samples
     so far.
 
-    A fifth of the samples is held out of all sums and only measures errors; the inputs of some are kept, which judge
-    repairs as a whole. Memory: one symmetric matrix an operand in double precision, held by halves, and activations of
-    one batch.
+    A fifth of the samples (see `passes.statistics.hold_out`; none of a single one) is held out of all sums and only
+    measures errors; the inputs of some are kept, which judge repairs as a whole. Memory: one symmetric matrix an
+    operand in double precision, held by halves, and activations of one batch.
 
     Raises PassError where there is no batch, or one does not fit.
 
@@ -84,20 +84,18 @@ def observe(
             known.add(read, found.count / read.shape[1])
 
     sums = GradientSums(coupling, gradients, seed) if gradients is not None else None
-    samples, held_samples, inputs = 0, 0, _Inputs()
+    samples, inputs = 0, _Inputs()
     with apart(model) as running, composite_attention(), plain_recurrence(model):
         watcher = Watcher(running, seen)
-        for batch in batches_of(model, batches, inputs_of(model, coupling)):
-            for part, is_held in _parts(batch, samples, held_samples):
-                held[0] = is_held
-                with torch.no_grad(), watcher:
-                    part.run(running)
-                watcher.forget()
-                if is_held:
-                    held_samples += max(part.size, 1)
-                    inputs.add(part)
-                if sums is not None and not is_held:
-                    sums.add(running, part)
+        for batch in hold_out(batches_of(model, batches, inputs_of(model, coupling))):
+            held[0] = bool(batch.held)
+            with torch.no_grad(), watcher:
+                batch.run(running)
+            watcher.forget()
+            if batch.held:
+                inputs.add(batch)
+            elif sums is not None:
+                sums.add(running, batch)
             samples += max(batch.size, 1)
             tell(progress, samples, "observe")
     if not samples:
@@ -143,23 +141,6 @@ def inputs_of(model: nn.Module, coupling: Coupling) -> int | None:
     positional, named = coupling.inputs[0]["tuple"], coupling.inputs[1]["dict"]
     first = list(inspect.signature(model.forward).parameters)[: len(positional) + len(named)]
     return len(first) if set(first[len(positional) :]) == set(named) else None
-
-
-def _parts(batch: Batch, samples: int, held: int) -> Iterator[tuple[Batch, bool]]:
-    """The samples of a batch that are summed, and those that are held out.
-
-    samples, held: how many there were before, and how many of these were held out.
-    """
-    size = max(batch.size, 1)
-    if size >= HELD_SHARE:
-        out = size // HELD_SHARE
-    else:  # a fifth of all so far, but never the first sample
-        out = min(-(-(samples + size) // HELD_SHARE) - held, size - (samples == 0))
-    if out <= 0 or out == size:
-        yield batch, out > 0
-    else:
-        yield batch.part(0, size - out), False
-        yield batch.part(size - out, size), True
 
 
 class _Inputs:

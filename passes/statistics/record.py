@@ -72,7 +72,9 @@ class Statistics:
     def merge(self, other: Statistics) -> Statistics:
         """These and `other`, of the same network over other data. Raises PassError for another network.
 
-        A weight that one of them has not seen read (an expert that no sample was sent to) has the other's sums.
+        A weight that one of them has not seen read (an expert that no sample was sent to) has the other's sums. Each
+        call of `observe` holds out a fifth of its own samples: sums of parts are those of the whole where
+        `passes.statistics.hold_out` has decided for the whole before.
         """
         is_a(other, Statistics, "Statistics.merge: other", "other Statistics of the same network")
         if other.fingerprint != self.fingerprint or any(

@@ -132,6 +132,11 @@ def with_heads(module: nn.MultiheadAttention) -> HeadAttention:
     return module
 
 
+def no_nested_tensors(encoder: nn.TransformerEncoder) -> None:
+    """Have an encoder give its layers plain tensors: torch's own layers alone take nested ones, on their fast path."""
+    encoder.enable_nested_tensor = encoder.use_nested_tensor = False
+
+
 def is_torchs_attention(module: nn.Module) -> TypeGuard[nn.MultiheadAttention]:
     """Whether `module` is of torch's own class, or of one that changes nothing of its forward."""
     return isinstance(module, nn.MultiheadAttention) and type(module).forward is nn.MultiheadAttention.forward

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from torch import Tensor, fx, nn
 
 from passes.graph.annotations import forgetting_proofs
-from passes.graph.module_copies import Copies
+from passes.graph.module_copies import Copies, evaluate_mode
+from passes.process.outside_state import outside_kept
 from passes.stream.results import tensors_in
 
 
@@ -28,6 +30,17 @@ def clone(network: nn.Module, shared: Iterable[Tensor] = ()) -> nn.Module:
 def copied_network(network: nn.Module) -> nn.Module:
     """A copy for other weights: known by the same plan and coupling, no longer by a proof."""
     return forgetting_proofs(clone(network))
+
+
+@contextmanager
+def apart(network: nn.Module) -> Iterator[nn.Module]:
+    """A copy in eval mode, with tensors and attributes of its own; ties and gradient flags as in `network`.
+
+    What programs write: counters, caches, running means, and parameters as well (an embedding with a greatest norm,
+    weights that are clamped before they are used). What hooks keep elsewhere is put back on leaving.
+    """
+    with outside_kept([network]):
+        yield evaluate_mode(clone(network))
 
 
 def held_tensors(network: nn.Module) -> Iterator[Tensor]:

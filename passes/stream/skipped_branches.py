@@ -1,7 +1,8 @@
 """Modules that stand where a residual branch was taken out: plain data in place of a forward, which pickles keep.
 
 A module that was no more than ``g(x + f(x))`` keeps its class and its attributes, and hands its argument on to what is
-left of `g`. Where a module does more, those that its branch is made of are replaced by ones that give zero.
+left of `g`. Where a module does more, those that its branch is made of are replaced by ones that give zero and can be
+asked for the settings that they had.
 """
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
+from passes.graph.left_behind import plain_of_class
+from passes.graph.module_copies import OF_TORCH, PLAIN
 from passes.process.torch_private import buffers_of, children_of, parameters_of, pytree
+from passes.stream.head_attention import no_nested_tensors
 
 
 @dataclass(frozen=True)
@@ -83,21 +87,48 @@ class Shortened:
 Detached: TypeAlias = Silenced | Shortened
 
 
-class Silent(nn.Module):
-    """Stands for a module whose output only a removed branch read; it holds nothing."""
+_SETTINGS = PLAIN - {int, torch.Size}
 
-    def __init__(self, silenced: Silenced, kind: str) -> None:
+
+class Silent(nn.Module):
+    """Stands for a module whose output only a removed branch read.
+
+    What programs ask a module for without calling it, flags, texts and real numbers, is as it was; its tensors are
+    None, as the bias of a layer without one. It has no whole numbers: one may be a width, and nobody would cut it here
+    any more, so a branch is not offered where the program reads some. A hook says that the module has to be called:
+    who would hand its weights to a fused kernel instead, as torch's encoder layers do, asks for hooks first.
+    """
+
+    def __init__(self, silenced: Silenced, original: nn.Module) -> None:
         super().__init__()
-        self.silenced, self.kind = silenced, kind
+        self.__dict__.update(_settings_of(original))
+        for name in parameters_of(original):
+            self.register_parameter(name, None)
+        for name in buffers_of(original):
+            self.register_buffer(name, None)
+        self._silenced, self._instead_of = silenced, type(original).__name__
+        self.train(original.training)
+        self.register_forward_pre_hook(_has_to_be_called)
 
     def forward(self, *args: object, **kwargs: object) -> object:
         """Zero."""
-        like = self.silenced.given.of(args, kwargs)
-        zero = torch.zeros_like(like) if self.silenced.whole else torch.zeros((), dtype=like.dtype, device=like.device)
-        return _filled(self.silenced.result, zero)
+        like = self._silenced.given.of(args, kwargs)
+        zero = torch.zeros_like(like) if self._silenced.whole else torch.zeros((), dtype=like.dtype, device=like.device)
+        return _filled(self._silenced.result, zero)
 
     def extra_repr(self) -> str:
-        return f"in place of {self.kind}"
+        return f"in place of {self._instead_of}"
+
+
+def _settings_of(module: nn.Module) -> dict[str, object]:
+    """The settings among the attributes of a module and of its class; a tensor that is an attribute is None."""
+    held = {name: None if isinstance(value, torch.Tensor) else value for name, value in vars(module).items()}
+    attributes = plain_of_class(type(module)) | {name: held[name] for name in held.keys() - OF_TORCH}
+    return {name: value for name, value in attributes.items() if type(value) in _SETTINGS}
+
+
+def _has_to_be_called(module: nn.Module, args: object) -> None:
+    """Changes nothing."""
 
 
 class WithoutBranch:
@@ -135,8 +166,11 @@ def detach(root: nn.Module, detached: Detached) -> None:
     module = root.get_submodule(detached.path)
     if isinstance(detached, Silenced):
         above, _, name = detached.path.rpartition(".")
-        silent = Silent(detached, type(module).__name__).train(module.training)
-        children_of(root.get_submodule(above))[name] = silent
+        holder = root.get_submodule(above)
+        children_of(holder)[name] = Silent(detached, module)
+        for part in root.modules():
+            if isinstance(part, nn.TransformerEncoder) and any(inner is holder for inner in part.modules()):
+                no_nested_tensors(part)
         return
     for name in detached.gone:
         path, _, last = name.rpartition(".")

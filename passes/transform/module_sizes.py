@@ -16,7 +16,7 @@ from passes.axes.expressions import Axis, Constant, Product
 from passes.graph.module_copies import modules_of
 from passes.graph.shared_weights import parametrizations_kept
 from passes.process.torch_private import parameters_of
-from passes.stream.head_attention import HeadAttention, is_torchs_attention, with_heads
+from passes.stream.head_attention import HeadAttention, is_torchs_attention, no_nested_tensors, with_heads
 from passes.stream.restated_calls import SIZES, Restated, RestatedForward
 from passes.stream.skipped_branches import Silent, WithoutBranch
 from passes.transform.resize_modules import NORMS, is_sized, resize_view_module
@@ -34,7 +34,7 @@ def fit(module: nn.Module, slicing: Slicing, edits: Sequence[Edit], literals: Se
             _fit_attention(part, path, slicing)
     for part in modules.values():
         if isinstance(part, nn.TransformerEncoder) and any(isinstance(m, HeadAttention) for m in part.modules()):
-            part.enable_nested_tensor = part.use_nested_tensor = False  # only torch's own layers take nested tensors
+            no_nested_tensors(part)
     views = {path: part for path, part in modules.items() if isinstance(part, nn.Unflatten)}
     for record in slicing.coupling.structure.all_records if views else ():
         if record.node in views:

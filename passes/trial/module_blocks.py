@@ -2,8 +2,8 @@
 
 Which calls a branch makes the tape says (`passes.analysis.residual_blocks`). Here they are found among the modules
 that made them: a module that is no more than ``g(x + f(x))`` is shortened, else those that the branch is made of are
-silenced (`passes.stream.skipped_branches`). The module then runs so, in both modes, and its results must keep their
-shapes.
+silenced (`passes.stream.skipped_branches`). The module then runs so, in both modes, with and without gradients, and its
+results must keep their shapes; and it runs once as users call it, with the kernels that torch takes then.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -24,8 +25,9 @@ from passes.graph.module_copies import modules_of, owned_tensors
 from passes.ops import Record, Slot, Value, spelled
 from passes.process.source_lines import said
 from passes.process.torch_private import hooks_of, no_torch_function, pytree
-from passes.stream.call_arguments import Arguments
+from passes.stream.call_arguments import Arguments, replaced, tensors_of
 from passes.stream.module_run import ModuleRun, analysing_run
+from passes.stream.network_copies import apart
 from passes.stream.restated_calls import RestatedForward
 from passes.stream.results import tensors_in
 from passes.stream.skipped_branches import (
@@ -34,6 +36,7 @@ from passes.stream.skipped_branches import (
     Result,
     Shortened,
     Silenced,
+    Silent,
     Step,
     WithoutBranch,
     detach,
@@ -67,6 +70,16 @@ class _Key:
     number: int
 
 
+class Mode(NamedTuple):
+    """How a module is run: in train mode, and with gradients recorded."""
+
+    training: bool = False
+    gradients: bool = False
+
+
+EVALUATION = Mode()
+
+
 @dataclass
 class Observed:
     """One run: its calls of operators, its calls of modules, and what was seen afterwards.
@@ -95,14 +108,16 @@ def module_blocks(module: nn.Module, coupling: Coupling, arguments: Arguments) -
     known = [(record.node, record.func) for record in coupling.structure.records]
     if [(record.node, record.func) for record in dense.records] != known:
         return _none("its program does not call the same operators when it runs once more")
-    try:
-        trained = observed(run, arguments, training=True)
-    except Exception:  # it has no train mode, which then is not proven either
-        trained = None
+    others = []
+    for mode in (Mode(training=True), Mode(gradients=True)):
+        try:
+            others.append((observed(run, arguments, mode), mode))
+        except Exception:  # it has no such mode, in which nothing is proven either
+            continue
     outputs = [value.key for value in dense.outputs] + list(dense.kept.values())
     tensors, aliases = coupling.structure.tensors, coupling.aliases
     found = find_blocks(dense.records, outputs, tensors, aliases, coupling.trainable)
-    trial = _Trial(module, run, arguments, dense, trained, aliases)
+    trial = _Trial(module, run, arguments, [(dense, EVALUATION), *others], aliases)
     refused, offered = dict(found.refused), dict[str, Block]()
     ways = {name: trial.ways(block) for name, block in found.offered.items()}
     first = {name: replace(found.offered[name], taken=way[0]) for name, (way, _) in ways.items() if way}
@@ -130,7 +145,7 @@ def _none(why: str) -> Blocks:
 
 
 def observed(
-    run: ModuleRun, arguments: Arguments, training: bool = False,
+    run: ModuleRun, arguments: Arguments, mode: Mode = EVALUATION,
     prepare: Callable[[nn.Module], None] = lambda copied: None,
 ) -> Observed:  # fmt: skip
     """Run once, seeing which module makes which calls. prepare: is given the copy first."""
@@ -143,13 +158,13 @@ def observed(
     paths = {part: path for path, part in reversed(list(modules_of(run.copy).items()))}
     for part, path in paths.items():
         _watch(part, path, run, calls)
-    _, outputs, result = run.run(arguments, training)
-    mode = run.mode
-    returned = [*outputs, *map(mode.value, tensors_in(result, caches=True))]  # the caches of a result as well
-    kept = {n: mode.value(tensor).key for n, tensor in owned_tensors(run.copy) if id(tensor) not in owned}
+    _, outputs, result = run.run(arguments, mode.training, gradients=mode.gradients)
+    stream = run.mode
+    returned = [*outputs, *map(stream.value, tensors_in(result, caches=True))]  # the caches of a result as well
+    kept = {n: stream.value(tensor).key for n, tensor in owned_tensors(run.copy) if id(tensor) not in owned}
     after = plain_state(run.copy)
     changed = {name for name in after if after[name] != before.get(name, after[name])}
-    return Observed(list(mode.records), calls, returned, kept, changed)
+    return Observed(list(stream.records), calls, returned, kept, changed)
 
 
 def _watch(part: nn.Module, path: str, run: ModuleRun, calls: list[ModuleCall]) -> None:
@@ -185,14 +200,17 @@ def _parameters_of(part: nn.Module) -> Sequence[str]:
 
 
 class _Trial:
-    """Finds how each branch is taken out, and runs the module without branches."""
+    """Finds how each branch is taken out, and runs the module without branches.
+
+    seen: the runs of the whole module with the mode of each, first the one in evaluation without gradients.
+    """
 
     def __init__(
-        self, module: nn.Module, run: ModuleRun, arguments: Arguments, dense: Observed, trained: Observed | None,
+        self, module: nn.Module, run: ModuleRun, arguments: Arguments, seen: Sequence[tuple[Observed, Mode]],
         aliases: Mapping[str, str],
     ) -> None:  # fmt: skip
-        self.modules, self.run, self.arguments = modules_of(module), run, arguments
-        self.dense, self.trained, self.aliases = dense, trained, aliases
+        self.module, self.modules, self.run, self.arguments = module, modules_of(module), run, arguments
+        self.seen, self.dense, self.aliases = seen, seen[0][0], aliases
 
     def ways(self, block: Block) -> tuple[list[tuple[Detached, ...]], str]:
         """How a branch might be taken out, or why it cannot be."""
@@ -300,12 +318,10 @@ class _Trial:
         return Silenced(call.path, call.given[0][0], result)
 
     def failure(self, blocks: Sequence[Block]) -> str:
-        """Why the module does not run without these branches; "" where it does, in both modes."""
-        for dense, training in ((self.dense, False), (self.trained, True)):
-            if dense is None:
-                continue
+        """Why the module does not run without these branches; "" where it does, in all modes and as users call it."""
+        for dense, mode in self.seen:
             try:
-                found = observed(self.run, self.arguments, training, lambda copied: _detach(copied, blocks))
+                found = observed(self.run, self.arguments, mode, lambda copied: _detach(copied, blocks))
             except Exception as error:  # whatever the user's program raises without them
                 return f"without the branch the module does not run: {said(error)}"
             gone = {tensor for block in blocks for tensor in block.tensors}
@@ -318,11 +334,39 @@ class _Trial:
             for block in blocks:
                 if why := _tail_differs(block, self.dense, dense, found):
                     return why
+        if not self.runs_as_called:
+            return ""
+        try:
+            self._call(blocks)
+        except Exception as error:  # whatever the user's program raises without them
+            return f"without the branch the module does not run as it is called: {said(error)}"
         return ""
+
+    @cached_property
+    def runs_as_called(self) -> bool:
+        """Whether the whole module runs on its own weights and on the example's values."""
+        tensors = [*tensors_of(self.arguments), *(tensor for _, tensor in owned_tensors(self.module))]
+        if any(tensor.is_meta for tensor in tensors):
+            return False
+        try:
+            self._call(())
+        except Exception:  # zeros in the place of the example, say, which it does not take
+            return False
+        return True
+
+    def _call(self, blocks: Sequence[Block]) -> None:
+        """Run a copy without these branches where no mode sees it: kernels hide their operators then."""
+        given = {id(tensor): tensor.detach().clone() for tensor in tensors_of(self.arguments)}
+        args, kwargs = replaced(self.arguments, given)
+        with apart(self.module) as copied, torch.no_grad():
+            _detach(copied, blocks)
+            copied(*args, **kwargs)
 
 
 def _is_wrapped(part: nn.Module) -> bool:
     """Whether something else than the forward of its class runs when a module is called."""
+    if isinstance(part, Silent):  # it stands for a branch that was removed before
+        return False
     forward = part.__dict__.get("forward")
     return bool(hooks_of(part)) or not isinstance(forward, (RestatedForward, WithoutBranch, type(None)))
 

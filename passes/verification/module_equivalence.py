@@ -263,6 +263,7 @@ class _Proof:
             with nothing_random(), torch.no_grad(), cut:  # attention by the path that a user's call takes
                 got = called(copied, *_cloned(own))
         except Exception as error:
+            self._runs_as_called_in_double(draw)
             raise fails_in_own_types("module", self.small, said(error)) from error
         gap = distance(tensors_in(expected), tensors_in(got))
         if gap <= _ROUNDING.get(kind, 1e-3):
@@ -276,6 +277,19 @@ class _Proof:
             )
         what = "in which the dense module computes something else than in double"
         self.seen.notes.append(f"not compared in {kind}, {what}")
+
+    def _runs_as_called_in_double(self, draw: Draw) -> None:
+        """Where the pruned one fails as it is called, with whatever kernels torch takes then, whether that is so in
+        double precision too; raises EquivalenceError, as then no type is the reason."""
+        pair = self.pair()
+        try:
+            with constant_double(), torch.no_grad(), pair.weights:
+                called(pair.pruned.eval(), *_cloned(draw.inputs))
+        except Exception as error:
+            raise EquivalenceError(
+                f"the pruned module fails where it is called in evaluation mode without gradients: {said(error)}; its "
+                "program does something else there than where it is analysed, as attention does on its fast path"
+            ) from error
 
     def _first_difference(self, pair: _Pair, draw: Draw, training: bool, gradients: bool) -> str:
         """The first call whose surviving positions differ, in the words of an error message."""

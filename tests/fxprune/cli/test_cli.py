@@ -41,6 +41,9 @@ class Torn:
 
 torn = Torn()
 pair = (torn, torn)
+
+def of(folder):
+    return folder
 """
 
 
@@ -152,6 +155,12 @@ def test_data_that_fail_say_their_own_error_and_where(run, key: str, name: str, 
     shown = run("netadapt", "c.yml")
     assert shown.exit_code == 2 and f"{said} raised RuntimeError: the weights are on another machine" in shown.output
     assert "(own_model.py, line 11)" in shown.output and "Traceback" not in shown.output
+
+
+def test_an_error_of_none_of_the_users_lines_names_none_of_ours(run) -> None:  # type: ignore[no-untyped-def]
+    Path("c.yml").write_text("model: own_model:small\nbudget_ratio: 0.5\ndata: own_model:of\n")
+    shown = run("netadapt", "c.yml")
+    assert "own_model:of() raised TypeError: of() missing 1 required positional argument: 'folder'. " in shown.output
 
 
 def test_a_reader_that_ends_early_ends_the_command_quietly(run) -> None:  # type: ignore[no-untyped-def]

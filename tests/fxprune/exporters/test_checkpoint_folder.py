@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 import fxprune
 from fxprune.cli.main import app
-from fxprune.errors import ExportError
+from fxprune.errors import ExportError, InputError
 from passes import Plan, PlanError, apply_plan, couple
 
 X = torch.ones(2, 6)
@@ -238,6 +238,16 @@ def test_a_search_reads_a_checkpoint_and_finds_what_it_finds_with_weights(folder
     assert without.plan == with_weights.plan and without.plan.narrows
     assert all(parameter.is_meta for name, parameter in without.model.named_parameters() if "norm" not in name)
     assert "random" in without.certificate.specialised[-1]
+
+
+def test_a_search_refuses_a_checkpoint_beside_other_weights(folder: Path) -> None:
+    """Those of a network whose constructor drew them would be in the result, cut by an order that is the folder's."""
+    net, loaded = Net(), {**everything(folder), "head.weight": everything(folder)["first.weight"]}
+    with pytest.raises(InputError, match=r"first\.weight differs from the folder's.*empty_weights\(\), or load"):
+        fxprune.netadapt(net, 0.5, example_inputs=X, checkpoint=folder, progress=False)
+    net.load_state_dict(loaded)  # some of another type than the folder's
+    result = fxprune.netadapt(net, 0.5, example_inputs=X, checkpoint=folder, progress=False)
+    assert result.plan == fxprune.netadapt(net, 0.5, example_inputs=X, progress=False).plan
 
 
 def test_a_search_refuses_a_checkpoint_that_lacks_a_tensor(folder: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from fxprune.latency.sampling import CALL, FIRST, Network, build
 from fxprune.latency.table import LatencyTable
 from fxprune.latency.units import units_of
 from passes import capture, couple
+from passes.process.state import random_state
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx")
@@ -214,6 +216,19 @@ def test_an_unknown_operator_falls_back_to_units_alone(caplog: pytest.LogCapture
         table = build(Network(gm, coupling, x, grid), OnnxRuntime(), limits=Limits(points=3, repeats=3))
     assert "one by one" in caplog.text and exported
     assert set(table.entries) == {CALL, *(unit.key for unit in units_of(gm, coupling))}
+
+
+@pytest.mark.parametrize("how", [{"measure": lambda gm, inputs: 1.0}, {"backend": "eager"}, {"backend": "onnxruntime"}])
+def test_a_table_draws_nothing_from_the_callers_generators(how: Any, tmp_path: Path) -> None:
+    """Units are timed on random inputs, and whole networks as well."""
+    net, x = (
+        nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Dropout(), nn.Conv2d(8, 4, 1)).eval(),
+        torch.randn(1, 3, 6, 6),
+    )
+    before = random_state()
+    model = latency_model(net, x, table=tmp_path / "t.json", limits=Limits(points=3, repeats=2, networks=3), **how)
+    model.measure(model.network.at({"0": 4}), x)
+    assert random_state() == before
 
 
 @pytest.mark.slow

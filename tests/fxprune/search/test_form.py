@@ -21,6 +21,7 @@ from fxprune.io.tensors import sharing
 from fxprune.problem import inputs
 from fxprune.search import proof
 from passes import CaptureError, EquivalenceError, PassError, apply_plan, capture, couple, plan_of, verify
+from passes.errors import PrecisionError
 from passes.stream.network_copies import clone
 
 IMAGE = torch.randn(2, 3, 9, 9, generator=torch.Generator().manual_seed(0))
@@ -407,3 +408,39 @@ def test_attention_of_torch_whose_inputs_alone_shrink(tmp_path: Path) -> None:
         torch.testing.assert_close(torch.load(tmp_path / "net.pt", weights_only=False)(*given), network(*given))
     assert pruned.attention.in_proj_weight.shape == (48, 8)
     verify(model, pruned, plan_of(pruned), given)
+
+
+class Elsewhere(nn.Module):
+    """A program with a size written out where torch takes its fast path of attention, which no analysed run does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 12), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.first(x).relu()
+        return self.last(hidden.view(-1, 12) if torch.backends.mha.get_fastpath_enabled() else hidden)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_types_are_the_reason_only_where_it_runs_in_double(dtype: torch.dtype) -> None:
+    with pytest.raises(EquivalenceError, match=r"without gradients: RuntimeError.*exclude.*form=\"graph\"") as caught:
+        netadapt(Elsewhere().to(dtype), 0.5, example_inputs=torch.randn(2, 6, dtype=dtype), progress=False)
+    assert not isinstance(caught.value, PrecisionError) and "in float32" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("dtype", "advice"), [(torch.float32, "exclude: "), (torch.bfloat16, "Search it in float32")])
+def test_another_type_is_advised_only_where_there_is_one(
+    dtype: torch.dtype, advice: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*given: object, **how: object) -> None:
+        raise PrecisionError("it fails")
+
+    monkeypatch.setattr(proof, "verify", fails)
+    with pytest.raises(PrecisionError, match=f"^it fails.*{advice}"):
+        netadapt(
+            nn.Sequential(nn.Linear(6, 12), nn.Linear(12, 3)).to(dtype),
+            0.5,
+            example_inputs=torch.randn(2, 6, dtype=dtype),
+            progress=False,
+        )

@@ -17,17 +17,18 @@ import torch
 from small_search import EXAMPLE, FAST, batches, history, make, negative_loss
 from torch import nn
 
-from fxprune import FineTune, NetAdaptResult, netadapt
+from fxprune import Accuracy, FineTune, NetAdaptResult, netadapt
 from fxprune.errors import WorkerError
 from fxprune.io.tensors import named_tensors, tensors_of
 from fxprune.workers import processes, transport
 from fxprune.workers.coupled_network import CoupledNetwork
 from fxprune.workers.lifetime import EndingProcess
-from fxprune.workers.observing import Shard, Told, shards_of
-from fxprune.workers.protocol import Job
+from fxprune.workers.observing import Shard, Told, observe_packed, shards_of
+from fxprune.workers.protocol import Job, Task, sent
 from fxprune.workers.ray_cluster import CLUSTER_SWITCH, _OwnCluster
+from fxprune.workers.repair import Repair
 from fxprune.workers.serial import Serial
-from passes import PassError, PruneChannels, Statistics, capture, couple
+from passes import Coupling, PassError, PruneChannels, Statistics, capture, couple
 from passes.statistics import Batch
 
 CONFIG = FAST.replace(netadapt_max_rounds=2)
@@ -229,9 +230,11 @@ def test_tensors_that_no_cut_makes_travel_whole_and_ties_stay() -> None:
 def test_shards_hold_every_sample_once_in_order() -> None:
     whole = [Batch((torch.arange(size) + 100 * number,)) for number, size in enumerate((7, 1, 12))]
     samples = torch.cat([batch.args[0] for batch in whole])
+    held_out = [at == 6 or at == 7 or at > 17 for at in range(20)]  # of a small batch: of all so far
     for count in (1, 2, 3, 7, 20, 30):
         shards = shards_of(whole, count, seed=5)
         assert torch.equal(torch.cat([batch.args[0] for shard in shards for batch in shard.batches]), samples)
+        assert [bool(b.held) for shard in shards for b in shard.batches for _ in range(b.size)] == held_out
         sizes = [shard.samples for shard in shards]
         assert len(shards) == min(count, 20) and max(sizes) - min(sizes) <= 1
         assert len({shard.seed for shard in shards}) == len(shards) and shards[0].seed == 5
@@ -243,6 +246,48 @@ def calibrated(workers: int | str | type, **changes: Any) -> NetAdaptResult:
     torch.manual_seed(0)
     data = [torch.randn(60, *EXAMPLE.shape[1:]), torch.randn(40, *EXAMPLE.shape[1:])]
     return run(workers, config=FAST.replace(**changes), train=None, evaluate=None, calibration=data)
+
+
+class Packed(Serial):
+    """Does in this process what another one does with what it is sent: everything is packed, and made anew."""
+
+    def run(self, network: nn.Module, coupling: Coupling, tasks: Sequence[Task], repair: Repair | None = None) -> Any:
+        functions, packed_repair = self.job.train, transport.pack_for_workers(repair)
+        for task in tasks:
+            packed, anew = transport.pack(network, coupling, task.plan), pickle.loads(packed_repair)
+            made = transport.train_packed((functions, self.job.evaluate), tensors_of(network), packed, task, anew)
+            yield sent(task.index, *made)
+
+    def observe(self, dense: CoupledNetwork, shards: Sequence[Shard], progress: Told) -> Iterator[Statistics]:
+        for shard in shards:
+            yield pickle.loads(observe_packed(pickle.dumps(dense), pickle.dumps(shard)))
+
+
+def two_rounds(workers: int | str | type, form: str) -> NetAdaptResult:
+    """Of the second round the network is pruned already; what repairs its candidates is fitted to it, and refines."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(6, 14), nn.ReLU(), nn.Linear(14, 10), nn.ReLU(), nn.Linear(10, 3))
+    labelled = [(torch.randn(60, 6), torch.randint(3, (60,)))]
+    config = FAST.replace(
+        strategy="netadapt", budget_reduce_rate_init=0.2, netadapt_max_rounds=2, screen=1, refine=1, workers=workers,
+        statistics_shards=2,
+    )  # fmt: skip
+    found = netadapt(
+        network, 0.5, example_inputs=labelled[0][0][:1], calibration=labelled, train=FineTune(labelled),
+        evaluate=Accuracy(labelled), config=config, form=form, progress=False,
+    )  # fmt: skip
+    assert len(found.rounds) == 2 and found.rounds[1].repaired is not None
+    return found
+
+
+@pytest.mark.parametrize("form", ["module", "graph"])
+def test_later_rounds_are_repaired_elsewhere_as_they_are_here(form: str) -> None:
+    assert_same(two_rounds(Packed, form), two_rounds(1, form))
+
+
+@pytest.mark.slow
+def test_processes_repair_later_rounds() -> None:
+    assert_same(two_rounds(2, "module"), two_rounds(1, "module"))
 
 
 def test_calibration_data_in_shards_find_what_they_find_as_a_whole() -> None:

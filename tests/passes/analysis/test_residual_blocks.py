@@ -249,6 +249,44 @@ class Keeping(Around):
         self.branch = Keeping.Branch()
 
 
+class Asking(Around):
+    """A program that reads a weight of its branch, or a width, in one of its modes."""
+
+    def __init__(self, when):
+        super().__init__()
+        self.branch, self.when = nn.Conv2d(4, 4, 1), when
+
+    def summed(self, x):
+        return x + self.branch(self.read(x) if self.when(self) else x)
+
+    def read(self, x):
+        return x.to(self.branch.weight.dtype)
+
+
+class AskingWidth(Asking):
+    def read(self, x):
+        return x.view(len(x), self.branch.in_channels, 6, 6)
+
+
+WHEN = {
+    "always": lambda module: True,
+    "training": lambda module: module.training,
+    "gradients": lambda module: torch.is_grad_enabled(),
+    "kernels": lambda module: torch.backends.mha.get_fastpath_enabled(),
+    "never": lambda module: False,
+}
+
+
+@pytest.mark.parametrize(("kind", "said"), [(Asking, "attribute 'dtype'"), (AskingWidth, "attribute 'in_channels'")])
+@pytest.mark.parametrize("when", WHEN)
+def test_a_branch_of_which_something_is_read_in_any_mode_stays(kind, said, when):
+    coupling = couple(kind(WHEN[when]).eval(), IMAGE, depth=True)
+    assert bool(coupling.blocks) == (when == "never")
+    for reason in coupling.refused_blocks.values():
+        assert said in str(reason)
+        assert ("as it is called" in str(reason)) == (when == "kernels")
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     ("kind", "why"),

@@ -130,12 +130,26 @@ class Decoder(nn.Module):
         return self.head(self.norm(x))
 
 
+class Encoder(nn.Module):
+    """torch's own, whose layers hand all of their weights to one kernel in evaluation without gradients."""
+
+    def __init__(self, **settings):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(24, 4, 40, batch_first=True, **settings)
+        self.first, self.layers, self.head = nn.Linear(6, 24), nn.TransformerEncoder(layer, 2), nn.Linear(24, 5)
+
+    def forward(self, x, padding=None):
+        x = self.layers(self.first(x), src_key_padding_mask=padding)
+        return self.head(x if padding is None else x * ~padding[..., None])
+
+
 IMAGES = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(3))
 NETWORKS = {
     "resnet": (ResNet, IMAGES, 3),
     "mobilenet": (lambda: ResNet(Inverted), IMAGES, 3),
     "convnext": (lambda: ResNet(Next), IMAGES, 3),
     "vit": (ViT, IMAGES, 6),
+    "encoder": (Encoder, torch.randn(2, 7, 6, generator=torch.Generator().manual_seed(3)), 4),
     "decoder": (Decoder, torch.arange(10).reshape(2, 5), 4),
 }
 
@@ -212,6 +226,42 @@ def test_a_cut_module_keeps_its_class_and_can_be_copied_and_pickled():
     for other in (copy.deepcopy(small), pickle.loads(pickle.dumps(small))):
         assert other.layer[0].forward.module is other.layer[0]
         torch.testing.assert_close(other(example), small(example), rtol=0, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor is True")
+@pytest.mark.parametrize("settings", [{}, {"norm_first": True}, {"bias": False}, {"activation": F.silu}])
+def test_a_layer_that_asks_its_parts_for_weights_runs_without_them_in_every_mode(settings):
+    torch.manual_seed(0)
+    network, padding = Encoder(dropout=0.0, **settings), torch.arange(7).expand(2, 7) > torch.tensor([[4], [6]])
+    example = {"x": NETWORKS["encoder"][1], "padding": padding}
+    coupling = couple(network, example, depth=True)
+    assert len(coupling.blocks) == 4, coupling.refused_blocks
+    nested = network.layers.use_nested_tensor
+    for name in coupling.blocks:
+        last = name.removeprefix("block:")
+        small, masked = apply_plan(network, coupling.plan({}, removed_blocks=[name])), copy.deepcopy(network)
+        for parameter in masked.get_submodule(last).parameters():
+            nn.init.zeros_(parameter)
+        assert not [key for key in small.state_dict() if key.startswith(last)]
+        for training, gradients in ((False, False), (False, True), (True, True)):
+            small.train(training), masked.train(training)
+            with torch.set_grad_enabled(gradients):
+                got, expected = small(**example), masked(**example)
+            torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+    assert network.layers.use_nested_tensor == nested
+
+
+def test_what_stands_for_a_removed_layer_answers_what_it_is_asked_for_and_holds_nothing():
+    network, example, coupling, _ = made("encoder", "module")
+    small = apply_plan(network, coupling.plan({}, removed_blocks=list(coupling.blocks)))
+    gone = small.layers.layers[0]
+    assert gone.self_attn.batch_first and gone.dropout.p == 0.1 and not hasattr(gone.linear1, "out_features")
+    assert gone.linear2.weight is None and not list(gone.self_attn.parameters())
+    for other in (copy.deepcopy(small), pickle.loads(pickle.dumps(small))):
+        with torch.no_grad():
+            torch.testing.assert_close(other(example), small(example), rtol=0, atol=0)
+    with torch.no_grad():
+        torch.testing.assert_close(capture(small, example)(example), small(example))
 
 
 def test_a_trained_network_is_proven_with_its_own_weights():

@@ -1,6 +1,7 @@
 """What is observed is what operators read: moments against products computed from hand-made readings."""
 
 import json
+from functools import reduce
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from passes import PassError, PruneChannels, capture, couple, refine
-from passes.statistics import Batch, Moments, Statistics, batches_of, observe
+from passes.statistics import Batch, Moments, Statistics, batches_of, hold_out, observe
 from passes.statistics.divergence import distance, divergence, outputs_of
 
 
@@ -169,6 +170,27 @@ def test_parts_merge_to_the_whole_and_a_file_holds_all_of_it(tmp_path):
         Statistics.load(path)
     with pytest.raises(PassError, match="observe the same network"):
         a.merge(observe(nn.Sequential(nn.Linear(5, 3)), couple(nn.Sequential(nn.Linear(5, 3)), first[:2]), [first]))
+
+
+@pytest.mark.parametrize("parts", [2, 3, 23])
+def test_what_is_held_out_before_is_the_same_in_any_number_of_parts(parts):
+    torch.manual_seed(0)
+    net, data = nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 3)), torch.randn(23, 5)
+    coupling = couple(net, data[:2])
+    batches = list(batches_of(net, [data[:11], *data[11:].split(2)]))
+    whole, marked = observe(net, coupling, batches), list(hold_out(batches))
+    assert [batch.held for batch in batches] == [None] * len(batches) and list(hold_out(marked)) == marked
+    singles = [batch.part(at, at + 1) for batch in marked for at in range(batch.size)]
+    size = -(-len(singles) // parts)
+    observed = [observe(net, coupling, singles[at : at + size]) for at in range(0, len(singles), size)]
+    merged = reduce(Statistics.merge, observed)
+    assert merged.samples == whole.samples == 23
+    for name, site in whole.sites.items():
+        known, found = whole.of(site), merged.of(site)
+        assert (found.count, found.held_seen) == (known.count, known.held_seen) == (18, 5)
+        assert torch.allclose(found.matrix(), known.matrix(), atol=1e-6), name
+        rows = [moments.held[0][moments.held[0][:, 0].argsort()] for moments in (found, known)]
+        assert torch.allclose(*rows, atol=1e-6)
 
 
 class OneExpert(nn.Module):
@@ -402,3 +424,12 @@ def test_data_do_not_change_parameters_that_a_program_writes():
     observe(net, coupling, [words], gradients="sampled")
     divergence(net, [Batch((words,))], outputs_of(net, [Batch((words,))]))
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+
+
+def test_a_network_that_fails_where_the_dense_one_runs_is_not_laid_to_the_batches():
+    batches = [Batch((torch.randn(4, 3),))]
+    dense = outputs_of(nn.Linear(3, 2), batches)
+    with pytest.raises(PassError, match=r"^the network that is compared .* of float32 \(4, 3\), as the dense one does"):
+        divergence(nn.Linear(5, 2), batches, dense)
+    with pytest.raises(PassError, match=r"^batches: the network does not run on one of float32 \(4, 3\): RuntimeError"):
+        outputs_of(nn.Linear(5, 2), batches)

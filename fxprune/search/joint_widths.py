@@ -26,8 +26,9 @@ PASSES = 3  # over the samples of one measurement: norms are estimated, and the 
 LEAST, MOST = 64, 1024  # samples of one measurement
 REFINED = 384  # samples that one measurement refines a network on
 REFINED_MOST = 2  # sweeps that refine: the second gains a tenth of what the first does
-REFINED_WORK = 1.6e13  # multiplications of measurements that refine: one sweep of ResNet-20
+REFINED_WORK = 1.8e13  # multiplications of measurements that refine: one sweep of ResNet-20
 REFINED_PASSES = 25 * REFINED + PASSES * JUDGING  # samples run through one network that is refined and judged
+SETUP = 4e9  # multiplications that take as long as refinement needs to set up the layers of one group
 
 Widths = Mapping[str, int]
 Measure = Callable[[Sequence[Widths]], "Sequence[float | None]"]
@@ -59,10 +60,11 @@ Effort(sweeps=0, samples=64, refined=False))
     >>> effort_for(13, 4e7, 4, refines=True), effort_for(30, 1.3e8, 4, refines=True)
     (Effort(sweeps=1, samples=384, refined=True), Effort(sweeps=4, samples=157, refined=False))
     """
-    measured = macs * (2 * groups + 1)  # networks of a sweep, on one sample
-    if refines and (sweeps := min(most, REFINED_MOST, int(REFINED_WORK / max(1.0, measured * REFINED_PASSES)))):
+    networks = 2 * groups + 1  # that a sweep measures
+    one = macs * REFINED_PASSES + SETUP * groups
+    if refines and (sweeps := min(most, REFINED_MOST, int(REFINED_WORK / max(1.0, networks * one)))):
         return Effort(sweeps, REFINED, refined=True)
-    possible = int(WORK / max(1.0, measured * PASSES))  # samples, of all sweeps together
+    possible = int(WORK / max(1.0, macs * PASSES * networks))  # samples, of all sweeps together
     sweeps = min(most, possible // LEAST)
     return Effort(sweeps, max(LEAST, min(MOST, possible // max(1, sweeps))))
 

@@ -1,10 +1,11 @@
 """`python -m benchmarks.accuracy_by_data`: a network pruned by data, before and after a few distilled steps.
 
 A trained CIFAR ResNet is pruned by `netadapt(..., calibration=...)` with unlabelled training images: no gradient step
-is made. From there it is distilled from the dense network for each number of steps of the command line, every time from
-the same start. Accuracy is measured on the 5,000 validation images; the test images are looked at once, when everything
-is done. Beside it, distilled alike, each with its norms estimated anew: "sliced", the same plan without compensation;
-Torch-Pruning by group norms and by Taylor, global, the residual streams held back by hand.
+is made. From there it is distilled from the dense network, averaged over mirror images (`cifar.Mirrored`), for each
+number of steps of the command line, every time from the same start. Accuracy is measured on the 5,000 validation
+images; the test images are looked at once, when everything is done. Beside it, distilled alike, each with its norms
+estimated anew: "sliced", the same plan without compensation; Torch-Pruning by group norms and by Taylor, global, the
+residual streams held back by hand.
 """
 
 from __future__ import annotations
@@ -78,6 +79,7 @@ def measure(options: argparse.Namespace) -> tuple[list[Row], dict[str, Any]]:
     device = torch.device("cpu")
     data, held = cifar.training(device, options.images), cifar.validation(device)
     dense = cifar.trained(options.depth, device)
+    teacher = cifar.Mirrored(dense)
     made: list[tuple[Row, nn.Module]] = []
     for seed in options.seeds:
         drawn = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))[: options.calibration]
@@ -102,7 +104,7 @@ def measure(options: argparse.Namespace) -> tuple[list[Row], dict[str, Any]]:
                     student = copy.deepcopy(network)
                     torch.manual_seed(seed)
                     distil(
-                        student, dense, cifar.Batches(data, 128), steps, lr=options.peak, seed=seed,
+                        student, teacher, cifar.Batches(data, 128), steps, lr=options.peak, seed=seed,
                         loss=nn.functional.cross_entropy,
                     )  # fmt: skip
                     seconds = time.perf_counter() - begun + pruned_in

@@ -113,6 +113,19 @@ class Batches:
         return images[:, :, top : top + 32, left : left + 32], self.data.labels[chosen]
 
 
+class Mirrored(nn.Module):
+    """A trained network as a teacher: the mean of what it gives of an image and of its mirror image."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        both: Tensor = self.network(torch.cat([images, images.flip(3)]))
+        first, mirrored = both.chunk(2)
+        return (first + mirrored) / 2
+
+
 def fine_tune(model: nn.Module, data: Images, steps: int, *, batch: int, peak: float, seed: int) -> None:
     """`steps` steps of SGD with Nesterov momentum, the rate in one cycle up to `peak`; in place, ends in eval mode."""
     torch.manual_seed(seed)

@@ -375,7 +375,7 @@ def same_proposal(known: Candidate, proposed: Candidate) -> bool:
 
     One that was screened may have gone on since, or been left out.
     """
-    fields = ["index", "group", "widths", "feasible", "seed", "samples"]
+    fields = ["index", "group", "widths", "feasible", "seed", "samples", "refined"]
     if known.screened is None:
         fields += ["trained", "steps"]
     return all(getattr(known, name) == getattr(proposed, name) for name in fields) and all(

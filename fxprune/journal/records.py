@@ -63,7 +63,8 @@ class Candidate:
     None where there is none, and `error` then says why. `lost` is the importance that the whole network loses by it,
     relative to the round's start. With calibration data `screened` is minus the divergence of its outputs from the
     dense ones, compensated and without training, and `repaired` what repair did to one that went on from there.
-    `samples`: it was only measured, on so many samples, for what its widths cost, and could not be chosen.
+    `samples`: it was compared on so many samples: where it was not `refined` (in one round, on these) it was only
+    measured, for what its widths cost, and could not be chosen.
     """
 
     index: int
@@ -82,6 +83,7 @@ class Candidate:
     screened: float | None = None
     repaired: Repaired | None = field(default=None, repr=False)
     samples: int | None = None
+    refined: bool = False
 
     @property
     def width(self) -> int:

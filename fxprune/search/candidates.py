@@ -152,7 +152,9 @@ class CandidateRuns:
 
     def task_of(self, candidate: Candidate, screens: bool = False) -> Task:
         """What is to be done with a candidate: one that may be the last of the search is repaired with refinement."""
-        repair = "" if self.position.observed is None else "screen" if screens else "keep"
+        repair = "" if self.position.observed is None else "keep"
+        if screens and repair:
+            repair = "screen refined" if candidate.refined else "screen"
         few = self.problem.screen is not None or candidate.steps == 0
         if repair == "keep" and few and self.problem.is_met(candidate.resources):
             repair = "refine"

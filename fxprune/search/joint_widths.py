@@ -16,6 +16,7 @@ import numpy as np
 from fxprune.problem.width_grids import Grid
 from fxprune.resources.models import Resource
 from fxprune.search.allocation import allocate
+from fxprune.workers.repair import JUDGING
 
 SHARE = 0.25  # by which a width is changed to measure what that costs
 REACH = 1.5  # how far the programme may go, in such shares
@@ -23,6 +24,11 @@ TRIES = 3  # reaches that are tried, each half of the one before
 WORK = 1.5e13  # multiplications that the measurements may take, all together: some minutes of one core
 PASSES = 3  # over the samples of one measurement: norms are estimated, and the network is judged before and after
 LEAST, MOST = 64, 1024  # samples of one measurement
+REFINED = 384  # samples that one measurement refines a network on
+REFINED_MOST = 2  # sweeps that refine: the second gains a tenth of what the first does
+REFINED_WORK = 1.8e13  # multiplications of measurements that refine: one sweep of ResNet-20
+REFINED_PASSES = 25 * REFINED + PASSES * JUDGING  # samples run through one network that is refined and judged
+SETUP = 4e9  # multiplications that take as long as refinement needs to set up the layers of one group
 
 Widths = Mapping[str, int]
 Measure = Callable[[Sequence[Widths]], "Sequence[float | None]"]
@@ -34,22 +40,31 @@ Compare = Callable[[dict[str, int]], "float | None"]
 
 @dataclass(frozen=True)
 class Effort:
-    """How often the programme is solved anew, and on how many samples each width is measured for it."""
+    """How often the programme is solved anew, on how many samples each width is measured for it, and whether the
+    network of that width is refined on them first."""
 
     sweeps: int
     samples: int
+    refined: bool = False
 
 
-def effort_for(groups: int, macs: float, most: int) -> Effort:
+def effort_for(groups: int, macs: float, most: int, refines: bool = False) -> Effort:
     """At most `most` sweeps over so many groups; fewer, or none, where they would take more than `WORK`.
 
-    macs: multiplications for one sample.
+    macs: multiplications for one sample. refines: networks can be refined. Near the best widths the divergence in
+    closed form says little of the divergence once refined, so networks are refined where there is time for one sweep.
 
     >>> effort_for(13, 4e7, 4), effort_for(30, 1.3e8, 4), effort_for(36, 4e9, 4)
-    (Effort(sweeps=4, samples=1024), Effort(sweeps=4, samples=157), Effort(sweeps=0, samples=64))
+    (Effort(sweeps=4, samples=1024, refined=False), Effort(sweeps=4, samples=157, refined=False), \
+Effort(sweeps=0, samples=64, refined=False))
+    >>> effort_for(13, 4e7, 4, refines=True), effort_for(30, 1.3e8, 4, refines=True)
+    (Effort(sweeps=1, samples=384, refined=True), Effort(sweeps=4, samples=157, refined=False))
     """
-    runs = PASSES * (2 * groups + 1)  # over one sample
-    possible = int(WORK / max(1.0, macs * runs))  # samples, of all sweeps together
+    networks = 2 * groups + 1  # that a sweep measures
+    one = macs * REFINED_PASSES + SETUP * groups
+    if refines and (sweeps := min(most, REFINED_MOST, int(REFINED_WORK / max(1.0, networks * one)))):
+        return Effort(sweeps, REFINED, refined=True)
+    possible = int(WORK / max(1.0, macs * PASSES * networks))  # samples, of all sweeps together
     sweeps = min(most, possible // LEAST)
     return Effort(sweeps, max(LEAST, min(MOST, possible // max(1, sweeps))))
 

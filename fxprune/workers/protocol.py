@@ -28,8 +28,9 @@ class Task:
     """One candidate to train: its plan relative to the network of the round, steps and seed.
 
     repair: "" for a candidate that stays sliced; "screen": it is repaired in closed form and only scored, so that
-    its weights are not kept; "keep": it is repaired in closed form, then trained if there are steps; "refine": the same
-    with refinement. samples: one that is screened is judged on so many at most.
+    its weights are not kept; "screen refined": the same after a round of refinement; "keep": it is repaired in closed
+    form, then trained if there are steps; "refine": the same with refinement. samples: one that is screened is judged,
+    or refined, on so many at most.
     """
 
     index: int
@@ -39,13 +40,18 @@ class Task:
     repair: str = ""
     samples: int | None = None
 
+    @property
+    def screens(self) -> bool:
+        """Whether it is compared only, by its outputs."""
+        return self.repair in ("screen", "screen refined")
+
     def trainer(self, train: Train | None) -> Train | None:
         """What trains it, if anything does."""
-        return train if not self.repair or (self.steps and self.repair != "screen") else None
+        return train if not self.repair or (self.steps and not self.screens) else None
 
     def judge(self, evaluate: Evaluate | None, repair: Repair | None) -> Evaluate | None:
         """What scores it, where that is not known from its repair."""
-        if self.repair == "screen":
+        if self.screens:
             return None
         return evaluate or (repair.score if repair is not None and self.steps else None)
 
@@ -55,6 +61,9 @@ class Task:
             return None
         if self.repair == "screen":
             return partial(repair.screen, plan=self.plan, samples=self.samples)
+        if self.repair == "screen refined":
+            assert self.samples is not None, "it says on how many"
+            return partial(repair.refine_lightly, plan=self.plan, samples=self.samples)
         return partial(repair.keep, plan=self.plan, thorough=self.repair == "refine")
 
     def gives_weights(self, train: Train | None) -> bool:

@@ -43,11 +43,13 @@ from passes.stream.network_copies import copied_network
 
 log = logging.getLogger(__name__)
 NORM_SAMPLES = 1024  # norms of a candidate are estimated on so many
+JUDGING = 1024  # held-out samples that judge one that is refined for a comparison
 _ROUNDING = 1e-4  # divergence that two forms of one network may have
 _ONLY = "the weights are compensated in closed form only: %s"
 ROOM_BYTES = 2 * 2**30  # of the values of all samples that a refinement holds
 WORK = 4e13  # multiplications that a refinement may take: about half an hour of one core
 _PASSES = 25  # forward passes of each sample that a round of refinement takes as long as
+_OF_DENSE = ("_graph", "_is_large")  # what is found of the dense network once, and not sent to other processes
 _FEWEST = 4096  # readings of each weight, on average, below which nothing is refined: there are more columns than that
 
 
@@ -69,7 +71,7 @@ class Repair:
     seed: int = 0
 
     def __getstate__(self) -> dict[str, object]:
-        state = {name: value for name, value in self.__dict__.items() if name not in ("_graph", "_is_large")}
+        state = {name: value for name, value in self.__dict__.items() if name not in _OF_DENSE}
         return {**state, "statistics": replace(self.statistics, network=None, coupling=None)}
 
     def score(self, network: nn.Module) -> float:
@@ -78,15 +80,17 @@ class Repair:
         found = divergence(network, self.calibration.held, self.expected)
         return -found if np.isfinite(found) else -np.inf
 
-    def on(self, samples: int) -> Repair:
-        """The same on fewer samples: the first held-out batches that hold so many, and the first samples to fit to."""
+    def on(self, judging: int, fitted: int, rounds: int) -> Repair:
+        """The same with other rounds on fewer samples: the first held-out batches that hold `judging`, and the first
+        `fitted` to fit to."""
         held: list[Batch] = []
         for batch in self.calibration.held:
-            if count_samples(held) < samples:
+            if count_samples(held) < judging:
                 held.append(batch)
-        fitted = first_samples(self.calibration.fitted, samples)
-        fewer = replace(self.calibration, fitted=fitted, held=held)
-        return replace(self, calibration=fewer, expected=self.expected[: len(held)])
+        fewer = replace(self.calibration, fitted=first_samples(self.calibration.fitted, fitted), held=held)
+        made = replace(self, calibration=fewer, expected=self.expected[: len(held)], rounds=rounds)
+        made.__dict__.update({name: self.__dict__[name] for name in _OF_DENSE if name in self.__dict__})
+        return made
 
     def screen(self, candidate: nn.Module, plan: Plan, samples: int | None = None) -> Repaired:
         """Compensate a sliced candidate, in place, in closed form; its norms are estimated anew where that helps.
@@ -94,12 +98,28 @@ class Repair:
         samples: judged on so many, where not on all.
         """
         if samples is not None:
-            return self.on(samples).screen(candidate, plan)
+            return self.on(samples, samples, self.rounds).screen(candidate, plan)
         if not self.compensates:
             return Repaired(None, None, _checked(-self.score(candidate)))
         made, found, layers = self._closed(candidate, plan)
         put_tensors(candidate, tensors_of(made))
         return Repaired(None, found, _checked(found), layers)
+
+    @property
+    def refines(self) -> bool:
+        """Whether networks can be refined; where not, the log says why."""
+        if not (self.compensates and self.rounds) or self._is_large:
+            return False
+        return isinstance(self.dense.network, GraphModule) or self._graph is not None
+
+    def refine_lightly(self, candidate: nn.Module, plan: Plan, samples: int) -> Repaired:
+        """Refine a sliced candidate, in place, in one round on so many samples.
+
+        How near it then is to the dense outputs tells how near `keep` would bring it, at a share of the time.
+        """
+        if not self.refines:
+            return self.screen(candidate, plan, samples)
+        return self.on(JUDGING, samples, rounds=1).keep(candidate, plan)
 
     def keep(
         self, candidate: nn.Module, plan: Plan, thorough: bool = True,

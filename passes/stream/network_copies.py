@@ -46,4 +46,5 @@ def apart(network: nn.Module) -> Iterator[nn.Module]:
 def held_tensors(network: nn.Module) -> Iterator[Tensor]:
     """All tensors of the modules: parameters, buffers, attributes, and those that other objects and hooks hold."""
     for module in network.modules():
-        yield from tensors_in(vars(module), caches=True)
+        held = [v for v in vars(module).values() if v is not None and not (isinstance(v, dict) and not v)]
+        yield from tensors_in(held, caches=True)  # without the tables, mostly empty, that every module has

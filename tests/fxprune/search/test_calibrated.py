@@ -65,7 +65,7 @@ def test_half_the_macs_by_data_is_nearer_to_dense_than_by_weights_and_repeats_it
 def test_batches_with_labels_and_dicts_do_as_well_and_a_journal_is_taken_up(tmp_path):
     net, x = trained()
     y = torch.zeros(200, dtype=torch.long)
-    kw = dict(example_inputs=x[:2], progress=False, config={"netadapt_min_feature_size": 1})
+    kw = dict(example_inputs=x[:2], progress=False, config={"netadapt_min_feature_size": 1, "sweeps": 0})
     plain = netadapt(net, 0.6, calibration=[x], **kw)
     labelled = netadapt(net, 0.6, calibration=[(x, y)], workdir=tmp_path / "run", **kw)
     named = netadapt(net, 0.6, calibration=[{"x": x}], **kw)
@@ -77,7 +77,7 @@ def test_batches_with_labels_and_dicts_do_as_well_and_a_journal_is_taken_up(tmp_
 
 def test_evaluate_gives_the_score_and_what_makes_no_sense_is_refused():
     net, x = trained()
-    kw = dict(example_inputs=x[:2], progress=False, config={"netadapt_min_feature_size": 1})
+    kw = dict(example_inputs=x[:2], progress=False, config={"netadapt_min_feature_size": 1, "sweeps": 0})
     result = netadapt(net, 0.6, calibration=[x], evaluate=lambda m: 7.0, **kw)
     assert result.score == 7.0
     with pytest.raises(InputError, match="holds no batch"):
@@ -92,6 +92,7 @@ def test_evaluate_gives_the_score_and_what_makes_no_sense_is_refused():
         netadapt(net, 0.6, example_inputs=x[:2], progress=False, config={"screen": 2})
 
 
+REFINED = {"refine": 2, "sweeps": 0}
 ROUNDS = {"strategy": "netadapt", "netadapt_min_feature_size": 1, "budget_reduce_rate_init": 0.25, "refine": 1}
 
 
@@ -218,7 +219,7 @@ class Attending(nn.Module):
 def test_units_of_heads_that_are_formed_by_rank_are_refined_too(caplog):
     torch.manual_seed(0)
     net, x = Attending().eval(), torch.randn(120, 3, 16, 16)
-    result = netadapt(net, 0.6, calibration=[x], example_inputs=x[:2], progress=False, config={"refine": 2})
+    result = netadapt(net, 0.6, calibration=[x], example_inputs=x[:2], progress=False, config=REFINED)
     assert any(group.blocks > 1 for group in result.coupling.groups) and "closed form only" not in caplog.text
     assert result.repaired.kept < result.repaired.compensated < result.repaired.sliced
 
@@ -251,7 +252,7 @@ def test_data_and_weights_of_inference_mode_are_taken():
 def test_train_mode_and_its_statistics_are_left_as_they_were():
     net, x = trained()
     before = {name: tensor.clone() for name, tensor in net.train().state_dict().items()}
-    result = netadapt(net, 0.5, calibration=[x], example_inputs=x[:2], progress=False, config={"refine": 2})
+    result = netadapt(net, 0.5, calibration=[x], example_inputs=x[:2], progress=False, config=REFINED)
     assert result.met and net.n.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
 
@@ -283,7 +284,7 @@ class Decoding(nn.Module):
 def test_a_network_is_refined_in_a_graph_without_its_cache(caplog):
     torch.manual_seed(0)
     net, x = Decoding().eval(), torch.randn(120, 3, 16, 16)
-    result = netadapt(net, 0.6, calibration=[x], example_inputs=x[:2], progress=False, config={"refine": 2})
+    result = netadapt(net, 0.6, calibration=[x], example_inputs=x[:2], progress=False, config=REFINED)
     assert "closed form only" not in caplog.text
     assert result.repaired.kept < result.repaired.compensated < result.repaired.sliced
     for network in (net, result.model):
@@ -307,7 +308,7 @@ class Finding(nn.Module):
 def test_as_many_results_as_the_values_say_are_compared_and_another_graph_is_not_refined(caplog):
     torch.manual_seed(0)
     net, x = Finding().eval(), torch.randn(40, 3, 8, 8)
-    result = netadapt(net, 0.5, calibration=[x], example_inputs=x[:2], progress=False, config={"refine": 1})
+    result = netadapt(net, 0.5, calibration=[x], example_inputs=x[:2], progress=False, config=REFINED)
     assert isinstance(result.model, Finding) and result.met
     assert result.repaired.kept <= result.repaired.sliced
     said = "closed form only: the graph, captured at the example's sizes, gives something else"

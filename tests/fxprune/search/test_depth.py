@@ -39,7 +39,7 @@ def network():
 
 
 def search(ratio=0.68, calibration=None, **config):
-    settings = {"depth": True, "refine": 1, **config}
+    settings = {"depth": True, "refine": 1, "sweeps": 1, **config}
     return netadapt(
         network(), Budget("macs", ratio=ratio), example_inputs=IMAGE, calibration=calibration, config=settings,
         progress=False,

@@ -72,12 +72,12 @@ def test_the_whole_network_is_no_candidate():
     assert set(only.rounds[0].winner.widths) == {"0"} and only.met
 
 
-def kept(**changes):
-    """Five convolutions in a row, at 0.4 of their FLOPs where no other share is asked for."""
+def kept(depth=5, **changes):
+    """Convolutions in a row, at 0.4 of their FLOPs where no other share is asked for."""
     torch.manual_seed(0)
-    layers = [layer for i in range(5) for layer in (nn.Conv2d(12 if i else 3, 12, 3, padding=1), nn.ReLU())]
+    layers = [layer for i in range(depth) for layer in (nn.Conv2d(12 if i else 3, 12, 3, padding=1), nn.ReLU())]
     net, x = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 4)), torch.randn(200, 3, 8, 8)
-    for layer in net[::2][:5]:
+    for layer in net[::2][:depth]:
         nn.init.kaiming_normal_(layer.weight)
     config = {"netadapt_min_feature_size": 1, "refine": 0, **changes.pop("config", {})}
     budget = changes.pop("budget", 0.4)
@@ -116,12 +116,37 @@ def test_a_search_that_was_killed_between_two_measurements_takes_up_those_that_i
     assert all(c.samples is None for c in again.rounds[0].candidates)
 
 
+def test_networks_are_refined_to_be_measured_and_to_be_compared(monkeypatch):
+    own, refined = Repair.refine_lightly, []
+
+    def spied(self, candidate, plan, samples):
+        refined.append(own(self, candidate, plan, samples))
+        return refined[-1]
+
+    monkeypatch.setattr(Repair, "refine_lightly", spied)
+    found = kept(3, config={"refine": 1, "refined": 1, "sweeps": 1})
+    listed = found.rounds[0].candidates
+    assert len(refined) > 2 * 3 and all(repaired.kept < repaired.compensated for repaired in refined)
+    assert all(c.refined and -c.screened in [repaired.kept for repaired in refined] for c in listed)
+    assert found.rounds[0].winner.screened == max(c.screened for c in listed) and found.met
+    refined.clear()
+    closed = kept(3, config={"refine": 0})
+    assert not refined and not any(c.refined for c in closed.rounds[0].candidates)
+
+
 def test_of_the_best_candidates_each_refined_the_best_is_kept():
-    one, three = (kept(config={"refine": 1, "refined": count}).rounds[0] for count in (1, 3))
+    few = {"refine": 1, "sweeps": 1}
+    one, three = (kept(3, config={**few, "refined": count}).rounds[0] for count in (1, 3))
     assert one.winner.screened == max(c.screened for c in one.candidates)
     assert three.repaired.kept <= one.repaired.kept
     assert f"best, each refined, candidate {three.chosen} is nearest" in three.reason and "refined" not in one.reason
     assert three.winner.widths == {n: w for n, w in three.widths.items() if w < 12}
+
+
+def test_a_first_candidate_that_cannot_be_refined_is_compared_in_closed_form(monkeypatch):
+    monkeypatch.setattr(Repair, "refine_lightly", lambda *given, **named: 1 / 0)
+    found = kept(3, config={"refine": 1, "sweeps": 1}).rounds[0]
+    assert found.winner.error is None and not any(c.refined for c in found.candidates)
 
 
 def test_candidates_that_cannot_be_refined_are_left_and_none_is_an_error(monkeypatch, caplog):
@@ -134,6 +159,7 @@ def test_candidates_that_cannot_be_refined_are_left_and_none_is_an_error(monkeyp
         return own(self, candidate, plan, *given, **named)
 
     monkeypatch.setattr(Repair, "keep", fails)
+    monkeypatch.setattr(Repair, "refines", False)  # widths are measured in closed form
     found = kept(config={"refine": 1}).rounds[0]
     assert len(calls) > 1 and found.winner is not max(found.candidates, key=lambda c: c.screened)
     assert caplog.text.count("could not be repaired: ") == 1

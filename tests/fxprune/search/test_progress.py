@@ -110,7 +110,7 @@ def test_a_line_says_what_is_done_before_any_round(
             yield torch.randn(4, 3)
 
     monkeypatch.setattr("fxprune.api.make_progress", lambda wanted: Lines(every=0.05))
-    config = FAST.replace(netadapt_max_rounds=1, netadapt_max_iter=0)
+    config = FAST.replace(netadapt_max_rounds=1, netadapt_max_iter=0, sweeps=0)
     with caplog.at_level(logging.INFO, logger="fxprune.search.progress"):
         netadapt(Slow(), 0.5, example_inputs=torch.randn(1, 3), calibration=list(batches()), config=config)
         netadapt(Slow(), 0.5, example_inputs=torch.randn(1, 3), calibration=Lazy(batches), config=config)

@@ -83,9 +83,9 @@ def test_batches_of_any_form_train_score_and_distil(form: str, of: Callable[...,
 
 @pytest.mark.parametrize("given", [{"inputs": X, "labels": Y}, (X, Y), {"inputs": X}])
 def test_labels_beside_an_example_without_them_calibrate_all_the_same(given: Any) -> None:
-    options: dict[str, Any] = {"example_inputs": {"inputs": X[:2]}, "progress": False}
+    options: dict[str, Any] = {"example_inputs": {"inputs": X[:2]}, "progress": False, "config": {"sweeps": 0}}
     found = netadapt(Named(), 0.6, calibration=[given], **options)
-    encoded = netadapt(Named(), 0.6, example_inputs=Encoding({"inputs": X[:2]}), calibration=[given], progress=False)
+    encoded = netadapt(Named(), 0.6, calibration=[given], **{**options, "example_inputs": Encoding({"inputs": X[:2]})})
     assert encoded.widths == found.widths
     alone = netadapt(Named(), 0.6, calibration=[{"inputs": X}], **options)
     assert found.met and alone.met and found.calibrated

@@ -16,7 +16,7 @@ import numpy as np
 from fxprune.problem.width_grids import Grid
 from fxprune.resources.models import Resource
 from fxprune.search.allocation import allocate
-from fxprune.workers.repair import JUDGING
+from fxprune.workers.repair import JUDGING, ROUND_PASSES
 
 SHARE = 0.25  # by which a width is changed to measure what that costs
 REACH = 1.5  # how far the programme may go, in such shares
@@ -27,7 +27,7 @@ LEAST, MOST = 64, 1024  # samples of one measurement
 REFINED = 384  # samples that one measurement refines a network on
 REFINED_MOST = 2  # sweeps that refine: the second gains a tenth of what the first does
 REFINED_WORK = 1.8e13  # multiplications of measurements that refine: one sweep of ResNet-20
-REFINED_PASSES = 25 * REFINED + PASSES * JUDGING  # samples run through one network that is refined and judged
+REFINED_PASSES = ROUND_PASSES * REFINED + PASSES * JUDGING  # samples run through one network that is refined and judged
 SETUP = 4e9  # multiplications that take as long as refinement needs to set up the layers of one group
 
 Widths = Mapping[str, int]

@@ -48,7 +48,7 @@ _ROUNDING = 1e-4  # divergence that two forms of one network may have
 _ONLY = "the weights are compensated in closed form only: %s"
 ROOM_BYTES = 2 * 2**30  # of the values of all samples that a refinement holds
 WORK = 4e13  # multiplications that a refinement may take: about half an hour of one core
-_PASSES = 25  # forward passes of each sample that a round of refinement takes as long as
+ROUND_PASSES = 25  # forward passes of each sample that a round of refinement takes as long as
 _OF_DENSE = ("_graph", "_is_large")  # what is found of the dense network once, and not sent to other processes
 _FEWEST = 4096  # readings of each weight, on average, below which nothing is refined: there are more columns than that
 
@@ -216,7 +216,7 @@ class Repair:
     def _is_large(self) -> bool:
         """Whether refinement would take too long for what it gains; the log says so."""
         parameters = sum(t.numel() for t in self.dense.network.parameters())
-        large = self._work / (_PASSES * self.rounds * max(parameters, 1)) < _FEWEST
+        large = self._work / (ROUND_PASSES * self.rounds * max(parameters, 1)) < _FEWEST
         if large:
             why = f"with {parameters / 1e6:.0f} million parameters refinement takes hours; passes.refine does it"
             log.warning(_ONLY, why)
@@ -226,7 +226,7 @@ class Repair:
         """How many samples a refinement may hold the values of, between two of its segments, and has the time for."""
         parameters = sum(t.numel() * t.element_size() for t in self.dense.network.parameters())
         each = max(1.0, (float(cost(self.dense.coupling).resource("memory")(None)) - parameters) / self._example_size)
-        return max(64, int(min(ROOM_BYTES / each, self._work / (_PASSES * self.rounds * self.macs))))
+        return max(64, int(min(ROOM_BYTES / each, self._work / (ROUND_PASSES * self.rounds * self.macs))))
 
     @property
     def _work(self) -> float:

@@ -1,11 +1,11 @@
 """`python -m benchmarks.accuracy_by_data`: a network pruned by data, before and after a few distilled steps.
 
 A trained CIFAR ResNet is pruned by `netadapt(..., calibration=...)` with unlabelled training images: no gradient step
-is made. From there it is distilled from the dense network, averaged over mirror images (`cifar.Mirrored`), for each
-number of steps of the command line, every time from the same start. Accuracy is measured on the 5,000 validation
-images; the test images are looked at once, when everything is done. Beside it, distilled alike, each with its norms
-estimated anew: "sliced", the same plan without compensation; Torch-Pruning by group norms and by Taylor, global, the
-residual streams held back by hand.
+is made. From there it is distilled from the dense network, averaged over an image and its neighbours
+(`cifar.Averaged`), for each number of steps of the command line, every time from the same start. Accuracy is measured
+on the 5,000 validation images; the test images are looked at once, when everything is done. Beside it, distilled alike,
+each with its norms estimated anew: "sliced", the same plan without compensation; Torch-Pruning by group norms and by
+Taylor, global, the residual streams held back by hand.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def measure(options: argparse.Namespace) -> tuple[list[Row], dict[str, Any]]:
     device = torch.device("cpu")
     data, held = cifar.training(device, options.images), cifar.validation(device)
     dense = cifar.trained(options.depth, device)
-    teacher = cifar.Mirrored(dense)
+    teacher = cifar.Averaged(dense)
     made: list[tuple[Row, nn.Module]] = []
     for seed in options.seeds:
         drawn = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))[: options.calibration]
@@ -101,7 +101,7 @@ def measure(options: argparse.Namespace) -> tuple[list[Row], dict[str, Any]]:
                 kept = count_flops(network, images[:1]) / count_flops(dense, images[:1])
                 for steps in options.steps:
                     begun = time.perf_counter()
-                    student = copy.deepcopy(network)
+                    student = copy.deepcopy(network).to(memory_format=torch.channels_last)
                     torch.manual_seed(seed)
                     distil(
                         student, teacher, cifar.Batches(data, 128), steps, lr=options.peak, seed=seed,

@@ -129,8 +129,8 @@ class NetAdaptConfig:
     sweeps: int = _key(
         4, rule.integer(least=0),
         "allocate with calibration data: how often, at most, widths are measured around the best joint ones and "
-        "allocated anew: networks that are refined in one round (at most twice), else compensated in closed form; "
-        "large networks have fewer or none",
+        "allocated anew: networks that are refined in one round (one sweep), else compensated in closed form; large "
+        "networks have fewer or none",
     )  # fmt: skip
     refine: int = _key(
         4, rule.integer(least=0),

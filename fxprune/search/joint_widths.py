@@ -25,8 +25,7 @@ WORK = 1.5e13  # multiplications that the measurements may take, all together: s
 PASSES = 3  # over the samples of one measurement: norms are estimated, and the network is judged before and after
 LEAST, MOST = 64, 1024  # samples of one measurement
 REFINED = 384  # samples that one measurement refines a network on
-REFINED_MOST = 2  # sweeps that refine: the second gains a tenth of what the first does
-REFINED_WORK = 1.8e13  # multiplications of measurements that refine: one sweep of ResNet-20
+REFINED_WORK = 1.8e13  # multiplications of a sweep that refines: that of ResNet-20
 REFINED_PASSES = ROUND_PASSES * REFINED + PASSES * JUDGING  # samples run through one network that is refined and judged
 SETUP = 4e9  # multiplications that take as long as refinement needs to set up the layers of one group
 
@@ -52,7 +51,8 @@ def effort_for(groups: int, macs: float, most: int, refines: bool = False) -> Ef
     """At most `most` sweeps over so many groups; fewer, or none, where they would take more than `WORK`.
 
     macs: multiplications for one sample. refines: networks can be refined. Near the best widths the divergence in
-    closed form says little of the divergence once refined, so networks are refined where there is time for one sweep.
+    closed form says little of the divergence once refined, so networks are refined where there is time for one sweep
+    (a second one gains a tenth of what the first does).
 
     >>> effort_for(13, 4e7, 4), effort_for(30, 1.3e8, 4), effort_for(36, 4e9, 4)
     (Effort(sweeps=4, samples=1024, refined=False), Effort(sweeps=4, samples=157, refined=False), \
@@ -62,8 +62,8 @@ Effort(sweeps=0, samples=64, refined=False))
     """
     networks = 2 * groups + 1  # that a sweep measures
     one = macs * REFINED_PASSES + SETUP * groups
-    if refines and (sweeps := min(most, REFINED_MOST, int(REFINED_WORK / max(1.0, networks * one)))):
-        return Effort(sweeps, REFINED, refined=True)
+    if refines and most and networks * one <= REFINED_WORK:
+        return Effort(1, REFINED, refined=True)
     possible = int(WORK / max(1.0, macs * PASSES * networks))  # samples, of all sweeps together
     sweeps = min(most, possible // LEAST)
     return Effort(sweeps, max(LEAST, min(MOST, possible // max(1, sweeps))))

@@ -54,7 +54,7 @@ def test_widths_get_better_within_the_budget():
 
 def test_widths_that_are_worse_are_left_and_no_widths_are_compared_twice():
     start = {"a": 24, "b": 8, "c": 12}
-    misleading = compared(start, measure=lambda ws: [-joint(w) for w in ws])
+    misleading = compared(start, 2, measure=lambda ws: [-joint(w) for w in ws])
     assert all(error >= joint(start) for error, _ in misleading)
     assert len({tuple(w.values()) for _, w in misleading}) == len(misleading)
 
@@ -73,13 +73,13 @@ def test_the_whole_network_is_no_candidate():
 
 
 def kept(depth=5, **changes):
-    """Convolutions in a row, at 0.4 of their FLOPs where no other share is asked for."""
+    """Convolutions in a row, at 0.4 of their FLOPs where no other share is asked for, after one sweep."""
     torch.manual_seed(0)
     layers = [layer for i in range(depth) for layer in (nn.Conv2d(12 if i else 3, 12, 3, padding=1), nn.ReLU())]
     net, x = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 4)), torch.randn(200, 3, 8, 8)
     for layer in net[::2][:depth]:
         nn.init.kaiming_normal_(layer.weight)
-    config = {"netadapt_min_feature_size": 1, "refine": 0, **changes.pop("config", {})}
+    config = {"netadapt_min_feature_size": 1, "refine": 0, "sweeps": 1, **changes.pop("config", {})}
     budget = changes.pop("budget", 0.4)
     return netadapt(net, budget, example_inputs=x[:2], calibration=[x], progress=False, config=config, **changes)
 
@@ -124,7 +124,7 @@ def test_networks_are_refined_to_be_measured_and_to_be_compared(monkeypatch):
         return refined[-1]
 
     monkeypatch.setattr(Repair, "refine_lightly", spied)
-    found = kept(3, config={"refine": 1, "refined": 1, "sweeps": 1})
+    found = kept(3, config={"refine": 1, "refined": 1})
     listed = found.rounds[0].candidates
     assert len(refined) > 2 * 3 and all(repaired.kept < repaired.compensated for repaired in refined)
     assert all(c.refined and -c.screened in [repaired.kept for repaired in refined] for c in listed)
@@ -135,8 +135,7 @@ def test_networks_are_refined_to_be_measured_and_to_be_compared(monkeypatch):
 
 
 def test_of_the_best_candidates_each_refined_the_best_is_kept():
-    few = {"refine": 1, "sweeps": 1}
-    one, three = (kept(3, config={**few, "refined": count}).rounds[0] for count in (1, 3))
+    one, three = (kept(3, config={"refine": 1, "refined": count}).rounds[0] for count in (1, 3))
     assert one.winner.screened == max(c.screened for c in one.candidates)
     assert three.repaired.kept <= one.repaired.kept
     assert f"best, each refined, candidate {three.chosen} is nearest" in three.reason and "refined" not in one.reason
@@ -145,7 +144,7 @@ def test_of_the_best_candidates_each_refined_the_best_is_kept():
 
 def test_a_first_candidate_that_cannot_be_refined_is_compared_in_closed_form(monkeypatch):
     monkeypatch.setattr(Repair, "refine_lightly", lambda *given, **named: 1 / 0)
-    found = kept(3, config={"refine": 1, "sweeps": 1}).rounds[0]
+    found = kept(3, config={"refine": 1}).rounds[0]
     assert found.winner.error is None and not any(c.refined for c in found.candidates)
 
 

@@ -13,30 +13,27 @@ from torch import nn
 from torch.fx import GraphModule
 
 from fxprune.config.keys import NetAdaptConfig
-from fxprune.config.schedule import check_feasible
-from fxprune.errors import BudgetError, InputError
+from fxprune.errors import InputError
 from fxprune.io.checkpoint import take_values_from
 from fxprune.io.tensors import named_tensors, versions_of
 from fxprune.journal.protocol import Journal, Memory
 from fxprune.journal.rebuilding import rebuild
-from fxprune.problem.blocks import block_grids
-from fxprune.problem.calibration import Calibration, calibration_of
-from fxprune.problem.equal_widths import sets_of, with_equal_grids
-from fxprune.problem.inputs import Analysed, analysed, frozen_reasons
-from fxprune.problem.mistaken import check_call, check_stored, check_weights
-from fxprune.problem.scope import groups_inside, nothing_inside, scope_names
+from fxprune.problem.calibration import calibration_of
+from fxprune.problem.inputs import Analysed, analysed
+from fxprune.problem.mistaken import check_stored, check_weights
+from fxprune.problem.scope import scope_names
 from fxprune.problem.search_problem import Problem
-from fxprune.problem.stock_widths import PRESET, state_widths, stock_widths
-from fxprune.problem.width_grids import Grid, make_grids, no_multiples
+from fxprune.problem.stock_widths import state_widths
+from fxprune.problem.width_grids import no_multiples
 from fxprune.problem.wrappers import unwrapped
-from fxprune.registries import RESOURCES, WORKERS
-from fxprune.resources.budgets import Budget, parse_budget
-from fxprune.resources.kinds import Subject, unit_of
+from fxprune.registries import WORKERS
+from fxprune.resources.budgets import Budget
 from fxprune.resources.models import Resource
+from fxprune.search.call_arguments import check_functions, check_resources, check_settings, read_budgets, read_config
 from fxprune.search.expected_size import said_size
+from fxprune.search.problem_making import check_problem, make_problem
 from fxprune.search.progress import Progress, make_progress, reporting
 from fxprune.search.proof import prove_halves, proven
-from fxprune.search.proposals import evaluate, least_widths
 from fxprune.search.result import NetAdaptResult, Timings
 from fxprune.search.rounds import Found, search
 from fxprune.training.candidate import Evaluate, Train, begin_anew, checked_seed, seeded, train_candidate
@@ -44,8 +41,8 @@ from fxprune.training.process_group import processes
 from fxprune.workers.lifetime import processes_end_here
 from fxprune.workers.protocol import Job, Timed
 from fxprune.workers.transport import pack
-from passes import Plan, cost
-from passes.arguments import file_name, flag, got, is_a, user_path
+from passes import Plan
+from passes.arguments import file_name, flag, user_path
 from passes.process.settings import tensors_with_values, torch_threads
 from passes.stream.network_copies import clone
 
@@ -119,16 +116,7 @@ def netadapt(
     settings = read_config(config)
     budgets = read_budgets(budget, settings)
     check_functions(train, evaluate)
-    if settings.depth and settings.same_width == PRESET:
-        raise InputError(
-            f"netadapt: depth removes residual blocks, which no Hugging Face configuration states; leave out depth or "
-            f"same_width={PRESET!r}."
-        )
-    if calibration is None and settings.screen not in (None, "all"):
-        raise InputError(
-            f"netadapt: screen={settings.screen} compares candidates by calibration data, and there are none; pass "
-            "calibration=batches, or leave screen out."
-        )
+    check_settings(settings, calibration is not None)
     check_resources(resources)
     if (train is not None or evaluate is not None) and processes() > 1:
         log.warning(
@@ -186,157 +174,6 @@ def netadapt(
         finally:
             workers.close()
             journal.close()
-
-
-def read_config(config: object) -> NetAdaptConfig:
-    if config is None:
-        return NetAdaptConfig()
-    if isinstance(config, NetAdaptConfig):
-        return config
-    if isinstance(config, dict):
-        return NetAdaptConfig.from_dict(config, "config")
-    if isinstance(config, str | Path):
-        return NetAdaptConfig.from_yaml(config)
-    raise InputError(
-        f"netadapt: config is a {type(config).__name__}; expected a NetAdaptConfig, a dict, or the path of a YAML file."
-    )
-
-
-def read_budgets(budget: object, config: NetAdaptConfig) -> tuple[Budget, ...]:
-    """The budgets of the call, else of the configuration; two that differ are an error."""
-    configured = config.target()
-    if budget is None:
-        if configured is None:
-            raise BudgetError(
-                "netadapt: no budget; pass one (0.5 is half of the FLOPs), or set budget_ratio in the config."
-            )
-        return configured
-    budgets = parse_budget(budget)
-    kind = config.budget_type
-    if configured is None and kind != NetAdaptConfig.budget_type and {one.resource for one in budgets} != {kind}:
-        asked = ", ".join(map(str, budgets))
-        raise BudgetError(
-            f"netadapt: the call's budget ({asked}) and the configuration's budget_type ({kind}) differ; "
-            f"pass Budget({kind!r}, ...), or leave budget_type out."
-        )
-    if configured is not None and set(configured) != set(budgets):
-        asked, said = (", ".join(map(str, some)) for some in (budgets, configured))
-        raise BudgetError(
-            f"netadapt: the call's budget ({asked}) and the configuration's ({said}) differ; keep one of them."
-        )
-    return budgets
-
-
-def check_functions(train: object, evaluate: object) -> None:
-    for name, function, call, arguments in (
-        ("train", train, "train(model, steps)", 2), ("evaluate", evaluate, "evaluate(model)", 1),
-    ):  # fmt: skip
-        if function is None:
-            continue
-        if not callable(function):
-            raise InputError(f"netadapt: {name} is a {type(function).__name__}; expected a function called as {call}.")
-        check_call(name, function, call, arguments)
-    if train is not None and evaluate is None:
-        raise InputError(
-            "netadapt: got train but no evaluate, so the trained candidates could not be compared; pass "
-            "evaluate(model) -> float (higher is better), or leave both out for a data-free search."
-        )
-
-
-def check_resources(resources: Sequence[Resource]) -> None:
-    what = "a list of resources, each with name, unit and value(widths), such as fxprune.latency.latency_model(...)"
-    is_a(resources, list | tuple, "netadapt: resources", what, InputError)
-    for resource in resources:
-        if not isinstance(resource, Resource) or not isinstance(resource.name, str):
-            raise InputError(f"netadapt: resources: one is {got(resource)}; expected {what}.")
-
-
-def make_problem(
-    given: Analysed,
-    budgets: tuple[Budget, ...],
-    config: NetAdaptConfig,
-    seed: int,
-    train: Train | None,
-    evaluate_: Evaluate | None,
-    resources: Sequence[Resource],
-    progress: bool,
-    scope: tuple[str, ...] = (),
-    calibration: Calibration | None = None,
-) -> Problem:
-    dense, coupling, example_inputs = given.network, given.coupling, given.example_inputs
-    offered = {resource.name: resource for resource in resources}
-    subject = Subject(dense, coupling, cost(coupling), example_inputs, config, progress)
-    chosen: list[Resource] = []
-    for budget in budgets:
-        name = budget.resource
-        chosen.append(offered[name] if name in offered else RESOURCES.find(name).of(name, subject))
-    start = evaluate(chosen, coupling.widths)
-    if nothing := [budget.resource for budget in budgets if not start[budget.resource] > 0]:
-        raise BudgetError(
-            f"netadapt: the network uses 0 {unit_of(nothing[0])} of {nothing[0]}, of which nothing can be saved; "
-            "budget something else, such as params."
-        )
-    for budget in budgets:
-        if budget.value is not None:
-            log.info(
-                "%s: the network uses %s %s", budget.resource, f"{start[budget.resource]:,}", unit_of(budget.resource)
-            )
-    suggested: dict[str, int] = {}
-    for resource in chosen if config.step == "auto" else ():
-        suggested.update(getattr(resource, "steps", dict)())
-    fine = calibration is not None and all(budget.resource != "latency" for budget in budgets)
-    stock = stock_widths(dense, coupling, example_inputs) if config.same_width == PRESET else None
-    equal = sets_of(config.same_width, coupling) if stock is None else stock.sets
-    allowed = set(groups_inside(coupling, scope) if scope else coupling.widths)
-    allowed -= set(stock.excluded) if stock is not None else set()
-
-    def grids(last: bool) -> dict[str, Grid]:
-        made = make_grids(dense, coupling, config, suggested, fine, last) if coupling.groups else {}
-        made = {name: grid for name, grid in made.items() if name in allowed}
-        made = with_equal_grids(made, equal, coupling.widths, stock.steps if stock is not None else None)
-        return {**made, **block_grids(dense, coupling, config, scope)}
-
-    return Problem(
-        dense, coupling, tuple(chosen), budgets, start, grids(last=False), config, seed or config.seed, example_inputs,
-        train is not None and evaluate_ is not None, evaluate_ is not None, torch.get_num_threads(),
-        given.form, scope, calibration, equal, grids(last=True), stock,
-    )  # fmt: skip
-
-
-def check_problem(problem: Problem) -> None:
-    """Refuse, before any training, what no search could do."""
-    if not problem.coupling.groups:
-        raise InputError(f"netadapt: the network has no prunable group: {frozen_reasons(problem.coupling)}.")
-    if problem.scope and not groups_inside(problem.coupling, problem.scope):
-        raise InputError(
-            f"netadapt: no group lies in the scope {list(problem.scope)}: "
-            f"{nothing_inside(problem.coupling, problem.scope)}."
-        )
-    if not problem.grids and problem.stock is not None and not problem.stock.places:
-        name, why = next(iter(problem.stock.excluded.items()))
-        raise InputError(
-            f"netadapt: same_width: {PRESET!r}: no group can shrink so: {name}: {why}. Use 'blocks' instead."
-        )
-    if not problem.grids:
-        widest = max(group.size for group in problem.coupling.groups)
-        raise InputError(
-            f"netadapt: the network has {len(problem.coupling.groups)} groups of up to {widest} units, and the "
-            "configuration lets none of them shrink; lower netadapt_min_feature_size, step or round_to, or let "
-            "more layers be pruned (exclude, sparsity, max_prune)."
-        )
-    widths = problem.coupling.full_widths
-    least = evaluate(problem.resources, least_widths(widths, problem.grids))
-    at_once = problem.strategy == "allocate"
-    check_feasible(problem.budgets, problem.start, least, None if at_once else problem.config.schedule)
-    most = 0 if at_once else problem.config.netadapt_max_rounds
-    for budget in problem.budgets:
-        share = budget.limit(problem.start[budget.resource]) / problem.start[budget.resource]
-        needed = problem.config.schedule.rounds(share)
-        if needed is not None and 0 < most < needed:
-            log.warning(
-                "%s: rounds that hit their targets exactly take %d to the budget, and netadapt_max_rounds is %d",
-                budget.resource, needed, most,
-            )  # fmt: skip
 
 
 def open_journal(workdir: str | os.PathLike | None, resume: bool | None, problem: Problem) -> Journal:

@@ -10,10 +10,11 @@ from torch import fx
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 from torch.fx.passes.infra.pass_manager import this_before_that_pass_constraint
 
-from fxprune.api import netadapt, read_config
+from fxprune.api import netadapt
 from fxprune.config.keys import NetAdaptConfig
 from fxprune.errors import FxpruneError
 from fxprune.resources.budgets import Budget, parse_budget
+from fxprune.search.call_arguments import read_config
 from passes import Certificate, Plan
 from passes.arguments import got
 from passes.documents.described_values import described

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.fx import GraphModule
 
-from fxprune.api import netadapt, read_budgets
+from fxprune.api import netadapt
 from fxprune.config.keys import NetAdaptConfig
 from fxprune.config.rules import plain
 from fxprune.errors import InputError, JournalError
@@ -21,6 +21,7 @@ from fxprune.journal.read_run import read_run
 from fxprune.journal.rebuilding import rebuild
 from fxprune.problem.inputs import analysed
 from fxprune.problem.wrappers import unwrapped
+from fxprune.search.call_arguments import read_budgets
 from fxprune.search.result import NetAdaptResult
 from fxprune.tinynn.flow import search_functions
 from fxprune.tinynn.layer_rates import binding_rates, layer_rates, layer_shares

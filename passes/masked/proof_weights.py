@@ -58,6 +58,18 @@ def equal_elements(dense: nn.Module, pruned: nn.Module, seed: int) -> dict[str, 
     return noise
 
 
+def device_of(network: nn.Module) -> torch.device:
+    """Where a proof runs: on the device of the network's tensors, and without the meta device, which has no values."""
+    return next((t.device for _, t in owned_tensors(network) if not t.is_meta), torch.device("cpu"))
+
+
+def random_instead(network: nn.Module) -> tuple[str, ...]:
+    """What a certificate says of parameters that are drawn because the network has none; nothing where it has them."""
+    if any(parameter.is_meta for parameter in network.parameters()):
+        return ("its weights are on the meta device: proven with random ones",)
+    return ()
+
+
 def dense_weights(coupling: Coupling, plan: Plan, pruned: nn.Module, trained: bool, noise: Noise) -> Make:
     """What the dense network's tensors hold: those of removed units zero.
 

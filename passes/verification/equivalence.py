@@ -38,10 +38,17 @@ from passes.errors import EquivalenceError, PassError
 from passes.frontend.fidelity import settle
 from passes.graph.annotations import note, specialised_in
 from passes.graph.given_networks import given
-from passes.graph.module_copies import copy_with, evaluate_mode, owned_tensors
+from passes.graph.module_copies import copy_with, evaluate_mode
 from passes.graph.nodes import source_of
 from passes.masked.masked_graph import MaskedOperators
-from passes.masked.proof_weights import dense_weights, equal_elements, finite_parameters, pruned_weights
+from passes.masked.proof_weights import (
+    dense_weights,
+    device_of,
+    equal_elements,
+    finite_parameters,
+    pruned_weights,
+    random_instead,
+)
 from passes.nested_values import tree_leaves_only
 from passes.ops import Value
 from passes.ops.references import narrowed
@@ -125,7 +132,7 @@ def verify_graph(
     dense64, pruned64 = pair({})
     proof = _Proof(gm, pruned, coupling, masks, tol, plan.removed_blocks)
     seen = proof.seen
-    device = next((t.device for _, t in owned_tensors(pruned)), torch.device("cpu"))
+    device = device_of(pruned)
     arguments = as_arguments(example_inputs, gm)
     first: Draw | None = None
     for draw in draws(arguments, seed, runs, device, seen.taken):
@@ -142,7 +149,8 @@ def verify_graph(
         seen.on_either(small, first, lambda draw: proof.on(draw, *pair(alike), noise) is not None)
     own = (dense_weights(coupling, plan, pruned, False, {}), pruned_weights(coupling, masks, {}))
     proof.in_own_precision(first, *(Streamed(weights, _copy, at_once=True) for weights in own))
-    certificate = seen.certificate(plan, coupling, tol, seed, trained, len(alike), specialised_in(gm))
+    specialised = (*specialised_in(gm), *random_instead(gm))
+    certificate = seen.certificate(plan, coupling, tol, seed, trained, len(alike), specialised)
     note(pruned, certificate=certificate)
     return certificate
 

@@ -25,14 +25,16 @@ from passes.equality.draws import Draw, another_image, draws, extremes, smaller_
 from passes.equality.streamed import Copied, Streamed
 from passes.equality.trees import map_tensors
 from passes.errors import EquivalenceError, PassError
-from passes.graph.module_copies import copy_module, owned_tensors
+from passes.graph.module_copies import copy_module
 from passes.masked.masked_stream import MaskedInference
 from passes.masked.proof_weights import (
     Noise,
     dense_weights,
+    device_of,
     equal_elements,
     finite_parameters,
     pruned_weights,
+    random_instead,
 )  # fmt: skip
 from passes.ops import spelled
 from passes.ops.facts import Facts
@@ -62,7 +64,7 @@ def verify_module(
     for network, name in ((pruned, "pruned"), *(() if trained else ((module, "dense"),))):
         finite_parameters(network, name)
     arguments = bound(module, example_inputs)
-    device = next((t.device for _, t in owned_tensors(pruned) if not t.is_meta), torch.device("cpu"))
+    device = device_of(pruned)
     facts = coupling.module
     known = Repeats(module, pruned, arguments, seed, device) if is_costly(coupling) else None
     proof = _Proof(module, pruned, coupling, plan, trained, tol, known)
@@ -99,9 +101,7 @@ def verify_module(
     for line in facts.turned if facts is not None else ():
         proof.on_either(small, whole, label=f"the example, with the other answer at {line}", turned=line)
     proof.in_own_precision(small or first)
-    specialised = facts.specialised if facts is not None else ()
-    if any(parameter.is_meta for parameter in module.parameters()):
-        specialised += ("its weights are on the meta device: proven with random ones",)
+    specialised = (*(facts.specialised if facts is not None else ()), *random_instead(module))
     same = () if known is None else tuple(known.said)
     return proof.seen.certificate(plan, coupling, tol, seed, trained, len(alike), specialised, same)
 

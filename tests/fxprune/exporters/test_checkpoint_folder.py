@@ -296,3 +296,14 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
     tensor = size * size * 4
     assert int(ran.stdout.split()[-1]) * 1024 < 3.5 * tensor  # the folder holds 8, and each shard 2
     assert sum(file.stat().st_size for file in folder.glob("*.safetensors")) > layers * tensor
+
+
+@pytest.mark.parametrize("form", ["module", "graph"])
+def test_norms_that_have_running_statistics_but_no_weights_are_proven_in_either_form(form: str) -> None:
+    with fxprune.empty_weights():
+        empty = nn.Sequential(
+            nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.BatchNorm2d(4)
+        )
+    found = fxprune.netadapt(empty.eval(), 0.5, example_inputs=torch.randn(2, 3, 9, 9), form=form, progress=False)
+    assert found.met and found.certificate.max_error < 1e-9
+    assert "on the meta device: proven with random ones" in str(found.certificate)

@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from passes.process.outside_state import filled_cells
 from passes.stream.call_arguments import attributes_of, is_cache
 
 _LEAVES = (Tensor, Number, np.generic, str, bytes, bytearray, range)
 _LISTED = (list, tuple, set, frozenset, deque, KeysView, ValuesView, ItemsView)
-_CLOSED = (type, types.ModuleType, types.FrameType, types.CodeType)  # they lead to the whole program
+_CLOSED = (type, types.ModuleType, types.FrameType, types.CodeType, fx.Graph)  # they lead to the whole program
 
 
 def tensors_in(result: object, caches: bool = False) -> list[Tensor]:

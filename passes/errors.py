@@ -34,6 +34,10 @@ class PlanError(PassError, ValueError):
     """A plan that does not fit its network."""
 
 
+class SizeError(PassError, RuntimeError):
+    """A call in a pruned module's program of which nobody knows the sizes."""
+
+
 class EquivalenceError(PassError):
     """A pruned network that does not compute what the masked one does."""
 

@@ -8,13 +8,16 @@ Where torch has a public way that does the same as fast, that is taken instead.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from operator import attrgetter, itemgetter
-from typing import Any
+from types import FrameType
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.modules.module as module_hooks
+import torch.utils.checkpoint
 from torch import fx, nn
 from torch._ops import HigherOrderOperator as HigherOrderOperator
 from torch._ops import OpOverload as OpOverload
@@ -39,6 +42,33 @@ from torch.utils._python_dispatch import _disable_current_modes as no_dispatch_m
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack as dispatch_modes
 from torch.utils._python_dispatch import _pop_mode as pop_dispatch_mode
 from torch.utils._python_dispatch import _push_mode as push_dispatch_mode
+
+# -- what reads programs in place of running them ----------------------------------------------------------------------
+
+CHECKPOINTING: str = torch.utils.checkpoint.__file__
+Callee = TypeVar("Callee", bound=Any)
+
+
+def not_compiled(why: str) -> Callable[[Callee], Callee]:
+    """A function that torch.compile ends a graph before, and runs as it is, with all that it calls. As
+    `torch.compiler.disable`, which imports the whole compiler."""
+
+    def marked(function: Callee) -> Callee:
+        dynamo, noted = torch._C._dynamo.eval_frame, vars(function)
+        noted.update(_torchdynamo_disable=True, _torchdynamo_disable_msg=why)
+        skip = dynamo._FrameAction.SKIP
+        dynamo.set_code_exec_strategy(function.__code__, dynamo._FrameExecStrategy(skip, skip))
+        return function
+
+    return marked
+
+
+def is_symbolic_trace_of_root(frame: FrameType) -> bool:
+    """Whether a frame looks through the attributes of the module that torch.fx is about to trace."""
+    code = frame.f_code
+    at_root = code.co_name == "collect_tensor_attrs" and not frame.f_locals.get("prefix_atoms")
+    return at_root and code.co_filename == sys.modules[fx.Tracer.__module__].__file__
+
 
 # -- operators ---------------------------------------------------------------------------------------------------------
 

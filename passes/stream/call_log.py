@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,7 +14,16 @@ from passes.process.torch_private import no_dispatch_modes
 from passes.stream.call_arguments import tensors_of
 from passes.stream.function_mode import Functions
 from passes.stream.module_stream import FEW, ModuleInference, Watching
-from passes.stream.restated_calls import Position, Site, calling, methods_running, name_of
+from passes.stream.restated_calls import (
+    Line,
+    Place,
+    Position,
+    Site,
+    calling,
+    methods_running,
+    name_of,
+    owners_of,
+)
 
 
 @dataclass(frozen=True)
@@ -39,23 +47,21 @@ class Logging(Functions):
 
     mode: Watching
 
-    def __init__(self, mode: Watching, paths: Mapping[int, str]) -> None:
+    def __init__(self, mode: Watching, modules: Mapping[str, nn.Module]) -> None:
         super().__init__(mode)
-        self.paths, self.log = paths, list[LoggedCall]()
-        self._times: dict[tuple[int, str, str, int], int] = {}
-        self._seen: Counter[tuple[str, tuple[str, str, int]]] = Counter()
+        self.paths, self.log = paths_of(modules), list[LoggedCall]()
+        self._modules = modules
+        self._owners: dict[int, dict[int, str]] = {}  # by the id of a module (see `owners_of`)
+        self._times: dict[tuple[int, Line], tuple[int, int]] = {}  # the use of a layer, and calls since then
+        self._known: dict[tuple[str, Line], dict[Place, None]] = {}
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         start = self.mode.place
         found = calling(sys._getframe(1))
         site = None
         if found is not None and id(found[0]) in self.paths:
-            key = (self.mode.stack.runs[-1], name_of(func), *found[1])
-            methods = methods_running(found[0], sys._getframe(1))
-            site = Site(key[1], key[2], key[3], self._times.get(key, 0), methods)
-            self._times[key] = site.times + 1
-            place = self.paths[id(found[0])], site.line_of_code
-            self._seen[place] = max(self._seen[place], site.times + 1)
+            site = self._site(func, found, methods_running(found[0], sys._getframe(1)))
+        self._note_layers(args, kwargs or {})
         result = super().__torch_function__(func, types, args, kwargs)
         if site is not None and found is not None and self.mode.place > start:
             given = {**dict(enumerate(args)), **(kwargs or {})}
@@ -68,9 +74,37 @@ class Logging(Functions):
             self.log.append(LoggedCall(self.paths[id(found[0])], site, start, stop, numbers, indices, head))
         return result
 
+    def _site(self, func: object, found: tuple[nn.Module, tuple[str, int]], methods: tuple[str, ...]) -> Site:
+        caller, line = found[0], (name_of(func), *found[1])
+        use, after = self._last_layer(caller)
+        before = self._times.get((self.mode.stack.runs[-1], line), (use, 0))
+        times = before[1] if before[0] == use else 0
+        self._times[self.mode.stack.runs[-1], line] = use, times + 1
+        self._known.setdefault((self.paths[id(caller)], line), {})[after, times] = None
+        return Site(*line, times, after, methods)
+
+    def _last_layer(self, caller: nn.Module) -> tuple[int, str | None]:
+        """Of the module that runs, the last use of a parameter by a layer of `caller`: its number, and the layer."""
+        owners = self._owners_of(caller)
+        used, begun = self.mode.stack.used, self.mode.stack.begun[-1]
+        for number in range(len(used) - 1, begun - 1, -1):
+            if used[number] in owners:
+                return number, owners[used[number]]
+        return -1, None
+
+    def _owners_of(self, module: nn.Module) -> dict[int, str]:
+        if id(module) not in self._owners:
+            self._owners[id(module)] = owners_of(module)
+        return self._owners[id(module)]
+
+    def _note_layers(self, args: tuple, kwargs: Mapping[str, object]) -> None:
+        known = self._owners_of(self._modules[""])
+        self.mode.stack.used += [id(given) for given in (*args, *kwargs.values()) if id(given) in known]
+
     def calls(self) -> list[LoggedCall]:
-        """The calls, each with how often its line called that function, at most, in a run of its module."""
-        return [replace(c, site=replace(c.site, seen=self._seen[c.path, c.site.line_of_code])) for c in self.log]
+        """The calls, each with the places of all calls of its line."""
+        known = {key: tuple(places) for key, places in self._known.items()}
+        return [replace(c, site=replace(c.site, known=known[c.path, c.site.line_of_code])) for c in self.log]
 
 
 class LastCall(Functions):

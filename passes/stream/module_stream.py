@@ -46,7 +46,8 @@ class _Lifetime:
         self.before = getattr(tensor, "_fxprune_lifetime", None)
 
     def __del__(self) -> None:
-        self.freed.append((len(self.records), self.key))
+        if hasattr(self, "freed"):  # torch.compile makes objects before it knows whether it can
+            self.freed.append((len(self.records), self.key))
 
 
 class ModuleInference(Inference):

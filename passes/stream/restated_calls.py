@@ -11,42 +11,66 @@ import inspect
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import FrameType, MethodType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.overrides import TorchFunctionMode, resolve_name
 
+from passes.errors import SizeError
 from passes.process.source_lines import OWN_FILES
-from passes.process.torch_private import no_dispatch_modes
+from passes.process.torch_private import (
+    CHECKPOINTING,
+    function_modes,
+    is_symbolic_trace_of_root,
+    no_dispatch_modes,
+    not_compiled,
+    parameters_of,
+    pytree,
+)
 
 Position = tuple[str | int, ...]
 SIZES: Position = ("sizes",)  # of a call that splits its first argument
+
+
+Line = tuple[str, str, int]
+"""A function and the line that calls it: the name of the code, and the line below its head."""
+
+Place = tuple[str | None, int]
+"""Which call of a line: behind the use of which layer's parameters, and how many such calls came before it."""
 
 
 @dataclass(frozen=True)
 class Site:
     """One call in a module's program: the function, the line below the head of the code that calls it, which time.
 
-    times: how often that line had called the function before, within one run of the module's forward. methods: those
-    of the module that were running then, which may be called by themselves as well; seen: how often the line called it
-    in all. Neither makes a difference.
+    after: the layer, by its path from the module, whose parameters torch was given last before the call, within one run
+    of the module's forward; None: of none. times: how often that line had called the function before, since then. So
+    a loop that skips layers, turns back or is left early finds the calls of each layer again. methods: those of the
+    module that were running then, which may be called by themselves as well; known: the places of all calls of the line
+    that were seen. Neither makes a difference.
     """
 
     function: str
     code: str
     line: int
-    times: int
+    times: int = 0
+    after: str | None = None
     methods: tuple[str, ...] = field(default=(), compare=False)
-    seen: int = field(default=0, compare=False)
+    known: tuple[Place, ...] = field(default=(), compare=False)
 
     @property
-    def line_of_code(self) -> tuple[str, str, int]:
+    def line_of_code(self) -> Line:
         """What all calls of a loop have in common."""
         return self.function, self.code, self.line
+
+    @property
+    def place(self) -> Place:
+        return self.after, self.times
 
 
 @dataclass(frozen=True)
@@ -66,89 +90,184 @@ class Restated:
 
 
 class RestatedForward:
-    """The forward of a module, or another of its methods, with some arguments of some calls replaced."""
+    """The forward of a module, or another of its methods, with some arguments of some calls replaced.
 
-    def __init__(self, module: nn.Module, restated: Sequence[Restated], method: str = "forward") -> None:
+    on_trial: calls that are not known run as they are written; else they are an error where their sizes may differ.
+    torch.compile ends its graph before it and runs it as it is written; torch.fx, which would read the sizes that are
+    written, gets an error.
+    """
+
+    def __init__(
+        self, module: nn.Module, restated: Sequence[Restated], method: str = "forward", on_trial: bool = False
+    ) -> None:
         before = module.__dict__.get(method)
-        self.module, self.method = module, method
+        self.module, self.method, self.on_trial = module, method, on_trial
         self.forward: Callable[..., object] | None = before.forward if isinstance(before, RestatedForward) else before
         self.restated = list(restated)
 
+    @not_compiled("its program states sizes that pruning replaces where it runs")
     def __call__(self, *args: object, **kwargs: object) -> object:
-        if self.method != "forward" and _is_restated(self.module, sys._getframe(1)):
-            return self._original(*args, **kwargs)
-        with _Restating(self.module, self.restated):
-            return self._original(*args, **kwargs)
+        if any(isinstance(leaf, fx.Proxy) for leaf in pytree.tree_leaves((args, kwargs))):
+            raise self._not_traced()
+        return self._run(self._caller(sys._getframe(1)), args, kwargs)
 
-    @property
-    def _original(self) -> Callable[..., object]:
+    def _run(self, module: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object]) -> object:
+        original = self._original_of(module)
+        if self.method != "forward" and _is_restated(module, sys._getframe(1)):
+            return original(*args, **kwargs)
+        with _Restating(module, self.lines, self.method == "forward", self.on_trial):
+            return original(*args, **kwargs)
+
+    def _caller(self, frame: FrameType | None) -> nn.Module:
+        """The module that is called: a replica of `torch.nn.DataParallel` has the attributes of its original."""
+        for _ in range(_NEAR):
+            holder = None if frame is None else frame.f_locals.get("self")
+            if isinstance(holder, nn.Module) and holder.__dict__.get(self.method) is self:
+                return holder
+            frame = None if frame is None else frame.f_back
+        return self.module
+
+    def _original_of(self, module: nn.Module) -> Callable[..., object]:
         if self.forward is not None:
             return self.forward
-        return MethodType(getattr(type(self.module), self.method), self.module)
+        return MethodType(getattr(type(module), self.method), module)
+
+    @cached_property
+    def lines(self) -> dict[Line, _Calls]:
+        """What is known of each line whose calls are given something else."""
+        found: dict[Line, list[Restated]] = {}
+        for item in self.restated:
+            found.setdefault(item.site.line_of_code, []).append(item)
+        return {line: _Calls.of(items) for line, items in found.items()}
+
+    def __getstate__(self) -> dict[str, object]:
+        return {name: value for name, value in self.__dict__.items() if name != "lines"}
 
     @property
     def __signature__(self) -> inspect.Signature:
-        return inspect.signature(self._original)
+        return inspect.signature(self._original_of(self.module))
 
     @property
     def __code__(self) -> Any:
-        return self._original.__code__  # what torch.export asks a forward for
+        return self._original_of(self.module).__code__  # what torch.export asks a forward for
+
+    @property  # type: ignore[misc]  # object's can be set
+    def __class__(self) -> type:
+        """What `isinstance` asks for. So does torch.fx of all that the module to be traced holds, before it reads the
+        forward of the class, past this one."""
+        frame = sys._getframe(1)
+        if is_symbolic_trace_of_root(frame):
+            raise self._not_traced()
+        return RestatedForward
+
+    def _not_traced(self) -> SizeError:
+        return SizeError(
+            f"{type(self.module).__name__}: sizes that its program states were replaced by pruning, which torch.fx "
+            'does not see; get a graph by passes.capture(model, inputs, frontend="export"), or prune the graph: '
+            'netadapt(..., form="graph")'
+        )
+
+
+_NEAR = 6  # frames of torch between a module's call and its forward
 
 
 def _is_restated(module: nn.Module, frame: FrameType | None) -> bool:
     """Whether `frame` runs within a method of `module` whose calls are replaced already."""
     while frame is not None:
-        if frame.f_code is RestatedForward.__call__.__code__ and frame.f_locals["self"].module is module:
+        if frame.f_code is RestatedForward._run.__code__ and frame.f_locals["module"] is module:
             return True
         frame = frame.f_back
     return False
 
 
-class _Restating(TorchFunctionMode):
-    def __init__(self, module: nn.Module, restated: Sequence[Restated]) -> None:
-        super().__init__()
-        self.module = module
-        self.functions = {item.site.function for item in restated}
-        self.by_site: dict[Site, list[Restated]] = {}
+@dataclass(frozen=True)
+class _Calls:
+    """The calls of one line: what each is given instead, and which were seen.
+
+    same: what any call is given, where all that were seen are given the same; None where they differ.
+    """
+
+    given: Mapping[Place, Sequence[Restated]]
+    known: frozenset[Place]
+    same: Sequence[Restated] | None
+
+    @classmethod
+    def of(cls, restated: Sequence[Restated]) -> _Calls:
+        given: dict[Place, list[Restated]] = {}
         for item in restated:
-            self.by_site.setdefault(item.site, []).append(item)
-        self.later = _of_later_calls(self.by_site)
-        self.times: Counter[tuple[str, str, int]] = Counter()
+            given.setdefault(item.site.place, []).append(item)
+        known = frozenset(given).union(*(item.site.known for item in restated))
+        by_place = [
+            [(r.position, r.value, r.ratio, r.before) for r in given.get(place, ()) if r.ratio != (1, 1)]
+            for place in known
+        ]
+        alike = all(one == by_place[0] for one in by_place)
+        return cls(given, known, next(iter(given.values())) if alike else None)
+
+
+class _Restating(TorchFunctionMode):
+    """whole: the forward runs from its beginning; else a method of it by itself, as in backward of a checkpoint."""
+
+    def __init__(self, module: nn.Module, lines: Mapping[Line, _Calls], whole: bool, on_trial: bool) -> None:
+        super().__init__()
+        self.module, self.lines, self.whole, self.on_trial = module, lines, whole, on_trial
+        self.functions = {function for function, _, _ in lines}
+        self.owners = {} if all(calls.same is not None for calls in lines.values()) else owners_of(module)
+        self.after: str | None = None
+        self.times: Counter[Line] = Counter()  # since then
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        name = name_of(func)
-        if name not in self.functions:
-            return func(*args, **(kwargs or {}))
-        found = calling(sys._getframe(1))
-        if found is None or found[0] is not self.module:
-            return func(*args, **(kwargs or {}))
-        key = (name, *found[1])
-        site = Site(*key, self.times[key])
-        self.times[key] += 1
-        seen, later = self.later.get(key, (0, ()))
-        restated = later if seen and site.times >= seen else self.by_site.get(site, ())
-        return called(func, args, kwargs or {}, restated)
+        name, restated = name_of(func), None
+        if name in self.functions:
+            found = calling(sys._getframe(1))
+            calls = self.lines.get((name, *found[1])) if found is not None and found[0] is self.module else None
+            if calls is not None and found is not None:
+                restated = self._restated((name, *found[1]), calls)
+        if self.owners:
+            self.note_layer((*args, *(kwargs or {}).values()))
+        return func(*args, **(kwargs or {})) if restated is None else called(func, args, kwargs or {}, restated)
+
+    def note_layer(self, given: Iterable[object]) -> None:
+        """Note the layer that gives these to torch, if parameters of one are among them."""
+        for argument in given:
+            if id(argument) in self.owners:
+                self.after = self.owners[id(argument)]
+                self.times.clear()
+
+    def _restated(self, line: Line, calls: _Calls) -> Sequence[Restated]:
+        if calls.same is not None:
+            return calls.same
+        after = self.after
+        if after is None and not self.whole and len(layers := {layer for layer, _ in calls.known}) == 1:
+            (after,) = layers  # the one that ran before the method was called
+        place = after, self.times[line]
+        self.times[line] += 1
+        if place not in calls.known and not self.on_trial:
+            function, code, number = line
+            behind = "before any layer" if self.after is None else f"behind {self.after or 'its own parameters'}"
+            raise SizeError(
+                f"{type(self.module).__name__}: {code}, {number} lines below its head, calls {function} {behind} once "
+                "more often than when the network was analysed. Pruning left other sizes for other calls of this line, "
+                "so nobody knows which are meant. Call it as in the example, prune it with an example that does the "
+                "same, or keep these layers whole (exclude: [names of their groups])"
+            )
+        return calls.given.get(place, ())
 
 
-def _of_later_calls(
-    by_site: Mapping[Site, Sequence[Restated]],
-) -> dict[tuple[str, str, int], tuple[int, Sequence[Restated]]]:
-    """By line what a call is given that comes after all that were seen there, and how many those were.
+def note_layer(module: nn.Module) -> None:
+    """Tell the forwards that run that a layer gives its parameters to torch, where no mode sees that."""
+    for mode in function_modes():
+        if isinstance(mode, _Restating):
+            mode.note_layer(parameters_of(module).values())
 
-    A loop over pieces of an input turns more often on a longer one. Only where all calls that were seen are given the
-    same in place of the same, nothing else can be meant.
-    """
-    lines: dict[tuple[str, str, int], dict[int, list[Restated]]] = {}
-    seen: Counter[tuple[str, str, int]] = Counter()
-    for site, restated in by_site.items():
-        line = site.line_of_code
-        lines.setdefault(line, {})[site.times] = [item for item in restated if item.ratio != (1, 1)]  # that change some
-        seen[line] = max(seen[line], site.seen)
-    found: dict[tuple[str, str, int], tuple[int, Sequence[Restated]]] = {}
-    for line, calls in lines.items():
-        given = [[(r.position, r.value, r.ratio, r.before) for r in calls.get(n, ())] for n in range(seen[line])]
-        if given and given[0] and all(one == given[0] for one in given):
-            found[line] = seen[line], calls[0]
+
+def owners_of(module: nn.Module) -> dict[int, str]:
+    """By id, the parameters of a module and of its children: the path of the one that holds each, from the module."""
+    found: dict[int, str] = {}
+    for path, part in module.named_modules():
+        for parameter in parameters_of(part).values():
+            if parameter is not None:
+                found.setdefault(id(parameter), path)
     return found
 
 
@@ -226,6 +345,8 @@ def calling(frame: FrameType | None) -> tuple[nn.Module, tuple[str, int]] | None
     line: tuple[str, int] | None = None
     while frame is not None:
         code = frame.f_code
+        if code.co_filename == CHECKPOINTING:  # what runs again in backward, when nothing is replaced
+            return None
         if line is None and not code.co_filename.startswith(OWN_FILES):
             line = code.co_name, frame.f_lineno - code.co_firstlineno
         if code.co_varnames[:1] == ("self",):

@@ -24,15 +24,21 @@ from passes.graph.module_copies import (
     modules_of,
     owned_tensors,
 )  # fmt: skip
-from passes.process.torch_private import call_of, no_torch_dispatch, no_torch_function
+from passes.process.torch_private import call_of, no_torch_dispatch, no_torch_function, parameters_of
 from passes.stream.head_attention import is_torchs_attention, with_heads
+from passes.stream.restated_calls import note_layer
 
 
 class CallStack:
-    """The modules that are running, outermost first: their paths, and a number for each run of one."""
+    """The modules that are running, outermost first: their paths, and a number for each run of one.
+
+    used: the ids of parameters in the order in which layers gave them to torch, as far as they are watched. begun: how
+    many there were when each module that is running began.
+    """
 
     def __init__(self) -> None:
         self.paths, self.runs = [""], [0]
+        self.used, self.begun = list[int](), [0]
         self.emit: Callable[..., object] | None = (
             None  # makes one ATen call; None where layers are to run by themselves
         )
@@ -43,11 +49,13 @@ class CallStack:
         """A module begins to run."""
         self.paths.append(path)
         self.runs.append(next(self._numbers))
+        self.begun.append(len(self.used))
 
     def leave(self) -> None:
         """It has returned, or raised."""
         self.paths.pop()
         self.runs.pop()
+        self.begun.pop()
 
     def release(self, modules: Iterable[nn.Module]) -> None:
         """Have the modules of a copy say nothing any more: what they say it with refers to them in turn.
@@ -212,6 +220,10 @@ def _follow(module: nn.Module, path: str, stack: CallStack) -> None:
                 result = emit_layer(module, args[0], emit, own_tensors(module), module.training, stack.changed)
         finally:
             stack.leave()
-        return call(*args, **kwargs) if result is NotImplemented else result
+        if result is NotImplemented:
+            return call(*args, **kwargs)
+        note_layer(module)
+        stack.used += [id(parameter) for parameter in parameters_of(module).values() if parameter is not None]
+        return result
 
     module.__dict__["_call_impl"] = call_layer if is_emitted(module) else call

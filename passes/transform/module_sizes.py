@@ -24,8 +24,13 @@ from passes.transform.size_attributes import set_integer
 from passes.transform.slicing import Slicing
 
 
-def fit(module: nn.Module, slicing: Slicing, edits: Sequence[Edit], literals: Sequence[Literal]) -> None:
-    """Make sizes in layers, attributes and calls of `module`, whose tensors are cut, agree with the axes."""
+def fit(
+    module: nn.Module, slicing: Slicing, edits: Sequence[Edit], literals: Sequence[Literal], on_trial: bool = False
+) -> None:
+    """Make sizes in layers, attributes and calls of `module`, whose tensors are cut, agree with the axes.
+
+    on_trial: not all of the calls are known yet; those that are not run as they are written.
+    """
     modules = modules_of(module)
     for path, part in modules.items():
         if is_sized(type(part)):
@@ -51,7 +56,7 @@ def fit(module: nn.Module, slicing: Slicing, edits: Sequence[Edit], literals: Se
         here = [_restated(literal, slicing) for literal in literals if literal.path == path]
         for method in dict.fromkeys(("forward", *(name for item in here for name in item.site.methods))):
             if isinstance(inspect.getattr_static(type(caller), method, None), FunctionType):
-                setattr(caller, method, RestatedForward(caller, here, method))
+                setattr(caller, method, RestatedForward(caller, here, method, on_trial))
 
 
 def _channels(part: nn.Module, path: str, slicing: Slicing) -> int | None:

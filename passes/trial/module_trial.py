@@ -27,7 +27,7 @@ from passes.ops import constant_indices as numbers
 from passes.ops.meta_shapes import empty_on_meta
 from passes.process.source_lines import innermost_line, is_of_package, said
 from passes.stream.call_arguments import Arguments, replaced, tensors_of
-from passes.stream.call_log import LastCall, LoggedCall, Logging, paths_of
+from passes.stream.call_log import LastCall, LoggedCall, Logging
 from passes.stream.conditions import SizeConditions
 from passes.stream.module_run import ModuleRun
 from passes.stream.module_stream import Watching
@@ -123,7 +123,7 @@ class Trial:
         conditions: SizeConditions | None = None,
     ) -> None:  # fmt: skip
         def prepare(copied: nn.Module) -> None:
-            fit(copied, self.slicing, changes.edits, changes.literals)
+            fit(copied, self.slicing, changes.edits, changes.literals, on_trial=True)
 
         with self.settings():
             self.copy.again(
@@ -211,7 +211,7 @@ class Trial:
         self, arguments: Arguments, prepare: Callable[[nn.Module], None] = lambda root: None
     ) -> list[LoggedCall]:
         mode = Watching(self.real)
-        functions = Logging(mode, paths_of(modules_of(self.copy.copy)))
+        functions = Logging(mode, modules_of(self.copy.copy))
         with self.settings():
             self.copy.again(mode, arguments, self.training, functions, prepare=prepare, turned=self.turned)
         return functions.calls()

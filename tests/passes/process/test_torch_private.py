@@ -160,7 +160,37 @@ def _registered(program: Any) -> bool:
     return sorted(tensors) == ["bias", "weight"] and constants == {} and not program.example_inputs[0][0].any()
 
 
+def _is_not_compiled() -> bool:
+    @private.not_compiled("a test")
+    def doubled(x: torch.Tensor) -> torch.Tensor:
+        return x * (1 if torch.compiler.is_compiling() else 2)
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        return doubled(x) + 1
+
+    return float(torch.compile(run, backend="eager")(torch.ones(()))) == 3
+
+
+def _root_is_looked_through() -> bool:
+    class Asked:
+        found = False
+
+        @property  # type: ignore[misc]
+        def __class__(self) -> type:
+            Asked.found |= private.is_symbolic_trace_of_root(inspect.currentframe().f_back)  # type: ignore[union-attr,arg-type]
+            return Asked
+
+    held = nn.Linear(2, 3)
+    held.asked = Asked()  # type: ignore[assignment]
+    isinstance(held.asked, int)
+    before, _ = Asked.found, fx.symbolic_trace(held)
+    return Asked.found and not before
+
+
 RELIED_ON: dict[str, Callable[[], bool]] = {
+    "CHECKPOINTING": lambda: inspect.getsourcefile(torch.utils.checkpoint.CheckpointFunction) == private.CHECKPOINTING,
+    "not_compiled": _is_not_compiled,
+    "is_symbolic_trace_of_root": _root_is_looked_through,
     "BackwardHookFunction": lambda: issubclass(private.BackwardHookFunction, torch.autograd.Function),
     "CONSTANT_TYPES": lambda: torch.Tensor in private.CONSTANT_TYPES,
     "CodeGen": _codegen_is_kept,
@@ -243,6 +273,6 @@ def test_torch_has_it_and_it_is_as_relied_on(name: str) -> None:
 
 def test_every_name_has_its_test() -> None:
     modules = {"annotations", "Any", "Callable", "Iterator", "attrgetter", "contextmanager", "itemgetter"}
-    modules |= {"torch", "fx", "nn", "module_hooks"}
+    modules |= {"torch", "fx", "nn", "module_hooks", "sys", "FrameType", "TypeVar", "Callee"}
     names = {name for name in vars(private) if not name.startswith("_")} - modules
     assert names == set(RELIED_ON) | WITH_ANOTHER

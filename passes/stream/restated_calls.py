@@ -32,6 +32,7 @@ from passes.process.torch_private import (
     parameters_of,
     pytree,
 )
+from passes.stream.replicas import called_module
 
 Position = tuple[str | int, ...]
 SIZES: Position = ("sizes",)  # of a call that splits its first argument
@@ -109,7 +110,8 @@ class RestatedForward:
     def __call__(self, *args: object, **kwargs: object) -> object:
         if any(isinstance(leaf, fx.Proxy) for leaf in pytree.tree_leaves((args, kwargs))):
             raise self._not_traced()
-        return self._run(self._caller(sys._getframe(1)), args, kwargs)
+        module = called_module(self, self.method, self.module, sys._getframe(1))
+        return self._run(module, args, kwargs)
 
     def _run(self, module: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object]) -> object:
         original = self._original_of(module)
@@ -117,15 +119,6 @@ class RestatedForward:
             return original(*args, **kwargs)
         with _Restating(module, self.lines, self.method == "forward", self.on_trial):
             return original(*args, **kwargs)
-
-    def _caller(self, frame: FrameType | None) -> nn.Module:
-        """The module that is called: a replica of `torch.nn.DataParallel` has the attributes of its original."""
-        for _ in range(_NEAR):
-            holder = None if frame is None else frame.f_locals.get("self")
-            if isinstance(holder, nn.Module) and holder.__dict__.get(self.method) is self:
-                return holder
-            frame = None if frame is None else frame.f_back
-        return self.module
 
     def _original_of(self, module: nn.Module) -> Callable[..., object]:
         if self.forward is not None:
@@ -166,9 +159,6 @@ class RestatedForward:
             'does not see; get a graph by passes.capture(model, inputs, frontend="export"), or prune the graph: '
             'netadapt(..., form="graph")'
         )
-
-
-_NEAR = 6  # frames of torch between a module's call and its forward
 
 
 def _is_restated(module: nn.Module, frame: FrameType | None) -> bool:

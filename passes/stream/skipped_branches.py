@@ -8,6 +8,7 @@ asked for the settings that they had.
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import reduce
@@ -21,6 +22,7 @@ from passes.graph.left_behind import plain_of_class
 from passes.graph.module_copies import OF_TORCH, PLAIN
 from passes.process.torch_private import buffers_of, children_of, parameters_of, pytree
 from passes.stream.head_attention import no_nested_tensors
+from passes.stream.replicas import called_module
 
 
 @dataclass(frozen=True)
@@ -138,9 +140,12 @@ class WithoutBranch:
         self.module, self.shortened = module, shortened
 
     def __call__(self, *args: object, **kwargs: object) -> object:
+        module = self.module
+        if not torch.compiler.is_compiling():
+            module = called_module(self, "forward", module, sys._getframe(1))
         value = self.shortened.given.of(args, kwargs)
         for step in self.shortened.steps:
-            run = self.module.get_submodule(step.module) if step.module else _operator(step.operator)
+            run = module.get_submodule(step.module) if step.module else _operator(step.operator)
             value = run(value, *step.arguments)
         return _filled(self.shortened.result, value)
 

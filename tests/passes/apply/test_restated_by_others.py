@@ -73,11 +73,33 @@ def test_torch_fx_takes_it_as_a_leaf(cut: nn.Module) -> None:
     assert torch.equal(torch.fx.GraphModule(net, Leaves().trace(net))(X), net(X))
 
 
+def replica(net: nn.Module) -> nn.Module:
+    """Of weights that are zero, made as `torch.nn.parallel.replicate` makes one for each GPU."""
+    made = net._replicate_for_data_parallel()
+    made._parameters = {name: torch.zeros_like(tensor) for name, tensor in net.named_parameters(recurse=False)}
+    made._modules = {name: None if part is None else replica(part) for name, part in net._modules.items()}
+    return made
+
+
 def test_a_replica_runs_on_its_own_weights(cut: nn.Module) -> None:
-    """As `torch.nn.parallel.replicate` makes them for every GPU."""
-    replica = cut._replicate_for_data_parallel()
-    for name, layer in cut.named_children():
-        other = layer._replicate_for_data_parallel()
-        other._parameters = {key: torch.zeros_like(tensor) for key, tensor in layer.named_parameters()}
-        replica._modules[name] = other
-    assert not replica(X).any() and cut(X).any()
+    assert not replica(cut)(X).any() and cut(X).any()
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.branch, self.last = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 6)), nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(x + self.branch(x))
+
+
+def test_a_replica_and_a_compiled_module_without_a_branch_do_as_well() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 6), Block()).eval()
+    coupling = couple(net, X, depth=True)
+    shorter = apply_plan(net, coupling.plan({}, removed_blocks=list(coupling.blocks)))
+    assert shorter[1].branch is None
+    torch.compiler.reset()
+    assert torch.equal(torch.compile(shorter, backend="eager")(X), shorter(X))
+    assert not replica(shorter)(X).any() and shorter(X).any()

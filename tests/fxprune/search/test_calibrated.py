@@ -49,7 +49,7 @@ def gap(network, dense, x):
 def test_half_the_macs_by_data_is_nearer_to_dense_than_by_weights_and_repeats_itself():
     net, x = trained()
     held = torch.randn(100, 3, 10, 10)
-    kw = dict(example_inputs=x[:2], progress=False, config={"netadapt_min_feature_size": 1})
+    kw = dict(example_inputs=x[:2], progress=False, config={"netadapt_min_feature_size": 1, "sweeps": 0})
     by_data = [netadapt(net, 0.5, calibration=[x[:100], x[100:]], **kw) for _ in range(2)]
     by_weights = netadapt(net, 0.5, **kw)
     first, second = by_data
@@ -93,6 +93,7 @@ def test_evaluate_gives_the_score_and_what_makes_no_sense_is_refused():
 
 
 REFINED = {"refine": 2, "sweeps": 0}
+CLOSED = {"refine": 0, "sweeps": 0}
 ROUNDS = {"strategy": "netadapt", "netadapt_min_feature_size": 1, "budget_reduce_rate_init": 0.25, "refine": 1}
 
 
@@ -227,7 +228,7 @@ def test_units_of_heads_that_are_formed_by_rank_are_refined_too(caplog):
 def test_a_network_that_takes_too_long_to_refine_is_not_refined(monkeypatch, caplog):
     monkeypatch.setattr(repair, "WORK", 100.0)
     net, x = trained()
-    result = netadapt(net, 0.5, calibration=[x], example_inputs=x[:2], progress=False)
+    result = netadapt(net, 0.5, calibration=[x], example_inputs=x[:2], progress=False, config={"sweeps": 0})
     assert caplog.text.count("closed form only: with 0 million parameters refinement takes hours") == 1
     assert result.repaired.kept == result.repaired.compensated < result.repaired.sliced
 
@@ -243,8 +244,9 @@ def test_data_and_weights_of_inference_mode_are_taken():
     torch.manual_seed(0)
     with torch.inference_mode():
         net, x = Net().eval(), torch.randn(40, 3, 10, 10)
-        inside = netadapt(Net().eval(), 0.6, calibration=[x], example_inputs=x[:2], progress=False)
-    outside = netadapt(net, 0.6, calibration=[x], example_inputs=torch.randn(2, 3, 10, 10), progress=False)
+        inside = netadapt(Net().eval(), 0.6, calibration=[x], example_inputs=x[:2], progress=False, config=REFINED)
+    x0 = torch.randn(2, 3, 10, 10)
+    outside = netadapt(net, 0.6, calibration=[x], example_inputs=x0, progress=False, config=REFINED)
     for result in (inside, outside):
         assert result.met and result.repaired.kept <= result.repaired.sliced
 
@@ -317,7 +319,7 @@ def test_as_many_results_as_the_values_say_are_compared_and_another_graph_is_not
 
 def test_a_network_that_finds_nothing_in_the_data_is_named(caplog):
     net, x = Finding(least=1.0).eval(), torch.randn(40, 3, 8, 8)
-    netadapt(net, 0.8, calibration=[x / 100], example_inputs=100 * x[:2], progress=False, config={"refine": 0})
+    netadapt(net, 0.8, calibration=[x / 100], example_inputs=100 * x[:2], progress=False, config=CLOSED)
     assert "the network gives no result at all" in caplog.text
 
 
@@ -331,7 +333,7 @@ def test_outputs_that_are_no_numbers_are_said_not_compared(monkeypatch):
 def test_a_peak_of_memory_and_weights_alone_are_allocated_too():
     net, x = trained()
     kw = dict(example_inputs=x[:2], progress=False)
-    by_memory = netadapt(net, Budget("memory", ratio=0.9), calibration=[x], config={"refine": 0}, **kw)
+    by_memory = netadapt(net, Budget("memory", ratio=0.9), calibration=[x], config=CLOSED, **kw)
     assert by_memory.met and by_memory.repaired.kept <= by_memory.repaired.sliced
     by_weights = netadapt(net, 0.6, config={"strategy": "allocate", "netadapt_min_feature_size": 1}, **kw)
     assert by_weights.met and len(by_weights.rounds) == 1 and by_weights.repaired is None

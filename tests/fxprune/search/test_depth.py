@@ -57,9 +57,10 @@ def test_weights_alone_remove_the_block_that_adds_nothing(strategy):
 
 @pytest.mark.parametrize("strategy", ["netadapt", "allocate"])
 def test_data_remove_the_block_that_adds_nothing(strategy):
-    result = search(calibration=DATA, strategy=strategy, budget_reduce_rate_init=0.3)
+    how = {"calibration": DATA, "strategy": strategy, "budget_reduce_rate_init": 0.3, "refine": 0}
+    result = search(**how)
     assert "block:2.down" in result.plan.removed_blocks and result.met
-    plain = search(calibration=DATA, strategy=strategy, budget_reduce_rate_init=0.3, depth=False)
+    plain = search(**how, depth=False)
     assert plain.plan.removed_blocks == () and result.score > plain.score
 
 

@@ -171,4 +171,4 @@ def test_groups_of_one_width_keep_it_and_several_processes_find_the_same():
     same = kept(config={"same_width": [["2", "4"]]})
     assert len(same.rounds[0].candidates) > 1
     assert all(len({c.widths.get(name) for name in ("2", "4")}) == 1 for c in same.rounds[0].candidates)
-    assert states_equal(kept(), kept(config={"workers": 2}))
+    assert states_equal(kept(3), kept(3, config={"workers": 2}))

@@ -179,7 +179,7 @@ class PartlyScripted(nn.Module):
 def test_a_scripted_part_stays_and_the_rest_is_pruned(by: str, training: bool) -> None:
     torch.manual_seed(0)
     net, x, y = PartlyScripted().train(training), torch.randn(60, 4), torch.randint(3, (60,))
-    given: dict[str, Any] = {"data": {"calibration": [x]}, "weights": {}}.get(by, {})
+    given: dict[str, Any] = {"calibration": [x], "config": {"refine": 1, "sweeps": 0}} if by == "data" else {}
     if by == "training":
         config = {"netadapt_max_iter": 2}
         given = {"train": FineTune([(x, y)]), "evaluate": Accuracy([(x, y)]), "config": config}

@@ -37,7 +37,6 @@ from passes.stream.replicas import called_module
 Position = tuple[str | int, ...]
 SIZES: Position = ("sizes",)  # of a call that splits its first argument
 
-
 Line = tuple[str, str, int]
 """A function and the line that calls it: the name of the code, and the line below its head."""
 
@@ -208,7 +207,7 @@ class _Restating(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         name, restated = name_of(func), None
-        if name in self.functions:
+        if name in self.functions and not self._is_replaced(sys._getframe(1)):
             found = calling(sys._getframe(1))
             calls = self.lines.get((name, *found[1])) if found is not None and found[0] is self.module else None
             if calls is not None and found is not None:
@@ -216,6 +215,14 @@ class _Restating(TorchFunctionMode):
         if self.owners:
             self.note_layer((*args, *(kwargs or {}).values()))
         return func(*args, **(kwargs or {})) if restated is None else called(func, args, kwargs or {}, restated)
+
+    def _is_replaced(self, frame: FrameType | None) -> bool:
+        """Whether a run of the same module within this one hands the call on: a forward that calls itself."""
+        for _ in range(2):  # `called`, and the mode that called it
+            if frame is not None and frame.f_code is _Restating.__torch_function__.__code__:
+                return frame.f_locals["self"].module is self.module
+            frame = None if frame is None else frame.f_back
+        return False
 
     def note_layer(self, given: Iterable[object]) -> None:
         """Note the layer that gives these to torch, if parameters of one are among them."""

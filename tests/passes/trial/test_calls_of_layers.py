@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from passes import Plan, apply_plan, couple, verify
 from passes.errors import SizeError
+from passes.stream.restated_calls import Restated, RestatedForward, Site
 
 ORDERS = {"all": (0, 1, 2), "one left out": (0, 2), "the first left out": (1, 2), "turned": (2, 0, 1)}
 ORDERS |= {"twice": (0, 1, 2, 0, 1, 2), "none": ()}
@@ -103,3 +104,16 @@ def test_a_method_that_runs_again_in_backward_finds_the_layer_before_it() -> Non
         net(x).square().sum().backward()
         grads.append(x.grad)
     torch.testing.assert_close(grads[1], grads[0], rtol=1e-12, atol=1e-12)
+
+
+class Recursive(nn.Module):
+    def forward(self, x: Tensor, left: int = 1) -> Tensor:
+        x = x.view(-1, 16)
+        return self.forward(x, left - 1) if left else x
+
+
+def test_a_forward_that_calls_itself_replaces_each_number_once() -> None:
+    net = Recursive()
+    site = Site("torch.Tensor.view", "forward", 1)
+    net.forward = RestatedForward(net, [Restated(site, (2,), 8, ratio=(4, 8), before=8)])  # type: ignore[method-assign,assignment]
+    assert net(torch.zeros(4, 8)).shape == (4, 8)

@@ -11,8 +11,9 @@ from fxprune import FineTune, NetAdaptConfig, NetAdaptResult, netadapt
 
 EXAMPLE = torch.randn(2, 3, 8, 8)
 FAST = NetAdaptConfig(
-    netadapt_min_feature_size=2, netadapt_max_iter=2, budget_reduce_rate_init=0.15, budget_reduce_rate_decay=1.0
-)
+    netadapt_min_feature_size=2, netadapt_max_iter=2, budget_reduce_rate_init=0.15, budget_reduce_rate_decay=1.0,
+    sweeps=0, refine=1,
+)  # fmt: skip
 
 
 class Net(nn.Module):

@@ -39,7 +39,7 @@ def test_every_strategy_keeps_them_equal(strategy: str, same: object) -> None:
 
 
 def test_with_data_too() -> None:
-    config = {"same_width": "blocks", "step": 2, "netadapt_min_feature_size": 2, "refine": 0}
+    config = {"same_width": "blocks", "step": 2, "netadapt_min_feature_size": 2, "refine": 0, "sweeps": 0}
     result = netadapt(
         _net(), Budget("params", ratio=0.6), example_inputs=EXAMPLE, config=config, progress=False,
         calibration=[torch.randn(20, 5, 16) for _ in range(4)],

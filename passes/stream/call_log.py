@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from passes.stream.function_mode import Functions
 from passes.stream.module_stream import FEW, ModuleInference, Watching
 from passes.stream.restated_calls import (
     Line,
+    NotesLayers,
     Place,
     Position,
     Site,
@@ -42,7 +43,7 @@ class LoggedCall:
     head_size: int | None = None  # of attention whose scale is left to torch
 
 
-class Logging(Functions):
+class Logging(Functions, NotesLayers):
     """Keeps a `LoggedCall` for each call that reaches a torch function."""
 
     mode: Watching
@@ -61,7 +62,7 @@ class Logging(Functions):
         site = None
         if found is not None and id(found[0]) in self.paths:
             site = self._site(func, found, methods_running(found[0], sys._getframe(1)))
-        self._note_layers(args, kwargs or {})
+        self.note_layer((*args, *(kwargs or {}).values()))
         result = super().__torch_function__(func, types, args, kwargs)
         if site is not None and found is not None and self.mode.place > start:
             given = {**dict(enumerate(args)), **(kwargs or {})}
@@ -97,9 +98,9 @@ class Logging(Functions):
             self._owners[id(module)] = owners_of(module)
         return self._owners[id(module)]
 
-    def _note_layers(self, args: tuple, kwargs: Mapping[str, object]) -> None:
+    def note_layer(self, given: Iterable[object]) -> None:
         known = self._owners_of(self._modules[""])
-        self.mode.stack.used += [id(given) for given in (*args, *kwargs.values()) if id(given) in known]
+        self.mode.stack.used += [id(argument) for argument in given if id(argument) in known]
 
     def calls(self) -> list[LoggedCall]:
         """The calls, each with the places of all calls of its line."""

@@ -194,7 +194,15 @@ class _Calls:
         return cls(given, known, next(iter(given.values())) if alike else None)
 
 
-class _Restating(TorchFunctionMode):
+class NotesLayers(TorchFunctionMode):
+    """A function mode that keeps which layer's parameters torch was given last."""
+
+    def note_layer(self, given: Iterable[object]) -> None:
+        """Note the layer that gives these to torch, if parameters of one are among them."""
+        raise NotImplementedError
+
+
+class _Restating(NotesLayers):
     """whole: the forward runs from its beginning; else a method of it by itself, as in backward of a checkpoint."""
 
     def __init__(self, module: nn.Module, lines: Mapping[Line, _Calls], whole: bool, on_trial: bool) -> None:
@@ -225,7 +233,6 @@ class _Restating(TorchFunctionMode):
         return False
 
     def note_layer(self, given: Iterable[object]) -> None:
-        """Note the layer that gives these to torch, if parameters of one are among them."""
         for argument in given:
             if id(argument) in self.owners:
                 self.after = self.owners[id(argument)]
@@ -252,9 +259,9 @@ class _Restating(TorchFunctionMode):
 
 
 def note_layer(module: nn.Module) -> None:
-    """Tell the forwards that run that a layer gives its parameters to torch, where no mode sees that."""
+    """Tell the modes that keep it that a layer gives its parameters to torch, where they do not see that."""
     for mode in function_modes():
-        if isinstance(mode, _Restating):
+        if isinstance(mode, NotesLayers):
             mode.note_layer(parameters_of(module).values())
 
 

@@ -24,7 +24,7 @@ from passes.graph.module_copies import (
     modules_of,
     owned_tensors,
 )  # fmt: skip
-from passes.process.torch_private import call_of, no_torch_dispatch, no_torch_function, parameters_of
+from passes.process.torch_private import call_of, no_torch_dispatch, no_torch_function
 from passes.stream.head_attention import is_torchs_attention, with_heads
 from passes.stream.restated_calls import note_layer
 
@@ -223,7 +223,6 @@ def _follow(module: nn.Module, path: str, stack: CallStack) -> None:
         if result is NotImplemented:
             return call(*args, **kwargs)
         note_layer(module)
-        stack.used += [id(parameter) for parameter in parameters_of(module).values() if parameter is not None]
         return result
 
     module.__dict__["_call_impl"] = call_layer if is_emitted(module) else call

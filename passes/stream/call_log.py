@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from passes.process.torch_private import no_dispatch_modes
@@ -68,7 +69,7 @@ class Logging(Functions, NotesLayers):
             given = {**dict(enumerate(args)), **(kwargs or {})}
             numbers = tuple(_numbers(given, (), self.mode))
             head = None
-            if func is torch.nn.functional.scaled_dot_product_attention and (kwargs or {}).get("scale") is None:
+            if func is F.scaled_dot_product_attention and (kwargs or {}).get("scale") is None:
                 head = int(args[0].shape[-1]) if args else None
             stop = self.mode.place
             indices = tuple(_indices(given, ()))
@@ -125,6 +126,24 @@ class LastCall(Functions):
         """The numbers among its arguments."""
         args, kwargs = self._last
         return dict(_numbers({**dict(enumerate(args)), **kwargs}, (), self.mode))
+
+
+class WithoutDropout(LastCall):
+    """Has functions drop nothing, so that a run in train mode makes the calls of one in evaluation mode."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func in _DROPOUTS:
+            return args[0] if args else (kwargs or {})["input"]
+        if func is F.scaled_dot_product_attention:
+            args, kwargs = (*args[:4], 0.0, *args[5:]) if len(args) > 4 else args, {**(kwargs or {})}
+            if "dropout_p" in kwargs:
+                kwargs["dropout_p"] = 0.0
+        return super().__torch_function__(func, types, args, kwargs)
+
+
+_DROPOUTS = frozenset(
+    (torch.dropout, F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout)
+)
 
 
 def _numbers(value: Any, position: Position, mode: ModuleInference) -> Iterator[tuple[Position, Any]]:

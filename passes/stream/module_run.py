@@ -38,12 +38,16 @@ OF_INPUTS = "an input of the model keeps its shape"
 
 @dataclass(frozen=True)
 class Beside:
-    """A run that counts for no cost: its calls, what it was given, the mode, and the condition that was turned."""
+    """A run that counts for no cost: its calls, what it was given, the mode, and the condition that was turned.
+
+    later: whether it was the second of two calls, with what the first had left in the module's attributes.
+    """
 
     records: list[Record]
     arguments: Arguments
     training: bool
     turned: str = ""
+    later: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,16 +87,20 @@ class ModuleInferred:
         """The calls of all runs beside that on the example."""
         return [record for run in self.runs_beside for record in run.records]
 
-    def run_beside(self, arguments: Arguments, training: bool = False, turned: str = "") -> str:
-        """Run once more, in the other mode, on other inputs or otherwise at a line; why that cannot be, or ""."""
+    def run_beside(self, arguments: Arguments, training: bool = False, turned: str = "", later: bool = False) -> str:
+        """Run once more, in the other mode, on other inputs or otherwise at a line; why that cannot be, or "".
+
+        later: as the second call, directly after the first.
+        """
         mode = self.run.mode
         mode.records.clear()
-        self.run.forget()
+        if not later:
+            self.run.forget()
         try:
             self.run.run(arguments, training, turned=turned)
         except Exception as error:  # what a module raises in a mode, or at a size, that it does not take
             return said(error)
-        self.runs_beside.append(Beside(list(mode.records), arguments, training, turned))
+        self.runs_beside.append(Beside(list(mode.records), arguments, training, turned, later))
         return ""
 
 
@@ -171,6 +179,7 @@ class ModuleRun:
                 axes = tuple(Constant(int(s), reason) for s in tensor.shape)
                 inputs.append(Value("input", axes, from_inputs=True))
                 mode.hold(made, inputs[-1])
+        self._in_mode(training)
         called_with = replaced(arguments, given)
         left = Left(called_with)
         result = left.beside(self._called(mode, called_with, training, functions, turned, gradients))
@@ -190,14 +199,17 @@ class ModuleRun:
         self, mode: Watching, arguments: Arguments, training: bool = False, functions: Functions | None = None,
         cut: Mapping[str, torch.Tensor] = MappingProxyType({}),
         prepare: Callable[[nn.Module], None] = lambda copied: None, turned: str = "", gradients: bool = False,
-        conditions: SizeConditions | None = None,
+        conditions: SizeConditions | None = None, later: bool = False,
     ) -> None:  # fmt: skip
         """Run once under another mode.
 
         cut: by name what tensors of the module hold this time. prepare: is given the copy first. turned: as in `run`.
         gradients: in the mode in which these are recorded. conditions: lists those on sizes, where none is turned.
+        later: as the second of two calls.
         """
-        mode.stack, mode.device, mode.names = self.mode.stack, self.mode.device, self.mode.names
+        modes = (Watching(mode.real), mode) if later else (mode,)
+        for each in modes:
+            each.stack, each.device, each.names = self.mode.stack, self.mode.device, self.mode.names
         self._has_run = True
         self._state.restore()
         for name, made, data, _ in self._held:
@@ -205,14 +217,18 @@ class ModuleRun:
             if not made.is_floating_point():
                 stated = numbers.stated(now if name in cut else self.originals[name])
                 if stated is not None:
-                    mode.attach(made, Value(name, (), frozenset([name]), numbers=stated))
+                    for each in modes:
+                        each.attach(made, Value(name, (), frozenset([name]), numbers=stated))
                     now = now if mode.real else on_meta_device(now)
             made.data = now
+        self._in_mode(training)
         prepare(self.copy)
-        given = {id(t): t.detach().clone() if mode.real else input_on_meta(t) for t in tensors_of(arguments)}
-        for tensor in given.values():
-            mode.attach(tensor, Value("input", ()))
-        self._called(mode, replaced(arguments, given), training, functions, turned, gradients, conditions)
+        for each in modes:
+            given = {id(t): t.detach().clone() if mode.real else input_on_meta(t) for t in tensors_of(arguments)}
+            for tensor in given.values():
+                each.attach(tensor, Value("input", ()))
+            own = (functions, turned, gradients, conditions) if each is mode else (None, turned, gradients)
+            self._called(each, replaced(arguments, given), training, *own)
 
     def forget(self) -> None:
         """Undo what runs have left in attributes: a cache, a counter, a size of the first call."""
@@ -222,9 +238,17 @@ class ModuleRun:
         """The numbers, flags and texts that runs have changed in attributes, as they are now, by qualified names."""
         return self._state.changed()
 
+    def kept(self) -> dict[str, list[torch.Tensor]]:
+        """The tensors that runs have put into attributes, by qualified names."""
+        return self._state.kept()
+
     def release(self) -> None:
         """Give the memory of the copy back; it cannot be run any more."""
         self.mode.stack.release(self._modules.values())
+
+    def _in_mode(self, training: bool) -> None:
+        if training or self.copy.training:
+            self.copy.train(training)
 
     def _called(
         self, mode: ModuleInference, arguments: Arguments, training: bool, functions: Functions | None, turned: str,
@@ -234,8 +258,6 @@ class ModuleRun:
         mode.stack.emit = None if mode.real else mode.emit
         mode.stack.changed.clear()
         mode.training = training
-        if training or self.copy.training:
-            self.copy.train(training)
         args, kwargs = arguments
         functions = functions or Functions(mode)
         functions.conditions = conditions or (Turned(turned) if turned else None)

@@ -27,6 +27,7 @@ from passes.graph.module_copies import (
 from passes.process.torch_private import call_of, no_torch_dispatch, no_torch_function
 from passes.stream.head_attention import is_torchs_attention, with_heads
 from passes.stream.restated_calls import note_layer
+from passes.stream.results import tensors_in
 
 
 class CallStack:
@@ -164,6 +165,26 @@ class State:
                     if known and value != earlier[name]:
                         found[f"{path}.{name}" if path else name] = value
         return found
+
+    def kept(self) -> dict[str, list[torch.Tensor]]:
+        """The tensors that runs have put into attributes, in lists or objects too, by qualified names."""
+        held_before = [*self._kept, *((held, {}) for held in self._empty if held)]
+        now = [(held, name, held[name], before.get(name)) for held, before in held_before
+               if not _are_equal(held, before) for name in held if held[name] is not before.get(name)]  # fmt: skip
+        now += [(held, name, held.get(name), before) for held, name, before in self._mutable]
+        found: dict[str, list[torch.Tensor]] = {}
+        for held, name, value, before in now:
+            earlier = set(map(id, tensors_in(before, caches=True)))
+            new = [tensor for tensor in tensors_in(value, caches=True) if id(tensor) not in earlier]
+            if new:
+                found.setdefault(self._qualified(held, name), []).extend(new)
+        return found
+
+    def _qualified(self, held: Mapping[Any, Any], name: str) -> str:
+        """The name of an attribute below the root."""
+        paths = (p for p, m in self._by_path.items() if any(held is own for own in (m.__dict__, *_registered(m))))
+        path = next(paths, "")
+        return f"{path}.{name}" if path else str(name)
 
     def _copied(self, items: _Attributes) -> _Attributes:
         memo = dict(self._memo)

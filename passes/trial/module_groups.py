@@ -24,7 +24,7 @@ from passes.documents.described_values import Described
 from passes.equality.padded_positions import check_padding
 from passes.errors import PassError, SpecialisedWarning
 from passes.graph.left_behind import left_behind
-from passes.graph.module_copies import modules_of, parameters_among
+from passes.graph.module_copies import evaluate_mode, modules_of, parameters_among
 from passes.process.state import drawn_in_python, generators_of
 from passes.stream.call_arguments import Arguments, bound, describe_call, tensors_of
 from passes.stream.call_log import LoggedCall
@@ -35,6 +35,7 @@ from passes.transform.slicing import Slicing
 from passes.trial.corrections import changes_that_follow, refused_axes, stated_splits
 from passes.trial.following import Failure
 from passes.trial.module_trial import Changes, RealTrial, Trial
+from passes.trial.other_modes import branches_on_mode, in_train_mode, look_at_kept_tensors, look_at_train_mode
 from passes.trial.other_runs import (
     look_at_later_calls,
     look_at_more_values,
@@ -66,6 +67,7 @@ def couple_module(module: nn.Module, example_inputs: object) -> Coupling:
         )
     if not any(tensor.is_meta for tensor in tensors_of(arguments)):
         check_padding(module, arguments)
+    look_at_kept_tensors(inferred, arguments)
     look_at_views(inferred, arguments)
     look_at_other_branches(inferred, arguments)
     if inferred.real:
@@ -76,22 +78,19 @@ def couple_module(module: nn.Module, example_inputs: object) -> Coupling:
     trainable = frozenset([name for name, _ in parameters])
     structure, unused = _reach_the_rest(inferred, arguments, trainable)
     inferred.specialised += left_behind(inferred.run.owned)
-    changes, digest, sizes_known = Changes(), _digest(modules, parameters), inferred.real
+    changes, digest, looked = Changes(), _digest(modules, parameters), False
     while True:
         if unused:
             _freeze(inferred, unused)
             structure = Structure.of(inferred)
         coupling = _coupling(structure, inferred, digest, describe_call(arguments), trainable)
         trials = cache(partial(_trials, module, coupling, inferred, arguments, {}))
-        is_stated = (
-            sizes_known or _runs_at_other_sizes(trials(0), arguments) or not look_at_other_sizes(inferred, arguments)
-        )
-        sizes_known = True
-        if is_stated:
+        if looked or not _look_elsewhere(module, inferred, arguments, trials):
             changes, refused = _tried(trials, changes.resolved(inferred.space.resolve))
             if not refused:
                 break
             _freeze(inferred, refused)
+        looked = True
         structure, unused = _unused(inferred, trainable)
     for sentence in inferred.specialised:
         warnings.warn(f"{type(module).__name__}: {sentence}", SpecialisedWarning, stacklevel=3)
@@ -168,15 +167,30 @@ def _trials(
         return []
     kind, slicing = RealTrial if inferred.real else Trial, Slicing(coupling, _masks(coupling, shift))
     return [
-        kind(module, inferred.run, coupling, run.arguments, slicing, run.records, run.training, run.turned, logs)
+        kind(
+            module, inferred.run, coupling, run.arguments, slicing, run.records, run.training, run.turned, run.later,
+            logs,
+        )
         for run in (Beside(inferred.records, arguments, False), *inferred.runs_beside)
-    ]
+    ]  # fmt: skip
 
 
-def _runs_at_other_sizes(trials: Sequence[Trial], arguments: Arguments) -> bool:
-    """Whether the cut module makes the same calls on inputs of other sizes: neither the cut nor these change any."""
-    resized = next(other_sizes(arguments), None)
-    return bool(trials) and resized is not None and trials[0].runs_at(trials[0].unread(Changes()), resized)
+def _look_elsewhere(
+    module: nn.Module, inferred: ModuleInferred, arguments: Arguments, trials_at: Callable[[int], list[Trial]]
+) -> bool:
+    """Look at the module at other sizes of its inputs and in train mode; whether that showed something new.
+
+    One run says that there is nothing where the cut module makes the same calls at such sizes with the answers of train
+    mode: then neither the cut, nor these, nor the mode change any.
+    """
+    resized = None if inferred.real else next(other_sizes(arguments), None)
+    branches = branches_on_mode(module)
+    mode = in_train_mode if branches else evaluate_mode
+    first = trials_at(0)[:1]
+    if resized is not None and any(trial.runs_at(trial.unread(Changes()), resized, mode) for trial in first):
+        return False
+    shown = branches and look_at_train_mode(inferred, arguments)
+    return (not inferred.real and look_at_other_sizes(inferred, arguments)) or shown
 
 
 def _tried(trials_at: Callable[[int], list[Trial]], changes: Changes) -> tuple[Changes, Frozen]:

@@ -27,7 +27,7 @@ from passes.ops import constant_indices as numbers
 from passes.ops.meta_shapes import empty_on_meta
 from passes.process.source_lines import innermost_line, is_of_package, said
 from passes.stream.call_arguments import Arguments, replaced, tensors_of
-from passes.stream.call_log import LastCall, LoggedCall, Logging
+from passes.stream.call_log import LastCall, LoggedCall, Logging, WithoutDropout
 from passes.stream.conditions import SizeConditions
 from passes.stream.module_run import ModuleRun
 from passes.stream.module_stream import Watching
@@ -76,9 +76,9 @@ class Trial:
     """One module, its coupling, and what each group is reduced to; `run` says how far a set of changes gets.
 
     copy: of the module, to be run. tape: the calls of the dense module, which those of the cut one are compared with.
-    turned: the line at which a condition gets the other answer. logs: by mode and such line, the calls at other sizes
-    of the inputs, which all trials of a module share. moved: whether in a run so far constants that the program makes
-    of sizes moved with these, which at other widths may be right or not.
+    turned: the line at which a condition gets the other answer. later: as the second of two calls. logs: by mode and
+    such line, the calls at other sizes of the inputs, which all trials of a module share. moved: whether in a run so
+    far constants that the program makes of sizes moved with these, which at other widths may be right or not.
     """
 
     module: nn.Module
@@ -89,6 +89,7 @@ class Trial:
     tape: Sequence[Record]
     training: bool = False
     turned: str = ""
+    later: bool = False
     logs: dict[tuple[bool, str], list[LoggedCall]] = field(default_factory=dict)
     moved: bool = field(default=False, init=False)
     real: ClassVar[bool] = False
@@ -101,34 +102,38 @@ class Trial:
             self._known[changes] = self._run(changes)
         return self._known[changes]
 
-    def runs_at(self, changes: Changes, resized: Arguments) -> bool:
+    def runs_at(self, changes: Changes, resized: Arguments, set_mode: Callable[[nn.Module], object]) -> bool:
         """Whether the cut module makes the same calls on inputs of other sizes too, and asks no condition on these.
 
-        Then both are tried in one run.
+        Then both are tried in one run. set_mode: puts the copy in a mode for this run; it is in eval mode afterwards.
         """
         try:
             given = zip(tensors_of(self.arguments), tensors_of(resized), strict=True)
             lengths = {pair for old, new in given for pair in zip(old.shape, new.shape, strict=True)}
             mode = AtOtherSizes(self.promised, lengths)
             conditions = SizeConditions(whether=True)
-            self._called(mode, resized, changes, LastCall(mode), conditions)
+            self._called(mode, resized, changes, WithoutDropout(mode), conditions, set_mode)
         except Exception:  # one of the two cannot be; which, other runs tell
             return False
+        finally:
+            self.copy.copy.eval()
         if mode.is_done:
             self._known[changes] = None
         return mode.is_done and not conditions.any
 
     def _called(
         self, mode: Watching, arguments: Arguments, changes: Changes, functions: LastCall,
-        conditions: SizeConditions | None = None,
+        conditions: SizeConditions | None = None, set_mode: Callable[[nn.Module], object] = lambda copied: None,
     ) -> None:  # fmt: skip
         def prepare(copied: nn.Module) -> None:
             fit(copied, self.slicing, changes.edits, changes.literals, on_trial=True)
+            set_mode(copied)
 
         with self.settings():
             self.copy.again(
-                mode, arguments, self.training, functions, self.data, prepare, self.turned, conditions=conditions
-            )
+                mode, arguments, self.training, functions, self.data, prepare, self.turned, conditions=conditions,
+                later=self.later,
+            )  # fmt: skip
 
     def _run(self, changes: Changes) -> Failure | None:
         mode = Following(self.promised, self.real)
@@ -213,7 +218,9 @@ class Trial:
         mode = Watching(self.real)
         functions = Logging(mode, modules_of(self.copy.copy))
         with self.settings():
-            self.copy.again(mode, arguments, self.training, functions, prepare=prepare, turned=self.turned)
+            self.copy.again(
+                mode, arguments, self.training, functions, prepare=prepare, turned=self.turned, later=self.later
+            )
         return functions.calls()
 
 
@@ -232,6 +239,9 @@ class RealTrial(Trial):
         self.copy = ModuleRun(self.module, mode, self._masked, lambda name, _: tensors[aliases[name]])
         self.arguments = replaced(self.arguments, {id(t): double(t) for t in tensors_of(self.arguments)})
         with self.settings(), _in_words(self.module):
+            if self.later:
+                self.copy.run(self.arguments, self.training, turned=self.turned)
+                mode.records.clear()
             self.copy.run(self.arguments, self.training, turned=self.turned)
         resolve_axes(once_each(mode.space.resolve), mode.values, mode.records)
         self.tape = mode.records

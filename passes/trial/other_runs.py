@@ -22,6 +22,7 @@ from passes.ops import Record, Value, spelled
 from passes.ops.facts import VIEWS, facts_of
 from passes.process.torch_private import OpOverload
 from passes.stream.call_arguments import CHANGED, Arguments, replaced, tensors_of
+from passes.stream.call_log import WithoutDropout
 from passes.stream.conditions import SizeConditions
 from passes.stream.module_run import ModuleInferred, ModuleRun
 from passes.stream.module_stream import Watching, input_on_meta
@@ -132,6 +133,17 @@ def look_at_other_arguments(module: nn.Module, inferred: ModuleInferred, argumen
     left_out = _left_out(module, arguments)
     if left_out:
         inferred.specialised.append(f"its arguments {', '.join(left_out)} were not given")
+
+
+def makes_the_same_calls(inferred: ModuleInferred, arguments: Arguments, set_mode: Callable[[nn.Module], None]) -> bool:
+    """Whether a module runs and makes the calls of the tape, dropout apart, once `set_mode` has put its copy in another
+    mode; it is in eval mode again afterwards."""
+    mode = _Calls(inferred.real)
+    try:
+        ran = _ran(inferred.run, mode, arguments, prepare=set_mode, functions=WithoutDropout(mode))
+    finally:
+        inferred.run.copy.eval()
+    return ran and mode.calls == _calls_of(inferred.records)
 
 
 def look_at_later_calls(inferred: ModuleInferred, arguments: Arguments) -> None:

@@ -9,7 +9,7 @@ from module_law import proven
 from torch import Tensor, nn
 
 from passes import apply_plan, couple, verify
-from passes.trial import module_groups
+from passes.trial.module_trial import Trial
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -97,13 +97,13 @@ def test_what_a_run_leaves_in_a_module_is_gone_before_the_next():
 def runs(module: nn.Module, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, list[bool]]:
     """The coupling, and for each look at other sizes whether the cut module was run there at once."""
     found: list[bool] = []
-    original = module_groups._runs_at_other_sizes
+    original = Trial.runs_at
 
     def watched(*args: Any) -> bool:
         found.append(original(*args))
         return found[-1]
 
-    monkeypatch.setattr(module_groups, "_runs_at_other_sizes", watched)
+    monkeypatch.setattr(Trial, "runs_at", watched)
     return couple(module, X), found
 
 

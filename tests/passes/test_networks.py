@@ -34,6 +34,9 @@ NETWORKS = {
     "resnext50_32x4d": (32, 53),
 }
 
+# Half of the time, and what they are made of the others have as well.
+SLOW = frozenset({"resnet50", "vgg11_bn", "inception_v3", "mobilenet_v2", "efficientnet_b0"})
+
 
 def build(name: str) -> nn.Module:
     settings = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
@@ -45,7 +48,7 @@ def build(name: str) -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in NETWORKS])
 def test_torchvision_networks_are_pruned_exactly(name: str) -> None:
     side, groups = NETWORKS[name]
     finding = examine(build(name), torch.randn(2, 3, side, side), (1 / 2,), apart=False)

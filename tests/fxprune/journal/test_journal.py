@@ -279,7 +279,7 @@ run(Path(sys.argv[1]), train=train)
 """
 
 
-@pytest.mark.parametrize("kills", [5, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [3, pytest.param(50, marks=pytest.mark.slow)])
 def test_kill_9_at_random_moments(whole: tuple[NetAdaptResult, Path], tmp_path: Path, kills: int) -> None:
     """Killed while it trains, again and again in one folder; where a run gets through, another begins in a new one."""
     generator, script = (

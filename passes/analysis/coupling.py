@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
+from typing import TYPE_CHECKING
 
-import networkx as nx
 import numpy as np
 import torch
 from torch import fx
@@ -28,6 +28,9 @@ from passes.documents.plan import Plan, is_plan
 from passes.errors import PlanError
 from passes.graph.annotations import facts_of, note
 from passes.graph.fingerprint import fingerprint
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 
 class Coupling:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
 
-import networkx as nx
 import torch
 
 from passes.axes.expressions import Axis, Reason
@@ -168,6 +167,9 @@ class _Flow:
 
     def branches(self, sums: Mapping[int, Record]) -> dict[tuple[int, int], frozenset[int]]:
         """For each operand of each sum the calls that nothing else needs, where there are any."""
+
+        import networkx as nx  # it takes long to import, and depth alone needs it here
+
         graph = nx.DiGraph()
         graph.add_edges_from((_OUTPUT, number) for number in self.ends)
         for number, operands in enumerate(self.needs):

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-
-import networkx as nx
+from typing import TYPE_CHECKING
 
 from passes.arguments import is_a, quoted
 from passes.axes.expressions import Variable, leaves
 from passes.errors import PlanError
 from passes.ops import Record, Value, spelled
 
+if TYPE_CHECKING:
+    import networkx as nx
+
 
 def ties_of(records: Iterable[Record], variables: Mapping[str, Variable]) -> nx.Graph:
     """Nodes are ``tensor:dim`` of parameters and values, edges the operators that tie them."""
+    import networkx as nx  # it takes long to import, and few ask why axes are tied
+
     graph = nx.Graph()
     grouped = {v: name for name, v in variables.items()}
 
@@ -48,6 +52,8 @@ def why_tied(ties: nx.Graph, first: str, second: str) -> list[str]:
         is_a(end, str, "explain", "an axis, such as 'conv1.weight:0'", PlanError)
         if end not in ties:
             raise PlanError(f"{quoted(end)} is no prunable axis of this network; axes look like 'conv1.weight:0'")
+    import networkx as nx
+
     if not nx.has_path(ties, first, second):
         raise PlanError(f"{first} and {second} are not coupled")
     path = nx.shortest_path(ties, first, second)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from passes.ops import operands
 from passes.ops.call import MOVED, Call, aten
 from passes.ops.equation import equation_rule, solve
 from passes.ops.literals import Site
-from passes.ops.meta_shapes import Shape, shaped, windows
+from passes.ops.meta_shapes import Shape, always, shaped, windows
 from passes.ops.table import rule, states
 from passes.ops.zeros import NEVER, PRODUCT, product, taken
 
@@ -51,7 +52,7 @@ def _attention(site: Site) -> None:
 
 
 PRODUCTS: dict[str, Any] = {
-    "zeros": PRODUCT, "sizeless": True, "meta": shaped(_product, any_layout=True), "reads": operands.product,
+    "zeros": PRODUCT, "sizeless": True, "meta": shaped(_product, any_layout=always), "reads": operands.product,
 }  # fmt: skip
 equation_rule([aten.mm], "m k, k n -> m n", ["self", "mat2"], macs="m k n", **PRODUCTS)
 equation_rule([aten.bmm], "b m k, b k n -> b m n", ["self", "mat2"], macs="b m k n", **PRODUCTS)
@@ -82,7 +83,7 @@ def add_product(call: Call) -> list[list[Axis]]:
     return [[call.space.resolve(axis) for axis in result]]
 
 
-states(aten.addmm, meta=shaped(_product_added, any_layout=True))
+states(aten.addmm, meta=shaped(_product_added, any_layout=always))
 
 
 @rule(
@@ -118,6 +119,7 @@ def _plain_convolution(call: Call, x: torch.Tensor, weight: torch.Tensor, bias: 
     return [call.space.resolve(batch), call.space.resolve(leaving), *places]
 
 
+@cache
 def _decided_by_weight() -> bool:
     """Whether the layout of a convolution's result is that of its weight, as in newer versions of torch."""
     x = torch.empty(2, 2, 4, 4, device="meta", memory_format=torch.channels_last)
@@ -126,7 +128,7 @@ def _decided_by_weight() -> bool:
     return made.is_contiguous()
 
 
-states(aten.convolution, meta=shaped(_convolution, any_layout=_decided_by_weight()))
+states(aten.convolution, meta=shaped(_convolution, any_layout=_decided_by_weight))
 states(aten.linear, reads=operands.linear)  # which is not decomposed in inference mode
 
 
@@ -164,7 +166,7 @@ def grouped_product(call: Call) -> list[list[Axis]]:
     return [[call.space.resolve(axis) for axis in result]]
 
 
-states(aten._grouped_mm, meta=shaped(_grouped, any_layout=True))
+states(aten._grouped_mm, meta=shaped(_grouped, any_layout=always))
 
 
 @rule(aten._linalg_solve_ex, zeros=taken("B"))

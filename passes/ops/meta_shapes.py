@@ -64,14 +64,22 @@ def plain(answer: Callable[..., object]) -> Callable[..., Any]:
     return meta
 
 
-def shaped(shape_of: Callable[..., Shape | None], any_layout: bool = False) -> Callable[..., Any]:
+def always() -> bool:
+    return True
+
+
+def never() -> bool:
+    return False
+
+
+def shaped(shape_of: Callable[..., Shape | None], any_layout: Callable[[], bool] = never) -> Callable[..., Any]:
     """A contiguous result of the shape that `shape_of` gives for the arguments.
 
-    any_layout: whatever the layout of the first operand.
+    any_layout: whether it is so whatever the layout of the first operand; asked where that is not contiguous.
     """
 
     def answer(first: torch.Tensor, *args: object) -> torch.Tensor | None:
-        shape = shape_of(first, *args) if any_layout or first.is_contiguous() else None
+        shape = shape_of(first, *args) if first.is_contiguous() or any_layout() else None
         return None if shape is None else empty_on_meta(shape, first.dtype)
 
     return plain(answer)

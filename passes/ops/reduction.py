@@ -9,7 +9,7 @@ import torch
 
 from passes.axes.expressions import ONE, Axis
 from passes.ops.call import Call, aten
-from passes.ops.meta_shapes import Shape, shaped
+from passes.ops.meta_shapes import Shape, always, shaped
 from passes.ops.references import Masked
 from passes.ops.table import rule, states
 from passes.ops.zeros import CARRIED, FIRST, NEVER
@@ -78,8 +78,8 @@ def mix(call: Call) -> list[list[Axis]]:
 
 rule(aten.logsumexp, zeros=NEVER, reference=Masked.without_removed)(mix)
 states(aten.sum, aten.mean, aten.amax, aten.amin, sizeless=True)
-states(aten.mean.dim, meta=shaped(_mean, any_layout=True))
-states(aten.linalg_vector_norm, meta=shaped(_norm, any_layout=True))
+states(aten.mean.dim, meta=shaped(_mean, any_layout=always))
+states(aten.linalg_vector_norm, meta=shaped(_norm, any_layout=always))
 
 
 @rule(aten.max.dim, aten.min.dim, aten.median.dim, aten.mode, zeros=FIRST, reference=Masked.chosen)

@@ -342,7 +342,7 @@ def _resnet20(data_dir: Path) -> nn.Module:
 def test_importing_loads_none_of_the_extras() -> None:
     code = (
         "import sys, passes, fxprune; fxprune.netadapt; "
-        "print([m for m in ('torchvision', 'matplotlib', 'onnx', 'onnxruntime', 'ray', 'sklearn') if m in sys.modules])"
+        "print([m for m in ('torchvision', 'matplotlib', 'onnx', 'onnxruntime', 'ray', 'sklearn', 'networkx', 'sympy') if m in sys.modules])"
     )
     out = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[3]

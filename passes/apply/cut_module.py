@@ -15,6 +15,7 @@ from passes.apply.prune_channels import plan_of as plan_of_graph
 from passes.arguments import is_a
 from passes.documents.plan import Plan, is_plan
 from passes.errors import PlanError
+from passes.graph.annotations import Annotation
 from passes.graph.given_networks import given
 from passes.graph.module_copies import copy_module, modules_of, owned_tensors
 from passes.process.garbage import collector_paused
@@ -29,14 +30,11 @@ from passes.trial.module_groups import recall_module, remember_module
 _PROVENANCE = "_fxprune_provenance"
 
 
-class Provenance:
-    """Which plan made a module; kept in its `__dict__`. The coupling is shared by copies, and not pickled."""
+class Provenance(Annotation):
+    """Which plan made a module; kept in its `__dict__`. The coupling is not pickled."""
 
     def __init__(self, plan: Plan, coupling: Coupling | None) -> None:
         self.plan, self.coupling = plan, coupling
-
-    def __deepcopy__(self, memo: dict[int, object]) -> Provenance:
-        return self
 
     def __getstate__(self) -> dict[str, object]:
         return {"plan": self.plan, "coupling": None}

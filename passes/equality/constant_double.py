@@ -10,7 +10,7 @@ import torch
 
 from passes.equality.double import InDouble
 from passes.ops.meta_shapes import LightMode
-from passes.process.state import state_kept
+from passes.process.state import seed_devices, state_kept
 from passes.process.torch_private import schema_of
 
 aten = torch.ops.aten
@@ -23,7 +23,7 @@ def constant_double() -> Iterator[None]:
         stack.enter_context(state_kept())
         stack.enter_context(InDouble())
         stack.enter_context(NothingRandom())
-        torch.manual_seed(0)
+        seed_devices(0)
         yield
 
 
@@ -31,7 +31,7 @@ def constant_double() -> Iterator[None]:
 def nothing_random() -> Iterator[None]:
     """Inside, every random number is a constant, in types as they are; all settings are as before afterwards."""
     with state_kept(), NothingRandom():
-        torch.manual_seed(0)
+        seed_devices(0)
         yield
 
 

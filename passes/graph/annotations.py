@@ -14,9 +14,16 @@ from passes.documents.plan import Plan
 KEY = "passes"
 
 
+class Annotation:
+    """What the passes note of a network. Never changed, so that copies share it; none of its tensors is there."""
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Annotation:
+        return self
+
+
 @dataclass(frozen=True)
-class Facts:
-    """What is known of one graph. Never changed, so that copies of the graph share it.
+class Facts(Annotation):
+    """What is known of one graph.
 
     plan: that made it, relative to the graph that was last coupled. coupling, digest: its analysis (a `Coupling`), and
     the fingerprint that the graph then had. evidence: the groups in plain words, which a file keeps in its place.
@@ -31,9 +38,6 @@ class Facts:
     certificate: Certificate | None = None
     specialised: tuple[str, ...] = ()
     pending: Any = field(default=None, repr=False, compare=False)
-
-    def __deepcopy__(self, memo: dict[int, object]) -> Facts:
-        return self
 
     def __getstate__(self) -> dict[str, object]:
         """All but the analysis, which holds the whole tape; it is made anew where it is wanted."""

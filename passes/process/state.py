@@ -91,6 +91,15 @@ def seed_all(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def seed_devices(seed: int) -> None:
+    """`torch.manual_seed` for devices that are in use: for others torch keeps the seed, with a trace of the stack."""
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
+    if torch.backends.mps.is_available():
+        torch.mps.manual_seed(seed)
+
+
 def generators_of(modules: Iterable[object]) -> list[object]:
     """The generators of random numbers among the attributes of these modules."""
     held, kinds = [vars(module).values() for module in modules], set[type]()

@@ -14,12 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from passes.graph.annotations import Annotation
 from passes.process.outside_state import filled_cells
 from passes.stream.call_arguments import attributes_of, is_cache
 
 _LEAVES = (Tensor, Number, np.generic, str, bytes, bytearray, range)
 _LISTED = (list, tuple, set, frozenset, deque, KeysView, ValuesView, ItemsView)
-_CLOSED = (type, types.ModuleType, types.FrameType, types.CodeType, fx.Graph)  # they lead to the whole program
+# They lead to the whole program, or to its analysis.
+_CLOSED = (type, types.ModuleType, types.FrameType, types.CodeType, fx.Graph, Annotation)
 
 
 def tensors_in(result: object, caches: bool = False) -> list[Tensor]:

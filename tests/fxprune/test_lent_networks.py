@@ -126,8 +126,11 @@ def test_a_backend(untouched: Untouched, tmp_path: Path) -> None:
     assert untouched.search(Budget("latency", ratio=0.8), latency=settings).met
 
 
-@pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("calibration", [None, batches()])
+@pytest.mark.parametrize(
+    ("change", "calibration"),
+    [*((change, None) for change in CHANGES), (CHANGES[0], batches()),
+     *(pytest.param(change, batches(), marks=pytest.mark.slow) for change in CHANGES[1:])],
+)  # fmt: skip
 def test_a_criterion(untouched: Untouched, change: Callable[[nn.Module], None], calibration: Any) -> None:
     def first_units(network: nn.Module, group: Any, statistics: Any = None) -> np.ndarray:
         change(network)

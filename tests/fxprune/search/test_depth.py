@@ -55,7 +55,7 @@ def test_weights_alone_remove_the_block_that_adds_nothing(strategy):
     assert "block:2.down" in str(result)
 
 
-@pytest.mark.parametrize("strategy", ["netadapt", "allocate"])
+@pytest.mark.parametrize("strategy", [pytest.param("netadapt", marks=pytest.mark.slow), "allocate"])
 def test_data_remove_the_block_that_adds_nothing(strategy):
     how = {"calibration": DATA, "strategy": strategy, "budget_reduce_rate_init": 0.3, "refine": 0}
     result = search(**how)

@@ -68,7 +68,7 @@ def test_evaluate_after_training_is_never_kept(change: Callable[[Any], None], wo
 
 
 @pytest.mark.parametrize("change", LEFT)
-@pytest.mark.parametrize("form", ["module", "graph"])
+@pytest.mark.parametrize("form", ["module", pytest.param("graph", marks=pytest.mark.slow)])
 def test_evaluate_of_repaired_candidates_is_never_kept(change: Callable[[Any], None], form: str) -> None:
     result = netadapt(
         make(), 0.7, example_inputs=EXAMPLE, evaluate=Leaving(change), calibration=[x for x, _ in DATA], form=form,

@@ -201,7 +201,7 @@ def will_not_hear() -> None:
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timer signals here")
-@pytest.mark.parametrize("act", [waits, computes, will_not_hear])
+@pytest.mark.parametrize("act", [pytest.param(waits, marks=pytest.mark.slow), computes, will_not_hear])
 def test_a_candidate_that_hangs_is_stopped_and_reported(act: Callable[[], None], whole: NetAdaptResult) -> None:
     config = ONE_ROUND.replace(candidate_time_limit=LIMIT_S, worker_retries=0)
     found = run(train=for_tail(act), config=config)
@@ -233,7 +233,7 @@ def hang_once(model: nn.Module, steps: int) -> None:
     TRAIN(model, steps)
 
 
-@pytest.mark.parametrize("how", ["waits", "stopped"])
+@pytest.mark.parametrize("how", [pytest.param("waits", marks=pytest.mark.slow), "stopped"])
 def test_a_worker_that_hangs_or_is_stopped_is_replaced(
     how: str, whole: NetAdaptResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -52,11 +52,14 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize(
-    ("state", "number"),
-    [("serial", signal.SIGKILL), ("workers", signal.SIGKILL), ("workers", signal.SIGTERM), ("stopped", signal.SIGKILL),
-     ("workers", signal.SIGINT), ("stopped", signal.SIGINT), ("starts", signal.SIGKILL), ("tracker", signal.SIGKILL)],
-)  # fmt: skip
+WAYS = [("workers", signal.SIGKILL), ("stopped", signal.SIGINT), ("tracker", signal.SIGKILL)]
+MORE = [
+    ("serial", signal.SIGKILL), ("workers", signal.SIGTERM), ("stopped", signal.SIGKILL), ("workers", signal.SIGINT),
+    ("starts", signal.SIGKILL),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("state", "number"), [*WAYS, *(pytest.param(*way, marks=pytest.mark.slow) for way in MORE)])
 def test_no_process_outlives_a_search(state: str, number: signal.Signals, tmp_path: Path) -> None:
     script, token = tmp_path / "script.py", f"FXPRUNE_TEST={tmp_path}"
     script.write_text(SCRIPT.format(tests=str(Path(__file__).parents[2])))

@@ -136,7 +136,10 @@ class EmptyOnMeta(TorchFunctionMode):
 
 
 @pytest.mark.filterwarnings("ignore:The default weight initialization:FutureWarning")
-@pytest.mark.parametrize(("family", "count"), [("", 80), ("segmentation", 6), ("video", 9), ("detection", 12)])
+@pytest.mark.parametrize(
+    ("family", "count"),
+    [pytest.param("", 80, marks=pytest.mark.slow), ("segmentation", 6), ("video", 9), ("detection", 12)],
+)
 def test_every_model_builds(family: str, count: int) -> None:
     from torchvision import models
 
@@ -216,8 +219,8 @@ from torchvision import ops
 @pytest.mark.parametrize(
     ("package", "said"),
     [
-        ("import os; os.abort()", "it ends the process"),
-        ("import torch; torch.no_such_function", "no_such_function"),
+        pytest.param("import os; os.abort()", "it ends the process", marks=pytest.mark.slow),
+        pytest.param("import torch; torch.no_such_function", "no_such_function", marks=pytest.mark.slow),
         ("raise RuntimeError('compiled for another CUDA\\nlong story')", "compiled for another CUDA. Install"),
     ],
     ids=["abort", "another torch", "another CUDA"],

@@ -38,7 +38,7 @@ def run_onnx(path: Path, *inputs: Tensor) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("make", NETS)
-@pytest.mark.parametrize("whole", [True, False], ids=["dense", "pruned"])
+@pytest.mark.parametrize("whole", [pytest.param(True, marks=pytest.mark.slow), False], ids=["dense", "pruned"])
 def test_pt2_round_trip(make: type[nn.Module], whole: bool, tmp_path: Path) -> None:
     model = make()
     example = inputs_of(model)
@@ -305,8 +305,8 @@ class Routed(nn.Module):
     ("make", "inputs"),
     [
         (Modulated, (torch.randn(2, 3, 8, 8), torch.randn(2, 5))),
-        (Correlated, (torch.randn(2, 3, 3, 3), torch.randn(2, 3, 8, 8))),
-        (Routed, torch.randn(2, 3, 8, 8)),
+        pytest.param(Correlated, (torch.randn(2, 3, 3, 3), torch.randn(2, 3, 8, 8)), marks=pytest.mark.slow),
+        pytest.param(Routed, torch.randn(2, 3, 8, 8), marks=pytest.mark.slow),
     ],
 )
 def test_a_batch_that_cannot_be_free_is_fixed_and_said(make: type[nn.Module], inputs: Any, tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def test_where_there_is_no_terminal_each_round_is_a_line_of_the_log(caplog: pyte
 def test_a_line_says_how_far_a_round_is_also_inside_a_candidate(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fxprune.api.make_progress", lambda wanted: Lines(every=0.05))
+    monkeypatch.setattr("fxprune.api.make_progress", lambda wanted: Lines(every=0.02))
 
     def evaluate(model: object) -> float:
         time.sleep(0.2)
@@ -101,12 +101,12 @@ def test_a_line_says_what_is_done_before_any_round(
             self.first, self.last = nn.Linear(3, 8), nn.Linear(8, 2)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            time.sleep(0.15 if len(x) > 1 and not x.is_meta else 0.0)
+            time.sleep(0.06 if len(x) > 1 and not x.is_meta else 0.0)
             return self.last(self.first(x).relu())
 
     def batches() -> Iterator[torch.Tensor]:
         for _ in range(5):
-            time.sleep(0.1)
+            time.sleep(0.06)
             yield torch.randn(4, 3)
 
     monkeypatch.setattr("fxprune.api.make_progress", lambda wanted: Lines(every=0.05))

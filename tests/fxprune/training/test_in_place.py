@@ -60,7 +60,9 @@ class Leaving:
         return score
 
 
-@pytest.mark.parametrize(("change", "workers"), [*((change, 1) for change in LEFT), (scaled, 2)])
+@pytest.mark.parametrize(
+    ("change", "workers"), [*((change, 1) for change in LEFT), pytest.param(scaled, 2, marks=pytest.mark.slow)]
+)
 def test_evaluate_after_training_is_never_kept(change: Callable[[Any], None], workers: int) -> None:
     result = run(train=trained, evaluate=Leaving(change), config=ONE_ROUND.replace(workers=workers))
     assert result.accepted and loss_of(result.model) == pytest.approx(result.score, rel=1e-5)

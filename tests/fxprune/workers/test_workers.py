@@ -92,6 +92,7 @@ def test_two_processes_find_the_same_though_one_dies(
     assert "its worker died (exit code 17); it is tried again" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_candidate_that_kills_its_workers_is_reported() -> None:
     config = CONFIG.replace(netadapt_max_rounds=1, budget_reduce_rate_init=0.05)
     (record,) = run(2, train=die_for_tail, config=config).rounds
@@ -153,7 +154,8 @@ class DiesOnce:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a killed process has another exit code")
 @pytest.mark.parametrize(
-    ("limits", "said"), [((120.0, 600.0), "exit code -9"), ((0.0, 600.0), "not ready after 0 seconds")]
+    ("limits", "said"),
+    [((120.0, 600.0), "exit code -9"), pytest.param((0.0, 600.0), "not ready after 0 seconds", marks=pytest.mark.slow)],
 )
 def test_a_worker_that_is_lost_while_it_starts_is_started_again(
     limits: tuple[float, float], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,

@@ -79,20 +79,6 @@ def test_heads_and_head_dims_of_a_fused_projection() -> None:
     assert where(dims)["qkv.bias:0"][0] == list(range(0, 36, 4))
 
 
-def test_units_of_a_group_never_share_a_position() -> None:
-    for name in TABLE:
-        _, coupling = tiny(name)
-        for group in coupling.groups:
-            assert group.slices and group.size > 1
-            for item in group.slices:
-                assert item.index.dtype == np.int64 and item.index.shape[0] == group.size
-                rows = [np.unique(row) for row in item.index]
-                assert all(len(row) == item.index.shape[1] for row in rows), f"{name} {group.name} {item.tensor}"
-                apart = len(np.unique(item.index)) == item.index.size
-                assert apart or name == "OuterProduct", "positions (i, j) and (j, i) belong to both units"
-                assert item.role in ("output", "input", "scale", "other", "carried")
-
-
 def test_slices_name_tensors_of_the_state_dict() -> None:
     for name in ("TiedDecoder", "WeightNormNew", "BuffersAlongChannels", "Gru", "EncoderLayers"):
         gm, coupling = tiny(name)

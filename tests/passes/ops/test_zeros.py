@@ -116,6 +116,7 @@ def test_claims_hold_for_every_operator(operator: str) -> None:
     assert found is None or (found[0] and not found[1]), found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TABLE)
 def test_claims_hold_in_every_tiny_network(name: str) -> None:
     row = TABLE[name]

@@ -136,6 +136,7 @@ class Scored:
         return float(sum(flag << place for place, flag in enumerate(flags)))
 
 
+@pytest.mark.slow
 def test_workers_compute_under_the_settings_of_the_search() -> None:
     def scores(workers: int) -> set[float | None]:
         config = CONFIG.replace(workers=workers)

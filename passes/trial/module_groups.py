@@ -184,7 +184,8 @@ def _look_elsewhere(
     mode: then neither the cut, nor these, nor the mode change any.
     """
     resized = None if inferred.real else next(other_sizes(arguments), None)
-    branches = branches_on_mode(module)
+    in_both = any(run.training for run in inferred.runs_beside)
+    branches = not in_both and branches_on_mode(module)
     mode = in_train_mode if branches else evaluate_mode
     first = trials_at(0)[:1]
     if resized is not None and any(trial.runs_at(trial.unread(Changes()), resized, mode) for trial in first):

@@ -34,9 +34,8 @@ def look_at_train_mode(inferred: ModuleInferred, arguments: Arguments) -> bool:
 
     What these state holds as well. What torch's layers do in train mode is known. Returns whether it was run.
     """
-    if any(run.training for run in inferred.runs_beside) or makes_the_same_calls(inferred, arguments, in_train_mode):
-        return False
-    return not inferred.run_beside(arguments, training=True)
+    same = makes_the_same_calls(inferred, arguments, in_train_mode)
+    return not same and not inferred.run_beside(arguments, training=True)
 
 
 def in_train_mode(root: nn.Module) -> None:

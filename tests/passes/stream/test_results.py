@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from passes import CaptureError, EquivalenceError, apply_plan, capture, couple, verify
-from passes.stream.results import called, plain_values_in, tensors_in
+from passes.graph.annotations import Annotation
+from passes.stream.results import called, plain_values_in, tensors_in, values_in
 
 X = torch.randn(3, 6)
 
@@ -168,3 +169,15 @@ class Wrong(nn.Module):
 def test_a_graph_with_other_texts_than_its_module_is_refused():
     with pytest.raises(CaptureError, match="does not compute what the module computes"):
         capture(Wrong(), X)
+
+
+@pytest.mark.parametrize("as_graph", [False, True])
+def test_what_the_passes_note_of_a_network_is_not_looked_through(as_graph: bool) -> None:
+    inputs = torch.randn(2, 3)
+    network: nn.Module = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
+    network = capture(network, inputs) if as_graph else network
+    coupling = couple(network, inputs)
+    cut = apply_plan(network, coupling.plan({"0": range(4)}))
+    notes = cut.meta if as_graph else vars(cut)
+    held = [value for value in notes.values() if isinstance(value, Annotation)]
+    assert len(held) == 1 and values_in(held) == []

@@ -11,7 +11,7 @@ from torch import nn
 from passes.graph.module_copies import modules_of
 from passes.stream.call_arguments import Arguments
 from passes.stream.module_run import ModuleInferred
-from passes.trial.other_runs import makes_the_same_calls
+from passes.trial.other_runs import calls_made_of
 
 _TESTS = ("JUMP", "TO_BOOL", "UNARY_NOT", "COMPARE", "STORE")  # what is done with a flag that is not just handed on
 
@@ -32,10 +32,16 @@ def look_at_kept_tensors(inferred: ModuleInferred, arguments: Arguments) -> None
 def look_at_train_mode(inferred: ModuleInferred, arguments: Arguments) -> bool:
     """Run a module that branches on its mode in train mode as well, where it calls other operators then.
 
-    What these state holds as well. What torch's layers do in train mode is known. Returns whether it was run.
+    What these state holds as well. What torch's layers do in train mode is known. Where it makes the first of its calls
+    and no others, as a detector that returns what its heads give, its outputs alone are new, and nothing is tried.
+    Returns whether it was run.
     """
-    same = makes_the_same_calls(inferred, arguments, in_train_mode)
-    return not same and not inferred.run_beside(arguments, training=True)
+    found, known = calls_made_of(inferred, arguments, in_train_mode)
+    if found == known or inferred.run_beside(arguments, training=True):
+        return False
+    if found == known[: len(found or ())]:
+        inferred.runs_beside.pop()
+    return True
 
 
 def in_train_mode(root: nn.Module) -> None:

@@ -135,15 +135,17 @@ def look_at_other_arguments(module: nn.Module, inferred: ModuleInferred, argumen
         inferred.specialised.append(f"its arguments {', '.join(left_out)} were not given")
 
 
-def makes_the_same_calls(inferred: ModuleInferred, arguments: Arguments, set_mode: Callable[[nn.Module], None]) -> bool:
-    """Whether a module runs and makes the calls of the tape, dropout apart, once `set_mode` has put its copy in another
-    mode; it is in eval mode again afterwards."""
+def calls_made_of(
+    inferred: ModuleInferred, arguments: Arguments, set_mode: Callable[[nn.Module], None]
+) -> tuple[list[Any] | None, list[Any]]:
+    """The calls that a module makes, dropout apart, once `set_mode` has put its copy in another mode, None where it
+    does not run so; beside them those of the tape. The copy is in eval mode again afterwards."""
     mode = _Calls(inferred.real)
     try:
         ran = _ran(inferred.run, mode, arguments, prepare=set_mode, functions=WithoutDropout(mode))
     finally:
         inferred.run.copy.eval()
-    return ran and mode.calls == _calls_of(inferred.records)
+    return mode.calls if ran else None, _calls_of(inferred.records)
 
 
 def look_at_later_calls(inferred: ModuleInferred, arguments: Arguments) -> None:

@@ -238,8 +238,8 @@ class ModuleRun:
         """The numbers, flags and texts that runs have changed in attributes, as they are now, by qualified names."""
         return self._state.changed()
 
-    def kept(self) -> dict[str, list[torch.Tensor]]:
-        """The tensors that runs have put into attributes, by qualified names."""
+    def kept(self) -> list[torch.Tensor]:
+        """The tensors that runs have put into attributes."""
         return self._state.kept()
 
     def release(self) -> None:

@@ -166,25 +166,21 @@ class State:
                         found[f"{path}.{name}" if path else name] = value
         return found
 
-    def kept(self) -> dict[str, list[torch.Tensor]]:
-        """The tensors that runs have put into attributes, in lists or objects too, by qualified names."""
-        held_before = [*self._kept, *((held, {}) for held in self._empty if held)]
-        now = [(held, name, held[name], before.get(name)) for held, before in held_before
-               if not _are_equal(held, before) for name in held if held[name] is not before.get(name)]  # fmt: skip
-        now += [(held, name, held.get(name), before) for held, name, before in self._mutable]
-        found: dict[str, list[torch.Tensor]] = {}
-        for held, name, value, before in now:
+    def kept(self) -> list[torch.Tensor]:
+        """The tensors that runs have put into attributes, and into lists and objects there."""
+        changed = [
+            (held[name], before.get(name))
+            for held, before in (*self._kept, *((held, {}) for held in self._empty))
+            if not _are_equal(held, before)
+            for name in held
+            if held[name] is not before.get(name)
+        ]
+        changed += [(held.get(name), before) for held, name, before in self._mutable]
+        found: list[torch.Tensor] = []
+        for value, before in changed:
             earlier = set(map(id, tensors_in(before, caches=True)))
-            new = [tensor for tensor in tensors_in(value, caches=True) if id(tensor) not in earlier]
-            if new:
-                found.setdefault(self._qualified(held, name), []).extend(new)
+            found += [tensor for tensor in tensors_in(value, caches=True) if id(tensor) not in earlier]
         return found
-
-    def _qualified(self, held: Mapping[Any, Any], name: str) -> str:
-        """The name of an attribute below the root."""
-        paths = (p for p, m in self._by_path.items() if any(held is own for own in (m.__dict__, *_registered(m))))
-        path = next(paths, "")
-        return f"{path}.{name}" if path else str(name)
 
     def _copied(self, items: _Attributes) -> _Attributes:
         memo = dict(self._memo)

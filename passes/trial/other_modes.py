@@ -22,7 +22,7 @@ def look_at_kept_tensors(inferred: ModuleInferred, arguments: Arguments) -> None
     Where this second call uses some, a hidden state for instance, what it states holds as well.
     """
     mode = inferred.run.mode
-    kept = {mode.value(tensor).key for tensors in inferred.run.kept().values() for tensor in tensors}
+    kept = {mode.value(tensor).key for tensor in inferred.run.kept()}
     if not kept or inferred.run_beside(arguments, later=True):
         return
     if not any(value.key in kept for record in inferred.runs_beside[-1].records for value in record.inputs):

@@ -24,7 +24,7 @@ from passes.documents.described_values import Described
 from passes.equality.padded_positions import check_padding
 from passes.errors import PassError, SpecialisedWarning
 from passes.graph.left_behind import left_behind
-from passes.graph.module_copies import evaluate_mode, modules_of, parameters_among
+from passes.graph.module_copies import modules_of, parameters_among
 from passes.process.state import drawn_in_python, generators_of
 from passes.stream.call_arguments import Arguments, bound, describe_call, tensors_of
 from passes.stream.call_log import LoggedCall
@@ -186,7 +186,7 @@ def _look_elsewhere(
     resized = None if inferred.real else next(other_sizes(arguments), None)
     in_both = any(run.training for run in inferred.runs_beside)
     branches = not in_both and branches_on_mode(module)
-    mode = in_train_mode if branches else evaluate_mode
+    mode = in_train_mode if branches else None
     first = trials_at(0)[:1]
     if resized is not None and any(trial.runs_at(trial.unread(Changes()), resized, mode) for trial in first):
         return False

@@ -102,10 +102,10 @@ class Trial:
             self._known[changes] = self._run(changes)
         return self._known[changes]
 
-    def runs_at(self, changes: Changes, resized: Arguments, set_mode: Callable[[nn.Module], object]) -> bool:
+    def runs_at(self, changes: Changes, resized: Arguments, set_mode: Callable[[nn.Module], object] | None) -> bool:
         """Whether the cut module makes the same calls on inputs of other sizes too, and asks no condition on these.
 
-        Then both are tried in one run. set_mode: puts the copy in a mode for this run; it is in eval mode afterwards.
+        Then both are tried in one run. set_mode: puts the copy in another mode for this run.
         """
         try:
             given = zip(tensors_of(self.arguments), tensors_of(resized), strict=True)
@@ -116,18 +116,20 @@ class Trial:
         except Exception:  # one of the two cannot be; which, other runs tell
             return False
         finally:
-            self.copy.copy.eval()
+            if set_mode is not None:
+                self.copy.copy.eval()
         if mode.is_done:
             self._known[changes] = None
         return mode.is_done and not conditions.any
 
     def _called(
         self, mode: Watching, arguments: Arguments, changes: Changes, functions: LastCall,
-        conditions: SizeConditions | None = None, set_mode: Callable[[nn.Module], object] = lambda copied: None,
+        conditions: SizeConditions | None = None, set_mode: Callable[[nn.Module], object] | None = None,
     ) -> None:  # fmt: skip
         def prepare(copied: nn.Module) -> None:
             fit(copied, self.slicing, changes.edits, changes.literals, on_trial=True)
-            set_mode(copied)
+            if set_mode is not None:
+                set_mode(copied)
 
         with self.settings():
             self.copy.again(

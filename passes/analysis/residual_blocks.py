@@ -167,7 +167,6 @@ class _Flow:
 
     def branches(self, sums: Mapping[int, Record]) -> dict[tuple[int, int], frozenset[int]]:
         """For each operand of each sum the calls that nothing else needs, where there are any."""
-
         import networkx as nx  # it takes long to import, and depth alone needs it here
 
         graph = nx.DiGraph()

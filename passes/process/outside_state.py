@@ -89,12 +89,17 @@ def _behind(value: object) -> Iterator[types.FunctionType]:
             yield function
 
 
-def _names(code: types.CodeType) -> Iterator[str]:
-    """The names that a function and those inside it look up outside."""
-    yield from code.co_names
+def codes_of(code: types.CodeType) -> Iterator[types.CodeType]:
+    """The code of a function and of those that are written inside it."""
+    yield code
     for inner in code.co_consts:
         if isinstance(inner, types.CodeType):
-            yield from _names(inner)
+            yield from codes_of(inner)
+
+
+def _names(code: types.CodeType) -> Iterator[str]:
+    """The names that a function and those inside it look up outside."""
+    return (name for part in codes_of(code) for name in part.co_names)
 
 
 def _save(item: Any, saved: _Saved, depth: int) -> None:

@@ -187,8 +187,8 @@ def _look_elsewhere(
     in_both = any(run.training for run in inferred.runs_beside)
     branches = not in_both and branches_on_mode(module)
     mode = in_train_mode if branches else None
-    first = trials_at(0)[:1]
-    if resized is not None and any(trial.runs_at(trial.unread(Changes()), resized, mode) for trial in first):
+    # Without other sizes none is made: it would be in vain where train mode shows something.
+    if resized is not None and any(t.runs_at(t.unread(Changes()), resized, mode) for t in trials_at(0)[:1]):
         return False
     shown = branches and look_at_train_mode(inferred, arguments)
     return (not inferred.real and look_at_other_sizes(inferred, arguments)) or shown

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dis
-from collections.abc import Iterator
 from types import CodeType, FunctionType
 
 from torch import nn
 
 from passes.graph.module_copies import modules_of
+from passes.process.outside_state import codes_of
 from passes.stream.call_arguments import Arguments
 from passes.stream.module_run import ModuleInferred
 from passes.trial.other_runs import calls_made_of
@@ -57,20 +57,12 @@ def branches_on_mode(root: nn.Module) -> bool:
     """
     kinds = {base for part in modules_of(root).values() for base in type(part).__mro__ if not _is_of_torch(base)}
     functions = (function for kind in kinds for function in vars(kind).values() if isinstance(function, FunctionType))
-    return any(_tests_mode(code) for function in functions for code in _codes(function.__code__))
+    return any(_tests_mode(code) for function in functions for code in codes_of(function.__code__))
 
 
 def _is_of_torch(kind: type) -> bool:
     """Whether it is one of torch's classes, or stands for one in a copy."""
     return kind.__module__.partition(".")[0] in ("torch", "passes")
-
-
-def _codes(code: CodeType) -> Iterator[CodeType]:
-    """The code of a function and of those that are written within it."""
-    yield code
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _codes(constant)
 
 
 def _tests_mode(code: CodeType) -> bool:

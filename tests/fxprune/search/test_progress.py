@@ -72,7 +72,7 @@ def test_where_there_is_no_terminal_each_round_is_a_line_of_the_log(caplog: pyte
 def test_a_line_says_how_far_a_round_is_also_inside_a_candidate(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fxprune.api.make_progress", lambda wanted: Lines(every=0.02))
+    monkeypatch.setattr("fxprune.api.make_progress", lambda wanted: Lines(every=0.05))
 
     def evaluate(model: object) -> float:
         time.sleep(0.2)
@@ -109,7 +109,7 @@ def test_a_line_says_what_is_done_before_any_round(
             time.sleep(0.06)
             yield torch.randn(4, 3)
 
-    monkeypatch.setattr("fxprune.api.make_progress", lambda wanted: Lines(every=0.05))
+    monkeypatch.setattr("fxprune.api.make_progress", lambda wanted: Lines(every=0.02))
     config = FAST.replace(netadapt_max_rounds=1, netadapt_max_iter=0, sweeps=0)
     with caplog.at_level(logging.INFO, logger="fxprune.search.progress"):
         netadapt(Slow(), 0.5, example_inputs=torch.randn(1, 3), calibration=list(batches()), config=config)
